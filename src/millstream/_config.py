@@ -132,7 +132,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     limit_failed_sign_ins: RequiredRateText = "30/minute"
     """Rate limit of wrong keys, opaque tokens, and client secrets per address."""
     limit_registrations: RequiredRateText = "100/hour"
-    """Rate limit of clients that register with the built-in authorization server per address."""
+    """Rate limit of registrations at the built-in authorization server per address."""
     tls_cert: str = ""
     """A certificate chain in PEM format, which enables https. A renewed file is used without a restart."""
     tls_key: str = ""

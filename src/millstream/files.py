@@ -75,7 +75,7 @@ def open_file(folder: Path, path: Path) -> BufferedReader | None:
     outside.
 
     The real path of the open file decides, so replacing the file or a folder by a link in the meantime doesn't show
-    other files. On a system that doesn't tell this path, such as Windows, the path is resolved again, and must lead to
+    other files. On a system that doesn't report it, such as Windows, the path is resolved again, and must lead to
     the open file, by device and inode. Hard links can't be recognized.
 
     Args:
@@ -168,7 +168,7 @@ def _is_inside(descriptor: int, folder: Path, path: Path) -> bool:
 
 
 def _path_of(descriptor: int) -> Path | None:
-    """Return the real path of an open file, or None on systems that don't tell it."""
+    """Return the real path of an open file, or None if the system doesn't report it."""
     try:
         if sys.platform == "darwin":
             import fcntl  # noqa: PLC0415  not on Windows

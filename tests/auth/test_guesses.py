@@ -67,7 +67,7 @@ async def test_invalid_tokens_do_not_keep_good_ones_out(methods: list[Any], kind
 
 
 @for_each("way", ["socket", "stream", "key header", "form", "rest"])
-async def test_expired_tokens_are_no_guesses_on_any_transport(way: str) -> None:
+async def test_expired_tokens_are_not_guesses_on_any_transport(way: str) -> None:
     said = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "same-origin"}
     async with run_guarded(make_server([signed()], auth_key_header="X-API-Key")) as world:
 
@@ -136,7 +136,7 @@ async def test_guessed_secrets_of_tokens_are_throttled() -> None:
         assert await statuses(world, [token(claims(), alg="HS256", key=SECRET, kid=None)]) == [429]
 
 
-async def test_the_same_wrong_key_again_is_no_second_guess() -> None:
+async def test_repeated_wrong_key_is_one_guess() -> None:
     async with run_guarded(make_server([KEYS])) as world:
         assert await statuses(world, ["old-key"] * 100) == [403] * 100
         assert await statuses(world, [f"guess-{number}" for number in range(29)]) == [403] * 29
@@ -164,7 +164,7 @@ async def test_wrong_credentials_that_become_valid_are_accepted() -> None:
         assert await statuses(world, ["7"]) == [200]
 
 
-async def test_credentials_that_were_valid_are_no_guesses() -> None:
+async def test_credentials_that_were_valid_are_not_guesses() -> None:
     badges = Badges()
     names = [f"badge{number}" for number in range(40)]
     badges.valid |= {*names, "another"}
@@ -175,7 +175,7 @@ async def test_credentials_that_were_valid_are_no_guesses() -> None:
         assert await statuses(world, ["another"]) == [200]
 
 
-async def test_opaque_tokens_are_guesses_but_not_asked_about_twice() -> None:
+async def test_opaque_tokens_are_guesses_and_are_introspected_once() -> None:
     async with run_issuer() as issuer:
         answers(issuer, {"good": {**claims(iss=None), "active": True}})
         async with run_guarded(make_server([introspected(issuer)])) as world:
@@ -186,7 +186,7 @@ async def test_opaque_tokens_are_guesses_but_not_asked_about_twice() -> None:
             assert issuer.request_counts["/introspect"] == 31
 
 
-async def test_opaque_tokens_for_another_server_are_no_guesses() -> None:
+async def test_opaque_tokens_for_another_server_are_not_guesses() -> None:
     async with run_issuer() as issuer:
         others = {
             f"t{number}": {**claims(iss=None, aud="https://other.example"), "active": True} for number in range(40)
@@ -252,7 +252,8 @@ async def test_reasons_are_in_the_log_the_header_and_the_body(kind: str, caplog:
     (token(kid="k9"), "The signature is by an unknown key.",
      f"Its key id is 'k9', its algorithm is ES256, and it claims to be from '{ISSUER}'"),
     (token(key=OTHER), "The signature is invalid.", "'es'"),
-    (token(alg="RS256"), "The token's signature algorithm isn't accepted here.", "'RS256', and accepted are ES256"),
+    (token(alg="RS256"), "The token's signature algorithm isn't accepted here.",
+     "'RS256', and the accepted ones are ES256"),
     (token(typ="id+jwt"), "It must be a signed JWT of the type at+jwt.", "'id+jwt'"),
     ("opaque", "This isn't a signed token.", ""),
 ])  # fmt: skip

@@ -61,11 +61,11 @@ class Throttle(RequestLimits):
         self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
         self._concurrency = settings.limit_concurrency
         self.refused = Counter[str]()
-        """Policy -> number of rejected calls."""
+        """Policy -> number of rejected calls and requests."""
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool, rate) -> its limiter."""
         self._asking = 0
-        """Number of charges of `charge` that wait for the store."""
+        """Number of charges from `charge` that are waiting for the store."""
         self._held = Share()
         """Slots held by this worker's calls, by name of the limit."""
         self._holders = count()

@@ -284,8 +284,8 @@ def _structs(annotation: Any) -> _Kinds:
 def decode_text(content: bytes, charset: str = "") -> str:
     """Return text in a charset that its sender names: ``decode_text(body, "iso-8859-1")``.
 
-    Bytes that don't belong to the charset are replaced, and a byte order mark is removed. An unknown charset counts as
-    none: the text is UTF-8, or what its first bytes say.
+    Bytes that don't belong to the charset are replaced, and a byte order mark is removed. Without a
+    known charset, the first bytes decide between UTF-8, UTF-16, and UTF-32.
 
     Args:
         content: The bytes.
@@ -379,5 +379,5 @@ _CHARSETS = {
 }
 """Codec -> the names of its charset, from https://encoding.spec.whatwg.org/#names-and-labels, and Python's ``latin-1``.
 
-A codec of Python isn't chosen by a foreign name: Python remembers each name, and some codecs take quadratic time.
+Foreign names don't choose Python's codecs, because Python remembers each name, and some codecs take quadratic time.
 """

@@ -1,7 +1,7 @@
-"""Keeps credentials out of what the peer that they were sent to sends back.
+"""Removes credentials from errors that quote them.
 
-Error messages often quote the request, and its credentials with it. Whoever sent a credential removes it from errors
-and from lines of standard error, in the spellings that quoting produces. Results aren't changed.
+Servers often quote the request in their error messages, and its credentials with it. The sender removes its
+credentials from errors and from lines of standard error, in the spellings that quoting produces. Results don't change.
 """
 
 import re
@@ -17,9 +17,9 @@ REDACTED = "[redacted]"
 _SHORTEST = 4
 """Minimum characters of a secret. Replacing shorter texts would make errors unreadable."""
 _ORDINARY = frozenset({"true", "false", "none", "null", "basic", "bearer"})
-"""Values of settings whose names only sound secret, such as ``X-Token-Type``."""
+"""Values that aren't secret even if their names say so, such as that of ``X-Token-Type``."""
 _SURE = 8
-"""Characters from which a secret is replaced even inside of a word."""
+"""Minimum characters of a secret that's also replaced within a word."""
 _COMPARED = 48
 """Characters of a long secret that are compared, so that matching takes linear time."""
 _REST = r"""(?:[^\s"'<>\\]|\\{1,8}[/u])*"""
@@ -54,7 +54,7 @@ _remembered = lru_cache(1024)(_names_secret)
 def find_secrets(values: Mapping[str, str], known: Iterable[str] = ()) -> set[str]:
     """Return the secrets among headers, parameters, or variables: ``find_secrets({"x-api-key": "…"})``.
 
-    A value is secret if its name says so (`is_secret`). Elsewhere, passwords in URLs and `known` secrets are.
+    A value is secret if its name says so (`is_secret`). Other values may contain passwords in URLs, or `known` secrets.
 
     Args:
         values: Values by name.
@@ -89,7 +89,7 @@ def find_query_secrets(url: str) -> set[str]:
 
 
 def environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Return the values of variables whose names say that they're secret."""
+    """Return the values of variables whose names say that they're secret, without short ones."""
     return [value for name, value in environment.items() if len(value) >= _SURE and is_secret(name)]
 
 
@@ -124,7 +124,7 @@ def redact(text: str, secrets: Collection[str]) -> str:
             whole words.
     """
     for secret in sorted(secrets, key=len, reverse=True):
-        # Letters and digits are never encoded, so most texts need no pattern.
+        # Quoting doesn't encode ASCII letters and digits, so most texts need no pattern.
         if (
             len(secret) >= _SHORTEST
             and secret.lower() not in _ORDINARY
@@ -155,7 +155,7 @@ def redact_value(value: Any, secrets: Collection[str]) -> Any:
 def _pattern(secret: str) -> re.Pattern[str]:
     if len(secret) < _SURE:
         return re.compile(rf"(?<![0-9A-Za-z]){''.join(_spellings(secret))}(?![0-9A-Za-z])")
-    # Of a long secret, the beginning is compared, and what follows it in the same word belongs to it.
+    # The beginning of a long secret is compared, and the rest of the word belongs to the secret.
     is_long = len(secret) > _COMPARED and not re.search(r"\s", secret)
     return re.compile("".join(_spellings(secret[:_COMPARED])) + _REST if is_long else "".join(_spellings(secret)))
 

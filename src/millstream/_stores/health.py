@@ -62,8 +62,8 @@ class StoreHealth(Struct, eq=False):
 class LogOnce(Struct, eq=False):
     """A context manager that suppresses store errors and logs the first of a series.
 
-    A loop in the background passes ``catches=Exception``: an error that nobody expected must not end it without a word.
-    Its traceback is logged once for each series and type.
+    Background loops pass ``catches=Exception``, so that an unexpected error doesn't end them silently. Its traceback is
+    logged when it's the first one in a series, or when its type changes.
 
     Example:
         >>> trouble = LogOnce(logger, "The list can't be read; retrying", "The list can be read again.")

@@ -277,7 +277,7 @@ def _combine(rejections: Sequence[Rejection], *, shown: bool) -> Rejection:
     Args:
         rejections: The rejection of each method.
         shown: Whether one of them has sent the credential to another server. It then counts as a guess, even if it has
-            a signature, so that a caller can't cause any number of requests.
+            a signature, so that the number of requests to that server is limited.
     """
     seconds = min((each.seconds for each in rejections), default=0.0)
     best = next((each for each in rejections if each.is_genuine), None)
@@ -444,9 +444,9 @@ class AuthGuard:
     async def check(self, address: str, credential: str) -> tuple[Identity | Rejection | None, frozenset[str]]:
         """Identify a credential from an address, and count it if it's a wrong guess.
 
-        A guess is a credential that nobody could have had for a good reason. So these aren't counted: tokens whose
-        signature is valid, although something else is wrong with them; tokens signed by an unknown private key, which
-        can't be guessed; credentials that were valid before; and credentials that the address has already presented.
+        A guess is a credential that a legitimate caller wouldn't have. So these aren't counted: tokens whose signature
+        is valid, although something else is wrong with them; tokens signed by an unknown private key, which can't be
+        guessed; credentials that were valid before; and credentials that the address has already presented.
         An address with too many guesses can still use methods whose credentials can't be guessed.
 
         Returns:

@@ -342,7 +342,7 @@ async def read_claims(
     header, found = open_token(token)
     is_signed = header.alg in ASYMMETRIC
     if header.alg not in algorithms:
-        details = f"Its algorithm is {quote(header.alg)}, and accepted are {', '.join(sorted(algorithms))}."
+        details = f"Its algorithm is {quote(header.alg)}, and the accepted ones are {', '.join(sorted(algorithms))}."
         raise InvalidToken("The token's signature algorithm isn't accepted here.", details, is_signed=is_signed)
     if header.typ not in types:
         details = f"Its typ is {quote(header.typ)}."

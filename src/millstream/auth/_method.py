@@ -38,7 +38,7 @@ class Identity(Struct, frozen=True):
 class Rejection(Struct, frozen=True):
     """Why a credential isn't valid: ``Rejection("The badge was reported lost.", is_genuine=True)``.
 
-    Wrong guesses are limited per address, so a method says what can't be one.
+    Wrong guesses are limited per address. `is_genuine` and `is_signed` mark credentials that aren't guesses.
     """
 
     reason: str = ""
@@ -359,7 +359,7 @@ E = TypeVar("E")
 
 
 class CredentialCache(dict[bytes, E]):
-    """Facts about credentials, in order of insertion.
+    """Verdicts on credentials, in order of insertion.
 
     A lookup is one dictionary access; all bookkeeping happens on insertion. An owner with many entries can fill the
     cache, but then evicts only its own. Otherwise it could force a signature check or a request to the issuer for each
@@ -429,8 +429,8 @@ class CachedRejection(NamedTuple):
 
 
 class RejectionCache(CredentialCache[CachedRejection]):
-    """Rejected credentials by address, so that presenting one again isn't a second guess. Contains only hashes of the
-    credentials. The owner is the address or IPv6 network.
+    """Rejected credentials by address, so that presenting one again isn't a second guess. The keys are hashes, so
+    the cache doesn't contain the credentials. The owner is the address or IPv6 network.
     """
 
     @staticmethod

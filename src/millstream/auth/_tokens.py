@@ -241,8 +241,8 @@ class TokenMethod(IssuerMethod):
             found or isinstance(self._keys, FixedKeys)
         ):
             logger.warning(
-                "No key of %s can verify a signature by one of the accepted algorithms (%s), so all of its tokens will "
-                "be rejected. Check the key set and algorithms=.",
+                "No key of %s can verify a signature by one of the accepted algorithms (%s), so its tokens will be "
+                "rejected. Check the key set and algorithms=.",
                 self._rules.issuer,
                 ", ".join(sorted(self._algorithms)),
             )

@@ -759,7 +759,7 @@ def check_hosts(hosts: Collection[str]) -> None:
 
 
 def _is_below(path: str, base: str) -> bool:
-    """Return whether a path is the one of a base URL without a slash at its end, or below it."""
+    """Return whether a path is that of a base URL, or below it. The base URL has no trailing slash."""
     return f"{path}/".startswith(f"{urlsplit(base).path}/")
 
 

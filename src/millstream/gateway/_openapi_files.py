@@ -33,7 +33,7 @@ _FILES = "x-millstream-files"
 _SUFFIXES = (".json", ".yaml", ".yml")
 """Ends of the names of files that a document can refer to."""
 _VISIBLE = re.compile(r"(?:/[^./\\;?#%\x00-\x1f\x7f][^/\\;?#%\x00-\x1f\x7f]*+)+")
-"""Path, after decoding, that all servers read in the same way, and whose names don't begin with a dot."""
+"""Matches a decoded path without hidden names, and without characters that servers interpret differently."""
 _TABLES = (*SERVER_TABLES, "mcp", "tokens", "registrations")
 """Members of configuration files and token files that contain entries by name."""
 _ENTRY = ("access_token", "args", "client_id", "command", "httpUrl", "serverUrl", "url")

@@ -1037,7 +1037,7 @@ class Upstream:
             logger.debug("%s: the subscription ended: %s", self.name, exc)
             self._refresh_event.set()
         except Exception:  # our own error
-            logger.exception("%s: changes of the lists can't be followed until its next connection", self.name)
+            logger.exception("%s: changes to the lists can't be followed until its next connection", self.name)
             self._refresh_event.set()
         finally:
             subscribed.set()

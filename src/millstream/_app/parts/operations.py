@@ -63,7 +63,7 @@ class AuditPart(OwnPart):
         host.observe(self._observe)
         host.observe_messages(self._observe_message)
         if host.guard is not None:
-            # Strangers can send any number of credentials that aren't counted as guesses.
+            # Credentials that don't count as guesses aren't limited, so their records are.
             guesses = Rate.of(host.settings.limit_failed_sign_ins)
             self._refusals = Limiter("refusals", Rate(2 * guesses.count, guesses.seconds))
             host.guard.on_failure = host.services.on_failed_sign_in = self._refuse

@@ -10,7 +10,7 @@ from millstream._http.client import UnsendableRequest
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 §5.6.2
 _FRAMING = "(?!(?i:content-length|transfer-encoding):)"
-"""Headers that say where a request ends, which `encode_request` writes."""
+"""Matches unless the header delimits the request. `encode_request` writes such headers."""
 _are_lines = re.compile(rf"(?:{_FRAMING}{_TOKEN}: [\t\x20-\x7e\x80-\xff]*\r\n)*").fullmatch
 _are_part_lines = re.compile(rf"(?:{_TOKEN}: [^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*\r\n)*").fullmatch
 """RFC 7578 §5.1 allows UTF-8 in the head of a part."""
@@ -37,7 +37,7 @@ def encode_headers(headers: Mapping[str, str]) -> str:
 
 
 def encode_raw_headers(headers: Collection[tuple[bytes, bytes]]) -> str:
-    """Return the lines of headers that were received, of which some may repeat. See `encode_headers`."""
+    """Return header lines for received headers, whose names may repeat. See `encode_headers`."""
     pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     text = "".join(map(_line, pairs))
     if text.count("\n") != len(pairs) or ":" in "".join([name for name, _ in pairs]) or _are_lines(text) is None:

@@ -119,7 +119,7 @@ class CallProgress(Struct, gc=False):
 
 
 class Mirror(Protocol):
-    """A stream that receives the messages of a call, beside the call's own reply."""
+    """A stream that receives a call's messages, in addition to the call's own reply."""
 
     @property
     def url(self) -> str:

@@ -323,7 +323,7 @@ BeginTask = Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitab
 
 
 class RequestLimits:
-    """Rate limits of whatever isn't a call. A gate of the dispatcher charges calls. This class has no limits."""
+    """Rate limits for everything but calls. The dispatcher charges calls. This class has no limits."""
 
     async def admit(self, request: HttpRequest) -> None:
         """Charge a request before it's handled.
