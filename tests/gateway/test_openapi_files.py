@@ -136,7 +136,7 @@ async def test_private_files_in_the_folder_are_not_read(tmp_path: Path, caplog: 
     assert f"skipped the reference to {(folder / 'key').as_uri()}, because it isn't a visible .json" in caplog.text
 
 
-async def test_members_that_are_no_schema_keywords_are_left_out(tmp_path: Path) -> None:
+async def test_members_that_are_not_schema_keywords_are_left_out(tmp_path: Path) -> None:
     schema = '{"type": "object", "env": {"KEY": "a secret"}, "password": "x", "args": [1], "x-a": 1, "title": "T"}'
     files = {"part.json": f'{{"Part": {schema}, "Service": {{"environment": {{"KEY": "a secret"}}}}}}'}
     fields = "{v: {$ref: 'part.json#/Part'}, w: {$ref: 'part.json#/Service/environment'}, t: {type: string, env: 1}}"

@@ -288,7 +288,7 @@ async def test_error_on_the_guides_page() -> None:
     assert f"\n{said}\n" in PAGE.read_text("utf-8")
 
 
-async def test_results_pass_untouched() -> None:
+async def test_results_are_not_changed() -> None:
     async with quoting("result") as url:
         mcp = Server("front")
         mcp.upstream("up", url, prefix="", start_timeout=WAIT, headers={"X-Api-Key": KEY})
@@ -323,7 +323,9 @@ for line in sys.stdin:
 
 
 @pytest.mark.server
-async def test_commands_do_not_give_their_credentials_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_and_output_of_commands_do_not_contain_credentials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "program"
     file.write_text(PROGRAM, "utf-8")
     command = [sys.executable, str(file), "--token", "s3cret-argument"]
