@@ -231,7 +231,7 @@ _OTHERS: Mapping[Any, Mapping[str, Any]] = {
         "`POST /mcp/tools/call`": ("POST", "/mcp/tools/call", b'{"params":{"name":"echo"}}', _JSON),
         "the same, with an unreadable message": ("POST", "/mcp/tools/call", b"{", _JSON),
         "a request with a wrong key": ("POST", "/mcp", b"{}", {**_JSON, "authorization": f"Bearer {'x' * 20}"}),
-        "a browser's preflight request": (
+        "`OPTIONS` for a known path, such as a browser's preflight request": (
             ("OPTIONS", "/mcp", b"", {"origin": _URL, "access_control_request_method": "POST"})
         ),
     },
@@ -317,7 +317,7 @@ async def limits_table() -> str:
         row = f"| {label} | {' | '.join(outcome)} |"
         if outcome != counted and row not in lines:
             lines.append(row)
-    lines.append(f"| a request for another path, with any method | {' | '.join(counted)} |")
+    lines.append(f"| any other request, also for an unknown path | {' | '.join(counted)} |")
     return "\n".join(lines) + "\n"
 
 
