@@ -111,6 +111,10 @@ def test_secrets_in_the_arguments_of_a_command() -> None:
     assert found.isdisjoint({"fast", "npx", "remote"})
 
 
+def test_known_secrets_in_the_arguments_of_a_command() -> None:
+    assert find_argument_secrets(["serve", "--config", "v1:hunter22"], ["hunter22", "another1"]) == {"hunter22"}
+
+
 def test_secrets_in_the_query_of_a_url() -> None:
     assert find_query_secrets("https://x.example/mcp?api_key=hunter%2F22&page=2") == {"hunter/22"}
 

@@ -70,8 +70,13 @@ def find_secrets(values: Mapping[str, str], known: Iterable[str] = ()) -> set[st
     return found
 
 
-def find_argument_secrets(arguments: Sequence[str]) -> set[str]:
-    """Return the secrets in the arguments of a command, such as ``--token`` and the argument after it."""
+def find_argument_secrets(arguments: Sequence[str], known: Iterable[str] = ()) -> set[str]:
+    """Return the secrets in the arguments of a command, such as ``--token`` and the argument after it.
+
+    Args:
+        arguments: The command and its arguments.
+        known: See `find_secrets`.
+    """
     values: dict[str, str] = {}
     for number, argument in enumerate(arguments):
         named = _NAMED.fullmatch(argument)
@@ -79,7 +84,7 @@ def find_argument_secrets(arguments: Sequence[str]) -> set[str]:
             values[named[1]] = named[2]
         elif argument.startswith("-") and number + 1 < len(arguments):
             values[argument] = arguments[number + 1]
-    found = find_secrets(values) | find_secrets({f"{number}": each for number, each in enumerate(arguments)})
+    found = find_secrets(values) | find_secrets({f"{number}": each for number, each in enumerate(arguments)}, known)
     return found.union(*map(find_query_secrets, arguments))
 
 
