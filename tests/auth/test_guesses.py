@@ -17,6 +17,7 @@ from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, OTHER, claims, craft_token, key_set, run_issuer, token
 from millstream import Principal, auth
 from millstream.auth import AuthMethod, Identity, Rejection
+from millstream.auth._key_file import KeyFile
 from wire import request
 
 PING = request("ping", id=5)
@@ -184,6 +185,52 @@ async def test_opaque_tokens_are_guesses_and_are_introspected_once() -> None:
             assert await statuses(world, ["good"]) == [200]
             assert await statuses(world, [f"guess{number}" for number in range(40)]) == [401] * 29 + [429] * 11
             assert issuer.request_counts["/introspect"] == 31
+
+
+@for_each("others", [[KEYS], [signed()], [KEYS, signed()]], ids=["keys", "tokens", "both"])
+async def test_other_methods_do_not_repeat_introspections(others: list[Any]) -> None:
+    async with run_issuer() as issuer:
+        answers(issuer, {"good": {**claims(iss=None), "active": True}})
+        async with run_guarded(make_server([*others, introspected(issuer)])) as world:
+            assert await statuses(world, ["old"] * 100) == [401] * 100
+            assert issuer.request_counts["/introspect"] == 1
+            assert await statuses(world, ["good"]) == [200]
+
+
+async def test_introspections_that_cannot_be_cached_are_counted() -> None:
+    async with run_issuer() as issuer:
+        answers(issuer, {})
+        async with run_guarded(make_server([Badges(), introspected(issuer)])) as world:
+            assert await statuses(world, ["old"] * 100) == [401] * 30 + [429] * 70
+            assert issuer.request_counts["/introspect"] == 30
+
+
+async def test_repeated_tokens_do_not_extend_their_rejection() -> None:
+    async with run_issuer() as issuer:
+        answers(issuer, {})
+        async with run_guarded(make_server([introspected(issuer)])) as world:
+            guard = world.runtime.guard
+            assert guard is not None
+            began = guard.clock()
+            for seconds in (0, 20):
+                guard.clock = lambda seconds=seconds: began + seconds
+                assert await statuses(world, ["early"]) == [401]
+            answers(issuer, {"early": {**claims(iss=None), "active": True}})
+            guard.clock = lambda: began + 31
+            assert await statuses(world, ["early"]) == [200]
+
+
+async def test_added_keys_are_accepted_after_a_rejection(tmp_path: Path) -> None:
+    old, new = KeyFile(tmp_path / "keys.json"), KeyFile(tmp_path / "new.json")
+    old.add("first", (), NOW, None)
+    key = new.add("second", (), NOW, None)
+    async with run_guarded(make_server([auth.keys(file=str(old.path))])) as world:
+        assert await statuses(world, [key]) == [403]
+        new.path.replace(old.path)
+        guard = world.runtime.guard
+        assert guard is not None
+        guard.refresh()
+        assert await statuses(world, [key]) == [200]
 
 
 async def test_opaque_tokens_for_another_server_are_not_guesses() -> None:

@@ -446,8 +446,9 @@ class AuthGuard:
 
         A guess is a credential that a legitimate caller wouldn't have. So these aren't counted: tokens whose signature
         is valid, although something else is wrong with them; tokens signed by an unknown private key, which can't be
-        guessed; credentials that were valid before; and credentials that the address has already presented.
-        An address with too many guesses can still use methods whose credentials can't be guessed.
+        guessed; credentials that were valid before; and credentials that the address has already presented,
+        unless they were sent to another server again. An address with too many guesses can still use methods whose
+        credentials can't be guessed.
 
         Returns:
             The identity and the required scopes that it lacks, or the rejection, or None after too many guesses.
@@ -458,12 +459,14 @@ class AuthGuard:
         network, now = peer_network(address), self.clock()
         key = RejectionCache.key(network, credential)
         before, throttled = self._rejections.get(key), self._failures.wait(network) > 0
-        lacking = frozenset[str]()
+        lacking, was_shown, until = frozenset[str](), False, 0.0
         if before is not None and now < before.until:
             found: Identity | Rejection = before.rejection
+            until = before.until  # repeating a credential doesn't extend its rejection
         else:
             methods = [each for each in self.methods if not each.guessable] if throttled else self.methods
             found, lacking = await self.identify(credential, methods)
+            was_shown = any(each.shows for each in methods)
         if isinstance(found, Identity):
             if lacking:
                 self._log(address, "The token lacks required scopes.", f"It needs {' and '.join(sorted(lacking))}.")
@@ -471,10 +474,10 @@ class AuthGuard:
         if throttled:
             return (found if found.is_genuine or found.is_signed else None), lacking
         is_guess = not (found.is_genuine or found.is_signed or self._was_valid(credential))
-        if is_guess and before is None:
+        if is_guess and (before is None or was_shown):
             self._failures.report(network)
         if is_guess or found.seconds > 0:
-            self._rejections.keep(key, CachedRejection(network, found, now + found.seconds))
+            self._rejections.keep(key, CachedRejection(network, found, until or now + found.seconds))
         self.on_failure(address)
         if found.reason:
             self._log(address, found.reason, found.details)

@@ -31,6 +31,8 @@ Claims = Mapping[str, Any]
 
 LEEWAY = 60.0
 """Allowed clock skew in seconds."""
+_BELIEVED = 60.0
+"""Seconds that a verdict is cached by default."""
 _MAX_TEXT = 512
 
 
@@ -43,7 +45,7 @@ class TokenRules(Struct, frozen=True):
     """Accepted values of ``aud``. A token must have one of them. If there are none, ``aud`` must be missing."""
     implied: Mapping[str, Collection[str]] = {}
     """Scope -> the scopes that it includes."""
-    believed: float = 60.0
+    believed: float = _BELIEVED
     """Seconds that a verdict is cached."""
     clients: Collection[str] = ()
     """Accepted client ids. A token must have one of them. If there are none, tokens of every client are accepted."""
@@ -261,7 +263,10 @@ class InvalidToken(Exception):
 
     def rejection(self) -> Rejection:
         """Return the rejection of a credential that should be such a token."""
-        return Rejection(str(self), self.details, is_signed=self.is_signed)
+        # An issuer can publish another key, but other text never becomes a token.
+        return Rejection(
+            str(self), self.details, is_signed=self.is_signed, seconds=0.0 if self.is_signed else _BELIEVED
+        )
 
 
 class Header(Struct):

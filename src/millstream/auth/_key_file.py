@@ -22,7 +22,7 @@ from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._method import AuthMethod, Clock, Identity, Rights
+from millstream.auth._method import AuthMethod, Clock, Identity, Rejection, Rights
 from millstream.files import Stamp, open_lock, stamp_of, write_private
 
 R = TypeVar("R")
@@ -280,6 +280,7 @@ def _take(keys: list[StoredKey], name: str) -> StoredKey:
 logger = logging.getLogger("millstream")
 
 _VERDICT_SECONDS = 3600.0
+_REJECTION_SECONDS = 60.0
 """Seconds that a verdict on a key is cached. Revocations take effect within a second (`AuthGuard.refresh`)."""
 _REVOCATION_SECONDS = 10.0
 """Seconds after which every guard with this method has polled `epoch` and seen a revocation."""
@@ -336,6 +337,11 @@ class KeyMethod(AuthMethod):
         until = inf if found.expires is None else found.expires
         principal = Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until)
         return Identity(principal, min(_VERDICT_SECONDS, until - now))
+
+    @override
+    async def examine(self, credential: str) -> Identity | Rejection:
+        """Return the owner of a key, or a rejection to cache until the keys change."""
+        return await self.identify(credential) or Rejection(seconds=_REJECTION_SECONDS)
 
     def _all(self) -> tuple[StoredKey, ...]:
         return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.records)

@@ -248,6 +248,8 @@ class TokenMethod(IssuerMethod):
             )
 
 
+_EARLY_SECONDS = 5.0
+"""Seconds before the endpoint is asked again about a token that isn't valid yet."""
 _MAX_REQUESTS = 64
 """Maximum concurrent requests to the endpoint."""
 
@@ -303,7 +305,7 @@ class IntrospectedMethod(IssuerMethod):
         # active now (RFC 7662 §2.2).
         now = self._clock()
         found = judge({"iss": self._rules.issuer, "exp": now + _MAX_AGE, **claims}, self._rules, now)
-        return found if isinstance(found, Identity) else replace(found, seconds=self._rules.believed)
+        return found if isinstance(found, Identity) else replace(found, seconds=found.seconds or _EARLY_SECONDS)
 
 
 def several(name: str, given: Collection[str]) -> tuple[str, ...]:
