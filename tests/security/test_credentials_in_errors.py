@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
+from cases import for_each
 from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving
 from issuer_world import run_issuer
 from millstream import Client, Server
@@ -367,6 +368,46 @@ async def test_close_reasons_of_websockets_do_not_contain_credentials() -> None:
             async with Client(url, headers={"X-Api-Key": KEY, "X-Tenant": "production"}, timeout=WAIT):
                 pass
     assert_clean(str(caught.value))
+
+
+async def test_shortened_challenges_of_websockets_do_not_contain_credentials() -> None:
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        said = f'Bearer error="invalid_token", error_description="{"production " * 26}{KEY}"'
+        writer.write(f"HTTP/1.1 401 No\r\nWWW-Authenticate: {said}\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    async with server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+        with pytest.raises(AccessDenied) as caught:
+            async with Client(url, headers={"X-Api-Key": KEY}, timeout=WAIT):
+                pass
+    assert KEY[:8] not in str(caught.value)
+    assert_clean(str(caught.value))
+
+
+@for_each("way", ["401 text", "403 json", "500 html", "422 text", "message", "data", "stream"])
+async def test_errors_do_not_contain_the_session(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+
+    async def behave(request: ReceivedRequest) -> None:
+        if request.method == "initialize":
+            more = "Mcp-Session-Id: session-0123456789\r\nSet-Cookie: lb=route-0123456789; Path=/\r\n"
+            await request.result(GREETING, more=more)
+        elif request.method == "tools/call":
+            await quote_request(request, way)
+        else:
+            await refuse(request)
+
+    async with misbehaving(behave) as server, Client(server.url, headers={"X-Tenant": "production"}) as client:
+        with pytest.raises(ClientError) as caught:
+            await client.call_tool("hello", {})
+    error = caught.value
+    said = f"{error} {error!r} {error.args} {error.detail} {getattr(error, 'data', '')} {caplog.text}"
+    assert "production" in said
+    assert "0123456789" not in said
 
 
 async def test_concurrent_requests_with_new_credentials_do_not_reveal_the_old_ones() -> None:

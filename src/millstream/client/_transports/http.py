@@ -21,6 +21,7 @@ from millstream._protocol.errors import Confidential, ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
+from millstream._protocol.redaction import find_query_secrets, secret_parts
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks, has_failed
 from millstream.client._endpoint import Endpoint, problem_detail, redact_error, try_again, with_reply
@@ -124,10 +125,11 @@ class StreamableTransport(Confidential, Struct, eq=False):
             return await self._follow(request, reply.stream)
         except AccessDenied as exc:
             if exc.challenge or not isinstance(exc.reply, HttpReply) or not self._has_lost_session(exc.reply):
+                redact_error(exc, self.secrets)
                 raise
             raise self._error(exc.reply) from exc
         except ClientError as exc:
-            redact_error(exc, self._endpoint.secrets)
+            redact_error(exc, self.secrets)
             raise
         except asyncio.CancelledError:
             revision = self._revision  # in the per-request era, closing the connection is enough
@@ -165,8 +167,8 @@ class StreamableTransport(Confidential, Struct, eq=False):
 
     @property
     def secrets(self) -> Collection[str]:
-        """The credentials that requests contain."""
-        return self._endpoint.secrets
+        """The credentials that requests contain, and the session."""
+        return self._endpoint.secrets.union({self._session}, *map(secret_parts, self._cookies.values()))
 
     @property
     def has_session(self) -> bool:
@@ -509,8 +511,9 @@ class HttpSseTransport(DuplexTransport):
     @property
     @override
     def secrets(self) -> Collection[str]:
-        """The credentials that requests contain."""
-        return self._endpoint.secrets
+        """The credentials that requests contain, and the session."""
+        found = self._endpoint.secrets | find_query_secrets(self._messages)
+        return found.union(*map(secret_parts, self._cookies.values()))
 
     @override
     def set_revision(self, revision: Revision) -> None:

@@ -18,7 +18,7 @@ from millstream._http.client.pool import connect_error
 from millstream._http.client.url import Url, parse_url, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
-from millstream._protocol.redaction import environment_secrets, find_query_secrets, find_secrets, secret_parts
+from millstream._protocol.redaction import environment_secrets, find_query_secrets, find_secrets, redact, secret_parts
 from millstream._tasks import Tasks
 from millstream.client._endpoint import challenge_reason, check_headers, redact_error
 from millstream.client._errors import (
@@ -169,7 +169,7 @@ class WebSocketTransport(DuplexTransport):
                 create_connection=cast("Any", partial(_Socket, self._inflow)),
             )
         except InvalidStatus as exc:
-            raise _refusal(url, exc.response) from exc
+            raise _refusal(url, exc.response, self.secrets) from exc
         except (InvalidHandshake, WebSocketException) as exc:
             if isinstance(exc.__cause__, EOFError):
                 raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
@@ -224,12 +224,13 @@ class WebSocketTransport(DuplexTransport):
                 socket.transport.abort()
 
 
-def _refusal(url: Url, reply: Response) -> ClientError:
+def _refusal(url: Url, reply: Response, secrets: Collection[str]) -> ClientError:
     """Return the error for a response that doesn't open a WebSocket."""
     status = reply.status_code
     if status in (401, 403):
         challenge = reply.headers.get("WWW-Authenticate", "")
-        text = f"{url} rejected the connection ({status}){challenge_reason(challenge)}. Check the credentials."
+        reason = challenge_reason(redact(challenge, secrets))  # before it's shortened, which could divide a secret
+        text = f"{url} rejected the connection ({status}){reason}. Check the credentials."
         return AccessDenied(text, status, challenge)
     if status >= 500 or status == 429:
         return ConnectionLost(f"The server at {url.origin} failed with status {status}.")
