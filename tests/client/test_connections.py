@@ -24,6 +24,7 @@ from client.misbehaving_servers import (
 from millstream import Client
 from millstream.client import (
     AccessDenied,
+    ClientError,
     ConnectFailed,
     ConnectionLost,
     InvalidResponse,
@@ -55,6 +56,19 @@ async def test_unknown_host_is_explained() -> None:
         async with Client("http://nowhere.invalid/mcp"):
             pass
     assert_readable(caught.value, "http://nowhere.invalid")
+
+
+@for_each("connect", [with_discovery, with_handshake])
+async def test_methods_of_extensions_are_sent(connect: Any) -> None:
+    async def behave(request: ReceivedRequest) -> None:
+        await request.result({**DONE, "seen": request.headers["mcp-method"]})
+
+    async with misbehaving(connect(behave)) as server, Client(server.url) as client:
+        for method in ("acme:list", "com.acme/x@1", "two words", 'a("b",c;d)'):
+            assert (await client.request(method))["seen"] == method
+        for method in ("a\r\nX-Admin: 1", "a\tb", " a", "a ", "ü"):
+            with pytest.raises(ClientError, match="aren't allowed in headers"):
+                await client.request(method)
 
 
 @for_each("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])
