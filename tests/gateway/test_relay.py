@@ -23,7 +23,7 @@ from client.misbehaving_servers import GREETING, OFFER, Behave, ReceivedRequest,
 from cpu import count_calls
 from http_peer import serve
 from millstream import Client, ProtocolError, Server, Settings
-from millstream.client import ConnectionLost, Options, ServerError, ToolFailed
+from millstream.client import ClientError, ConnectionLost, Options, ServerError, ToolFailed
 from patience import WAIT
 
 ERAS = ("2025-06-18", "2026-07-28")
@@ -209,6 +209,25 @@ async def test_method_unknown_to_the_upstream_gets_404() -> None:
     async with Client(gateway):
         reply = await post(gateway, {"method": "com.example/foo", "params": {"_meta": ENVELOPE}}, **headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, -32601)
+
+
+async def test_methods_cannot_contain_another_method() -> None:
+    """A relayed method must not become a call that the gateway's limits, scopes, and audit log don't see."""
+    calls: list[str] = []
+    upstream = MCPServer("plain")
+
+    @upstream.tool()
+    def delete() -> str:  # pyright: ignore[reportUnusedFunction]
+        calls.append("delete")
+        return "deleted"
+
+    gateway = relay(upstream)
+    async with Client(gateway) as client:
+        for method in ('x","method":"tools/call","z":"', 'x"}\n{"jsonrpc":"2.0","id":1,"method":"tools/call","z":"'):
+            with pytest.raises(ClientError):
+                await client.request(method, {"name": "delete", "arguments": {}})
+        assert calls == []
+        assert (await client.call_tool("delete", {})).text == "deleted"
 
 
 class Cart(MCPServer):
