@@ -6,7 +6,7 @@ from html import escape
 from urllib.parse import quote, quote_plus
 
 from cases import for_each
-from cpu import check_linear
+from cpu import check_linear, cpu_seconds
 from millstream._protocol.redaction import (
     find_argument_secrets,
     find_query_secrets,
@@ -133,3 +133,12 @@ def test_secrets_in_the_query_of_a_url() -> None:
 )
 def test_redaction_takes_linear_time(unit: str, secret: str) -> None:
     check_linear(lambda size: redact(unit * size, {secret}), 20_000)
+
+
+def test_long_repeated_secrets_are_removed_at_the_speed_of_a_search() -> None:
+    """A server that got a token can send it back in 16 MiB, while all other calls wait."""
+    token = "t0k3n." * 20
+    quoted, other = token * 20_000, "t0k3n," * 400_000
+    assert redact(quoted, {token}) == "[redacted]"
+    assert redact(other, {token}) is other
+    assert cpu_seconds(lambda: redact(quoted, {token})) < 5 * cpu_seconds(lambda: redact(other, {token}))

@@ -22,7 +22,7 @@ _SURE = 8
 """Minimum characters of a secret that's also replaced within a word."""
 _COMPARED = 48
 """Characters of a long secret that are compared, so that matching takes linear time."""
-_REST = r"""(?:[^\s"'<>\\]|\\{1,8}[/u])*"""
+_REST = r"""(?:[^\s"'<>\\]++|\\{1,8}[/u])*+"""
 _MAX_REMEMBERED = 256
 """Maximum characters of a name whose result is cached, because callers choose the names of arguments."""
 _SECRET_NAME = re.compile(
