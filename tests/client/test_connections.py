@@ -64,9 +64,9 @@ async def test_methods_of_extensions_are_sent(connect: Any) -> None:
         await request.result({**DONE, "seen": request.headers["mcp-method"]})
 
     async with misbehaving(connect(behave)) as server, Client(server.url) as client:
-        for method in ("acme:list", "com.acme/x@1", "two words", 'a("b",c;d)'):
+        for method in ("acme:list", "com.acme/x@1", "$/progress", "a.b-c_d~1"):
             assert (await client.request(method))["seen"] == method
-        for method in ("a\r\nX-Admin: 1", "a\tb", " a", "a ", "ü"):
+        for method in ("a\r\nX-Admin: 1", "a\tb", " a", "a ", "ü", "two words", "a,b", 'a"b', "a;b"):
             with pytest.raises(ClientError, match="aren't allowed in headers"):
                 await client.request(method)
 

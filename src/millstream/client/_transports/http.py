@@ -66,7 +66,7 @@ _STREAM_TIMEOUT = 1.0
 _INITIALIZED_TIMEOUT = 10.0
 """Maximum seconds to wait for the response to ``notifications/initialized``."""
 _MAX_KIND = 64
-_is_method = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
+_is_method = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z/:@-]+").fullmatch
 _is_plain = re.compile(r"[!-<>-~][!-~]*").fullmatch
 """Names that `encode_value` returns unchanged."""
 _DELETE_TIMEOUT = 2.0
@@ -400,8 +400,8 @@ def check_method(method: str) -> str:
     """Return a JSON-RPC method as the value of `Mcp-Method`.
 
     Raises:
-        UnsendableRequest: It isn't printable ASCII, or has outer spaces, which receivers remove (RFC 9110 §5.5). The
-            specification decodes only `Mcp-Name`, so a method can't be encoded.
+        UnsendableRequest: It isn't made of tokens (RFC 9110 §5.6.2), slashes, colons, and at signs. The specification
+            decodes only `Mcp-Name`, so a method can't be encoded.
     """
     if _is_method(method) is None:
         raise UnsendableRequest(f"The method {method!r:.100} contains characters that aren't allowed in headers.")
