@@ -434,3 +434,12 @@ async def test_fixed_keys_that_do_not_fit_are_reported_at_start(
     caplog.clear()
     await signed(**options).prefetch()
     assert (f"No key of {ISSUER} can verify a signature" in caplog.text) is reported
+
+
+async def test_rejected_tokens_count_toward_the_limit_of_their_address() -> None:
+    expired = [token(claims(sub=f"p{number}", exp=1)) for number in range(6)]
+    async with run_guarded(make_server([signed()], limit_address="4/day")) as world:
+        assert await statuses(world, expired) == [401] * 4 + [429] * 2
+        assert await statuses(world, [token(claims(sub="ada"))]) == [429]
+    async with run_guarded(make_server([signed()], limit_calls="4/day")) as world:
+        assert await statuses(world, expired) == [401] * 6

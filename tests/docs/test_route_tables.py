@@ -37,7 +37,7 @@ async def test_limits_count_messages_on_every_transport(limit: str) -> None:
     exempt = {kind for (kind, _), counts in judged.items() if counts != "yes"}
     assert exempt == {
         "a notification", "a response to a question", "the end of a session",
-        "a request with a wrong key", "opening a WebSocket",
+        "opening a WebSocket",
         "`OPTIONS` for a known path, such as a browser's preflight request",
     }  # fmt: skip
 

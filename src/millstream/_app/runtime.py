@@ -321,6 +321,8 @@ class Runtime:
             host.report("workers", lambda: list(bind.workers) or None)
             for register in host.http:
                 register()
+            if host.guard is not None:
+                host.guard.limits = self.services.request_limits
             self.routes = Routes(
                 host.routes,
                 guard=host.guard,

@@ -23,7 +23,7 @@ from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, MAX_SHOWN, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
-from millstream._server.calls.services import ObserveMessage, ignore_message
+from millstream._server.calls.services import UNLIMITED, ObserveMessage, RequestLimits, ignore_message
 from millstream.auth._method import (
     AuthMethod,
     CachedRejection,
@@ -334,6 +334,8 @@ class AuthGuard:
         self._lines_per_reason = Limiter("log", _LINES_PER_REASON, clock=clock, max_keys=10_000)
         self._lines = Limiter("log", _LINES, clock=clock)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT)
+        self.limits: RequestLimits = UNLIMITED
+        """Rate limits that rejected credentials count toward."""
 
     def protect(self, handler: Handler, *, scope: str = "", message: str = "", own: bool = False) -> Handler:
         """Wrap a handler in this guard.
@@ -420,7 +422,12 @@ class AuthGuard:
         if found is None:
             return self._throttle_response(peer_network(request.peer))
         if isinstance(found, Rejection):
-            return self.challenges.wrong(request, found.reason)
+            over = self.limits.charge(None, request.peer)
+            return (
+                self.challenges.wrong(request, found.reason)
+                if over is None
+                else plain_problem(429, over.message, over.head)
+            )
         if lacking:
             return self.challenges.insufficient(request, lacking)
         self.verdicts.keep(key, Verdict(found.principal, self.clock() + found.seconds))
