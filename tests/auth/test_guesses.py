@@ -17,7 +17,6 @@ from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, OTHER, claims, craft_token, key_set, run_issuer, token
 from millstream import Principal, auth
 from millstream.auth import AuthMethod, Identity, Rejection
-from millstream.auth._key_file import KeyFile
 from wire import request
 
 PING = request("ping", id=5)
@@ -218,19 +217,6 @@ async def test_repeated_tokens_do_not_extend_their_rejection() -> None:
             answers(issuer, {"early": {**claims(iss=None), "active": True}})
             guard.clock = lambda: began + 31
             assert await statuses(world, ["early"]) == [200]
-
-
-async def test_added_keys_are_accepted_after_a_rejection(tmp_path: Path) -> None:
-    old, new = KeyFile(tmp_path / "keys.json"), KeyFile(tmp_path / "new.json")
-    old.add("first", (), NOW, None)
-    key = new.add("second", (), NOW, None)
-    async with run_guarded(make_server([auth.keys(file=str(old.path))])) as world:
-        assert await statuses(world, [key]) == [403]
-        new.path.replace(old.path)
-        guard = world.runtime.guard
-        assert guard is not None
-        guard.refresh()
-        assert await statuses(world, [key]) == [200]
 
 
 async def test_opaque_tokens_for_another_server_are_not_guesses() -> None:

@@ -312,3 +312,16 @@ async def test_logged_and_reserved_headers_are_rejected_as_key_headers(name: str
     with pytest.raises(ValueError, match="auth_key_header"):
         async with run_guarded(make_server(auth_key_header=name)):
             pass
+
+
+async def test_added_keys_are_accepted_after_a_rejection(tmp_path: Path) -> None:
+    old, new = KeyFile(tmp_path / "keys.json"), KeyFile(tmp_path / "new.json")
+    old.add("first", (), 0.0, None)
+    key = new.add("second", (), 0.0, None)
+    async with run_guarded(make_server([auth.keys(file=str(old.path))])) as world:
+        assert (await world.post(key, PING)).status == 403
+        new.path.replace(old.path)
+        guard = world.runtime.guard
+        assert guard is not None
+        guard.refresh()
+        assert (await world.post(key, PING)).status == 200
