@@ -435,6 +435,11 @@ PDF = {"type": "string", "contentMediaType": "application/pdf"}
 DATA = "data:image/webp;base64,aGk="
 
 
+async def test_file_names_that_cannot_be_sent_are_explained() -> None:
+    document = operation(method="post", **body({"type": "object", "properties": {"f": FILE}}, "multipart/form-data"))
+    assert "file name of f" in await refusal(document, {"f": "aGk=", "f__filename": "a\x0b.txt"})
+
+
 @pytest.mark.parametrize(
     ("schema", "allowed", "value", "file_name", "expected"),
     [

@@ -205,9 +205,10 @@ def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -
                 disposition += f'; filename="{file_name.translate(_QUOTED)}"'
             headers = {"Content-Disposition": disposition, **({"Content-Type": kind} if kind else {})}
             try:
-                parts += f"--{boundary}\r\n".encode(), encode_part(headers, content), b"\r\n"
-            except UnsendableRequest as exc:
-                raise ToolError(str(exc)) from None
+                part = encode_part(headers, content)
+            except UnsendableRequest:
+                raise ToolError(f"The name or file name of {argument.name} has characters that can't be sent.") from None
+            parts += f"--{boundary}\r\n".encode(), part, b"\r\n"
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"{plain_media(media)}; boundary={boundary}"
 
 
