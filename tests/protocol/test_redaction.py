@@ -14,6 +14,7 @@ from millstream._protocol.redaction import (
     is_secret,
     redact,
     redact_bytes,
+    redact_value,
     secret_parts,
 )
 
@@ -133,6 +134,14 @@ def test_secrets_in_the_query_of_a_url() -> None:
 )
 def test_redaction_takes_linear_time(unit: str, secret: str) -> None:
     check_linear(lambda size: redact(unit * size, {secret}), 20_000)
+
+
+def test_json_stays_json() -> None:
+    secrets = {"1234", "12345678"}
+    for text in ('{"code":-12345678,"of":[1234,{"12345678":1234}],"at":"1234"}', "[1234]"):
+        found = json.loads(redact_bytes(text.encode(), secrets))
+        assert found == redact_value(json.loads(text), secrets)
+    assert redact_bytes(b'{"cut":1234', secrets) == b'{"cut":[redacted]'
 
 
 def test_long_repeated_secrets_are_removed_at_the_speed_of_a_search() -> None:

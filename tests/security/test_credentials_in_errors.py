@@ -388,6 +388,26 @@ async def test_shortened_challenges_of_websockets_do_not_contain_credentials() -
     assert_clean(str(caught.value))
 
 
+async def test_numeric_credentials_leave_errors_readable() -> None:
+    async def behave(request: ReceivedRequest) -> None:
+        if request.method == "server/discover":
+            await request.result(OFFER)
+        elif request.message["params"]["name"] == "wait":
+            await request.reply(b"{}", status="429 No", more="Retry-After: 3600\r\n")
+        else:
+            error = {"code": -3600, "message": "3600 is too much", "data": {"most": 3600}}
+            message = {"jsonrpc": "2.0", "id": request.message["id"], "error": error}
+            await request.reply(json.dumps(message).encode(), status="400 No")
+
+    async with misbehaving(behave) as server, Client(server.url, headers={"X-Api-Key": "3600"}) as client:
+        with pytest.raises(ServerError, match=r"\[redacted\] is too much") as caught:
+            await client.call_tool("hello", {})
+        assert (caught.value.code, caught.value.data) == (-3600, {"most": 3600})
+        with pytest.raises(ClientError) as late:
+            await client.call_tool("wait", {})
+        assert late.value.retry_after == 3600
+
+
 @for_each("way", ["401 text", "403 json", "500 html", "422 text", "message", "data", "stream"])
 async def test_errors_do_not_contain_the_session(way: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")

@@ -7,11 +7,15 @@ credentials from errors and from lines of standard error, in the spellings that 
 import re
 from base64 import b64decode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+import msgspec
+
 from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 
 REDACTED = "[redacted]"
 _SHORTEST = 4
@@ -140,10 +144,20 @@ def redact(text: str, secrets: Collection[str]) -> str:
 
 
 def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
-    """Return a body without secrets. See `redact`."""
+    """Return a body without secrets. See `redact`. JSON stays JSON, although a number in it may look like a secret."""
     text = data.decode("utf-8", "surrogateescape")
     found = redact(text, secrets)
-    return data if found is text else found.encode("utf-8", "surrogateescape")
+    if found is text:
+        return data
+    made = found.encode("utf-8", "surrogateescape")
+    if data[:1] in (b"{", b"[") and not exceeds_limits(data):
+        with suppress(*MALFORMED):
+            value = msgspec.json.decode(data)
+            try:
+                msgspec.json.decode(made)
+            except MALFORMED:
+                return msgspec.json.encode(redact_value(value, secrets))
+    return made
 
 
 def redact_value(value: Any, secrets: Collection[str]) -> Any:

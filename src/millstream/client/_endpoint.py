@@ -34,6 +34,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPS_METHOD = frozenset({307, 308})
 _NO_HEADERS: Mapping[str, str] = {}
 _MAX_REDIRECTS = 3
+_PLAIN_HEADERS = frozenset({b"content-length", b"content-type", b"date", b"retry-after"})
+"""Headers of an error that the client reads, and that don't quote a request."""
 _MAX_DETAIL = 300
 _MAX_COOKIES = 4096
 _CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
@@ -204,7 +206,10 @@ class Endpoint:
         """Remove the credentials from an error."""
         secrets = self.secrets
         reply.body = redact_bytes(reply.body, secrets)
-        reply.headers = {name: redact_bytes(value, secrets) for name, value in reply.headers.items()}
+        reply.headers = {
+            name: value if name in _PLAIN_HEADERS else redact_bytes(value, secrets)
+            for name, value in reply.headers.items()
+        }
 
     def cookies(self, reply: HttpReply) -> Mapping[str, str]:
         """Return the header that sends a reply's cookies back, if there are any.

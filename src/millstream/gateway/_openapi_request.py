@@ -207,7 +207,9 @@ def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -
             try:
                 part = encode_part(headers, content)
             except UnsendableRequest:
-                raise ToolError(f"The name or file name of {argument.name} has characters that can't be sent.") from None
+                raise ToolError(
+                    f"The name or file name of {argument.name} has characters that can't be sent."
+                ) from None
             parts += f"--{boundary}\r\n".encode(), part, b"\r\n"
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"{plain_media(media)}; boundary={boundary}"
 
