@@ -388,6 +388,22 @@ async def test_shortened_challenges_of_websockets_do_not_contain_credentials() -
     assert_clean(str(caught.value))
 
 
+@for_each("status", ["200 OK", "400 No"])
+async def test_deep_errors_do_not_contain_credentials(status: str) -> None:
+    async def behave(request: ReceivedRequest) -> None:
+        if request.method == "server/discover":
+            await request.result(OFFER)
+            return
+        data = b'{"a":[' * 300 + json.dumps(KEY).encode() + b"]}" * 300
+        error = b'{"code":-32000,"message":"too deep","data":%b}' % data
+        await request.reply(b'{"jsonrpc":"2.0","id":%d,"error":%b}' % (request.message["id"], error), status=status)
+
+    async with misbehaving(behave) as server, Client(server.url, headers={"X-Api-Key": KEY}) as client:
+        with pytest.raises(ServerError, match="too deep") as caught:
+            await client.call_tool("hello", {})
+    assert KEY not in json.dumps(caught.value.data)
+
+
 async def test_numeric_credentials_leave_errors_readable() -> None:
     async def behave(request: ReceivedRequest) -> None:
         if request.method == "server/discover":

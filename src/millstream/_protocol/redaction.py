@@ -26,6 +26,8 @@ _SURE = 8
 """Minimum characters of a secret that's also replaced within a word."""
 _COMPARED = 48
 """Characters of a long secret that are compared, so that matching takes linear time."""
+_MAX_DEPTH = 100
+"""Maximum nesting of a value, because a decoder accepts more than Python's stack has space for."""
 _REST = r"""(?:[^\s"'<>\\]++|\\{1,8}[/u])*+"""
 _MAX_REMEMBERED = 256
 """Maximum characters of a name whose result is cached, because callers choose the names of arguments."""
@@ -160,14 +162,16 @@ def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
     return made
 
 
-def redact_value(value: Any, secrets: Collection[str]) -> Any:
-    """Return a value of JSON without secrets. See `redact`."""
+def redact_value(value: Any, secrets: Collection[str], depth: int = _MAX_DEPTH) -> Any:
+    """Return a value of JSON without secrets, and without what's nested deeper than `depth`. See `redact`."""
     if isinstance(value, str):
         return redact(value, secrets)
     if is_array(value):
-        return [redact_value(each, secrets) for each in value]
+        return [redact_value(each, secrets, depth - 1) for each in value] if depth else REDACTED
     if is_object(value):
-        return {redact(key, secrets): redact_value(each, secrets) for key, each in value.items()}
+        if not depth:
+            return REDACTED
+        return {redact(key, secrets): redact_value(each, secrets, depth - 1) for key, each in value.items()}
     return value
 
 
