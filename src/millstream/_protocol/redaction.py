@@ -84,12 +84,12 @@ def find_argument_secrets(arguments: Sequence[str], known: Iterable[str] = ()) -
         known: See `find_secrets`.
     """
     values: dict[str, str] = {}
-    for number, argument in enumerate(arguments):
+    for argument, following in zip(arguments, (*arguments[1:], "-"), strict=True):
         named = _NAMED.fullmatch(argument)
         if named is not None and "://" not in named[1]:
             values[named[1]] = named[2]
-        elif argument.startswith("-") and number + 1 < len(arguments):
-            values[argument] = arguments[number + 1]
+        elif argument.startswith("-") and not following.startswith("-"):
+            values[argument] = following
     found = find_secrets(values) | find_secrets({f"{number}": each for number, each in enumerate(arguments)}, known)
     return found.union(*map(find_query_secrets, arguments))
 

@@ -339,8 +339,8 @@ class ApiUpstream(Upstream):
         while address := files.wanted:
             try:
                 data = await self._fetch_reference(parse_url(address), url)
-            except (ValueError, ClientError) as exc:
-                files.refuse(str(exc))
+            except (ValueError, ClientError, TimeoutError) as exc:
+                files.refuse(str(exc) or "it didn't arrive in time")
             else:
                 await asyncio.to_thread(files.add, data)
         return files
