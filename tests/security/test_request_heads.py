@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -25,6 +25,7 @@ from client.misbehaving_servers import GREETING, OFFER, Behave, ReceivedRequest
 from http_peer import serve
 from millstream import Client, Server, Settings, ToolError
 from millstream.client import AccessDenied, MemoryTokenStore, OAuth, Options
+from millstream.extensions.http_post import PostFailed, allow_any, parse_url, post
 from millstream.gateway import bearer, static_headers
 from patience import WAIT
 from raw_peer import (
@@ -778,3 +779,25 @@ async def test_texts_of_pages_add_nothing_to_requests() -> None:
             places = {each.decode(): partial(post, name=each) for each in names}
             await attack({**places, "name": name}, peer, partial(call_once, peer.url), {b"mcp-x"})
         await mcp.stop()
+
+
+async def test_texts_of_subscribers_add_nothing_to_webhook_requests() -> None:
+    """`post` sends webhooks to URLs that callers choose, with ids and signatures as headers."""
+
+    async def behave(request: ReceivedRequest) -> None:
+        await request.reply(b"{}")
+
+    async with run_raw_peer(behave) as peer:
+
+        async def deliver(url: str, headers: Mapping[str, str]) -> None:
+            with suppress(PostFailed, ValueError):
+                await post(parse_url(url), headers, b"{}", judge=allow_any, seconds=WAIT)
+
+        texts = {
+            "id": lambda text: deliver(peer.url, {"webhook-id": text}),
+            "name of a header": lambda text: deliver(peer.url, {f"webhook-{text}": "v"}),
+            "path": lambda text: deliver(f"{peer.url}/{text}", {}),
+            "query": lambda text: deliver(f"{peer.url}?a={text}", {}),
+            "host": lambda text: deliver(peer.url.replace("127.0.0.1", f"127.0.0.1{text}"), {}),
+        }
+        await attack(texts, peer, lambda: deliver(peer.url, {"webhook-id": "1"}), {b"webhook-id", b"webhook-x"})
