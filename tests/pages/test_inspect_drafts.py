@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from millstream._telemetry.logs import _SECRET_NAME
+from millstream._protocol.redaction import _SECRET_NAME
 from pages_world import OpenPage
 from processes import SharedServer, free_port, run_command, run_server, share_server
 

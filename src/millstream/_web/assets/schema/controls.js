@@ -6,7 +6,8 @@ import { options, present } from "./resolve.js";
 // Recognizes secrets by their schema or their name, so they aren't stored beyond the page.
 
 // The names that the server hides in its log. A test compares both.
-const NAMES = /authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate|key$/;
+const NAMES =
+  /authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate|(?:api|access|private|signing)key|key$|.auth$|pass$|jwt|bearer|signature|accesscode/;
 const MAX_DEPTH = 8;
 
 /** Whether the schema marks a text as a password. @param {Schema} schema */
