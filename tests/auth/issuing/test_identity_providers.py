@@ -88,8 +88,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not valid yet": ({"iat": 9e12, "exp": 9e12 + 1}, "isn't valid yet"),
     "not yet": ({"nbf": 9e12}, "isn't valid yet"),
     "a beginning in words": ({"nbf": "now"}, "isn't valid yet"),
-    "for an hour": ({"exp": time.time() + 3600}, "exceeds ten minutes"),
-    "for an hour, which is almost over": ({"iat": time.time() - 3300, "exp": time.time() + 300}, "exceeds ten minutes"),
+    "for an hour": ({"exp": lambda: time.time() + 3600}, "exceeds ten minutes"),
+    "for an hour, which is almost over": (
+        {"iat": lambda: time.time() - 3300, "exp": lambda: time.time() + 300},
+        "exceeds ten minutes",
+    ),
     "no id": ({"jti": None}, "no jti"),
     "an id that is a number": ({"jti": 7}, "no jti"),
     "an empty id": ({"jti": ""}, "no jti"),
@@ -115,7 +118,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @for_each("kind", REFUSED)
 async def test_invalid_identity_grants_are_rejected_with_a_reason(kind: str) -> None:
-    changes, words = REFUSED[kind]
+    given, words = REFUSED[kind]
+    changes = {name: value() if callable(value) else value for name, value in given.items()}
     async with world() as there:
         reply = await there.bring(there.grant(**changes))
         assert (reply.status, reply.error) == (400, "invalid_grant")
