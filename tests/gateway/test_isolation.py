@@ -13,7 +13,7 @@ from patience import WAIT
 
 HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
 ADA, BOB = "ada-has-a-key-of-some-length", "bob-has-another-of-some-length"
-NOBODY = ""
+ANONYMOUS = ""
 """A client without a key, at a server without sign-in."""
 
 COMMAND = r"""
@@ -91,7 +91,7 @@ async def test_one_persons_state_reaches_another_only_in_a_shared_process(isolat
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 @pytest.mark.parametrize("isolation", ["url", "shared", "per_principal", "per_session"])
-@pytest.mark.parametrize("key", [ADA, NOBODY], ids=["one person", "without sign-in"])
+@pytest.mark.parametrize("key", [ADA, ANONYMOUS], ids=["one person", "without sign-in"])
 async def test_only_sessions_separate_clients_of_one_person_and_clients_without_sign_in(
     isolation: str, revision: str, key: str
 ) -> None:

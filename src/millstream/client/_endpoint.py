@@ -305,7 +305,7 @@ def _is_expired(attributes: str) -> bool:
 
 
 def redact_error(exc: ClientError, secrets: Collection[str]) -> None:
-    """Remove secrets that the texts of an error may quote: ``redact_error(exc, transport.secrets)``.
+    """Remove secrets that the texts of an error may quote: ``redact_error(exc, endpoint.secrets)``.
 
     Args:
         exc: The error.

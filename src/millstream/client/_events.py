@@ -25,6 +25,7 @@ from millstream.client._endpoint import redact_error
 from millstream.client._errors import ConnectionLost, NotSupported, ServerError
 from millstream.client._requests import RawRequest, failure
 from millstream.client._results import read
+from millstream.client._transports import get_secrets
 from millstream.client._watches import ClientSubscription
 
 PREFIX = "notifications/events/"
@@ -318,7 +319,7 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
             self._silence.reschedule(asyncio.get_running_loop().time() + (0 if over else _SILENCE_TIMEOUT))
         if kind == "terminated":
             error = failure(bytes(note.error))
-            redact_error(error, self._events.conversation.transport.secrets)
+            redact_error(error, get_secrets(self._events.conversation.transport))
             self.fail(error)
         elif over:
             self._space.clear()

@@ -66,6 +66,7 @@ from millstream.client._transports import (
     Transport,
     TransportFactory,
     TransportRequest,
+    get_secrets,
     log_message,
 )
 from millstream.client._transports.http import HttpSseTransport, StreamableTransport
@@ -422,7 +423,9 @@ class Requests(Confidential, Struct, kw_only=True):
         try:
             log_message("sent", request.body)
             answer = await transport.exchange(request)
-            log_message("received", redact_bytes(answer.error, transport.secrets) if answer.error else answer.result)
+            log_message(
+                "received", redact_bytes(answer.error, get_secrets(transport)) if answer.error else answer.result
+            )
         except asyncio.CancelledError as exc:
             if pending.end():
                 remedy = "If it starts slowly, set a longer timeout." if request.method == "initialize" else ""
@@ -436,7 +439,7 @@ class Requests(Confidential, Struct, kw_only=True):
             await incoming.wait_for_handlers()
         if answer.error:
             error = failure(answer.error)
-            redact_error(error, transport.secrets)
+            redact_error(error, get_secrets(transport))
             raise error
         return answer.result
 

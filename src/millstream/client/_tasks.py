@@ -33,6 +33,7 @@ from millstream.client._questions import answer_all
 from millstream.client._requests import RawRequest
 from millstream.client._results import Result, read, read_result
 from millstream.client._server_messages import OnProgress
+from millstream.client._transports import get_secrets
 
 _OUTAGE_TIMEOUT = 120.0
 """Maximum seconds to wait for a task without a response."""
@@ -159,7 +160,7 @@ class ClientTasks(Struct, eq=False):
         """
         task = read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout))
         if not isinstance(task.error, UnsetType):
-            secrets, error = self._conversation.transport.secrets, task.error
+            secrets, error = get_secrets(self._conversation.transport), task.error
             error.message, error.data = redact(error.message, secrets), redact_value(error.data, secrets)
         return task
 

@@ -65,6 +65,7 @@ from millstream.client import (
 )
 from millstream.client._endpoint import redact_error, try_again
 from millstream.client._requests import NO_HANDSHAKE
+from millstream.client._transports import get_secrets
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, GatewayLoop, extend_path
@@ -744,7 +745,7 @@ class _ForwardedCall(Relay):
                     try:
                         return task.raw_outcome()
                     except ServerError as exc:
-                        redact_error(exc, self._link.conversation.transport.secrets)
+                        redact_error(exc, get_secrets(self._link.conversation.transport))
                         raise
                 if task.status_message and task.status_message != message:
                     message, count = task.status_message, count + 1

@@ -209,11 +209,6 @@ class Transport(Protocol):
         ...
 
     @property
-    def secrets(self) -> Collection[str]:
-        """The credentials that it sends, or that it started the server with. Errors must not contain them."""
-        return ()
-
-    @property
     def has_session(self) -> bool:
         """Whether the server has a session for this client. Without one, a handshake-era server can't ask questions."""
         return True
@@ -256,6 +251,15 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """End the session and close connections and processes."""
+
+
+def get_secrets(transport: Transport) -> Collection[str]:
+    """Return the credentials that a transport sends, or that it started the server with. Errors must not contain them.
+
+    Transports of programs, which only have the methods of `Transport`, have none.
+    """
+    found: Collection[str] = getattr(transport, "secrets", ())
+    return found
 
 
 _MAX_BATCH = 1000
@@ -307,7 +311,7 @@ class DuplexTransport:
 
     @property
     def secrets(self) -> Collection[str]:
-        """See `Transport.secrets`."""
+        """The credentials that it sends, or that it started the server with."""
         return ()
 
     @property
