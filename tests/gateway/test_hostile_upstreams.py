@@ -215,7 +215,7 @@ def pids_in(folder: Path) -> list[int]:
 async def test_upstream_with_all_processes_in_use_is_not_reported_as_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._upstream._MIN_REFRESH", 0.05)
+    monkeypatch.setattr("millstream.gateway._lists._MIN_REFRESH", 0.05)
     mcp = Server("front")
     command = [sys.executable, "-c", CRASHES, str(tmp_path)]
     options: Any = {"max_processes": 2, "refresh_seconds": 0.05, "start_timeout": WAIT, "timeout": WAIT}

@@ -18,7 +18,7 @@ from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command
 from millstream.gateway._links import InUse
 from millstream.gateway._processes import ErrorLog, ProcessPool, UpstreamProcesses
-from millstream.gateway._upstream import UpstreamConfig
+from millstream.gateway._upstream_config import UpstreamConfig
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -357,7 +357,7 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
         from millstream import Client
         from millstream.client._transports.stdio import Command
         from millstream.gateway._processes import ProcessPool
-        from millstream.gateway._upstream import UpstreamConfig
+        from millstream.gateway._upstream_config import UpstreamConfig
 
         async def main():
             pool = ProcessPool()

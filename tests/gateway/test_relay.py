@@ -439,7 +439,7 @@ async def test_upstream_is_asked_for_its_description_once_until_the_lists_are_re
     gateway = relay(program)
     async with asyncio.timeout(WAIT), gateway.running() as runtime:
         assert seen == ["server/discover"]
-        await runtime.host.gateway.upstreams["only"].freshen()  # type: ignore[union-attr]
+        await runtime.host.gateway.upstreams["only"].lists.freshen()  # type: ignore[union-attr]
         assert seen == ["server/discover"] * 2  # its capabilities may have changed
 
 
@@ -905,11 +905,11 @@ async def test_catalog_with_earlier_lists_is_ready_while_no_list_can_be_read(era
             gateway.upstream("books", upstream.url, start_timeout=WAIT)
             async with gateway.running() as runtime, Client(gateway, timeout=WAIT) as client:
                 books = runtime.host.gateway.upstreams["books"]  # type: ignore[union-attr]
-                await books.freshen()
+                await books.lists.freshen()
                 works = False
-                await books.freshen()
+                await books.lists.freshen()
                 assert (await client.call("books_go")).text == "called"
-                assert books.report_state() == ("ready", ""), restarted
+                assert books.lists.report_state() == ("ready", ""), restarted
 
 
 async def test_log_does_not_call_an_upstream_unreachable_that_responds_with_errors(

@@ -373,7 +373,7 @@ async def test_items_that_must_be_dropped_are_logged_once(caplog: pytest.LogCapt
         assert [each.name for each in await client.tools()] == ["good"]
         upstream = upstream_of(runtime)
         listed_at = upstream.catalog.taken_at
-        upstream.refresh()
+        upstream.lists.refresh()
         await until(lambda: upstream.catalog.taken_at != listed_at)
     assert caplog.text.count('"name": 7') == caplog.text.count('"name": "bad"') == 1
     caplog.clear()
@@ -636,10 +636,10 @@ async def test_pinned_upstream_cannot_add_a_tool_that_looks_like_another(tmp_pat
     async with mcp.running() as runtime, Client(mcp, timeout=WAIT) as client, client.watch(tools=True) as changes:
         assert [each.name for each in await client.tools()] == ["send_mail"]
         upstream = upstream_of(runtime)
-        upstream.refresh()
+        upstream.lists.refresh()
         await anext(changes)
         assert [each.name for each in await client.tools(fresh=True)] == ["send_letter", "send_mail2"]
-        assert {each.name for each in upstream.quarantined} == set(LOOK_ALIKES)
+        assert {each.name for each in upstream.lists.quarantined} == set(LOOK_ALIKES)
 
 
 async def test_accepted_names_cannot_be_imitated(tmp_path: Path) -> None:

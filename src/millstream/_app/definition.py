@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from millstream._http.server.guard import ServerState
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
-    from millstream.gateway._upstream import UpstreamConfig
+    from millstream.gateway._upstream_config import UpstreamConfig
     from millstream.hub._subscriber import Authorize
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.extensions import Extension
-    from millstream.gateway._upstream import UpstreamOptions
+    from millstream.gateway._upstream_config import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
     Page = Callable[[Request], Response | Awaitable[Response]]
@@ -682,7 +682,7 @@ class Server:
         Example:
             ``mcp.upstream("files", ["npx", "-y", "@modelcontextprotocol/server-filesystem", "."])``
         """
-        from millstream.gateway._upstream import UpstreamConfig  # noqa: PLC0415  few servers are gateways
+        from millstream.gateway._upstream_config import UpstreamConfig  # noqa: PLC0415  few servers are gateways
 
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from millstream.gateway._openapi import OpenApi, RouteKind, RouteMap
     from millstream.gateway._policy import PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
     from millstream.gateway._results import Redaction
-    from millstream.gateway._upstream import UpstreamConfig
+    from millstream.gateway._upstream_config import UpstreamConfig
 
 _HOMES = {
     "OpenApi": "_openapi",

@@ -34,7 +34,7 @@ from millstream.gateway._jsonc import JsonSyntaxError
 from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
-from millstream.gateway._upstream import UpstreamConfig
+from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import is_array, is_object, members
 
 MAX_FILE = 4 * 1024 * 1024

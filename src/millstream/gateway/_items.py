@@ -9,7 +9,7 @@ policy has no rules for unknown methods. Skills have a known shape, so all upstr
 
 import copy
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from msgspec import Raw, Struct, structs
 
@@ -37,12 +37,14 @@ from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.plan import ArgumentError
 from millstream._server.handlers import take_rounds
 from millstream.client import InvalidResponse
-from millstream.gateway._bridge import forward, no_response_error
+from millstream.gateway._bridge import forward
 from millstream.gateway._catalog import Description
+from millstream.gateway._failures import no_response_error
+from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_origin
 from millstream.gateway._relay import UI, logger
 from millstream.gateway._results import split_result
-from millstream.gateway._upstream import Upstream
+from millstream.gateway._upstream import ItemClasses, Upstream
 from millstream.protocol import (
     BY_DATE,
     INTERNAL_ERROR,
@@ -106,7 +108,7 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 """Member of `_meta` that older hosts read."""
 
 
-async def _ask(call: Call, upstream: Upstream, params: Json) -> bytes:
+async def _ask(call: Call, upstream: McpUpstream, params: Json) -> bytes:
     """Forward a call that isn't for an item and return the result as the policy allows."""
     work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.policy.redactor(call.method, "")
     return await (work if redactor is None else redactor.redact(work, call))
@@ -137,6 +139,12 @@ class _UpstreamItem(Item):
     def _decode(self, value: bytes) -> Any:
         raise NotImplementedError
 
+
+class _CompletedItem(_UpstreamItem):
+    """The common part of items whose arguments clients complete."""
+
+    upstream: McpUpstream
+
     @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
         """See `Item`. The values come from the upstream, and are empty if it doesn't support completion."""
@@ -161,7 +169,7 @@ class _UpstreamItem(Item):
 
 
 class UpstreamTool(_UpstreamItem, Tool):
-    """A tool of an upstream."""
+    """A tool of an upstream. Subclasses call it."""
 
     def __init__(
         self, upstream: Upstream, name: str, own_name: str, description: Description, read: Read = raw_object
@@ -182,11 +190,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         self._described = {**_with_view(description, upstream.names), "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
-        params = self._call_head + bytes(arguments) + b"}"
-        headers: Mapping[str, str] = {}
-        if self._own_headers:
-            headers = param_headers(self._own_headers, decode_object(arguments))
-        return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
+        raise NotImplementedError
 
     @override
     def _decode(self, value: bytes) -> ToolResult:
@@ -223,10 +227,24 @@ def _value_in(members: bytes) -> Any:
     return decode_object(b"{%b}" % members).get("structuredContent")
 
 
-class UpstreamPrompt(_UpstreamItem, Prompt):
+class _McpTool(UpstreamTool):
+    """A tool of an MCP upstream."""
+
+    upstream: McpUpstream
+
+    @override
+    def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
+        params = self._call_head + bytes(arguments) + b"}"
+        headers: Mapping[str, str] = {}
+        if self._own_headers:
+            headers = param_headers(self._own_headers, decode_object(arguments))
+        return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
+
+
+class UpstreamPrompt(_CompletedItem, Prompt):
     """A prompt of an upstream."""
 
-    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
+    def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
         properties = {each["name"]: Json() for each in description.get("arguments", ())}
         super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
@@ -256,7 +274,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
             raise _malformed_error(call, upstream, exc) from None
 
 
-class _UpstreamReadable(_UpstreamItem, Readable):
+class _UpstreamReadable(_CompletedItem, Readable):
     """The common part of an upstream's resources and templates."""
 
     def _uri(self, arguments: Any, call: Call) -> str:
@@ -311,7 +329,7 @@ def _contents_of(value: bytes) -> list[ResourceContents]:
 class UpstreamResource(_UpstreamReadable, Resource):
     """A resource of an upstream, listed or not."""
 
-    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
+    def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
         super().__init__(name, ItemSource(name, self._run, _identity))
         self.upstream = upstream
@@ -321,7 +339,7 @@ class UpstreamResource(_UpstreamReadable, Resource):
 class UpstreamTemplate(_UpstreamReadable, Template):
     """A resource template of an upstream."""
 
-    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
+    def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
         properties = {each: Json() for each in UpstreamPattern(name).variables}
         source = ItemSource(name, self._run, _identity, schema={"properties": properties})
@@ -335,15 +353,12 @@ class UpstreamTemplate(_UpstreamReadable, Template):
         return arguments.uri if type(arguments) is MatchedUri else call.name
 
 
-class McpUpstream(Upstream):
-    """An MCP upstream."""
-
-    item_classes: ClassVar = {
-        "tools": UpstreamTool,
-        "resources": UpstreamResource,
-        "templates": UpstreamTemplate,
-        "prompts": UpstreamPrompt,
-    }
+MCP_ITEMS: ItemClasses = {
+    "tools": _McpTool,
+    "resources": UpstreamResource,
+    "templates": UpstreamTemplate,
+    "prompts": UpstreamPrompt,
+}
 
 
 def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> ToolError | ProtocolError:
@@ -381,7 +396,7 @@ class ExtensionForwarding:
         hides: See `Hides`.
     """
 
-    _skilled: Sequence[Upstream] = ()
+    _skilled: Sequence[McpUpstream] = ()
     """Upstreams with merged skills, in the order of the list."""
 
     def __init__(self, host: PartHost, hides: Hides) -> None:
@@ -394,14 +409,14 @@ class ExtensionForwarding:
         }
         self._settings: Json = {}
         """Identifier -> settings, as the registry announces them."""
-        self._upstreams: dict[str, Upstream] = {}
+        self._upstreams: dict[str, McpUpstream] = {}
         """Identifier -> the upstream that has it."""
         host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
         host.find_methods(self.find)
 
-    def update(self, upstreams: Collection[Upstream]) -> None:
+    def update(self, upstreams: Collection[McpUpstream]) -> None:
         """Announce the extensions of the upstreams, and route their methods."""
-        claims = dict[str, list[Upstream]]()
+        claims = dict[str, list[McpUpstream]]()
         own = {
             name
             for each in self._host.registry.extensions
@@ -503,7 +518,7 @@ class ExtensionForwarding:
         result["resources"] = self._entries(call, upstream, page.get("resources"))
         return encode(result)[1:-1]
 
-    async def _ask(self, call: Call, upstream: Upstream, **params: str | None) -> Json:
+    async def _ask(self, call: Call, upstream: McpUpstream, **params: str | None) -> Json:
         raw = await _ask(call, upstream, {name: value for name, value in params.items() if value})
         try:
             return decode_object(raw)
@@ -512,7 +527,7 @@ class ExtensionForwarding:
 
     # Entries
 
-    def _resolve(self, uri: str) -> tuple[Upstream | None, str]:
+    def _resolve(self, uri: str) -> tuple[McpUpstream | None, str]:
         """Return the upstream of a URI, and the upstream's own URI."""
         for upstream in self._skilled:
             original_uri = upstream.names.original_uri(uri)
@@ -520,7 +535,7 @@ class ExtensionForwarding:
                 return upstream, original_uri
         return None, ""
 
-    def _visible_skills(self, call: Call, upstream: Upstream, skills: Any) -> list[Json]:
+    def _visible_skills(self, call: Call, upstream: McpUpstream, skills: Any) -> list[Json]:
         """Return the skills that the caller can see, in the form for the caller."""
         found = self._entries(call, upstream, skills)
         for skill in found:
@@ -528,7 +543,7 @@ class ExtensionForwarding:
                 skill["resources"] = self._entries(call, upstream, skill["resources"])
         return found
 
-    def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[Json]:
+    def _entries(self, call: Call, upstream: McpUpstream, entries: Any) -> list[Json]:
         found = [
             {**each, "uri": upstream.names.uri(each["uri"])}
             for each in (entries if is_array(entries) else ())
@@ -536,13 +551,13 @@ class ExtensionForwarding:
         ]
         return [each for each in found if self._can_read(call, upstream, each["uri"])]
 
-    def _can_read(self, call: Call, upstream: Upstream, uri: str) -> bool:
+    def _can_read(self, call: Call, upstream: McpUpstream, uri: str) -> bool:
         """Return whether the caller may read a resource, by its URI on this server."""
         rules = None if self._hides(upstream, uri) else upstream.policy.rules_of(uri)
         scopes = granted_scopes(call)
         return rules is not None and sees(call, rules) and (scopes is None or rules.scopes <= scopes)
 
-    def _hints(self, upstream: Upstream, page: Json) -> Json:
+    def _hints(self, upstream: McpUpstream, page: Json) -> Json:
         private = self._host.registry.private or upstream.config.policy is not None  # access then depends on the caller
         hints: Json = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
         return {**hints, "cacheScope": "private"} if private and hints else hints
@@ -555,7 +570,7 @@ def _read(call: Call) -> _Params:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 
-async def _forward(call: Call, upstream: Upstream) -> bytes:
+async def _forward(call: Call, upstream: McpUpstream) -> bytes:
     if not call.revision.handshake and call.params:
         take_rounds(call, _decode_rounds(call.params))
     params = {

@@ -13,7 +13,7 @@ from fnmatch import translate
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlencode
 
 from msgspec import structs
@@ -30,11 +30,12 @@ from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
 from millstream.client import AccessDenied, ClientError, NotMcp, RequestTimeout, parse_url
 from millstream.client._endpoint import Auth, Endpoint
-from millstream.gateway._bridge import no_response_error, refused_error
-from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
+from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description, Pins, StoredCatalog
 from millstream.gateway._credentials import StaticHeaders
+from millstream.gateway._failures import no_response_error, refused_error
 from millstream.gateway._items import UpstreamTool
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse
+from millstream.gateway._lists import ListKeeper, reconnect_delay
 from millstream.gateway._names import unused_name
 from millstream.gateway._openapi import (
     LOCAL_URL,
@@ -52,7 +53,8 @@ from millstream.gateway._openapi_files import DocumentFiles, is_document_below, 
 from millstream.gateway._openapi_reply import ApiReply, check_reply, result_of
 from millstream.gateway._openapi_request import ApiRequest, build_request, without_pairs
 from millstream.gateway._results import call_error
-from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
+from millstream.gateway._upstream import Gateway, ItemClasses, Upstream
+from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import NEWEST, encode
 
 _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f?#\\]*")
@@ -120,32 +122,32 @@ class ApiTool(UpstreamTool):
 class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
-    item_classes: ClassVar = {"tools": ApiTool}
-    _digest = b""
-    """Digest of the files that the operations were read from."""
-    _skipped: Mapping[str, str] = {}
-    """See `Document.skipped`, of the last document."""
-    _base: Url
+    lists: "ApiLists"
+    base: Url
     """Base URL of all requests, set before any tool exists."""
-    _client: Any = None
+    client: Any = None
     """HTTP client of an application in this process."""
 
-    def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
+    def __init__(self, config: UpstreamConfig, gateway: Gateway, item_classes: ItemClasses) -> None:
         """See `Upstream`."""
-        super().__init__(config, gateway)
+        super().__init__(config, gateway, item_classes)
         openapi = config.openapi
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
         document = self.openapi.document
         self.address = LOCAL_URL if is_application(document) else self.openapi.base_url or document
-        self.catalog = Catalog(revision=NEWEST.date, capabilities={"tools": {}})
+        self.catalog = self.lists.catalog = Catalog(revision=NEWEST.date, capabilities={"tools": {}})
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
         secrets = config.auth if isinstance(config.auth, StaticHeaders) else StaticHeaders()
         names = (*config.forward_headers, *config.headers, *secrets.headers)
-        self._fixed = {(name, "query") for name in secrets.query} | {parameter_key(name, "header") for name in names}
+        self.fixed = {(name, "query") for name in secrets.query} | {parameter_key(name, "header") for name in names}
         """Parameters that arguments can't set, because the operator configures them."""
         self._pools: dict[str, ConnectionPool] = {}
         self._places = Pool(MAX_HTTP_CALLS, several=gateway.pool.places.several)
+
+    @override
+    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
+        return ApiLists(self, stored, pins)
 
     @override
     async def open(self) -> None:
@@ -155,9 +157,9 @@ class ApiUpstream(Upstream):
             context = getattr(getattr(application, "router", None), "lifespan_context", None)
             if context is not None:
                 await self._stack.enter_async_context(context(application))
-            self._client = client_of_app(application)
-            self._stack.push_async_callback(self._client.aclose)
-        self._tasks.spawn(self._run())
+            self.client = client_of_app(application)
+            self._stack.push_async_callback(self.client.aclose)
+        self.lists.tasks.spawn(self.lists.run())
 
     @override
     async def close(self) -> None:
@@ -174,10 +176,10 @@ class ApiUpstream(Upstream):
         """
         credentials, recovered = self.credentials, False
         forwarded = {} if credentials is None else credentials.forwarded_headers(call)
-        headers = {"accept": "application/json, */*;q=0.5"} if self._client is None else forwarded
+        headers = {"accept": "application/json, */*;q=0.5"} if self.client is None else forwarded
         request = build_request(operation, arguments, headers)
-        if self._client is not None:
-            return await self._observe(partial(send_by, self._client, request), call, name)
+        if self.client is not None:
+            return await self._observe(partial(send_by, self.client, request), call, name)
         exchange, places = partial(self._exchange, request, call), self._places
         if not await places.acquire(call.owner):
             raise no_response_error(call, self, InUse(places, call.owner))
@@ -243,7 +245,7 @@ class ApiUpstream(Upstream):
         # Errors show the endpoint's URL, but not arguments and keys.
         headers = {**config.headers, **({} if credentials is None else credentials.forwarded_headers(call))}
         endpoint = Endpoint(
-            structs.replace(url, target="/"), headers, self._pool(url, config.max_bytes), auth,
+            structs.replace(url, target="/"), headers, self.pool(url, config.max_bytes), auth,
             query={} if credentials is None else credentials.query,
         )  # fmt: skip
         method, body = request.method, request.content or b""
@@ -259,48 +261,75 @@ class ApiUpstream(Upstream):
             raise ToolError("The API responded with a stream, which a tool can't return.")
         return _api_reply(reply)
 
-    # The document
+    def pool(self, url: Url, max_body: int) -> ConnectionPool:
+        """Return the connections to an origin."""
+        key = f"{url.origin} {max_body}"
+        if key not in self._pools:
+            self._pools[key] = ConnectionPool(
+                url,
+                max_connections=MAX_HTTP_CALLS,
+                max_body=max_body,
+                connect_timeout=self.config.connect_timeout,
+                inflow=Inflow(self.gateway.arriving, self.name),
+                decompress=True,
+            )
+        return self._pools[key]
+
+
+class ApiLists(ListKeeper):
+    """Reads an API's document, and makes tools from its operations."""
+
+    _digest = b""
+    """Digest of the files that the operations were read from."""
+    _skipped: Mapping[str, str] = {}
+    """See `Document.skipped`, of the last document."""
+
+    def __init__(self, upstream: ApiUpstream, stored: StoredCatalog, pins: Pins | None) -> None:
+        """See `ListKeeper`."""
+        super().__init__(upstream, stored, pins)
+        self._upstream = upstream
 
     @override
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """See `ListKeeper`."""
         failures = 0
         while True:
             try:
-                await self._refresh()
+                await self._read()
                 failures, wait = 0, self.config.refresh_seconds * random.uniform(0.75, 1)  # noqa: S311  jitter
             except Exception as exc:  # the document is foreign, and nothing in it may end this task
                 is_expected = isinstance(exc, ValueError | ClientError | OSError | MissingExtra)
                 reason = str(exc) if is_expected and str(exc) else f"{type(exc).__name__}: {exc}".removesuffix(": ")
                 if not is_expected and self.reason != reason:
-                    logger.exception("The document of %s can't be read", self.name)
-                self._degrade(ValueError(reason))  # the API itself may be reachable
+                    logger.exception("The document of %s can't be read", self.config.name)
+                self.degrade(ValueError(reason))  # the API itself may be reachable
                 failures += 1
                 wait = reconnect_delay(failures)
-            self._refresh_event.clear()
+            self._refresh.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
-                    await self._refresh_event.wait()
+                    await self._refresh.wait()
 
     @override
-    async def _find_fault(self) -> ClientError | None:
+    async def find_fault(self) -> ClientError | None:
         """Return why no connection to the API can be opened, or None."""
         try:
-            if self._client is None:
-                await self._pool(self._base, self.config.max_bytes).check()
+            if self._upstream.client is None:
+                await self._upstream.pool(self._upstream.base, self.config.max_bytes).check()
         except ClientError as exc:
             return exc
         return None
 
-    async def _refresh(self) -> None:
+    async def _read(self) -> None:
         """Read the document and register its operations as tools.
 
         Raises:
             ValueError: The document can't be used.
             ClientError: The API or the document can't be reached.
         """
-        if self.breaker.is_open and (error := await self._find_fault()) is not None:
+        if self._upstream.breaker.is_open and (error := await self.find_fault()) is not None:
             raise error
-        source, digest = self.openapi.document, b""
+        source, digest = self._upstream.openapi.document, b""
         refused: Mapping[str, str] = {}
         url: Url | None = None
         if isinstance(source, str | Path):
@@ -314,18 +343,21 @@ class ApiUpstream(Upstream):
             except Exception as exc:
                 raise ValueError(f"The application can't be described ({type(exc).__name__}: {exc}).") from exc
         if not digest or digest != self._digest:
-            openapi, is_local = self.openapi, self._client is not None
+            openapi, is_local = self._upstream.openapi, self._upstream.client is not None
             document = Document(
-                source, hosts=openapi.hosts, output_schemas=openapi.output_schemas or is_local, fixed=self._fixed
+                source,
+                hosts=openapi.hosts,
+                output_schemas=openapi.output_schemas or is_local,
+                fixed=self._upstream.fixed,
             )
-            self._base = parse_url(LOCAL_URL) if is_local else self._base_of(document.url, url)
-            document.base = str(self._base)
+            self._upstream.base = parse_url(LOCAL_URL) if is_local else self._base_of(document.url, url)
+            document.base = str(self._upstream.base)
             for address, reason in refused.items():
                 document.skip("the reference to", address, reason)
-            self.operations, self._digest = await asyncio.to_thread(self._select, document), digest
-        tools = {name: each.describe(name) for name, each in self.operations.items()}
-        await self._offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
-        self._recover()
+            self._upstream.operations, self._digest = await asyncio.to_thread(self._select, document), digest
+        tools = {name: each.describe(name) for name, each in self._upstream.operations.items()}
+        await self.offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
+        self.recover()
 
     async def _fetch_files(self, url: Url) -> DocumentFiles:
         """Fetch the document, and the files that it refers to and may refer to.
@@ -353,7 +385,7 @@ class ApiUpstream(Upstream):
             ClientError: The file can't be reached.
         """
         own = document.target.partition("?")[0].rpartition("/")[0] + "/"
-        prefixes = [parse_url(each) for each in self.openapi.references]
+        prefixes = [parse_url(each) for each in self._upstream.openapi.references]
         folders = [each.target.rstrip("/") + "/" for each in prefixes if each.origin == url.origin]
         for folder in [own, *folders] if url.origin == document.origin else folders:
             if is_document_below(url.target, folder):
@@ -372,11 +404,13 @@ class ApiUpstream(Upstream):
             folder: Path that redirects can't leave, or empty.
             has_credentials: Whether to send credentials at all.
         """
-        same_origin = not self.openapi.base_url or parse_url(self.openapi.base_url).origin == url.origin
+        same_origin = (
+            not self._upstream.openapi.base_url or parse_url(self._upstream.openapi.base_url).origin == url.origin
+        )
         has_credentials = has_credentials and same_origin
-        credentials = self.credentials if has_credentials else None
+        credentials = self._upstream.credentials if has_credentials else None
         auth = None if credentials is None or credentials.personal else credentials.auth("")
-        pool = self._pool(url, self.config.max_catalog_bytes)
+        pool = self._upstream.pool(url, self.config.max_catalog_bytes)
         kept = _FolderAuth(folder, auth) if folder else auth
         endpoint = Endpoint(url, self.config.headers if has_credentials else {}, pool, kept)
         async with asyncio.timeout(self.config.timeout):
@@ -388,8 +422,8 @@ class ApiUpstream(Upstream):
 
     def _base_of(self, server: str, origin: Url | None) -> Url:
         """Return the base URL of all requests."""
-        text = self.openapi.base_url or server
-        if origin is None or self.openapi.base_url:
+        text = self._upstream.openapi.base_url or server
+        if origin is None or self._upstream.openapi.base_url:
             if not text.startswith(("http://", "https://")):
                 raise ValueError(f"The document has no absolute server URL ({text!r}): set base_url.")
             return parse_url(text)
@@ -401,23 +435,10 @@ class ApiUpstream(Upstream):
             )
         return base
 
-    def _pool(self, url: Url, max_body: int) -> ConnectionPool:
-        key = f"{url.origin} {max_body}"
-        if key not in self._pools:
-            self._pools[key] = ConnectionPool(
-                url,
-                max_connections=MAX_HTTP_CALLS,
-                max_body=max_body,
-                connect_timeout=self.config.connect_timeout,
-                inflow=Inflow(self.gateway.arriving, self.name),
-                decompress=True,
-            )
-        return self._pools[key]
-
     def _select(self, document: Document) -> dict[str, Operation]:
         """Return the operations to offer, by name."""
-        matches = re.compile("|".join(map(translate, self.openapi.operations or ("*",)))).match
-        tags, found, size = set(self.openapi.tags), dict[str, Operation](), 0
+        matches = re.compile("|".join(map(translate, self._upstream.openapi.operations or ("*",)))).match
+        tags, found, size = set(self._upstream.openapi.tags), dict[str, Operation](), 0
         for operation in document.operations():
             method, path, own_name = operation.method, operation.path, operation.name({})
             if tags and tags.isdisjoint(operation.tags):
@@ -439,6 +460,9 @@ class ApiUpstream(Upstream):
                     f"The tools need more than {self.config.max_catalog_bytes:,} bytes. Use tags to select fewer."
                 )
         if document.skipped != self._skipped:
-            document.log_skipped(self.name)
+            document.log_skipped(self.config.name)
             self._skipped = document.skipped
         return found
+
+
+API_ITEMS: ItemClasses = {"tools": ApiTool}

@@ -33,8 +33,9 @@ from millstream.gateway._credentials import (
     StaticHeaders,
     TokenExchange,
 )
-from millstream.gateway._items import ExtensionForwarding, McpUpstream
+from millstream.gateway._items import MCP_ITEMS, ExtensionForwarding
 from millstream.gateway._links import MAX_OWN_SESSIONS
+from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._names import (
     CAPABILITY,
     STARTING,
@@ -52,7 +53,8 @@ from millstream.gateway._passthrough import Passthrough, find_obstacle
 from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern, impossible_rules
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
-from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
+from millstream.gateway._upstream import Gateway, Upstream
+from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import Json, members
 
 logger = logging.getLogger("millstream.gateway")
@@ -88,7 +90,7 @@ class GatewayDefinition(Protocol):
     def title(self) -> str: ...
 
 
-_Sources = set[tuple[Upstream, str]]
+_Sources = set[tuple[McpUpstream, str]]
 """Upstreams, and their own URIs of resources."""
 
 
@@ -169,12 +171,14 @@ class GatewayPart:
             on_change=self._register,
         )
         for config in self.definition.upstreams:
-            make: type[Upstream] = McpUpstream
-            if config.openapi is not None:
-                from millstream.gateway._openapi_upstream import ApiUpstream  # noqa: PLC0415  few are APIs
+            upstream: Upstream
+            if config.openapi is None:
+                upstream = McpUpstream(config, gateway, MCP_ITEMS)
+            else:
+                from millstream.gateway._openapi_upstream import API_ITEMS, ApiUpstream  # noqa: PLC0415  few are APIs
 
-                make = ApiUpstream
-            upstream = self.upstreams[config.name] = make(config, gateway)
+                upstream = ApiUpstream(config, gateway, API_ITEMS)
+            self.upstreams[config.name] = upstream
             self._set_up_policy(upstream, host)
             self._set_up_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
@@ -188,13 +192,11 @@ class GatewayPart:
         host.check_ready(self._degraded_reason)
         host.gateway = self
         self._choose_mode(host)
-        await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
+        await asyncio.gather(*(upstream.lists.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open()
-            lazy = upstream.relays and (upstream.is_program or upstream.serves_one)
-            if not lazy or not self.definition.parts.isdisjoint(_READERS):
-                upstream.keeps_lists.set()
-            host.every_second(upstream.links.end_idle)
+            if not upstream.waits_for_clients or not self.definition.parts.isdisjoint(_READERS):
+                upstream.lists.wanted.set()
         self._register_metrics(host)
         await self._wait_for_lists()
         if any(each.may_have_own for each in self.upstreams.values()):
@@ -220,9 +222,13 @@ class GatewayPart:
         self._mode = catalog if obstacle else f"relays {upstreams[0].name}"
         logger.info("%s %s", definition.name, self._mode)
         host.report("gateway", lambda: self._mode)
-        if not obstacle:
-            upstreams[0].relays = True
-            Passthrough(host, upstreams[0])
+        if not obstacle and isinstance(upstream := upstreams[0], McpUpstream):
+            upstream.relays = True
+            Passthrough(host, upstream)
+
+    @property
+    def _mcp_upstreams(self) -> list[McpUpstream]:
+        return [each for each in self.upstreams.values() if isinstance(each, McpUpstream)]
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
@@ -246,7 +252,7 @@ class GatewayPart:
         announced = {
             **self._announcement,
             "upstreams": found,
-            STARTING: sum(not each.lists_ready.is_set() for each in upstreams),
+            STARTING: sum(not each.lists.ready.is_set() for each in upstreams),
         }
         if announced != self._announcement:
             self._announcement.update(announced)
@@ -327,7 +333,7 @@ class GatewayPart:
             host.registry.exchange("templates", (), {template.name: template})
             host.registry.offer("resources")
             host.on_close(partial(host.registry.remove, "templates", template.name))
-        if (pins := upstream.pins) is not None:
+        if (pins := upstream.lists.pins) is not None:
             if pins.file is not None:
                 host.every_second(_refresh_on_change(upstream, pins.file))
             if pins.is_volatile:
@@ -359,7 +365,7 @@ class GatewayPart:
         for name, upstream in self.upstreams.items():
             try:
                 async with asyncio.timeout_at(started + upstream.config.start_timeout):
-                    await upstream.lists_ready.wait()
+                    await upstream.lists.ready.wait()
             except TimeoutError:
                 logger.warning("The upstream %s hasn't returned any lists yet", name)
         self._announce_upstreams()
@@ -384,16 +390,16 @@ class GatewayPart:
         tools.sort(key=lambda tool: (-tool["tokens"], tool["name"]))
         return {
             "tools": tools[:MAX_SHOWN],
-            "quarantined": [msgspec.to_builtins(each) for each in upstream.quarantined[:MAX_SHOWN]],
+            "quarantined": [msgspec.to_builtins(each) for each in upstream.lists.quarantined[:MAX_SHOWN]],
         }
 
     def _degraded_reason(self) -> str:
-        down = [name for name, upstream in self.upstreams.items() if upstream.report_state()[0] == "degraded"]
+        down = [name for name, upstream in self.upstreams.items() if upstream.lists.report_state()[0] == "degraded"]
         return f"upstreams that can't be used: {', '.join(down)}" if down else ""
 
     def _register_metrics(self, host: PartHost) -> None:
         host.report(
-            "upstreams", lambda: {name: upstream.report_state()[0] for name, upstream in self.upstreams.items()}
+            "upstreams", lambda: {name: upstream.lists.report_state()[0] for name, upstream in self.upstreams.items()}
         )
         if host.metrics is None:
             return
@@ -406,7 +412,7 @@ class GatewayPart:
             "gauge",
             "gateway_up",
             "Whether an upstream can be reached.",
-            lambda: {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()},
+            lambda: {(name,): float(upstream.lists.state == "ready") for name, upstream in self.upstreams.items()},
             label,
             merge="min",
         )
@@ -420,7 +426,7 @@ class GatewayPart:
             "gauge",
             "gateway_links",
             "Open connections.",
-            lambda: {(name,): len(upstream.links) for name, upstream in self.upstreams.items()},
+            lambda: {(name,): upstream.link_count for name, upstream in self.upstreams.items()},
             label,
         )
         for share in ("p50_ms", "p99_ms"):
@@ -445,7 +451,7 @@ class GatewayPart:
         self._announce_capabilities(upstream.catalog)
         self._merge_hints()
         self._announce_upstreams()
-        self._extensions.update(self.upstreams.values())
+        self._extensions.update(self._mcp_upstreams)
         dispatcher = self._host.dispatcher
         dispatcher.instruct(self._instructions())
         if (info := self._introduction()) != dispatcher.info:
@@ -453,8 +459,8 @@ class GatewayPart:
         for change in changed:  # other workers have their own copies of the lists, and do the same
             for listener in self._host.changes:
                 listener(change)
-            self._host.services.changes.emit(ServerChange(change), but=upstream.links.own if upstream.relays else ())
-        watchable = upstream.is_watchable(), upstream.quarantined
+            self._host.services.changes.emit(ServerChange(change), but=upstream.relayed_sessions)
+        watchable = upstream.is_watchable(), upstream.lists.quarantined
         if "resources" in changed or watchable != self._watchable.get(upstream.name):
             self._watchable[upstream.name] = watchable
             self._follow_again()
@@ -476,9 +482,9 @@ class GatewayPart:
             description = rules.describe(each)
             name = upstream.names.qualify(kind, description[METHODS[kind][2]])
             if (other := self._claimant(upstream, kind, name)) is not None:
-                upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.name}")
+                upstream.lists.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.name}")
             elif name in found[kind]:
-                upstream.warn(f"skipped {own_name!r}, because another item has the name {name!r}")
+                upstream.lists.warn(f"skipped {own_name!r}, because another item has the name {name!r}")
             else:
                 if not upstream.relays:
                     description = {**description, "_meta": with_origin(description.get("_meta"), upstream.name)}
@@ -488,7 +494,7 @@ class GatewayPart:
             logger.warning("%s: skipped %d items that lead back to this gateway", upstream.name, looping)
         incompatible = [name for name in found["tools"] if not works_everywhere(name)]
         if incompatible:
-            upstream.warn(
+            upstream.lists.warn(
                 f"the name {incompatible[0]!r:.150} and {len(incompatible) - 1} others won't work with every client, "
                 f"even with the prefix: {NAMES_THAT_WORK}"
             )
@@ -503,7 +509,7 @@ class GatewayPart:
 
     async def _list(self, handler: Handler, call: Call) -> bytes:
         """Return a page of a list, after reading the lists that it needs."""
-        if stale := [each.freshen() for each in self.upstreams.values() if each.is_stale]:
+        if stale := [each.lists.freshen() for each in self.upstreams.values() if each.lists.is_stale]:
             await asyncio.gather(*stale)
         return await handler(call)
 
@@ -515,7 +521,7 @@ class GatewayPart:
         merged: dict[str, tuple[int, bool]] = {}
         for upstream in self.upstreams.values():
             hints = upstream.catalog.hints if upstream.catalog.taken_at else {}
-            if not upstream.catalog.taken_at or upstream.is_asked:
+            if not upstream.catalog.taken_at or upstream.lists.is_asked:
                 hints = _NO_CACHE | hints
             for kind, (ttl_ms, private) in hints.items():
                 before = merged.get(kind, (ttl_ms, False))
@@ -567,7 +573,7 @@ class GatewayPart:
             try:
                 added[name] = self._make_item(kind, upstream, name, *item)
             except ValueError as exc:
-                upstream.warn(f"skipped {name!r}: {exc}")
+                upstream.lists.warn(f"skipped {name!r}: {exc}")
         if not removed and not added:
             return False
         # Keep the order of the configuration, regardless of which upstream responds first.
@@ -582,7 +588,7 @@ class GatewayPart:
     ) -> Any:
         """Return an item with the policy of its upstream inside the server's middleware."""
         item = upstream.item_classes[kind](upstream, name, own_name, description)
-        if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
+        if isinstance(item, Template) and (not upstream.names.prefix or upstream.lists.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
         rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
@@ -619,7 +625,7 @@ class GatewayPart:
         return (
             original is None
             or self._claimant(upstream, "resources", uri) is not None
-            or upstream.is_quarantined(original)
+            or upstream.lists.is_quarantined(original)
         )
 
     def _find_unlisted(self, uri: str) -> Resource | None:
@@ -642,7 +648,7 @@ class GatewayPart:
 
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
-        for upstream in self.upstreams.values():
+        for upstream in self._mcp_upstreams:
             upstream.watches.check_room(owner, self._own_uris(upstream, uris))
 
     def follow(self, follower: object, owner: str, uris: Mapping[str, str]) -> None:
@@ -668,7 +674,7 @@ class GatewayPart:
                 self._watch(follower, owner, uris, found[key])
 
     def _find_sources(self, uris: Collection[str]) -> _Sources:
-        return {(each, uri) for each in self.upstreams.values() for uri in self._own_uris(each, uris)}
+        return {(each, uri) for each in self._mcp_upstreams for uri in self._own_uris(each, uris)}
 
     def _watch(self, follower: object, owner: str, uris: Mapping[str, str], wanted: _Sources) -> None:
         _, _, _, before = self._subscriptions.pop(follower, (owner, {}, wanted, _Sources()))
@@ -687,7 +693,7 @@ class GatewayPart:
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
-        for upstream in self.upstreams.values():
+        for upstream in self._mcp_upstreams:
             if own_uris := self._own_uris(upstream, uris):
                 await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
 
@@ -730,7 +736,7 @@ def _refresh_on_change(upstream: Upstream, file: AcceptedFile) -> Callable[[floa
         nonlocal last
         if (stamp := stamp_of(file.path)) != last:
             last = stamp
-            upstream.refresh()
+            upstream.lists.refresh()
 
     return check
 

@@ -6,7 +6,7 @@ is down, the items from the catalog's last lists serve the call instead.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -27,12 +27,14 @@ from millstream._server.dispatch import RelayedError
 from millstream._server.handlers import read
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import RawRequest
-from millstream.gateway._bridge import RevisionsDiffer, forward, forward_exactly, forward_plainly, forward_stream
+from millstream.gateway._bridge import forward, forward_exactly, forward_plainly, forward_stream
 from millstream.gateway._catalog import METHODS, Catalog, read_page
 from millstream.gateway._items import CORE
-from millstream.gateway._links import Channel, Link
+from millstream.gateway._links import Link
+from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._relay import logger
 from millstream.gateway._results import NoResponse
+from millstream.gateway._route import Way
 from millstream.gateway._upstream import Upstream
 from millstream.protocol import INVALID_PARAMS, MALFORMED, TASKS, Json, encode
 
@@ -55,7 +57,7 @@ class Passthrough:
         upstream: Its only upstream.
     """
 
-    def __init__(self, host: PartHost, upstream: Upstream) -> None:
+    def __init__(self, host: PartHost, upstream: McpUpstream) -> None:
         self._host = host
         self._upstream = upstream
         self._reading = asyncio.Lock()
@@ -88,7 +90,7 @@ class Passthrough:
 
     def _relay(self, call: Call) -> Awaitable[bytes]:
         """Pass a call on. The result is empty if the items of the upstream's lists have to serve the call."""
-        link = self._upstream.find_plain_link(call)
+        link = self._upstream.find_plain_link(call, Way.VERBATIM)
         if link is None or call.method in _SERVED_HERE:
             return self._relay_exactly(call, link)
         return self._forward(call, link)
@@ -96,15 +98,14 @@ class Passthrough:
     async def _relay_exactly(self, call: Call, link: Link | None) -> bytes:
         if link is not None or self._meets(call):
             try:
-                return await self._forward(call, link)
-            except RevisionsDiffer:
-                pass
+                if result := await self._forward(call, link):
+                    return result
             except NoResponse:
                 if call.method == _LISTEN or call.method not in _SERVED_HERE:
                     raise
                 return b""
         await self._read_lists()
-        ready = self._upstream.state == "ready"
+        ready = self._upstream.lists.state == "ready"
         if ready and call.method in _KINDS and self._host.registry.serves(call.method, call.revision):
             with suppress(NoResponse, InvalidResponse):
                 raise CustomResult(await self._list(call))
@@ -129,8 +130,10 @@ class Passthrough:
             return pages[key][0]
         page = Catalog(revision=upstream.revision.date)
         items, following = read_page(page, kind, raw, [])
-        if upstream.is_stale and any(getattr(upstream.catalog, kind).get(name) != each for name, each in items.items()):
-            await upstream.freshen()  # calls are checked and converted by these lists
+        if upstream.lists.is_stale and any(
+            getattr(upstream.catalog, kind).get(name) != each for name, each in items.items()
+        ):
+            await upstream.lists.freshen()  # calls are checked and converted by these lists
         made, known = getattr(self._host.registry, kind), getattr(upstream.catalog, kind)
         describe = project_tool if kind == "tools" else project_item
         same = {name for name, each in items.items() if name in made and known.get(name) == each}
@@ -173,27 +176,19 @@ class Passthrough:
     async def _read_lists(self) -> None:
         """Read the upstream's lists once the first client needs them."""
         upstream = self._upstream
-        if not upstream.keeps_lists.is_set() or self._reading.locked():
+        if not upstream.lists.wanted.is_set() or self._reading.locked():
             async with self._reading:
-                if not upstream.keeps_lists.is_set():
-                    upstream.keeps_lists.set()
-                    await upstream.freshen()
+                if not upstream.lists.wanted.is_set():
+                    upstream.lists.wanted.set()
+                    await upstream.lists.freshen()
 
     def _meets(self, call: Call) -> bool:
-        """Return whether both sides can speak the same revision. For a dedicated session, this is known only after it
-        opens."""
-        upstream = self._upstream
-        if not upstream.has_replied:
-            return False
-        channel = upstream.channel(call)
-        if channel is Channel.OWN:
-            return True
+        """Return whether the upstream serves a call unchanged, if its connection has the client's revision."""
+        upstream, route = self._upstream, self._upstream.route(call)
         # Tasks belong to their caller here. A call whose client doesn't support tasks can't become one.
-        if upstream.has_tasks and call.method.startswith(
-            ("tools/call", "tasks/") if TASKS in call.client.extensions else "tasks/"
-        ):
-            return False
-        return channel is Channel.SHARED and upstream.revision is call.revision
+        tasks = ("tools/call", "tasks/") if TASKS in call.client.extensions else "tasks/"
+        is_task = upstream.has_tasks and not route.own and call.method.startswith(tasks)
+        return route.is_verbatim and upstream.has_replied and not is_task
 
     async def _open_session(self, call: Call) -> bytes:
         """Open the dedicated session of a client's session and return the upstream's result of `initialize`.
@@ -202,7 +197,7 @@ class Passthrough:
             ProtocolError: The upstream rejects the client, or there are too many sessions.
         """
         upstream, call.services = self._upstream, self._host.services
-        if not upstream.has_replied or upstream.channel(call) is not Channel.OWN:
+        if not upstream.has_replied or not upstream.route(call).own:
             return b""
         try:
             if upstream.credentials is not None:
@@ -236,7 +231,7 @@ _MAX_NAME = 128
 
 
 def find_obstacle(
-    upstreams: list[Upstream], *, is_api: bool, has_items: bool, has_hooks: bool, has_search: bool, extends: bool
+    upstreams: Sequence[Upstream], *, is_api: bool, has_items: bool, has_hooks: bool, has_search: bool, extends: bool
 ) -> str:
     """Return why a server creates items from its upstreams' lists instead of relaying one, or an empty string if it
     relays.

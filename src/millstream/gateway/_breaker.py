@@ -1,0 +1,155 @@
+"""Refusal of calls that would probably get no response."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+from msgspec import Struct
+
+from millstream._protocol.principal import Share
+from millstream._server.calls.call import Call
+from millstream._tasks import retry_delay
+from millstream.protocol import Json
+
+FAILURES = 5
+"""Consecutive failures of a caller's calls to a tool, or consecutive timeouts of all calls, before the breaker
+reacts."""
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+_MAX_DURATIONS = 512
+"""Maximum recent response times kept for the quantiles."""
+_MAX_RECORDS = 1000
+"""Maximum callers and tools with failures, half of them for one caller."""
+_MAX_AGE = 600.0
+"""Seconds after which the failures of a caller may be forgotten."""
+_MAX_NAME = 200
+"""Maximum characters of a name to remember."""
+
+
+class CallerFailures(Struct):
+    """Consecutive failures of one caller's calls to one tool."""
+
+    count: int = 0
+    failed_at: float = 0.0
+    retry_at: float = 0.0
+    """When the caller can call the tool again."""
+
+
+class Breaker:
+    """Refuses calls that would probably get no response, so that callers fail fast.
+
+    Failures count against the caller and tool: after `FAILURES` failures, its calls to the tool are rejected for a
+    while, which doubles each time. Several callers may be one person, so their timeouts never block a tool for others.
+    Only failures of the gateway's own requests open the breaker for all callers.
+    """
+
+    is_open: bool = False
+    """Whether all calls are rejected."""
+    response_count: int = 0
+    """Number of calls with a response."""
+    failure_count: int = 0
+    """Number of calls without a usable response."""
+    refused_count: int = 0
+    """Number of calls that weren't sent."""
+    _failures = 0
+    """Consecutive timeouts and lost connections of all callers."""
+
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self.records: dict[tuple[str, str], dict[tuple[str, str], CallerFailures]] = {}
+        """Method and name -> owner and session -> failures. Empty as long as all calls succeed."""
+        self._share = Share(_MAX_RECORDS)
+        self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
+
+    def refusal(self, call: Call, method: str, name: str) -> str:
+        """Return the reason for not sending a call, as the end of a sentence, or an empty string to send it."""
+        text, callers = "", self.records.get((method, name[:_MAX_NAME]))
+        if self.is_open:
+            text = "isn't responding, so the call wasn't sent. Try again in a minute."
+        elif callers:
+            now, own = self._clock(), callers.get(_caller(call))
+            if own is not None and own.retry_at > now:
+                text = (
+                    f"failed your last {own.count} calls to {call.name!r:.200}, so this one wasn't sent. Try again in "
+                    f"{math.ceil(own.retry_at - now)} seconds."
+                )
+        self.refused_count += text != ""
+        return text
+
+    def succeed(self, seconds: float, call: Call, method: str, name: str) -> None:
+        """Record a call with a response, including errors."""
+        self._durations.append(seconds)
+        self.response_count += 1
+        self._failures = 0
+        if self.records:
+            self._clear(_caller(call), (method, name[:_MAX_NAME]))
+
+    def _clear(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
+        callers = self.records.get(key, {})
+        if callers.pop(caller, None) is not None:
+            self._share.leave(caller[0])
+        if not callers:
+            self.records.pop(key, None)
+
+    def fail(self, call: Call, method: str, name: str, *, responded: bool) -> bool:
+        """Record a call without a usable response. Return whether to check that the upstream responds.
+
+        Args:
+            call: The client's call.
+            method: Method of the request.
+            name: Upstream's name of the item.
+            responded: Whether there was a response, for example an invalid one.
+        """
+        self.failure_count += 1
+        self._blame(_caller(call), (method, name[:_MAX_NAME]))
+        self._failures = 0 if responded else self._failures % FAILURES + 1
+        return self._failures == FAILURES
+
+    def _blame(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
+        now = self._clock()
+        found = self.records.get(key, {}).get(caller)
+        if found is None:
+            if not self._share.take(caller[0]):
+                self._forget(now - _MAX_AGE)
+                if not self._share.take(caller[0]):
+                    return
+            found = self.records.setdefault(key, {})[caller] = CallerFailures()
+        found.failed_at = now
+        if found.retry_at > now:  # the call was sent before
+            return
+        found.count += 1
+        if found.count >= FAILURES:
+            found.retry_at = now + retry_delay(found.count - FAILURES, _FIRST_PAUSE, _LONGEST_PAUSE)
+
+    def _forget(self, before: float) -> None:
+        """Forget the failures before a time."""
+        for key, callers in list(self.records.items()):
+            for caller, each in list(callers.items()):
+                if each.failed_at < before:
+                    self._clear(caller, key)
+
+    def open(self) -> None:
+        """Reject all calls, and forget callers' failures, which the upstream caused."""
+        self.is_open = True
+        self.records.clear()
+        self._share = Share(_MAX_RECORDS)
+
+    def describe(self) -> Json:
+        """Return call counts, and quantiles of the last `_MAX_DURATIONS` response times in milliseconds."""
+        figures: Json = {
+            "breaker": "open" if self.is_open else "closed",
+            "calls": self.response_count + self.failure_count,
+            "unanswered": self.failure_count,
+            "refused": self.refused_count,
+        }
+        if self._durations:
+            ordered = sorted(self._durations)
+            for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
+                figures[name] = round(ordered[int(len(ordered) * share)] * 1000, 3)
+        return figures
+
+
+def _caller(call: Call) -> tuple[str, str]:
+    """Return the owner of a call, and its session if callers don't sign in, because they may share an address."""
+    return call.owner, "" if call.principal is not None or call.session is None else call.session.id

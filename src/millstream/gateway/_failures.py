@@ -1,0 +1,94 @@
+"""What a caller reads when a call got no usable response."""
+
+from http import HTTPStatus
+
+from millstream import ProtocolError, ToolError
+from millstream._http.client import UnsendableRequest
+from millstream._server.calls.call import Call
+from millstream.client import (
+    AccessDenied,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    RequestTimeout,
+    SessionLost,
+    TargetError,
+    TooLarge,
+    TooMuchArriving,
+)
+from millstream.client._endpoint import try_again
+from millstream.gateway._links import InUse, NoCredentials
+from millstream.gateway._relay import (
+    logger,
+)
+from millstream.gateway._results import NoResponse
+from millstream.gateway._upstream import Upstream
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    ToolUnavailable,
+)
+
+
+def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
+    """Return the error for a call that isn't sent. See `Breaker.refusal`."""
+    text = f"The server {upstream.name!r} behind this gateway {refusal}"
+    return ToolUnavailable(text) if call.method == "tools/call" else NoResponse(INTERNAL_ERROR, text)
+
+
+def no_response_error(
+    call: Call, upstream: Upstream, exc: ClientError, *, words: bool = True
+) -> ToolError | ProtocolError:
+    """Return the error for a call without a usable response. It doesn't reveal addresses or credentials.
+
+    Args:
+        call: The call.
+        upstream: The upstream.
+        exc: The reason why there was no response.
+        words: Whether to add the reason that came with an HTTP status.
+    """
+    logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, exc)
+    has_replied = exc.reply is not None if isinstance(exc, AccessDenied) else exc.status
+    if has_replied and words:
+        return refused_error(call, upstream, _describe_status(upstream, exc))
+    more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
+    text = next((text for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), _INVALID)
+    return refused_error(call, upstream, text.format(exc=exc))
+
+
+def _describe_status(upstream: Upstream, exc: ClientError) -> str:
+    """Describe an upstream's HTTP error and how to fix it."""
+    reason = f": {exc.detail}." if exc.detail else "."
+    again = try_again(exc)
+    if exc.status == HTTPStatus.UNAUTHORIZED or (exc.status == HTTPStatus.FORBIDDEN and not exc.detail):
+        has_credentials = upstream.credentials is not None or bool(upstream.config.headers)
+        text = _DENIED if has_credentials else "requires credentials. Its operator has to add them."
+        reason = f" It responded with status {exc.status}{reason}"
+    else:
+        text = f"responded with status {exc.status}"
+    return f"{text}{reason} {again}".rstrip()
+
+
+_DENIED = "rejected the gateway's credentials. Its operator has to replace them."
+_NO_EFFECT = "so the call wasn't sent. Try again in a minute."
+_EFFECT = "The call may have taken effect. Check before you call again."
+_Texts = tuple[tuple[type[ClientError], str], ...]
+_PROCESS_ERRORS: _Texts = (
+    (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
+    (TargetError, "can't be started, so the call wasn't sent. Its operator has to correct the command."),
+    (ConnectionLost, f"exited during the call. {_EFFECT}"),
+)
+_CONNECTION_ERRORS: _Texts = (
+    (ConnectFailed, f"can't be reached, {_NO_EFFECT}"),
+    (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
+)
+_ERRORS: _Texts = (
+    (SessionLost, "has ended its session with you and lost its state. Call again to start a new one."),
+    (InUse, "is busy, not down: you're using {exc.holding}. Try again when one of your calls has ended."),
+    (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
+    (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
+    (AccessDenied, _DENIED),
+    (UnsendableRequest, "didn't get this call. {exc.message}"),
+    (TooMuchArriving, f"is sending too much data at once: {{exc.holding}}. {_EFFECT} Try again later."),
+    (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),
+)
+_INVALID = "sent an invalid response. Trying again probably won't help; see the gateway's log for the reason."

@@ -1,0 +1,557 @@
+"""An upstream that speaks MCP."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+from msgspec import Raw, Struct, structs
+
+from millstream import ProtocolError, __version__
+from millstream._http.client import Inflow
+from millstream._override import override
+from millstream._protocol.errors import UNSUPPORTED_VERSION
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import Implementation
+from millstream._protocol.notifications import ResourceUpdatedNotificationParams
+from millstream._recent import Recent
+from millstream._server.calls.call import Call
+from millstream._server.calls.services import ServerChange, SessionChange
+from millstream._server.pool import Pool
+from millstream.client import (
+    ClientError,
+    Options,
+    RequestTimeout,
+    ServerError,
+    SessionLost,
+    TransportFactory,
+)
+from millstream.client._requests import NO_HANDSHAKE, Era
+from millstream.client._targets import Remote, find_server
+from millstream.client.lowlevel import Command, Conversation, RawRequest
+from millstream.gateway._catalog import (
+    Catalog,
+    Pins,
+    StoredCatalog,
+)
+from millstream.gateway._links import (
+    MAX_HTTP_CALLS,
+    MAX_STREAMS,
+    SHARED_KEY,
+    ClientIdentity,
+    InUse,
+    Link,
+    LinkKey,
+    Links,
+)
+from millstream.gateway._lists import CONNECTION_FAILURES, ListKeeper, McpLists
+from millstream.gateway._programs import library_of
+from millstream.gateway._programs.program import Program, caller_of, upstream_of
+from millstream.gateway._relay import (
+    ALL_ABILITIES,
+    CHANGES,
+    QUESTIONS,
+    OwnSession,
+    Relays,
+    abilities_of,
+    answer_errors,
+    can_ask,
+    limit_abilities,
+    logger,
+    message_for_client,
+)
+from millstream.gateway._resource_watches import ResourceWatches
+from millstream.gateway._route import Facts, Route, Way, choose_way, plan_route
+from millstream.gateway._upstream import NAME, Gateway, ItemClasses, Upstream
+from millstream.gateway._upstream_config import UpstreamConfig
+from millstream.protocol import (
+    BY_DATE,
+    INVALID_PARAMS,
+    MALFORMED,
+    METHOD_NOT_FOUND,
+    NEWEST_HANDSHAKE,
+    TASKS,
+    Json,
+    decode_object,
+    decoder,
+    encode,
+    members,
+)
+
+_decode_resource = decoder(ResourceUpdatedNotificationParams)
+
+_OTHER_CONNECTIONS = 28
+"""HTTP connections for lists, subscriptions, and polls of tasks, in addition to connections for calls."""
+_MAX_INFO = 16 * 1024
+"""Maximum size of a client's self-description to pass on, in bytes."""
+_MAX_PLAIN_METAS = 256
+
+
+def _info_of(call: Call) -> bytes:
+    """Return `clientInfo` as the client sent it. After `initialize`, only the name and version are known."""
+    try:
+        found = (
+            decode_members(call.raw_params() or b"{}").get("clientInfo", b"") if call.method == "initialize" else b""
+        )
+    except MALFORMED:
+        found = b""
+    known = Implementation(call.client.name, call.client.version)
+    return bytes(found) if 0 < len(found) <= _MAX_INFO else encode(known)
+
+
+def lacks_handshake(error: Exception) -> bool:
+    """Return whether an error of `initialize` means that there's no handshake, not that the client is rejected."""
+    if not isinstance(error, ServerError):
+        return True
+    unsupported = error.code == INVALID_PARAMS and "supported" in members(error.data)
+    return unsupported or error.code in (METHOD_NOT_FOUND, UNSUPPORTED_VERSION)
+
+
+class _SharedServer(Struct, frozen=True):
+    """A server object that outlives the connections to it."""
+
+    running: "Callable[[], AbstractAsyncContextManager[Any]]"
+
+
+class McpUpstream(Upstream):
+    """An upstream that speaks MCP: its facts, the routes that follow from them, and its connections."""
+
+    lists: McpLists
+    serves_one = False
+    """Whether it's a command that serves only this server's one client. It starts when that client connects."""
+    _uses_http = False
+    _is_websocket = False
+    """Whether messages on a connection don't name their call, so that principals can't share one."""
+
+    def __init__(self, config: UpstreamConfig, gateway: Gateway, item_classes: ItemClasses) -> None:
+        """See `Upstream`."""
+        super().__init__(config, gateway, item_classes)
+        self._era = Era()
+        self._routes: dict[tuple[str, bool, bool], Route] = {}
+        """Client's revision, whether it has a session, and whether a task is needed -> route. Emptied by each new fact.
+        """
+        self.plain_metas: Recent[tuple[bytes, str, bool], bytes] = Recent(_MAX_PLAIN_METAS)
+        """`_meta` of requests, by the client's `_meta` and revision."""
+        places = Pool(config.max_connections, several=gateway.pool.places.several)
+        clock = gateway.host.services.clock
+        self.links: Links = Links(self._make_link, gateway.sessions, places, config.idle_seconds, clock)
+        self.watches: ResourceWatches = ResourceWatches(
+            config.name,
+            self._shared_conversation,
+            lambda uri: gateway.host.services.changes.emit(ServerChange("updated", self.names.uri(uri))),
+        )
+        self.has_handshake: bool = config.revision is None
+        """Whether a shared process can use the handshake. Assumed until a handshake fails."""
+        self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
+        """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
+        self.task_tools: set[str] = set()
+        """Tools that were rejected in the handshake era, because they need tasks."""
+        self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
+
+    @override
+    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
+        return McpLists(self, stored, pins)
+
+    @override
+    async def open(self) -> None:
+        """Start connecting, in the background."""
+        config, pool = self.config, self.gateway.pool
+        match find_server(self._target, env=config.env, cwd=config.cwd):
+            case Remote() as remote:
+                self._uses_http = remote.url.scheme in ("http", "https")
+                self._is_websocket = not self._uses_http
+            case Command() as command:
+                self.processes = pool.add(config, command)
+                self.serves_one = self.relays and self.gateway.host.has_one_client
+            case Program() as program:
+                program.transport = "stdio" if self.gateway.host.has_one_client else "streamable-http"
+                self._stack.push_async_callback(program.settle)
+            case TransportFactory():
+                pass
+            case server:
+                running = await self._stack.enter_async_context(server.running())
+                self._target = _SharedServer(lambda: nullcontext(running))
+        self.gateway.host.services.session_ends.append(self.links.end_session)
+        self.gateway.host.every_second(self.links.end_idle)
+        self._stack.push_async_callback(self.links.close)
+        self._stack.push_async_callback(self.watches.close)
+        self.lists.always_asked = self.relays or self.is_program
+        self.lists.tasks.spawn(self.lists.run())
+
+    @property
+    def has_replied(self) -> bool:
+        """Whether the upstream has responded since the start. If it rejected the gateway, clients get the upstream's
+        reason."""
+        return (
+            self.serves_one
+            or bool(self.catalog.revision)
+            or (self.lists.state == "degraded" and not self.breaker.is_open)
+        )
+
+    def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
+        """Return the key of the connection that a call needs.
+
+        Args:
+            call: The client's call.
+            abilities: The questions that the client can answer (see `_relay.abilities_of`).
+            name: Upstream's name of the tool or prompt, or URI of the resource.
+        """
+        needs_task = call.method == "tools/call" and name in self.task_tools  # tasks exist only in the newer era
+        route, principal, credentials = self.route(call, needs_task=needs_task), "", ""
+        if route.takes_credentials and self.credentials is not None:
+            credentials = self.credentials.link_key(call)
+        if call.principal is not None and (route.by_principal or credentials):
+            protected = self._protected_program is not None
+            principal = caller_of(call.principal) if protected else call.principal.binding.hex()
+        key = LinkKey(
+            principal,
+            call.session.id if route.by_session and call.session is not None else "",
+            abilities if route.by_abilities else b"",
+            credentials,
+            route.handshake,
+            route.own,
+        )
+        # The connection for lists declares more than this caller has.
+        return structs.replace(key, capabilities=b"{}") if key == self.lister and route.by_abilities else key
+
+    @property
+    def lister(self) -> LinkKey:
+        """Key of the connection that reads the lists."""
+        return self.lists.lister
+
+    @property
+    @override
+    def may_have_own(self) -> bool:
+        """See `Upstream`."""
+        return self.gives_sessions and not self._shares_processes
+
+    @property
+    @override
+    def waits_for_clients(self) -> bool:
+        """See `Upstream`."""
+        return self.relays and (self.is_program or self.serves_one)
+
+    @property
+    @override
+    def relayed_sessions(self) -> Collection[str]:
+        """See `Upstream`."""
+        return self.links.own if self.relays else ()
+
+    @property
+    @override
+    def link_count(self) -> int:
+        """See `Upstream`."""
+        return len(self.links)
+
+    @override
+    def take_lists(self, found: Catalog, announced: Collection[str]) -> None:
+        """See `Upstream`."""
+        self.catalog = found
+        self.forget_routes()
+        super().take_lists(found, announced)
+
+    def lose_handshake(self) -> None:
+        """Stop using the handshake for a shared process, because it has failed."""
+        self.has_handshake = False
+        self.forget_routes()
+
+    def route(self, call: Call, *, needs_task: bool = False) -> Route:
+        """Return how a call reaches the upstream."""
+        key = call.revision.date, call.session is not None, needs_task
+        route = self._routes.get(key)
+        if route is None:
+            route = plan_route(call.revision, self._facts(), has_session=key[1], needs_task=needs_task)
+            if self.catalog.revision:
+                self._routes[key] = route
+        return route
+
+    def _facts(self) -> Facts:
+        shares, protected = self._shares_processes, self._protected_program is not None
+        return Facts(
+            revision=self.revision,
+            is_relayed=self.relays,
+            gives_sessions=self.gives_sessions,
+            has_processes=self.processes is not None and not (self.serves_one and not self.revision.handshake),
+            serves_several=shares,
+            by_principal=self.config.isolation == "per_principal" if shares else protected or self._is_websocket,
+            has_credentials=self.credentials is not None,
+            in_sessions=self.in_sessions,
+            names_calls=not (self._is_websocket or self._era.name == "http+sse" or self.has_tasks),
+        )
+
+    def forget_routes(self) -> None:
+        """Plan the routes again, because a fact has changed."""
+        self._routes.clear()
+
+    async def open_own(self, call: Call, key: LinkKey) -> Link | None:
+        """Return the dedicated session of a call's session, opened on first use, or None if the upstream has none.
+
+        Raises:
+            SessionLost: It has ended before the session of its client.
+            ServerError: The upstream rejects this client.
+            ProtocolError: There are too many dedicated sessions.
+            ClientError: The upstream can't be reached.
+        """
+        session, links = call.session, self.links
+        assert session is not None  # noqa: S101  the channel requires one
+        link = links.own.get(session.id)
+        if (link is not None and link.key != key) or session.id in links.lost:
+            links.lost.pop(session.id, None)
+            links.end_session(session.id)
+            raise SessionLost("The session was opened with different credentials.")
+        info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
+        identity = ClientIdentity(call.revision.date, Raw(info), self._capabilities_for(call))
+        peer = "" if call.origin is None else call.origin.peer
+        exempt = call.principal is None and self.gateway.proxies.exempts(peer)
+        try:
+            link = await links.open(key, "" if exempt else call.owner, identity)
+        except NO_HANDSHAKE as exc:
+            if self.revision.handshake or not lacks_handshake(exc):
+                raise
+            why = str(exc)
+        else:
+            if link.conversation.transport.has_session:
+                link.expires_at = session.expires_at
+                return link
+            links.end(link)
+            why = "It doesn't issue session ids."
+        logger.info("%s has no sessions for its clients: %s", self.name, why)
+        self.gives_sessions = False
+        self._routes.clear()
+        return None
+
+    def _capabilities_for(self, call: Call) -> Json:
+        """Return a client's declared capabilities, without questions that the policy refuses, and
+        extensions that don't pass a catalog.
+        """
+        declared, questions = dict(call.client.capabilities), self.policy.questions
+        if not self.relays and declared.pop("extensions", None):
+            passed = decode_object(self.abilities(call) or b"{}")
+            declared |= {"extensions": passed["extensions"]} if "extensions" in passed else {}
+        return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
+
+    def abilities(self, call: Call) -> bytes:
+        """Return the questions that the upstream can ask a call's client (see `_relay.abilities_of`)."""
+        return limit_abilities(abilities_of(call), self.policy.questions)
+
+    @property
+    def sender(self) -> str:
+        """Name that its questions show to the user, so that several servers can't be confused, or empty for a single
+        one without a prefix.
+        """
+        return self.name if self.names.prefix or self.gateway.has_several else ""
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the upstream announces the tasks extension."""
+        return TASKS in self.catalog.extensions
+
+    @property
+    def in_sessions(self) -> bool:
+        """Whether a shared process uses the handshake, although it also supports the newer era."""
+        return self.catalog.asks_by_handshake and self.has_handshake
+
+    def ask_by_handshake(self, link: Link) -> str:
+        """Use the handshake from now on, because a shared process can't ask questions in the newer era.
+
+        Returns:
+            What the caller can do, or empty if it isn't a shared process or doesn't support the handshake.
+        """
+        newer = not link.conversation.negotiated.revision.handshake
+        if not (newer and self._shares_processes and self.has_handshake):
+            return ""
+        if not can_ask(limit_abilities(ALL_ABILITIES, self.policy.questions)):
+            return "The gateway's policy doesn't allow its questions."
+        remedy = "It's restarting in the mode that allows questions. Call again."
+        if self.catalog.asks_by_handshake:
+            return remedy
+        logger.warning(
+            "%s can't ask questions in revision %s; restarting it with the handshake",
+            self.name,
+            self.catalog.revision,
+        )
+        self.catalog.asks_by_handshake = True
+        self._routes.clear()
+        self.lists.refresh()
+        return remedy
+
+    def find_plain_link(self, call: Call, way: Way) -> Link | None:
+        """Return the open connection for a call that is one request and one result: the one that all share, or in a
+        relay, the dedicated session of its client. Return None if the call needs more.
+        """
+        route = self.route(call)
+        if (
+            not route.is_plain
+            or self.breaker.is_open
+            or call.token is not None
+            or (
+                way is Way.PASS
+                and (
+                    call.revision.handshake
+                    or call.tee is not None
+                    or call.log_level
+                    or call.rounds is not None
+                    or call.responses
+                    or (call.services.forwarded_extensions and call.client.extensions)
+                )
+            )
+        ):
+            return None
+        links, session = self.links, call.session
+        if not route.own:
+            link = links.links.get(SHARED_KEY)
+        elif session is None or (link := links.own.get(session.id)) is None:
+            return None
+        else:
+            link.expires_at = session.expires_at
+        if link is None or link.open_task is not None:
+            return None
+        source = link.conversation.negotiated.revision
+        return link if choose_way(call.revision, source, is_relayed=self.relays) is way else None
+
+    @property
+    def _protected_program(self) -> Program | None:
+        """The program, if it checks tokens, so that each caller needs separate connections."""
+        target = self._target
+        return target if isinstance(target, Program) and target.protected else None
+
+    @property
+    def _shares_processes(self) -> bool:
+        """Whether one process of a command serves several callers."""
+        return self.processes is not None and self.config.isolation != "per_session" and not self.serves_one
+
+    def _make_link(self, key: LinkKey, owner: str, client: ClientIdentity | None = None) -> Link:
+        # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
+        # the lists are read with all that clients can have.
+        lists = self.lists
+        config, everything = self.config, self._shares_processes or key == lists.lister
+        relays = Relays(
+            config.name,
+            limit_abilities(ALL_ABILITIES, self.policy.questions) if everything else key.capabilities,
+            sender=self.sender,
+            in_process=isinstance(self._target, _SharedServer),
+            log=None if self.processes is None else self.processes.log.write,
+            on_change=partial(self._take_change, key),
+            own=None if client is None else self._own_session(key.affinity, client),
+        )
+        revision = config.revision or (client.revision if client else None)
+        if key.handshake:
+            revision = NEWEST_HANDSHAKE.date
+        target, handshake = self._target, "\nhandshake" if key.handshake else ""
+        if self.processes is not None:
+            target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
+        elif isinstance(target, Program):
+            target = structs.replace(target, caller=key.principal)
+        credentials = self.credentials
+        auth = None if credentials is None else credentials.auth(key.credentials)
+        forwarded = None if credentials is None else credentials.headers_for_link(key.credentials)
+        conversation = relays.conversation = Conversation(
+            target,
+            relays,
+            Options(
+                name=NAME,
+                connect_timeout=config.connect_timeout,
+                max_bytes=config.max_bytes,
+                cache=False,
+                env=config.env,
+                cwd=config.cwd,
+                auth=auth,
+                max_connections=MAX_HTTP_CALLS + MAX_STREAMS + _OTHER_CONNECTIONS,
+            ),
+            revision=revision,
+            headers=config.headers if forwarded is None else {**config.headers, **forwarded},
+            timeout=config.timeout * (lists.start_factor if key == lists.lister else 1),
+            observer=relays.receive,
+            about=client.info if client else None,
+            reconnects=client is None,
+        )
+        conversation.requests.inflow = Inflow(self.gateway.arriving, config.name)
+        if client is None:
+            conversation.requests.era = self._era
+        conversation.requests.incoming.watchers.add(lists.take_interruption)
+        places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
+        return Link(key, owner, conversation, relays, places)
+
+    async def _shared_conversation(self) -> Conversation:
+        return (await self.links.open(self.lister)).conversation
+
+    @override
+    def end_links_of(self, owner: str) -> None:
+        """Close the connections of a user who has reconnected or disconnected."""
+        self.lists.leave(owner)
+        self.links.end_links_of(owner)
+
+    @override
+    def is_watchable(self) -> bool:
+        """See `Upstream`."""
+        if self.credentials is not None and self.credentials.personal:  # another user's account would watch them
+            return False
+        return bool(members(self.catalog.capabilities.get("resources")).get("subscribe"))
+
+    def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
+        names_calls = self._uses_http or self.is_program
+        return OwnSession(session, client.capabilities, self.relays, names_calls, self._pass_on, self._ask_session)
+
+    def _pass_on(self, session: str, method: str, params: bytes) -> None:
+        """Send a client's session the messages that its upstream session received outside of calls."""
+        self._send_to_session(session, message_for_client(method, params))
+
+    def _send_to_session(self, session: str, message: bytes) -> None:
+        self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
+
+    async def _ask_session(self, session: str, method: str, params: Json) -> bytes:
+        """Ask the client of a session outside its calls.
+
+        Raises:
+            ProtocolError: It can't be asked, declined, or didn't respond.
+        """
+        services = self.gateway.host.services
+        if not services.changes.has_session(session):
+            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
+
+        async def send(message: bytes) -> None:
+            self._send_to_session(session, message)
+
+        with answer_errors():
+            return await services.questions.ask(send, method, params, owner=session, scope=session)
+
+    def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
+        """Handle an announced change."""
+        if kind := CHANGES[method]:
+            self.lists.note(kind)
+        elif key.affinity:  # a subscription on another connection doesn't report it
+            with contextlib.suppress(*MALFORMED):
+                uri = self.names.uri(_decode_resource(params).uri)
+                change = SessionChange("updated", uri, session=key.affinity)
+                self.gateway.host.services.changes.emit(change)
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the target is another library's program in this process."""
+        return isinstance(self._target, Program)
+
+    async def probe(self) -> ClientError | None:
+        """Return why the upstream doesn't respond to the gateway's own request, or None if it does."""
+        try:
+            async with asyncio.timeout(self.config.connect_timeout):
+                if self.processes is None:  # callers may be using all other connections
+                    key = LinkKey(affinity="#check", credentials=self.lister.credentials)
+                    conversation = self._make_link(key, "").conversation
+                    await conversation.start()
+                else:
+                    conversation = await self._shared_conversation()
+                    method = "ping" if conversation.negotiated.revision.handshake else "server/discover"
+                    await conversation.requests.ask(RawRequest(method=method, repeatable=True))
+                    return None
+        except InUse:
+            return None
+        except CONNECTION_FAILURES as exc:
+            return exc
+        except TimeoutError:
+            return RequestTimeout(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
+        except (ClientError, OSError):
+            return None  # the upstream has responded, or isn't to blame
+        await conversation.close()
+        return None

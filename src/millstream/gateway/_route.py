@@ -1,0 +1,103 @@
+"""How a call reaches an upstream: pure functions from what is known to a value.
+
+`plan_route` chooses the connection, before there is one. `choose_way` chooses what happens to messages on it, as soon
+as the connection has a revision. Nothing else decides either.
+"""
+
+from enum import Enum
+from functools import cache
+
+from msgspec import Struct
+
+from millstream.protocol import Revision
+
+
+class Way(Enum):
+    """What happens to the messages of a call, and to the questions that the upstream asks."""
+
+    VERBATIM = "verbatim"
+    """Everything is passed on unchanged, because a relay's client speaks the upstream's revision."""
+    STREAM = "stream"
+    """Both sides have sessions: questions are requests on the stream of the call."""
+    PASS = "pass"  # noqa: S105  not a password
+    """Neither side has: the client answers questions in a result with its next request."""
+    ROUNDS = "rounds"
+    """From a session to an upstream without: questions in a result become requests to the client."""
+    PARK = "park"
+    """From a request to an upstream with sessions: the call waits there for the client's next request."""
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """Facts about an upstream, from which its routes follow."""
+
+    revision: Revision
+    """The newest revision that the upstream and the gateway have in common."""
+    is_relayed: bool = False
+    gives_sessions: bool = True
+    """Whether the upstream creates sessions, as far as known."""
+    has_processes: bool = False
+    serves_several: bool = False
+    """Whether one process serves several clients."""
+    by_principal: bool = False
+    """Whether connections, or shared processes, are separate for each principal."""
+    has_credentials: bool = False
+    in_sessions: bool = False
+    """Whether a shared process uses the handshake although it also supports the newer era."""
+    names_calls: bool = True
+    """Whether messages name their call, and no call becomes a task."""
+
+
+class Route(Struct, frozen=True):
+    """The connection for the calls of some clients."""
+
+    own: bool = False
+    """Whether it's an upstream session that serves only one client session, with its revision and name."""
+    by_principal: bool = True
+    by_session: bool = True
+    by_abilities: bool = True
+    takes_credentials: bool = True
+    handshake: bool = False
+    is_plain: bool = False
+    """Whether a call can be one request and one result, on an open connection."""
+    is_verbatim: bool = False
+    """Whether the way can be `Way.VERBATIM`. An own connection has its revision only once it's open."""
+
+
+def plan_route(client: Revision, facts: Facts, *, has_session: bool, needs_task: bool = False) -> Route:
+    """Return the connection for a client's calls.
+
+    Args:
+        client: The client's revision.
+        facts: What is known about the upstream.
+        has_session: Whether the client has a session here.
+        needs_task: Whether the call needs the newer era, because only that has tasks.
+    """
+    own = client.handshake and has_session and facts.gives_sessions and not facts.serves_several
+    same = facts.is_relayed and client is facts.revision
+    if facts.serves_several:
+        return Route(False, facts.by_principal, False, False, False, facts.in_sessions, is_verbatim=same)
+    plain = not (facts.has_processes or facts.has_credentials or facts.by_principal) and facts.names_calls
+    if own and not needs_task:
+        return Route(own, by_abilities=False, is_plain=plain and facts.is_relayed, is_verbatim=facts.is_relayed)
+    if facts.has_processes:
+        return Route(takes_credentials=False, is_verbatim=same)
+    if facts.revision.handshake:
+        return Route(is_verbatim=same)
+    plain = plain and not client.handshake and (same or not facts.is_relayed)
+    return Route(False, facts.by_principal, False, False, is_plain=plain, is_verbatim=same)
+
+
+@cache
+def choose_way(client: Revision, source: Revision, *, is_relayed: bool) -> Way:
+    """Return what happens to the messages of a call.
+
+    Args:
+        client: The client's revision.
+        source: The revision of the connection to the upstream.
+        is_relayed: Whether the server relays the upstream.
+    """
+    if is_relayed and client is source:
+        return Way.VERBATIM
+    if source.handshake:
+        return Way.STREAM if client.handshake else Way.PARK
+    return Way.ROUNDS if client.handshake else Way.PASS
