@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +330,61 @@ async def test_process_that_starts_more_slowly_than_the_timeout_is_given_longer(
         async with asyncio.timeout(WAIT):
             await changed.wait()
         assert [tool.name async for tool in client.tools(fresh=True)] == ["s_late"]
+
+
+REMEMBERS = r"""
+import json, sys
+REVISION, watched, level = sys.argv[1], set(), "debug"
+
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params = message.get("method"), message.get("params", {})
+    result = {
+        "protocolVersion": REVISION,
+        "capabilities": {"tools": {}, "logging": {}, "resources": {"subscribe": True}},
+        "serverInfo": {"name": "remembers", "version": "1"},
+    }
+    if method == "tools/list":
+        result = {"tools": [{"name": "touch", "inputSchema": {"type": "object"}}]}
+    elif method == "resources/list":
+        result = {"resources": [{"uri": "doc://1", "name": "one"}]}
+    elif method == "resources/subscribe":
+        watched.add(params["uri"])
+        result = {}
+    elif method == "resources/unsubscribe":
+        watched.discard(params["uri"])
+        result = {}
+    elif method == "logging/setLevel":
+        level, result = params["level"], {}
+    elif method == "tools/call":
+        if "doc://1" in watched:
+            say(method="notifications/resources/updated", params={"uri": "doc://1"})
+        result = {"content": [{"type": "text", "text": level}]}
+    if "id" in message:
+        say(id=message["id"], result=result)
+"""
+"""A server that announces its resource when `touch` is called, which returns the log level of the session."""
+
+
+@pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
+@pytest.mark.parametrize("own", ["2025-06-18", "2025-11-25"])
+async def test_callers_of_a_relayed_process_do_not_change_its_session(revision: str, own: str) -> None:
+    mcp = Server("front")
+    mcp.upstream("shared", [sys.executable, "-c", REMEMBERS, own], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        await stack.enter_async_context(mcp.running())
+        server = await stack.enter_async_context(serve(mcp))
+        url = f"http://127.0.0.1:{server.port}/{'sse' if revision == '2024-11-05' else 'mcp'}"
+        ada, eve = [await stack.enter_async_context(Client(url, revision=revision, timeout=WAIT)) for _ in range(2)]
+        changes = await stack.enter_async_context(ada.watch("doc://1"))
+        async with eve.watch("doc://1"):
+            pass  # Eve unsubscribes
+        await eve.set_log_level("emergency")
+        for _ in range(3):
+            assert (await ada.call("touch")).text != "emergency"
+            async for change in changes:
+                assert change.uri == "doc://1"
+                break

@@ -188,7 +188,7 @@ class Passthrough:
         # Tasks belong to their caller here. A call whose client doesn't support tasks can't become one.
         tasks = ("tools/call", "tasks/") if TASKS in call.client.extensions else "tasks/"
         is_task = upstream.has_tasks and not route.own and call.method.startswith(tasks)
-        return route.is_verbatim and upstream.has_replied and not is_task
+        return route.passes(call.method) and upstream.has_replied and not is_task
 
     async def _open_session(self, call: Call) -> bytes:
         """Open the dedicated session of a client's session and return the upstream's result of `initialize`.

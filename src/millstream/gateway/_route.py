@@ -27,6 +27,10 @@ class Way(Enum):
     """From a request to an upstream with sessions: the call waits there for the client's next request."""
 
 
+SESSION_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe", "logging/setLevel"})
+"""Methods whose effect lasts as long as the session."""
+
+
 class Facts(Struct, frozen=True, kw_only=True):
     """Facts about an upstream, from which its routes follow."""
 
@@ -61,6 +65,12 @@ class Route(Struct, frozen=True):
     """Whether a call can be one request and one result, on an open connection."""
     is_verbatim: bool = False
     """Whether the way can be `Way.VERBATIM`. An own connection has its revision only once it's open."""
+
+    def passes(self, method: str) -> bool:
+        """Return whether a relay passes on the requests of a method. What a session remembers stays in the client's
+        session here, unless the upstream session is its own: other callers share it.
+        """
+        return self.is_verbatim and (self.own or method not in SESSION_METHODS)
 
 
 def plan_route(client: Revision, facts: Facts, *, has_session: bool, needs_task: bool = False) -> Route:
