@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,27 +12,17 @@ import msgspec
 from millstream._http.client import ArrivingBytes
 from millstream._http.hosts import TrustedProxies
 from millstream._parts import PartHost
-from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import BY_DATE
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
-from millstream._server.calls.sessions import spellings
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler, RegisteredExtension
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream.client import TargetError
-from millstream.client._targets import Remote, find_server
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
-from millstream.gateway._credentials import (
-    BearerToken,
-    ClientCredentials,
-    PerUserOAuth,
-    StaticHeaders,
-    TokenExchange,
-)
+from millstream.gateway._followed import FollowedResources
 from millstream.gateway._items import MCP_ITEMS, ExtensionForwarding
 from millstream.gateway._links import MAX_OWN_SESSIONS
 from millstream.gateway._mcp_upstream import McpUpstream
@@ -40,7 +30,6 @@ from millstream.gateway._names import (
     CAPABILITY,
     STARTING,
     Announcement,
-    MatchedUri,
     find_loops,
     identity,
     leads_back,
@@ -90,10 +79,6 @@ class GatewayDefinition(Protocol):
     def title(self) -> str: ...
 
 
-_Sources = set[tuple[McpUpstream, str]]
-"""Upstreams, and their own URIs of resources."""
-
-
 class GatewayPart:
     """Connects to the upstreams of a server and offers their items."""
 
@@ -111,9 +96,6 @@ class GatewayPart:
         self._announcement: Announcement = {"id": "", "upstreams": {}, STARTING: 0}
         """See `_names`."""
 
-        self._subscriptions: dict[object, tuple[str, Mapping[str, str], _Sources, _Sources]] = {}
-        """Stream or connection -> its caller, the URIs that it subscribes to, and the upstreams' URIs: all of them,
-        and the watched ones."""
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
 
@@ -158,6 +140,7 @@ class GatewayPart:
         largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
+        self._followed = FollowedResources(host.registry, self.upstreams, self._hides)
         gateway = Gateway(
             id=self._announcement["id"],
             name=self.definition.name,
@@ -171,20 +154,10 @@ class GatewayPart:
             on_change=self._register,
         )
         for config in self.definition.upstreams:
-            upstream: Upstream
-            if config.openapi is None:
-                upstream = McpUpstream(config, gateway, MCP_ITEMS)
-            else:
-                from millstream.gateway._openapi_upstream import API_ITEMS, ApiUpstream  # noqa: PLC0415  few are APIs
-
-                upstream = ApiUpstream(config, gateway, API_ITEMS)
-            self.upstreams[config.name] = upstream
-            self._set_up_policy(upstream, host)
-            self._set_up_credentials(upstream, host)
-            host.stack.push_async_callback(upstream.close)
+            self.upstreams[config.name] = self._add_upstream(config, gateway, host)
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
-        host.services.changes.source = self
+        host.services.changes.source = self._followed
         host.find_resources(self._find_unlisted)
         self.definition.connected = True
         host.dispatcher.wrap([method for method, *_ in METHODS.values()], self._list)
@@ -206,6 +179,29 @@ class GatewayPart:
         self._merge_hints()
         if self._name_conflict:
             raise ValueError(self._name_conflict)
+
+    def _add_upstream(self, config: UpstreamConfig, gateway: Gateway, host: PartHost) -> Upstream:
+        """Return an upstream that isn't open yet.
+
+        Raises:
+            LocalError: Options of its credentials are invalid.
+        """
+        upstream: Upstream
+        if config.openapi is None:
+            upstream = McpUpstream(config, gateway, MCP_ITEMS)
+        else:
+            from millstream.gateway._openapi_upstream import API_ITEMS, ApiUpstream  # noqa: PLC0415  few are APIs
+
+            upstream = ApiUpstream(config, gateway, API_ITEMS)
+        self._set_up_policy(upstream, host)
+        if config.auth is not None or config.forward_headers:
+            from millstream.gateway._credentials.setup import create_credentials  # noqa: PLC0415  few have some
+
+            upstream.credentials = credentials = create_credentials(config, upstream.address, host)
+            credentials.on_change = upstream.end_links_of
+            host.stack.push_async_callback(credentials.close)
+        host.stack.push_async_callback(upstream.close)
+        return upstream
 
     def _choose_mode(self, host: PartHost) -> None:
         """Relay a single upstream, unless something prevents it."""
@@ -257,75 +253,6 @@ class GatewayPart:
         if announced != self._announcement:
             self._announcement.update(announced)
             self._host.dispatcher.announcement.forget()
-
-    def _set_up_credentials(self, upstream: Upstream, host: PartHost) -> None:  # noqa: C901, PLR0912  a case for each kind
-        """Create the credentials of an upstream, if it has some or forwards headers.
-
-        Raises:
-            LocalError: The options are invalid. The message gives the reason.
-        """
-        config, auth = upstream.config, upstream.config.auth
-        if auth is None and not config.forward_headers:
-            return
-        from millstream.gateway._credentials.source import (  # noqa: PLC0415  many upstreams need none
-            FixedCredentials,
-            UpstreamCredentials,
-            check_forwarded,
-        )
-
-        name = config.name
-        try:
-            server = find_server(upstream.address, env={}, cwd=None)
-        except TargetError:
-            server = None
-        if not isinstance(server, Remote):
-            option = "auth" if auth is not None else "forward_headers"
-            raise LocalError(
-                f"The upstream {name!r} has {option}, which requires a URL. Pass a command's secrets in env=…."
-            )
-        url, configured = server.url, [*config.headers]
-        if isinstance(auth, StaticHeaders):
-            if auth.query and config.openapi is None:
-                raise LocalError(f"The upstream {name!r} has a secret in its query, which only an API can have.")
-            configured += auth.headers
-        elif auth is not None:
-            if any(each.lower() == "authorization" for each in config.headers):
-                raise LocalError(
-                    f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them."
-                )
-            configured.append("authorization")
-        forward = check_forwarded(name, config.forward_headers, configured, host.settings.auth_key_header)
-        if isinstance(auth, TokenExchange | PerUserOAuth) and host.guard is None:
-            kind = auth.__struct_config__.tag
-            in_file = ", or a table such as [auth.issuer] in gateway.toml"
-            raise LocalError(
-                f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
-                f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."
-            )
-        credentials: UpstreamCredentials
-        match auth:
-            case None:
-                credentials = UpstreamCredentials(name, forward)
-            case BearerToken():
-                credentials = FixedCredentials(name, forward, {"Authorization": auth}, "Bearer ")
-            case StaticHeaders():
-                credentials = FixedCredentials(name, forward, auth.headers, query=auth.query)
-            case ClientCredentials():
-                from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  where it's used
-
-                credentials = OwnCredentials(name, forward, url, auth, host.services)
-            case TokenExchange():
-                from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
-
-                credentials = ExchangedCredentials(name, forward, url, auth, host.services)
-                host.observe(credentials.observe)
-            case PerUserOAuth():
-                from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
-
-                credentials = PersonalCredentials(name, forward, url, auth, host)
-        upstream.credentials = credentials
-        credentials.on_change = upstream.end_links_of
-        host.stack.push_async_callback(credentials.close)
 
     def _set_up_policy(self, upstream: Upstream, host: PartHost) -> None:
         if upstream.policy.has_budgets:
@@ -463,7 +390,7 @@ class GatewayPart:
         watchable = upstream.is_watchable(), upstream.lists.quarantined
         if "resources" in changed or watchable != self._watchable.get(upstream.name):
             self._watchable[upstream.name] = watchable
-            self._follow_again()
+            self._followed.follow_again()
 
     def _find_items(self, upstream: Upstream) -> dict[str, _Items]:
         """Return the items to offer by kind, except items that the policy excludes or that have an unusable name."""
@@ -641,82 +568,6 @@ class GatewayPart:
                 found: Resource = self._make_item("resources", upstream, uri, own_uri, description, rules)
                 return found
         return None
-
-    # Subscriptions
-
-    entry_bytes = 300  # size of a tuple, a set entry, and the upstream's own URI
-
-    def check_room(self, owner: str, uris: Collection[str]) -> None:
-        """See `ChangeSource`."""
-        for upstream in self._mcp_upstreams:
-            upstream.watches.check_room(owner, self._own_uris(upstream, uris))
-
-    def follow(self, follower: object, owner: str, uris: Mapping[str, str]) -> None:
-        """See `ChangeSource`: watch the resources that streams and connections of this worker subscribe to."""
-        if follower not in self._subscriptions:
-            self._watch(follower, owner, uris, self._find_sources(spellings(uris)))
-            return
-        _, before, wanted, _ = self._subscriptions[follower]
-        added, gone = (
-            self._find_sources([these[form] or form for form in these.keys() - others.keys()])
-            for these, others in ((uris, before), (before, uris))
-        )
-        self._watch(follower, owner, uris, (wanted - gone) | added)
-
-    def _follow_again(self) -> None:
-        """Update the watched resources after the offered ones have changed. Streams can share URIs."""
-        found: dict[Collection[str], _Sources] = {}
-        for follower, (owner, uris, _, watched) in list(self._subscriptions.items()):
-            key = frozenset(uris)
-            if key not in found:
-                found[key] = self._find_sources(spellings(uris))
-            if found[key] != watched:
-                self._watch(follower, owner, uris, found[key])
-
-    def _find_sources(self, uris: Collection[str]) -> _Sources:
-        return {(each, uri) for each in self._mcp_upstreams for uri in self._own_uris(each, uris)}
-
-    def _watch(self, follower: object, owner: str, uris: Mapping[str, str], wanted: _Sources) -> None:
-        _, _, _, before = self._subscriptions.pop(follower, (owner, {}, wanted, _Sources()))
-        for upstream, uri in before - wanted:
-            upstream.watches.leave(owner, uri)
-        taken = {(each, uri) for each, uri in wanted - before if each.watches.take(owner, uri)}
-        watched = (before & wanted) | taken
-        if watched == wanted:
-            watched = wanted
-        else:  # a session can subscribe on any worker, and before it has a stream
-            logger.warning("%s watches %d of its %d resources", owner or "A client", len(watched), len(wanted))
-        if uris:
-            self._subscriptions[follower] = owner, uris, wanted, watched
-        for upstream in {each for each, _ in before ^ watched}:
-            upstream.watches.start(handshake=upstream.revision.handshake)
-
-    async def wait_until_followed(self, uris: Collection[str]) -> None:
-        """See `ChangeSource`."""
-        for upstream in self._mcp_upstreams:
-            if own_uris := self._own_uris(upstream, uris):
-                await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
-
-    def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
-        """Return the upstream's own URIs of the resources that can be watched there."""
-        if not upstream.is_watchable():
-            return []
-        offered = [each.offered["resources"] for each in self.upstreams.values()]
-        return [
-            own_uri
-            for uri in map(self._spell, uris)
-            if (own_uri := upstream.names.original_uri(uri))
-            and (uri not in self._host.registry.resources or any(uri in each for each in offered))
-            and upstream.policy.rules_of(uri) is not None
-            and not self._hides(upstream, uri)
-        ]
-
-    def _spell(self, uri: str) -> str:
-        """Return a URI in its upstream's spelling, after the prefix."""
-        item, variables = self._host.registry.find_readable(uri)
-        if isinstance(variables, MatchedUri):
-            return variables.uri
-        return item.name if isinstance(item, Resource) else uri
 
     def _unregister_all(self) -> None:
         for upstream in self.upstreams.values():
