@@ -14,7 +14,7 @@ from millstream._protocol.content import ResourceLink
 from millstream._protocol.metadata import ORIGIN_KEY
 from millstream.client import Client
 from millstream.gateway import OpenApi, UpstreamPolicy
-from millstream.gateway._links import FAILURES
+from millstream.gateway._breaker import FAILURES
 from millstream.middleware import Middleware, Next, Request
 from patience import WAIT
 

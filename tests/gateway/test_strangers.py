@@ -90,7 +90,7 @@ async def test_go_sdk_server_can_ask_clients_from_both_eras(go_server: str) -> N
         Client(mcp, revision="2025-11-25", **answers) as old, Client(mcp, revision="2026-07-28", **answers) as new,
     ):  # fmt: skip
         assert "Call again." in (await old.call("ask", raise_on_error=False)).text
-        await upstream_of(runtime).load()  # as if another worker had listed it, in the newer era
+        await upstream_of(runtime).lists.load()  # as if another worker had listed it, in the newer era
         assert [(await each.call("ask")).text for each in (old, new)] == ["Ada", "Ada"]
 
 
@@ -281,7 +281,7 @@ async def test_lists_that_fail_to_refresh_stay_unchanged(caplog: pytest.LogCaptu
     mcp = make_gateway(stranger(ALL, replies), prefix="odd")
     async with mcp.running() as runtime, Client(mcp, timeout=WAIT) as client, client.watch(resources=True) as changes:
         assert not await client.resources()
-        upstream_of(runtime).refresh()
+        upstream_of(runtime).lists.refresh()
         await anext(changes)
         assert [each.uri for each in await client.resources(fresh=True)] == ["memo://odd/1"]
         assert [each.name for each in await client.tools(fresh=True)] == ["odd_go"]

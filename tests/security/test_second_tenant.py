@@ -274,7 +274,7 @@ async def http_calls(stack: AsyncExitStack) -> Shared:
     there, mcp = Server("there"), make_server()
     started, running = add_work(there), await run(stack, there)
     url = f"http://127.0.0.1:{running.port}/mcp"
-    stack.enter_context(patch("millstream.gateway._upstream.MAX_HTTP_CALLS", 8))
+    stack.enter_context(patch("millstream.gateway._mcp_upstream.MAX_HTTP_CALLS", 8))
     mcp.upstream("there", url, start_timeout=WAIT, timeout=WAIT)
     error = r"busy, not down: you're using \d of its 8 connections"
     running = await run(stack, mcp)

@@ -64,7 +64,7 @@ class Route(Struct, frozen=True):
     is_plain: bool = False
     """Whether a call can be one request and one result, on an open connection."""
     is_verbatim: bool = False
-    """Whether the way can be `Way.VERBATIM`. An own connection has its revision only once it's open."""
+    """Whether the way can be `Way.VERBATIM`. A session of the client's own has its revision only once it's open."""
 
     def passes(self, method: str) -> bool:
         """Return whether a relay passes on the requests of a method. What a session remembers stays in the client's
