@@ -1,4 +1,4 @@
-from millstream.gateway._route import Facts, Way, choose_way, plan_route
+from millstream.gateway._route import UpstreamFacts, Way, choose_way, plan_route
 from millstream.protocol import BY_DATE
 
 OWN = {
@@ -24,7 +24,7 @@ WAYS = {
 
 def test_own_sessions_depend_on_both_revisions_and_on_sessions() -> None:
     for (client, upstream, has_session, gives, several), expected in OWN.items():
-        facts = Facts(revision=BY_DATE[upstream], gives_sessions=gives, serves_several=several)
+        facts = UpstreamFacts(revision=BY_DATE[upstream], gives_sessions=gives, serves_several=several)
         route = plan_route(BY_DATE[client], facts, has_session=has_session)
         assert route.own is expected, (client, upstream, has_session, gives, several)
 

@@ -49,7 +49,7 @@ class LinkKey(Struct, frozen=True, gc=False):
     handshake: bool = False
     """Whether a shared process uses the handshake although it also supports the per-request era."""
     own: bool = False
-    """Whether it's the dedicated session for a client's session (see `Route.own`)."""
+    """Whether it's the dedicated session for a client's session (see `CallRoute.own`)."""
 
 
 MAX_OWN_SESSIONS = 4096

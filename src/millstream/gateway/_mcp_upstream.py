@@ -63,7 +63,7 @@ from millstream.gateway._relay import (
     message_for_client,
 )
 from millstream.gateway._resource_watches import ResourceWatches
-from millstream.gateway._route import Facts, Route, Way, choose_way, plan_route
+from millstream.gateway._route import UpstreamFacts, CallRoute, Way, choose_way, plan_route
 from millstream.gateway._upstream import NAME, Gateway, ItemClasses, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import (
@@ -129,7 +129,7 @@ class McpUpstream(Upstream):
         """See `Upstream`."""
         super().__init__(config, gateway, item_classes)
         self._era = Era()
-        self._routes: dict[tuple[str, bool, bool], Route] = {}
+        self._routes: dict[tuple[str, bool, bool], CallRoute] = {}
         """Client's revision, whether it has a session, and whether a task is needed -> route. Emptied by each new fact.
         """
         self.plain_metas: Recent[tuple[bytes, str, bool], bytes] = Recent(_MAX_PLAIN_METAS)
@@ -248,7 +248,6 @@ class McpUpstream(Upstream):
     @override
     def take_lists(self, found: Catalog, announced: Collection[str]) -> None:
         """See `Upstream`."""
-        self.catalog = found
         self.forget_routes()
         super().take_lists(found, announced)
 
@@ -257,7 +256,7 @@ class McpUpstream(Upstream):
         self.has_handshake = False
         self.forget_routes()
 
-    def route(self, call: Call, *, needs_task: bool = False) -> Route:
+    def route(self, call: Call, *, needs_task: bool = False) -> CallRoute:
         """Return how a call reaches the upstream."""
         key = call.revision.date, call.session is not None, needs_task
         route = self._routes.get(key)
@@ -267,9 +266,9 @@ class McpUpstream(Upstream):
                 self._routes[key] = route
         return route
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> UpstreamFacts:
         shares, protected = self._shares_processes, self._protected_program is not None
-        return Facts(
+        return UpstreamFacts(
             revision=self.revision,
             is_relayed=self.relays,
             gives_sessions=self.gives_sessions,

@@ -22,7 +22,7 @@ from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
-from millstream.gateway._followed import FollowedResources
+from millstream.gateway._followers import FollowedResources
 from millstream.gateway._items import MCP_ITEMS, ExtensionForwarding
 from millstream.gateway._links import MAX_OWN_SESSIONS
 from millstream.gateway._mcp_upstream import McpUpstream

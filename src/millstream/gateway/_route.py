@@ -31,8 +31,8 @@ SESSION_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe", "lo
 """Methods whose effect lasts as long as the session."""
 
 
-class Facts(Struct, frozen=True, kw_only=True):
-    """Facts about an upstream, from which its routes follow."""
+class UpstreamFacts(Struct, frozen=True, kw_only=True):
+    """UpstreamFacts about an upstream, from which its routes follow."""
 
     revision: Revision
     """The newest revision that the upstream and the gateway have in common."""
@@ -51,7 +51,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Whether messages name their call, and no call becomes a task."""
 
 
-class Route(Struct, frozen=True):
+class CallRoute(Struct, frozen=True):
     """The connection for the calls of some clients."""
 
     own: bool = False
@@ -73,7 +73,7 @@ class Route(Struct, frozen=True):
         return self.is_verbatim and (self.own or method not in SESSION_METHODS)
 
 
-def plan_route(client: Revision, facts: Facts, *, has_session: bool, needs_task: bool = False) -> Route:
+def plan_route(client: Revision, facts: UpstreamFacts, *, has_session: bool, needs_task: bool = False) -> CallRoute:
     """Return the connection for a client's calls.
 
     Args:
@@ -85,16 +85,16 @@ def plan_route(client: Revision, facts: Facts, *, has_session: bool, needs_task:
     own = client.handshake and has_session and facts.gives_sessions and not facts.serves_several
     same = facts.is_relayed and client is facts.revision
     if facts.serves_several:
-        return Route(False, facts.by_principal, False, False, False, facts.in_sessions, is_verbatim=same)
+        return CallRoute(False, facts.by_principal, False, False, False, facts.in_sessions, is_verbatim=same)
     plain = not (facts.has_processes or facts.has_credentials or facts.by_principal) and facts.names_calls
     if own and not needs_task:
-        return Route(own, by_abilities=False, is_plain=plain and facts.is_relayed, is_verbatim=facts.is_relayed)
+        return CallRoute(own, by_abilities=False, is_plain=plain and facts.is_relayed, is_verbatim=facts.is_relayed)
     if facts.has_processes:
-        return Route(takes_credentials=False, is_verbatim=same)
+        return CallRoute(takes_credentials=False, is_verbatim=same)
     if facts.revision.handshake:
-        return Route(is_verbatim=same)
+        return CallRoute(is_verbatim=same)
     plain = plain and not client.handshake and (same or not facts.is_relayed)
-    return Route(False, facts.by_principal, False, False, is_plain=plain, is_verbatim=same)
+    return CallRoute(False, facts.by_principal, False, False, is_plain=plain, is_verbatim=same)
 
 
 @cache

@@ -107,6 +107,8 @@ class Upstream(ABC):
         )
         self.catalog: Catalog = self.lists.catalog
         """The lists that were offered last."""
+        self.revision: Revision = NEWEST
+        """Protocol revision of the upstream. Until the first connection, the newest one."""
         self.offered: dict[str, dict[str, tuple[str, Description]]] = {kind: {} for kind in METHODS}
         """Kind -> name on this server -> upstream's name, and the description that the item was created from."""
         self._stack = AsyncExitStack()
@@ -128,11 +130,6 @@ class Upstream(ABC):
         """Close all connections."""
         await self.lists.tasks.close()
         await self._stack.aclose()
-
-    @property
-    def revision(self) -> Revision:
-        """Protocol revision of the upstream. Until the first connection, the newest one."""
-        return BY_DATE.get(self.catalog.revision, NEWEST)
 
     @property
     def may_have_own(self) -> bool:
@@ -168,7 +165,7 @@ class Upstream(ABC):
             found: The lists.
             announced: Kinds of lists that the upstream said have changed.
         """
-        self.catalog = found
+        self.catalog, self.revision = found, BY_DATE.get(found.revision, NEWEST)
         self.gateway.on_change(self, announced)
 
     def link_uri(self, uri: str) -> str:
