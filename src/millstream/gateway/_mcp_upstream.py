@@ -63,7 +63,7 @@ from millstream.gateway._relay import (
     message_for_client,
 )
 from millstream.gateway._resource_watches import ResourceWatches
-from millstream.gateway._route import UpstreamFacts, CallRoute, Way, choose_way, plan_route
+from millstream.gateway._route import CallRoute, UpstreamFacts, Way, choose_way, plan_route
 from millstream.gateway._upstream import NAME, Gateway, ItemClasses, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import (
