@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,7 +14,9 @@ from mcp.server.mcpserver import Context as OfficialContext
 
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
+from millstream._protocol.principal import Share
 from millstream.client import Options
+from millstream.gateway._relay import LOG, MAX_QUEUED_BYTES, PROGRESS, NotificationQueue
 from patience import WAIT
 from wire import MemoryPipe, per_request
 
@@ -171,3 +173,110 @@ async def test_logs_of_a_process_reach_concurrent_requests_of_one_principal(keys
             await asyncio.gather(one.meet("Ada"), other.meet("Ben"))
     heard = sorted([*one.logs, *other.logs])
     assert heard == (["Ada", "Ben"] if keys == (ALICE, ALICE) else [])
+
+
+MANY = 3000
+CHATTER = r"""
+import json, sys
+
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params, result = message.get("method"), message.get("params", {}), {}
+    if method == "server/discover":
+        result = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}, "logging": {}}}
+    elif method == "initialize":
+        about = {"name": "chatter", "version": "1"}
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}, "logging": {}}, "serverInfo": about}
+    elif method == "tools/list":
+        result["tools"] = [{"name": "talk", "inputSchema": {"type": "object"}}]
+    texts = []
+    if method == "tools/call":
+        result["content"] = []
+        token = params["_meta"]["progressToken"]
+        for number in range(1, params["arguments"]["count"] + 1):
+            step, log = {"progressToken": token, "progress": number}, {"level": "info", "data": number}
+            texts += [("notifications/progress", step), ("notifications/message", log)]
+    said = [{"jsonrpc": "2.0", "method": name, "params": params} for name, params in texts]
+    if "id" in message:
+        said.append({"jsonrpc": "2.0", "id": message["id"], "result": {"resultType": "complete", **result}})
+    sys.stdout.write("".join(json.dumps(each) + "\n" for each in said))
+    sys.stdout.flush()
+"""
+"""A server of both eras whose tool `talk` writes all its messages and its result at once."""
+
+
+def make_chatter() -> Server:
+    upstream = Server("chatter")
+
+    @upstream.tool
+    async def talk(count: int, context: Context) -> None:
+        for number in range(1, count + 1):
+            await context.progress(number)
+            await context.log("info", number)
+
+    return upstream
+
+
+def make_official_chatter() -> MCPServer:
+    program = MCPServer("chatter")
+
+    @program.tool()
+    async def talk(count: int, ctx: OfficialContext[Any, Any]) -> None:
+        for number in range(1, count + 1):
+            await ctx.report_progress(number)
+            await ctx.log("info", number)  # pyright: ignore[reportDeprecated]
+
+    return program
+
+
+@pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
+@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+@pytest.mark.parametrize("kind", ["server", "program", "command", "URL"])
+async def test_every_message_of_a_call_arrives_in_order(kind: str, prefix: str, revision: str) -> None:
+    async with AsyncExitStack() as stack:
+        target: Any = {"program": make_official_chatter, "command": lambda: [sys.executable, "-c", CHATTER]}.get(
+            kind, make_chatter
+        )()
+        if kind == "URL":
+            running = await stack.enter_async_context(serve(target))
+            target = f"http://127.0.0.1:{running.port}/mcp"
+        mcp = await stack.enter_async_context(gateway(target, prefix=prefix))
+        front = await stack.enter_async_context(serve(mcp))
+        caller, steps = Caller(f"http://127.0.0.1:{front.port}/mcp", revision=revision), list[float]()
+        async with caller.client as client:
+            name = "far_talk" if prefix else "talk"
+            await client.call(name, count=MANY, progress=lambda step, *_: steps.append(step))
+    assert caller.logs == list(range(1, MANY + 1))
+    assert steps == list(range(1, MANY + 1))
+
+
+async def test_messages_that_nobody_reads_are_dropped_progress_first(caplog: pytest.LogCaptureFixture) -> None:
+    memory = Share(2 * MAX_QUEUED_BYTES)
+    queue = NotificationQueue(memory, "Ada", "talk")
+    step, log = b"p" * 1000, b"l" * 1000
+    for _ in range(400):
+        assert queue.put(PROGRESS, step)
+        assert queue.put(LOG, log)
+    for _ in range(1000):
+        queue.put(LOG, log)
+    assert memory.count("Ada") <= memory.each
+    kept = [queue.take()[0] for _ in range(len(queue))]
+    assert set(kept) == {LOG}
+    assert memory.count("Ada") == 0
+    queue.stop()
+    dropped = f"dropped 400 of {PROGRESS} and {1400 - len(kept):,} of {LOG}"
+    assert f"talk: {dropped}, because the client didn't read them in time" in caplog.text
+
+
+async def test_calls_of_one_owner_share_the_memory_of_their_messages() -> None:
+    memory = Share(MAX_QUEUED_BYTES)
+    queues = [NotificationQueue(memory, "Ada", "talk") for _ in range(50)]
+    for queue in queues:
+        for _ in range(100):
+            queue.put(LOG, b"l" * 1000)
+    assert memory.count("Ada") <= memory.each
+    assert memory.take("Eve", memory.each)
+    for queue in queues:
+        queue.stop()
+    assert memory.count("Ada") == 0

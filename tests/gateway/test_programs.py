@@ -395,3 +395,32 @@ async def test_importing_a_missing_sdk_uses_our_compatibility_layer(tmp_path: Pa
         assert (client.revision, (await client.call("add", a=2, b=3)).text) == ("2026-07-28", "5")
         said = str(getattr(client.conversation.transport, "last_stderr", ""))
     assert said.count("isn't installed, so the program runs on Millstream's compatibility layer") == 1
+
+
+async def test_logs_of_a_program_arrive_on_the_stream_of_their_call(tmp_path: Path) -> None:
+    file = tmp_path / "talk.py"
+    file.write_text(
+        "from mcp.server.fastmcp import Context, FastMCP\n"
+        "mcp = FastMCP('talk')\n"
+        "@mcp.tool()\n"
+        "async def talk(ctx: Context) -> str:\n"
+        "    await ctx.info('one')\n"
+        "    await ctx.info('two')\n"
+        "    return 'done'\n"
+    )
+    start, port = "from millstream._cli import main; main()", free_port()
+    command = [PYTHONS["sdk_one"], "-c", start, "run", str(file), "--port", str(port)]
+    headers = {"accept": "application/json, text/event-stream"}
+    with run_server(command, port, tmp_path / "log"):
+        async with httpx2.AsyncClient(timeout=WAIT, headers=headers) as client:
+
+            async def post(method: str, **params: Any) -> httpx2.Response:
+                body = {"jsonrpc": "2.0", "id": method, "method": method, "params": params}
+                return await client.post(f"http://127.0.0.1:{port}/mcp", json=body)
+
+            about = {"name": "t", "version": "1"}
+            opened = await post("initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=about)
+            client.headers["mcp-session-id"] = opened.headers["mcp-session-id"]
+            await post("logging/setLevel", level="info")
+            stream = (await post("tools/call", name="talk", arguments={})).text
+    assert 0 < stream.index('"one"') < stream.index('"two"') < stream.index('"done"')

@@ -44,7 +44,7 @@ WORKER_UNREACHABLE = "The server process that holds this call can't be reached a
 
 MAX_BYTES = 64 * 1024 * 1024
 """Maximum total size of parked calls' requests, in bytes. One caller can use half of it."""
-Notify = Callable[[str, bytes], None]
+Notify = Callable[[str, bytes], object]
 
 
 class TaggedRecord(Struct, array_like=True, tag=True):
@@ -169,7 +169,12 @@ class ParkedCall(Recipient):
         self._open: dict[str, _OpenQuestion] = {}
         self._change = asyncio.Event()
         self._notify: Notify | None = relay.notify
-        self._backlog = NotificationQueue()
+        call = relay.call
+        self.memory_owner: str = call.owner
+        """See `Call.owner`."""
+        self.name: str = call.name
+        """Name of the called item."""
+        self.backlog: NotificationQueue = NotificationQueue(call.services.client_memory.bytes, call.owner, call.name)
         """Notifications that arrived while no client request was waiting."""
         self.task: asyncio.Task[bytes] = asyncio.get_running_loop().create_task(exchange(self))
         self.task.add_done_callback(self._on_task_done)
@@ -188,7 +193,7 @@ class ParkedCall(Recipient):
         if self._notify is not None:
             self._notify(method, params)
         else:
-            self._backlog.put(method, params)
+            self.backlog.put(method, params)
 
     @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
@@ -244,8 +249,8 @@ class ParkedCall(Recipient):
         self.timer.cancel()
         self.timer = None
         self._notify = notify
-        while self._backlog:
-            notify(*self._backlog.take())
+        while self.backlog:
+            notify(*self.backlog.take())
 
 
 class _Remote(Struct):
@@ -363,6 +368,7 @@ class ParkedCalls:
     def _drop(self, parked: ParkedCall) -> None:
         """Remove a call and cancel it at the upstream if it's running."""
         parked.task.cancel()
+        parked.backlog.stop()
         if parked.timer is not None:
             parked.timer.cancel()
         if self._calls.pop(parked.id, None) is not None and parked.admitted:
@@ -461,9 +467,14 @@ class ParkedCalls:
             if not await self._deliver(worker, CallUpdate(number, news), parked.owner):
                 raise LocalError("The worker that resumed a call has stopped.")
 
-        outbox = NotificationQueue(lambda method, params: report(_Notification(method, params)))
         try:
             parked = self._find(message.id)
+            outbox = NotificationQueue(
+                self._services.client_memory.bytes,
+                parked.memory_owner,
+                parked.name,
+                lambda method, params: report(_Notification(method, params)),
+            )
             parked.wake(message.round, message.binding, decode_members(message.responses), outbox.put)
         except ProtocolError as exc:
             self._send_soon(worker, CallUpdate(number, _Failure(exc.code, exc.message)))

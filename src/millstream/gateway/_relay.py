@@ -12,10 +12,11 @@ questions are rejected, and log messages from a process go to the gateway's own 
 import asyncio
 import logging
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import count
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +28,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import MAX_MEMBERS, RequestId, exceeds_limits, too_many_members
 from millstream._protocol.metadata import LOG_LEVELS, declares
 from millstream._protocol.notifications import NOTIFICATIONS, ListRootsResult
+from millstream._protocol.principal import Share
 from millstream._protocol.revisions import project_conversation, project_form
 from millstream._protocol.seal import InputRequired
 from millstream._recent import Recent
@@ -383,10 +385,10 @@ LOG = "notifications/message"
 COMPLETE = "notifications/elicitation/complete"
 CHANGES = {method: kind for kind, method in LIST_CHANGED.items()} | {UPDATED: ""}
 """Notification of a change -> the kind of the list, or empty for a resource."""
-MAX_QUEUED = 256
-"""Maximum notifications per call waiting for a slow client. Beyond that, the oldest are dropped."""
 MAX_QUEUED_BYTES = 1024 * 1024
-"""Maximum bytes of these notifications together."""
+"""Maximum bytes of the notifications per call that wait for a slow client."""
+_ENTRY_BYTES = 250
+"""Memory that a waiting notification takes in addition to its parameters."""
 MAX_REDACTED = 64 * 1024
 """Maximum size of a message if it has to be redacted, in bytes, which takes time on the event loop."""
 _MAX_ENDED = 64
@@ -417,37 +419,67 @@ def message_for_client(method: str, params: bytes) -> bytes:
 
 
 class NotificationQueue:
-    """A bounded queue of notifications about one call, which sends them in the background, in order."""
+    """Notifications about one call that wait for its client, and are sent in the background, in order.
+
+    A program can write thousands before the client gets the first one, so not their number is limited, but their bytes:
+    by `MAX_QUEUED_BYTES`, and by the owner's share of the memory for all clients. Beyond that, the oldest progress is
+    dropped first, because later progress replaces it, and then the oldest of the others.
+    """
 
     _size = 0
+    """Bytes of the parameters."""
     _sender: asyncio.Task[None] | None = None
 
-    def __init__(self, send: Callable[[str, bytes], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, memory: Share, owner: str, name: str, send: Callable[[str, bytes], Awaitable[None]] | None = None
+    ) -> None:
         """Create an empty queue.
 
         Args:
+            memory: Counts the bytes of clients.
+            owner: Owner of the call (see `Call.owner`).
+            name: Name of the called item, for the log.
             send: Sends the method and parameters of one notification, waiting while its receiver is slow. Without it,
                 they wait until they're taken.
         """
+        self._memory = memory
+        self._owner = owner
+        self._name = name
         self._send = send
-        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._numbers = count()
+        self._progress: deque[tuple[int, str, bytes]] = deque()
+        self._others: deque[tuple[int, str, bytes]] = deque()
+        self._lost: Counter[str] = Counter()
+        """Method -> number of dropped notifications that haven't been logged."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._progress) + len(self._others)
 
-    def put(self, method: str, params: bytes) -> None:
-        """Queue a notification. If the queue is full, the oldest one is dropped."""
-        self._waiting.append((method, params))
-        self._size += len(params)
-        while len(self) > MAX_QUEUED or self._size > MAX_QUEUED_BYTES:
-            self.take()
+    def put(self, method: str, params: bytes) -> bool:
+        """Queue a notification. Return False if there was no room for all, so some were dropped."""
+        size, is_progress, complete = len(params), method == PROGRESS, True
+        while self._size + size > MAX_QUEUED_BYTES or not self._memory.take(self._owner, size + _ENTRY_BYTES):
+            complete = False
+            waiting = self._others if not self._progress and not is_progress else self._progress
+            if not waiting or size > MAX_QUEUED_BYTES:
+                self._lost[method] += 1
+                return False
+            self._lost[self._remove(waiting)[0]] += 1
+        (self._progress if is_progress else self._others).append((next(self._numbers), method, params))
+        self._size += size
         if self._send is not None and (self._sender is None or self._sender.done()):
             self._sender = asyncio.get_running_loop().create_task(self._run())
+        return complete
 
     def take(self) -> tuple[str, bytes]:
         """Remove and return the oldest notification."""
-        method, params = self._waiting.popleft()
+        progress, others = self._progress, self._others
+        return self._remove(progress if progress and (not others or progress[0] < others[0]) else others)
+
+    def _remove(self, waiting: deque[tuple[int, str, bytes]]) -> tuple[str, bytes]:
+        _, method, params = waiting.popleft()
         self._size -= len(params)
+        self._memory.leave(self._owner, len(params) + _ENTRY_BYTES)
         return method, params
 
     async def _run(self) -> None:
@@ -474,12 +506,23 @@ class NotificationQueue:
             try:
                 await asyncio.wait([self._sender])
             finally:
-                self._sender.cancel()
+                self.stop()
+        elif self._lost or self:
+            self.stop()
 
     def stop(self) -> None:
         """Drop unsent notifications."""
         if self._sender is not None:
             self._sender.cancel()
+        while self:
+            self._remove(self._progress or self._others)
+        if self._lost:
+            logger.warning(
+                "%.200s: dropped %s, because the client didn't read them in time",
+                self._name,
+                " and ".join(f"{number:,} of {method}" for method, number in self._lost.items()),
+            )
+            self._lost.clear()
 
 
 @contextmanager
@@ -502,7 +545,9 @@ class Relay(Recipient):
         """Create a relay. See `Recipient`."""
         super().__init__(call, abilities, level, redactor)
         self.call: Call = call
-        self.outbox: NotificationQueue = NotificationQueue(self._send_to_client)
+        self.outbox: NotificationQueue = NotificationQueue(
+            call.services.client_memory.bytes, call.owner, call.name, self._send_to_client
+        )
         """Notifications to the client. Settle it before the result."""
         self._urls: set[str] = set()
         """Ids of the URLs that the client was asked to open."""
@@ -578,13 +623,14 @@ class ForwardedStream:
         """
         self._call = call
         self._end = end
-        self.outbox: NotificationQueue = NotificationQueue(self._send)
+        self.outbox: NotificationQueue = NotificationQueue(
+            call.services.client_memory.bytes, call.owner, call.method, self._send
+        )
 
     def notify(self, method: str, params: Json) -> None:
         """Pass on a notification, with the client's id of the subscription."""
-        if len(self.outbox) == MAX_QUEUED:
+        if not self.outbox.put(method, encode({**params, "_meta": self.mark(params)})):
             self._end()
-        self.outbox.put(method, encode({**params, "_meta": self.mark(params)}))
 
     def mark(self, message: Json) -> Json:
         """Return the `_meta` of a notification or result with the client's id of the subscription."""

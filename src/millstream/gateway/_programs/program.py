@@ -333,9 +333,9 @@ class ProgramTransport(DuplexTransport):
 
     def _deliver(self, message: Any) -> bool:
         if self.fault is None:
-            related: object = getattr(message.metadata, "related_request_id", None)
+            related = str(getattr(message.metadata, "related_request_id", None))  # mcp 1.x makes the number a text
             text: str = message.message.model_dump_json(by_alias=True, exclude_none=True)  # as on the SDK's stdio
-            self.receive(text.encode(), related if isinstance(related, int) else 0)
+            self.receive(text.encode(), int(related) if related.isdecimal() else 0)
         return self.fault is None
 
     @override
