@@ -508,6 +508,8 @@ class ProcessTransport(StdioTransport):
     def _forget(self) -> None:
         """Release what the process holds."""
         processes = self._processes
+        if self not in processes.running:
+            return  # `open` was canceled after the process had started
         with contextlib.suppress(ValueError):
             processes.spares.remove(self)
         self.finish_boot()
