@@ -1108,3 +1108,53 @@ async def test_server_tool_timeout_ends_relayed_calls() -> None:
         async with asyncio.timeout(WAIT), Client(gateway, revision=era) as client:
             with pytest.raises(ToolFailed, match="didn't finish"):
                 await client.call("wait")
+
+
+CANCELED = r"""
+import json, sys
+
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+reason = ""
+for line in sys.stdin:
+    message = json.loads(line)
+    method, result = message.get("method"), {}
+    if method == "initialize":
+        about = {"name": "canceled", "version": "1"}
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}, "logging": {}}, "serverInfo": about}
+    elif method == "tools/list":
+        result["tools"] = [{"name": name, "inputSchema": {"type": "object"}} for name in ("wait", "why")]
+    elif method == "notifications/cancelled":
+        reason = message["params"].get("reason", "none")
+    elif method == "tools/call" and message["params"]["name"] == "wait":
+        token = message["params"]["_meta"]["progressToken"]
+        say(method="notifications/progress", params={"progressToken": token, "progress": 1})
+        continue
+    elif method == "tools/call":
+        result["content"] = [{"type": "text", "text": reason}]
+    if "id" in message:
+        say(id=message["id"], result=result)
+"""
+"""A server whose tool `wait` never ends, and whose tool `why` returns the reason of its cancellation."""
+
+
+@pytest.mark.parametrize("path", ["mcp", "sse", ""])
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+async def test_upstream_gets_the_reason_of_a_cancellation(prefix: str, path: str) -> None:
+    mcp = Server("front")
+    mcp.upstream("far", [sys.executable, "-c", CANCELED], prefix=prefix, start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running(), AsyncExitStack() as stack:
+        target: Any = mcp
+        if path:
+            front = await stack.enter_async_context(serve(mcp))
+            target = f"http://127.0.0.1:{front.port}/{path}"
+        client = await stack.enter_async_context(Client(target, revision="2025-11-25", timeout=WAIT))
+        name, started = f"{prefix}_" if prefix else "", asyncio.Event()
+        waiting = asyncio.create_task(client.call(f"{name}wait", progress=lambda *_: started.set()))
+        await started.wait()
+        waiting.cancel("the user changed her mind")
+        await asyncio.gather(waiting, return_exceptions=True)
+        while not (reason := (await client.call(f"{name}why")).text):  # noqa: ASYNC110  no event for us
+            await asyncio.sleep(0)  # the notification may arrive later
+        assert reason == "the user changed her mind"

@@ -21,7 +21,7 @@ from millstream._protocol.notifications import (
     NotificationParams,
     ProgressNotificationParams,
     ResourceUpdatedNotificationParams,
-    cancelled_id,
+    read_cancellation,
 )
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, TooManyMessages
@@ -301,7 +301,7 @@ class ServerMessages(Struct, eq=False):
             acknowledge(params.notifications is None or any(params.notifications.values()))
 
     def _handle_cancellation(self, message: Envelope) -> None:
-        task = self._answer_tasks.get(cancelled_id(message.params))
+        task = self._answer_tasks.get(read_cancellation(message.params)[0])
         if task is not None:
             task.cancel()
 
