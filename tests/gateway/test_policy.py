@@ -7,10 +7,11 @@ from runpy import run_path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from auth_world import GuardedServer, run_guarded
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import Client, ProtocolError, Server, ToolError, auth
+from millstream import Client, ProtocolError, Server, Settings, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import ServerError
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
@@ -287,6 +288,37 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
         assert "line 999" in (await world.modern(ada, "resources/read", {"uri": uri}, uri)).body.decode()
         other = await world.modern(said(sub="eve", level=3), "resources/read", {"uri": uri}, uri)
         assert "line 999" not in other.body.decode()
+
+
+@pytest.mark.parametrize("kind", ["tools only", "with resources", "API", "search"])
+@pytest.mark.parametrize("prefix", ["", "shop"])
+async def test_cut_results_can_be_read_at_their_link(prefix: str, kind: str) -> None:
+    upstream, mcp = Server("shop"), Server("front", settings=Settings(tool_search=kind == "search"))
+
+    @upstream.tool
+    def rows(count: int) -> dict[str, list[str]]:
+        return {"rows": [f"row {number}" for number in range(count)]}
+
+    if kind == "with resources":
+        upstream.resource("file:///a", name="a")(lambda: "a")
+    options: dict[str, Any] = {"prefix": prefix, "policy": UpstreamPolicy(result_bytes=500), "start_timeout": WAIT}
+    name, body = f"{prefix}_rows" if prefix else "rows", {"count": 1000}
+    if kind == "API":
+        api = FastAPI()
+        api.get("/rows", operation_id="rows")(rows)
+        mcp.upstream("shop", openapi=api, **options)
+    else:
+        mcp.upstream("shop", upstream, **options)
+    for revision in BY_DATE:
+        async with asyncio.timeout(WAIT), Client(mcp, revision=revision, timeout=WAIT) as client:
+            if kind == "search":
+                result = await client.call("call_tool", name=name, arguments=body)
+            else:
+                result = await client.call(name, **body)
+            last = result.content[-1]
+            uri = getattr(last, "uri", "") or last.text.rpartition(" ")[2]
+            assert "row 999" not in result.text, revision
+            assert "row 999" in str((await client.read(uri))[0].text), revision
 
 
 async def test_middleware_runs_outside_the_policy() -> None:

@@ -41,7 +41,6 @@ from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._passthrough import Passthrough, find_obstacle
 from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern, impossible_rules
 from millstream.gateway._processes import ProcessPool
-from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Gateway, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import Json, members
@@ -256,7 +255,7 @@ class GatewayPart:
 
     def _set_up_policy(self, upstream: Upstream, host: PartHost) -> None:
         if upstream.policy.has_budgets:
-            template = StoredResults(host.store.kv, upstream.names).template()
+            template = upstream.results.template()
             host.registry.exchange("templates", (), {template.name: template})
             host.registry.offer("resources")
             host.on_close(partial(host.registry.remove, "templates", template.name))
@@ -517,7 +516,7 @@ class GatewayPart:
         item = upstream.item_classes[kind](upstream, name, own_name, description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.lists.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
-        rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
+        rules.apply(item, upstream.results.save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:

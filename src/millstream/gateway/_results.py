@@ -12,13 +12,14 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
 from millstream._protocol import notifications
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import SERVER_KEY
+from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
@@ -301,6 +302,7 @@ def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable
 
 
 URI = "result://{id}"
+_MAX_ISSUED = 1000
 
 
 class StoredResults(Struct, frozen=True):
@@ -313,6 +315,8 @@ class StoredResults(Struct, frozen=True):
     kv: Map
     names: Names
     """Names of the results' upstream."""
+    issued: Recent[str, None] = field(default_factory=lambda: Recent(_MAX_ISSUED))
+    """URIs of recent results on this server. Unlike the upstream's own URIs, they don't get its prefix."""
 
     async def save(self, call: Call, result: bytes, seconds: float) -> Json | None:
         """Store a result and return the content that links to it, or None if the store has no space for it.
@@ -327,11 +331,13 @@ class StoredResults(Struct, frozen=True):
             await self.kv.put(_key(call, id), result, seconds, lossy=True)
         except (StoreFull, StoreUnavailable):
             return None
+        uri = self.names.uri(f"result://{id}")
         if "resource_link" not in call.revision.content:
-            return {"type": "text", "text": f"The whole result: {self.names.uri(f'result://{id}')}"}
+            return {"type": "text", "text": f"The whole result: {uri}"}
+        self.issued.keep(uri, None)
         return {
             "type": "resource_link",
-            "uri": f"result://{id}",
+            "uri": uri,
             "name": f"Result of {call.name}",
             "description": f"The whole result. It can be read for {seconds:,.0f} seconds.",
             "mimeType": "application/json",

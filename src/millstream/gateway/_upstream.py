@@ -25,6 +25,7 @@ from millstream.gateway._names import Names
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import Policy, UpstreamPolicy
 from millstream.gateway._processes import ProcessPool, UpstreamProcesses
+from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import BY_DATE, NEWEST, Json, Revision
 
@@ -101,6 +102,8 @@ class Upstream(ABC):
         policy = config.policy or UpstreamPolicy()
         self.policy: Policy = Policy(policy, config.names)
         self.breaker: Breaker = Breaker()
+        self.results: StoredResults = StoredResults(gateway.host.store.kv, config.names)
+        """Results that were too large for their callers."""
         pins = Pins(config.name, policy, gateway.host.store.kv) if config.trust == "pin" else None
         self.lists = self._make_lists(
             StoredCatalog(gateway.host.store, gateway.name, config.name, config.address), pins
@@ -171,8 +174,10 @@ class Upstream(ABC):
     def link_uri(self, uri: str) -> str:
         """Translate a URI in an upstream's result for gateway clients.
 
-        Web links that the upstream doesn't list are unchanged.
+        Links to stored results, and web links that the upstream doesn't list, are unchanged.
         """
+        if uri in self.results.issued:
+            return uri
         if uri.partition(":")[0].lower() in _WEB_SCHEMES and not self.lists.is_listed(uri):
             return uri
         return self.names.uri(uri) if "resources" in self.catalog.capabilities else uri
