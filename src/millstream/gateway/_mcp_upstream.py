@@ -55,8 +55,8 @@ from millstream.gateway._relay import (
     QUESTIONS,
     OwnSession,
     Relays,
+    SessionRecipient,
     abilities_of,
-    answer_errors,
     can_ask,
     limit_abilities,
     logger,
@@ -434,6 +434,7 @@ class McpUpstream(Upstream):
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
             own=None if client is None else self._own_session(key.affinity, client),
+            find_client=self._find_client if client is not None or self.gateway.host.has_one_client else None,
         )
         revision = config.revision or (client.revision if client else None)
         if key.handshake:
@@ -491,7 +492,7 @@ class McpUpstream(Upstream):
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
-        return OwnSession(session, client.capabilities, self.relays, names_calls, self._pass_on, self._ask_session)
+        return OwnSession(session, client.capabilities, self.relays, names_calls, self._pass_on)
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
         """Send a client's session the messages that its upstream session received outside of calls."""
@@ -500,21 +501,32 @@ class McpUpstream(Upstream):
     def _send_to_session(self, session: str, message: bytes) -> None:
         self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
 
-    async def _ask_session(self, session: str, method: str, params: Json) -> bytes:
-        """Ask the client of a session outside its calls.
+    async def _find_client(self, session: str, waits: bool) -> SessionRecipient | None:
+        """Return the client of a session, or the only one, if it can be asked outside its calls. Servers ask as soon as
+        the handshake ends, which the client may not know yet, so wait for it if needed.
 
         Raises:
-            ProtocolError: It can't be asked, declined, or didn't respond.
+            ProtocolError: It can't be asked.
         """
         services = self.gateway.host.services
-        if not services.changes.has_session(session):
-            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
+        found = services.changes.find_session(session)
+        if found is None:
+            if not waits:
+                return None
+            try:
+                async with asyncio.timeout(self.config.start_timeout):
+                    found = await services.changes.wait_for_session(session)
+            except TimeoutError:
+                text = "The client has no open stream that can carry a question."
+                raise ProtocolError(METHOD_NOT_FOUND, text) from None
 
         async def send(message: bytes) -> None:
-            self._send_to_session(session, message)
+            self._send_to_session(found.id, message)
 
-        with answer_errors():
-            return await services.questions.ask(send, method, params, owner=session, scope=session)
+        async def ask(method: str, params: Json) -> bytes:
+            return await services.questions.ask(send, method, params, owner=found.id, scope=found.id)
+
+        return SessionRecipient(found, self.policy.questions, ask)
 
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
         """Handle an announced change."""

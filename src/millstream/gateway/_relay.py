@@ -35,6 +35,7 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import ClientRefusal
 from millstream._server.calls.services import LIST_CHANGED, UPDATED
+from millstream._server.calls.sessions import Session
 from millstream._transports.connection import ClientConnection
 from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._results import Redactor
@@ -85,25 +86,30 @@ def abilities_of(call: Call) -> bytes:
     Empty for a client that can't be asked anything. Clients with equal abilities can share a connection to an upstream.
     """
     client = call.client.capabilities
-    revision = call.revision
-    if not client or (revision.handshake and call.session is None):
+    if not client or (call.revision.handshake and call.session is None):
         return b""
-    found: Json = {}
-    if isinstance(client.get("elicitation"), Mapping):
-        modes = members(client["elicitation"]).keys() & {"form", "url"} or {"form"}  # without modes, it means forms
-        if supported := modes & revision.elicitation_modes:
-            found["elicitation"] = {mode: {} for mode in supported}
-    if isinstance(client.get("sampling"), Mapping):
-        settings = members(client["sampling"]) if revision.sampling_tools else {}
-        found["sampling"] = {name: {} for name in ("context", "tools") if name in settings}
-    if isinstance(client.get("roots"), Mapping):
-        found["roots"] = {}
+    extensions: Json = {}
     if "extensions" in client:
         forwarded = call.services.forwarded_extensions
-        extensions = {UI: _UI} if declares(client, {"extensions": {UI: _UI}}) else Json()
+        extensions = {UI: _UI} if declares(client, {"extensions": {UI: _UI}}) else {}
         extensions |= {name: value for name, value in call.client.extensions.items() if name in forwarded}
-        if extensions:
-            found["extensions"] = extensions
+    return abilities_in(client, call.revision, extensions)
+
+
+def abilities_in(capabilities: Mapping[str, Any], revision: Revision, extensions: Json) -> bytes:
+    """Return the questions in a client's capabilities, and extensions, in the form of `abilities_of`."""
+    found: Json = {}
+    if isinstance(capabilities.get("elicitation"), Mapping):
+        modes = members(capabilities["elicitation"]).keys() & {"form", "url"} or {"form"}  # no modes: it means forms
+        if supported := modes & revision.elicitation_modes:
+            found["elicitation"] = {mode: {} for mode in supported}
+    if isinstance(capabilities.get("sampling"), Mapping):
+        settings = members(capabilities["sampling"]) if revision.sampling_tools else {}
+        found["sampling"] = {name: {} for name in ("context", "tools") if name in settings}
+    if isinstance(capabilities.get("roots"), Mapping):
+        found["roots"] = {}
+    if extensions:
+        found["extensions"] = extensions
     return _encode_sorted(found) if found else b""
 
 
@@ -611,6 +617,33 @@ class Relay(Recipient):
             await Context(call).progress(step.progress, step.total, step.message)
 
 
+class SessionRecipient(Recipient):
+    """The client of a session, which is asked outside its calls."""
+
+    def __init__(
+        self, session: Session, questions: frozenset[str], ask: Callable[[str, Json], Awaitable[bytes]]
+    ) -> None:
+        """Store the client's properties.
+
+        Args:
+            session: The session.
+            questions: Kinds of questions that the policy allows.
+            ask: ``ask(method, params)`` asks the client and returns its raw answer.
+        """
+        declared = abilities_in(session.client.capabilities, session.revision, {})
+        self.abilities = limit_abilities(declared, questions)
+        self.redactor = None
+        self.revision = session.revision
+        self.session = session.id
+        self._ask = ask
+
+    @override
+    async def ask(self, question: ForwardedQuestion) -> bytes:
+        """See `Recipient`."""
+        with answer_errors():
+            return await self._ask(question.method, question.params)
+
+
 class ForwardedStream:
     """A client's `subscriptions/listen` that an upstream serves."""
 
@@ -652,8 +685,6 @@ class OwnSession(Struct, frozen=True):
     """Whether messages name the call that they belong to, apart from messages over HTTP+SSE."""
     send: Callable[[str, str, bytes], None]
     """``send(session, method, params)`` sends a notification outside calls."""
-    ask: Callable[[str, str, Json], Awaitable[bytes]]
-    """``ask(session, method, params)`` asks a question outside calls."""
 
 
 class Relays:
@@ -679,6 +710,7 @@ class Relays:
         log: Callable[[str, int], object] | None,
         on_change: Callable[[str, bytes], None],
         own: OwnSession | None,
+        find_client: "Callable[[str, bool], Awaitable[SessionRecipient | None]] | None",
     ) -> None:
         """Create an empty table.
 
@@ -690,7 +722,10 @@ class Relays:
             log: For a process, writes a line of its output to the gateway's log.
             on_change: Called with the method and parameters of each announced change.
             own: The client session that the connection serves alone.
+            find_client: ``find_client(session, waits)`` returns who answers questions outside calls, or None without
+                waiting. None if several clients could.
         """
+        self._find_client = find_client
         self._name = name
         self._abilities = abilities
         self._sender = sender
@@ -783,10 +818,12 @@ class Relays:
         source, own = self.conversation.negotiated.revision, self._own
         while True:
             recipient = self._find_own(request_id) if own is not None else self.find(request_id)
-            if own is not None and own.verbatim and (recipient is None or recipient.revision is source):
+            if self._find_client is not None and (recipient is None or (method == "roots/list" and not request_id)):
+                # A call may end before its client answers. A question of the connection outlives it.
+                waits = recipient is None
+                recipient = await self._find_client("" if own is None else own.id, waits) or recipient
+            if own is not None and own.verbatim and recipient is not None and recipient.revision is source:
                 given = decode_object(params or b"{}")
-                if recipient is None:
-                    return Raw(await own.ask(own.id, method, given))
                 return Raw(await recipient.ask(ForwardedQuestion(method, given, given)))
             if recipient is None:
                 raise self._unknown_client_error(method)

@@ -6,6 +6,7 @@ Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `s
 to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, and changes aren't stored.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
@@ -166,10 +167,12 @@ class ChangeFeed:
 
     def __init__(self) -> None:
         self._watchers: dict[object, Watcher] = {}
-        self._sessions: dict[str, object] = {}
-        """Session -> its newest watcher."""
+        self._sessions: dict[str, tuple[object, Session]] = {}
+        """Id of a session -> its newest watcher, and the session."""
+        self._arrival = asyncio.Event()
+        """Set when a session has a new watcher."""
 
-    def watch(self, watcher: Watcher, session: str = "") -> Callable[[], None]:
+    def watch(self, watcher: Watcher, session: Session | None = None) -> Callable[[], None]:
         """Add a watcher. Return a function that removes it.
 
         Args:
@@ -178,19 +181,35 @@ class ChangeFeed:
         """
         token = object()
         self._watchers[token] = watcher
-        if session:
-            self._sessions[session] = token
+        if session is not None:
+            self._sessions[session.id] = token, session
+            self._arrival.set()
 
         def stop() -> None:
             self._watchers.pop(token, None)
-            if self._sessions.get(session) is token:
-                del self._sessions[session]
+            if session is not None and self._token_of(session.id) is token:
+                del self._sessions[session.id]
 
         return stop
 
-    def has_session(self, session: str) -> bool:
-        """Return whether a session has a watcher, which receives its `SessionChange`."""
-        return session in self._sessions
+    def _token_of(self, session: str) -> object:
+        return self._sessions.get(session, (None, None))[0]
+
+    def find_session(self, session: str = "") -> Session | None:
+        """Return a session if it has a watcher, which receives its `SessionChange`.
+
+        Args:
+            session: Id of the session, or empty for the only one.
+        """
+        found = [each for _, each in self._sessions.values() if session in ("", each.id)]
+        return found[0] if len(found) == 1 else None
+
+    async def wait_for_session(self, session: str = "") -> Session:
+        """Return the session of `find_session` once it has a watcher."""
+        while (found := self.find_session(session)) is None:
+            self._arrival.clear()
+            await self._arrival.wait()
+        return found
 
     def __len__(self) -> int:
         """Return the number of watchers."""
@@ -205,10 +224,10 @@ class ChangeFeed:
         """
         watchers = self._watchers
         if but:
-            others = {self._sessions.get(session) for session in but}
+            others = {self._token_of(session) for session in but}
             watchers = {token: watcher for token, watcher in watchers.items() if token not in others}
         if isinstance(change, SessionChange):
-            token = self._sessions.get(change.session)
+            token = self._token_of(change.session)
             watchers = {} if token is None else {token: watchers[token]}
         if not watchers:
             return

@@ -1,0 +1,95 @@
+"""Questions that an upstream asks while none of its calls is running."""
+
+import asyncio
+import json
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from http_peer import serve
+from millstream import Client, Server
+from patience import WAIT
+
+pytestmark = pytest.mark.server
+
+ROOT = "file:///home/ada/opened"
+FOLDERS = r"""
+import json, sys
+
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+answer, waiting, declared = None, [], {}
+for line in sys.stdin:
+    message = json.loads(line)
+    method, result = message.get("method"), {}
+    if method == "initialize":
+        declared = message["params"]["capabilities"]
+        about = {"name": "folders", "version": "1"}
+        result = {"protocolVersion": sys.argv[1], "capabilities": {"tools": {}}, "serverInfo": about}
+    elif method in ("notifications/initialized", "notifications/roots/list_changed"):
+        if "roots" in declared:
+            say(method="roots/list", id="r")
+    elif method == "tools/list":
+        result["tools"] = [{"name": "folders", "inputSchema": {"type": "object"}}]
+    elif message.get("id") == "r":
+        answer = message
+        for each in waiting:
+            say(id=each, result={"content": [{"type": "text", "text": json.dumps(answer)}]})
+        waiting.clear()
+        continue
+    elif method == "tools/call":
+        if answer is None:
+            waiting.append(message["id"])
+            continue
+        result["content"] = [{"type": "text", "text": json.dumps(answer)}]
+    if "id" in message:
+        say(id=message["id"], result=result)
+"""
+"""A server that asks for the roots when it starts, as the reference server for files does. Its tool `folders` returns
+the answer.
+"""
+
+
+def front(tmp_path: Path, kind: str, own: str) -> list[str]:
+    """Return a command that serves one client, with the server behind it."""
+    program = [sys.executable, "-m", "millstream"]
+    command = [sys.executable, "-c", FOLDERS, own]
+    if kind == "relay":
+        return [*program, "run", "--transport", "stdio", "--", *command]
+    file = tmp_path / "gateway.toml"
+    table = {"command": command, "prefix": "", "isolation": kind, "policy": {"deny": ["nothing"]}}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if key != "policy"]
+    file.write_text("\n".join(["[upstreams.a]", *lines, '[upstreams.a.policy]\ndeny = ["nothing"]']))
+    return [*program, "gateway", str(file), "--transport", "stdio"]
+
+
+@pytest.mark.parametrize("kind", ["relay", "shared", "per_principal", "per_session"])
+@pytest.mark.parametrize("own", ["2025-06-18", "2025-11-25"])
+async def test_server_that_asks_for_the_roots_at_its_start_gets_those_of_the_only_client(
+    kind: str, own: str, tmp_path: Path
+) -> None:
+    for revision in ("2024-11-05", "2025-06-18", "2025-11-25"):
+        async with (
+            asyncio.timeout(WAIT),
+            Client(front(tmp_path, kind, own), revision=revision, roots=[ROOT], timeout=WAIT) as client,
+        ):
+            answer = json.loads((await client.call("folders")).text)
+            assert [each["uri"] for each in answer["result"]["roots"]] == [ROOT], revision
+
+
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+async def test_process_of_several_clients_gets_the_roots_of_none(prefix: str) -> None:
+    mcp = Server("front")
+    command = [sys.executable, "-c", FOLDERS, "2025-11-25"]
+    mcp.upstream("far", command, prefix=prefix, start_timeout=WAIT, timeout=WAIT, isolation="shared")
+    async with asyncio.timeout(WAIT), mcp.running(), AsyncExitStack() as stack:
+        running = await stack.enter_async_context(serve(mcp))
+        url, options = f"http://127.0.0.1:{running.port}/mcp", dict[str, Any](revision="2025-11-25", timeout=WAIT)
+        ada = await stack.enter_async_context(Client(url, roots=[ROOT], **options))
+        await stack.enter_async_context(Client(url, roots=["file:///home/eve"], **options))
+        answer = json.loads((await ada.call(f"{prefix}_folders" if prefix else "folders")).text)
+        assert "No call is running, so no client can be asked" in answer["error"]["message"]
