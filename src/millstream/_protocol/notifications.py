@@ -337,7 +337,7 @@ class CancelledNotificationParams(Params):
 
     request_id: RequestId | UnsetType = UNSET
     reason: Any = None
-    """A reason for the log. Nothing depends on it, so any type is accepted. Text is passed on."""
+    """A reason for the log. Nothing depends on it, so any type is accepted."""
 
 
 class NotificationParams(Params):
@@ -415,18 +415,13 @@ def progress_token(params: bytes) -> ProgressToken | None:
     return token
 
 
-def read_cancellation(params: bytes) -> tuple[RequestId | None, str]:
-    """Return the request id in `notifications/cancelled`, or None if the notification is malformed, and the reason."""
+def cancelled_id(params: bytes) -> RequestId | None:
+    """Return the request id in `notifications/cancelled`, or None if the notification is malformed."""
     try:
-        found: Any = _decode_cancelled(params or b"{}")
+        request_id: Any = _decode_cancelled(params or b"{}").request_id
     except MALFORMED:
-        return None, ""
-    reason = found.reason[:_MAX_REASON] if isinstance(found.reason, str) else ""
-    return (None if found.request_id is UNSET else found.request_id), reason
-
-
-_MAX_REASON = 1000
-"""Maximum characters of a reason that are passed on."""
+        return None
+    return None if request_id is UNSET else request_id
 
 
 class ElicitRequestParams(Params, kw_only=True):

@@ -21,7 +21,7 @@ from millstream._protocol.notifications import (
     NotificationParams,
     ProgressNotificationParams,
     ResourceUpdatedNotificationParams,
-    read_cancellation,
+    cancelled_id,
 )
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, TooManyMessages
@@ -301,7 +301,7 @@ class ServerMessages(Struct, eq=False):
             acknowledge(params.notifications is None or any(params.notifications.values()))
 
     def _handle_cancellation(self, message: Envelope) -> None:
-        task = self._answer_tasks.get(read_cancellation(message.params)[0])
+        task = self._answer_tasks.get(cancelled_id(message.params))
         if task is not None:
             task.cancel()
 

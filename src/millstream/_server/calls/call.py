@@ -80,8 +80,8 @@ class Origin(Protocol):
     peer: str
     """The address of the peer, or an empty string."""
 
-    cancel: Callable[..., object] | None
-    """Stops the work for a reason (text or None). None if only the call's task can be canceled."""
+    cancel: Callable[[], object] | None
+    """Stops the work, if it can be stopped. None if only the call's task can be canceled."""
 
     def ends_call(self) -> bool:
         """Return whether the peer has disconnected. Called when a call's task was canceled but the call wasn't. If the
@@ -187,8 +187,8 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
     # Lifecycle
     services: Services = cast("Services", None)
     """The shared services of the running server, set by the dispatcher."""
-    stop: Callable[..., object] | None = None
-    """Cancels the task of the call for a reason (text or None), if its origin can't."""
+    stop: Callable[[], object] | None = None
+    """Cancels the task of the call, if its origin can't."""
     release: Callable[[], object] | None = None
     """Called when the call ends, to free resources that other calls wait for."""
     long_lived: bool = False
@@ -296,18 +296,14 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
         message = self.services.notification_filters.filter_outgoing(message, self.principal)
         return not message or self.open_reply_channel().push(message)
 
-    def cancel(self, reason: str = "") -> None:
-        """Stop the work because the caller canceled the call.
-
-        Args:
-            reason: The caller's reason, which a forwarded call passes on, as the message of its `CancelledError`.
-        """
+    def cancel(self) -> None:
+        """Stop the work because the caller canceled the call."""
         self.cancelled = True
         stop = self.stop
         if stop is None and self.origin is not None:
             stop = self.origin.cancel
         if stop is not None:
-            stop(reason or None)
+            stop()
 
     def expire(self) -> None:
         """Stop work that exceeded the time limit of calls."""

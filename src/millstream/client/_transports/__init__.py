@@ -273,15 +273,10 @@ _CLIPPED_RESPONSE = re.compile(
 result."""
 
 
-async def send_cancellation(
-    transport: Transport, listener: Listener, request_id: int, error: asyncio.CancelledError
-) -> None:
-    """Notify the server that the caller of a request has stopped waiting, with the reason given to ``Task.cancel``."""
+async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
+    """Notify the server that the caller of a request has stopped waiting."""
     method = "notifications/cancelled"
-    params: dict[str, object] = {"requestId": request_id}
-    if error.args and isinstance(error.args[0], str):
-        params["reason"] = error.args[0]
-    message = notification_message(method, params)
+    message = notification_message(method, {"requestId": request_id})
     if listener.filters is not None:
         message = listener.filters.filter_outgoing(message)
     if message:
@@ -369,11 +364,11 @@ class DuplexTransport:
         try:
             await self._write(request.body)
             return await waiter
-        except asyncio.CancelledError as exc:
+        except asyncio.CancelledError:
             # `initialize` can't be canceled:
             # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
             if request.method != "initialize" and self.fault is None:
-                self._background.spawn(send_cancellation(self, self._listener, request.id, exc))
+                self._background.spawn(send_cancellation(self, self._listener, request.id))
             raise
         finally:
             del self._waiting[request.id]

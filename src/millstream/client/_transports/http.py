@@ -131,10 +131,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
         except ClientError as exc:
             redact_error(exc, self.secrets)
             raise
-        except asyncio.CancelledError as exc:
+        except asyncio.CancelledError:
             revision = self._revision  # in the per-request era, closing the connection is enough
             if request.method != "initialize" and revision is not None and revision.handshake:
-                self._background.spawn(send_cancellation(self, self._listener, request.id, exc))
+                self._background.spawn(send_cancellation(self, self._listener, request.id))
             raise
 
     async def send(self, message: bytes, method: str) -> None:
