@@ -10,7 +10,7 @@ from millstream._protocol import notifications
 from millstream._protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations
 from millstream._protocol.jsonrpc import PeerError, encode
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.notifications import NOTIFICATIONS, cancelled_id
+from millstream._protocol.notifications import NOTIFICATIONS, read_cancellation
 from millstream._protocol.revisions import ALL
 from protocol_messages import QUESTIONS, REQUESTS
 
@@ -180,4 +180,4 @@ def test_sample_text_joins_its_text_blocks() -> None:
 
 @for_each("reason", [b'"enough"', b"7", b"null", b"{}"])
 def test_cancellations_are_accepted_with_any_reason(reason: bytes) -> None:
-    assert cancelled_id(b'{"requestId":7,"reason":%b}' % reason) == 7
+    assert read_cancellation(b'{"requestId":7,"reason":%b}' % reason)[0] == 7

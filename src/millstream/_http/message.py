@@ -186,7 +186,7 @@ class HttpRequest(Confidential, Struct, eq=False):
     """Whether the request used HTTP/1.0, which only some proxies and old tools do."""
     cancel_on_disconnect: bool = False
     """Whether to cancel the handler if the peer disconnects before the reply is complete. Set by the handler."""
-    cancel: Callable[[], object] | None = None
+    cancel: Callable[[str], object] | None = None
     """A function that stops the handler. Set by the adapter when the handler suspends."""
     principal: Principal | None = None
     """The authenticated caller, or None for an anonymous one."""

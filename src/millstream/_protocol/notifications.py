@@ -24,7 +24,7 @@ from millstream._protocol.content import (
     ToolAnnotations,
     Wire,
 )
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
 from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decode_id, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken, decode_loose_params
 
@@ -415,13 +415,35 @@ def progress_token(params: bytes) -> ProgressToken | None:
     return token
 
 
-def cancelled_id(params: bytes) -> RequestId | None:
-    """Return the request id in `notifications/cancelled`, or None if the notification is malformed."""
+_MAX_REASON = 1_000
+"""Maximum length of a cancellation's reason, in characters."""
+
+
+class CancelReason(str):
+    """The peer's reason for a cancellation: ``task.cancel(CancelReason("The user closed the window."))``.
+
+    As the message of the `CancelledError`, it reaches the code that cancels what the task is waiting for. Its type
+    distinguishes it from messages of libraries that also cancel tasks.
+    """
+
+    __slots__ = ()
+
+
+def cancel_reason(error: BaseException) -> str:
+    """Return the peer's reason for a `CancelledError`, or an empty string if it gave none."""
+    found: object = error.args[0] if error.args else ""
+    return str(found) if isinstance(found, CancelReason) else ""
+
+
+def read_cancellation(params: bytes) -> tuple[RequestId | None, CancelReason]:
+    """Return the request id and the reason in `notifications/cancelled`. The id is None if it's malformed."""
     try:
-        request_id: Any = _decode_cancelled(params or b"{}").request_id
+        found = _decode_cancelled(params or b"{}")
     except MALFORMED:
-        return None
-    return None if request_id is UNSET else request_id
+        return None, CancelReason()
+    request_id: Any = found.request_id
+    text = shorten(found.reason, _MAX_REASON) if isinstance(found.reason, str) else ""
+    return None if request_id is UNSET else request_id, CancelReason(text)
 
 
 class ElicitRequestParams(Params, kw_only=True):

@@ -12,7 +12,7 @@ from millstream._http.message import HttpRequest
 from millstream._limits import Limiter, Rate
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, decode_id, encode
-from millstream._protocol.notifications import cancelled_id
+from millstream._protocol.notifications import CancelReason, read_cancellation
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import PendingQuestions, owner_worker
@@ -153,28 +153,31 @@ class Control:
         """(session or connection, request id) -> call."""
         # The sending worker doesn't know which question this answers.
         peers.on(AnswerMessage, lambda message, worker: questions.answer(message, message.session))
-        peers.on(CancelCall, lambda message, worker: self.cancel(message.session, decode_id(message.id)))
+        peers.on(
+            CancelCall,
+            lambda message, worker: self.cancel(message.session, decode_id(message.id), CancelReason(message.reason)),
+        )
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(questions.end_misnamed)
 
     # Messages on a connection, where all calls run on this worker
 
-    def notify(self, message: Envelope, scope: str) -> RequestId | None:
+    def notify(self, message: Envelope, scope: str) -> tuple[RequestId, CancelReason] | None:
         """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC.
 
-        Return the request to cancel, if it isn't running here.
+        Return the request to cancel and the reason, if it isn't running here.
         """
         if message.method != "notifications/cancelled":
             return None
-        request_id = cancelled_id(message.params)
-        return None if request_id is None or self.cancel(scope, request_id) else request_id
+        request_id, reason = read_cancellation(message.params)
+        return None if request_id is None or self.cancel(scope, request_id, reason) else (request_id, reason)
 
-    def cancel(self, scope: str, request_id: RequestId) -> bool:
+    def cancel(self, scope: str, request_id: RequestId, reason: str = "") -> bool:
         """Cancel a call. An unknown one is ignored, because it may just have ended."""
         call = self.by_id.get((scope, request_id))
         if call is None:
             return False
-        call.cancel()
+        call.cancel(reason)
         return True
 
     def end(self, scope: str) -> None:
@@ -186,12 +189,13 @@ class Control:
 
     async def notified_anywhere(self, message: Envelope, session_id: str) -> None:
         """Process a notification of a session. A cancellation can be lost."""
-        request_id = self.notify(message, session_id)
-        if request_id is None or not session_id:
+        elsewhere = self.notify(message, session_id)
+        if elsewhere is None or not session_id:
             return
+        request_id, reason = elsewhere
         encoded = encode(request_id)
         if self._peers.shared and len(encoded) <= _MAX_ID and not self._allowance.take(session_id):
-            await self._peers.broadcast(CancelCall(session_id, encoded))
+            await self._peers.broadcast(CancelCall(session_id, encoded, str(reason)))
 
     async def answer_anywhere(self, message: Envelope, session_id: str, owner: str) -> None:
         """Pass a client's answer to the call that asked. A late answer is ignored, because the client can't know that

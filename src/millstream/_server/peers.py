@@ -54,6 +54,7 @@ class CancelCall(PeerMessage, frozen=True, tag="cancel"):
     session: str
     id: bytes
     """JSON, because an integer can have more than 64 bits."""
+    reason: str = ""
 
 
 class SessionEnd(PeerMessage, frozen=True, tag="end"):

@@ -68,7 +68,7 @@ class ClientConnection(Confidential, Struct, eq=False):
     id: str = field(default_factory=partial(secrets.token_hex, 16))
     session: Session | None = None
     asks: bool = True
-    cancel: Callable[[], object] | None = None
+    cancel: Callable[[str], object] | None = None
     """Always None: a connection carries many calls, so only a call's task can be stopped."""
     _gone: bool = False
     _tasks: dict[asyncio.Task[None], Call | None] = {}

@@ -21,7 +21,7 @@ from millstream._protocol.notifications import (
     NotificationParams,
     ProgressNotificationParams,
     ResourceUpdatedNotificationParams,
-    cancelled_id,
+    read_cancellation,
 )
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, TooManyMessages
@@ -301,9 +301,10 @@ class ServerMessages(Struct, eq=False):
             acknowledge(params.notifications is None or any(params.notifications.values()))
 
     def _handle_cancellation(self, message: Envelope) -> None:
-        task = self._answer_tasks.get(cancelled_id(message.params))
+        request_id, reason = read_cancellation(message.params)
+        task = self._answer_tasks.get(request_id)
         if task is not None:
-            task.cancel()
+            task.cancel(reason)
 
     def _run_handler(self, handler: Callable[..., Awaitable[None] | None], *args: Any) -> None:
         try:

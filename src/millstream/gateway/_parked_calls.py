@@ -20,6 +20,7 @@ from millstream import ProtocolError
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.notifications import cancel_reason
 from millstream._protocol.principal import Share
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
@@ -340,8 +341,8 @@ class ParkedCalls:
         """Return a call's next questions and the ticket that resumes it, or None when the call has ended."""
         try:
             asks = await parked.next()
-        except BaseException:  # the client canceled
-            self._drop(parked)
+        except BaseException as exc:  # the client canceled
+            self._drop(parked, cancel_reason(exc))
             raise
         if asks is None:
             self._drop(parked)
@@ -365,9 +366,9 @@ class ParkedCalls:
         self._bytes.take(parked.owner, parked.size)
         parked.admitted = True
 
-    def _drop(self, parked: ParkedCall) -> None:
+    def _drop(self, parked: ParkedCall, reason: str = "") -> None:
         """Remove a call and cancel it at the upstream if it's running."""
-        parked.task.cancel()
+        parked.task.cancel(reason)
         parked.backlog.stop()
         if parked.timer is not None:
             parked.timer.cancel()

@@ -80,7 +80,7 @@ class Origin(Protocol):
     peer: str
     """The address of the peer, or an empty string."""
 
-    cancel: Callable[[], object] | None
+    cancel: Callable[[str], object] | None
     """Stops the work, if it can be stopped. None if only the call's task can be canceled."""
 
     def ends_call(self) -> bool:
@@ -187,7 +187,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
     # Lifecycle
     services: Services = cast("Services", None)
     """The shared services of the running server, set by the dispatcher."""
-    stop: Callable[[], object] | None = None
+    stop: Callable[[str], object] | None = None
     """Cancels the task of the call, if its origin can't."""
     release: Callable[[], object] | None = None
     """Called when the call ends, to free resources that other calls wait for."""
@@ -296,14 +296,18 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
         message = self.services.notification_filters.filter_outgoing(message, self.principal)
         return not message or self.open_reply_channel().push(message)
 
-    def cancel(self) -> None:
-        """Stop the work because the caller canceled the call."""
+    def cancel(self, reason: str = "") -> None:
+        """Stop the work because the caller canceled the call.
+
+        Args:
+            reason: The message of the `CancelledError`.
+        """
         self.cancelled = True
         stop = self.stop
         if stop is None and self.origin is not None:
             stop = self.origin.cancel
         if stop is not None:
-            stop()
+            stop(reason)
 
     def expire(self) -> None:
         """Stop work that exceeded the time limit of calls."""

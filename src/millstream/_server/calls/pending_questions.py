@@ -11,7 +11,7 @@ import msgspec
 
 from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shorten
 from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notification_message, request_message
-from millstream._protocol.notifications import CancelledNotificationParams
+from millstream._protocol.notifications import CancelledNotificationParams, cancel_reason
 from millstream._protocol.principal import Share
 from millstream._server.peers import AnswerMessage
 from millstream._stores.workers import LeasedWorker, SoleWorker
@@ -104,10 +104,11 @@ class PendingQuestions:
             telling = self._tell(send, question_id, "No answer arrived in time.", asked)
             await asyncio.shield(telling)
             raise ToolError(f"The client didn't respond to {method} within {self._timeout:g} seconds.") from None
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as exc:
             if _lacks_answer(future):
                 future.cancel()
-                telling = self._tell(send, question_id, "The call that asked this question was canceled.", asked)
+                reason = cancel_reason(exc) or "The call that asked this question was canceled."
+                telling = self._tell(send, question_id, reason, asked)
                 # The caller may cancel again during this, but the client must still be notified.
                 await asyncio.shield(telling)
             raise

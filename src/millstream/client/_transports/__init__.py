@@ -24,6 +24,7 @@ from millstream._protocol.errors import Confidential, ProtocolError, SuggestionM
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
+from millstream._protocol.notifications import CancelledNotificationParams, cancel_reason
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks, has_failed, retry_delay
@@ -273,10 +274,10 @@ _CLIPPED_RESPONSE = re.compile(
 result."""
 
 
-async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
+async def send_cancellation(transport: Transport, listener: Listener, request_id: int, reason: str) -> None:
     """Notify the server that the caller of a request has stopped waiting."""
-    method = "notifications/cancelled"
-    message = notification_message(method, {"requestId": request_id})
+    method, params = "notifications/cancelled", CancelledNotificationParams(request_id, reason or None)
+    message = notification_message(method, params)
     if listener.filters is not None:
         message = listener.filters.filter_outgoing(message)
     if message:
@@ -364,11 +365,11 @@ class DuplexTransport:
         try:
             await self._write(request.body)
             return await waiter
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as exc:
             # `initialize` can't be canceled:
             # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
             if request.method != "initialize" and self.fault is None:
-                self._background.spawn(send_cancellation(self, self._listener, request.id))
+                self._background.spawn(send_cancellation(self, self._listener, request.id, cancel_reason(exc)))
             raise
         finally:
             del self._waiting[request.id]

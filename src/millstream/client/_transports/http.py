@@ -21,6 +21,7 @@ from millstream._protocol.errors import Confidential, ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
+from millstream._protocol.notifications import cancel_reason
 from millstream._protocol.redaction import find_query_secrets, secret_parts
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks, has_failed
@@ -131,10 +132,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
         except ClientError as exc:
             redact_error(exc, self.secrets)
             raise
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as exc:
             revision = self._revision  # in the per-request era, closing the connection is enough
             if request.method != "initialize" and revision is not None and revision.handshake:
-                self._background.spawn(send_cancellation(self, self._listener, request.id))
+                self._background.spawn(send_cancellation(self, self._listener, request.id, cancel_reason(exc)))
             raise
 
     async def send(self, message: bytes, method: str) -> None:
