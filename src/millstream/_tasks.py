@@ -201,3 +201,19 @@ def retry_delay(attempt: int, first: float, most: float, *, jitter: float = 0.25
         jitter: Part of the delay that is random, from 0 to 1.
     """
     return min(first * 2.0 ** min(attempt, 99), most) * uniform(1 - jitter, 1)  # noqa: S311  no secret
+
+
+class CancelReason(str):
+    """The peer's reason for a cancellation: ``task.cancel(CancelReason("The user closed the window."))``.
+
+    As the message of the `CancelledError`, it reaches the code that cancels what the task is waiting for. Its type
+    distinguishes it from messages of libraries that also cancel tasks.
+    """
+
+    __slots__ = ()
+
+
+def cancel_reason(error: BaseException) -> str:
+    """Return the peer's reason for a `CancelledError`, or an empty string if it gave none."""
+    found: object = error.args[0] if error.args else ""
+    return str(found) if isinstance(found, CancelReason) else ""

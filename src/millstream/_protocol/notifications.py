@@ -419,31 +419,15 @@ _MAX_REASON = 1_000
 """Maximum length of a cancellation's reason, in characters."""
 
 
-class CancelReason(str):
-    """The peer's reason for a cancellation: ``task.cancel(CancelReason("The user closed the window."))``.
-
-    As the message of the `CancelledError`, it reaches the code that cancels what the task is waiting for. Its type
-    distinguishes it from messages of libraries that also cancel tasks.
-    """
-
-    __slots__ = ()
-
-
-def cancel_reason(error: BaseException) -> str:
-    """Return the peer's reason for a `CancelledError`, or an empty string if it gave none."""
-    found: object = error.args[0] if error.args else ""
-    return str(found) if isinstance(found, CancelReason) else ""
-
-
-def read_cancellation(params: bytes) -> tuple[RequestId | None, CancelReason]:
+def read_cancellation(params: bytes) -> tuple[RequestId | None, str]:
     """Return the request id and the reason in `notifications/cancelled`. The id is None if it's malformed."""
     try:
         found = _decode_cancelled(params or b"{}")
     except MALFORMED:
-        return None, CancelReason()
+        return None, ""
     request_id: Any = found.request_id
     text = shorten(found.reason, _MAX_REASON) if isinstance(found.reason, str) else ""
-    return None if request_id is UNSET else request_id, CancelReason(text)
+    return None if request_id is UNSET else request_id, text
 
 
 class ElicitRequestParams(Params, kw_only=True):

@@ -12,12 +12,13 @@ from millstream._http.message import HttpRequest
 from millstream._limits import Limiter, Rate
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, decode_id, encode
-from millstream._protocol.notifications import CancelReason, read_cancellation
+from millstream._protocol.notifications import read_cancellation
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import PendingQuestions, owner_worker
 from millstream._server.calls.services import Services
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
+from millstream._tasks import CancelReason
 
 LIGHT = 16 * 1024
 """Requests smaller than this count as calls, but their bytes aren't counted."""
@@ -155,14 +156,14 @@ class Control:
         peers.on(AnswerMessage, lambda message, worker: questions.answer(message, message.session))
         peers.on(
             CancelCall,
-            lambda message, worker: self.cancel(message.session, decode_id(message.id), CancelReason(message.reason)),
+            lambda message, worker: self.cancel(message.session, decode_id(message.id), message.reason),
         )
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(questions.end_misnamed)
 
     # Messages on a connection, where all calls run on this worker
 
-    def notify(self, message: Envelope, scope: str) -> tuple[RequestId, CancelReason] | None:
+    def notify(self, message: Envelope, scope: str) -> tuple[RequestId, str] | None:
         """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC.
 
         Return the request to cancel and the reason, if it isn't running here.
@@ -177,7 +178,7 @@ class Control:
         call = self.by_id.get((scope, request_id))
         if call is None:
             return False
-        call.cancel(reason)
+        call.cancel(CancelReason(reason))
         return True
 
     def end(self, scope: str) -> None:
@@ -195,7 +196,7 @@ class Control:
         request_id, reason = elsewhere
         encoded = encode(request_id)
         if self._peers.shared and len(encoded) <= _MAX_ID and not self._allowance.take(session_id):
-            await self._peers.broadcast(CancelCall(session_id, encoded, str(reason)))
+            await self._peers.broadcast(CancelCall(session_id, encoded, reason))
 
     async def answer_anywhere(self, message: Envelope, session_id: str, owner: str) -> None:
         """Pass a client's answer to the call that asked. A late answer is ignored, because the client can't know that

@@ -23,7 +23,7 @@ from millstream._protocol.notifications import (
     ResourceUpdatedNotificationParams,
     read_cancellation,
 )
-from millstream._tasks import Tasks
+from millstream._tasks import CancelReason, Tasks
 from millstream.client._errors import ClientError, TooManyMessages
 from millstream.client._questions import QuestionHandler
 from millstream.client._transports import Options, Transport
@@ -304,7 +304,7 @@ class ServerMessages(Struct, eq=False):
         request_id, reason = read_cancellation(message.params)
         task = self._answer_tasks.get(request_id)
         if task is not None:
-            task.cancel(reason)
+            task.cancel(CancelReason(reason))
 
     def _run_handler(self, handler: Callable[..., Awaitable[None] | None], *args: Any) -> None:
         try:

@@ -20,12 +20,11 @@ from millstream import ProtocolError
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import decode_members
-from millstream._protocol.notifications import cancel_reason
 from millstream._protocol.principal import Share
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peers import PartMessage
-from millstream._tasks import Tasks, cancel_all, has_failed
+from millstream._tasks import Tasks, cancel_all, cancel_reason, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
 from millstream.gateway._relay import (
     COMPLETE,

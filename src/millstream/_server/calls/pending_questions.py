@@ -11,11 +11,11 @@ import msgspec
 
 from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shorten
 from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notification_message, request_message
-from millstream._protocol.notifications import CancelledNotificationParams, cancel_reason
+from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.principal import Share
 from millstream._server.peers import AnswerMessage
 from millstream._stores.workers import LeasedWorker, SoleWorker
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, cancel_reason
 
 Send = Callable[[bytes], Awaitable[None]]
 

@@ -24,10 +24,10 @@ from millstream._protocol.errors import Confidential, ProtocolError, SuggestionM
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
-from millstream._protocol.notifications import CancelledNotificationParams, cancel_reason
+from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
-from millstream._tasks import Tasks, has_failed, retry_delay
+from millstream._tasks import Tasks, cancel_reason, has_failed, retry_delay
 from millstream.client._endpoint import Auth, redact_error
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 

@@ -21,10 +21,9 @@ from millstream._protocol.errors import Confidential, ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
-from millstream._protocol.notifications import cancel_reason
 from millstream._protocol.redaction import find_query_secrets, secret_parts
 from millstream._protocol.revisions import Revision
-from millstream._tasks import Tasks, has_failed
+from millstream._tasks import Tasks, cancel_reason, has_failed
 from millstream.client._endpoint import Endpoint, problem_detail, redact_error, try_again, with_reply
 from millstream.client._errors import (
     AccessDenied,
