@@ -12,7 +12,7 @@ from millstream import Server
 from millstream._override import override
 from millstream._protocol.content import ResourceLink
 from millstream._protocol.metadata import ORIGIN_KEY
-from millstream.client import Client
+from millstream.client import Client, ToolFailed
 from millstream.gateway import OpenApi, UpstreamPolicy
 from millstream.gateway._breaker import FAILURES
 from millstream.middleware import Middleware, Next, Request
@@ -240,3 +240,28 @@ async def test_upstream_with_all_processes_in_use_is_not_reported_as_down(
         assert (describe()[0]["state"], describe()[0]["breaker"]) == ("ready", "closed")
         for call in calls:
             call.cancel()
+
+
+LARGE = r"""
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "large"}}
+    if message["method"] == "tools/list":
+        result = {"tools": [{"name": "read", "inputSchema": {"type": "object"}}]}
+    elif message["method"] == "tools/call":
+        result = {"content": [{"type": "text", "text": "x" * 20_000}]}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
+
+
+async def test_log_names_the_option_that_allows_larger_results(caplog: pytest.LogCaptureFixture) -> None:
+    gateway = Server("gateway")
+    command = [sys.executable, "-c", LARGE]
+    gateway.upstream("large", command, prefix="", max_bytes=10_000, start_timeout=WAIT, timeout=WAIT)
+    async with Client(gateway) as client:
+        with pytest.raises(ToolFailed, match="too large"):
+            await client.call("read")
+    assert "set max_bytes for this upstream in a gateway file" in caplog.text
+    assert "Options.max_bytes" not in caplog.text

@@ -46,13 +46,20 @@ def no_response_error(
         exc: The reason why there was no response.
         words: Whether to add the reason that came with an HTTP status.
     """
-    logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, exc)
+    logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, _describe_error(exc))
     has_replied = exc.reply is not None if isinstance(exc, AccessDenied) else exc.status
     if has_replied and words:
         return refused_error(call, upstream, _describe_status(upstream, exc))
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
     text = next((text for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), _INVALID)
     return refused_error(call, upstream, text.format(exc=exc))
+
+
+def _describe_error(exc: ClientError) -> str:
+    """Describe an error to the operator, who can't set the options of a Python client."""
+    if isinstance(exc, TooLarge) and not isinstance(exc, TooMuchArriving):
+        return f"{exc.message} To allow more, set max_bytes for this upstream in a gateway file."
+    return str(exc)
 
 
 def _describe_status(upstream: Upstream, exc: ClientError) -> str:

@@ -371,7 +371,8 @@ class HttpConnection(asyncio.Protocol):
 
 def too_large(limit: int) -> TooLarge:
     """Return the error for a message over the limit."""
-    return TooLarge(f"The server sent a message of more than {limit:,} bytes. To allow more, set Options.max_bytes.")
+    text = f"The server sent a message of more than {limit:,} bytes."
+    return TooLarge(text, remedy="To allow more, set Options.max_bytes.")
 
 
 def _enable_keep_alive(transport: asyncio.BaseTransport) -> None:
