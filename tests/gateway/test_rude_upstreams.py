@@ -532,9 +532,10 @@ async def test_ambiguous_questions_are_asked_only_within_a_session(
         ends = await asyncio.gather(request(client), request(client))
         assert [texts(each) for each in ends] == ["done", "done"]
         assert texts(await request(client)) == "done"
-        assert (await wire.answer("late"))["error"]["code"] == -32600
+        late = await wire.answer("late")
     assert logs == ["whose?", "mine"]  # one client made both calls
-    assert len(person.questions) == one
+    assert len(person.questions) == 2 * one
+    assert "result" in late if one else late["error"]["code"] == -32600  # a session is asked outside its calls
     if one:
         assert answers[0]["result"]["content"] == {"x": 1}
     else:
