@@ -146,8 +146,16 @@ class HttpServer:
             tls = self._certificate.context
             runtime.host.run(self._certificate.watch())
         forwarder = None
-        if runtime.services.session_holder and (store := parent_address()):
-            forwarder = SessionForwarder(runtime.services, endpoints, Path(store).parent)
+        if runtime.services.session_holder and self.worker is not None and (store := parent_address()):
+            hello = self.worker.hello
+            forwarder = SessionForwarder(
+                runtime.services,
+                endpoints,
+                Path(store).parent,
+                guard=runtime.guard,
+                number=hello.worker,
+                workers=hello.workers,
+            )
             endpoints = forwarder.endpoints
             await forwarder.listen()
         listener = SocketListener(endpoints, tls=tls, proxies=TrustedProxies.from_environment(), state=self._state)

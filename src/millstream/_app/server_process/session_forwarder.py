@@ -1,9 +1,14 @@
-"""Forwarding of requests to the worker that holds their session.
+"""Forwarding of requests to the worker that holds their session, or their caller's state.
 
 Programs and upstreams keep state for a client's session in one process, so its sealed id names the worker that holds
 it. Any worker can receive a request. If it's for another worker's session, it's forwarded unchanged to that worker's
 private socket, before any other check, and the reply is streamed back. The holder checks the credential, counts the
 call against the limits, and logs it, as for its own connections. If the holder has exited, the session is lost: 404.
+
+Upstreams can also keep state for a principal, in a process or session that all of the principal's clients share. So a
+principal's requests without a session go to one worker, too, chosen by its number, which its replacement inherits. The
+receiver authenticates them first, and so does the holder.
+
 The sockets are beside the socket of the parent's store, in a folder that only this user can access.
 """
 
@@ -14,7 +19,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
@@ -30,11 +35,17 @@ from millstream._http.server.listener import TICK, SocketListener
 from millstream._protocol import seal
 from millstream._protocol.errors import SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import read
+from millstream._protocol.principal import Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._transports.open_streams import error_response, unknown_session
 from millstream._transports.streamable import MAX_CACHED_SESSIONS
 
+if TYPE_CHECKING:
+    from millstream.auth._guard import AuthGuard
+
+_REST = "/mcp/tools/call", "/tools/"
+"""Beginnings of paths that call tools without MCP."""
 _CLIENT = b"millstream-client"
 _IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
 """Characters that a query may have as it's forwarded, because it's quoted already."""
@@ -50,10 +61,13 @@ _CORS = b"access-control-"
 _CONNECT_TIMEOUT = 5.0
 _END_TIMEOUT = 1.0
 """Seconds for the last replies to other workers."""
-_BUSY = refusal(503, "The worker that holds this session is busy. Retry in a second.", retry_after="1")
+_BUSY = refusal(503, "The worker that holds this session is busy or restarting. Retry in a second.", retry_after="1")
 _STOPPED = (
     "The worker that holds this session stopped during the request, which may have taken effect. Initialize "
     "again, and check before you repeat the request."
+)
+_STOPPED_CALL = (
+    "The worker that served you stopped during the request, which may have taken effect. Check before you repeat it."
 )
 
 
@@ -64,13 +78,29 @@ class SessionForwarder:
         services: The services of this worker.
         endpoints: All endpoints of the server.
         folder: The folder with the private sockets.
+        guard: Authenticates callers, if they have to sign in.
+        number: Number of this worker, from 1.
+        workers: Number of workers.
     """
 
-    def __init__(self, services: Services, endpoints: Endpoints, folder: Path) -> None:
+    def __init__(
+        self,
+        services: Services,
+        endpoints: Endpoints,
+        folder: Path,
+        *,
+        guard: "AuthGuard | None" = None,
+        number: int = 1,
+        workers: int = 1,
+    ) -> None:
         self._services = services
         self._folder = folder
+        self._guard = guard
+        self._workers = workers
+        services.session_holder = f"{number}-{services.session_holder}"
         path = services.settings.path
         self._paths = (path, path.rstrip("/") + "/")
+        self._sse_path = services.settings.sse_path
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
         self._listener = SocketListener(self._wrap(endpoints, _receive))
@@ -85,13 +115,16 @@ class SessionForwarder:
 
         def find(method: str, path: str) -> Handler | None:
             handler = endpoints.find(method, path)
-            return handler if handler is None or path not in self._paths else around(handler)
+            return handler if handler is None or not self._is_forwarded(path) else around(handler)
 
         hot = {
-            key: (around(handler) if path in self._paths else handler, method, path)
+            key: (around(handler) if self._is_forwarded(path) else handler, method, path)
             for key, (handler, method, path) in endpoints.hot.items()
         }
         return msgspec.structs.replace(endpoints, find=find, hot=hot)
+
+    def _is_forwarded(self, path: str) -> bool:
+        return path in self._paths or path == self._sse_path or path.startswith(_REST)
 
     async def listen(self) -> None:
         """Receive requests from other workers.
@@ -122,18 +155,43 @@ class SessionForwarder:
     # To other workers
 
     def _pass_on(self, handler: Handler) -> Handler:
-        holder = self._services.session_holder
+        services, holder, guard = self._services, self._services.session_holder, self._guard
 
         def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
             sealed = request.headers.get(b"mcp-session-id")
-            if sealed is None:
-                return handler(request)
+            if sealed is None or request.path not in self._paths:
+                is_call, keeps = request.method == "POST" or request.path == self._sse_path, services.keeps_callers
+                if guard is None or not is_call or keeps is None or not keeps():
+                    return handler(request)
+                return self._serve_caller(handler, request)
             worker = self._holders.get(sealed)
             if worker is None:
                 worker = self._find_holder(sealed)
             return handler(request) if worker in ("", holder) else self._forward(worker, request)
 
         return serve
+
+    async def _serve_caller(self, handler: Handler, request: HttpRequest) -> Response | Sink | None:
+        assert self._guard is not None  # noqa: S101  the caller has looked
+        found = await self._guard(request)
+        if not isinstance(found, Principal):
+            return found
+        worker = self._worker_for(found)
+        if worker in ("", self._services.session_holder):
+            return await handler(request)
+        return await self._forward(worker, request, is_session=False)
+
+    def _worker_for(self, principal: Principal) -> str:
+        """Return the worker for a principal's state, or an empty string if none is listening. While the one with the
+        principal's number isn't running, it's the next one.
+        """
+        first = int.from_bytes(principal.binding[:8], "big")
+        names = os.listdir(self._folder)  # noqa: PTH208  as fast as possible
+        for number in range(first, first + self._workers):
+            found = [self._folder / name for name in names if name.startswith(f"{number % self._workers + 1}-")]
+            if found:
+                return max(found, key=_created_at).name if len(found) > 1 else found[0].name
+        return ""
 
     def _find_holder(self, sealed: bytes) -> str:
         services = self._services
@@ -143,7 +201,7 @@ class SessionForwarder:
             self._holders.keep(sealed, worker)
         return worker
 
-    async def _forward(self, worker: str, request: HttpRequest) -> Response | None:
+    async def _forward(self, worker: str, request: HttpRequest, *, is_session: bool = True) -> Response | None:
         if worker not in self._pools:
             await self._drop_pools()
         pool = self._pools.get(worker) or self._make_pool(worker)
@@ -161,15 +219,15 @@ class SessionForwarder:
                 return _BUSY
             reply = None
         except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
-            if lost or not (self._folder / worker).exists():
+            if is_session and (lost or not (self._folder / worker).exists()):
                 return _refuse(data, unknown_session())
             self._lost.add(worker)
-            return _refuse(data, ProtocolError(SERVER_ERROR, _STOPPED, status=502))
+            return _refuse(data, ProtocolError(SERVER_ERROR, _STOPPED if is_session else _STOPPED_CALL, status=502))
         self._lost.discard(worker)
         if reply is None:
             if self._pools.pop(worker, None) is not None:
                 await pool.close()
-            return _refuse(data, unknown_session())
+            return _refuse(data, unknown_session()) if is_session else _BUSY
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
@@ -226,6 +284,12 @@ def _refuse(data: bytes, exc: ProtocolError) -> Response:
     with suppress(ProtocolError):
         message = read(data.partition(b"\r\n\r\n")[2])
     return error_response(exc, message.id if message is not None and message.is_request else None)
+
+
+def _created_at(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_ctime
+    return 0.0
 
 
 def _encode(request: HttpRequest) -> bytes:

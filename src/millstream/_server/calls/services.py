@@ -378,6 +378,8 @@ class Services:
     """Limiter shared between workers; None with a single worker."""
     on_failed_sign_in: Callable[[str], None] | None = None
     """Called with the caller's address after each failed password or client authentication."""
+    keeps_callers: Callable[[], bool] | None = None
+    """Returns whether this process keeps state for principals, so that each has to reach the same process."""
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.
