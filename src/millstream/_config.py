@@ -179,7 +179,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Maximum resource URIs that a session or listen stream can watch."""
     max_pending_inputs: Size = 1_000
     """Maximum open questions to clients, half of them per principal, or per address without sign-in."""
-    max_processes: Size = 128
+    max_processes: Size = 512
     """Maximum upstream processes per worker."""
     max_tasks: Size = 5_000
     """Maximum number of running tasks, over all callers and workers."""

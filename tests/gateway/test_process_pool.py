@@ -22,6 +22,8 @@ from millstream.gateway._upstream_config import UpstreamConfig
 from patience import WAIT
 
 pytestmark = pytest.mark.server
+AT_ONCE = 1e-9
+"""Seconds after which an idle process can be stopped."""
 
 SHELL = r"""
     while read -r line; do
@@ -107,7 +109,7 @@ async def call(processes: UpstreamProcesses, key: str = "", tool: str = "pid") -
 async def test_sessions_share_processes_within_the_limits(shell: Command) -> None:
     others = find_children()
     async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
-        upstreams = [add(pool, f"files{number}", shell, max_processes=4) for number in range(5)]
+        upstreams = [add(pool, f"files{number}", shell, max_processes=4, idle_seconds=AT_ONCE) for number in range(5)]
         most = 0
         for number in range(200):
             client = Client(upstreams[number % 5].target(f"session{number}"))
@@ -126,7 +128,7 @@ async def test_sessions_share_processes_within_the_limits(shell: Command) -> Non
 
 async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool(limit=2, min_idle_seconds=0) as pool:
-        upstreams = [add(pool, name, shell) for name in "abc"]
+        upstreams = [add(pool, name, shell, idle_seconds=AT_ONCE) for name in "abc"]
         async with contextlib.AsyncExitStack() as clients:
             for upstream in upstreams:
                 client = await clients.enter_async_context(Client(upstream.target()))
@@ -163,6 +165,23 @@ async def test_the_largest_owners_idle_processes_are_stopped_first(shell: Comman
         assert all(map(is_running, (bob, *alice)))  # Carol got the last place
         assert await start("d1", "dave")
         assert [is_running(pid) for pid in (bob, *alice)] == [True, False, True]
+
+
+async def test_an_owners_only_process_is_not_stopped_for_another_owner(
+    shell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.01)
+    async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
+        upstream = add(pool, "files", shell, max_processes=2)
+        async with (
+            Client(upstream.target("a", owner="ada")) as ada,
+            Client(upstream.target("b", owner="bob")) as bob,
+        ):
+            before = [int((await each.call("pid")).text) for each in (ada, bob)]
+            with pytest.raises(InUse, match=r'max_processes, or .* isolation = "shared"'):
+                async with Client(upstream.target("c", owner="cleo")):
+                    pass
+            assert [int((await each.call("pid")).text) for each in (ada, bob)] == before
 
 
 async def test_idle_processes_stop_and_restart(shell: Command) -> None:

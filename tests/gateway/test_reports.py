@@ -36,7 +36,7 @@ def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None
             with urlopen(f"http://127.0.0.1:{port}/gateway/upstreams") as reply:
                 (report,) = json.load(reply)["upstreams"]
     assert (report["name"], report["items"]["tools"], report["listed"]["tools"]) == ("printer", 1, 2)
-    assert (report["processes"]["running"], report["processes"]["limit"]) == (2, 2 * 8)
+    assert (report["processes"]["running"], report["processes"]["limit"]) == (2, 2 * 64)
     assert report["tokens"] > 0
 
 

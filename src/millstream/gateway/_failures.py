@@ -82,7 +82,7 @@ _Texts = tuple[tuple[type[ClientError], str], ...]
 _PROCESS_ERRORS: _Texts = (
     (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
     (TargetError, "can't be started, so the call wasn't sent. Its operator has to correct the command."),
-    (ConnectionLost, f"exited during the call. {_EFFECT}"),
+    (ConnectionLost, f"exited during the call and lost its state. {_EFFECT}"),
 )
 _CONNECTION_ERRORS: _Texts = (
     (ConnectFailed, f"can't be reached, {_NO_EFFECT}"),
@@ -90,7 +90,7 @@ _CONNECTION_ERRORS: _Texts = (
 )
 _ERRORS: _Texts = (
     (SessionLost, "has ended its session with you and lost its state. Call again to start a new one."),
-    (InUse, "is busy, not down: you're using {exc.holding}. Try again when one of your calls has ended."),
+    (InUse, "is busy, not down: you're using {exc.holding}. {exc.advice}"),
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
     (AccessDenied, _DENIED),

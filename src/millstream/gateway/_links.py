@@ -6,8 +6,10 @@ Clients never see an upstream's session id.
 """
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from time import monotonic
 
 from msgspec import Raw, Struct, field
@@ -16,11 +18,12 @@ from millstream import ProtocolError
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
+from millstream._stores.base import Map, StoreFull, StoreUnavailable
 from millstream._tasks import Tasks, has_failed
-from millstream.client import ClientError, ConnectFailed, ConnectionLost
+from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client.lowlevel import Conversation
-from millstream.gateway._relay import Relays
-from millstream.protocol import OVERLOADED, Json
+from millstream.gateway._relay import Relays, logger
+from millstream.protocol import OVERLOADED, Json, encode
 
 
 class ClientIdentity(Struct, frozen=True):
@@ -50,6 +53,8 @@ class LinkKey(Struct, frozen=True, gc=False):
     """Whether a shared process uses the handshake although it also supports the per-request era."""
     own: bool = False
     """Whether it's the dedicated session for a client's session (see `CallRoute.own`)."""
+    call: int = 0
+    """Number of the only call that uses it (see `CallRoute.once`), or 0."""
 
 
 MAX_OWN_SESSIONS = 4096
@@ -67,11 +72,21 @@ SHARED_KEY = LinkKey()
 class InUse(ConnectFailed):
     """The caller's share of processes or connections is in use. This isn't a failure of the upstream."""
 
-    def __init__(self, places: Pool, owner: str, what: str = "its {} connections", *, remedy: str = "") -> None:
-        holding = f"{places.count(owner)} of {what.format(places.maximum)}"
+    def __init__(
+        self,
+        places: Pool,
+        owner: str,
+        what: str = "its {} connections",
+        *,
+        remedy: str = "",
+        advice: str = "Try again when one of your calls has ended.",
+    ) -> None:
+        holding = f"{places.count(owner) or 'none'} of {what.format(places.maximum)}"
         super().__init__(f"The upstream is busy: the caller is using {holding}.", remedy=remedy)
         self.holding: str = holding
         """The caller's current number and the maximum, as text."""
+        self.advice: str = advice
+        """What the caller can do."""
 
 
 class NoCredentials(ClientError):
@@ -98,8 +113,15 @@ class Link(Struct, eq=False):
     """For a dedicated session: when the client's session expires, in Unix time."""
     ended: bool = False
     """Whether it's being closed."""
+    remembered: bool = False
+    """Whether it's a caller's session, so the caller learns of its loss. See `UpstreamSessions`."""
     notifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a client's notification is passed on, so that they keep their order."""
+
+    @property
+    def has_lost_session(self) -> bool:
+        """Whether it was the session of one caller, and the process or connection that held it has ended."""
+        return self.remembered and self.conversation.transport.lost
 
     @property
     def is_idle(self) -> bool:
@@ -108,11 +130,45 @@ class Link(Struct, eq=False):
         return not self.calls and self.open_task is None and self.key != SHARED_KEY and not self.key.own
 
 
+_REMEMBERED_SECONDS = 7 * 86400.0
+"""Seconds for which a caller's session at an upstream is remembered."""
+_MARK = b"1"
+
+
+class UpstreamSessions(Struct, frozen=True):
+    """The principals that have a session at one upstream. They're in the store, so that a caller learns from any worker
+    that a session is lost, even after a restart.
+    """
+
+    kv: Map
+    address: Sequence[str]
+    """Identifies the upstream: names of the gateway and the upstream, and the target."""
+
+    async def add(self, key: LinkKey) -> None:
+        """Remember that a caller has a session."""
+        try:
+            await self.kv.put(self._name(key), _MARK, _REMEMBERED_SECONDS)
+        except (StoreFull, StoreUnavailable) as exc:
+            logger.warning("%s: a caller won't learn if its session is lost: %s", self.address[1], exc)
+
+    async def take(self, key: LinkKey) -> bool:
+        """Forget a caller's session. Return whether there was one."""
+        with contextlib.suppress(StoreUnavailable):
+            return await self.kv.compare_and_set(self._name(key), _MARK, None, 1.0)
+        return False
+
+    def _name(self, key: LinkKey) -> str:
+        owner = [*self.address, key.principal, key.capabilities.decode(), key.credentials]
+        return f"upstream-session:{sha256(encode(owner)).hexdigest()[:32]}"
+
+
 class Links(Struct):
     """The connections to one upstream; `open` makes them."""
 
     connect: Callable[[LinkKey, str, ClientIdentity | None], Link]
     """Creates a connection of an owner that isn't started yet."""
+    on_open: Callable[[Link], None]
+    """Called with each connection that has opened."""
     sessions: Share
     """Counts dedicated sessions, which stay open as long as the sessions of their clients."""
     places: Pool
@@ -123,6 +179,8 @@ class Links(Struct):
     """Seconds after which an idle connection is closed."""
     clock: Callable[[], float]
     """The clock of sessions, in Unix time."""
+    records: UpstreamSessions
+    """Callers with a session at the upstream."""
     links: dict[LinkKey, Link] = {}
     own: dict[str, Link] = {}
     """Client session -> its dedicated session at the upstream."""
@@ -147,23 +205,16 @@ class Links(Struct):
 
         Raises:
             InUse: All connections are in use.
+            SessionLost: The caller's earlier session has ended. The next call opens another one.
             ClientError: The upstream can't be reached.
             ProtocolError: There are too many dedicated sessions.
         """
         for _ in range(_ATTEMPTS):
             link = self.links.get(key)
-            if link is None:
-                if not (key.principal or key.affinity):
-                    owner = ""  # several callers share this connection
-                if not key.own:
-                    self._take_place(owner)
-                elif not self.sessions.take(owner):
-                    raise _too_many_sessions(self.sessions, owner)
-                link = self.links[key] = self.connect(key, owner, client)
-                if key.own:
-                    self.own[key.affinity] = link
-                link.open_task = asyncio.create_task(self._start(link))
-                link.open_task.add_done_callback(has_failed)
+            if link is not None and link.has_lost_session:
+                self.end(link)
+                link = None
+            link = link or self._add(key, owner, client)
             opening = link.open_task
             if opening is None:
                 return link
@@ -174,9 +225,32 @@ class Links(Struct):
                 return link
         raise ConnectionLost("The connection was closed while it was being opened.")
 
+    def _add(self, key: LinkKey, owner: str, client: ClientIdentity | None) -> Link:
+        """Create a connection and start opening it."""
+        if not (key.principal or key.affinity or key.call):
+            owner = ""  # several callers share this connection
+        if not key.own:
+            self._take_place(owner)
+        elif not self.sessions.take(owner):
+            raise _too_many_sessions(self.sessions, owner)
+        link = self.links[key] = self.connect(key, owner, client)
+        if key.own:
+            self.own[key.affinity] = link
+        link.open_task = asyncio.create_task(self._start(link))
+        link.open_task.add_done_callback(has_failed)
+        return link
+
     async def _start(self, link: Link) -> None:
+        key, conversation = link.key, link.conversation
+        is_callers = bool(key.principal) and not key.affinity  # a client's session ends here, too
         try:
-            await link.conversation.start()
+            if is_callers and await self.records.take(key):
+                raise SessionLost("The earlier session has ended.")
+            await conversation.start()
+            if is_callers and conversation.negotiated.revision.handshake and conversation.transport.has_session:
+                link.remembered = True
+                await self.records.add(key)
+            self.on_open(link)
             link.open_task = None
         except BaseException:
             if self.links.get(link.key) is link:
@@ -192,6 +266,28 @@ class Links(Struct):
         self.sessions.leave(link.owner)
         if self.own.get(link.key.affinity) is link:
             del self.own[link.key.affinity]
+
+    async def open_once(self, key: LinkKey, owner: str) -> Link:
+        """Return a connection for one call. Pass it to `leave` afterwards.
+
+        Raises:
+            ClientError: See `open`.
+        """
+        try:
+            return await self.open(key, owner)
+        except BaseException:  # also if the caller is canceled
+            if (link := self.links.get(key)) is not None:
+                self.end(link)
+            raise
+
+    def leave(self, link: Link) -> None:
+        """Close a connection for one call, now or when the call that waits there for answers has ended."""
+        if not link.key.call:
+            return
+        if link.calls:
+            self.retired.add(link)
+        else:
+            self.end(link)
 
     def end_session(self, session_id: str) -> None:
         """Close the dedicated session of a client's session that has ended."""
@@ -210,6 +306,11 @@ class Links(Struct):
             if not idle:
                 raise InUse(self.places, owner, remedy="Raise max_connections.")
             self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
+
+    async def forget(self, link: Link) -> None:
+        """Close a connection whose caller has learned that its session is lost."""
+        self.end(link)
+        await self.records.take(link.key)
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""

@@ -75,6 +75,13 @@ _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0))
 """Control characters, removed before logging."""
 
 
+_MORE_PROCESSES = 'Raise max_processes, or let all callers share one process with isolation = "shared".'
+_BUSY = (
+    "Try again later. Its operator can raise max_processes, or let all callers share one process with "
+    'isolation = "shared".'
+)
+
+
 class ProcessOptions(Struct, frozen=True, kw_only=True):
     """The part of an upstream's configuration that its processes use. See `UpstreamConfig`."""
 
@@ -82,12 +89,14 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
     """Name for the operator, in logs, metrics, and pages."""
     timeout: float = 60.0
     """Maximum seconds to wait for a response. Progress restarts the clock."""
-    max_processes: int = 8
-    """Maximum processes of a command per worker. Beyond that, the least recently used idle one is stopped."""
+    max_processes: int = 64
+    """Maximum processes of a command per worker. Beyond that, one that has been idle for `idle_seconds` is stopped, or
+    one of a caller with several.
+    """
     spare_processes: int = 0
     """Number of processes of a command to keep started for the next principals or sessions."""
-    idle_seconds: float = 300.0
-    """Seconds after which an idle connection or process is closed."""
+    idle_seconds: float = 1800.0
+    """Seconds after which an idle connection or process is closed, and with it what the process remembers."""
     memory_limit: int | None = None
     """Maximum bytes of memory per process of a command, on Linux only."""
     max_bytes: int = 16 * 1024 * 1024
@@ -229,7 +238,7 @@ class UpstreamProcesses:
                     (pool.starts, "the {} processes that this gateway can start at a time"),
                 ):
                     if not await places.acquire(owner):
-                        raise InUse(places, owner, what, remedy="Raise max_processes.")
+                        raise InUse(places, owner, what, remedy=_MORE_PROCESSES, advice=_BUSY)
                     reserved.callback(places.leave, owner)
                 reserved.pop_all()
         finally:
@@ -250,11 +259,15 @@ class UpstreamProcesses:
         """Stop idle and hung processes and replace spare ones."""
         for transport in list(self.running):
             transport.check(now)
-            if transport.attached and 0 < self.config.idle_seconds < transport.idle_seconds(now):
+            if transport.attached and transport.has_expired(now):
                 transport.retire()
         _make_room(self)
         self.log.flush()
         self.warm_up()
+
+    def largest_memory(self) -> int:
+        """Return the memory of the largest process, in bytes, or 0 if it isn't known."""
+        return max((_resident_memory(each.pid) for each in self.running), default=0)
 
     def describe(self) -> ProcessReport:
         """Return a report on the processes."""
@@ -280,13 +293,14 @@ class UpstreamProcesses:
 class ProcessPool:
     """The processes of one worker's upstreams."""
 
-    def __init__(self, *, limit: int = 128, starts: int = _MAX_BOOTING, min_idle_seconds: float = 5.0) -> None:
+    def __init__(self, *, limit: int = 512, starts: int = _MAX_BOOTING, min_idle_seconds: float = 5.0) -> None:
         """Create an empty pool. Processes start when a client connects to their target.
 
         Args:
             limit: Maximum running processes.
             starts: Maximum processes that boot at once.
-            min_idle_seconds: Seconds without a call after which a process can be stopped in favor of another one.
+            min_idle_seconds: Seconds without a call after which a spare process, or a process of an owner that holds
+                several, can be stopped in favor of another owner's. Others keep theirs for `idle_seconds`.
         """
         self.min_idle_seconds: float = min_idle_seconds
         self.background: Tasks = Tasks()
@@ -423,6 +437,10 @@ class ProcessTransport(StdioTransport):
         stops = self.closing or self.exited.is_set() or not self.pid
         works = self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set()
         return -1.0 if stops or works else now - self.last_used
+
+    def has_expired(self, now: float) -> bool:
+        """Return whether it has been idle for `ProcessOptions.idle_seconds`."""
+        return 0 < self._processes.config.idle_seconds < self.idle_seconds(now)
 
     def retire(self) -> None:
         """Stop the process in the background. Its connection gets another one when used again."""
@@ -644,19 +662,24 @@ class Watchdog:
 
 
 def _make_room(pool: UpstreamProcesses | ProcessPool) -> None:
-    """Stop the least recently used idle process of the largest owner, if an owner that holds less is waiting."""
+    """Stop an idle process, if an owner is waiting: the least recently used one of the largest owner that holds more.
+
+    What a process remembers is lost with it. So an owner's only process is stopped no earlier than without this.
+    """
     places, among = pool.places, pool.running
     if sum(each.closing for each in among) >= places.waiting.used:
         return
     owner, now = places.next_owner, monotonic()
-    idle = [
-        each
-        for each in among
-        if each.idle_seconds(now) >= pool.min_idle_seconds
-        and (each.owner in ("", owner) or places.count(each.owner) > places.count(owner))
-    ]
-    if idle:
-        min(idle, key=lambda each: (each.attached, -places.count(each.owner), each.last_used)).retire()
+    count, waiting = places.count, places.count(owner)
+
+    def may_stop(each: ProcessTransport) -> bool:
+        several = each.owner not in ("", owner) and count(each.owner) > waiting + 1
+        if several or not each.attached:
+            return each.idle_seconds(now) >= pool.min_idle_seconds
+        return (each.owner in ("", owner) or count(each.owner) > waiting) and each.has_expired(now)
+
+    if idle := [each for each in among if may_stop(each)]:
+        min(idle, key=lambda each: (each.attached, -count(each.owner), each.last_used)).retire()
 
 
 def _limit_memory(pid: int, limit: int, name: str) -> None:
