@@ -312,7 +312,7 @@ def test_printed_output_logs_and_tracebacks_from_a_file_are_shown(tmp_path: Path
 def test_doctor_suggests_the_setting_that_separates_callers() -> None:
     for revision, expected in (("2025-11-25", True), ("2026-07-28", False)):
         steps = as_json("doctor", SHOP, "--revision", revision)["steps"]
-        assert any("per_principal" in step["remedy"] for step in steps) is expected
+        assert any("per_session" in step["remedy"] for step in steps) is expected
 
 
 @pytest.mark.server

@@ -14,7 +14,7 @@ from millstream import Server, auth
 from millstream._parts import PartHost
 from millstream.client import Client, Options, ServerError
 from millstream.gateway import OpenApi
-from millstream.gateway import _links as breaker
+from millstream.gateway import _breaker as breaker
 from patience import WAIT, advance_clock
 from processes import ROOT
 
@@ -136,7 +136,7 @@ class Gateway:
 @asynccontextmanager
 async def run_gateway(target: Any, **options: Any) -> AsyncIterator[Gateway]:
     mcp = Server("front", auth=auth.keys(named_keys=KEYS))
-    mcp.upstream("up", target, **{"start_timeout": WAIT, "timeout": SECONDS, **options})
+    mcp.upstream("up", target, **{"isolation": "shared", "start_timeout": WAIT, "timeout": SECONDS, **options})
     async with mcp.running() as runtime, serve(mcp) as running, AsyncExitStack() as stack:
         yield Gateway(runtime.host, running.port, stack)
 

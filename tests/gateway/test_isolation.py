@@ -1,14 +1,24 @@
 """Which callers share an upstream's session: whether Bob can read the value that Ada keeps in hers."""
 
+import asyncio
+import json
+import logging
+import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
+from millstream.client import ToolFailed
 from patience import WAIT
 
 HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
@@ -17,7 +27,7 @@ ANONYMOUS = ""
 """A client without a key, at a server without sign-in."""
 
 COMMAND = r"""
-import json, sys
+import json, os, sys
 kept = "nothing"
 for line in sys.stdin:
     message = json.loads(line)
@@ -26,10 +36,10 @@ for line in sys.stdin:
     if method == "initialize":
         result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "desk"}}
     elif method == "tools/list":
-        result = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("keep", "read")]}
+        result = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("keep", "read", "pid")]}
     elif method == "tools/call":
         kept = params.get("arguments", {}).get("value", kept)
-        result = {"content": [{"type": "text", "text": kept}]}
+        result = {"content": [{"type": "text", "text": str(os.getpid()) if params["name"] == "pid" else kept}]}
     if "id" in message:
         print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
 """
@@ -50,22 +60,40 @@ def make_desk() -> Server:
         """Return the value."""
         return str(await ctx.session_state.get("value", "nothing"))
 
+    @desk.tool
+    async def ask(ctx: Context) -> str:
+        """Keep the answer to a question."""
+        answer = await ctx.elicit("Whose?", str)
+        await ctx.session_state.set("value", answer)
+        return f"{answer}, {await ctx.session_state.get('value')}"
+
     return desk
 
 
+PEOPLE = {"ada": ADA, "bob": BOB}
+
+
 @asynccontextmanager
-async def gateway(isolation: str, *, signs_in: bool) -> AsyncIterator[str]:
+async def gateway(
+    isolation: str | None,
+    *,
+    at_url: bool = False,
+    people: Mapping[str, str] | None = None,
+    store: str = "memory://",
+    **more: Any,
+) -> AsyncIterator[str]:
     """Run a gateway in front of the desk, at a URL or as a command, and yield its URL."""
     async with AsyncExitStack() as stack:
-        guard = auth.keys(named_keys={"ada": ADA, "bob": BOB}) if signs_in else None
-        mcp = Server("front", auth=guard, settings=Settings(secret_key="a secret of the tests that is long enough"))
-        options: dict[str, Any] = {"prefix": "", "revision": HANDSHAKE, "timeout": WAIT}
-        if isolation == "url":
+        guard = auth.keys(named_keys=people) if people else None
+        mcp = Server(
+            "front", auth=guard, settings=Settings(store=store, secret_key="a secret of the tests that is long")
+        )
+        options: dict[str, Any] = {"prefix": "", "timeout": WAIT, "start_timeout": WAIT, **more}
+        if at_url:
             behind = await stack.enter_async_context(serve(make_desk()))
-            mcp.upstream("desk", f"http://127.0.0.1:{behind.port}/mcp", **options)
+            mcp.upstream("desk", f"http://127.0.0.1:{behind.port}/mcp", isolation=isolation, **options)
         else:
-            command = [sys.executable, "-c", COMMAND]
-            mcp.upstream("desk", command, isolation=isolation, start_timeout=WAIT, **options)
+            mcp.upstream("desk", [sys.executable, "-c", COMMAND], isolation=isolation, **options)
         await stack.enter_async_context(mcp.running())
         front = await stack.enter_async_context(serve(mcp))
         yield f"http://127.0.0.1:{front.port}/mcp"
@@ -76,11 +104,31 @@ def connect(url: str, key: str, revision: str) -> Client:
     return Client(url, headers={"authorization": f"Bearer {key}"} if key else {}, revision=revision, timeout=WAIT)
 
 
-@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
-@pytest.mark.parametrize("isolation", ["url", "shared", "per_principal", "per_session"])
-async def test_one_persons_state_reaches_another_only_in_a_shared_process(isolation: str, revision: str) -> None:
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something has happened to another process."""
+    async with asyncio.timeout(WAIT):
+        while not condition():  # noqa: ASYNC110  it has no event for us
+            await asyncio.sleep(0.01)
+
+
+async def until_exited(pid: int) -> None:
+    """Wait until a process has exited and was reaped."""
+    await until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+for_each_revision = pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
+CATALOG = {"revision": HANDSHAKE}
+"""Options of an upstream that isn't relayed, and that uses the handshake."""
+
+
+@for_each_revision
+@pytest.mark.parametrize("isolation", [None, "shared", "per_principal", "per_session"])
+@pytest.mark.parametrize("more", [{}, CATALOG], ids=["relay", "catalog"])
+async def test_one_persons_state_reaches_another_only_in_a_shared_process(
+    isolation: str | None, revision: str, more: dict[str, Any]
+) -> None:
     async with (
-        gateway(isolation, signs_in=True) as url,
+        gateway(isolation, people=PEOPLE, **more) as url,
         connect(url, ADA, revision) as ada,
         connect(url, BOB, revision) as bob,
     ):
@@ -89,17 +137,239 @@ async def test_one_persons_state_reaches_another_only_in_a_shared_process(isolat
         assert (await bob.call("read")).text == ("Ada's secret" if isolation == "shared" else "nothing")
 
 
-@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
-@pytest.mark.parametrize("isolation", ["url", "shared", "per_principal", "per_session"])
-@pytest.mark.parametrize("key", [ADA, ANONYMOUS], ids=["one person", "without sign-in"])
-async def test_only_sessions_separate_clients_of_one_person_and_clients_without_sign_in(
-    isolation: str, revision: str, key: str
-) -> None:
+@for_each_revision
+@pytest.mark.parametrize("isolation", [None, "shared"])
+async def test_one_persons_state_at_a_url_never_reaches_another(isolation: str | None, revision: str) -> None:
     async with (
-        gateway(isolation, signs_in=bool(key)) as url,
+        gateway(isolation, at_url=True, people=PEOPLE, **CATALOG) as url,
+        connect(url, ADA, revision) as ada,
+        connect(url, BOB, revision) as bob,
+    ):
+        await ada.call("keep", value="Ada's secret")
+        assert (await ada.call("read")).text == "Ada's secret"
+        assert (await bob.call("read")).text == "nothing"
+
+
+@for_each_revision
+@pytest.mark.parametrize("isolation", [None, "shared", "per_principal", "per_session"])
+@pytest.mark.parametrize("people", [{"ada": ADA}, {}], ids=["one person", "without sign-in"])
+async def test_clients_of_one_person_and_clients_without_sign_in_share_a_process(
+    isolation: str | None, revision: str, people: dict[str, str]
+) -> None:
+    key = people.get("ada", ANONYMOUS)
+    async with (
+        gateway(isolation, people=people, **CATALOG) as url,
         connect(url, key, revision) as first,
         connect(url, key, revision) as second,
     ):
         await first.call("keep", value="of the first")
-        separated = revision == HANDSHAKE and isolation in ("url", "per_session")
+        separated = revision == HANDSHAKE and isolation == "per_session"
         assert (await second.call("read")).text == ("nothing" if separated else "of the first")
+
+
+async def test_one_person_uses_the_process_that_lists_the_tools() -> None:
+    async with gateway(None, people={"ada": ADA}, max_processes=1) as url, connect(url, ADA, PER_REQUEST) as ada:
+        assert (await ada.call("keep", value="mine")).text == "mine"
+
+
+async def test_calls_without_sign_in_have_a_session_each_at_a_url_that_keeps_sessions() -> None:
+    async with (
+        gateway(None, at_url=True, **CATALOG) as url,
+        connect(url, ANONYMOUS, PER_REQUEST) as ada,
+        connect(url, ANONYMOUS, HANDSHAKE) as bob,
+    ):
+        await ada.call("keep", value="Ada's secret")
+        assert (await ada.call("read")).text == "nothing"
+        await bob.call("keep", value="Bob's secret")
+        assert (await bob.call("read")).text == "Bob's secret"
+        assert (await ada.call("read")).text == "nothing"
+
+
+async def test_call_that_asks_keeps_its_session_until_it_ends() -> None:
+    desk = make_desk()
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(serve(desk))
+        mcp = Server("front")
+        mcp.upstream("desk", f"http://127.0.0.1:{behind.port}/mcp", prefix="", start_timeout=WAIT, **CATALOG)
+        runtime = await stack.enter_async_context(mcp.running())
+        front = await stack.enter_async_context(serve(mcp))
+        options: dict[str, Any] = {"revision": PER_REQUEST, "timeout": WAIT}
+        url = f"http://127.0.0.1:{front.port}/mcp"
+        async with (
+            Client(url, elicit=lambda _: {"value": "Ada's"}, **options) as ada,
+            Client(url, elicit=lambda _: {"value": "Bob's"}, **options) as bob,
+        ):
+            results = await asyncio.gather(*(each.call("ask") for each in (ada, bob)))
+            assert [each.text for each in results] == ["Ada's, Ada's", "Bob's, Bob's"]
+            await until(lambda: runtime.host.gateway.describe()[0]["links"] == 1)  # the one for lists
+
+
+async def test_callers_without_sign_in_share_a_session_at_a_url_if_the_operator_wants_that() -> None:
+    async with (
+        gateway("shared", at_url=True, **CATALOG) as url,
+        connect(url, ANONYMOUS, PER_REQUEST) as ada,
+        connect(url, ANONYMOUS, PER_REQUEST) as bob,
+    ):
+        await ada.call("keep", value="for everyone")
+        assert (await bob.call("read")).text == "for everyone"
+
+
+class Carts:
+    """A server at a URL that has only the handshake, and a value in each session."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+        """Open session -> its value."""
+        self.numbers = count(1)
+
+    async def behave(self, asked: ReceivedRequest) -> None:
+        session = asked.headers.get("mcp-session-id", "")
+        if asked.verb == "DELETE":
+            del self.kept[session]
+            await asked.reply(b"")
+        elif asked.method == "initialize":
+            session = f"session-{next(self.numbers)}"
+            self.kept[session] = "nothing"
+            await with_handshake(self.behave, session)(asked)
+        elif asked.method == "tools/list":
+            await asked.result({"tools": [{"name": each, "inputSchema": {"type": "object"}} for each in TOOLS]})
+        elif asked.method == "tools/call":
+            self.kept[session] = asked.message["params"].get("arguments", {}).get("value", self.kept[session])
+            await asked.result({"content": [{"type": "text", "text": self.kept[session]}]})
+        else:
+            await with_handshake(self.behave)(asked)
+
+
+TOOLS = "keep", "read"
+ACCEPT = "application/json, text/event-stream"
+META = {
+    "io.modelcontextprotocol/protocolVersion": PER_REQUEST,
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+@asynccontextmanager
+async def relay(**options: Any) -> AsyncIterator[tuple[str, Carts]]:
+    """Relay such a server, and yield the URL of the relay."""
+    carts = Carts()
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(misbehaving(carts.behave))
+        mcp = Server("front", serve="rest")
+        mcp.upstream("carts", behind.url, prefix="", start_timeout=WAIT, timeout=WAIT, **options)
+        await stack.enter_async_context(mcp.running())
+        front = await stack.enter_async_context(serve(mcp))
+        yield f"http://127.0.0.1:{front.port}", carts
+
+
+async def test_relay_offers_the_handshake_to_clients_without_sign_in_if_its_upstream_keeps_sessions() -> None:
+    async with relay() as (url, _):
+        async with httpx2.AsyncClient(timeout=WAIT) as http:
+            for method, name in (("server/discover", ""), ("tools/list", ""), ("tools/call", "read")):
+                params = {"_meta": META, **({"name": name} if name else {})}
+                head = {"mcp-protocol-version": PER_REQUEST, "mcp-method": method, "mcp-name": name, "accept": ACCEPT}
+                message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+                reply = await http.post(f"{url}/mcp", json=message, headers={k: v for k, v in head.items() if v})
+                error = reply.json()["error"]
+                assert (reply.status_code, error["code"], error["data"]["supported"][-1]) == (400, -32022, HANDSHAKE)
+        async with Client(f"{url}/mcp", timeout=WAIT) as ada, Client(f"{url}/mcp", timeout=WAIT) as bob:
+            assert ada.revision == bob.revision == HANDSHAKE
+            await ada.call("keep", value="Ada's secret")
+            assert [(await each.call("read")).text for each in (ada, bob)] == ["Ada's secret", "nothing"]
+
+
+async def test_relay_serves_clients_without_sign_in_in_one_session_if_the_operator_wants_that() -> None:
+    async with (
+        relay(isolation="shared") as (url, _),
+        connect(f"{url}/mcp", "", PER_REQUEST) as ada,
+        connect(f"{url}/mcp", "", PER_REQUEST) as bob,
+    ):
+        await ada.call("keep", value="for everyone")
+        assert (await bob.call("read")).text == "for everyone"
+
+
+async def test_rest_calls_have_a_session_each_which_ends_with_the_call() -> None:
+    async with relay() as (url, carts), httpx2.AsyncClient(base_url=url, timeout=WAIT) as http:
+        before = len(carts.kept)
+        for name, body in (("keep", {"value": "Ada's secret"}), ("read", {})):
+            reply = await http.post(f"/tools/{name}", json=body)
+            assert ("secret" in reply.text) == (name == "keep"), reply.text
+        await until(lambda: len(carts.kept) == before)
+
+
+async def test_lost_state_of_a_process_is_reported_once_to_its_principal() -> None:
+    async with (
+        gateway(None, people=PEOPLE) as url,
+        connect(url, ADA, PER_REQUEST) as ada,
+        connect(url, BOB, PER_REQUEST) as bob,
+    ):
+        await ada.call("keep", value="Ada's secret")
+        await bob.call("keep", value="Bob's secret")
+        pid = int((await ada.call("pid")).text)
+        os.kill(pid, signal.SIGKILL)
+        await until_exited(pid)
+        with pytest.raises(ToolFailed, match="lost its state"):
+            await ada.call("read")
+        assert (await ada.call("read")).text == "nothing"
+        assert (await bob.call("read")).text == "Bob's secret"
+
+
+async def test_state_lost_with_an_idle_process_is_reported_once_even_after_a_restart(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/gateway.db"
+    async with (
+        gateway(None, people=PEOPLE, store=store, idle_seconds=0.01) as url,
+        connect(url, ADA, PER_REQUEST) as ada,
+    ):
+        await until_exited(int((await ada.call("pid")).text))
+        with pytest.raises(ToolFailed, match="lost its state"):
+            await ada.call("read")
+        assert (await ada.call("keep", value="Ada's secret")).text == "Ada's secret"
+    async with gateway(None, people=PEOPLE, store=store) as url, connect(url, ADA, PER_REQUEST) as ada:
+        with pytest.raises(ToolFailed, match="lost its state"):
+            await ada.call("read")
+        assert (await ada.call("read")).text == "nothing"
+
+
+async def test_process_with_state_is_not_stopped_for_another_principal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.01)
+    async with (
+        gateway(None, people=PEOPLE, max_processes=2) as url,
+        connect(url, ADA, PER_REQUEST) as ada,
+        connect(url, BOB, PER_REQUEST) as bob,
+    ):
+        await ada.call("keep", value="Ada's secret")
+        with pytest.raises(ToolFailed, match=r'raise max_processes, or .* isolation = "shared"'):
+            await bob.call("read")
+        assert (await ada.call("read")).text == "Ada's secret"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"people": PEOPLE}, "each signed-in caller of desk has a process, at most 64 per worker"),
+        ({}, "all callers of desk share one process, and what it remembers"),
+        ({"people": PEOPLE, "isolation": "shared"}, "all callers of desk share one process, and what it remembers"),
+        ({"people": PEOPLE, "isolation": "per_session"}, ""),
+    ],
+)
+async def test_log_describes_what_callers_share(
+    options: dict[str, Any], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with gateway(**{"isolation": None, **options}):
+        found = [each for each in caplog.messages if each.startswith("Isolation: ")]
+    assert [told in each and "MiB" in each for each in found] == [True] * bool(told)
+
+
+async def test_doctor_describes_what_callers_share() -> None:
+    async with gateway(None) as url:
+        command = [sys.executable, "-m", "millstream", "doctor", url, "--json"]
+        doctor = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        printed, _ = await doctor.communicate()
+    steps = {each["name"]: each["found"] for each in json.loads(printed)["steps"]}
+    assert "all callers of desk share one process, and what it remembers. Each takes" in steps["isolation"]
+
+
+async def test_log_says_that_a_url_keeps_sessions(caplog: pytest.LogCaptureFixture) -> None:
+    async with relay():
+        assert "clients of revision 2026-07-28, which has none, have to use an earlier one" in caplog.text

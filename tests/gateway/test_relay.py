@@ -835,7 +835,7 @@ async def test_relay_between_eras_forwards_unlisted_names() -> None:
     for era, other in (ERAS, ERAS[::-1]):
         for capabilities in announced:
             async with misbehaving(of_one_era(other, capabilities, behave)) as upstream:
-                async with Client(relay(upstream.url), revision=era, timeout=WAIT) as client:
+                async with Client(relay(upstream.url, isolation="shared"), revision=era, timeout=WAIT) as client:
                     assert (await client.call("hidden", a=[1])).text == 'hidden {"a": [1]}'
                     prompt = await client.request("prompts/get", {"name": "hush", "arguments": {"b": "2"}})
                     read = await client.request("resources/read", {"uri": "book://1"})
@@ -852,7 +852,7 @@ async def test_list_between_eras_that_has_not_changed_is_converted_once(era: str
 
     async with (
         misbehaving(of_one_era(other, {"tools": {}}, behave)) as upstream,
-        Client(relay(upstream.url), revision=era, timeout=WAIT) as client,
+        Client(relay(upstream.url, isolation="shared"), revision=era, timeout=WAIT) as client,
     ):
         await listed(client, "tool_1")
         before = [await client.request("tools/list") for _ in range(2)][1]
@@ -875,7 +875,7 @@ async def test_upstream_that_lists_nothing_but_answers_calls_is_ready(other: str
 
     for era in ERAS:
         async with misbehaving(of_one_era(other, {"tools": {}, "prompts": {}}, behave)) as upstream:
-            gateway = relay(upstream.url)
+            gateway = relay(upstream.url, isolation="shared")
             async with gateway.running() as runtime, Client(gateway, revision=era, timeout=WAIT) as client:
                 for method in ("tools/list", "prompts/list"):
                     with pytest.raises(ServerError, match="on holiday"):
@@ -961,7 +961,7 @@ async def test_relay_between_eras_announces_and_serves_the_same_features_as_the_
 
     async with (
         misbehaving(of_one_era(other, theirs, behave)) as upstream,
-        Client(relay(upstream.url), revision=era, timeout=WAIT) as client,
+        Client(relay(upstream.url, isolation="shared"), revision=era, timeout=WAIT) as client,
     ):
         assert {name: each for name, each in client.capabilities.items() if name != "experimental"} == theirs
         assert (await client.request("prompts/list"))["prompts"] == []
@@ -993,7 +993,7 @@ async def test_relay_between_eras_lists_the_items_that_the_upstream_shows_to_suc
             await asked.result({"content": [{"type": "text", "text": params["name"]}]})
 
     async with misbehaving(of_one_era(other, {"tools": {}}, behave)) as upstream:
-        gateway = relay(upstream.url)
+        gateway = relay(upstream.url, isolation="shared")
         async with (
             Client(gateway, revision=era, timeout=WAIT) as plain,
             Client(gateway, revision=era, timeout=WAIT, **ABLE) as able,

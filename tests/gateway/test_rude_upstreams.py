@@ -489,7 +489,11 @@ async def test_messages_that_belong_to_no_request_do_not_affect_calls() -> None:
             await say({"id": message["id"], "result": DONE})
         started.set()
 
-    async with asyncio.timeout(WAIT), run_websocket_upstream(call) as (url, _), Client(make_gateway(url)) as client:
+    async with (
+        asyncio.timeout(WAIT),
+        run_websocket_upstream(call) as (url, _),
+        Client(make_gateway(url, isolation="shared")) as client,
+    ):
         results = await asyncio.gather(request(client, "rest"), *(request(client) for _ in range(3)))
         assert [texts(each) for each in (*results, await request(client))] == ["done"] * 5
 
@@ -522,7 +526,7 @@ async def test_ambiguous_questions_are_asked_only_within_a_session(
         asyncio.timeout(WAIT),
         run_websocket_upstream(call) as (url, wire),
         Client(
-            make_gateway(url),
+            make_gateway(url, isolation="shared"),
             revision=revision,
             elicit=person if one else None,
             on_log=lambda log: logs.append(log.data),

@@ -115,6 +115,7 @@ async def ping(
 
 class _Health(Struct):
     gateway: str = ""
+    sharing: list[str] = []
 
 
 class DiagnosticStep(Struct, frozen=True):
@@ -207,12 +208,15 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
             yield DiagnosticStep(
                 "questions",
                 "questions and log messages on stdio don't identify the call they belong to",
-                remedy='In a gateway for several users, set isolation = "per_principal" for it if its tools ask.',
+                remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
-        if mode := await gateway_mode(place.url, headers, options.timeout):
-            yield DiagnosticStep("gateway", f"it {mode}")
+        health = await read_health(place.url, headers, options.timeout)
+        if health.gateway:
+            yield DiagnosticStep("gateway", f"it {health.gateway}")
+        for text in health.sharing:
+            yield DiagnosticStep("isolation", text)
         async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
 
@@ -261,12 +265,12 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     return DiagnosticStep("certificate", f"trusted until {certificate.get('notAfter', 'an unknown date')}")
 
 
-async def gateway_mode(url: Url, headers: Mapping[str, str], seconds: float) -> str:
+async def read_health(url: Url, headers: Mapping[str, str], seconds: float) -> _Health:
     """Return how a gateway of ours serves its upstreams, if it tells us."""
     with suppress(ClientError, TimeoutError, msgspec.DecodeError):
         reply = await request("GET", url.join("health"), headers, max_body=1 << 20, seconds=seconds)
-        return msgspec.json.decode(reply.body, type=_Health).gateway
-    return ""
+        return msgspec.json.decode(reply.body, type=_Health)
+    return _Health()
 
 
 async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float) -> AsyncIterator[DiagnosticStep]:

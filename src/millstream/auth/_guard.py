@@ -558,6 +558,12 @@ class AuthGuard:
         """Return whether it's known that there's more than one principal."""
         return sum(method.count() for method in self.methods) > 1
 
+    def has_one(self) -> bool:
+        """Return whether it's known that there's only one principal."""
+        return all(method.rights() is not None for method in self.methods) and [
+            method.count() for method in self.methods if method.count()
+        ] == [1]
+
     def revocation_id(self, principal: Principal) -> str:
         """See `AuthMethod.revocation_id`."""
         return next((found for method in self.methods if (found := method.revocation_id(principal))), "")

@@ -280,6 +280,7 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
     finally:
         if link is not None:
             link.calls -= 1
+            upstream.links.leave(link)
         if answered:
             breaker.succeed(monotonic() - started, call, method, name)
     if denied is not None:
@@ -297,7 +298,7 @@ async def forward_stream(call: Call, upstream: McpUpstream, params: bytes) -> by
         ProtocolError: The upstream's error, or the subscription was lost.
     """
     owner, services, links = call.owner, call.services, upstream.links
-    if not links.streams.take(owner):
+    if upstream.route(call).once or not links.streams.take(owner):
         return b""
     with contextlib.ExitStack() as ends:
         ends.callback(links.streams.leave, owner)
@@ -359,6 +360,8 @@ async def _fail(
     call opens another session, and the error explains that the upstream's state is lost.
     """
     lost, session = isinstance(exc, SessionLost), call.session
+    if link is not None and link.has_lost_session:
+        await upstream.links.forget(link)  # the caller learns it now
     if link is not None and link.key.own and (lost or link.conversation.transport.lost):
         upstream.links.end(link)
     elif not lost:
@@ -418,6 +421,8 @@ async def _connect(call: Call, upstream: McpUpstream, abilities: bytes, name: st
         if (link := await upstream.open_own(call, key)) is not None:
             return link
         key = upstream.key(call, abilities, name)
+    if key.call:
+        return await links.open_once(key, call.owner)
     try:
         link = await links.open(key, call.owner)
     except NO_HANDSHAKE:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from itertools import count
 from typing import Any
 
 from msgspec import Raw, Struct, structs
@@ -45,6 +47,7 @@ from millstream.gateway._links import (
     Link,
     LinkKey,
     Links,
+    UpstreamSessions,
 )
 from millstream.gateway._lists import CONNECTION_FAILURES, ListKeeper, McpLists
 from millstream.gateway._programs import library_of
@@ -71,6 +74,7 @@ from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
     METHOD_NOT_FOUND,
+    NEWEST,
     NEWEST_HANDSHAKE,
     TASKS,
     Json,
@@ -121,6 +125,10 @@ class McpUpstream(Upstream):
     lists: McpLists
     serves_one = False
     """Whether it's a command that serves only this server's one client. It starts when that client connects."""
+    keeps_sessions: bool | None = None
+    """Whether its connections are sessions of the handshake era. None until the first one is open."""
+    _logged_keeping: bool | None = None
+    """Value of `keeps_sessions` when the log last described what callers share."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -129,14 +137,19 @@ class McpUpstream(Upstream):
         """See `Upstream`."""
         super().__init__(config, gateway, item_classes)
         self._era = Era()
-        self._routes: dict[tuple[str, bool, bool], CallRoute] = {}
-        """Client's revision, whether it has a session, and whether a task is needed -> route. Emptied by each new fact.
+        self._routes: dict[tuple[str, bool, bool, bool], CallRoute] = {}
+        """Client's revision, whether it has a session, whether the caller is known, and whether a task is needed ->
+        route. Emptied by each new fact.
         """
+        self._calls = count(1)
         self.plain_metas: Recent[tuple[bytes, str, bool], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by the client's `_meta` and revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
         clock = gateway.host.services.clock
-        self.links: Links = Links(self._make_link, gateway.sessions, places, config.idle_seconds, clock)
+        records = UpstreamSessions(gateway.host.store.kv, (gateway.name, config.name, config.address))
+        self.links: Links = Links(
+            self._make_link, self._take_link, gateway.sessions, places, config.idle_seconds, clock, records
+        )
         self.watches: ResourceWatches = ResourceWatches(
             config.name,
             self._shared_conversation,
@@ -174,6 +187,9 @@ class McpUpstream(Upstream):
                 running = await self._stack.enter_async_context(server.running())
                 self._target = _SharedServer(lambda: nullcontext(running))
         self.gateway.host.services.session_ends.append(self.links.end_session)
+        if (guard := self.gateway.host.guard) is not None:  # another key may have been added
+            guard.on_revocation.append(self.forget_routes)
+            self._stack.callback(guard.on_revocation.remove, self.forget_routes)
         self.gateway.host.every_second(self.links.end_idle)
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
@@ -212,6 +228,7 @@ class McpUpstream(Upstream):
             credentials,
             route.handshake,
             route.own,
+            next(self._calls) if route.once else 0,
         )
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister and route.by_abilities else key
@@ -250,6 +267,10 @@ class McpUpstream(Upstream):
         """See `Upstream`."""
         self.forget_routes()
         super().take_lists(found, announced)
+        if self.keeps_sessions is not self._logged_keeping:
+            self._logged_keeping = self.keeps_sessions
+            if text := self.sharing:
+                logger.log(logging.INFO if self._facts().is_by_principal else logging.WARNING, "Isolation: %s", text)
 
     def lose_handshake(self) -> None:
         """Stop using the handshake for a shared process, because it has failed."""
@@ -258,10 +279,16 @@ class McpUpstream(Upstream):
 
     def route(self, call: Call, *, needs_task: bool = False) -> CallRoute:
         """Return how a call reaches the upstream."""
-        key = call.revision.date, call.session is not None, needs_task
+        key = call.revision.date, call.session is not None, call.principal is not None, needs_task
         route = self._routes.get(key)
         if route is None:
-            route = plan_route(call.revision, self._facts(), has_session=key[1], needs_task=needs_task)
+            route = plan_route(
+                call.revision,
+                self._facts(),
+                has_session=key[1],
+                is_known=key[2] or self.gateway.host.has_one_client,
+                needs_task=needs_task,
+            )
             if self.catalog.revision:
                 self._routes[key] = route
         return route
@@ -274,11 +301,66 @@ class McpUpstream(Upstream):
             gives_sessions=self.gives_sessions,
             has_processes=self.processes is not None and not (self.serves_one and not self.revision.handshake),
             serves_several=shares,
-            by_principal=self.config.isolation == "per_principal" if shares else protected or self._is_websocket,
+            isolation=self.config.isolation,
+            is_remote=self._uses_http or self._is_websocket,
+            keeps_sessions=self.in_sessions or self.keeps_sessions is not False,
+            has_principals=self._has_principals,
+            separates_principals=protected or self._is_websocket,
             has_credentials=self.credentials is not None,
             in_sessions=self.in_sessions,
             names_calls=not (self._is_websocket or self._era.name == "http+sse" or self.has_tasks),
         )
+
+    @property
+    def _has_principals(self) -> bool:
+        guard = self.gateway.host.guard
+        return guard is not None and not guard.has_one()
+
+    @property
+    @override
+    def keeps_callers(self) -> bool:
+        """See `Upstream`."""
+        facts = self._facts()
+        return facts.keeps_sessions and (facts.is_by_principal or not facts.serves_several)
+
+    @property
+    @override
+    def has_separate_processes(self) -> bool:
+        """See `Upstream`."""
+        return self.processes is not None and (not self._shares_processes or self._facts().is_by_principal)
+
+    @property
+    @override
+    def sharing(self) -> str:
+        """See `Upstream`."""
+        facts, name, has_one = self._facts(), self.name, self.gateway.host.has_one_client
+        if facts.serves_several and not has_one:
+            memory = self.processes.largest_memory() if self.processes else 0
+            size = f" Each takes about {-(-memory // 2**20)} MiB." if memory else ""
+            if facts.is_by_principal:
+                return (
+                    f"each signed-in caller of {name} has a process, at most {self.config.max_processes} per worker, "
+                    f'because it may keep state.{size} To share one process: isolation = "shared"'
+                )
+            if facts.keeps_sessions:
+                return f"all callers of {name} share one process, and what it remembers.{size}"
+        if self.keeps_sessions and not facts.serves_several and self.gateway.host.guard is None and not has_one:
+            if facts.isolation == "shared" or self.is_program:
+                return f"callers of {name} that have no session here share one session there, and what it remembers"
+            how = "have to use an earlier one" if self.relays else "get a session for each call"
+            who = f"clients of revision {NEWEST.date}, which has none,"
+            return f'{name} keeps sessions, so {who} {how}. To let them share one: isolation = "shared"'
+        return ""
+
+    def _take_link(self, link: Link) -> None:
+        """Learn from an open connection."""
+        if link.key.own:  # in the client's era
+            return
+        conversation = link.conversation
+        keeps_sessions = conversation.negotiated.revision.handshake and conversation.transport.has_session
+        if keeps_sessions is not self.keeps_sessions:
+            self.keeps_sessions = keeps_sessions
+            self.forget_routes()
 
     def forget_routes(self) -> None:
         """Plan the routes again, because a fact has changed."""

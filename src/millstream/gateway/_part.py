@@ -171,8 +171,11 @@ class GatewayPart:
                 upstream.lists.wanted.set()
         self._register_metrics(host)
         await self._wait_for_lists()
-        if any(each.may_have_own for each in self.upstreams.values()):
+        upstreams = self.upstreams.values()
+        if any(each.may_have_own or each.keeps_callers for each in upstreams):
             host.services.session_holder = secrets.token_hex(6)
+        host.services.keeps_callers = lambda: any(each.keeps_callers for each in upstreams)
+        host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
         for upstream in self.upstreams.values():  # clients may connect before the lists arrive
             self._announce_capabilities(upstream.catalog)
         self._merge_hints()

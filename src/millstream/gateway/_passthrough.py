@@ -15,11 +15,11 @@ from msgspec import Raw
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import PartHost
-from millstream._protocol.errors import CustomResult
+from millstream._protocol.errors import UNSUPPORTED_VERSION, CustomResult
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import decode_name
 from millstream._protocol.notifications import PaginatedRequestParams
-from millstream._protocol.revisions import project_item
+from millstream._protocol.revisions import HANDSHAKE, project_item
 from millstream._protocol.revisions import tool as project_tool
 from millstream._recent import RecentBytes
 from millstream._server.calls.call import Call
@@ -95,7 +95,25 @@ class Passthrough:
             return self._relay_exactly(call, link)
         return self._forward(call, link)
 
+    def _check_revision(self, call: Call) -> None:
+        """Offer the handshake to a client without sign-in, if the upstream keeps sessions: only one of its own keeps
+        the client's state apart.
+
+        Raises:
+            ProtocolError: The client uses the per-request era.
+        """
+        upstream, revision = self._upstream, call.revision
+        if (
+            not revision.handshake
+            and upstream.keeps_sessions
+            and call.transport != "rest"
+            and upstream.route(call).once
+        ):
+            text = f"Unsupported protocol version: {upstream.name} keeps a session for each client"
+            raise ProtocolError(UNSUPPORTED_VERSION, text, {"supported": [*HANDSHAKE], "requested": revision.date})
+
     async def _relay_exactly(self, call: Call, link: Link | None) -> bytes:
+        self._check_revision(call)
         if link is not None or self._meets(call):
             try:
                 if result := await self._forward(call, link):
@@ -105,6 +123,7 @@ class Passthrough:
                     raise
                 return b""
         await self._read_lists()
+        self._check_revision(call)
         ready = self._upstream.lists.state == "ready"
         if ready and call.method in _KINDS and self._host.registry.serves(call.method, call.revision):
             with suppress(NoResponse, InvalidResponse):

@@ -42,13 +42,30 @@ class UpstreamFacts(Struct, frozen=True, kw_only=True):
     has_processes: bool = False
     serves_several: bool = False
     """Whether one process serves several clients."""
-    by_principal: bool = False
-    """Whether connections, or shared processes, are separate for each principal."""
+    isolation: str | None = "shared"
+    """See `UpstreamConfig.isolation`."""
+    is_remote: bool = False
+    """Whether it's at a URL."""
+    keeps_sessions: bool = False
+    """Whether a connection is a session at the upstream, so that callers on one connection share its state. True as
+    long as it isn't known.
+    """
+    has_principals: bool = False
+    """Whether several principals can sign in."""
+    separates_principals: bool = False
+    """Whether each principal needs a connection for other reasons."""
     has_credentials: bool = False
     in_sessions: bool = False
     """Whether a shared process uses the handshake although it also supports the newer era."""
     names_calls: bool = True
     """Whether messages name their call, and no call becomes a task."""
+
+    @property
+    def is_by_principal(self) -> bool:
+        """Whether each principal has a process."""
+        if self.isolation is None:
+            return self.serves_several and self.has_principals and self.keeps_sessions
+        return self.serves_several and self.isolation == "per_principal"
 
 
 class CallRoute(Struct, frozen=True):
@@ -56,6 +73,10 @@ class CallRoute(Struct, frozen=True):
 
     own: bool = False
     """Whether it's an upstream session that serves only one client session, with its revision and name."""
+    once: bool = False
+    """Whether it's an upstream session that serves only one call, because the caller is unknown. A client that can have
+    a session here, too, should.
+    """
     by_principal: bool = True
     by_session: bool = True
     by_abilities: bool = True
@@ -73,28 +94,41 @@ class CallRoute(Struct, frozen=True):
         return self.is_verbatim and (self.own or method not in SESSION_METHODS)
 
 
-def plan_route(client: Revision, facts: UpstreamFacts, *, has_session: bool, needs_task: bool = False) -> CallRoute:
-    """Return the connection for a client's calls.
+def plan_route(
+    client: Revision, facts: UpstreamFacts, *, has_session: bool, is_known: bool = True, needs_task: bool = False
+) -> CallRoute:
+    """Return the connection for a client's calls. No state of one person reaches another, unless the operator wants it.
 
     Args:
         client: The client's revision.
         facts: What is known about the upstream.
         has_session: Whether the client has a session here.
+        is_known: Whether the caller is a principal, or the only one.
         needs_task: Whether the call needs the newer era, because only that has tasks.
     """
     own = client.handshake and has_session and facts.gives_sessions and not facts.serves_several
     same = facts.is_relayed and client is facts.revision
     if facts.serves_several:
-        return CallRoute(False, facts.by_principal, False, False, False, facts.in_sessions, is_verbatim=same)
-    plain = not (facts.has_processes or facts.has_credentials or facts.by_principal) and facts.names_calls
+        return CallRoute(
+            by_principal=facts.is_by_principal,
+            by_session=False,
+            by_abilities=False,
+            takes_credentials=False,
+            handshake=facts.in_sessions,
+            is_verbatim=same,
+        )
+    by_principal = facts.separates_principals
+    plain = not (facts.has_processes or facts.has_credentials or by_principal) and facts.names_calls
     if own and not needs_task:
         return CallRoute(own, by_abilities=False, is_plain=plain and facts.is_relayed, is_verbatim=facts.is_relayed)
     if facts.has_processes:
         return CallRoute(takes_credentials=False, is_verbatim=same)
+    if facts.is_remote and facts.keeps_sessions and facts.isolation != "shared" and not (is_known or has_session):
+        return CallRoute(once=True, is_verbatim=same)
     if facts.revision.handshake:
         return CallRoute(is_verbatim=same)
     plain = plain and not client.handshake and (same or not facts.is_relayed)
-    return CallRoute(False, facts.by_principal, False, False, is_plain=plain, is_verbatim=same)
+    return CallRoute(by_principal=by_principal, by_session=False, by_abilities=False, is_plain=plain, is_verbatim=same)
 
 
 @cache

@@ -140,6 +140,21 @@ class Upstream(ABC):
         return False
 
     @property
+    def keeps_callers(self) -> bool:
+        """Whether it keeps state for principals, in processes or sessions of their own."""
+        return False
+
+    @property
+    def sharing(self) -> str:
+        """Which callers share what, for the operator, or empty if there's nothing to say."""
+        return ""
+
+    @property
+    def has_separate_processes(self) -> bool:
+        """Whether callers don't share a process, so that the failure of one doesn't affect the others."""
+        return False
+
+    @property
     def waits_for_clients(self) -> bool:
         """Whether it's only started or asked when a client needs it."""
         return False
@@ -190,8 +205,7 @@ class Upstream(ABC):
         if isinstance(error, InUse | NoCredentials | TooMuchArriving | UnsendableRequest):
             return
         responded = 0 < error.status < HTTPStatus.INTERNAL_SERVER_ERROR or not isinstance(error, CONNECTION_FAILURES)
-        # With separate processes, the failure of one doesn't affect the others.
-        separate = self.processes is not None and self.config.isolation != "shared"
+        separate = self.has_separate_processes
         if isinstance(error, ConnectFailed) and not isinstance(error.__cause__, TimeoutError) and not separate:
             self.breaker.failure_count += 1
             self.lists.degrade(error)

@@ -51,9 +51,11 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     """Names of the caller's HTTP headers to pass on."""
     forward_client: bool = True
     """Whether upstreams see the client's name and version instead of the gateway's."""
-    isolation: Literal["shared", "per_principal", "per_session"] = "shared"
-    """Number of processes for a command: one, one per principal, or one per session. Callers of one process share what
-    it remembers. In the handshake era, a process that two principals have used can't ask questions.
+    isolation: Literal["shared", "per_principal", "per_session"] | None = None
+    """Which callers share a process of a command, and what it remembers: all of them, those of one principal, or of one
+    session. By default, each principal has a process if the command uses the handshake and several can sign in, and
+    otherwise, all callers share one. ``shared`` also lets callers without sign-in share a session at a URL. In the
+    handshake era, a process that two principals have used can't ask questions.
     """
     connect_timeout: float = 10.0
     """Seconds to wait for a connection."""
@@ -153,7 +155,11 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     def find_ignored_option(self) -> tuple[str, str]:
         """Return an option that this kind of target ignores, and what it requires, or two empty strings."""
         kind = "openapi" if self.openapi is not None else "url" if "://" in str(self.target).partition(" ")[0] else ""
-        options = {"env": self.env, "cwd": self.cwd, "isolation": self.openapi and self.isolation != "shared"}
+        options = {
+            "env": self.env,
+            "cwd": self.cwd,
+            "isolation": self.openapi and self.isolation not in (None, "shared"),
+        }
         option = next((name for name, value in options.items() if value and kind), "")
         requires = "a connection" if option == "isolation" else "a command"
         return option, option and f"{option} requires {requires}, but this upstream has {kind}."
@@ -169,7 +175,7 @@ class UpstreamOptions(TypedDict, total=False):
     auth: Credentials | None
     forward_headers: Sequence[str]
     forward_client: bool
-    isolation: Literal["shared", "per_principal", "per_session"]
+    isolation: Literal["shared", "per_principal", "per_session"] | None
     timeout: float
     connect_timeout: float
     start_timeout: float
