@@ -40,7 +40,7 @@ from millstream.client import Client, ServerError
 from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import AcceptedFile
-from millstream.gateway._relay import ALL_ABILITIES, project_question
+from millstream.gateway._questions import ALL_ABILITIES, project_question
 from millstream.gateway._upstream import Upstream
 from patience import WAIT
 from processes import NODE, ROOT, free_port, run_command, run_server

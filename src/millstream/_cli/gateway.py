@@ -18,7 +18,7 @@ from millstream.client import Client, ClientError, Options
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
-from millstream.gateway._relay import ALL_ABILITIES
+from millstream.gateway._questions import ALL_ABILITIES
 from millstream.gateway._upstream_config import UpstreamConfig
 
 gateway = App(

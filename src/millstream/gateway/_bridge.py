@@ -51,13 +51,8 @@ from millstream.gateway._links import InUse, Link
 from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._names import PATH, GatewayLoop, extend_path
 from millstream.gateway._parked_calls import Ticket
-from millstream.gateway._relay import (
-    ForwardedStream,
-    Relay,
-    can_ask,
-    declare,
-    logger,
-)
+from millstream.gateway._questions import can_ask, declare
+from millstream.gateway._relay import ForwardedStream, Relay, logger
 from millstream.gateway._results import call_error
 from millstream.gateway._route import Way, choose_way
 from millstream.gateway._upstream import NAME

@@ -40,17 +40,17 @@ from millstream.gateway._failures import no_response_error
 from millstream.gateway._links import InUse, Link
 from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, TaggedRecord, Ticket
-from millstream.gateway._relay import (
+from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
     Recipient,
-    Relay,
     can_ask,
     declare,
     name_sender,
     project_answer,
     project_question,
 )
+from millstream.gateway._relay import Relay
 from millstream.gateway._results import call_error
 from millstream.gateway._route import Way
 from millstream.protocol import (

@@ -42,7 +42,8 @@ from millstream.gateway._catalog import Description
 from millstream.gateway._failures import no_response_error
 from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_origin
-from millstream.gateway._relay import UI, logger
+from millstream.gateway._questions import UI
+from millstream.gateway._relay import logger
 from millstream.gateway._results import split_result
 from millstream.gateway._upstream import ItemClasses, Upstream
 from millstream.protocol import (

@@ -52,19 +52,8 @@ from millstream.gateway._links import (
 from millstream.gateway._lists import CONNECTION_FAILURES, ListKeeper, McpLists
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
-from millstream.gateway._relay import (
-    ALL_ABILITIES,
-    CHANGES,
-    QUESTIONS,
-    OwnSession,
-    Relays,
-    SessionRecipient,
-    abilities_of,
-    can_ask,
-    limit_abilities,
-    logger,
-    message_for_client,
-)
+from millstream.gateway._questions import ALL_ABILITIES, QUESTIONS, abilities_of, can_ask, limit_abilities
+from millstream.gateway._relay import CHANGES, OwnSession, Relays, SessionRecipient, logger, message_for_client
 from millstream.gateway._resource_watches import ResourceWatches
 from millstream.gateway._route import CallRoute, UpstreamFacts, Way, choose_way, plan_route
 from millstream.gateway._upstream import NAME, Gateway, ItemClasses, Upstream

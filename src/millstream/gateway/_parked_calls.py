@@ -26,15 +26,8 @@ from millstream._server.calls.services import Services
 from millstream._server.peers import PartMessage
 from millstream._tasks import Tasks, cancel_all, cancel_reason, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
-from millstream.gateway._relay import (
-    COMPLETE,
-    MAX_OPEN_QUESTIONS,
-    ForwardedQuestion,
-    NotificationQueue,
-    Recipient,
-    Relay,
-    project_answer,
-)
+from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, Recipient, project_answer
+from millstream.gateway._relay import COMPLETE, NotificationQueue, Relay
 from millstream.gateway._results import call_error
 from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, Json, Revision, decode_object, encode
 
