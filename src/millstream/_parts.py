@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from msgspec import Struct
@@ -22,7 +23,7 @@ from millstream._server.calls.services import ObserveMessage, Services
 from millstream._server.control import Gate
 from millstream._server.dispatch import Dispatcher, Observe
 from millstream._server.features.registry import Handler as MethodHandler
-from millstream._server.features.registry import RegisteredExtension, Registry
+from millstream._server.features.registry import RegisteredExtension, Registry, RelayedServer
 from millstream._server.features.resources import Resource
 from millstream._server.sweep import Sweep
 from millstream._stores.health import StoreHealth
@@ -260,6 +261,15 @@ class PartHost:
         self.services.note = _chain_observers(self._message_observers)
 
     # Items
+
+    def relay(self, server: RelayedServer) -> None:
+        """Let another server serve the clients, until this one closes.
+
+        Args:
+            server: Passes their calls on.
+        """
+        self.registry.relayed = server
+        self.on_close(partial(setattr, self.registry, "relayed", None))
 
     def find_resources(self, find: Callable[[str], Resource | None]) -> None:
         """Find resources that aren't listed, until the server closes.

@@ -4,7 +4,8 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable
+from collections import defaultdict
+from collections.abc import Awaitable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from millstream import Client, ProtocolError, Server, Settings
 from millstream._protocol.principal import Share
 from millstream.client import ClientError, ConnectionLost, Options, ServerError, ToolFailed
 from millstream.gateway._relay import LOG, MAX_QUEUED_BYTES, NotificationQueue
+from millstream.protocol import encode, members
 from patience import WAIT
 
 ERAS = ("2025-06-18", "2026-07-28")
@@ -458,13 +460,11 @@ async def test_relay_answers_a_repeated_initialize_in_a_session() -> None:
         assert len(own_sessions(runtime)) == 1
 
 
-async def test_closed_relay_leaves_nothing_in_the_dispatcher() -> None:
+async def test_closed_relay_leaves_nothing_in_the_registry() -> None:
     async with relay(Cart()).running() as runtime:
-        dispatcher = runtime.dispatcher
-        assert dispatcher.relay is not None
-        assert dispatcher.open_session is not None
-    assert dispatcher.relay is None
-    assert dispatcher.open_session is None
+        registry = runtime.dispatcher.registry
+        assert registry.relayed is not None
+    assert registry.relayed is None
 
 
 INITIALIZE: dict[str, Any] = {
@@ -605,6 +605,148 @@ async def test_clients_can_connect_to_a_gateway_before_its_upstream_starts() -> 
                 assert client.server.name == "front"
                 assert await client.tools() == []
         started.set()
+
+
+def starting(held: dict[str, asyncio.Event], date: str, asked_for: Mapping[str, asyncio.Event]) -> Behave:
+    """A server of the handshake era that responds to some methods only after their events. It sets others when they're
+    requested.
+    """
+
+    async def behave(asked: ReceivedRequest) -> None:
+        asked_for[asked.method].set()
+        if asked.method in held:
+            await held[asked.method].wait()
+        about = {"serverInfo": {"name": "late", "title": "Late", "version": "3"}, "instructions": "Ask me first."}
+        match asked.method:
+            case "initialize":
+                offer = {"protocolVersion": date, "capabilities": {"tools": {}}, **about}
+                await asked.result(offer, more="Mcp-Session-Id: s\r\n")
+            case "tools/list":
+                await asked.result({"tools": [{"name": "one", "inputSchema": {"type": "object"}}]})
+            case "notifications/initialized":
+                await asked.reply(b"", status="202 Accepted")
+            case _:
+                refusal = {"code": -32601, "message": "Method not found"}
+                await asked.reply(encode({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": refusal}))
+
+    return behave
+
+
+@pytest.mark.parametrize("date", ["2025-06-18", "2025-11-25"])
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25", "2026-07-28"])
+async def test_slow_list_arrives_late_instead_of_empty(date: str, revision: str) -> None:
+    asked_for, released = defaultdict[str, asyncio.Event](asyncio.Event), asyncio.Event()
+    requested = asked_for["tools/list"]
+    behave = starting({"tools/list": released}, date, asked_for)
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        mcp = Server("front")
+        mcp.upstream("late", server.url, prefix="", start_timeout=0)
+        async with mcp.running():
+            await requested.wait()
+            async with Client(mcp, revision=revision, timeout=WAIT) as client:
+                assert (client.capabilities.keys() - {"experimental"}, client.instructions) == (
+                    {"tools"},
+                    "Ask me first.",
+                )
+                requested.clear()
+                listing = asyncio.create_task(names(client))
+                await requested.wait()
+                released.set()
+                assert await listing == ["one"]
+
+
+@pytest.mark.parametrize("date", ["2025-06-18", "2025-11-25"])
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25", "2026-07-28"])
+async def test_client_of_a_starting_upstream_gets_its_description(
+    date: str, revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def open_at_once(part: Any) -> None:
+        pass
+
+    monkeypatch.setattr("millstream.gateway._part.GatewayPart._wait_for_lists", open_at_once)
+    asked_for, released = defaultdict[str, asyncio.Event](asyncio.Event), asyncio.Event()
+    behave = starting({"initialize": released}, date, asked_for)
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        mcp = Server("front")
+        mcp.upstream("late", server.url, prefix="", start_timeout=WAIT)
+        async with mcp.running(), AsyncExitStack() as stack:
+            connecting = asyncio.create_task(stack.enter_async_context(Client(mcp, revision=revision, timeout=WAIT)))
+            await asked_for["initialize"].wait()
+            released.set()
+            client = await connecting
+            assert (client.server.version, client.instructions) == ("3", "Ask me first.")
+            assert client.capabilities.keys() - {"experimental"} == {"tools"}
+            assert await names(client) == ["one"]
+
+
+NO_QUESTIONS = (  # TypeScript SDK 2.0.0, createMcpHandler with `legacy: 'stateless'`
+    "Cannot request input 'q' (elicitation/create): the client on this 2025-era connection did not declare the "
+    "required capability (no client capabilities are available on this connection \u2014 per-request legacy serving "
+    "cannot receive server-to-client requests)"
+)
+
+
+async def without_sessions(asked: ReceivedRequest) -> None:
+    """A server that speaks both eras without sessions, as the TypeScript SDK serves one."""
+    newer, params = asked.headers.get("mcp-protocol-version") == "2026-07-28", members(asked.message.get("params"))
+    answer = members(params.get("inputResponses"))
+    match asked.method, params.get("name"):
+        case "server/discover", _:
+            await asked.result(OFFER)
+        case "initialize", _:
+            await asked.result({**GREETING, "protocolVersion": params["protocolVersion"]})
+        case "tools/list", _:
+            await asked.result(
+                {"tools": [{"name": each, "inputSchema": {"type": "object"}} for each in ("ask", "era")]}
+            )
+        case "acme/search", _ if not newer:
+            await asked.result({"items": ["x"]})
+        case "tools/call", "era":
+            await asked.result({"content": [{"type": "text", "text": "newer" if newer else "older"}]})
+        case "tools/call", "ask" if not newer:
+            await asked.result({"content": [{"type": "text", "text": NO_QUESTIONS}], "isError": True})
+        case "tools/call", "ask" if answer:
+            await asked.result({"content": [{"type": "text", "text": answer["q"]["content"]["name"]}]})
+        case "tools/call", "ask":
+            schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+            question = {"mode": "form", "message": "Name?", "requestedSchema": schema}
+            questions = {"q": {"method": "elicitation/create", "params": question}}
+            await asked.result({"resultType": "input_required", "inputRequests": questions})
+        case "notifications/initialized", _:
+            await asked.reply(b"", status="202 Accepted")
+        case _:
+            refusal = {"code": -32601, "message": "Method not found"}
+            await asked.reply(encode({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": refusal}))
+
+
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
+async def test_server_without_sessions_is_called_in_the_era_of_the_client(revision: str) -> None:
+    async with asyncio.timeout(WAIT), misbehaving(without_sessions) as server:
+        gateway = relay(server.url)
+        able = {"elicitation": {}}
+        async with gateway.running():
+            opening = {**INITIALIZE["params"], "protocolVersion": revision, "capabilities": able}
+            begun = await post(gateway, {"method": "initialize", "params": opening})
+            headers = {"mcp-session-id": begun.headers["mcp-session-id"], "mcp-protocol-version": revision}
+            found = await post(gateway, {"method": "acme/search", "params": {}}, **headers)
+            assert json.loads(found.text)["result"] == {"items": ["x"]}
+            assert '"older"' in (await post(gateway, calling("era"), **headers)).text
+
+
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
+@pytest.mark.parametrize("prefix", ["", "a"])
+async def test_server_without_sessions_can_ask_clients_that_can_answer(revision: str, prefix: str) -> None:
+    async with asyncio.timeout(WAIT), misbehaving(without_sessions) as server:
+        gateway, tool = Server("front"), f"{prefix}_ask" if prefix else "ask"
+        gateway.upstream("only", server.url, prefix=prefix)
+        async with gateway.running():
+            for _ in range(2):
+                answers: dict[str, Any] = {"elicit": lambda question: {"name": "ada"}}
+                async with Client(gateway, revision=revision, timeout=WAIT, **answers) as client:
+                    assert [(await client.call(tool)).text for _ in range(2)] == ["ada", "ada"]
+                async with Client(gateway, revision=revision, timeout=WAIT) as client:
+                    with pytest.raises(ToolFailed, match="declare"):
+                        await client.call(tool)
 
 
 @pytest.mark.server

@@ -33,6 +33,14 @@ SESSIONS = {
     ("2025-11-25", None, True, False, True): False,
     ("2025-11-25", None, True, False, False): True,
 }
+WITHOUT_SESSIONS = {
+    # client, upstream, has_session, needs_newer
+    ("2025-11-25", "2026-07-28", True, False): True,
+    ("2025-06-18", "2026-07-28", True, False): True,
+    ("2025-11-25", "2026-07-28", True, True): False,
+    ("2025-11-25", "2026-07-28", False, False): False,
+    ("2026-07-28", "2026-07-28", False, False): False,
+}
 WAYS = {
     ("2025-11-25", "2026-07-28", False): Way.ROUNDS,
     ("2025-11-25", "2025-06-18", False): Way.STREAM,
@@ -49,6 +57,20 @@ def test_own_sessions_depend_on_both_revisions_and_on_sessions() -> None:
         facts = UpstreamFacts(revision=BY_DATE[upstream], gives_sessions=gives, serves_several=several)
         route = plan_route(BY_DATE[client], facts, has_session=has_session)
         assert route.own is expected, (client, upstream, has_session, gives, several)
+
+
+def test_handshake_clients_use_their_era_at_upstreams_without_sessions() -> None:
+    for (client, upstream, has_session, needs_newer), expected in WITHOUT_SESSIONS.items():
+        facts = UpstreamFacts(revision=BY_DATE[upstream], is_relayed=True, gives_sessions=False, answers_handshake=True)
+        route = plan_route(BY_DATE[client], facts, has_session=has_session, needs_newer=needs_newer)
+        assert route.own is expected, (client, upstream, has_session, needs_newer)
+        assert not route.passes("resources/subscribe") or client == upstream
+
+
+def test_connections_of_principals_stay_separate() -> None:
+    facts = UpstreamFacts(revision=BY_DATE["2026-07-28"], separates_principals=True)
+    for client in ("2025-11-25", "2026-07-28"):
+        assert plan_route(BY_DATE[client], facts, has_session=False).by_principal
 
 
 def test_ways_depend_on_both_revisions_and_on_the_relay() -> None:

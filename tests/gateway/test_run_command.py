@@ -30,12 +30,13 @@ async def test_commands_are_served_over_http_and_stdio(tmp_path: Path) -> None:
                     await tools(client)
 
 
+HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 PAST = """
 import json, sys
 for line in sys.stdin:
     message, listed = json.loads(line), {"tools": [{"name": "add", "inputSchema": {"type": "object"}}]}
-    offer = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}}
-    offer["serverInfo"] = {"name": "past", "version": ""}
+    offer = {"protocolVersion": sys.argv[1], "capabilities": {"tools": {}}, "instructions": "Ask me first."}
+    offer["serverInfo"] = {"name": "past", "title": "The past", "version": ""}
     answers = {"initialize": offer, "tools/list": listed}
     found = answers.get(message["method"])
     answer = {"error": {"code": -32601, "message": "no"}} if found is None else {"result": found}
@@ -45,11 +46,34 @@ for line in sys.stdin:
 
 
 async def test_command_from_an_older_era_announces_only_its_own_features() -> None:
-    run = [sys.executable, "-m", "millstream", "run", "--transport", "stdio", "--", sys.executable, "-c", PAST]
+    run = [
+        sys.executable,
+        "-m",
+        "millstream",
+        "run",
+        "--transport",
+        "stdio",
+        "--",
+        sys.executable,
+        "-c",
+        PAST,
+        "2025-06-18",
+    ]
     async with Client(run, revision="2026-07-28", timeout=WAIT) as client:
         assert client.capabilities.keys() & {"tools", "resources", "prompts", "completions"} == {"tools"}
         assert (client.server.name, client.server.version) == ("past", "")
         assert [tool.name for tool in await client.tools()] == ["add"]
+
+
+@pytest.mark.parametrize("date", HANDSHAKE)
+async def test_description_of_a_command_reaches_clients_of_each_revision(date: str) -> None:
+    run = [sys.executable, "-m", "millstream", "run", "--transport", "stdio", "--", sys.executable, "-c", PAST, date]
+    for revision in HANDSHAKE:
+        async with Client(run, revision=revision, timeout=WAIT) as client:
+            assert client.capabilities.keys() - {"experimental"} == {"tools"}
+            assert (client.server.name, client.server.version, client.instructions) == ("past", "", "Ask me first.")
+            assert revision < "2025-06-18" or client.server.title == "The past"
+            assert [tool.name for tool in await client.tools()] == ["add"]
 
 
 async def test_one_word_programs_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,10 +122,6 @@ class ServerDescription:
 
 logger = logging.getLogger("millstream")
 
-OpenSession = Callable[[Call], Awaitable[bytes]]
-"""Called with each `initialize`. Returns the result, or empty bytes to use this server's own."""
-RelayCall = Callable[[Call], Awaitable[bytes]]
-"""Called with each call. Returns the complete result of another server, or empty bytes to serve the call here."""
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
@@ -174,10 +170,6 @@ class Dispatcher:
         self.gate: Gate | None = None
         """Limits. Called for every call; returns, or raises `ProtocolError`, immediately or when awaited."""
         self.around: Around | None = None
-        self.open_session: OpenSession | None = None
-        """Opens sessions, if they belong to another server."""
-        self.relay: RelayCall | None = None
-        """Passes calls on to another server."""
         self.observe: Observe | None = None
         """Called for every finished call."""
         self.begin: Callable[[Call], None] | None = None
@@ -247,8 +239,9 @@ class Dispatcher:
         try:
             if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
                 await asked
-            tool, relay, head, members, end = call.tool, self.relay, b"", b"", b""
-            if relay is not None:
+            tool, relayed, head, members, end = call.tool, self.registry.relayed, b"", b"", b""
+            if relayed is not None:
+                relay = relayed.relay
                 timeout = self._tool_timeout if call.method == "tools/call" else 0
                 head = await (
                     run_with_timeout(lambda _, each: relay(each), call, None, timeout) if timeout else relay(call)

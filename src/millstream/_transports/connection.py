@@ -44,7 +44,8 @@ from millstream._server.calls.call import (
 )
 from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.dispatch import Dispatcher, OpenSession
+from millstream._server.dispatch import Dispatcher
+from millstream._server.features.registry import RelayedServer
 from millstream._tasks import has_failed, is_canceled
 
 Write = Callable[[bytes], bool]
@@ -221,17 +222,17 @@ class ClientConnection(Confidential, Struct, eq=False):
             return self._refuse(exc, message)
         self.session = session
         self._note("initialize")
-        if (open_session := self._dispatcher.open_session) is not None:
-            self.start(self._answer_initialize(message, open_session))
+        if (relayed := self._dispatcher.registry.relayed) is not None:
+            self.start(self._answer_initialize(message, relayed))
             return b""
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
-    async def _answer_initialize(self, message: Envelope, open_session: OpenSession) -> None:
+    async def _answer_initialize(self, message: Envelope, relayed: RelayedServer) -> None:
         """Respond to `initialize` after another component has opened a session or rejected the client."""
         session = self.session
         assert session is not None and message.id is not None  # noqa: S101, PT018  the caller has set both
         try:
-            result = await open_session(handshake_call(message, session, session.revision, **self._way()))
+            result = await relayed.open_session(handshake_call(message, session, session.revision, **self._way()))
         except ProtocolError as exc:
             self.session = None
             self._write(self._refuse(exc, message))

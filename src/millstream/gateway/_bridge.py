@@ -79,8 +79,11 @@ _CANNOT_ASK = re.compile(
     rb"|cannot be sent while serving a request on (?:that revision|protocol version)"  # TypeScript, Go
     rb"|server-to-client requests are not allowed on protocol "  # Rust
     rb"|server-initiated requests are not supported in protocol version "  # mcp-go
+    rb"|per-request legacy serving cannot receive server-to-client requests"  # TypeScript, without sessions
 )
-"""SDK errors for a tool that asks in the per-request era. Texts that only mention such requests don't match."""
+"""SDK errors for a tool that asks in the per-request era, or without a session. Texts that only mention such requests
+don't match.
+"""
 _NEEDS_EXTENSION = f"{REQUIRES_CAPABILITIES} extensions".encode()
 """Part of the handshake-era error of a Millstream tool that needs tasks. Other servers name the extension."""
 _CONNECTION_META = frozenset(
@@ -393,13 +396,12 @@ def _try_other_era(call: Call, upstream: McpUpstream, link: Link | None, ask: Ra
         return False
     if _cannot_ask(sent) or _NEEDS_EXTENSION in sent or TASKS.encode() in sent:
         return False  # the error may quote its caller
-    if (
-        link.key.own
-        and ask.name not in upstream.task_tools
-        and (TASKS.encode() in result or _NEEDS_EXTENSION in result)
-    ):
-        upstream.task_tools.add(ask.name)
-        return call.method == "tools/call"
+    needed = (call.method, ask.name)
+    if link.key.own and needed not in upstream.newer_calls:
+        needs_task = call.method == "tools/call" and (TASKS.encode() in result or _NEEDS_EXTENSION in result)
+        if needs_task or (not upstream.gives_sessions and _cannot_ask(result) and can_ask(upstream.abilities(call))):
+            upstream.newer_calls.add(needed)
+            return True
     if _cannot_ask(result) and (remedy := upstream.ask_by_handshake(link)):
         raise call_error(call, f"The server {upstream.name!r} couldn't ask a question. {remedy}")
     return False

@@ -144,6 +144,8 @@ class ListKeeper(ABC):
         """Set when the lists are needed here, even if no client requests them."""
         self.ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
+        self.responded: asyncio.Event = asyncio.Event()
+        """Set once the upstream has described itself, or can't be used."""
         self.tasks: Tasks = Tasks()
         self._stored = stored
         self.pins: Pins | None = pins
@@ -201,6 +203,7 @@ class ListKeeper(ABC):
         elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
         self.ready.set()
+        self.responded.set()
         self._owner.take_lists(found, announced)
 
     def is_quarantined(self, uri: str) -> bool:
@@ -247,6 +250,7 @@ class ListKeeper(ABC):
 
     def end_start(self) -> None:
         """Stop making clients wait for the upstream's first lists."""
+        self.responded.set()
         if not self.ready.is_set():
             self.ready.set()
             self._owner.take_lists(self.catalog, ())
@@ -364,6 +368,7 @@ class McpLists(ListKeeper):
             try:
                 self.lister = await self._find_lister()
                 link = await self._source.links.open(self.lister)
+                await self.describe(link.conversation)
                 link.calls += 1  # the connection is in use even while idle
                 subscribed = asyncio.Event()
                 watching = asyncio.create_task(self._watch(link.conversation, subscribed))
@@ -418,6 +423,16 @@ class McpLists(ListKeeper):
         lister = await credentials.lister()
         self._lister_left = False
         return LinkKey(credentials=lister)
+
+    async def describe(self, conversation: Conversation) -> None:
+        """Offer what the upstream says about itself, if it's relayed and its lists haven't arrived yet. They can take
+        long, or aren't needed at all.
+        """
+        if self._source.relays and not self.catalog.revision:
+            found = await fetch(conversation, max_bytes=0, offer=conversation.negotiated.offer, warn=self.warn)
+            self.catalog = found
+            self.responded.set()
+            self._owner.take_lists(found, ())
 
     async def _list(self, conversation: Conversation) -> None:
         announced, self._announced = self._announced, set()

@@ -127,8 +127,8 @@ class McpUpstream(Upstream):
         super().__init__(config, gateway, item_classes)
         self._era = Era()
         self._routes: dict[tuple[str, bool, bool, bool], CallRoute] = {}
-        """Client's revision, whether it has a session, whether the caller is known, and whether a task is needed ->
-        route. Emptied by each new fact.
+        """Client's revision, whether it has a session, whether the caller is known, and whether the newer era is needed
+        -> route. Emptied by each new fact.
         """
         self._calls = count(1)
         self.plain_metas: Recent[tuple[bytes, str, bool], bytes] = Recent(_MAX_PLAIN_METAS)
@@ -148,8 +148,10 @@ class McpUpstream(Upstream):
         """Whether a shared process can use the handshake. Assumed until a handshake fails."""
         self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
         """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
-        self.task_tools: set[str] = set()
-        """Tools that were rejected in the handshake era, because they need tasks."""
+        self.answers_handshake: bool = False
+        """Whether it serves clients of the handshake era although it creates no sessions."""
+        self.newer_calls: set[tuple[str, str]] = set()
+        """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
 
     @override
@@ -203,8 +205,8 @@ class McpUpstream(Upstream):
             abilities: The questions that the client can answer (see `_relay.abilities_of`).
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
-        needs_task = call.method == "tools/call" and name in self.task_tools  # tasks exist only in the newer era
-        route, principal, credentials = self.route(call, needs_task=needs_task), "", ""
+        needs_newer = bool(self.newer_calls) and (call.method, name) in self.newer_calls
+        route, principal, credentials = self.route(call, needs_newer=needs_newer), "", ""
         if route.takes_credentials and self.credentials is not None:
             credentials = self.credentials.link_key(call)
         if call.principal is not None and (route.by_principal or credentials):
@@ -243,7 +245,7 @@ class McpUpstream(Upstream):
     @override
     def relayed_sessions(self) -> Collection[str]:
         """See `Upstream`."""
-        return self.links.own if self.relays else ()
+        return self.links.own if self.relays and self.gives_sessions else ()
 
     @property
     @override
@@ -266,9 +268,9 @@ class McpUpstream(Upstream):
         self.has_handshake = False
         self.forget_routes()
 
-    def route(self, call: Call, *, needs_task: bool = False) -> CallRoute:
+    def route(self, call: Call, *, needs_newer: bool = False) -> CallRoute:
         """Return how a call reaches the upstream."""
-        key = call.revision.date, call.session is not None, call.principal is not None, needs_task
+        key = call.revision.date, call.session is not None, call.principal is not None, needs_newer
         route = self._routes.get(key)
         if route is None:
             route = plan_route(
@@ -276,7 +278,7 @@ class McpUpstream(Upstream):
                 self._facts(),
                 has_session=key[1],
                 is_known=key[2] or self.gateway.host.has_one_client,
-                needs_task=needs_task,
+                needs_newer=needs_newer,
             )
             if self.catalog.revision:
                 self._routes[key] = route
@@ -288,6 +290,7 @@ class McpUpstream(Upstream):
             revision=self.revision,
             is_relayed=self.relays,
             gives_sessions=self.gives_sessions,
+            answers_handshake=self.answers_handshake,
             has_processes=self.processes is not None and not (self.serves_one and not self.revision.handshake),
             serves_several=shares,
             isolation=self.config.isolation,
@@ -356,7 +359,8 @@ class McpUpstream(Upstream):
         self._routes.clear()
 
     async def open_own(self, call: Call, key: LinkKey) -> Link | None:
-        """Return the dedicated session of a call's session, opened on first use, or None if the upstream has none.
+        """Return the dedicated connection of a call's session, opened on first use, or None if the upstream creates no
+        sessions and doesn't serve the client's era without.
 
         Raises:
             SessionLost: It has ended before the session of its client.
@@ -382,15 +386,21 @@ class McpUpstream(Upstream):
                 raise
             why = str(exc)
         else:
+            link.expires_at = session.expires_at
             if link.conversation.transport.has_session:
-                link.expires_at = session.expires_at
                 return link
-            links.end(link)
             why = "It doesn't issue session ids."
+            if self._uses_http and not self.revision.handshake:
+                self.answers_handshake = True
+            else:
+                links.end(link)
+                link = None
+        if not self.gives_sessions:
+            return link
         logger.info("%s has no sessions for its clients: %s", self.name, why)
         self.gives_sessions = False
         self._routes.clear()
-        return None
+        return link
 
     def _capabilities_for(self, call: Call) -> Json:
         """Return a client's declared capabilities, without questions that the policy refuses, and

@@ -68,14 +68,7 @@ class Passthrough:
         """
         self._converted = upstream.catalog
         """The lists with the items of `_pages`."""
-        dispatcher = host.dispatcher
-        dispatcher.relay = self._relay
-        dispatcher.open_session = self._open_session
-        host.registry.relayed = self
-        host.on_close(self._close)
-
-    def _close(self) -> None:
-        self._host.dispatcher.relay = self._host.dispatcher.open_session = self._host.registry.relayed = None
+        host.relay(self)
 
     @property
     def capabilities(self) -> Json:
@@ -88,8 +81,8 @@ class Passthrough:
             return None
         return self._upstream.item_classes[kind](self._upstream, name, name, {"inputSchema": {"type": "object"}})
 
-    def _relay(self, call: Call) -> Awaitable[bytes]:
-        """Pass a call on. The result is empty if the items of the upstream's lists have to serve the call."""
+    def relay(self, call: Call) -> Awaitable[bytes]:
+        """See `RelayedServer`. The result is empty if the items of the upstream's lists have to serve the call."""
         link = self._upstream.find_plain_link(call, Way.VERBATIM)
         if link is None or call.method in _SERVED_HERE:
             return self._relay_exactly(call, link)
@@ -113,6 +106,8 @@ class Passthrough:
             raise ProtocolError(UNSUPPORTED_VERSION, text, {"supported": [*HANDSHAKE], "requested": revision.date})
 
     async def _relay_exactly(self, call: Call, link: Link | None) -> bytes:
+        if link is None:
+            await self._wait_for_start()
         self._check_revision(call)
         if link is not None or self._meets(call):
             try:
@@ -124,7 +119,8 @@ class Passthrough:
                 return b""
         await self._read_lists()
         self._check_revision(call)
-        ready = self._upstream.lists.state == "ready"
+        upstream = self._upstream
+        ready = upstream.lists.state == "ready" or (upstream.has_replied and not upstream.catalog.taken_at)
         if ready and call.method in _KINDS and self._host.registry.serves(call.method, call.revision):
             with suppress(NoResponse, InvalidResponse):
                 raise CustomResult(await self._list(call))
@@ -192,6 +188,14 @@ class Passthrough:
             return forward_exactly(call, self._upstream, ask, verbatim=True)
         return forward_plainly(call, self._upstream, link, ask, meta, verbatim=True)
 
+    async def _wait_for_start(self) -> None:
+        """Wait until an upstream that's starting has described itself, for a limited time."""
+        lists = self._upstream.lists
+        if not (self._upstream.has_replied or lists.responded.is_set()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._upstream.config.start_timeout):
+                    await lists.responded.wait()
+
     async def _read_lists(self) -> None:
         """Read the upstream's lists once the first client needs them."""
         upstream = self._upstream
@@ -209,13 +213,10 @@ class Passthrough:
         is_task = upstream.has_tasks and not route.own and call.method.startswith(tasks)
         return route.passes(call.method) and upstream.has_replied and not is_task
 
-    async def _open_session(self, call: Call) -> bytes:
-        """Open the dedicated session of a client's session and return the upstream's result of `initialize`.
-
-        Raises:
-            ProtocolError: The upstream rejects the client, or there are too many sessions.
-        """
+    async def open_session(self, call: Call) -> bytes:
+        """See `RelayedServer`. The session of the client gets a dedicated session at the upstream."""
         upstream, call.services = self._upstream, self._host.services
+        await self._wait_for_start()
         if not upstream.has_replied or not upstream.route(call).own:
             return b""
         try:
@@ -229,9 +230,11 @@ class Passthrough:
             return b""
         if link is None:
             await self._read_lists()
-        if link is None or (connection := link.conversation.negotiated).revision is not call.revision:
             return b""
-        return connection.offer
+        if (connection := link.conversation.negotiated).revision is call.revision:
+            return connection.offer
+        await upstream.lists.describe(link.conversation)
+        return b""
 
     async def notify(self, call: Call) -> None:
         """See `RelayedServer`."""

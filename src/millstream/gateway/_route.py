@@ -39,6 +39,8 @@ class UpstreamFacts(Struct, frozen=True, kw_only=True):
     is_relayed: bool = False
     gives_sessions: bool = True
     """Whether the upstream creates sessions, as far as known."""
+    answers_handshake: bool = False
+    """Whether it serves the handshake era, too, although it doesn't create sessions."""
     has_processes: bool = False
     serves_several: bool = False
     """Whether one process serves several clients."""
@@ -72,7 +74,7 @@ class CallRoute(Struct, frozen=True):
     """The connection for the calls of some clients."""
 
     own: bool = False
-    """Whether it's an upstream session that serves only one client session, with its revision and name."""
+    """Whether it's a connection that serves only one client session, with its revision and name."""
     once: bool = False
     """Whether it's an upstream session that serves only one call, because the caller is unknown. A client that can have
     a session here, too, should.
@@ -86,16 +88,18 @@ class CallRoute(Struct, frozen=True):
     """Whether a call can be one request and one result, on an open connection."""
     is_verbatim: bool = False
     """Whether the way can be `Way.VERBATIM`. A session of the client's own has its revision only once it's open."""
+    remembers: bool = False
+    """Whether the client's own connection is a session of the upstream."""
 
     def passes(self, method: str) -> bool:
         """Return whether a relay passes on the requests of a method. What a session remembers stays in the client's
         session here, unless the upstream session is its own: other callers share it.
         """
-        return self.is_verbatim and (self.own or method not in SESSION_METHODS)
+        return self.is_verbatim and (self.remembers or method not in SESSION_METHODS)
 
 
 def plan_route(
-    client: Revision, facts: UpstreamFacts, *, has_session: bool, is_known: bool = True, needs_task: bool = False
+    client: Revision, facts: UpstreamFacts, *, has_session: bool, is_known: bool = True, needs_newer: bool = False
 ) -> CallRoute:
     """Return the connection for a client's calls. No state of one person reaches another, unless the operator wants it.
 
@@ -104,9 +108,10 @@ def plan_route(
         facts: What is known about the upstream.
         has_session: Whether the client has a session here.
         is_known: Whether the caller is a principal, or the only one.
-        needs_task: Whether the call needs the newer era, because only that has tasks.
+        needs_newer: Whether the call needs the newer era: to become a task, or to ask without a session.
     """
-    own = client.handshake and has_session and facts.gives_sessions and not facts.serves_several
+    opens = facts.gives_sessions or facts.answers_handshake
+    own = client.handshake and has_session and opens and not facts.serves_several
     same = facts.is_relayed and client is facts.revision
     if facts.serves_several:
         return CallRoute(
@@ -119,8 +124,14 @@ def plan_route(
         )
     by_principal = facts.separates_principals
     plain = not (facts.has_processes or facts.has_credentials or by_principal) and facts.names_calls
-    if own and not needs_task:
-        return CallRoute(own, by_abilities=False, is_plain=plain and facts.is_relayed, is_verbatim=facts.is_relayed)
+    if own and not needs_newer:
+        return CallRoute(
+            own,
+            remembers=facts.gives_sessions,
+            by_abilities=False,
+            is_plain=plain and facts.is_relayed and facts.gives_sessions,  # else, a call may have to change its era
+            is_verbatim=facts.is_relayed,
+        )
     if facts.has_processes:
         return CallRoute(takes_credentials=False, is_verbatim=same)
     if facts.is_remote and facts.keeps_sessions and facts.isolation != "shared" and not (is_known or has_session):

@@ -92,11 +92,23 @@ class RegisteredExtension(Struct, frozen=True):
 
 
 class RelayedServer(Protocol):
-    """Another server that serves this server's clients."""
+    """Another server that serves this server's clients. See `PartHost.relay`."""
 
     @property
     def capabilities(self) -> Json:
         """Its capabilities, which clients see instead of this server's."""
+        ...
+
+    def relay(self, call: Call) -> Awaitable[bytes]:
+        """Pass on a call. Return the complete result, or empty bytes to serve the call here."""
+        ...
+
+    async def open_session(self, call: Call) -> bytes:
+        """Handle `initialize`. Return the result, or empty bytes to use this server's own.
+
+        Raises:
+            ProtocolError: The other server rejects the client, or there are too many sessions.
+        """
         ...
 
     async def notify(self, call: Call) -> None:

@@ -164,8 +164,8 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     if sessions is not None and session is None and not opening.sessionless:
         session, sealed = await sessions.mint(opening, request)
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
-    if session is not None and (open_session := endpoint.dispatcher.open_session) is not None:
-        result = await open_session(exchange.handshake_call(message, session, session.revision))
+    if (relayed := endpoint.dispatcher.registry.relayed) is not None:
+        result = await relayed.open_session(exchange.handshake_call(message, session, opening.revision))
     result = result or endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
     endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)
@@ -242,7 +242,7 @@ class Streamable:
                     return taken if isinstance(taken, Response) else await self._fast_initialize(request, taken)
         elif (named := _PER_REQUEST.get(headers.get(b"mcp-protocol-version"))) is None:
             pass
-        elif headers[b"mcp-method"] == b"tools/call" and self._dispatcher.relay is None:
+        elif headers[b"mcp-method"] == b"tools/call" and self._dispatcher.registry.relayed is None:
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             if fast is not None:
                 call = self._fast_call(request, fast, named)
@@ -283,7 +283,7 @@ class Streamable:
                 return None
         if revision is None:
             return None
-        if b'"tools/call"' not in request.body or self._dispatcher.relay is not None:
+        if b'"tools/call"' not in request.body or self._dispatcher.registry.relayed is not None:
             return self._fast_message(request, session, revision)
         try:
             envelope = decode_handshake_call(request.body)
