@@ -55,6 +55,8 @@ class Accounts:
         """Overrides of the metadata."""
         self.fails = ""
         """Error of the token endpoint, if any."""
+        self.forgotten: set[str] = set()
+        """Ids of clients that it no longer knows."""
         self.secrets = {"gw": "s3cret"}
 
     async def handle_request(self, asked: ReceivedRequest) -> None:
@@ -64,7 +66,9 @@ class Accounts:
             await asked.reply(json.dumps(self.metadata()).encode())
         elif path == "/register":
             self.registered.append(json.loads(asked.body))
-            await asked.reply(b'{"client_id": "registered"}', status="201 Created")
+            number = len(self.registered)
+            registration = {"client_id": "registered" if number == 1 else f"registered-{number}"}
+            await asked.reply(json.dumps(registration).encode(), status="201 Created")
         elif path == "/token":
             await self.token(asked)
         elif path == "/revoke":
@@ -113,6 +117,8 @@ class Accounts:
         form = form_of(asked)
         self.forms.append(form)
         error, given = self.fails, dict[str, Any]()
+        if form.get("client_id") in self.forgotten:
+            error = "invalid_client"
         basic = asked.headers.get("authorization", "")
         if basic:
             name, _, secret = base64.b64decode(basic.removeprefix("Basic ")).decode().partition(":")

@@ -16,6 +16,7 @@ import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from client.misbehaving_servers import ReceivedRequest, misbehaving
+from fleet import until
 from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_gateway, run_scenario, run_world
 from issuer_world import run_issuer
 from millstream import Server, auth
@@ -367,6 +368,62 @@ async def test_declined_or_forged_redirects_keep_every_users_registration() -> N
             assert (await bob.finish(back)).status_code == 403
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
         assert len(accounts.registered) == 1
+
+
+async def test_forgotten_client_is_registered_again_and_no_list_waits_for_an_account(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with (
+        run_world() as other,
+        run_gateway(other.url, start_timeout=10 * WAIT) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
+        accounts = other.accounts
+        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+        await (await bob.sign_in(BOB)).connect(accounts, "brian")
+        await gate.wait_for_tool("up_who")
+        host = (await gate.mcp.start()).host
+        accounts.forgotten.add("registered")
+        async with reject_tokens(other.mcp):
+            for key in (ALICE, BOB):
+                while "requires your own account" not in (said := await gate.call(key, "up_who")):
+                    assert "no longer accepts your connection" in said
+        async with asyncio.timeout(WAIT):
+            for _ in range(2):
+                assert "up_who" in await tools_for(gate, BOB)
+            await until(lambda: "because 2 of them ended" in host.gateway.describe()[0]["reason"])
+        assert len(host.degraded_reasons()) == 1
+        assert caplog.text.count("has forgotten this gateway, which registers again") == 1
+        await alice.connect(accounts, "ada")
+        assert len(accounts.registered) == 2
+        assert await gate.call(ALICE, "up_who") == "ada"
+        async with asyncio.timeout(WAIT):
+            await until(lambda: not host.degraded_reasons())
+
+
+async def test_login_that_never_came_back_is_begun_with_another_registration() -> None:
+    async with run_scenario() as (other, _, alice, _):
+        await alice.sign_in(ALICE)
+        dead = parse_qs(urlsplit(await alice.begin_login()).query)["client_id"]
+        await alice.connect(other.accounts, "ada")
+        assert (dead, len(other.accounts.registered)) == (["registered"], 2)
+
+
+async def test_rejection_of_a_configured_client_names_the_operator() -> None:
+    async with run_world() as other:
+        accounts = other.accounts
+        options = per_user_oauth(client_id="gw", client_secret="s3cret", issuer=accounts.url)
+        async with run_gateway(other.url, auth=options) as gate, Browser(gate.base) as alice:
+            await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+            await gate.wait_for_tool("up_who")
+            secrets = dict(accounts.secrets)
+            accounts.secrets.clear()
+            async with reject_tokens(other.mcp):
+                assert "Its operator has to correct the client_id" in await gate.call(ALICE, "up_who")
+            accounts.secrets |= secrets
+            assert await gate.call(ALICE, "up_who") == "ada"
+            assert accounts.registered == []
 
 
 async def test_logins_without_exactly_one_code_are_not_finished() -> None:

@@ -59,6 +59,7 @@ from millstream.client._errors import (
     UnknownVersion,
 )
 from millstream.client._questions import QuestionHandler, answer_all
+from millstream.client._recovery import Attempt, Recovery, plan_recovery
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
 from millstream.client._transports import (
@@ -166,8 +167,6 @@ class ToolHeaders(Struct):
 
 _MAX_LINES = 256
 """Maximum number of lines to compare with the output of a second start."""
-NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
-"""Errors of a server that doesn't support the handshake: ``except NO_HANDSHAKE: …``."""
 
 
 class Era(Struct):
@@ -387,14 +386,53 @@ class Requests(Confidential, Struct, kw_only=True):
             connection = await self.connect()
         try:
             return await self.send(connection, ask, extra)
+        except ClientError as exc:
+            return await self.send_again(connection, ask, exc, extra)
+
+    async def send_again(
+        self, connection: Connection, ask: RawRequest, error: ClientError, extra: bytes = b""
+    ) -> bytes:
+        """Send a request again that failed on a connection, if it's safe and can succeed. Otherwise raise the error.
+
+        Args:
+            connection: The connection.
+            ask: The request.
+            error: Why it failed.
+            extra: See `send`.
+        """
+        if isinstance(error, SessionLost):
+            pass  # it wasn't processed: https://modelcontextprotocol.io/specification/2025-11-25/basic
+        elif isinstance(error, ConnectionLost):
+            lost = connection.transport.lost
+            if not ask.repeatable or (connection.revision.handshake and not lost):
+                raise error
+            if not lost:
+                return await self.send(connection, ask, extra)
+        elif not self._may_be_replaced(connection, error) or await self._is_current(connection):
+            raise error  # if the server rejects what was negotiated, it hasn't processed the request
+        renewed = await self._renew(connection)
+        if not ask.rounds and renewed.revision is not connection.revision:
+            raise SessionLost("The server has been replaced by one with another revision.")
+        return await self.send(renewed, ask, extra)
+
+    def _may_be_replaced(self, connection: Connection, error: ClientError) -> bool:
+        """Return whether an error can mean that another server has taken over the URL since the negotiation."""
+        if connection.transport.name != "streamable-http":
+            return False  # a replaced server closes the connection
+        return plan_recovery(error, Attempt(is_connected=True)) is Recovery.NEGOTIATE
+
+    async def _is_current(self, connection: Connection) -> bool:
+        """Return whether the server still accepts what was negotiated."""
+        if connection is not self.connection:
+            return False
+        method = "ping" if connection.revision.handshake else "server/discover"
+        try:
+            await self.send(connection, RawRequest(method=method, repeatable=True))
         except SessionLost:
-            # The server hasn't processed the request: https://modelcontextprotocol.io/specification/2025-11-25/basic
-            return await self.send(await self._renew(connection), ask, extra)
-        except ConnectionLost:
-            if not ask.repeatable or (connection.revision.handshake and not connection.transport.lost):
-                raise
-            connection = await self._renew(connection) if connection.transport.lost else connection
-            return await self.send(connection, ask, extra)
+            return False
+        except ClientError as exc:
+            return not self._may_be_replaced(connection, exc)
+        return True
 
     def send(self, connection: Connection, ask: RawRequest, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
         """Send one request on one connection and return its result."""
@@ -450,25 +488,22 @@ class Requests(Confidential, Struct, kw_only=True):
         place = self.place
         if not isinstance(place, Remote) or place.url.scheme in ("ws", "wss"):
             return await self._connect_with()
-        only_sse = place.kind == "sse"
-        if only_sse or self.era.name == "http+sse":
-            try:
-                return await self._connect_with(sse=True)
-            except ClientError:
-                if only_sse:
-                    raise
+        is_fixed = place.kind == "sse"
+        sse = is_fixed or self.era.name == "http+sse"
         try:
-            return await self._connect_with()
-        except (NotMcp, InvalidResponse, ConnectionLost) as exc:
-            if self.last is not None and self.era.name != "http+sse":
-                raise  # a proxy responds while the server restarts
-            try:
-                return await self._connect_with(sse=True)
-            except AccessDenied:
+            return await self._connect_with(sse=sse)
+        except ClientError as exc:
+            attempt = Attempt(sse=sse, is_first=self.last is None)
+            if is_fixed or plan_recovery(exc, attempt) is not Recovery.OTHER_TRANSPORT:
                 raise
-            except ClientError as other:
-                # Without a status, there is an event stream, but it can't be used.
-                raise (other if isinstance(other, NotMcp) and not other.status else exc) from None
+            why = exc
+        try:
+            return await self._connect_with(sse=not sse)
+        except AccessDenied:
+            raise
+        except ClientError as other:
+            # Without a status, there is an event stream, but it can't be used.
+            raise (other if sse or (isinstance(other, NotMcp) and not other.status) else why) from None
 
     def _new_transport(self, *, sse: bool) -> Transport:
         place, options, incoming = self.place, self.options, self.incoming
@@ -549,31 +584,32 @@ class Requests(Confidential, Struct, kw_only=True):
 
         It's tried a second time if the server exits on an unknown method or its era has changed.
         """
-        era, pinned = self.era, self.pinned
+        era = self.era
         handshake = era.name != ""
         self.stderr_lines = []
-        for attempt in (0, 1):
+        for attempts in (1, 2):
             transport = self._new_transport(sse=sse)
             try:
                 await transport.open()
                 connection = await self._agree(transport, handshake=handshake)
             except BaseException as exc:
                 await transport.close()
-                era.name = ""
-                if pinned is not None:
-                    raise
-                if isinstance(exc, ConnectionLost):
-                    again = transport.lost and not getattr(self.place, "ours", False)
-                else:
-                    again = handshake and isinstance(exc, NO_HANDSHAKE)
-                if attempt or not again:
+                if era.name == "handshake":
+                    era.name = ""  # its successor may support the newer era
+                attempt = Attempt(
+                    sse=sse,
+                    is_pinned=self.pinned is not None,
+                    began_with_handshake=handshake,
+                    has_ended=transport.lost and not getattr(self.place, "ours", False),
+                )
+                if attempts == 2 or plan_recovery(exc, attempt) is not Recovery.OTHER_ERA:
                     raise
                 handshake = not handshake
             else:
                 if not connection.revision.handshake:
-                    era.revision = connection.revision
+                    era.name, era.revision = "", connection.revision
                 else:
-                    era.name = "http+sse" if sse else era.name or "handshake"
+                    era.name = "http+sse" if sse else "handshake"
                 return connection
         raise AssertionError
 

@@ -13,8 +13,7 @@ from millstream._tasks import retry_delay
 from millstream.protocol import Json
 
 FAILURES = 5
-"""Consecutive failures of a caller's calls to a tool, or consecutive timeouts of all calls, before the breaker
-reacts."""
+"""Consecutive failures of a caller's calls to a tool before the breaker reacts."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MAX_DURATIONS = 512
@@ -52,8 +51,6 @@ class Breaker:
     """Number of calls without a usable response."""
     refused_count: int = 0
     """Number of calls that weren't sent."""
-    _failures = 0
-    """Consecutive timeouts and lost connections of all callers."""
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -81,7 +78,6 @@ class Breaker:
         """Record a call with a response, including errors."""
         self._durations.append(seconds)
         self.response_count += 1
-        self._failures = 0
         if self.records:
             self._clear(_caller(call), (method, name[:_MAX_NAME]))
 
@@ -92,19 +88,10 @@ class Breaker:
         if not callers:
             self.records.pop(key, None)
 
-    def fail(self, call: Call, method: str, name: str, *, responded: bool) -> bool:
-        """Record a call without a usable response. Return whether to check that the upstream responds.
-
-        Args:
-            call: The client's call.
-            method: Method of the request.
-            name: Upstream's name of the item.
-            responded: Whether there was a response, for example an invalid one.
-        """
+    def fail(self, call: Call, method: str, name: str) -> None:
+        """Record a call without a usable response."""
         self.failure_count += 1
         self._blame(_caller(call), (method, name[:_MAX_NAME]))
-        self._failures = 0 if responded else self._failures % FAILURES + 1
-        return self._failures == FAILURES
 
     def _blame(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
         now = self._clock()

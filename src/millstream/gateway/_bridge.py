@@ -43,7 +43,7 @@ from millstream.client import (
     ServerError,
     SessionLost,
 )
-from millstream.client._requests import NO_HANDSHAKE
+from millstream.client._recovery import NO_HANDSHAKE
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._failures import no_response_error, refused_error
 from millstream.gateway._forwarded_call import INPUT_REQUIRED, ForwardedCall, SavedResult, input_required
@@ -138,7 +138,7 @@ def forward(
     return forward_exactly(call, upstream, ask)
 
 
-async def forward_plainly(  # noqa: C901  one frame for each call
+async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
     call: Call, upstream: McpUpstream, link: Link, ask: RawRequest, meta: bytes, *, verbatim: bool = False
 ) -> bytes:
     """Forward a call that is one request and one result on both sides, on the link of `Upstream.find_plain_link`.
@@ -167,7 +167,10 @@ async def forward_plainly(  # noqa: C901  one frame for each call
         if current is None or current.transport.lost:
             result = await requests.ask(ask)
         else:
-            result = await requests.send(current, ask)
+            try:
+                result = await requests.send(current, ask)
+            except ClientError as exc:
+                result = await requests.send_again(current, ask, exc)
         breaker.succeed(monotonic() - started, call, method, name)
         if INPUT_REQUIRED in result and not verbatim and (required := input_required(result)) is not None:
             raise ForwardedCall(call, upstream, ask, source=source).pass_on(required)

@@ -17,7 +17,7 @@ from millstream.client import (
     TooMuchArriving,
 )
 from millstream.client._endpoint import try_again
-from millstream.gateway._links import InUse, NoCredentials
+from millstream.gateway._links import ClientRejected, InUse, NoCredentials
 from millstream.gateway._relay import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._upstream import Upstream
@@ -29,6 +29,8 @@ from millstream.protocol import (
 
 def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
     """Return the error for a call that isn't sent. See `Breaker.refusal`."""
+    if upstream.breaker.is_open:
+        upstream.lists.refresh()  # the upstream may be back
     text = f"The server {upstream.name!r} behind this gateway {refusal}"
     return ToolUnavailable(text) if call.method == "tools/call" else NoResponse(INTERNAL_ERROR, text)
 
@@ -90,6 +92,10 @@ _ERRORS: _Texts = (
     (SessionLost, "has ended its session with you and lost its state. Call again to start a new one."),
     (InUse, "is busy, not down: you're using {exc.holding}. {exc.advice}"),
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
+    (
+        ClientRejected,
+        "has an authorization server that rejects this gateway's client. Its operator has to correct the client_id.",
+    ),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
     (AccessDenied, _DENIED),
     (UnsendableRequest, "didn't get this call. {exc.message}"),

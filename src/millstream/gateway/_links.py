@@ -93,6 +93,10 @@ class NoCredentials(ClientError):
     """A request has no credentials at the moment. This isn't a failure of the upstream."""
 
 
+class ClientRejected(NoCredentials):
+    """The authorization server rejects the client that the operator configured for the gateway."""
+
+
 class Link(Struct, eq=False):
     """One connection."""
 

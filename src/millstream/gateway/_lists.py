@@ -16,14 +16,11 @@ from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
-    ConnectFailed,
-    ConnectionLost,
     InvalidResponse,
     RequestTimeout,
     ServerError,
-    TargetError,
 )
-from millstream.client._requests import NO_HANDSHAKE
+from millstream.client._recovery import NO_HANDSHAKE, UNREACHABLE
 from millstream.client._server_messages import Change
 from millstream.client.lowlevel import Conversation
 from millstream.gateway._breaker import Breaker
@@ -47,7 +44,6 @@ if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
 
 State = Literal["connecting", "ready", "degraded"]
-CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
 _MIN_LISTED = 1.0
 """Minimum seconds between two reads of the lists at a client's request."""
 _MIN_REFRESH = 5.0
@@ -57,7 +53,10 @@ _SUBSCRIBE_SECONDS = 1.0
 _MAX_WARNINGS = 1000
 _MAX_START_FACTOR = 8
 
-reconnect_delay = partial(retry_delay, first=0.5, most=60.0)
+_MIN_PAUSE = 0.5
+_MAX_START_PAUSE = 60.0
+"""Maximum seconds between two starts of a process that fails."""
+reconnect_delay = partial(retry_delay, first=_MIN_PAUSE, most=5.0)
 """Returns the seconds before the next attempt to reach an upstream, by the number of failures."""
 
 
@@ -120,8 +119,10 @@ class ListKeeper(ABC):
     """Whether lists are read when a client requests them: for an only upstream, and for a program in this process,
     where that's cheap. Set before `run`.
     """
+    needs_account: bool = False
+    """Whether the lists can't be read until a user connects an account. Clients don't wait for that."""
     _listed_at = 0.0
-    """Monotonic time of the last lists, or 0 before."""
+    """Monotonic time of the last lists, or 0 without a connection that reads them."""
     _lost_at = 0.0
     """Monotonic time of the last refresh after a loss, or 0 before."""
 
@@ -244,9 +245,13 @@ class ListKeeper(ABC):
         """Read the lists again and wait for them for a limited time."""
         self._refresh.set()
         self._listed.clear()
-        with contextlib.suppress(TimeoutError):
+        if self.needs_account:
+            return
+        try:
             async with asyncio.timeout(self.config.start_timeout):
                 await self._listed.wait()
+        except TimeoutError:
+            self.tasks.spawn_once(self.check)
 
     def end_start(self) -> None:
         """Stop making clients wait for the upstream's first lists."""
@@ -262,7 +267,7 @@ class ListKeeper(ABC):
             logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
         self.state, self.reason = "degraded", reason
         self.end_start()
-        if isinstance(error, CONNECTION_FAILURES):
+        if isinstance(error, UNREACHABLE):
             self._owner.breaker.open()
 
     async def check(self) -> None:
@@ -305,6 +310,8 @@ class ListSource(ListOwner, Protocol):
     def in_sessions(self) -> bool: ...
 
     def lose_handshake(self) -> None: ...
+
+    def forget_facts(self) -> None: ...
 
     async def probe(self) -> ClientError | None: ...
 
@@ -381,46 +388,76 @@ class McpLists(ListKeeper):
                     link.conversation.requests.timeout = self.config.timeout
                     await self._keep_fresh(link.conversation)
                 finally:
+                    if self._listed_at:  # until the next connection, lists don't wait
+                        self._listed_at = 0.0
+                        self._listed.set()
                     await cancel_all(watching)
                     link.calls -= 1
             except (ClientError, OSError) as exc:
-                if isinstance(exc, RequestTimeout) and self._source.processes is not None:
-                    self.start_factor = min(2 * self.start_factor, _MAX_START_FACTOR)
-                if self._lister_left:
+                if await self._take_failure(exc):
                     continue
-                if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
-                    self._source.lose_handshake()
-                    continue
-                credentials = self._source.credentials
-                if isinstance(exc, AccessDenied | NoCredentials) and credentials is not None and credentials.personal:
-                    # Only one user's account is affected: other calls continue, and another account reads the lists.
-                    logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
-                    credentials.avoid_lister(self.lister.credentials)
-                elif isinstance(exc, InUse) or (isinstance(exc, RequestTimeout) and await self.find_fault() is None):
-                    logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
-                else:
-                    self.degrade(exc)
                 failures += 1
             except Exception as exc:  # our own error; without this, the task would end
                 logger.exception("The lists of %s can't be read", self.config.name)
                 self.degrade(exc)
                 failures += 1
-            await asyncio.sleep(reconnect_delay(failures))
+            await self._wait_to_reconnect(failures)
+
+    async def _take_failure(self, exc: ClientError | OSError) -> bool:
+        """Update the state after the lists couldn't be read. Return whether to connect again immediately."""
+        source = self._source
+        if isinstance(exc, RequestTimeout) and source.processes is not None:
+            self.start_factor = min(2 * self.start_factor, _MAX_START_FACTOR)
+        if self._lister_left:
+            return True
+        if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
+            source.lose_handshake()
+            return True
+        credentials = source.credentials
+        if isinstance(exc, AccessDenied | NoCredentials) and credentials is not None and credentials.personal:
+            # Only one user's account is affected: other calls continue, and another account reads the lists.
+            self.warn(f"a user's account can't read the lists: {exc}")
+            self.state, self.reason = "degraded", f"a user's account can't read the lists: {exc}"
+            credentials.avoid_lister(self.lister.credentials)
+        elif isinstance(exc, InUse) or (isinstance(exc, RequestTimeout) and await self.find_fault() is None):
+            logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
+        else:
+            self.degrade(exc)
+        return False
+
+    async def _wait_to_reconnect(self, failures: int) -> None:
+        """Wait before the next attempt. A refused call ends the wait, unless each attempt starts a process."""
+        if self._source.processes is not None:
+            await asyncio.sleep(retry_delay(failures, _MIN_PAUSE, _MAX_START_PAUSE))
+            return
+        self._refresh.clear()
+        await asyncio.sleep(_MIN_PAUSE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(reconnect_delay(failures)):
+                await self._refresh.wait()
 
     async def _find_lister(self) -> LinkKey:
         """Return the key of the connection that reads the lists: a shared connection, or a connected user's."""
         credentials = self._source.credentials
         if credentials is None or not credentials.personal:
             return LinkKey(handshake=self._source.in_sessions)
-        self.state = "ready" if self.catalog.revision else "connecting"
         person = credentials.lists_from or "a user"
-        self.reason = f"is waiting for {person} to connect an account that can read the lists"
+        has_lister = await credentials.has_lister()
+        if not has_lister or self.state != "degraded":
+            self.state = "ready" if self.catalog.revision else "connecting"
+            self.reason = f"is waiting for {person} to connect an account that can read the lists"
+        if credentials.ended_count and not has_lister:
+            self.state = "degraded"
+            self.reason += f", because {credentials.ended_count} of them ended"
         if not self.catalog.revision:
             logger.info(
                 "The upstream %s offers nothing until %s connects an account at /connections", self.config.name, person
             )
         self.end_start()
+        self.needs_account = True
+        self._listed.set()
         lister = await credentials.lister()
+        self.needs_account = False
         self._lister_left = False
         return LinkKey(credentials=lister)
 
@@ -438,6 +475,8 @@ class McpLists(ListKeeper):
         announced, self._announced = self._announced, set()
         offer = conversation.negotiated.offer
         known, self._listed_offer = self._listed_offer, offer
+        if known and offer is not known:
+            self._source.forget_facts()
         try:
             found = await fetch(
                 conversation,

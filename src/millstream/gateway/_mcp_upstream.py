@@ -14,7 +14,6 @@ from msgspec import Raw, Struct, structs
 from millstream import ProtocolError, __version__
 from millstream._http.client import Inflow
 from millstream._override import override
-from millstream._protocol.errors import UNSUPPORTED_VERSION
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import Implementation
 from millstream._protocol.notifications import ResourceUpdatedNotificationParams
@@ -24,13 +23,14 @@ from millstream._server.calls.services import ServerChange, SessionChange
 from millstream._server.pool import Pool
 from millstream.client import (
     ClientError,
+    ConnectionLost,
     Options,
     RequestTimeout,
-    ServerError,
     SessionLost,
     TransportFactory,
 )
-from millstream.client._requests import NO_HANDSHAKE, Era
+from millstream.client._recovery import NO_HANDSHAKE, UNREACHABLE, lacks_handshake
+from millstream.client._requests import Era
 from millstream.client._targets import Remote, find_server
 from millstream.client.lowlevel import Command, Conversation, RawRequest
 from millstream.gateway._catalog import (
@@ -49,7 +49,7 @@ from millstream.gateway._links import (
     Links,
     UpstreamSessions,
 )
-from millstream.gateway._lists import CONNECTION_FAILURES, ListKeeper, McpLists
+from millstream.gateway._lists import ListKeeper, McpLists
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
 from millstream.gateway._questions import ALL_ABILITIES, QUESTIONS, abilities_of, can_ask, limit_abilities
@@ -60,7 +60,6 @@ from millstream.gateway._upstream import NAME, Gateway, ItemClasses, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import (
     BY_DATE,
-    INVALID_PARAMS,
     MALFORMED,
     METHOD_NOT_FOUND,
     NEWEST,
@@ -92,14 +91,6 @@ def _info_of(call: Call) -> bytes:
         found = b""
     known = Implementation(call.client.name, call.client.version)
     return bytes(found) if 0 < len(found) <= _MAX_INFO else encode(known)
-
-
-def lacks_handshake(error: Exception) -> bool:
-    """Return whether an error of `initialize` means that there's no handshake, not that the client is rejected."""
-    if not isinstance(error, ServerError):
-        return True
-    unsupported = error.code == INVALID_PARAMS and "supported" in members(error.data)
-    return unsupported or error.code in (METHOD_NOT_FOUND, UNSUPPORTED_VERSION)
 
 
 class _SharedServer(Struct, frozen=True):
@@ -146,12 +137,7 @@ class McpUpstream(Upstream):
         )
         self.has_handshake: bool = config.revision is None
         """Whether a shared process can use the handshake. Assumed until a handshake fails."""
-        self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
-        """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
-        self.answers_handshake: bool = False
-        """Whether it serves clients of the handshake era although it creates no sessions."""
-        self.newer_calls: set[tuple[str, str]] = set()
-        """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
+        self.forget_facts()
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
 
     @override
@@ -168,6 +154,7 @@ class McpUpstream(Upstream):
                 self._is_websocket = not self._uses_http
             case Command() as command:
                 self.processes = pool.add(config, command)
+                self.processes.on_hang = self._take_hang
                 self.serves_one = self.relays and self.gateway.host.has_one_client
             case Program() as program:
                 program.transport = "stdio" if self.gateway.host.has_one_client else "streamable-http"
@@ -186,6 +173,14 @@ class McpUpstream(Upstream):
         self._stack.push_async_callback(self.watches.close)
         self.lists.always_asked = self.relays or self.is_program
         self.lists.tasks.spawn(self.lists.run())
+
+    def _take_hang(self, error: ConnectionLost) -> None:
+        """Handle that a hung process was killed. Reading the lists starts its successor."""
+        if not self.has_separate_processes:
+            self.lists.degrade(error)
+            self.lists.refresh()
+        else:
+            logger.warning("%s: %s", self.name, error)
 
     @property
     def has_replied(self) -> bool:
@@ -262,6 +257,17 @@ class McpUpstream(Upstream):
             self._logged_keeping = self.keeps_sessions
             if text := self.sharing:
                 logger.log(logging.INFO if self._facts().is_by_principal else logging.WARNING, "Isolation: %s", text)
+
+    def forget_facts(self) -> None:
+        """Assume nothing about the upstream, because another server may have taken its place."""
+        config = self.config
+        self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
+        """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
+        self.answers_handshake: bool = False
+        """Whether it serves clients of the handshake era although it creates no sessions."""
+        self.newer_calls: set[tuple[str, str]] = set()
+        """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
+        self.forget_routes()
 
     def lose_handshake(self) -> None:
         """Stop using the handshake for a shared process, because it has failed."""
@@ -639,7 +645,7 @@ class McpUpstream(Upstream):
                     return None
         except InUse:
             return None
-        except CONNECTION_FAILURES as exc:
+        except UNREACHABLE as exc:
             return exc
         except TimeoutError:
             return RequestTimeout(f"It didn't respond within {self.config.connect_timeout:g} seconds.")

@@ -13,6 +13,7 @@ import math
 import signal
 import sys
 from collections import Counter, deque
+from collections.abc import Callable
 from functools import partial
 from mmap import PAGESIZE
 from pathlib import Path
@@ -55,10 +56,8 @@ _LONGEST_DELAY_AFTER_CALL = 1.0
 """Maximum seconds of delay after a crash during a call, so that one caller can't block the process for others."""
 _UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
-_MAX_UNANSWERED = 3
-"""Number of unanswered requests after which a silent process may be hung."""
-_PING_TIMEOUT = 10.0
-"""Seconds for such a process to send anything after a ping."""
+_PING_TIMEOUT = 5.0
+"""Seconds for a process to send anything after a ping, which follows a timeout."""
 _PING = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'
 """The id of pings. The client never uses it, so the response is ignored, even if it's an error."""
 _MAX_LINE = 2000
@@ -179,6 +178,8 @@ class UpstreamProcesses:
         self._refills = Tasks()
         self.crashes: Recent[str, _Crashes] = Recent(_MAX_KEYS)
         self.counts: Counter[str] = Counter()
+        self.on_hang: Callable[[ConnectionLost], None] = lambda error: None
+        """Called after a hung process was killed."""
 
     def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
         """Return a target for a client.
@@ -450,18 +451,21 @@ class ProcessTransport(StdioTransport):
         self._processes.pool.background.spawn(self.close())
 
     def check(self, now: float) -> None:
-        """Stop the process if it's hung."""
+        """Ping the process after a timeout, and kill it if it's hung."""
         if self.boot_owner is not None and now - self.started_at > _BOOT_TIMEOUT:
             self.finish_boot()
         silence = now - self._waiting_since if self._waiting_since else 0.0
-        if self._unanswered_count < _MAX_UNANSWERED or silence <= self._processes.config.timeout or self.closing:
+        processes = self._processes
+        if not self._unanswered_count or silence <= processes.config.timeout or self.closing:
             self._asked_at = 0.0
         elif not self._asked_at:  # callers may have caused this: only silence after our own request counts
             self._asked_at = now
             self._processes.pool.background.spawn(self._ping())
         elif now - self._asked_at > _PING_TIMEOUT:
-            self.end(ConnectionLost(f"The process of {self._processes.config.name} stopped responding."))
+            hung = ConnectionLost("The process stopped responding, so it was killed. Another one replaces it.")
+            self.end(hung)
             self.kill(signal.SIGKILL)
+            processes.on_hang(hung)
 
     async def _ping(self) -> None:
         with contextlib.suppress(ClientError):

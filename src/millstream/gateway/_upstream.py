@@ -17,10 +17,11 @@ from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item
 from millstream.client import ClientError, ConnectFailed, TooMuchArriving
+from millstream.client._recovery import UNREACHABLE
 from millstream.gateway._breaker import Breaker
 from millstream.gateway._catalog import METHODS, Catalog, Description, Pins, StoredCatalog
 from millstream.gateway._links import InUse, NoCredentials
-from millstream.gateway._lists import CONNECTION_FAILURES, ListKeeper
+from millstream.gateway._lists import ListKeeper
 from millstream.gateway._names import Names
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import Policy, UpstreamPolicy
@@ -204,13 +205,15 @@ class Upstream(ABC):
         self.last_error = {"at": time(), "text": str(error)}
         if isinstance(error, InUse | NoCredentials | TooMuchArriving | UnsendableRequest):
             return
-        responded = 0 < error.status < HTTPStatus.INTERNAL_SERVER_ERROR or not isinstance(error, CONNECTION_FAILURES)
         separate = self.has_separate_processes
         if isinstance(error, ConnectFailed) and not isinstance(error.__cause__, TimeoutError) and not separate:
             self.breaker.failure_count += 1
             self.lists.degrade(error)
-        elif not self.breaker.fail(call, method, name, responded=responded) or separate:
-            return
+        else:
+            self.breaker.fail(call, method, name)
+            responded = 0 < error.status < HTTPStatus.INTERNAL_SERVER_ERROR or not isinstance(error, UNREACHABLE)
+            if responded or self.processes is not None:  # hung processes are replaced one by one
+                return
         self.lists.tasks.spawn_once(self.lists.check)
 
     def describe(self) -> Json:

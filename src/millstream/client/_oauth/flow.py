@@ -448,6 +448,8 @@ class OAuth:
         self._assumes_pkce = False
         self._sent: dict[str, str] = {}
         """URL of a server -> the last token that was sent there."""
+        self.rejected_client_id: str = ""
+        """The client id that an issuer rejected last (`invalid_client`, RFC 6749 §5.2), or empty."""
 
     def for_issuer(self, issuer: str, *, send_resource: bool = True, assume_pkce: bool = False) -> "OAuth":
         """Send the credentials to this issuer only, even if a server specifies another one.
@@ -687,10 +689,7 @@ class OAuth:
         key: str = "",
     ) -> None:
         response = await ask_token(issuer, who, form, self._outbound, self._proofs, key)
-        if response.error in _CLIENT_ERRORS:
-            credentials = self._store.load()
-            if credentials.registrations.pop(issuer.issuer, None) is not None:
-                self._store.save(credentials)
+        self._forget_rejected(issuer, who, response)
         known = Tokens("", issuer.issuer, "", wanted, proof_key=key, resource=form.get("resource", ""))
         self._save(url, response, known)
 
@@ -762,10 +761,20 @@ class OAuth:
             form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, **self._resource(target)}
             who = self._identity_at(issuer)
             response = await ask_token(issuer, who, form, self._outbound, self._proofs, tokens.proof_key)
+            self._forget_rejected(issuer, who, response)
             if response.error in _GRANT_ERRORS:
                 return False
             self._save(url, response, tokens)
         return True
+
+    def _forget_rejected(self, issuer: IssuerMetadata, who: Registration, response: TokenResponse) -> None:
+        """Delete our registration if the issuer doesn't know it anymore, so that the next login registers again."""
+        if response.error not in _CLIENT_ERRORS:
+            return
+        self.rejected_client_id = who.client_id
+        credentials = self._store.load()
+        if credentials.registrations.pop(issuer.issuer, None) is not None:
+            self._store.save(credentials)
 
     def _resource(self, target: str) -> dict[str, str]:
         """Return the parameter with the resource that a token is for (RFC 8707)."""

@@ -46,6 +46,7 @@ from millstream.gateway._credentials.tokens import (
     TokenCredentials,
     make_grant,
 )
+from millstream.gateway._links import ClientRejected
 from millstream.gateway._results import call_error
 from millstream.protocol import encode, notification_message
 
@@ -258,6 +259,14 @@ class PersonalCredentials(TokenCredentials):
         key = self._registration_key(base)
         raw = await self._vault.kv.get(key)
         registrations = self._vault.open(_CLIENT_KIND, raw, dict[str, Registration], key.encode()) or {}
+        abandoned = await self._vault.get(f"connection-login:{self._id}:{owner}", str)
+        if grant is not None and await self._is_unusable(grant.registration.client_id, abandoned):
+            grant = structs.replace(grant, registration=Registration())
+        registrations = {
+            issuer: each
+            for issuer, each in registrations.items()
+            if not await self._is_unusable(each.client_id, abandoned)
+        }
         oauth, store = self._client(base, grant, registrations)
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):
@@ -265,7 +274,19 @@ class PersonalCredentials(TokenCredentials):
         if (found := store.load().registrations) != registrations:
             sealed = self._vault.seal(_CLIENT_KIND, found, key.encode())
             await self._vault.kv.put(key, sealed.encode(), _REGISTRATION_SECONDS)
+        await self._vault.put(f"connection-login:{self._id}:{owner}", request.who.client_id, _DEMAND_SECONDS)
         return request
+
+    async def _is_unusable(self, client_id: str, abandoned: str | None) -> bool:
+        """Return whether a registration can't be used for another login.
+
+        That's the case if the authorization server has rejected it, or if the user's last login with it never came
+        back: a server that doesn't know the client shows the user an error (RFC 6749 §4.1.2.1).
+        """
+        return client_id == abandoned or await self._vault.get(self._rejection_key(client_id), bool) is not None
+
+    def _rejection_key(self, client_id: str) -> str:
+        return f"gateway-client-rejected:{digest_of(f'{self._id} {client_id}')}"
 
     async def finish(self, owner: str, base: str, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Create a user's connection from the redirect after the login.
@@ -273,6 +294,7 @@ class PersonalCredentials(TokenCredentials):
         Raises:
             ClientError: The redirect doesn't match the request, or the user or the issuer declined.
         """
+        await self._vault.kv.delete(f"connection-login:{self._id}:{owner}")
         oauth, store = self._client(base, None, {request.issuer.issuer: request.who})
         try:
             async with asyncio.timeout(ISSUER_TIMEOUT):
@@ -280,7 +302,9 @@ class PersonalCredentials(TokenCredentials):
         except AccessDenied:
             if not store.load().registrations:  # the server has dropped the client that all users share
                 await self._vault.kv.delete(self._registration_key(base))
+                await self._take_rejection(request.who.client_id)
             raise
+        self.ended_count = 0
         tokens = store.load().tokens[str(self.url)]
         registration = Registration() if self.options.client_id else request.who
         await self._change_listers(owner, connected=True)
@@ -330,8 +354,36 @@ class PersonalCredentials(TokenCredentials):
             return None if old is None or old.has_ended else old
         oauth, store = self._client("", old, {})
         if not await oauth.refresh(self.url):
+            if oauth.rejected_client_id:
+                await self._take_rejection(oauth.rejected_client_id)
+            self._log_end(oauth.rejected_client_id)
             return None
         return make_grant(store.load().tokens[str(self.url)], old.registration)
+
+    async def _take_rejection(self, client_id: str) -> None:
+        """Handle that the authorization server rejects the gateway's client. A registration isn't used again.
+
+        Raises:
+            ClientRejected: Only the operator can replace the client.
+        """
+        if self.options.client_id:
+            raise ClientRejected(
+                f"The authorization server of {self.upstream!r} rejects the client {client_id!r:.200}. "
+                "Correct client_id and client_secret."
+            )
+        await self._vault.put(self._rejection_key(client_id), True, _REGISTRATION_SECONDS)
+
+    def _log_end(self, rejected: str) -> None:
+        """Log that an account has ended without its user; further ones are only counted."""
+        self.ended_count += 1
+        if self.ended_count == 1:
+            logger.warning(
+                "The upstream %s no longer accepts a user's account, because its authorization server %s. Its user has "
+                "to connect it again at %s.",
+                self.upstream,
+                "has forgotten this gateway, which registers again" if rejected else "has ended the user's grant",
+                PAGE,
+            )
 
     def _client(
         self, base: str, grant: StoredGrant | None, registrations: Mapping[str, Registration]

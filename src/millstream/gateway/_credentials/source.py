@@ -66,6 +66,8 @@ class UpstreamCredentials:
     """Id of the only principal whose account or token can read the lists, or empty if any can."""
     query: Mapping[str, str] = {}
     """Parameters in the query of each request to an API."""
+    ended_count: int = 0
+    """Number of users' accounts that have ended without their users since the last one was connected."""
 
     def __init__(self, upstream: str, forward: Sequence[str]) -> None:
         """Create the credentials without any I/O.
@@ -115,6 +117,10 @@ class UpstreamCredentials:
     async def lister(self) -> str:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""
         return ""
+
+    async def has_lister(self) -> bool:
+        """Return whether `lister` returns immediately."""
+        return True
 
     def avoid_lister(self, link_key: str) -> None:
         """Prefer other connections for the next lists. Called when this one couldn't read them."""
@@ -196,7 +202,7 @@ class LinkAuth(Struct, eq=False):
     async def _await(self, work: Awaitable[T]) -> T:
         try:
             return await work
-        except AccessDenied:
+        except (AccessDenied, NoCredentials):
             raise
         except ClientError as exc:
             raise NoCredentials(

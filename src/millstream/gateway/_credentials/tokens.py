@@ -36,6 +36,7 @@ from millstream.client._oauth.endpoints import (
 )
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, digest_of, outbound_for
+from millstream.gateway._links import ClientRejected
 from millstream.gateway._results import call_error
 from millstream.stores import Claim
 
@@ -131,6 +132,11 @@ class TokenCredentials(UpstreamCredentials):
             if keys := await self._listers():
                 return min(keys, key=lambda each: self._list_failures.get(each, 0))
             await self._lister_event.wait()
+
+    @override
+    async def has_lister(self) -> bool:
+        """See `UpstreamCredentials.has_lister`."""
+        return bool(await self._listers())
 
     @override
     def avoid_lister(self, link_key: str) -> None:
@@ -255,8 +261,9 @@ class TokenCredentials(UpstreamCredentials):
                     fresh = await self._request(caller, found)
         except TimeoutError:
             raise ConnectFailed("The authorization server took too long. Try again later.") from None
-        except ClientError:
-            if old is not None and not old.has_expired:
+        except ClientError as exc:
+            was_refused = isinstance(exc, ClientRejected) and old is not None and not old.needs_renewal
+            if old is not None and not old.has_expired and not was_refused:
                 return old  # the old token is still valid for a while
             raise
         if raw is None and fresh is None:
