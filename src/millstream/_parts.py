@@ -110,6 +110,10 @@ class UpstreamReports(Protocol):
         """Return the state and statistics of each upstream."""
         ...
 
+    def describe_states(self) -> list[dict[str, Any]]:
+        """Return the facts that explain each upstream's state."""
+        ...
+
     def items(self, name: str) -> dict[str, Any] | None:
         """Return an upstream's tools and quarantined definitions, or None if it doesn't exist."""
         ...

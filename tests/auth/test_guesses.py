@@ -429,3 +429,12 @@ async def test_rejected_tokens_count_toward_the_limit_of_their_address() -> None
         assert await statuses(world, [token(claims(sub="ada"))]) == [429]
     async with run_guarded(make_server([signed()], limit_calls="4/day")) as world:
         assert await statuses(world, expired) == [401] * 6
+
+
+async def test_address_that_is_locked_out_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with run_guarded(make_server([KEYS])) as world:
+        found = await statuses(world, [f"not-a-key-of-this-server-{number}" for number in range(40)])
+    assert found[-1] == 429
+    lines = [each.getMessage() for each in caplog.records if "Too many failed sign-ins from" in each.getMessage()]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("Too many failed sign-ins from 127.0.0.1")

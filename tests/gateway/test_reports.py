@@ -42,7 +42,8 @@ def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None
 
 def test_merged_report_shows_the_worst_state() -> None:
     one: dict[str, Any] = {
-        "name": "printer", "state": "ready", "reason": "", "processes": None, "p50_ms": 2.0, "p99_ms": 3.0,
+        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "processes": None,
+        "p50_ms": 2.0, "p99_ms": 3.0,
         "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,
         "items": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
         "listed": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
@@ -60,7 +61,8 @@ def test_merged_report_shows_the_worst_state() -> None:
 def test_the_newest_error_from_any_worker_is_shown() -> None:
     kinds = dict.fromkeys(("tools", "resources", "templates", "prompts"), 0)
     one: dict[str, Any] = {
-        "name": "printer", "state": "ready", "reason": "", "processes": None, "listed_at": 1.0, "changed_at": 0.0,
+        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "processes": None,
+        "listed_at": 1.0, "changed_at": 0.0,
         "links": 1, "refused": 0, "calls": 5, "unanswered": 0, "items": kinds, "listed": kinds,
     }  # fmt: skip
     older, newer = ({**one, "last_error": {"at": at, "text": f"error {at}"}} for at in (1.0, 2.0))

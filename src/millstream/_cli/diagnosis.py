@@ -6,11 +6,12 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -44,7 +45,7 @@ from millstream._tasks import cancel_all
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Notification
-from millstream.client._targets import Remote, find_server
+from millstream.client._targets import Remote, find_server, needs_gateway
 
 _PINGS = 5
 
@@ -113,9 +114,26 @@ async def ping(
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
 
 
+class _Failure(Struct):
+    at: float
+    text: str
+
+
+class _UpstreamState(Struct):
+    name: str
+    state: str
+    reason: str = ""
+    since: float = 0
+    revision: str = ""
+    listed_at: float = 0
+    accounts: bool = False
+    last_error: _Failure | None = None
+
+
 class _Health(Struct):
     gateway: str = ""
     sharing: list[str] = []
+    upstream_states: list[_UpstreamState] = []
 
 
 class DiagnosticStep(Struct, frozen=True):
@@ -136,14 +154,18 @@ _DEFAULTS = _PatientOptions()
 
 
 async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, json: Json = False) -> int:
-    """Diagnose why a connection fails.
+    """Diagnose why a connection fails, or which of a gateway's upstreams can't be used.
 
     It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
     checks the headers that browsers need. It doesn't call tools. The exit status is that of the first failed step.
+    For a gateway, it adds a line for each upstream: at its URL with a key that has `millstream:watch`, or from its
+    file, also while the gateway is running.
 
-    **Example**
+    **Examples**
 
     - `millstream doctor https://example.com/mcp`
+
+    - `millstream doctor gateway.toml`
     """
     steps: list[DiagnosticStep] = []
 
@@ -188,37 +210,50 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         if url.secure and proxy is None:
             yield await check_certificate(url, options.timeout)
     begun = time.perf_counter()
-    async with options.client(target) as client:
+    async with open_target(target, options) as (client, read_states):
         took = (time.perf_counter() - begun) * 1000
         yield DiagnosticStep(
             "protocol", f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)"
         )
-        counts = {
-            "tool": len(await list_items(client.tools)),
-            "resource": len(await list_items(client.resources)),
-            "template": len(await list_items(client.templates)),
-            "prompt": len(await list_items(client.prompts)),
-        }
-        text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
-        well = any(counts.values())
-        yield DiagnosticStep(
-            "offers", text, ok=well, remedy="" if well else "Register a tool, resource, or prompt, or sign in."
-        )
+        yield await count_items(client)
         if client.transport == "stdio" and BY_DATE[client.revision].handshake:
             yield DiagnosticStep(
                 "questions",
                 "questions and log messages on stdio don't identify the call they belong to",
                 remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
+        for state in msgspec.convert(read_states(), list[_UpstreamState]):
+            yield upstream_step(state)
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
         health = await read_health(place.url, headers, options.timeout)
-        if health.gateway:
-            yield DiagnosticStep("gateway", f"it {health.gateway}")
-        for text in health.sharing:
-            yield DiagnosticStep("isolation", text)
+        for step in gateway_steps(health):
+            yield step
         async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
+
+
+def gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
+    """Yield what a gateway tells about its upstreams."""
+    if health.gateway:
+        yield DiagnosticStep("gateway", f"it {health.gateway}")
+    yield from map(upstream_step, health.upstream_states)
+    for text in health.sharing:
+        yield DiagnosticStep("isolation", text)
+
+
+async def count_items(client: Client) -> DiagnosticStep:
+    """Count what a server offers."""
+    counts = {
+        "tool": len(await list_items(client.tools)),
+        "resource": len(await list_items(client.resources)),
+        "template": len(await list_items(client.templates)),
+        "prompt": len(await list_items(client.prompts)),
+    }
+    text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+    well = any(counts.values())
+    remedy = "" if well else "Register a tool, resource, or prompt, or sign in."
+    return DiagnosticStep("offers", text, ok=well, remedy=remedy)
 
 
 async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
@@ -265,8 +300,68 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     return DiagnosticStep("certificate", f"trusted until {certificate.get('notAfter', 'an unknown date')}")
 
 
+def gateway_file(target: str) -> Path | None:
+    """Return the path of a gateway's configuration, or None if the target is something else."""
+    path = Path(target)
+    if path.suffix not in (".toml", ".json", ".jsonc") or not path.is_file():
+        return None
+    return path if path.suffix == ".toml" or needs_gateway(path) else None
+
+
+@asynccontextmanager
+async def open_target(
+    target: str, options: ConnectOptions
+) -> AsyncGenerator[tuple[Client, Callable[[], list[dict[str, Any]]]]]:
+    """Connect to a server. Yields a client, and a function that returns the states of a file's upstreams.
+
+    The gateway of a file runs in this process without its store, which a running gateway may use.
+
+    Raises:
+        ClientError: The file can't be used.
+    """
+    path = gateway_file(target)
+    if path is None:
+        async with options.client(target) as client:
+            yield client, list
+        return
+    from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  the other commands are clients
+    from millstream._config import VariableError  # noqa: PLC0415
+    from millstream.gateway._config import ConfigError  # noqa: PLC0415
+
+    try:
+        server = server_of_file(path)
+    except (ConfigError, VariableError) as exc:
+        raise ClientError(str(exc)) from exc
+    server.definition.store = "memory://"
+    connecting = Client(server, revision=options.revision or None, timeout=options.timeout)
+    async with server.running() as runtime, connecting as client:
+        reports = runtime.host.gateway
+        yield client, list if reports is None else reports.describe_states
+
+
+def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
+    """Return the state of a gateway's upstream."""
+    well = upstream.state == "ready" or (upstream.accounts and upstream.state == "connecting")
+    facts = [upstream.state + (f" since {_local_time(upstream.since)}" if upstream.since else "")]
+    if upstream.reason:
+        facts.append(upstream.reason.rstrip("."))
+    if upstream.revision:
+        facts.append(f"revision {upstream.revision}")
+    if upstream.listed_at:
+        facts.append(f"lists read at {_local_time(upstream.listed_at)}")
+    if upstream.accounts:
+        facts.append("with each user's own account")
+    if upstream.last_error is not None:
+        facts.append(f"last error at {_local_time(upstream.last_error.at)}: {upstream.last_error.text}")
+    return DiagnosticStep(f"upstream {upstream.name}", "; ".join(facts), ok=well)
+
+
+def _local_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 async def read_health(url: Url, headers: Mapping[str, str], seconds: float) -> _Health:
-    """Return how a gateway of ours serves its upstreams, if it tells us."""
+    """Return what a gateway of ours tells about itself, which depends on the credentials."""
     with suppress(ClientError, TimeoutError, msgspec.DecodeError):
         reply = await request("GET", url.join("health"), headers, max_body=1 << 20, seconds=seconds)
         return msgspec.json.decode(reply.body, type=_Health)

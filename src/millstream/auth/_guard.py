@@ -6,6 +6,7 @@ anonymous.
 """
 
 import logging
+import math
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -482,7 +483,7 @@ class AuthGuard:
             return (found if found.is_genuine or found.is_signed else None), lacking
         is_guess = not (found.is_genuine or found.is_signed or self._was_valid(credential))
         if is_guess and (before is None or was_shown):
-            self._failures.report(network)
+            self._report_guess(network)
         if is_guess or found.seconds > 0:
             self._rejections.keep(key, CachedRejection(network, found, until or now + found.seconds))
         self.on_failure(address)
@@ -548,7 +549,15 @@ class AuthGuard:
     def record_failure(self, address: str) -> None:
         """Count a wrong password from an address."""
         self.on_failure(address)
-        self._failures.report(peer_network(address))
+        self._report_guess(peer_network(address))
+
+    def _report_guess(self, network: str) -> None:
+        """Count a guess. Log when it's the one that locks the address out."""
+        was_free = self._failures.wait(network) <= 0
+        self._failures.report(network)
+        if was_free and (seconds := self._failures.wait(network)) > 0:
+            text = "Too many failed sign-ins from %s. Further ones are refused for %d seconds."
+            logger.warning(text, network or "a client", math.ceil(seconds))
 
     def holds(self, id: str) -> bool:
         """Return whether a principal with this id may still have a credential."""

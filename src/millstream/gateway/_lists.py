@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from millstream._override import override
@@ -110,7 +110,9 @@ class ListKeeper(ABC):
     It owns all about them: whether the upstream can be reached is what reading them shows.
     """
 
-    state: State = "connecting"
+    _state: State = "connecting"
+    since: float = 0.0
+    """Unix time of the last change of the state."""
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
     changed_at: float = 0.0
@@ -252,6 +254,16 @@ class ListKeeper(ABC):
                 await self._listed.wait()
         except TimeoutError:
             self.tasks.spawn_once(self.check)
+
+    @property
+    def state(self) -> State:
+        """Whether the upstream can be used."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if state != self._state:
+            self._state, self.since = state, time()
 
     def end_start(self) -> None:
         """Stop making clients wait for the upstream's first lists."""

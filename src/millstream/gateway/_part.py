@@ -303,6 +303,10 @@ class GatewayPart:
         """Return state and statistics of each upstream."""
         return [{**upstream.describe(), "mode": self._mode} for upstream in self.upstreams.values()]
 
+    def describe_states(self) -> list[Json]:
+        """Return the facts that explain each upstream's state, for `/health`."""
+        return [{name: report[name] for name in _STATE_FACTS} for report in self.describe()]
+
     def items(self, name: str) -> Json | None:
         """Return the tools of an upstream, largest first, and its quarantined items, or None if it's unknown."""
         upstream = self.upstreams.get(name)
@@ -330,6 +334,7 @@ class GatewayPart:
         host.report(
             "upstreams", lambda: {name: upstream.lists.report_state()[0] for name, upstream in self.upstreams.items()}
         )
+        host.report("upstream_states", self.describe_states)
         if host.metrics is None:
             return
 
@@ -636,10 +641,19 @@ def merge_reports(workers: Iterable[list[Json]]) -> list[Json]:
     return list(found.values())
 
 
+_STATE_FACTS = "name", "state", "reason", "since", "revision", "listed_at", "accounts", "last_error"
+
+
 def _merge(one: Json, other: Json) -> Json:
     urgency = ("degraded", "connecting", "ready").index
     worse = min(one, other, key=lambda report: urgency(report["state"]))
-    merged = {**one, "state": worse["state"], "reason": worse["reason"], "workers": one["workers"] + 1}
+    merged = {
+        **one,
+        "state": worse["state"],
+        "reason": worse["reason"],
+        "since": worse["since"],
+        "workers": one["workers"] + 1,
+    }
     for name in ("items", "listed"):
         merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}
     for name in ("links", "refused", "calls", "unanswered"):

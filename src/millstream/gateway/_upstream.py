@@ -229,6 +229,7 @@ class Upstream(ABC):
             "prefix": self.names.prefix,
             "state": state,
             "reason": reason,
+            "since": self.lists.since,
             "revision": found.revision,
             "listed_at": found.taken_at,
             "changed_at": self.lists.changed_at,
