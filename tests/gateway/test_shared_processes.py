@@ -388,3 +388,79 @@ async def test_callers_of_a_relayed_process_do_not_change_its_session(revision: 
             async for change in changes:
                 assert change.uri == "doc://1"
                 break
+
+
+BOTH_ERAS = r"""
+import json, sys
+SDK_ERROR, watched, streams = sys.argv[1], set(), {}
+CAPABILITIES = {"tools": {}, "resources": {"subscribe": True}}
+ABOUT = {"capabilities": CAPABILITIES, "serverInfo": {"name": "both", "version": "1"}}
+FORM = {"type": "object", "properties": {"name": {"type": "string"}}}
+
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+sessions, asking = False, None
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params, result = message.get("method"), message.get("params", {}), {}
+    if method == "server/discover":
+        result = {**ABOUT, "supportedVersions": ["2026-07-28"]}
+    elif method == "initialize":
+        sessions, result = True, {**ABOUT, "protocolVersion": "2025-11-25"}
+    elif method == "tools/list":
+        result["tools"] = [{"name": name, "inputSchema": {"type": "object"}} for name in ("ask", "touch")]
+    elif method == "resources/list":
+        result["resources"] = [{"uri": "doc://1", "name": "one"}]
+    elif method == "resources/subscribe":
+        watched.add(params["uri"])
+    elif method == "subscriptions/listen":
+        filters = params["notifications"]
+        streams[message["id"]] = filters.get("resourceSubscriptions", [])
+        meta = {"io.modelcontextprotocol/subscriptionId": message["id"]}
+        say(method="notifications/subscriptions/acknowledged", params={"notifications": filters, "_meta": meta})
+        continue
+    elif method == "tools/call" and params["name"] == "touch":
+        if "doc://1" in watched:
+            say(method="notifications/resources/updated", params={"uri": "doc://1"})
+        for number, uris in streams.items():
+            meta = {"io.modelcontextprotocol/subscriptionId": number}
+            if "doc://1" in uris:
+                say(method="notifications/resources/updated", params={"uri": "doc://1", "_meta": meta})
+        result["content"] = []
+    elif method == "tools/call" and sessions:
+        asking = message["id"]
+        say(id="q", method="elicitation/create", params={"message": "Who?", "requestedSchema": FORM})
+        continue
+    elif method == "tools/call":
+        result = {"content": [{"type": "text", "text": SDK_ERROR}], "isError": True}
+    elif message.get("id") == "q":
+        say(id=asking, result={"content": [{"type": "text", "text": "asked"}]})
+        continue
+    if "id" in message:
+        say(id=message["id"], result={"resultType": "complete", **result})
+"""
+"""A server of both eras, whose tool `ask` can ask only in sessions, and whose tool `touch` changes its resource."""
+
+
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
+async def test_updates_arrive_after_a_process_has_changed_its_era(revision: str, prefix: str) -> None:
+    mcp = Server("front")
+    command = [sys.executable, "-c", BOTH_ERAS, SDK_ERROR]
+    mcp.upstream("far", command, prefix=prefix, start_timeout=WAIT, timeout=WAIT)
+    name, uri = f"{prefix}_" if prefix else "", f"doc://{prefix}/1" if prefix else "doc://1"
+    async with asyncio.timeout(WAIT), mcp.running(), serve(mcp) as running:
+        client = Client(
+            f"http://127.0.0.1:{running.port}/mcp", revision=revision, elicit=lambda _: {"name": "Ada"}, timeout=WAIT
+        )
+        async with client, client.watch(uri) as changes:
+            await client.call(f"{name}touch")
+            assert (await anext(changes)).uri == uri
+            assert "Call again." in (await client.call(f"{name}ask", raise_on_error=False)).text
+            assert (await client.call(f"{name}ask")).text == "asked"
+            updates = asyncio.create_task(anext(changes))
+            while not updates.done():  # the subscription is made again in the background
+                await client.call(f"{name}touch")
+                await asyncio.sleep(0.01)
+            assert updates.result().uri in (uri, "")

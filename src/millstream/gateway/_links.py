@@ -344,6 +344,8 @@ class Links(Struct):
             if key.handshake is handshake:
                 del self.links[key]
                 self.retired.add(link)
+                for stream in list(link.relays.streams.values()):
+                    stream.end()
 
     def end_idle(self, now: float) -> None:
         """Close connections that have been idle for too long or are marked for closing. Call it once a second.

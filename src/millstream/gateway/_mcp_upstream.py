@@ -251,8 +251,11 @@ class McpUpstream(Upstream):
     @override
     def take_lists(self, found: Catalog, announced: Collection[str]) -> None:
         """See `Upstream`."""
+        before = self.revision
         self.forget_routes()
         super().take_lists(found, announced)
+        if self.revision.handshake is not before.handshake:
+            self.watches.start(handshake=self.revision.handshake)
         if self.keeps_sessions is not self._logged_keeping:
             self._logged_keeping = self.keeps_sessions
             if text := self.sharing:

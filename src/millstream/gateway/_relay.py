@@ -325,10 +325,10 @@ class ForwardedStream:
 
         Args:
             call: The client's call.
-            end: Ends the stream if the client reads too slowly, so the client notices that it may have missed changes.
+            end: Ends the stream, so the client notices that it may have missed changes.
         """
         self._call = call
-        self._end = end
+        self.end: Callable[[], object] = end
         self.outbox: NotificationQueue = NotificationQueue(
             call.services.client_memory.bytes, call.owner, call.method, self._send
         )
@@ -336,7 +336,7 @@ class ForwardedStream:
     def notify(self, method: str, params: Json) -> None:
         """Pass on a notification, with the client's id of the subscription."""
         if not self.outbox.put(method, encode({**params, "_meta": self.mark(params)})):
-            self._end()
+            self.end()
 
     def mark(self, message: Json) -> Json:
         """Return the `_meta` of a notification or result with the client's id of the subscription."""
