@@ -742,3 +742,34 @@ def test_doctor_accepts_a_server_that_rejects_a_list() -> None:
     done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False, text=True)
     assert "1 tool, 1 resource, 0 templates, 0 prompts" in done.stdout + done.stderr
     assert done.returncode == 0
+
+
+STRICT = r"""
+import json, sys
+KNOWN = {"elicitation": set(), "roots": {"listChanged"}, "sampling": set()}
+for line in sys.stdin:
+    message = json.loads(line)
+    method, answer = message.get("method"), {"result": {}}
+    if method == "initialize":
+        declared = message["params"]["capabilities"]
+        odd = [each for name, value in declared.items() for each in set(value) - KNOWN.get(name, set())]
+        about = {"name": "strict", "version": "1"}
+        result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": about}
+        answer = {"result": result}
+        if odd:
+            answer = {"error": {"code": -32602, "message": f"Unrecognized field '{odd[0]}' (class Sampling)"}}
+    elif method == "tools/list":
+        answer = {"result": {"tools": [{"name": "go", "inputSchema": {"type": "object"}}]}}
+    elif method != "ping":
+        answer = {"error": {"code": -32601, "message": "Method not found"}}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}), flush=True)
+"""
+"""A server that refuses capabilities with members that aren't in its revision, as Java's SDK does."""
+
+
+async def test_server_that_refuses_newer_members_of_capabilities_is_told_less() -> None:
+    mcp = Server("front")
+    mcp.upstream("strict", [sys.executable, "-c", STRICT], start_timeout=WAIT)
+    async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client:
+        assert [each.name for each in await client.tools()] == ["strict_go"]

@@ -323,6 +323,8 @@ class ListSource(ListOwner, Protocol):
 
     def lose_handshake(self) -> None: ...
 
+    def declare_less(self, exc: ServerError) -> bool: ...
+
     def forget_facts(self) -> None: ...
 
     async def probe(self) -> ClientError | None: ...
@@ -421,6 +423,8 @@ class McpLists(ListKeeper):
         if isinstance(exc, RequestTimeout) and source.processes is not None:
             self.start_factor = min(2 * self.start_factor, _MAX_START_FACTOR)
         if self._lister_left:
+            return True
+        if isinstance(exc, ServerError) and not self._listed_offer and source.declare_less(exc):
             return True
         if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
             source.lose_handshake()

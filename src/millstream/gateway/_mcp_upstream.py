@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
@@ -26,6 +27,7 @@ from millstream.client import (
     ConnectionLost,
     Options,
     RequestTimeout,
+    ServerError,
     SessionLost,
     TransportFactory,
 )
@@ -52,7 +54,14 @@ from millstream.gateway._links import (
 from millstream.gateway._lists import ListKeeper, McpLists
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
-from millstream.gateway._questions import ALL_ABILITIES, QUESTIONS, abilities_of, can_ask, limit_abilities
+from millstream.gateway._questions import (
+    ALL_ABILITIES,
+    PLAIN_ABILITIES,
+    QUESTIONS,
+    abilities_of,
+    can_ask,
+    limit_abilities,
+)
 from millstream.gateway._relay import CHANGES, OwnSession, Relays, SessionRecipient, logger, message_for_client
 from millstream.gateway._resource_watches import ResourceWatches
 from millstream.gateway._route import CallRoute, UpstreamFacts, Way, choose_way, plan_route
@@ -79,6 +88,8 @@ _OTHER_CONNECTIONS = 28
 _MAX_INFO = 16 * 1024
 """Maximum size of a client's self-description to pass on, in bytes."""
 _MAX_PLAIN_METAS = 256
+_MEMBER = re.compile(r"\b(?:capabilit\w*|context|elicitation|form|sampling|tools|url)\b", re.IGNORECASE)
+"""Members of capabilities that strict servers name when they refuse `initialize`."""
 
 
 def _info_of(call: Call) -> bytes:
@@ -103,6 +114,8 @@ class McpUpstream(Upstream):
     """An upstream that speaks MCP: its facts, the routes that follow from them, and its connections."""
 
     lists: McpLists
+    _shared_abilities = ALL_ABILITIES
+    """Abilities that connections of several callers declare."""
     serves_one = False
     """Whether it's a command that serves only this server's one client. It starts when that client connects."""
     keeps_sessions: bool | None = None
@@ -271,6 +284,16 @@ class McpUpstream(Upstream):
         self.newer_calls: set[tuple[str, str]] = set()
         """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
         self.forget_routes()
+
+    def declare_less(self, exc: ServerError) -> bool:
+        """Declare capabilities in their oldest form, after `initialize` was refused with an error that names a member.
+        Return False if that can't be the reason.
+        """
+        if self._shared_abilities == PLAIN_ABILITIES or _MEMBER.search(f"{exc.message} {exc.data}") is None:
+            return False
+        logger.info("%s doesn't understand its client's capabilities; declaring less: %s", self.name, exc)
+        self._shared_abilities = PLAIN_ABILITIES
+        return True
 
     def lose_handshake(self) -> None:
         """Stop using the handshake for a shared process, because it has failed."""
@@ -518,7 +541,7 @@ class McpUpstream(Upstream):
         config, everything = self.config, self._shares_processes or key == lists.lister
         relays = Relays(
             config.name,
-            limit_abilities(ALL_ABILITIES, self.policy.questions) if everything else key.capabilities,
+            limit_abilities(self._shared_abilities, self.policy.questions) if everything else key.capabilities,
             sender=self.sender,
             in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,

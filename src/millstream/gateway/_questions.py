@@ -48,6 +48,8 @@ MAX_QUESTION_BYTES = 1024 * 1024
 
 ALL_ABILITIES = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
 """Abilities of a client that can be asked anything."""
+PLAIN_ABILITIES = b'{"elicitation":{},"roots":{},"sampling":{}}'
+"""The same in the form of the oldest revisions, for servers that refuse members that they don't know."""
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Maximum size of an answer, in bytes."""
@@ -111,9 +113,9 @@ def _decode_abilities(abilities: bytes) -> Json:
 def declare(abilities: bytes, revision: Revision) -> Json:
     """Convert abilities to client capabilities in the upstream's revision."""
     declared: Json = dict(_decode_abilities(abilities))
-    modes = members(declared.pop("elicitation", None))
-    supported: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
-    if supported:
+    modes = declared.pop("elicitation", None)
+    supported: Json = {mode: {} for mode in members(modes) if mode in revision.elicitation_modes}
+    if supported or modes == {}:
         declared["elicitation"] = supported if "url" in revision.elicitation_modes else {}
     if "sampling" in declared and not revision.sampling_tools:
         declared["sampling"] = {}
