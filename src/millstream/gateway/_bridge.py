@@ -2,7 +2,7 @@
 
 | client | upstream | questions |
 |---|---|---|
-| handshake | handshake | sent to the client on the stream of its call (see `_relay`) |
+| handshake | handshake | sent to the client on the stream of its call (see `_messages`) |
 | handshake | per-request | `input_required` becomes requests to the client. The answers go back with the state |
 | per-request | handshake | the call is parked until the client's retry (see `_parked_calls`) |
 | per-request | per-request | `input_required` is passed on, with its state sealed again |
@@ -49,10 +49,10 @@ from millstream.gateway._failures import no_response_error, refused_error
 from millstream.gateway._forwarded_call import INPUT_REQUIRED, ForwardedCall, SavedResult, input_required
 from millstream.gateway._links import InUse, Link
 from millstream.gateway._mcp_upstream import McpUpstream
+from millstream.gateway._messages import CallRecipient, ForwardedStream, logger
 from millstream.gateway._names import PATH, GatewayLoop, extend_path
 from millstream.gateway._parked_calls import Ticket
 from millstream.gateway._questions import can_ask, declare
-from millstream.gateway._relay import ForwardedStream, Relay, logger
 from millstream.gateway._results import call_error
 from millstream.gateway._route import Way, choose_way
 from millstream.gateway._upstream import NAME
@@ -148,7 +148,7 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
         meta: The `_meta` of the call.
         verbatim: Whether the client speaks the upstream's revision, so everything is passed on unchanged.
     """
-    requests, relays = link.conversation.requests, link.relays
+    requests, router = link.conversation.requests, link.router
     source = call.revision if verbatim else link.conversation.negotiated.revision
     ask.meta = _plain_meta(call, upstream, source, meta, verbatim=verbatim)
     breaker, method, name = upstream.breaker, ask.method, ask.name
@@ -161,7 +161,7 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
     started = link.last_used = monotonic()
     if verbatim:
         ask.id = next(requests.ids)
-        relays.plain_calls[ask.id] = call
+        router.plain_calls[ask.id] = call
     try:
         current = requests.connection
         if current is None or current.transport.lost:
@@ -184,9 +184,9 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
         if places is not None:
             places.leave(owner)
         if verbatim:
-            del relays.plain_calls[ask.id]
-            if isinstance(relay := relays.recipients.pop(ask.id, None), Relay):
-                await relay.outbox.settle()
+            del router.plain_calls[ask.id]
+            if isinstance(recipient := router.recipients.pop(ask.id, None), CallRecipient):
+                await recipient.outbox.settle()
     return result
 
 
@@ -317,7 +317,7 @@ async def forward_stream(call: Call, upstream: McpUpstream, params: bytes) -> by
         ends.callback(services.streams.leave, owner)
         services.client_memory.take(owner, size := _COPIES * len(params))
         ends.callback(services.client_memory.bytes.leave, owner, size)
-        requests, streams = link.conversation.requests, link.relays.streams
+        requests, streams = link.conversation.requests, link.router.streams
         meta = _meta(call, upstream, source, upstream.abilities(call), verbatim=True)
         ask = RawRequest(
             method=call.method, params=params, meta=meta, timeout=math.inf, rounds=False, owner=owner,
@@ -371,7 +371,7 @@ async def _fail(
         upstream.lists.refresh_after_loss()
     else:
         upstream.record_failure(exc, call, ask.method, ask.name)
-    if upstream.relays and session is not None and session.record is None:
+    if upstream.is_relayed and session is not None and session.record is None:
         await call.services.records.bury(session, max(1.0, session.expires_at - call.services.clock()))
         call.services.end_session(session.id)
         if isinstance(exc, SessionLost):
@@ -458,12 +458,12 @@ async def _find_log_level(call: Call) -> tuple[str, str]:
 
 async def _set_level(upstream: McpUpstream, link: Link, level: str) -> None:
     """Set a handshake-era upstream's log level to the lowest that any call on a shared connection needs."""
-    relays = link.relays
+    router = link.router
     if "logging" not in upstream.catalog.capabilities or (
-        relays.level and LOG_LEVELS.index(level) >= LOG_LEVELS.index(relays.level)
+        router.level and LOG_LEVELS.index(level) >= LOG_LEVELS.index(router.level)
     ):
         return
-    relays.level = level
+    router.level = level
     try:
         await link.conversation.set_log_level(level)
     except ServerError as exc:

@@ -18,7 +18,7 @@ from millstream.client import (
 )
 from millstream.client._endpoint import try_again
 from millstream.gateway._links import ClientRejected, InUse, NoCredentials
-from millstream.gateway._relay import logger
+from millstream.gateway._messages import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._upstream import Upstream
 from millstream.protocol import (

@@ -8,8 +8,8 @@ from millstream._server.calls.sessions import spellings
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource
 from millstream.gateway._mcp_upstream import McpUpstream
+from millstream.gateway._messages import logger
 from millstream.gateway._names import MatchedUri
-from millstream.gateway._relay import logger
 from millstream.gateway._upstream import Upstream
 
 _Sources = set[tuple[McpUpstream, str]]

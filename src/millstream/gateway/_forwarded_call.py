@@ -39,6 +39,7 @@ from millstream.client.lowlevel import RawRequest
 from millstream.gateway._failures import no_response_error
 from millstream.gateway._links import InUse, Link
 from millstream.gateway._mcp_upstream import McpUpstream
+from millstream.gateway._messages import CallRecipient
 from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, TaggedRecord, Ticket
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
@@ -50,7 +51,6 @@ from millstream.gateway._questions import (
     project_answer,
     project_question,
 )
-from millstream.gateway._relay import Relay
 from millstream.gateway._results import call_error
 from millstream.gateway._route import Way
 from millstream.protocol import (
@@ -113,7 +113,7 @@ _decode_state = msgspec.json.Decoder(tuple[str, _State]).decode
 """Decodes the upstream's name and the state of a forwarded call, which are sealed between its client's requests."""
 
 
-class ForwardedCall(Relay):
+class ForwardedCall(CallRecipient):
     """A call that's forwarded to an upstream, with the state that the client's retries carry."""
 
     previous: _State | None = None
@@ -155,7 +155,7 @@ class ForwardedCall(Relay):
 
     @override
     def end_request(self, questions: Mapping[str, Any], state: _State) -> InputRequired:
-        """See `Relay.end_request`."""
+        """See `CallRecipient.end_request`."""
         self._save(state)
         return InputRequired(questions)
 
@@ -388,14 +388,14 @@ async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes 
 
     A parked call holds only this coroutine, and no reference to its client's request.
     """
-    requests, relays, places, owner, answered = link.conversation.requests, link.relays, link.places, ask.owner, False
+    requests, router, places, owner, answered = link.conversation.requests, link.router, link.places, ask.owner, False
     params = ask.params
     if extra:
         params = b"%b%b%b}" % (params[:-1], b"" if params == b"{}" else b",", extra)
     if places is not None and not await places.acquire(owner):
         raise InUse(places, owner)
     request_id = next(requests.ids)
-    relays.recipients[request_id] = recipient
+    router.recipients[request_id] = recipient
     link.calls += 1
     try:
         progress = recipient.progress if recipient.wants_progress else None
@@ -406,7 +406,7 @@ async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes 
         answered = True
         raise
     finally:
-        relays.leave(request_id, answered=answered)
+        router.leave(request_id, answered=answered)
         if places is not None:
             places.leave(owner)
         link.calls -= 1

@@ -41,9 +41,9 @@ from millstream.gateway._bridge import forward
 from millstream.gateway._catalog import Description
 from millstream.gateway._failures import no_response_error
 from millstream.gateway._mcp_upstream import McpUpstream
+from millstream.gateway._messages import logger
 from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_origin
 from millstream.gateway._questions import UI
-from millstream.gateway._relay import logger
 from millstream.gateway._results import split_result
 from millstream.gateway._upstream import ItemClasses, Upstream
 from millstream.protocol import (
@@ -307,7 +307,7 @@ class _UpstreamReadable(_CompletedItem, Readable):
                 raise _malformed_error(call, upstream, exc) from None
             if hints and b'"ttlMs"' not in members:
                 members += _NOT_CACHED
-        if not upstream.relays:
+        if not upstream.is_relayed:
             call.meta = with_origin(call.meta, upstream.name)
         return members
 

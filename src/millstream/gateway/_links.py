@@ -22,7 +22,7 @@ from millstream._stores.base import Map, StoreFull, StoreUnavailable
 from millstream._tasks import Tasks, has_failed
 from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client.lowlevel import Conversation
-from millstream.gateway._relay import Relays, logger
+from millstream.gateway._messages import MessageRouter, logger
 from millstream.protocol import OVERLOADED, Json, encode
 
 
@@ -104,7 +104,7 @@ class Link(Struct, eq=False):
     owner: str
     """The caller whose share of connections it counts against, or empty if callers share it."""
     conversation: Conversation
-    relays: Relays
+    router: MessageRouter
     """Clients of the calls on this connection."""
     places: Pool | None = None
     """Slots for calls, if several callers share the HTTP connections."""
@@ -344,7 +344,7 @@ class Links(Struct):
             if key.handshake is handshake:
                 del self.links[key]
                 self.retired.add(link)
-                for stream in list(link.relays.streams.values()):
+                for stream in list(link.router.streams.values()):
                     stream.end()
 
     def end_idle(self, now: float) -> None:

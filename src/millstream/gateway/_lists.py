@@ -34,10 +34,10 @@ from millstream.gateway._catalog import (
     fetch,
 )
 from millstream.gateway._links import SHARED_KEY, InUse, LinkKey, Links, NoCredentials
+from millstream.gateway._messages import logger
 from millstream.gateway._names import UpstreamPattern
 from millstream.gateway._policy import Policy, uri_forms
 from millstream.gateway._processes import UpstreamProcesses
-from millstream.gateway._relay import logger
 from millstream.gateway._upstream_config import UpstreamConfig
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ class ListSource(ListOwner, Protocol):
     @property
     def serves_one(self) -> bool: ...
     @property
-    def relays(self) -> bool: ...
+    def is_relayed(self) -> bool: ...
     @property
     def credentials(self) -> "UpstreamCredentials | None": ...
     @property
@@ -481,7 +481,7 @@ class McpLists(ListKeeper):
         """Offer what the upstream says about itself, if it's relayed and its lists haven't arrived yet. They can take
         long, or aren't needed at all.
         """
-        if self._source.relays and not self.catalog.revision:
+        if self._source.is_relayed and not self.catalog.revision:
             found = await fetch(conversation, max_bytes=0, offer=conversation.negotiated.offer, warn=self.warn)
             self.catalog = found
             self.responded.set()
@@ -499,7 +499,7 @@ class McpLists(ListKeeper):
                 max_bytes=self.config.max_catalog_bytes if self.wanted.is_set() else 0,
                 offer=b"" if offer is known else offer,
                 before=self.catalog,
-                requires_one=not self._source.relays
+                requires_one=not self._source.is_relayed
                 and not any(self.catalog.items()),  # without items, no call would work
                 warn=self.warn,
             )

@@ -52,6 +52,14 @@ from millstream.gateway._links import (
     UpstreamSessions,
 )
 from millstream.gateway._lists import ListKeeper, McpLists
+from millstream.gateway._messages import (
+    CHANGES,
+    MessageRouter,
+    OwnSession,
+    SessionRecipient,
+    logger,
+    message_for_client,
+)
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
 from millstream.gateway._questions import (
@@ -62,7 +70,6 @@ from millstream.gateway._questions import (
     can_ask,
     limit_abilities,
 )
-from millstream.gateway._relay import CHANGES, OwnSession, Relays, SessionRecipient, logger, message_for_client
 from millstream.gateway._resource_watches import ResourceWatches
 from millstream.gateway._route import CallRoute, UpstreamFacts, Way, choose_way, plan_route
 from millstream.gateway._upstream import NAME, Gateway, ItemClasses, Upstream
@@ -168,7 +175,7 @@ class McpUpstream(Upstream):
             case Command() as command:
                 self.processes = pool.add(config, command)
                 self.processes.on_hang = self._take_hang
-                self.serves_one = self.relays and self.gateway.host.has_one_client
+                self.serves_one = self.is_relayed and self.gateway.host.has_one_client
             case Program() as program:
                 program.transport = "stdio" if self.gateway.host.has_one_client else "streamable-http"
                 self._stack.push_async_callback(program.settle)
@@ -184,7 +191,7 @@ class McpUpstream(Upstream):
         self.gateway.host.every_second(self.links.end_idle)
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
-        self.lists.always_asked = self.relays or self.is_program
+        self.lists.always_asked = self.is_relayed or self.is_program
         self.lists.tasks.spawn(self.lists.run())
 
     def _take_hang(self, error: ConnectionLost) -> None:
@@ -210,7 +217,7 @@ class McpUpstream(Upstream):
 
         Args:
             call: The client's call.
-            abilities: The questions that the client can answer (see `_relay.abilities_of`).
+            abilities: The questions that the client can answer (see `_questions.abilities_of`).
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
         needs_newer = bool(self.newer_calls) and (call.method, name) in self.newer_calls
@@ -247,13 +254,13 @@ class McpUpstream(Upstream):
     @override
     def waits_for_clients(self) -> bool:
         """See `Upstream`."""
-        return self.relays and (self.is_program or self.serves_one)
+        return self.is_relayed and (self.is_program or self.serves_one)
 
     @property
     @override
     def relayed_sessions(self) -> Collection[str]:
         """See `Upstream`."""
-        return self.links.own if self.relays and self.gives_sessions else ()
+        return self.links.own if self.is_relayed and self.gives_sessions else ()
 
     @property
     @override
@@ -320,7 +327,7 @@ class McpUpstream(Upstream):
         shares, protected = self._shares_processes, self._protected_program is not None
         return UpstreamFacts(
             revision=self.revision,
-            is_relayed=self.relays,
+            is_relayed=self.is_relayed,
             gives_sessions=self.gives_sessions,
             answers_handshake=self.answers_handshake,
             has_processes=self.processes is not None and not (self.serves_one and not self.revision.handshake),
@@ -371,7 +378,7 @@ class McpUpstream(Upstream):
         if self.keeps_sessions and not facts.serves_several and self.gateway.host.guard is None and not has_one:
             if facts.isolation == "shared" or self.is_program:
                 return f"callers of {name} that have no session here share one session there, and what it remembers"
-            how = "have to use an earlier one" if self.relays else "get a session for each call"
+            how = "have to use an earlier one" if self.is_relayed else "get a session for each call"
             who = f"clients of revision {NEWEST.date}, which has none,"
             return f'{name} keeps sessions, so {who} {how}. To let them share one: isolation = "shared"'
         return ""
@@ -439,13 +446,13 @@ class McpUpstream(Upstream):
         extensions that don't pass a catalog.
         """
         declared, questions = dict(call.client.capabilities), self.policy.questions
-        if not self.relays and declared.pop("extensions", None):
+        if not self.is_relayed and declared.pop("extensions", None):
             passed = decode_object(self.abilities(call) or b"{}")
             declared |= {"extensions": passed["extensions"]} if "extensions" in passed else {}
         return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
 
     def abilities(self, call: Call) -> bytes:
-        """Return the questions that the upstream can ask a call's client (see `_relay.abilities_of`)."""
+        """Return the questions that the upstream can ask a call's client (see `_questions.abilities_of`)."""
         return limit_abilities(abilities_of(call), self.policy.questions)
 
     @property
@@ -521,7 +528,7 @@ class McpUpstream(Upstream):
         if link is None or link.open_task is not None:
             return None
         source = link.conversation.negotiated.revision
-        return link if choose_way(call.revision, source, is_relayed=self.relays) is way else None
+        return link if choose_way(call.revision, source, is_relayed=self.is_relayed) is way else None
 
     @property
     def _protected_program(self) -> Program | None:
@@ -539,7 +546,7 @@ class McpUpstream(Upstream):
         # the lists are read with all that clients can have.
         lists = self.lists
         config, everything = self.config, self._shares_processes or key == lists.lister
-        relays = Relays(
+        router = MessageRouter(
             config.name,
             limit_abilities(self._shared_abilities, self.policy.questions) if everything else key.capabilities,
             sender=self.sender,
@@ -560,9 +567,9 @@ class McpUpstream(Upstream):
         credentials = self.credentials
         auth = None if credentials is None else credentials.auth(key.credentials)
         forwarded = None if credentials is None else credentials.headers_for_link(key.credentials)
-        conversation = relays.conversation = Conversation(
+        conversation = router.conversation = Conversation(
             target,
-            relays,
+            router,
             Options(
                 name=NAME,
                 connect_timeout=config.connect_timeout,
@@ -576,7 +583,7 @@ class McpUpstream(Upstream):
             revision=revision,
             headers=config.headers if forwarded is None else {**config.headers, **forwarded},
             timeout=config.timeout * (lists.start_factor if key == lists.lister else 1),
-            observer=relays.receive,
+            observer=router.receive,
             about=client.info if client else None,
             reconnects=client is None,
         )
@@ -585,7 +592,7 @@ class McpUpstream(Upstream):
             conversation.requests.era = self._era
         conversation.requests.incoming.watchers.add(lists.take_interruption)
         places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
-        return Link(key, owner, conversation, relays, places)
+        return Link(key, owner, conversation, router, places)
 
     async def _shared_conversation(self) -> Conversation:
         return (await self.links.open(self.lister)).conversation
@@ -605,7 +612,7 @@ class McpUpstream(Upstream):
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
-        return OwnSession(session, client.capabilities, self.relays, names_calls, self._pass_on)
+        return OwnSession(session, client.capabilities, self.is_relayed, names_calls, self._pass_on)
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
         """Send a client's session the messages that its upstream session received outside of calls."""

@@ -26,8 +26,8 @@ from millstream._server.calls.services import Services
 from millstream._server.peers import PartMessage
 from millstream._tasks import Tasks, cancel_all, cancel_reason, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
+from millstream.gateway._messages import COMPLETE, CallRecipient, NotificationQueue
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, Recipient, project_answer
-from millstream.gateway._relay import COMPLETE, NotificationQueue, Relay
 from millstream.gateway._results import call_error
 from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, Json, Revision, decode_object, encode
 
@@ -143,17 +143,19 @@ class ParkedCall(Recipient):
     timer: asyncio.TimerHandle | None = None
     """Ends the call if the client doesn't answer, or None while a client request is waiting for the call."""
 
-    def __init__(self, relay: Relay, source: Revision, size: int, exchange: Exchange, calls: "ParkedCalls") -> None:
+    def __init__(
+        self, recipient: CallRecipient, source: Revision, size: int, exchange: Exchange, calls: "ParkedCalls"
+    ) -> None:
         """Start the call to the upstream.
 
         Args:
-            relay: The client's call.
+            recipient: The client's call.
             source: Revision of the upstream.
             size: Bytes of the request to the upstream.
             exchange: Runs the call, with the `Recipient` of the upstream's messages.
             calls: The parked calls of this worker.
         """
-        super().__init__(relay.call, relay.abilities, relay.level, relay.redactor)
+        super().__init__(recipient.call, recipient.abilities, recipient.level, recipient.redactor)
         self.id: str = secrets.token_hex(16)
         self.source: Revision = source
         self.size: int = 2 * size  # counted twice: the parameters, and the message that contains them
@@ -161,8 +163,8 @@ class ParkedCall(Recipient):
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
         self._change = asyncio.Event()
-        self._notify: Notify | None = relay.notify
-        call = relay.call
+        self._notify: Notify | None = recipient.notify
+        call = recipient.call
         self.memory_owner: str = call.owner
         """See `Call.owner`."""
         self.name: str = call.name
@@ -292,12 +294,12 @@ class ParkedCalls:
 
     # On this worker
 
-    async def run(self, parked: ParkedCall, relay: Relay) -> bytes:
+    async def run(self, parked: ParkedCall, recipient: CallRecipient) -> bytes:
         """Wait for the result of a call to an upstream. Its questions end the client's request with a `Ticket`.
 
         Args:
             parked: The call to the upstream.
-            relay: The client's call. The caller settles its outbox.
+            recipient: The client's call. The caller settles its outbox.
 
         Raises:
             InputRequired: The upstream asks a question.
@@ -307,10 +309,10 @@ class ParkedCalls:
         asked = await self._follow(parked)
         if asked is None:
             return parked.task.result()
-        parked.binding = call_binding(relay.call)
-        raise relay.end_request(*asked)
+        parked.binding = call_binding(recipient.call)
+        raise recipient.end_request(*asked)
 
-    async def resume(self, relay: Relay, ticket: Ticket) -> bytes:
+    async def resume(self, recipient: CallRecipient, ticket: Ticket) -> bytes:
         """Continue a call with the answers in a retry. It raises the same errors as `run`.
 
         Raises:
@@ -318,10 +320,10 @@ class ParkedCalls:
             ToolError: The worker that held it has stopped.
         """
         if ticket.worker != self._services.store.workers.me:
-            return await self._resume_there(relay, ticket)
+            return await self._resume_there(recipient, ticket)
         parked = self._find(ticket.id)
-        parked.wake(ticket.round, call_binding(relay.call), relay.call.responses or {}, relay.notify)
-        return await self.run(parked, relay)
+        parked.wake(ticket.round, call_binding(recipient.call), recipient.call.responses or {}, recipient.notify)
+        return await self.run(parked, recipient)
 
     def _find(self, parked_id: str) -> ParkedCall:
         parked = self._calls.get(parked_id)
@@ -370,11 +372,11 @@ class ParkedCalls:
 
     # On another worker
 
-    async def _resume_there(self, relay: Relay, ticket: Ticket) -> bytes:
+    async def _resume_there(self, recipient: CallRecipient, ticket: Ticket) -> bytes:
         # If the client disconnects, the call must end on the other worker: a state works only once, so no later
         # request could resume it.
-        call, number, worker = relay.call, next(self._numbers), ticket.worker
-        remote = self._remote[number] = _Remote(worker, relay.notify, asyncio.get_running_loop().create_future())
+        call, number, worker = recipient.call, next(self._numbers), ticket.worker
+        remote = self._remote[number] = _Remote(worker, recipient.notify, asyncio.get_running_loop().create_future())
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
         try:
             wake = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
@@ -394,7 +396,7 @@ class ParkedCalls:
             case _Result():
                 return outcome.body
             case _Questions():
-                raise relay.end_request(decode_object(outcome.questions), outcome.ticket)
+                raise recipient.end_request(decode_object(outcome.questions), outcome.ticket)
             case _LostCall():
                 raise call_error(call, CALL_LOST)
             case _NoResult():

@@ -206,7 +206,7 @@ class GatewayPart:
         return upstream
 
     def _choose_mode(self, host: PartHost) -> None:
-        """Relay a single upstream, unless something prevents it."""
+        """CallRecipient a single upstream, unless something prevents it."""
         upstreams, definition, registry = list(self.upstreams.values()), self.definition, host.registry
         obstacle = find_obstacle(
             upstreams,
@@ -221,7 +221,7 @@ class GatewayPart:
         logger.info("%s %s", definition.name, self._mode)
         host.report("gateway", lambda: self._mode)
         if not obstacle and isinstance(upstream := upstreams[0], McpUpstream):
-            upstream.relays = True
+            upstream.is_relayed = True
             Passthrough(host, upstream)
 
     @property
@@ -420,7 +420,7 @@ class GatewayPart:
             elif name in found[kind]:
                 upstream.lists.warn(f"skipped {own_name!r}, because another item has the name {name!r}")
             else:
-                if not upstream.relays:
+                if not upstream.is_relayed:
                     description = {**description, "_meta": with_origin(description.get("_meta"), upstream.name)}
                 found[kind][name] = own_name, description, rules
         if looping != upstream.looping:
@@ -566,7 +566,7 @@ class GatewayPart:
         """Return a resource for an unlisted URI that a result may have linked to, or None if no upstream has it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
-            has_resources = upstream.relays or "resources" in upstream.catalog.capabilities
+            has_resources = upstream.is_relayed or "resources" in upstream.catalog.capabilities
             if own_uri is None or not has_resources or self._hides(upstream, uri):
                 continue
             rules = upstream.policy.rules_of(uri)

@@ -32,7 +32,7 @@ from millstream.gateway._catalog import METHODS, Catalog, read_page
 from millstream.gateway._items import CORE
 from millstream.gateway._links import Link
 from millstream.gateway._mcp_upstream import McpUpstream
-from millstream.gateway._relay import logger
+from millstream.gateway._messages import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._route import Way
 from millstream.gateway._upstream import Upstream

@@ -153,7 +153,7 @@ class ProcessTarget(Struct, frozen=True):
                 transport = spare
                 break
         transport.key, transport.owner, transport.attached, transport.last_used = self.key, owner, True, monotonic()
-        transport.relay.listener, transport.relay.subscribed = listener, listener.subscribed
+        transport.current.listener, transport.current.subscribed = listener, listener.subscribed
         processes.warm_up()
         return transport
 
@@ -368,12 +368,12 @@ class ProcessTransport(StdioTransport):
     """Time of the ping since the last output, or 0 without one."""
 
     def __init__(self, processes: UpstreamProcesses) -> None:
-        self.relay: ListenerRelay = ListenerRelay()
+        self.current: ReplaceableListener = ReplaceableListener()
         name, value = processes.pool.watchdog.mark
         command = structs.replace(processes.command, env={**processes.command.env, name: value})
         super().__init__(
             command,
-            self.relay,
+            self.current,
             processes.pool.background,
             processes.config.max_bytes,
             show=lambda line: processes.log.write(line, self.pid, self.owner),
@@ -436,7 +436,7 @@ class ProcessTransport(StdioTransport):
     def idle_seconds(self, now: float) -> float:
         """Return the seconds since the process was last used. Negative while it's in use or stopping."""
         stops = self.closing or self.exited.is_set() or not self.pid
-        works = self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set()
+        works = self.waiting or not self.writable.is_set() or self.current.subscribed.is_set()
         return -1.0 if stops or works else now - self.last_used
 
     def has_expired(self, now: float) -> bool:
@@ -485,11 +485,11 @@ class ProcessTransport(StdioTransport):
         self.finish_boot()
         self._waiting_since = 0.0
         self._unanswered_count = 0
-        before = self.relay.count
+        before = self.current.count
         super().feed_stdout(data)
         self.last_used = now = monotonic()
         self._pause(
-            1, max(self._output.take(data.count(b"\n"), now), self._messages.take(self.relay.count - before, now))
+            1, max(self._output.take(data.count(b"\n"), now), self._messages.take(self.current.count - before, now))
         )
 
     @override
@@ -546,7 +546,7 @@ class ProcessTransport(StdioTransport):
         await super().close()
 
 
-class ListenerRelay(Struct, eq=False):
+class ReplaceableListener(Struct, eq=False):
     """Forwards messages from a process to its current client."""
 
     listener: Listener | None = None

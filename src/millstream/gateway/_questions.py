@@ -200,7 +200,7 @@ class Recipient:
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress as the client expects it."""
-        if self.verbatim:  # `Relays` passes on the whole notification
+        if self.verbatim:  # `MessageRouter` passes on the whole notification
             return
         if message and self.redactor is not None:
             if len(message) > MAX_REDACTED:

@@ -13,7 +13,7 @@ from millstream._protocol.principal import Share
 from millstream._tasks import cancel_all
 from millstream.client import ClientError
 from millstream.client.lowlevel import Conversation
-from millstream.gateway._relay import logger
+from millstream.gateway._messages import logger
 from millstream.protocol import INVALID_REQUEST, OVERLOADED
 
 MAX_WATCHED = 1000

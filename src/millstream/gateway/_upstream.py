@@ -82,7 +82,7 @@ class Upstream(ABC):
     """Tokens of the tools that are offered."""
     looping: int = 0
     """Number of items that aren't offered because they lead back to this gateway."""
-    relays = False
+    is_relayed = False
     """Whether the server forwards this upstream's messages instead of creating items from its lists."""
 
     def __init__(self, config: UpstreamConfig, gateway: Gateway, item_classes: ItemClasses) -> None:

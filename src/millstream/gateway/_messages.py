@@ -1,10 +1,10 @@
 """Messages from an upstream about forwarded calls, passed to clients that may speak another revision.
 
-`Relays` receives the messages on one connection to an upstream and finds the call of each. A `Relay` passes them to the
-client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it,
-unless another caller could have caused it: an upstream may continue a canceled call, and ask or log later. Otherwise,
-questions are rejected, and log messages from a process go to the gateway's own log. A question outside calls belongs to
-the connection, and is asked if the connection has one client.
+`MessageRouter` receives the messages on one connection to an upstream and finds the call of each. A `CallRecipient`
+passes them to the client of one call. If the transport doesn't say which call a message belongs to, the only running
+call receives it, unless another caller could have caused it: an upstream may continue a canceled call, and ask or log
+later. Otherwise, questions are rejected, and log messages from a process go to the gateway's own log. A question
+outside calls belongs to the connection, and is asked if the connection has one client.
 """
 
 import asyncio
@@ -217,11 +217,11 @@ def answer_errors() -> Generator[None]:
         raise ProtocolError(INTERNAL_ERROR, str(exc)) from None
 
 
-class Relay(Recipient):
+class CallRecipient(Recipient):
     """The client of a call that runs on this worker."""
 
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
-        """Create a relay. See `Recipient`."""
+        """See `Recipient`."""
         super().__init__(call, abilities, level, redactor)
         self.call: Call = call
         self.outbox: NotificationQueue = NotificationQueue(
@@ -360,7 +360,7 @@ class OwnSession(Struct, frozen=True):
     """``send(session, method, params)`` sends a notification outside calls."""
 
 
-class Relays:
+class MessageRouter:
     """The calls that run on one connection, and the upstream's messages about them."""
 
     conversation: Conversation
@@ -476,9 +476,9 @@ class Relays:
         call = self.plain_calls.get(request_id)
         if call is None:
             return None
-        relay = self.recipients[request_id] = Relay(call, b"", "", None)
-        relay.verbatim = True
-        return relay
+        recipient = self.recipients[request_id] = CallRecipient(call, b"", "", None)
+        recipient.verbatim = True
+        return recipient
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
         """Forward a question to the client that made the call and return the answer.
