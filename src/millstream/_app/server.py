@@ -644,7 +644,7 @@ class Server:
         Raises:
             ValueError: The document is invalid, or has no server and `client` isn't given.
         """
-        from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
+        from millstream.gateway._openapi_tools import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
         register(made.definition.add, spec, client, **options)
@@ -659,7 +659,7 @@ class Server:
             name: Name that clients show, by default the application's title.
             options: Options of `from_openapi`.
         """
-        from millstream.gateway._openapi import client_of_app  # noqa: PLC0415  few servers use it
+        from millstream.gateway._openapi_tools import client_of_app  # noqa: PLC0415  few servers use it
 
         options = {"output_schemas": True, **options}
         return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)

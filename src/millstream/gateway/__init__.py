@@ -15,18 +15,18 @@ if TYPE_CHECKING:
         static_headers,
         token_exchange,
     )
-    from millstream.gateway._openapi import OpenApi, RouteKind, RouteMap
+    from millstream.gateway._openapi_tools import OpenApi, RouteKind, RouteMap
     from millstream.gateway._policy import PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
     from millstream.gateway._results import Redaction
     from millstream.gateway._upstream_config import UpstreamConfig
 
 _HOMES = {
-    "OpenApi": "_openapi",
+    "OpenApi": "_openapi_tools",
     "PromptPolicy": "_policy",
     "Redaction": "_results",
     "ResourcePolicy": "_policy",
-    "RouteKind": "_openapi",
-    "RouteMap": "_openapi",
+    "RouteKind": "_openapi_tools",
+    "RouteMap": "_openapi_tools",
     "Secret": "_credentials",
     "ToolPolicy": "_policy",
     "UpstreamConfig": "_upstream",

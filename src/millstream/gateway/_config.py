@@ -429,7 +429,7 @@ def _load_command(command: ConfigValue) -> Any:
 
 
 def _load_openapi(value: ConfigValue) -> Any:
-    from millstream.gateway._openapi import OpenApi  # noqa: PLC0415  few gateways have an API
+    from millstream.gateway._openapi_tools import OpenApi  # noqa: PLC0415  few gateways have an API
 
     api = (value if is_object(value.value) else structs.replace(value, value={"document": value.value})).load(OpenApi)
     if "://" not in str(api.document):

@@ -37,21 +37,18 @@ from millstream.gateway._items import UpstreamTool
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse
 from millstream.gateway._lists import ListKeeper, reconnect_delay
 from millstream.gateway._names import unused_name
-from millstream.gateway._openapi import (
-    LOCAL_URL,
-    Document,
-    OpenApi,
-    Operation,
-    argument_reader,
-    client_of_app,
-    is_application,
-    logger,
-    parameter_key,
-    send_by,
-)
+from millstream.gateway._openapi import Document, Operation, logger, parameter_key
 from millstream.gateway._openapi_files import DocumentFiles, is_document_below, read_files
 from millstream.gateway._openapi_reply import ApiReply, check_reply, result_of
 from millstream.gateway._openapi_request import ApiRequest, build_request, without_pairs
+from millstream.gateway._openapi_tools import (
+    LOCAL_URL,
+    OpenApi,
+    argument_reader,
+    client_of_app,
+    is_application,
+    send_by,
+)
 from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Gateway, ItemClasses, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig

@@ -141,7 +141,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         except TargetError as exc:
             raise ValueError(f"upstream {self.name!r}: {exc}") from None
         if self.openapi is not None:
-            from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
+            from millstream.gateway._openapi_tools import check_api  # noqa: PLC0415  few upstreams are APIs
 
             check_api(self)
         elif library_of(self.target):

@@ -1,0 +1,338 @@
+"""Operations of an OpenAPI document as items of a server, and the options of documents."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from enum import Enum
+from functools import partial, reduce
+from importlib import import_module
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream import EmbeddedResource, ProtocolError, ToolError, ToolResult
+from millstream._server.calls.call import Call
+from millstream._server.features.resources import Resource, Template
+from millstream._server.features.sources import ItemSource
+from millstream._server.features.tools import Tool
+from millstream._server.functions.plan import ArgumentError
+from millstream._server.functions.problems import MAX_DECIDING_STEPS, describe_problems, find_problems
+from millstream.client import TargetError, parse_url
+from millstream.gateway._names import safe_names, unused_name, with_safe_names
+from millstream.gateway._openapi import ANY_SCALAR, Document, Operation, check_hosts, origin_of, scalar_of
+from millstream.gateway._openapi_files import read_files
+from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
+from millstream.gateway._openapi_request import (
+    JSON,
+    ApiRequest,
+    build_request,
+    without_pairs,
+)
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    Json,
+    SuggestionMeta,
+    ToolUnavailable,
+    decode_object,
+)
+
+_TIMEOUT = 30.0
+_HTTP_CLIENTS = "httpx2", "httpx"
+_MAX_REPLY = 64 * 1024 * 1024
+"""Maximum size of a response, in bytes."""
+_MAX_REDIRECTS = 3
+
+
+class RouteKind(Enum):
+    """The kind of item that an operation becomes."""
+
+    TOOL = "tools"
+    RESOURCE = "resources"
+    TEMPLATE = "templates"
+    EXCLUDE = ""
+
+
+class RouteMap(Struct, frozen=True):
+    """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``."""
+
+    methods: Sequence[str] = ()
+    """HTTP methods, in upper case, or empty for all."""
+    pattern: str = ""
+    """Regular expression to search for in the path."""
+    tags: frozenset[str] | set[str] = frozenset()
+    """Tags that an operation must all have."""
+    kind: RouteKind = RouteKind.TOOL
+    """What the operations become."""
+
+    def matches(self, operation: Operation) -> bool:
+        """Return whether it applies to an operation.
+
+        Args:
+            operation: An operation of the OpenAPI document.
+        """
+        method = not self.methods or operation.method in self.methods
+        return method and re.search(self.pattern, operation.path) is not None and self.tags <= set(operation.tags)
+
+
+async def send_by(client: Any, request: ApiRequest) -> ApiReply:
+    """Return the response to a request that an httpx2 or httpx `AsyncClient` sends.
+
+    Redirects are followed within the origin, unless the client follows them itself.
+
+    Raises:
+        ToolError: The API can't be reached, or its response is too large.
+    """
+    url, _, query = request.url.partition("?")
+    try:
+        call = client.build_request(request.method, url, headers=request.headers, content=request.content)
+        if query:  # the client's own parameters would replace it
+            kept = without_pairs(query, client.params).encode()
+            call.url = call.url.copy_with(query=b"&".join(filter(None, (call.url.query, kept))))
+        origin, redirects = origin_of(str(call.url)), 0
+        while True:
+            response = await client.send(call, stream=True)
+            content = bytearray()
+            try:
+                async for piece in response.aiter_bytes():
+                    content += piece
+                    if len(content) > _MAX_REPLY:
+                        raise ToolError(f"The API's response is larger than {_MAX_REPLY:,} bytes. Ask for less.")
+            finally:
+                await response.aclose()
+            call, redirects = response.next_request, redirects + 1
+            if call is None or redirects > _MAX_REDIRECTS or call.method != request.method:
+                break
+            if origin_of(str(call.url)) != origin:
+                break
+    except Exception as error:
+        # An error of an application in this process isn't shown.
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_CLIENTS:
+            raise
+        raise ToolUnavailable(f"{type(error).__name__}: {error}") from error
+    headers = dict(response.headers.items())  # names are in lower case
+    if (
+        headers.get("content-encoding", "").lower()
+        in f"gzip, deflate, {response.request.headers.get('accept-encoding')}"
+    ):
+        headers.pop("content-encoding", None)  # the client has decoded it
+    return ApiReply(response.status_code, headers, bytes(content))
+
+
+class OperationTool(Tool):
+    """An operation as a tool."""
+
+    def __init__(self, name: str, operation: Operation, client: Any) -> None:
+        names = safe_names(operation.input_schema)
+        schema = with_safe_names(operation.input_schema, names)
+        run = partial(_run, client, operation, names)
+        source = ItemSource(name, run, argument_reader(name, schema), schema=schema)
+        super().__init__(source, tags=operation.tags)
+        self._described = {**self._described, **operation.describe(name), "inputSchema": schema}
+
+
+def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:
+    """Return a function that decodes arguments and compares them with the schema.
+
+    Names that the schema doesn't have are rejected. A null that it doesn't allow is left out. A number or boolean
+    that's written as text is read if the schema rejects text there. The document's patterns aren't checked, because
+    they could take arbitrarily long. The API checks them.
+    """
+    schema = {"additionalProperties": False, **schema}
+    return partial(_read_arguments, tool, schema, {**schema, "required": []})
+
+
+def _read_arguments(tool: str, schema: Json, optional: Json, raw: Any) -> Json:
+    """See `argument_reader`.
+
+    Raises:
+        ArgumentError: The arguments are invalid.
+    """
+    problems = ""
+    try:
+        whole: Any = (arguments := decode_object(raw))
+        for name in [name for name, value in arguments.items() if value is None]:
+            if find_problems(optional, {name: None}):
+                del arguments[name]
+        if found := find_problems(schema, arguments, one_of=False, formats=False, steps=MAX_DECIDING_STEPS):
+            for each in found:
+                with suppress(LookupError, ValueError):  # something is missing, or the arguments are invalid as a whole
+                    *before, last = each.path
+                    holder: Any = reduce(getitem, before, whole)
+                    holder[last] = scalar_of(holder[last], ANY_SCALAR)
+            problems = describe_problems(schema, arguments)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
+    if problems:
+        raise ArgumentError(f"Invalid arguments for tool {tool!r}: {problems}")
+    return arguments
+
+
+def _resource(operation: Operation, name: str, client: Any) -> Resource | Template:
+    """Return an operation as a resource, or as a template if its path has variables."""
+    variables = sorted(each for each, argument in operation.arguments.items() if argument.place == "path")
+
+    async def run(values: Any, call: Call) -> Any:
+        try:
+            reply = check_reply(await send_by(client, build_request(operation, values or {})))
+        except ToolError as error:
+            raise ProtocolError(INTERNAL_ERROR, str(error)) from error
+        return [EmbeddedResource(resource=contents_of("", reply))]
+
+    schema = {"properties": {each: {"type": "string"} for each in variables}}
+    source = ItemSource(name, run, lambda values: values, description=operation.description, schema=schema)
+    uri = "/".join((f"resource://{name}", *(f"{{{each}}}" for each in variables)))
+    kind = Template if variables else Resource
+    return kind(uri, source, mime_type=JSON, tags=operation.tags)
+
+
+def register(
+    add: Callable[[str, str, Any], object],
+    spec: Any,
+    client: Any = None,
+    *,
+    routes: Sequence[RouteMap] = (),
+    names: Mapping[str, str] | None = None,
+    choose: Callable[[Operation, RouteKind], RouteKind | None] | None = None,
+    output_schemas: bool = False,
+    hosts: Sequence[str] = (),
+) -> None:
+    """Register the operations of an OpenAPI document.
+
+    Args:
+        add: Adds an item of a kind and name to the server.
+        spec: The document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
+        client: An httpx2 or httpx `AsyncClient`. By default, one whose base URL is the document's first server URL.
+        routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
+        names: Names of tools and resources by `operationId`.
+        choose: Called with each operation and its kind; returns another kind, or None to keep it.
+        output_schemas: Whether tools have output schemas. A response that doesn't match is then an error.
+        hosts: Origins of other servers that operations can use. The client's headers are also sent to them.
+
+    Raises:
+        ValueError: The document is invalid, or has no server and `client` isn't given.
+        ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
+        MissingExtra: The document is YAML, and the extra isn't installed.
+    """
+    refused: Mapping[str, str] = {}
+    if isinstance(spec, str | Path):
+        files = read_files(spec)
+        spec, refused = files.document, files.refused
+    document = Document(spec, hosts=hosts, output_schemas=output_schemas)
+    for address, reason in refused.items():
+        document.skip("the reference to", address, reason)
+    if client is None:
+        url = document.url
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"The document has no absolute server URL ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
+            )
+        client = _http().AsyncClient(base_url=url, timeout=_TIMEOUT)
+    document.base = str(client.base_url)
+    used_names: set[str] = set()
+    for operation in document.operations():
+        kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind
+        if choose is not None:
+            kind = choose(operation, kind) or kind
+        if kind is RouteKind.EXCLUDE:
+            continue
+        name = unused_name(operation.name(names or {}), used_names)
+        used_names.add(name)
+        if kind is RouteKind.TOOL:
+            add("tools", name, OperationTool(name, operation, client))
+        else:
+            item = _resource(operation, name, client)
+            add("templates" if isinstance(item, Template) else "resources", item.name, item)
+    document.log_skipped()
+
+
+async def _run(client: Any, operation: Operation, names: Mapping[str, str], arguments: Any, call: Call) -> ToolResult:
+    if names:
+        arguments = {names.get(name, name): value for name, value in arguments.items()}
+    reply = check_reply(await send_by(client, build_request(operation, arguments)))
+    return result_of(operation, reply)
+
+
+def _http() -> Any:
+    for name in _HTTP_CLIENTS:
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    raise ImportError("from_openapi and from_fastapi require an HTTP client: pip install httpx2")
+
+
+LOCAL_URL = "http://localhost"
+"""Base URL of an application in this process."""
+
+
+def client_of_app(app: Any) -> Any:
+    """Return an HTTP client for an ASGI application in this process."""
+    http = _http()
+    return http.AsyncClient(transport=http.ASGITransport(app=app), base_url=LOCAL_URL)
+
+
+class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+    """An API, and which operations to offer. ``OpenApi(document="https://shop.example/openapi.json",
+    tags=("orders",))``
+    """
+
+    document: Any
+    """URL or file of an OpenAPI document in JSON or YAML, the document as a dict, or a FastAPI application."""
+    base_url: str = ""
+    """Base URL of the API, by default the first server of the document, which must have the document's own origin."""
+    hosts: tuple[str, ...] = ()
+    """Origins of other servers that operations may have: ``https://upload.example.com``. They get the credentials."""
+    references: tuple[str, ...] = ()
+    """URLs of folders with other files that the document may refer to: ``https://schemas.example.com/common/``. They
+    don't get the credentials.
+    """
+    output_schemas: bool = False
+    """Whether tools have output schemas. A response that doesn't match is then an error."""
+    tags: tuple[str, ...] = ()
+    """Offer only operations with one of these tags."""
+    operations: tuple[str, ...] = ()
+    """Offer only operations with a name, or a method and path, that match one of these patterns: ``GET /orders/*``."""
+
+
+def check_api(config: Any) -> None:
+    """Check that an `UpstreamConfig` with an API is valid.
+
+    Raises:
+        ValueError: The configuration is invalid. The message gives the reason.
+    """
+    if config.target is not None:
+        raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both.")
+    document = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
+    if is_application(document):
+        if config.auth is not None or config.headers:
+            raise ValueError(
+                f"upstream {config.name!r}: an application in this process doesn't support auth and "
+                "headers. Remove them."
+            )
+    elif not isinstance(document, str | Path | dict):
+        raise ValueError(
+            f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
+            "FastAPI application."
+        )
+    if isinstance(config.openapi, OpenApi):
+        if bad := [each for each in config.openapi.references if not _is_url(each)]:
+            raise ValueError(f"upstream {config.name!r}: {bad[0]!r} in references isn't a URL.")
+        try:
+            check_hosts(config.openapi.hosts)
+        except ValueError as exc:
+            raise ValueError(f"upstream {config.name!r}: {exc}") from None
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return bool(parse_url(text))
+    except TargetError:
+        return False
+
+
+def is_application(document: Any) -> bool:
+    """Return whether a document is an application that generates one, such as FastAPI's."""
+    return callable(getattr(document, "openapi", None))
