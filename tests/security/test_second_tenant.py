@@ -274,8 +274,7 @@ async def http_calls(stack: AsyncExitStack) -> Shared:
     there, mcp = Server("there"), make_server()
     started, running = add_work(there), await run(stack, there)
     url = f"http://127.0.0.1:{running.port}/mcp"
-    stack.enter_context(patch("millstream.gateway._mcp_upstream.MAX_HTTP_CALLS", 8))
-    mcp.upstream("there", url, start_timeout=WAIT, timeout=WAIT)
+    mcp.upstream("there", url, start_timeout=WAIT, timeout=WAIT, max_connections=8)
     error = r"busy, not down: you're using \d of its 8 connections"
     running = await run(stack, mcp)
     return make_calls(stack, running, ["there_work"], lambda: len(started), error, revision=PER_REQUEST)
@@ -285,8 +284,8 @@ async def api_calls(stack: AsyncExitStack) -> Shared:
     """HTTP connections to an API, which all callers share."""
     there, mcp = Server("there", serve="rest"), make_server()
     started, running = add_work(there), await run(stack, there)
-    stack.enter_context(patch("millstream.gateway._openapi_upstream.MAX_HTTP_CALLS", 8))
-    mcp.upstream("there", openapi=f"http://127.0.0.1:{running.port}/openapi.json", prefix="", start_timeout=WAIT)
+    document = f"http://127.0.0.1:{running.port}/openapi.json"
+    mcp.upstream("there", openapi=document, prefix="", start_timeout=WAIT, max_connections=8)
     error = r"busy, not down: you're using \d of its 8 connections"
     running = await run(stack, mcp)
     return make_calls(stack, running, ["work"], lambda: len(started), error)

@@ -61,8 +61,6 @@ MAX_OWN_SESSIONS = 4096
 """Maximum dedicated sessions of all upstreams in one process, half of them per caller."""
 MAX_STREAMS = 200
 """Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may need a connection."""
-MAX_HTTP_CALLS = 100
-"""Maximum concurrent calls that several callers send to one upstream over HTTP. Each needs a connection."""
 _ATTEMPTS = 3
 """Maximum connections that a call tries if each is closed while it opens, because the user is reconnecting."""
 SHARED_KEY = LinkKey()

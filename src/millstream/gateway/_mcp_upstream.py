@@ -41,7 +41,6 @@ from millstream.gateway._catalog import (
     StoredCatalog,
 )
 from millstream.gateway._links import (
-    MAX_HTTP_CALLS,
     MAX_STREAMS,
     SHARED_KEY,
     ClientIdentity,
@@ -578,7 +577,7 @@ class McpUpstream(Upstream):
                 env=config.env,
                 cwd=config.cwd,
                 auth=auth,
-                max_connections=MAX_HTTP_CALLS + MAX_STREAMS + _OTHER_CONNECTIONS,
+                max_connections=config.max_connections + MAX_STREAMS + _OTHER_CONNECTIONS,
             ),
             revision=revision,
             headers=config.headers if forwarded is None else {**config.headers, **forwarded},
@@ -591,7 +590,9 @@ class McpUpstream(Upstream):
         if client is None:
             conversation.requests.era = self._era
         conversation.requests.incoming.watchers.add(lists.take_interruption)
-        places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
+        places = (
+            Pool(config.max_connections, several=self.links.places.several) if self._uses_http and not owner else None
+        )
         return Link(key, owner, conversation, router, places)
 
     async def _shared_conversation(self) -> Conversation:

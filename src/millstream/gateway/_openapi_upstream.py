@@ -34,7 +34,7 @@ from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description, Pi
 from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._failures import no_response_error, refused_error
 from millstream.gateway._items import UpstreamTool
-from millstream.gateway._links import MAX_HTTP_CALLS, InUse
+from millstream.gateway._links import InUse
 from millstream.gateway._lists import ListKeeper, reconnect_delay
 from millstream.gateway._names import unused_name
 from millstream.gateway._openapi import Document, Operation, logger, parameter_key
@@ -140,7 +140,7 @@ class ApiUpstream(Upstream):
         self.fixed = {(name, "query") for name in secrets.query} | {parameter_key(name, "header") for name in names}
         """Parameters that arguments can't set, because the operator configures them."""
         self._pools: dict[str, ConnectionPool] = {}
-        self._places = Pool(MAX_HTTP_CALLS, several=gateway.pool.places.several)
+        self._places = Pool(config.max_connections, several=gateway.pool.places.several)
 
     @override
     def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
@@ -264,7 +264,7 @@ class ApiUpstream(Upstream):
         if key not in self._pools:
             self._pools[key] = ConnectionPool(
                 url,
-                max_connections=MAX_HTTP_CALLS,
+                max_connections=self.config.max_connections,
                 max_body=max_body,
                 connect_timeout=self.config.connect_timeout,
                 inflow=Inflow(self.gateway.arriving, self.name),

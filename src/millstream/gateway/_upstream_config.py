@@ -64,7 +64,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     refresh_seconds: float = 300.0
     """Seconds between refreshes of the lists, unless the upstream specifies their lifetime."""
     max_connections: int = 1000
-    """Maximum open connections."""
+    """Maximum open connections, and over HTTP, maximum concurrent calls, each of which needs a connection."""
     max_catalog_bytes: int = 8 * 1024 * 1024
     """Maximum bytes of the upstream's lists together."""
     policy: UpstreamPolicy | None = None
