@@ -100,7 +100,7 @@ async def test_lists_are_read_again_after_the_upstream_restarted() -> None:
             await with_handshake(behave, running)(asked)
 
     async with misbehaving(behave) as upstream:
-        gateway = make_gateway(upstream.url)
+        gateway = make_gateway(upstream.url, isolation="shared")
         async with asyncio.timeout(WAIT), Client(gateway) as client, client.watch(tools=True) as changes:
             await client.call("shop_old")
             running, offered = "second", "new"

@@ -638,7 +638,7 @@ async def test_slow_list_arrives_late_instead_of_empty(date: str, revision: str)
     behave = starting({"tools/list": released}, date, asked_for)
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
         mcp = Server("front")
-        mcp.upstream("late", server.url, prefix="", start_timeout=0)
+        mcp.upstream("late", server.url, prefix="", start_timeout=0, isolation="shared")
         async with mcp.running():
             await requested.wait()
             async with Client(mcp, revision=revision, timeout=WAIT) as client:
@@ -666,7 +666,7 @@ async def test_client_of_a_starting_upstream_gets_its_description(
     behave = starting({"initialize": released}, date, asked_for)
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
         mcp = Server("front")
-        mcp.upstream("late", server.url, prefix="", start_timeout=WAIT)
+        mcp.upstream("late", server.url, prefix="", start_timeout=WAIT, isolation="shared")
         async with mcp.running(), AsyncExitStack() as stack:
             connecting = asyncio.create_task(stack.enter_async_context(Client(mcp, revision=revision, timeout=WAIT)))
             await asked_for["initialize"].wait()

@@ -12,7 +12,8 @@ import pytest
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Context, Principal, Server, Settings
-from millstream.client import Options
+from millstream.client import Options, ServerError
+from millstream.gateway import ToolPolicy, UpstreamPolicy
 from millstream.gateway._search import ToolIndex
 from millstream.items import Tool
 from millstream.middleware import ListRequest, Middleware, Next
@@ -253,3 +254,22 @@ async def test_searches_find_only_what_list_hooks_show(mounted: bool) -> None:
         assert sorted(tool["name"] for tool in found["tools"]) == expected
         assert found["matches"] == len(expected)
         assert {tool["description"] for tool in found["tools"]} == {"Checked."}
+
+
+async def test_servers_that_cannot_be_used_are_named_instead_of_their_tools() -> None:
+    mcp, policy = (
+        Server("front", settings=Settings(tool_search=True)),
+        UpstreamPolicy(tools={"*": ToolPolicy(groups=("staff",))}),
+    )
+    mcp.upstream("jira", "http://127.0.0.1:1/mcp", start_timeout=WAIT)
+    mcp.upstream("secret", "http://127.0.0.1:1/mcp", start_timeout=WAIT, policy=policy)
+    async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client:
+        found = await client.call("search_tools", query="create an issue")
+        text = "The server 'jira' can't be used at the moment, so its tools are missing."
+        assert found.text == f"No tool matches. {text}"
+        for call in (("call_tool", {"name": "jira_create", "arguments": {}}), ("jira_create", {})):
+            with pytest.raises(ServerError, match=f"Unknown tool: 'jira_create'. {text}"):
+                await client.call(call[0], call[1])
+        for name in ("secret_create", "other"):  # the first one's tools are hidden from this caller
+            with pytest.raises(ServerError, match=f"Unknown tool: '{name}'; use one of"):
+                await client.call(name)

@@ -198,8 +198,7 @@ class Handlers:
         call.name = params.name
         if tool is None:
             call.name = params.name[:128]
-            text = f"Unknown tool: {call.name!r}" if params.name else 'Invalid params: add the "name" of a tool'
-            raise ProtocolError(INVALID_PARAMS, text)
+            raise _unknown_tool(call)
         # Before the arguments are read, because an error about them would reveal the schema.
         check_scopes(call, tool.scopes)
         if call.revision.handshake and not declares(call.client.capabilities, tool.requires):
@@ -627,3 +626,10 @@ def _step(hook: Hook, inside: Next, call: Call, home: object, request: MessageRe
 
 async def _give(items: list[Json], request: ListRequest) -> list[Json]:
     return items
+
+
+def _unknown_tool(call: Call) -> ProtocolError:
+    if not call.name:
+        return ProtocolError(INVALID_PARAMS, 'Invalid params: add the "name" of a tool')
+    why = call.services.explain_missing(call, call.name)
+    return ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}" + (f". {why}" if why else ""))

@@ -17,7 +17,7 @@ from millstream._protocol.revisions import BY_DATE
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
-from millstream._server.features.registry import Handler, RegisteredExtension
+from millstream._server.features.registry import Handler, RegisteredExtension, sees
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.files import stamp_of
@@ -157,6 +157,7 @@ class GatewayPart:
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self._followed
+        host.services.explain_missing = self._explain_missing
         host.find_resources(self._find_unlisted)
         self.definition.connected = True
         host.dispatcher.wrap([method for method, *_ in METHODS.values()], self._list)
@@ -325,6 +326,21 @@ class GatewayPart:
             "tools": tools[:MAX_SHOWN],
             "quarantined": [msgspec.to_builtins(each) for each in upstream.lists.quarantined[:MAX_SHOWN]],
         }
+
+    def _explain_missing(self, call: Call, name: str) -> str:
+        """See `Services.explain_missing`: name the upstreams that can't be used and have no lists from before."""
+        down: list[str] = []
+        for upstream in self.upstreams.values():
+            own_name = upstream.names.original("tools", name) if name else ""
+            if own_name is None or upstream.catalog.taken_at or upstream.lists.report_state()[0] != "degraded":
+                continue
+            rules = upstream.policy.item("tools", own_name)
+            if rules is not None and sees(call, rules):
+                down.append(repr(upstream.name))
+        if not down:
+            return ""
+        servers, their = ("server", "its") if len(down) == 1 else ("servers", "their")
+        return f"The {servers} {', '.join(down)} can't be used at the moment, so {their} tools are missing."
 
     def _degraded_reason(self) -> str:
         down = [name for name, upstream in self.upstreams.items() if upstream.lists.report_state()[0] == "degraded"]

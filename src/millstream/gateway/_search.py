@@ -196,7 +196,10 @@ class SearchPart:
             "tools": [{key: each[key] for key in _SHOWN if key in each} for each in found],
             "matches": count,
         }
-        return ToolResult(encode(result).decode() if found else "No tool matches. Try other words.", result)
+        if found:
+            return ToolResult(encode(result).decode(), result)
+        why = call.services.explain_missing(call, "")
+        return ToolResult(f"No tool matches. {why or 'Try other words.'}", result)
 
     def _redirect(self, call: Call) -> None:
         """Turn a call of `call_tool` into a call of the tool that it names, before later gates see it."""

@@ -381,6 +381,9 @@ class Services:
     keeps_callers: Callable[[], bool] | None = None
     """Returns whether this process keeps state for principals, so that each has to reach the same process."""
 
+    explain_missing: Callable[[Any, str], str] = staticmethod(lambda call, name: "")
+    """Returns why a tool, or any tool if the name is empty, may be missing for a call, or an empty string."""
+
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.
 
