@@ -32,7 +32,7 @@ SESSION_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe", "lo
 
 
 class UpstreamFacts(Struct, frozen=True, kw_only=True):
-    """UpstreamFacts about an upstream, from which its routes follow."""
+    """What is known about an upstream, from which its routes follow."""
 
     revision: Revision
     """The newest revision that the upstream and the gateway have in common."""
