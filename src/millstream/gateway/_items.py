@@ -144,7 +144,7 @@ class _UpstreamItem(Item):
 class _CompletedItem(_UpstreamItem):
     """The common part of items whose arguments clients complete."""
 
-    upstream: McpUpstream
+    upstream: McpUpstream  # pyright: ignore[reportIncompatibleVariableOverride]  set once
 
     @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:

@@ -346,7 +346,7 @@ class McpLists(ListKeeper):
         """See `ListKeeper`."""
         super().__init__(source, stored, pins)
         self._source = source
-        self._announced = set[str]()
+        self._announced: set[str] = set()
         """Kinds of lists that the upstream said have changed."""
 
     def note(self, kind: str) -> None:
@@ -488,7 +488,7 @@ class McpLists(ListKeeper):
             self._owner.take_lists(found, ())
 
     async def _list(self, conversation: Conversation) -> None:
-        announced, self._announced = self._announced, set()
+        announced, self._announced = self._announced, set[str]()
         offer = conversation.negotiated.offer
         known, self._listed_offer = self._listed_offer, offer
         if known and offer is not known:

@@ -119,7 +119,7 @@ class _SharedServer(Struct, frozen=True):
 class McpUpstream(Upstream):
     """An upstream that speaks MCP: its facts, the routes that follow from them, and its connections."""
 
-    lists: McpLists
+    lists: McpLists  # pyright: ignore[reportIncompatibleVariableOverride]  set once
     _shared_abilities = ALL_ABILITIES
     """Abilities that connections of several callers declare."""
     serves_one = False

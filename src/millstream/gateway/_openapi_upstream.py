@@ -119,7 +119,7 @@ class ApiTool(UpstreamTool):
 class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
-    lists: "ApiLists"
+    lists: "ApiLists"  # pyright: ignore[reportIncompatibleVariableOverride]  set once
     base: Url
     """Base URL of all requests, set before any tool exists."""
     client: Any = None

@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 _REST = "/mcp/tools/call", "/tools/"
 """Beginnings of paths that call tools without MCP."""
 _CLIENT = b"millstream-client"
+"""Header with the scheme and address of the client."""
 _IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
 """Characters that a query may have as it's forwarded, because it's quoted already."""
-"""Header with the scheme and address of the client."""
 _OWN = frozenset({
     b"accept-encoding", b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", _CLIENT,

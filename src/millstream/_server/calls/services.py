@@ -371,6 +371,10 @@ class RequestLimits:
 UNLIMITED = RequestLimits()
 
 
+def _know_no_reason(call: object, name: str) -> str:
+    return ""
+
+
 class Services:
     """The shared services of one running server: ``call.services.settings.name``"""
 
@@ -381,7 +385,7 @@ class Services:
     keeps_callers: Callable[[], bool] | None = None
     """Returns whether this process keeps state for principals, so that each has to reach the same process."""
 
-    explain_missing: Callable[[Any, str], str] = staticmethod(lambda call, name: "")
+    explain_missing: Callable[[Any, str], str] = staticmethod(_know_no_reason)
     """Returns why a tool, or any tool if the name is empty, may be missing for a call, or an empty string."""
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
