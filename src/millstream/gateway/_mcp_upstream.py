@@ -20,7 +20,8 @@ from millstream._protocol.metadata import Implementation
 from millstream._protocol.notifications import ResourceUpdatedNotificationParams
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import ServerChange, SessionChange
+from millstream._server.calls.services import ServerChange, Services, SessionChange
+from millstream._server.calls.sessions import Session
 from millstream._server.pool import Pool
 from millstream.client import (
     ClientError,
@@ -363,24 +364,7 @@ class McpUpstream(Upstream):
     @override
     def sharing(self) -> str:
         """See `Upstream`."""
-        facts, name, has_one = self._facts(), self.name, self.gateway.host.has_one_client
-        if facts.serves_several and not has_one:
-            memory = self.processes.largest_memory() if self.processes else 0
-            size = f" Each takes about {-(-memory // 2**20)} MiB." if memory else ""
-            if facts.is_by_principal:
-                return (
-                    f"each signed-in caller of {name} has a process, at most {self.config.max_processes} per worker, "
-                    f'because it may keep state.{size} To share one process: isolation = "shared"'
-                )
-            if facts.keeps_sessions:
-                return f"all callers of {name} share one process, and what it remembers.{size}"
-        if self.keeps_sessions and not facts.serves_several and self.gateway.host.guard is None and not has_one:
-            if facts.isolation == "shared" or self.is_program:
-                return f"callers of {name} that have no session here share one session there, and what it remembers"
-            how = "have to use an earlier one" if self.is_relayed else "get a session for each call"
-            who = f"clients of revision {NEWEST.date}, which has none,"
-            return f'{name} keeps sessions, so {who} {how}. To let them share one: isolation = "shared"'
-        return ""
+        return _describe_sharing(self, self._facts())
 
     def _take_link(self, link: Link) -> None:
         """Learn from an open connection."""
@@ -634,12 +618,7 @@ class McpUpstream(Upstream):
         if found is None:
             if not waits:
                 return None
-            try:
-                async with asyncio.timeout(self.config.start_timeout):
-                    found = await services.changes.wait_for_session(session)
-            except TimeoutError:
-                text = "The client has no open stream that can carry a question."
-                raise ProtocolError(METHOD_NOT_FOUND, text) from None
+            found = await _wait_for_session(services, session, self.config.start_timeout)
 
         async def send(message: bytes) -> None:
             self._send_to_session(found.id, message)
@@ -687,3 +666,39 @@ class McpUpstream(Upstream):
             return None  # the upstream has responded, or isn't to blame
         await conversation.close()
         return None
+
+
+def _describe_sharing(upstream: McpUpstream, facts: UpstreamFacts) -> str:
+    """Return which callers share state, and how to change that, or an empty string."""
+    name, has_one = upstream.name, upstream.gateway.host.has_one_client
+    if facts.serves_several and not has_one:
+        memory = upstream.processes.largest_memory() if upstream.processes else 0
+        size = f" Each takes about {-(-memory // 2**20)} MiB." if memory else ""
+        if facts.is_by_principal:
+            return (
+                f"each signed-in caller of {name} has a process, at most {upstream.config.max_processes} per worker, "
+                f'because it may keep state.{size} To share one process: isolation = "shared"'
+            )
+        if facts.keeps_sessions:
+            return f"all callers of {name} share one process, and what it remembers.{size}"
+    if upstream.keeps_sessions and not facts.serves_several and upstream.gateway.host.guard is None and not has_one:
+        if facts.isolation == "shared" or upstream.is_program:
+            return f"callers of {name} that have no session here share one session there, and what it remembers"
+        how = "have to use an earlier one" if upstream.is_relayed else "get a session for each call"
+        who = f"clients of revision {NEWEST.date}, which has none,"
+        return f'{name} keeps sessions, so {who} {how}. To let them share one: isolation = "shared"'
+    return ""
+
+
+async def _wait_for_session(services: Services, session: str, seconds: float) -> Session:
+    """Return a session, or the only one, once its client can be asked outside its calls.
+
+    Raises:
+        ProtocolError: That takes too long.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await services.changes.wait_for_session(session)
+    except TimeoutError:
+        text = "The client has no open stream that can carry a question."
+        raise ProtocolError(METHOD_NOT_FOUND, text) from None
