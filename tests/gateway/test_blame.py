@@ -12,7 +12,7 @@ from fleet import until
 from http_peer import serve
 from millstream import Server, auth
 from millstream._parts import PartHost
-from millstream.client import Client, Options, ServerError
+from millstream.client import Client, ServerError
 from millstream.gateway import OpenApi
 from millstream.gateway import _breaker as breaker
 from patience import WAIT, advance_clock
@@ -257,8 +257,9 @@ async def give_up(client: Client, upstream: Upstream) -> str:
 
 async def test_check_does_not_wait_for_connections_in_use_by_callers() -> None:
     upstream = Upstream(PER_REQUEST)
-    most = Options().max_connections * 7 // 8  # an eighth is kept for others
-    async with misbehaving(upstream.behave) as server, run_gateway(server.url, connect_timeout=SECONDS / 4) as gateway:
+    most = 100 * 7 // 8  # an eighth is kept for others
+    options: dict[str, Any] = {"connect_timeout": SECONDS / 4, "max_connections": 100}
+    async with misbehaving(upstream.behave) as server, run_gateway(server.url, **options) as gateway:
         alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
         calls = [asyncio.create_task(say(alice, "hang")) for _ in range(breaker.FAILURES)]
         await until(lambda: upstream.started == breaker.FAILURES)

@@ -195,7 +195,7 @@ async def test_idle_processes_stop_and_restart(shell: Command) -> None:
             await until(lambda: not pool.running)
             assert not is_running(first)
             assert int((await client.call("pid")).text) != first
-            pool.running[0].relay.subscribed.set()
+            pool.running[0].current.subscribed.set()
             pool.sweep(monotonic() + 61)
             assert not pool.running[0].closing
         assert upstream.describe().ended_idle == 1
@@ -337,7 +337,7 @@ async def test_notification_floods_are_throttled(tmp_path: Path) -> None:
             for _ in range(100):
                 await other.call("pid")
             transport = next(iter(loud.running))
-            seen = transport.relay.count
+            seen = transport.current.count
             assert seen > 0
             for _ in range(100):
                 await other.call("pid")

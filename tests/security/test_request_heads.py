@@ -186,7 +186,7 @@ async def test_texts_of_callers_add_nothing_to_relayed_requests(kind: str, prefi
     """Without a prefix, requests are relayed as they are. With one, the upstream is one of two in a catalog."""
     async with run_raw_peer(PEERS[kind]()) as peer, run_raw_peer(of_era(ERAS[1])) as second:
         gateway = Server("gateway")
-        gateway.upstream("up", peer.url, prefix=prefix)
+        gateway.upstream("up", peer.url, prefix=prefix, isolation="shared")
         if prefix:
             gateway.upstream("second", second.url)
         tool = f"{prefix}_echo" if prefix else "echo"

@@ -9,7 +9,6 @@ from enum import Enum
 from msgspec import Struct
 
 from millstream._protocol.errors import (
-    HEADER_MISMATCH,
     INVALID_PARAMS,
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
@@ -31,7 +30,7 @@ from millstream.client._errors import (
 
 _SESSION_NOT_FOUND = -32001
 """Code of the TypeScript SDK's server for an unknown session."""
-_OUTDATED = frozenset({INVALID_REQUEST, HEADER_MISMATCH, UNSUPPORTED_VERSION, SERVER_ERROR, _SESSION_NOT_FOUND})
+_OUTDATED = frozenset({INVALID_REQUEST, UNSUPPORTED_VERSION, SERVER_ERROR, _SESSION_NOT_FOUND})
 """Codes with which servers reject requests of a session or revision that they don't have."""
 NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
 """Errors of a server that doesn't support the handshake: ``except NO_HANDSHAKE: …``."""
