@@ -59,9 +59,8 @@ TABLE: list[tuple[BaseException, Attempt, Recovery]] = [
     (InvalidResponse("id"), CONNECTED, Recovery.GIVE_UP),
     (ConnectionLost("reset"), CONNECTED, Recovery.RETRY_LATER),
     # Someone has to act.
-    (AccessDenied("401"), AGAIN, Recovery.WAIT_FOR_PERSON),
-    (AccessDenied("401"), CONNECTED, Recovery.WAIT_FOR_PERSON),
-    (AccessDenied("invalid_client"), Attempt(is_registered=True), Recovery.REGISTER),
+    (AccessDenied("401"), AGAIN, Recovery.GIVE_UP),
+    (AccessDenied("401"), CONNECTED, Recovery.GIVE_UP),
 ]
 
 

@@ -20,7 +20,7 @@ async def test_messages_that_nobody_reads_are_dropped_progress_first(caplog: pyt
     assert set(kept) == {LOG}
     assert memory.count("Ada") == 0
     queue.stop()
-    dropped = f"dropped 400 of notifications/progress and {1400 - len(kept):,} of {LOG}"
+    dropped = f"dropped 400 progress and {1400 - len(kept):,} messages"
     assert f"talk: {dropped}, because the client didn't read them in time" in caplog.text
 
 
@@ -35,3 +35,15 @@ async def test_calls_of_one_owner_share_the_memory_of_their_messages() -> None:
     for queue in queues:
         queue.stop()
     assert memory.count("Ada") == 0
+
+
+async def test_methods_of_dropped_messages_take_no_memory(caplog: pytest.LogCaptureFixture) -> None:
+    memory = Share(2 * MAX_QUEUED_BYTES)
+    queue = NotificationQueue(memory, "Ada", "talk")
+    for number in range(100):
+        queue.put(f"acme/{number}/{'x' * 65_536}", b"{}")
+    assert memory.count("Ada") <= memory.each
+    assert 0 < len(queue) < 17
+    queue.stop()
+    assert memory.count("Ada") == 0
+    assert "xxx" not in caplog.text

@@ -93,3 +93,92 @@ async def test_process_of_several_clients_gets_the_roots_of_none(prefix: str) ->
         await stack.enter_async_context(Client(url, roots=["file:///home/eve"], **options))
         answer = json.loads((await ada.call(f"{prefix}_folders" if prefix else "folders")).text)
         assert "No call is running, so no client can be asked" in answer["error"]["message"]
+
+
+ASKS_AT_ITS_START = r"""
+import json, sys
+
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+def finish():
+    for each in waiting:
+        say(id=each, result={"content": [{"type": "text", "text": json.dumps(answer)}]})
+    waiting.clear()
+
+FORM = {"type": "object", "properties": {"x": {"type": "string"}}}
+QUESTION = {"message": "Is it secret-77?", "requestedSchema": FORM}
+answer, waiting = None, []
+for line in sys.stdin:
+    message = json.loads(line)
+    method, result = message.get("method"), {}
+    if method == "initialize":
+        about = {"name": "asks", "version": "1"}
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": about}
+    elif method == "tools/list":
+        result["tools"] = [{"name": name, "inputSchema": {"type": "object"}} for name in ("answer", "hang")]
+    elif message.get("id") == "q":
+        answer = message
+        finish()
+        continue
+    elif method == "tools/call" and message["params"]["name"] == "hang":
+        say(id="q", method=sys.argv[1], params=QUESTION if sys.argv[1] == "elicitation/create" else {})
+        continue
+    elif method == "tools/call":
+        waiting.append(message["id"])
+        if answer is not None:
+            finish()
+        continue
+    elif method == "notifications/initialized" and sys.argv[2] == "at the start":
+        say(id="q", method=sys.argv[1], params=QUESTION if sys.argv[1] == "elicitation/create" else {})
+    if "id" in message:
+        say(id=message["id"], result=result)
+"""
+"""A server that asks a question, and returns the answer by its tool `answer`. While its tool `hang` runs, it asks the
+question without naming the call.
+"""
+
+
+def run_asking(tmp_path: Path, method: str, when: str, policy: str) -> list[str]:
+    file = tmp_path / "gateway.toml"
+    command = json.dumps([sys.executable, "-c", ASKS_AT_ITS_START, method, when])
+    file.write_text(f'[upstreams.a]\ncommand = {command}\nprefix = ""\n[upstreams.a.policy]\n{policy}\n')
+    return [sys.executable, "-m", "millstream", "gateway", str(file), "--transport", "stdio"]
+
+
+async def test_form_outside_of_calls_is_asked_as_the_policy_allows(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(question: Any) -> dict[str, str]:
+        asked.append(question.message)
+        return {"x": "yes"}
+
+    target = run_asking(tmp_path, "elicitation/create", "at the start", "redact_results = ['secret-[0-9]+']")
+    async with (
+        asyncio.timeout(WAIT),
+        Client(target, revision="2025-11-25", elicit=answer, timeout=WAIT) as client,
+    ):
+        found = json.loads((await client.call("answer")).text)
+    assert found["result"]["content"] == {"x": "yes"}
+    assert asked == ["Is it [redacted]?"]
+
+
+async def test_client_that_refuses_its_roots_is_asked_once(tmp_path: Path) -> None:
+    asked = 0
+
+    def refuse() -> list[str]:
+        nonlocal asked
+        asked += 1
+        raise ValueError("no folder is open")
+
+    target = run_asking(tmp_path, "roots/list", "later", 'deny = ["nothing"]')
+    async with (
+        asyncio.timeout(WAIT),
+        Client(target, revision="2025-11-25", roots=refuse, timeout=WAIT) as client,
+    ):
+        hanging = asyncio.create_task(client.call("hang"))
+        found = json.loads((await client.call("answer")).text)
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+    assert "error" in found
+    assert asked == 1

@@ -1,7 +1,7 @@
-"""What a failure means: which step can succeed after it.
+"""What a failure of a connection means: which step can succeed after it.
 
 A server can be replaced at any time by one with another transport, revision, or session, so nothing that was learned
-about it before a failure is certain afterwards. `plan_recovery` is the only place that interprets failures.
+about it before a failure is certain afterwards. What a rejected credential means, its source decides.
 """
 
 from enum import Enum
@@ -44,8 +44,6 @@ class Recovery(Enum):
     OTHER_ERA = "connect again, with the other kind of first request"
     OTHER_TRANSPORT = "connect again, over the other transport"
     NEGOTIATE = "connect again if the server rejects its simplest request too"
-    REGISTER = "forget the client's registration and register again"
-    WAIT_FOR_PERSON = "wait until a person or the operator has acted"
     RETRY_LATER = "try again later"
     GIVE_UP = "report the error"
 
@@ -65,8 +63,6 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """Whether the first request was `initialize`."""
     has_ended: bool = False
     """Whether the server ended the connection, for example because it exits on an unknown method."""
-    is_registered: bool = False
-    """Whether the client registered itself, so it can register again (RFC 7591)."""
 
 
 def plan_recovery(error: BaseException, attempt: Attempt) -> Recovery:
@@ -80,7 +76,7 @@ def plan_recovery(error: BaseException, attempt: Attempt) -> Recovery:
         attempt: What failed.
     """
     if isinstance(error, AccessDenied):
-        return Recovery.REGISTER if attempt.is_registered else Recovery.WAIT_FOR_PERSON
+        return Recovery.GIVE_UP  # a person or the operator has to act
     if attempt.is_connected:
         return _plan_for_connected(error)
     if not attempt.is_pinned and (

@@ -71,6 +71,8 @@ _MAX_LINKS_PER_KEY, _MAX_HTTP_LINKS_PER_KEY = 64, 8
 """Maximum concurrent connections for the calls with one key. A separate connection shows which call a question belongs
 to. On Streamable HTTP, fewer are needed, because most questions name their call.
 """
+_MAX_NAME = 200
+"""Maximum characters of the name of an item that needs the newer era, because it's remembered."""
 _COPIES = 3
 """Number of copies that a subscription keeps of its parameters."""
 _MAX_CACHED_META = 1024
@@ -400,10 +402,10 @@ def _try_other_era(call: Call, upstream: McpUpstream, link: Link | None, ask: Ra
     if _cannot_ask(sent) or _NEEDS_EXTENSION in sent or TASKS.encode() in sent:
         return False  # the error may quote its caller
     needed = (call.method, ask.name)
-    if link.key.own and needed not in upstream.newer_calls:
+    if link.key.own and len(ask.name) <= _MAX_NAME and needed not in upstream.newer_calls:
         needs_task = call.method == "tools/call" and (TASKS.encode() in result or _NEEDS_EXTENSION in result)
         if needs_task or (not upstream.gives_sessions and _cannot_ask(result) and can_ask(upstream.abilities(call))):
-            upstream.newer_calls.add(needed)
+            upstream.newer_calls.keep(needed, None)
             return True
     if _cannot_ask(result) and (remedy := upstream.ask_by_handshake(link)):
         raise call_error(call, f"The server {upstream.name!r} couldn't ask a question. {remedy}")

@@ -18,12 +18,12 @@ from millstream import ProtocolError
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
-from millstream._stores.base import Map, StoreFull, StoreUnavailable
 from millstream._tasks import Tasks, has_failed
 from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client.lowlevel import Conversation
 from millstream.gateway._messages import MessageRouter, logger
 from millstream.protocol import OVERLOADED, Json, encode
+from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
 
 
 class ClientIdentity(Struct, frozen=True):
@@ -161,7 +161,7 @@ class UpstreamSessions(Struct, frozen=True):
 
     def _name(self, key: LinkKey) -> str:
         owner = [*self.address, key.principal, key.capabilities.decode(), key.credentials]
-        return f"upstream-session:{sha256(encode(owner)).hexdigest()[:32]}"
+        return f"upstream-session:{share_for(key.principal)}.{sha256(encode(owner)).hexdigest()[:32]}"
 
 
 class Links(Struct):

@@ -95,6 +95,7 @@ _OTHER_CONNECTIONS = 28
 _MAX_INFO = 16 * 1024
 """Maximum size of a client's self-description to pass on, in bytes."""
 _MAX_PLAIN_METAS = 256
+_MAX_NEWER_CALLS = 1000
 _MEMBER = re.compile(r"\b(?:capabilit\w*|context|elicitation|form|sampling|tools|url)\b", re.IGNORECASE)
 """Members of capabilities that strict servers name when they refuse `initialize`."""
 
@@ -288,7 +289,7 @@ class McpUpstream(Upstream):
         """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
         self.answers_handshake: bool = False
         """Whether it serves clients of the handshake era although it creates no sessions."""
-        self.newer_calls: set[tuple[str, str]] = set()
+        self.newer_calls: Recent[tuple[str, str], None] = Recent(_MAX_NEWER_CALLS)
         """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
         self.forget_routes()
 
@@ -626,7 +627,7 @@ class McpUpstream(Upstream):
         async def ask(method: str, params: Json) -> bytes:
             return await services.questions.ask(send, method, params, owner=found.id, scope=found.id)
 
-        return SessionRecipient(found, self.policy.questions, ask)
+        return SessionRecipient(found, self.policy.questions, self.policy.redactor("", ""), ask)
 
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
         """Handle an announced change."""

@@ -106,7 +106,7 @@ class NotificationQueue:
     """
 
     _size = 0
-    """Bytes of the parameters."""
+    """Length of the methods and parameters."""
     _sender: asyncio.Task[None] | None = None
 
     def __init__(
@@ -129,26 +129,29 @@ class NotificationQueue:
         self._progress: deque[tuple[int, str, bytes]] = deque()
         self._others: deque[tuple[int, str, bytes]] = deque()
         self._lost: Counter[str] = Counter()
-        """Method -> number of dropped notifications that haven't been logged."""
+        """Kind (progress or messages) -> number of dropped notifications that haven't been logged."""
 
     def __len__(self) -> int:
         return len(self._progress) + len(self._others)
 
     def put(self, method: str, params: bytes) -> bool:
         """Queue a notification. Return False if there was no room for all, so some were dropped."""
-        size, is_progress, complete = len(params), method == PROGRESS, True
+        size, is_progress, complete = len(method) + len(params), method == PROGRESS, True
         while self._size + size > MAX_QUEUED_BYTES or not self._memory.take(self._owner, size + _ENTRY_BYTES):
             complete = False
             waiting = self._others if not self._progress and not is_progress else self._progress
             if not waiting or size > MAX_QUEUED_BYTES:
-                self._lost[method] += 1
+                self._count_loss(method)
                 return False
-            self._lost[self._remove(waiting)[0]] += 1
+            self._count_loss(self._remove(waiting)[0])
         (self._progress if is_progress else self._others).append((next(self._numbers), method, params))
         self._size += size
         if self._send is not None and (self._sender is None or self._sender.done()):
             self._sender = asyncio.get_running_loop().create_task(self._run())
         return complete
+
+    def _count_loss(self, method: str) -> None:
+        self._lost["progress" if method == PROGRESS else "messages"] += 1  # methods are the upstream's text
 
     def take(self) -> tuple[str, bytes]:
         """Remove and return the oldest notification."""
@@ -157,8 +160,9 @@ class NotificationQueue:
 
     def _remove(self, waiting: deque[tuple[int, str, bytes]]) -> tuple[str, bytes]:
         _, method, params = waiting.popleft()
-        self._size -= len(params)
-        self._memory.leave(self._owner, len(params) + _ENTRY_BYTES)
+        size = len(method) + len(params)
+        self._size -= size
+        self._memory.leave(self._owner, size + _ENTRY_BYTES)
         return method, params
 
     async def _run(self) -> None:
@@ -199,7 +203,7 @@ class NotificationQueue:
             logger.warning(
                 "%.200s: dropped %s, because the client didn't read them in time",
                 self._name,
-                " and ".join(f"{number:,} of {method}" for method, number in self._lost.items()),
+                " and ".join(f"{number:,} {kind}" for kind, number in self._lost.items()),
             )
             self._lost.clear()
 
@@ -294,18 +298,23 @@ class SessionRecipient(Recipient):
     """The client of a session, which is asked outside its calls."""
 
     def __init__(
-        self, session: Session, questions: frozenset[str], ask: Callable[[str, Json], Awaitable[bytes]]
+        self,
+        session: Session,
+        questions: frozenset[str],
+        redactor: Redactor | None,
+        ask: Callable[[str, Json], Awaitable[bytes]],
     ) -> None:
         """Store the client's properties.
 
         Args:
             session: The session.
             questions: Kinds of questions that the policy allows.
+            redactor: Redacts the questions, if the policy requires it.
             ask: ``ask(method, params)`` asks the client and returns its raw answer.
         """
         declared = abilities_in(session.client.capabilities, session.revision, {})
         self.abilities = limit_abilities(declared, questions)
-        self.redactor = None
+        self.redactor = redactor
         self.revision = session.revision
         self.session = session.id
         self._ask = ask
@@ -504,7 +513,8 @@ class MessageRouter:
             try:
                 return project_answer(question, await recipient.ask(question), source)
             except ProtocolError:
-                if request_id or not recipient.session or recipient in self.recipients.values():
+                is_lasting = isinstance(recipient, SessionRecipient) or recipient in self.recipients.values()
+                if request_id or not recipient.session or is_lasting:
                     raise
             # Its call has ended, but another call of the session is running, and may be the one that asks.
             if self.find(0) is None:

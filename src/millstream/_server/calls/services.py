@@ -201,8 +201,9 @@ class ChangeFeed:
         Args:
             session: Id of the session, or empty for the only one.
         """
-        found = [each for _, each in self._sessions.values() if session in ("", each.id)]
-        return found[0] if len(found) == 1 else None
+        if session:
+            return self._sessions.get(session, (None, None))[1]
+        return next(iter(self._sessions.values()))[1] if len(self._sessions) == 1 else None
 
     async def wait_for_session(self, session: str = "") -> Session:
         """Return the session of `find_session` once it has a watcher."""
