@@ -25,6 +25,7 @@ from cpu import count_calls
 from http_peer import serve
 from millstream import Client, ProtocolError, Server, Settings
 from millstream.client import ClientError, ConnectionLost, Options, ServerError, ToolFailed
+from millstream.gateway import ToolPolicy, UpstreamPolicy
 from millstream.protocol import encode, members
 from patience import WAIT
 
@@ -152,10 +153,21 @@ class Username(BaseModel):
     name: str
 
 
+HARMLESS = UpstreamPolicy(deny=("never_*",), tools={"never": ToolPolicy(limit="1/minute")})
+"""A policy that matches no item of these upstreams."""
+_policy: list[UpstreamPolicy | None] = [None]
+
+
+@pytest.fixture(autouse=True, params=[None, HARMLESS], ids=["no policy", "policy"])
+def policy(request: pytest.FixtureRequest) -> None:
+    """Relays have no policy, or one that changes nothing."""
+    _policy[:] = [request.param]
+
+
 def relay(program: Any, **options: Any) -> Server:
     """A server with a single upstream, under its own names, as `millstream run` makes it."""
     gateway = Server("gateway")
-    gateway.upstream("only", program, prefix="", **options)
+    gateway.upstream("only", program, prefix="", **({"policy": _policy[0]} | options))
     gateway.definition.named = False
     return gateway
 

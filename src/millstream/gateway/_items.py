@@ -381,6 +381,7 @@ _decode_skill_params = decoder(_Params)
 
 
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
+SKILL_METHODS = "skills/list", "skills/get", "resources/directory/read"
 CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 """Requests of MCP itself."""
 _decode_rounds = decoder(InputResponseRequestParams)
@@ -403,11 +404,10 @@ class ExtensionForwarding:
     def __init__(self, host: PartHost, hides: Hides) -> None:
         self._host = host
         self._hides = hides
-        self._skill_methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
-            "skills/list": self._list,
-            "skills/get": self._get,
-            "resources/directory/read": self._read_directory,
-        }
+        handlers = self._list, self._get, self._read_directory
+        self._skill_methods: dict[str, Callable[[Call], Awaitable[bytes]]] = dict(
+            zip(SKILL_METHODS, handlers, strict=True)
+        )
         self._settings: Json = {}
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, McpUpstream] = {}

@@ -598,7 +598,16 @@ class McpUpstream(Upstream):
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
-        return OwnSession(session, client.capabilities, self.is_relayed, names_calls, self._pass_on)
+        return OwnSession(session, client.capabilities, self.is_relayed, names_calls, self._pass_on, self._hides)
+
+    def _hides(self, params: bytes) -> bool:
+        """Return whether the policy has rules for the resource of an update. Those who may read it subscribe here."""
+        if self.policy.is_empty:
+            return False
+        try:
+            return self.policy.changes("resources", _decode_resource(params).uri)
+        except MALFORMED:
+            return True
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
         """Send a client's session the messages that its upstream session received outside of calls."""

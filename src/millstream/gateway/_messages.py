@@ -367,6 +367,8 @@ class OwnSession(Struct, frozen=True):
     """Whether messages name the call that they belong to, apart from messages over HTTP+SSE."""
     send: Callable[[str, str, bytes], None]
     """``send(session, method, params)`` sends a notification outside calls."""
+    hides: Callable[[bytes], bool]
+    """Returns whether the policy hides the resource that the params of `resources/updated` name."""
 
 
 class MessageRouter:
@@ -594,6 +596,8 @@ class MessageRouter:
         if method in CHANGES:
             self._on_change(method, params)
         if method == "notifications/cancelled":  # about a question, which the connection handles
+            return
+        if method == UPDATED and own.hides(params):
             return
         found = self._find_own(notification.request_id)
         if found is not None:

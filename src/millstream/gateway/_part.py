@@ -207,7 +207,7 @@ class GatewayPart:
         return upstream
 
     def _choose_mode(self, host: PartHost) -> None:
-        """CallRecipient a single upstream, unless something prevents it."""
+        """Relay a single upstream, unless something prevents it."""
         upstreams, definition, registry = list(self.upstreams.values()), self.definition, host.registry
         obstacle = find_obstacle(
             upstreams,
@@ -218,7 +218,8 @@ class GatewayPart:
             extends=bool(definition.extensions) or registry.completes is not None,
         )
         catalog = f"merges its upstreams' lists into its own, because {obstacle}"
-        self._mode = catalog if obstacle else f"relays {upstreams[0].name}"
+        rest = "" if upstreams[0].policy.is_empty else ", except for what its policy changes"
+        self._mode = catalog if obstacle else f"relays {upstreams[0].name}{rest}"
         logger.info("%s %s", definition.name, self._mode)
         host.report("gateway", lambda: self._mode)
         if not obstacle and isinstance(upstream := upstreams[0], McpUpstream):

@@ -6,11 +6,12 @@ is down, the items from the catalog's last lists serve the call instead.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 
 from millstream import ProtocolError, ToolError
@@ -21,7 +22,7 @@ from millstream._protocol.metadata import decode_name
 from millstream._protocol.notifications import PaginatedRequestParams
 from millstream._protocol.revisions import HANDSHAKE, project_item
 from millstream._protocol.revisions import tool as project_tool
-from millstream._recent import RecentBytes
+from millstream._recent import Recent, RecentBytes
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import RelayedError
 from millstream._server.handlers import read
@@ -29,14 +30,25 @@ from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._bridge import forward, forward_exactly, forward_plainly, forward_stream
 from millstream.gateway._catalog import METHODS, Catalog, read_page
-from millstream.gateway._items import CORE
+from millstream.gateway._items import CORE, SKILL_METHODS
 from millstream.gateway._links import Link
 from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._messages import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._route import Way
 from millstream.gateway._upstream import Upstream
-from millstream.protocol import INVALID_PARAMS, MALFORMED, TASKS, Json, encode
+from millstream.protocol import (
+    INVALID_PARAMS,
+    MALFORMED,
+    TASKS,
+    Json,
+    decode_object,
+    decoder,
+    encode,
+    is_array,
+    is_object,
+    members,
+)
 
 _LISTEN = "subscriptions/listen"
 _KINDS = {method: kind for kind, (method, *_) in METHODS.items()}
@@ -68,6 +80,10 @@ class Passthrough:
         """
         self._converted = upstream.catalog
         """The lists with the items of `_pages`."""
+        self._changed: tuple[Catalog | None, frozenset[str]] = (None, frozenset())
+        """See `_changed_kinds`, and the lists that it's about."""
+        self._admitted: Recent[bytes, None] = Recent(_MAX_PAGES)
+        """Hashes of pages of which the policy changes no item."""
         host.relay(self)
 
     @property
@@ -77,16 +93,76 @@ class Passthrough:
 
     def find(self, kind: str, name: str) -> Any:
         """See `RelayedServer`: find a tool or prompt that isn't listed."""
-        if kind not in ("tools", "prompts"):
+        if kind not in ("tools", "prompts") or self._upstream.policy.changes(kind, name):
             return None
         return self._upstream.item_classes[kind](self._upstream, name, name, {"inputSchema": {"type": "object"}})
 
     def relay(self, call: Call) -> Awaitable[bytes]:
         """See `RelayedServer`. The result is empty if the items of the upstream's lists have to serve the call."""
+        if not self._upstream.policy.is_empty:
+            return self._relay_by_policy(call)
         link = self._upstream.find_plain_link(call, Way.VERBATIM)
         if link is None or call.method in _SERVED_HERE:
             return self._relay_exactly(call, link)
         return self._forward(call, link)
+
+    async def _relay_by_policy(self, call: Call) -> bytes:
+        """Relay a call, unless the policy changes what it's about. Changed items are served from the upstream's lists,
+        and so are lists with such an item.
+        """
+        upstream = self._upstream
+        await self._wait_for_start()
+        await self._read_lists()
+        if not self._is_unchanged(call):
+            return b""
+        if call.method in _KINDS or call.method in _SERVED_HERE:
+            result = await self._relay_exactly(call, None)
+            return result if call.method not in _KINDS or await self._admit(_KINDS[call.method], result) else b""
+        link = upstream.find_plain_link(call, Way.VERBATIM)
+        return await (self._relay_exactly(call, None) if link is None else self._forward(call, link))
+
+    def _is_unchanged(self, call: Call) -> bool:
+        """Return whether the policy changes nothing about a request, in whatever way the upstream reads it."""
+        method, upstream = call.method, self._upstream
+        if method in _KINDS:
+            return _KINDS[method] not in self._changed_kinds()
+        if method in _UNNAMED or method.startswith("tasks/"):
+            return True
+        if method not in CORE and method != _LISTEN:  # it may be about anything
+            known = bool(upstream.catalog.taken_at) and method not in SKILL_METHODS
+            return known and not upstream.policy.has_allowlist and not self._changed_kinds()
+        try:
+            found = list(_find_named(method, call.raw_params() or b"{}"))
+        except MALFORMED:
+            return False
+        offered, changes = upstream.offered, upstream.policy.changes
+        return not any(changes(kind, name) or offered[kind].get(name, (name,))[0] != name for kind, name in found)
+
+    def _changed_kinds(self) -> frozenset[str]:
+        """Return the kinds of lists that have an item that the policy changes."""
+        catalog, policy = self._upstream.catalog, self._upstream.policy
+        if self._changed[0] is not catalog:
+            found = frozenset(kind for kind, name, _ in catalog.items() if policy.changes(kind, name))
+            self._changed = catalog, found
+        return self._changed[1]
+
+    async def _admit(self, kind: str, page: bytes) -> bool:
+        """Return whether the policy changes no item of a page. If it does, the lists are read again."""
+        digest = sha256(page).digest()
+        if digest in self._admitted:
+            return True
+        _, member, key = METHODS[kind]
+        try:
+            items = decode_object(page).get(member)
+        except MALFORMED:
+            items = None
+        names = [each.get(key) if is_object(each) else None for each in items] if is_array(items) else [None]
+        changes = self._upstream.policy.changes
+        if any(not isinstance(name, str) or changes(kind, name) for name in names):
+            await self._upstream.lists.freshen()
+            return False
+        self._admitted.keep(digest, None)
+        return True
 
     def _check_revision(self, call: Call) -> None:
         """Offer the handshake to a client without sign-in, if the upstream keeps sessions: only one of its own keeps
@@ -123,11 +199,13 @@ class Passthrough:
         ready = upstream.lists.state == "ready" or (upstream.has_replied and not upstream.catalog.taken_at)
         if ready and call.method in _KINDS and self._host.registry.serves(call.method, call.revision):
             with suppress(NoResponse, InvalidResponse):
-                raise CustomResult(await self._list(call))
+                if page := await self._list(call):
+                    raise CustomResult(page)
         return b""
 
     async def _list(self, call: Call) -> Json:
-        """Return a page of the upstream's list for this client, in the client's revision.
+        """Return a page of the upstream's list for this client, in its revision, or nothing if the policy changes
+        an item of it.
 
         Raises:
             ProtocolError, InvalidResponse: The upstream refuses, or there's no usable response.
@@ -140,6 +218,8 @@ class Passthrough:
         if self._converted is not upstream.catalog:
             self._converted = upstream.catalog
             self._pages.clear()
+        if not (upstream.policy.is_empty or await self._admit(kind, raw)):
+            return {}
         key, pages = (kind, revision.date, sha256(raw).digest()), self._pages
         if key in pages:
             return pages[key][0]
@@ -250,6 +330,49 @@ class Passthrough:
 
 _MAX_NAME = 128
 """Maximum characters of a name for the log."""
+_UNNAMED = frozenset({"initialize", "logging/setLevel", "ping", "server/discover"})
+"""Requests that aren't about an item."""
+_REFERENCES = {"ref/prompt": (("prompts", "name"),), "ref/resource": (("resources", "uri"), ("templates", "uri"))}
+"""Type of a reference -> kinds of the items that it may be about, and the member that names them."""
+
+
+def _find_named(method: str, params: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the kinds and the upstream's names of the items that a request is about.
+
+    Raises:
+        ValueError: They aren't certain, because other programs could read the parameters in another way.
+    """
+    found = decode_members(params)
+    if any(name.casefold() in _NAMING and name not in _NAMING for name in found):  # many programs ignore case
+        raise ValueError("a name is ambiguous")
+    if method == _LISTEN:
+        filters = members(_decode_strictly(found.get("notifications", b"{}")))
+        for uri in _decode_uris(encode(filters.get("resourceSubscriptions", []))):
+            yield "resources", uri
+    elif method == "completion/complete":
+        reference = members(_decode_strictly(found.get("ref", b"")))
+        for kind, member in _REFERENCES.get(str(reference.get("type")), ()):
+            yield kind, msgspec.convert(reference.get(member), str)
+    else:
+        kind = {"tools/call": "tools", "prompts/get": "prompts"}.get(method, "resources")
+        yield kind, _decode_text(found.get("uri" if kind == "resources" else "name", b""))
+
+
+_decode_text, _decode_uris = decoder(str), decoder(list[str])
+_NAMING = frozenset({"name", "notifications", "ref", "uri"})
+
+
+def _decode_strictly(value: bytes) -> Any:
+    """Decode a value that every program reads in the same way: no member is there twice, or in two cases.
+
+    Raises:
+        ValueError: It's another value.
+    """
+    decoded = msgspec.json.decode(value)
+    names = [name.casefold() for name in members(decoded)]
+    if len(set(names)) < len(names) or msgspec.json.format(value, indent=-1) != encode(decoded):
+        raise ValueError("a value is ambiguous")
+    return decoded
 
 
 def find_obstacle(
@@ -266,12 +389,12 @@ def find_obstacle(
         has_search: Whether models search its tools.
         extends: Whether it has extensions.
     """
-    config = upstreams[0].config
+    config, rule = upstreams[0].config, upstreams[0].policy.rule_for_all
     obstacles = {
         "there are several upstreams": len(upstreams) > 1,
         "the upstream is an OpenAPI document": is_api,
         "the upstream has a prefix": bool(config.names.prefix),
-        "the upstream has a policy": config.policy is not None,
+        f"the upstream's policy {rule}": bool(rule),
         "the upstream's definitions are pinned": config.trust == "pin",
         "the upstream's revision is fixed": config.revision is not None,
         "this server has items of its own": has_items,

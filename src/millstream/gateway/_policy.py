@@ -435,9 +435,14 @@ class Policy:
         """Whether any tool has a budget for its results."""
         self._has_uris = any(each.allow or each.deny or each.resources for each in layers)
         """Whether some URIs have different rules than their template."""
+        self._names_templates = any("{" in each for one in layers for each in (*one.allow, *one.deny, *one.resources))
         for rules in every:
             _redactor(getattr(rules, "redact_arguments", None))
         self._all_results = _redactor(merged.get("redact_results"))
+        self.rule_for_all: str = self._find_rule_for_all(layers, merged)
+        """What it changes about every item, or about the upstream's other messages, or empty."""
+        self.changes: Callable[[str, str], bool] = lru_cache(1024)(self._find_change)
+        """Returns whether it hides or changes an item, by its kind and the upstream's name or URI, listed or not."""
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
@@ -471,6 +476,36 @@ class Policy:
             results=_redactor(merged.get("redact_results")),
             **{name: merged[name] for name in _COPIED & merged.keys()},
         )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no rules."""
+        return self._is_empty
+
+    @property
+    def has_allowlist(self) -> bool:
+        """Whether it offers only what it names."""
+        return any(layer.policy.allow for layer in self._layers)
+
+    def _find_rule_for_all(self, layers: Sequence[UpstreamPolicy], merged: Json) -> str:
+        if "redact_results" in merged or "redact_arguments" in merged:
+            return "redacts text"
+        if len(self.questions) < len(_QUESTIONS):
+            return "limits questions"
+        direct = [{name: getattr(each, name) for name in ToolRules.__struct_fields__} for each in layers]
+        return "has rules for every item" if any(ToolRules(**each) != ToolRules() for each in direct) else ""
+
+    def _find_change(self, kind: str, name: str) -> bool:
+        if self._is_empty:
+            return False
+        if kind in ("resources", "templates"):
+            if self._names_templates:
+                return True  # which of an upstream's templates an unlisted URI belongs to is only a guess
+            rules = self.item(kind, name) if kind == "templates" else self.rules_of(name)
+        else:
+            rules = self.item(kind, name)
+        own_name = "" if kind in ("resources", "templates") else name
+        return rules is None or structs.replace(rules, rules_of=None) != ItemRules(name=own_name)
 
     def _find_redactor(self, method: str, name: str) -> Redactor | None:
         kind = {"tools/call": "tools", "prompts/get": "prompts"}.get(method)
