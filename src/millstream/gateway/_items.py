@@ -2,9 +2,10 @@
 
 Arguments and results of items stay bytes.
 
-An extension is forwarded if only one upstream announces it, that upstream has neither a prefix nor a policy, and this
-server doesn't have the extension itself. A prefix would have to be added to params and results of unknown shape, and a
-policy has no rules for unknown methods. Skills have a known shape, so all upstreams' skills are merged.
+An extension is forwarded if only one upstream announces it, that upstream has no prefix and no policy that changes an
+item, and this server doesn't have the extension itself. A prefix would have to be added to params and results of
+unknown shape, and a policy has no rules for unknown methods. Skills have a known shape, so all upstreams' skills are
+merged.
 """
 
 import copy
@@ -431,7 +432,10 @@ class ExtensionForwarding:
         found = {
             name: upstream
             for name, (upstream, *others) in claims.items()
-            if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
+            if not others
+            and name != TASKS
+            and not (upstream.names.prefix or (name == SKILLS and not upstream.policy.is_empty))
+            and upstream.policy.passes_extensions(upstream.catalog)
         }
         announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
         if TASKS in claims:  # changes results of MCP's own methods, so the gateway wraps the tasks

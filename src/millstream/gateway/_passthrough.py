@@ -80,8 +80,6 @@ class Passthrough:
         """
         self._converted = upstream.catalog
         """The lists with the items of `_pages`."""
-        self._changed: tuple[Catalog | None, frozenset[str]] = (None, frozenset())
-        """See `_changed_kinds`, and the lists that it's about."""
         self._admitted: Recent[bytes, None] = Recent(_MAX_PAGES)
         """Hashes of pages of which the policy changes no item."""
         host.relay(self)
@@ -125,26 +123,19 @@ class Passthrough:
         """Return whether the policy changes nothing about a request, in whatever way the upstream reads it."""
         method, upstream = call.method, self._upstream
         if method in _KINDS:
-            return _KINDS[method] not in self._changed_kinds()
-        if method in _UNNAMED or method.startswith("tasks/"):
+            return _KINDS[method] not in upstream.policy.changed_kinds(upstream.catalog)
+        if method == "logging/setLevel" or method.startswith("tasks/"):
             return True
-        if method not in CORE and method != _LISTEN:  # it may be about anything
-            known = bool(upstream.catalog.taken_at) and method not in SKILL_METHODS
-            return known and not upstream.policy.has_allowlist and not self._changed_kinds()
+        if method == "server/discover" and not upstream.catalog.taken_at:  # the upstream says why
+            return True
+        if method == "server/discover" or method not in CORE:
+            return method not in SKILL_METHODS and upstream.policy.passes_extensions(upstream.catalog)
         try:
             found = list(_find_named(method, call.raw_params() or b"{}"))
         except MALFORMED:
             return False
         offered, changes = upstream.offered, upstream.policy.changes
         return not any(changes(kind, name) or offered[kind].get(name, (name,))[0] != name for kind, name in found)
-
-    def _changed_kinds(self) -> frozenset[str]:
-        """Return the kinds of lists that have an item that the policy changes."""
-        catalog, policy = self._upstream.catalog, self._upstream.policy
-        if self._changed[0] is not catalog:
-            found = frozenset(kind for kind, name, _ in catalog.items() if policy.changes(kind, name))
-            self._changed = catalog, found
-        return self._changed[1]
 
     async def _admit(self, kind: str, page: bytes) -> bool:
         """Return whether the policy changes no item of a page. If it does, the lists are read again."""
@@ -308,8 +299,9 @@ class Passthrough:
         except (ClientError, ToolError) as exc:  # the client's first call tries again
             logger.warning("%s: a client's session couldn't be opened: %s", upstream.name, exc)
             return b""
-        if link is None:
+        if link is None or not upstream.policy.is_empty:
             await self._read_lists()
+        if link is None or not upstream.policy.passes_extensions(upstream.catalog):
             return b""
         if (connection := link.conversation.negotiated).revision is call.revision:
             return connection.offer
@@ -330,8 +322,6 @@ class Passthrough:
 
 _MAX_NAME = 128
 """Maximum characters of a name for the log."""
-_UNNAMED = frozenset({"initialize", "logging/setLevel", "ping", "server/discover"})
-"""Requests that aren't about an item."""
 _REFERENCES = {"ref/prompt": (("prompts", "name"),), "ref/resource": (("resources", "uri"), ("templates", "uri"))}
 """Type of a reference -> kinds of the items that it may be about, and the member that names them."""
 

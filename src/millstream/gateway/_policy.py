@@ -6,10 +6,10 @@ extra frame. Patterns are case-sensitive globs as in `fnmatch`: ``*`` is any tex
 
 import re
 import unicodedata
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import translate
 from functools import lru_cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -401,6 +401,19 @@ def _with_uri_rules(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Ru
 _OWN_NAMES = Names("")
 
 
+class Lists(Protocol):
+    """The lists of an upstream, as policies need them."""
+
+    @property
+    def taken_at(self) -> float:
+        """When they were read, or 0."""
+        ...
+
+    def items(self) -> Iterator[tuple[str, str, Any]]:
+        """Yield kind, upstream's name, and description of each item."""
+        ...
+
+
 class Policy:
     """The compiled policy of one upstream.
 
@@ -443,6 +456,8 @@ class Policy:
         """What it changes about every item, or about the upstream's other messages, or empty."""
         self.changes: Callable[[str, str], bool] = lru_cache(1024)(self._find_change)
         """Returns whether it hides or changes an item, by its kind and the upstream's name or URI, listed or not."""
+        self._changed: tuple[Lists | None, frozenset[str]] = (None, frozenset())
+        """The lists of the last `changed_kinds`, and its result."""
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
@@ -482,10 +497,27 @@ class Policy:
         """Whether there are no rules."""
         return self._is_empty
 
-    @property
-    def has_allowlist(self) -> bool:
-        """Whether it offers only what it names."""
-        return any(layer.policy.allow for layer in self._layers)
+    def changed_kinds(self, catalog: Lists) -> frozenset[str]:
+        """Return the kinds of lists that have an item that it changes.
+
+        Args:
+            catalog: The upstream's lists.
+        """
+        if self._changed[0] is not catalog:
+            found = frozenset(kind for kind, name, _ in catalog.items() if self.changes(kind, name))
+            self._changed = catalog, found
+        return self._changed[1]
+
+    def passes_extensions(self, catalog: Lists) -> bool:
+        """Return whether methods that MCP doesn't define pass. They may be about any item, so it mustn't change one.
+
+        Args:
+            catalog: The upstream's lists.
+        """
+        if self._is_empty:
+            return True
+        limited = self.rule_for_all or any(layer.policy.allow for layer in self._layers)
+        return bool(catalog.taken_at) and not limited and not self.changed_kinds(catalog)
 
     def _find_rule_for_all(self, layers: Sequence[UpstreamPolicy], merged: Json) -> str:
         if "redact_results" in merged or "redact_arguments" in merged:
