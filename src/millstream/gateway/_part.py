@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,7 +19,6 @@ from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler, RegisteredExtension, sees
 from millstream._server.features.resources import Resource, Template
-from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
 from millstream.gateway._followers import FollowedResources
@@ -30,16 +29,12 @@ from millstream.gateway._names import (
     CAPABILITY,
     STARTING,
     Announcement,
-    find_loops,
     identity,
-    leads_back,
-    read_announcement,
-    safe_names,
-    with_origin,
 )
+from millstream.gateway._offer import Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._passthrough import Passthrough, find_obstacle
-from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern, impossible_rules
+from millstream.gateway._policy import CHARACTERS_PER_TOKEN, RestrictedPattern, impossible_rules
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._upstream import Gateway, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
@@ -47,15 +42,10 @@ from millstream.protocol import Json, members
 
 logger = logging.getLogger("millstream.gateway")
 
-MAX_INSTRUCTIONS = 8 * 1024
-"""Maximum characters per upstream's instructions."""
 MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
 _READERS = frozenset({"rest", "web"})
 """Parts that read the items of upstreams without a client's request."""
-_NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
-_Items = dict[str, tuple[str, Description, ItemRules]]
-"""Name on this server -> upstream's name, description for callers, and rules."""
 
 
 class GatewayDefinition(Protocol):
@@ -94,6 +84,11 @@ class GatewayPart:
 
         self._announcement: Announcement = {"id": "", "upstreams": {}, STARTING: 0}
         """See `_names`."""
+
+        self._mounts: dict[str, Mount] = {}
+        """The upstreams as callers see them."""
+        self.offer: Offer = make_offer({}, gateway_id="", starting=0, instructions="", has_own=lambda kind, name: False)
+        """What callers see now."""
 
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
@@ -165,6 +160,7 @@ class GatewayPart:
         host.check_ready(self._degraded_reason)
         host.gateway = self
         self._choose_mode(host)
+        self._mounts.update((name, self._mount(each)) for name, each in self.upstreams.items())
         await asyncio.gather(*(upstream.lists.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open()
@@ -177,9 +173,6 @@ class GatewayPart:
             host.services.session_holder = secrets.token_hex(6)
         host.services.keeps_callers = lambda: any(each.keeps_callers for each in upstreams)
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
-        for upstream in self.upstreams.values():  # clients may connect before the lists arrive
-            self._announce_capabilities(upstream.catalog)
-        self._merge_hints()
         if self._name_conflict:
             raise ValueError(self._name_conflict)
 
@@ -241,23 +234,6 @@ class GatewayPart:
             announced = {CAPABILITY: self._announcement}
             host.extend(RegisteredExtension("experimental", announced, {}, frozenset(BY_DATE)))
 
-    def _announce_upstreams(self) -> None:
-        """Announce the gateways behind this one as well, and how many upstreams haven't started yet."""
-        upstreams = self.upstreams.values()
-        found = {
-            upstream.names.prefix: read
-            for upstream in upstreams
-            if (read := read_announcement(upstream.catalog.capabilities, self._announcement["id"]))
-        }
-        announced = {
-            **self._announcement,
-            "upstreams": found,
-            STARTING: sum(not each.lists.ready.is_set() for each in upstreams),
-        }
-        if announced != self._announcement:
-            self._announcement.update(announced)
-            self._host.dispatcher.announcement.forget()
-
     def _set_up_policy(self, upstream: Upstream, host: PartHost) -> None:
         if upstream.policy.has_budgets:
             template = upstream.results.template()
@@ -299,7 +275,7 @@ class GatewayPart:
                     await upstream.lists.ready.wait()
             except TimeoutError:
                 logger.warning("The upstream %s hasn't returned any lists yet", name)
-        self._announce_upstreams()
+        self._apply()
 
     def describe(self) -> list[Json]:
         """Return state and statistics of each upstream."""
@@ -317,10 +293,10 @@ class GatewayPart:
         tools: list[Json] = [
             {
                 "name": tool,
-                "description": description.get("description") or description.get("title") or "",
-                "tokens": _tokens(tool, description),
+                "description": item.description.get("description") or item.description.get("title") or "",
+                "tokens": _tokens(tool, item.description),
             }
-            for tool, (_, description) in upstream.offered["tools"].items()
+            for tool, item in upstream.offered["tools"].items()
         ]
         tools.sort(key=lambda tool: (-tool["tokens"], tool["name"]))
         return {
@@ -393,20 +369,10 @@ class GatewayPart:
             upstream: Upstream with a new catalog.
             announced: Kinds of lists that the upstream said have changed.
         """
-        changed = set(announced)
-        for kind, of_kind in self._find_items(upstream).items():
-            if self._replace_items(upstream, kind, of_kind):
-                changed.add(METHODS[kind][0].partition("/")[0])
-        offered = upstream.offered["tools"].items()
-        upstream.tokens = sum(_tokens(tool, description) for tool, (_, description) in offered)
-        self._announce_capabilities(upstream.catalog)
-        self._merge_hints()
-        self._announce_upstreams()
-        self._extensions.update(self._mcp_upstreams)
-        dispatcher = self._host.dispatcher
-        dispatcher.instruct(self._instructions())
-        if (info := self._introduction()) != dispatcher.info:
-            dispatcher.introduce(info)
+        if upstream.name not in self._mounts:  # it isn't open yet
+            return
+        self._mounts[upstream.name] = self._mount(upstream)
+        changed = self._apply() | set(announced)
         for change in changed:  # other workers have their own copies of the lists, and do the same
             for listener in self._host.changes:
                 listener(change)
@@ -416,40 +382,56 @@ class GatewayPart:
             self._watchable[upstream.name] = watchable
             self._followed.follow_again()
 
-    def _find_items(self, upstream: Upstream) -> dict[str, _Items]:
-        """Return the items to offer by kind, except items that the policy excludes or that have an unusable name."""
-        found: dict[str, _Items] = {kind: {} for kind in METHODS}
-        own_id, looping = self._announcement["id"], 0
-        loops = find_loops(read_announcement(upstream.catalog.capabilities, own_id), own_id)
-        for kind, own_name, each in upstream.catalog.items():
-            rules = upstream.policy.item(kind, own_name)
-            if rules is None:
-                continue
-            if leads_back(loops, kind, own_name):
-                looping += 1
-                continue
-            if kind == "tools" and (names := safe_names(each.get("inputSchema"), rules.hidden)):
-                rules = msgspec.structs.replace(rules, names=names)
-            description = rules.describe(each)
-            name = upstream.names.qualify(kind, description[METHODS[kind][2]])
-            if (other := self._claimant(upstream, kind, name)) is not None:
-                upstream.lists.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.name}")
-            elif name in found[kind]:
-                upstream.lists.warn(f"skipped {own_name!r}, because another item has the name {name!r}")
-            else:
-                if not upstream.is_relayed:
-                    description = {**description, "_meta": with_origin(description.get("_meta"), upstream.name)}
-                found[kind][name] = own_name, description, rules
-        if looping != upstream.looping:
-            upstream.looping = looping
-            logger.warning("%s: skipped %d items that lead back to this gateway", upstream.name, looping)
-        incompatible = [name for name in found["tools"] if not works_everywhere(name)]
-        if incompatible:
-            upstream.lists.warn(
-                f"the name {incompatible[0]!r:.150} and {len(incompatible) - 1} others won't work with every client, "
-                f"even with the prefix: {NAMES_THAT_WORK}"
-            )
-        return found
+    def _mount(self, upstream: Upstream) -> Mount:
+        found, lists = upstream.catalog, upstream.lists
+        before = self._mounts.get(upstream.name)
+        new = mount(
+            upstream.name,
+            upstream.names,
+            upstream.policy,
+            found,
+            self._announcement["id"],
+            is_relayed=upstream.is_relayed,
+            is_asked=lists.is_asked,
+        )
+        if new.looping != (0 if before is None else before.looping):
+            logger.warning("%s: skipped %d items that lead back to this gateway", upstream.name, new.looping)
+        return new
+
+    def _apply(self) -> set[str]:
+        """Offer what the upstreams list now, in one step. Return the kinds of lists that have changed."""
+        host, upstreams = self._host, self.upstreams
+        offer = make_offer(
+            self._mounts,
+            gateway_id=self._announcement["id"],
+            starting=sum(not each.lists.ready.is_set() for each in upstreams.values()),
+            instructions=self.definition.instructions,
+            has_own=self._has_own,
+        )
+        for name, text in offer.warnings:
+            upstreams[name].lists.warn(text)
+        for conflict in offer.conflicts:
+            self._report_conflict(conflict)
+        changed = {
+            METHODS[kind][0].partition("/")[0] for kind in METHODS if self._replace_items(kind, offer.items[kind])
+        }
+        for upstream in upstreams.values():
+            offered = upstream.offered["tools"].items()
+            upstream.tokens = sum(_tokens(tool, item.description) for tool, item in offered)
+            self._announce_capabilities(upstream.catalog)  # clients may connect before the lists arrive
+        if host.registry.set_hints(offer.hints) or offer.announcement != self._announcement:
+            self._announcement.update(offer.announcement)
+            host.dispatcher.announcement.forget()
+        self._extensions.update(self._mcp_upstreams)
+        host.dispatcher.instruct(offer.instructions)
+        if (info := self._introduction()) != host.dispatcher.info:
+            host.dispatcher.introduce(info)
+        return changed
+
+    def _has_own(self, kind: str, name: str) -> bool:
+        registry = self._host.registry
+        taken = registry.find_equivalent(kind, name)
+        return registry.has(kind, taken) and not any(taken in each.offered[kind] for each in self.upstreams.values())
 
     def _announce_capabilities(self, catalog: Catalog) -> None:
         registry, theirs = self._host.registry, catalog.announced
@@ -463,22 +445,6 @@ class GatewayPart:
         if stale := [each.lists.freshen() for each in self.upstreams.values() if each.lists.is_stale]:
             await asyncio.gather(*stale)
         return await handler(call)
-
-    def _merge_hints(self) -> None:
-        """Combine the cache hints: the shortest lifetime, and private if any upstream's list is.
-
-        Nothing can be cached while an upstream has no lists yet, or if one that's asked each time gives no hint.
-        """
-        merged: dict[str, tuple[int, bool]] = {}
-        for upstream in self.upstreams.values():
-            hints = upstream.catalog.hints if upstream.catalog.taken_at else {}
-            if not upstream.catalog.taken_at or upstream.lists.is_asked:
-                hints = _NO_CACHE | hints
-            for kind, (ttl_ms, private) in hints.items():
-                before = merged.get(kind, (ttl_ms, False))
-                merged[kind] = min(before[0], ttl_ms), before[1] or private
-        if self._host.registry.set_hints(merged):
-            self._host.dispatcher.announcement.forget()
 
     def _introduction(self) -> Json:
         """Return the server's information. Members that the operator left out come from a single upstream."""
@@ -498,75 +464,56 @@ class GatewayPart:
             del given["version"]
         return {**self._info, **theirs, **given}
 
-    def _instructions(self) -> str:
-        """Return the server's instructions, followed by each upstream's under its name."""
-        parts = [self.definition.instructions] if self.definition.instructions else []
-        for name, upstream in self.upstreams.items():
-            # In a loop of gateways, instructions would contain each other.
-            text = "" if upstream.looping else upstream.catalog.instructions[:MAX_INSTRUCTIONS]
-            prefix = upstream.names.prefix
-            if text:
-                parts.append(f"{name} (names begin with {prefix}_):\n{text}" if prefix else text)
-        return "\n\n".join(parts)
-
-    def _replace_items(self, upstream: Upstream, kind: str, wanted: _Items) -> bool:
-        """Replace the items of an upstream in the registry. Return whether anything has changed."""
-        registry, current = self._host.registry, upstream.offered[kind]
-        removed = [name for name, item in current.items() if wanted.get(name, ())[:2] != item]
-        added: Json = {}
+    def _replace_items(self, kind: str, wanted: Mapping[str, OfferedItem]) -> bool:
+        """Replace the upstreams' items of a kind in the registry. Return whether anything has changed."""
+        registry = self._host.registry
+        added: dict[str, Json] = {name: {} for name in self.upstreams}
         for name, item in wanted.items():
-            if current.get(name) == item[:2]:
-                continue
-            taken = registry.find_equivalent(kind, name)
-            if taken not in current and registry.has(kind, taken):
-                self._report_name_conflict(upstream, kind, taken)
-                continue
-            try:
-                added[name] = self._make_item(kind, upstream, name, *item)
-            except ValueError as exc:
-                upstream.lists.warn(f"skipped {name!r}: {exc}")
-        if not removed and not added:
-            return False
-        # Keep the order of the configuration, regardless of which upstream responds first.
-        registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.name) + 1)
-        for name in removed:
-            del current[name]
-        current.update((name, wanted[name][:2]) for name in added)
-        return True
+            upstream = self.upstreams[item.upstream]
+            if upstream.offered[kind].get(name) != item:
+                try:
+                    added[item.upstream][name] = self._make_item(kind, upstream, name, item)
+                except ValueError as exc:
+                    upstream.lists.warn(f"skipped {name!r}: {exc}")
+        changed, replaced = False, dict[str, list[str]]()
+        for upstream in self.upstreams.values():
+            offered = upstream.offered[kind]
+            removed = [name for name, item in offered.items() if wanted.get(name) != item]
+            replaced[upstream.name] = [name for name in removed if name in added[upstream.name]]
+            if gone := [name for name in removed if name not in added[upstream.name]]:
+                registry.exchange(kind, gone, {})
+            for name in removed:
+                del offered[name]
+            changed = changed or bool(removed)
+        for group, upstream in enumerate(self.upstreams.values(), 1):  # keep the order of the configuration
+            if made := added[upstream.name]:
+                registry.exchange(kind, replaced[upstream.name], made, group=group)
+                upstream.offered[kind].update((name, wanted[name]) for name in made)
+                changed = True
+        return changed
 
-    def _make_item(
-        self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description, rules: ItemRules
-    ) -> Any:
+    def _make_item(self, kind: str, upstream: Upstream, name: str, offered: OfferedItem) -> Any:
         """Return an item with the policy of its upstream inside the server's middleware."""
-        item = upstream.item_classes[kind](upstream, name, own_name, description)
+        item = upstream.item_classes[kind](upstream, name, offered.own_name, offered.description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.lists.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
-        rules.apply(item, upstream.results.save)
+        offered.rules.apply(item, upstream.results.save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
-    def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
-        """Return another upstream with a longer prefix that matches a name or URI, so that no upstream receives calls
-        that are meant for another one.
-        """
-        for each in self.upstreams.values():
-            if len(each.names.prefix) > len(upstream.names.prefix) and each.names.original(kind, name) is not None:
-                return each
-        return None
-
-    def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
-        """Log an item with a name that's already taken. The first item stays registered."""
-        other = next((each for each in self.upstreams.values() if name in each.offered[kind]), None)
-        noun, own = kind[:-1].replace("template", "resource template"), upstream.name
-        if other is None:
+    def _report_conflict(self, conflict: Conflict) -> None:
+        """Log an item with a name that's already taken."""
+        noun, own, other = conflict.kind[:-1], conflict.upstream, conflict.other
+        noun = noun.replace("template", "resource template")
+        if not other:
             text = (
-                f"This server and the upstream {own!r} both have a {noun} {name!r}: give the upstream another "
+                f"This server and the upstream {own!r} both have a {noun} {conflict.name!r}: give the upstream another "
                 f"prefix=, or rename the {noun}"
             )
             self._name_conflict = self._name_conflict or text
         else:
             text = (
-                f"The upstreams {other.name!r} and {own!r} both have a {noun} {name!r}: only the first "
-                "one's is offered. Give one of them another prefix="
+                f"The upstreams {other!r} and {own!r} both have a {noun} {conflict.name!r}: only the first one's is "
+                "offered. Give one of them another prefix="
             )
         logger.error("%s", text)
 
@@ -575,7 +522,7 @@ class GatewayPart:
         original = upstream.names.original_uri(uri)
         return (
             original is None
-            or self._claimant(upstream, "resources", uri) is not None
+            or find_claimant(self._mounts, upstream.name, "resources", uri) != ""
             or upstream.lists.is_quarantined(original)
         )
 
@@ -589,7 +536,8 @@ class GatewayPart:
             rules = upstream.policy.rules_of(uri)
             if rules is not None:
                 description = {"uri": own_uri, "name": own_uri}
-                found: Resource = self._make_item("resources", upstream, uri, own_uri, description, rules)
+                item = OfferedItem(upstream.name, own_uri, description, rules, uri)
+                found: Resource = self._make_item("resources", upstream, uri, item)
                 return found
         return None
 

@@ -134,8 +134,11 @@ class Passthrough:
             found = list(_find_named(method, call.raw_params() or b"{}"))
         except MALFORMED:
             return False
-        offered, changes = upstream.offered, upstream.policy.changes
-        return not any(changes(kind, name) or offered[kind].get(name, (name,))[0] != name for kind, name in found)
+        return not any(upstream.policy.changes(kind, name) or self._is_renamed(kind, name) for kind, name in found)
+
+    def _is_renamed(self, kind: str, name: str) -> bool:
+        item = self._upstream.offered[kind].get(name)
+        return item is not None and item.own_name != name
 
     async def _admit(self, kind: str, page: bytes) -> bool:
         """Return whether the policy changes no item of a page. If it does, the lists are read again."""

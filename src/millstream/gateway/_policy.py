@@ -712,19 +712,23 @@ def _budget(rules: Mapping[str, Any]) -> int:
     return min((size for size in sizes if size), default=0)
 
 
-def _visibility(found: Sequence[CommonRules]) -> Callable[[Principal | None], bool] | None:
-    """Return a function that decides who sees an item: callers with all claims, and one group of each rule."""
-    groups = [rules.groups for rules in found if rules.groups]
-    required = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
-    if not groups and not required:
-        return None
+class Visibility(Struct, frozen=True):
+    """Who sees an item: callers with all claims, and one group of each rule."""
 
-    def visible(principal: Principal | None) -> bool:
+    groups: tuple[Texts, ...]
+    claims: tuple[tuple[str, str | int | bool], ...]
+
+    def __call__(self, principal: Principal | None) -> bool:
+        """Return whether a caller sees it."""
         if principal is None:
             return False
         claims = principal.claims
-        return all(any(_has_claim(claims.get("groups"), group) for group in each) for each in groups) and all(
-            _has_claim(claims.get(name), value) for name, value in required
+        return all(any(_has_claim(claims.get("groups"), group) for group in each) for each in self.groups) and all(
+            _has_claim(claims.get(name), value) for name, value in self.claims
         )
 
-    return visible
+
+def _visibility(found: Sequence[CommonRules]) -> Visibility | None:
+    groups = tuple(rules.groups for rules in found if rules.groups)
+    required = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
+    return Visibility(groups, required) if groups or required else None

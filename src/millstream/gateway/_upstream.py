@@ -23,6 +23,7 @@ from millstream.gateway._catalog import METHODS, Catalog, Description, Pins, Sto
 from millstream.gateway._links import InUse, NoCredentials
 from millstream.gateway._lists import ListKeeper
 from millstream.gateway._names import Names
+from millstream.gateway._offer import OfferedItem
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import Policy, UpstreamPolicy
 from millstream.gateway._processes import ProcessPool, UpstreamProcesses
@@ -80,8 +81,6 @@ class Upstream(ABC):
     """Time and reason of the last call without a usable response."""
     tokens: int = 0
     """Tokens of the tools that are offered."""
-    looping: int = 0
-    """Number of items that aren't offered because they lead back to this gateway."""
     is_relayed = False
     """Whether the server forwards this upstream's messages instead of creating items from its lists."""
 
@@ -113,8 +112,8 @@ class Upstream(ABC):
         """The lists that were offered last."""
         self.revision: Revision = NEWEST
         """Protocol revision of the upstream. Until the first connection, the newest one."""
-        self.offered: dict[str, dict[str, tuple[str, Description]]] = {kind: {} for kind in METHODS}
-        """Kind -> name on this server -> upstream's name, and the description that the item was created from."""
+        self.offered: dict[str, dict[str, OfferedItem]] = {kind: {} for kind in METHODS}
+        """Kind -> name on this server -> registered item."""
         self._stack = AsyncExitStack()
 
     @abstractmethod

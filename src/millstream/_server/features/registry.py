@@ -148,6 +148,17 @@ _KINDS_WITH_ARGUMENTS = frozenset(("prompts", "templates"))
 """Kinds with arguments that clients can complete."""
 
 
+def normal_form(kind: str, key: str) -> str:
+    """Return the normal form of a URI, or a name as it is.
+
+    Args:
+        kind: Kind of the item.
+        key: Its name or URI.
+    """
+    normalize = _NORMAL_FORMS.get(kind)
+    return key if normalize is None or len(key) > MAX_URI else normalize(key)
+
+
 class Registry:
     """The tools, resources, templates, prompts, and completers of one server."""
 
@@ -239,7 +250,7 @@ class Registry:
         """
         if kind not in _NORMAL_FORMS or len(key) > MAX_URI or self.has(kind, key):
             return key
-        return self._equivalents[kind].get(_NORMAL_FORMS[kind](key), key)
+        return self._equivalents[kind].get(normal_form(kind, key), key)
 
     def has_any(self, kind: str) -> bool:
         """Return whether there are items of a kind, enabled or disabled."""

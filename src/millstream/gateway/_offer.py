@@ -1,0 +1,221 @@
+"""What callers of one address see: a pure function from the upstreams' lists and the rules to one value.
+
+Workers with the same lists offer the same items. Of two items with one name, the one whose upstream comes first in the
+configuration is offered, whichever list arrives first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from msgspec import Struct, field, structs
+
+from millstream._server.features.registry import normal_form
+from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
+from millstream.gateway._catalog import METHODS, Catalog, Description
+from millstream.gateway._names import (
+    STARTING,
+    Announcement,
+    Names,
+    find_loops,
+    leads_back,
+    read_announcement,
+    safe_names,
+    with_origin,
+)
+from millstream.gateway._policy import ItemRules, Policy
+
+MAX_INSTRUCTIONS = 8 * 1024
+"""Maximum characters per upstream's instructions."""
+_NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
+
+
+class OfferedItem(Struct, frozen=True):
+    """An item as callers see it. An equal one needn't be registered again."""
+
+    upstream: str
+    own_name: str
+    """Upstream's name or URI."""
+    description: Description
+    """Description for callers, without the name."""
+    rules: ItemRules
+    form: str
+    """Normal form of the name or URI, which other upstreams' items mustn't have."""
+
+
+class Conflict(Struct, frozen=True):
+    """An item that isn't offered because its name is taken."""
+
+    kind: str
+    name: str
+    upstream: str
+    other: str
+    """The upstream that has the name, or empty if this server itself has it."""
+
+
+class Mount(Struct, frozen=True):
+    """An upstream as callers of one address see it."""
+
+    upstream: str
+    names: Names
+    catalog: Catalog
+    items: Mapping[str, Mapping[str, OfferedItem]]
+    """Kind -> name for callers -> item."""
+    announcement: Announcement
+    """The gateways behind it."""
+    looping: int = 0
+    """Number of items that aren't offered, because they lead back to this gateway."""
+    is_asked: bool = False
+    """Whether its lists are read when a client requests them."""
+    warnings: list[str] = field(default_factory=list[str])
+
+
+class Offer(Struct, frozen=True):
+    """What callers of one address see."""
+
+    items: Mapping[str, Mapping[str, OfferedItem]]
+    """Kind -> name -> item, in the order of the configuration."""
+    hints: Mapping[str, tuple[int, bool]]
+    """Kind -> maximum cache time in milliseconds, and whether only the caller can cache it."""
+    instructions: str
+    announcement: Announcement
+    """See `_names`."""
+    conflicts: list[Conflict]
+    warnings: list[tuple[str, str]]
+    """Upstream, and why one of its items isn't offered."""
+
+
+def mount(
+    upstream: str,
+    names: Names,
+    policy: Policy,
+    catalog: Catalog,
+    gateway_id: str,
+    *,
+    is_relayed: bool = False,
+    is_asked: bool = False,
+) -> Mount:
+    """Return an upstream as callers of one address see it.
+
+    Args:
+        upstream: Its name.
+        names: Mapping to the names that callers see.
+        policy: Its policy there.
+        catalog: Its lists.
+        gateway_id: Id of this gateway.
+        is_relayed: Whether the server relays it, so that its items aren't marked with their origin.
+        is_asked: See `Mount.is_asked`.
+    """
+    announcement = read_announcement(catalog.capabilities, gateway_id)
+    items: dict[str, dict[str, OfferedItem]] = {kind: {} for kind in METHODS}
+    warnings, looping, loops = list[str](), 0, find_loops(announcement, gateway_id)
+    for kind, own_name, each in catalog.items():
+        rules = policy.item(kind, own_name)
+        if rules is None:
+            continue
+        if leads_back(loops, kind, own_name):
+            looping += 1
+            continue
+        if kind == "tools" and (safe := safe_names(each.get("inputSchema"), rules.hidden)):
+            rules = structs.replace(rules, names=safe)
+        description = rules.describe(each)
+        name = names.qualify(kind, description[METHODS[kind][2]])
+        if name in items[kind]:
+            warnings.append(f"skipped {own_name!r}, because another item has the name {name!r}")
+            continue
+        if not is_relayed:
+            description = {**description, "_meta": with_origin(description.get("_meta"), upstream)}
+        items[kind][name] = OfferedItem(upstream, own_name, description, rules, normal_form(kind, name))
+    return Mount(upstream, names, catalog, items, announcement, looping, is_asked, warnings)
+
+
+def find_claimant(mounts: Mapping[str, Mount], upstream: str, kind: str, name: str) -> str:
+    """Return another upstream with a longer prefix that matches a name or URI, or empty, so that no upstream receives
+    calls that are meant for another one.
+    """
+    least = len(mounts[upstream].names.prefix)
+    for each in mounts.values():
+        if len(each.names.prefix) > least and each.names.original(kind, name) is not None:
+            return each.upstream
+    return ""
+
+
+def make_offer(
+    mounts: Mapping[str, Mount],
+    *,
+    gateway_id: str,
+    starting: int,
+    instructions: str,
+    has_own: Callable[[str, str], bool],
+) -> Offer:
+    """Return what callers see.
+
+    Args:
+        mounts: The upstreams by name, in the order of the configuration.
+        gateway_id: Id of this gateway.
+        starting: Number of upstreams without a first list.
+        instructions: The server's own instructions.
+        has_own: ``has_own(kind, name)`` returns whether the server has an item of its own with this name or URI, in any
+            spelling.
+    """
+    items: dict[str, dict[str, OfferedItem]] = {kind: {} for kind in METHODS}
+    owners: dict[tuple[str, str], str] = {}
+    conflicts = list[Conflict]()
+    warnings = [(each.upstream, text) for each in mounts.values() for text in each.warnings]
+    for kind, name, item in _items_of(mounts):
+        if other := find_claimant(mounts, item.upstream, kind, name):
+            warnings.append((item.upstream, f"skipped {name!r}, because its prefix belongs to the upstream {other}"))
+        elif (owner := owners.setdefault((kind, item.form), item.upstream)) != item.upstream:
+            conflicts.append(Conflict(kind, name, item.upstream, owner))
+        elif has_own(kind, name):
+            conflicts.append(Conflict(kind, name, item.upstream, ""))
+        else:
+            items[kind][name] = item
+    for upstream in mounts:
+        odd = [
+            name for name, item in items["tools"].items() if item.upstream == upstream and not works_everywhere(name)
+        ]
+        if odd:
+            text = (
+                f"the name {odd[0]!r:.150} and {len(odd) - 1} others won't work with every client, even with the prefix"
+            )
+            warnings.append((upstream, f"{text}: {NAMES_THAT_WORK}"))
+    found = {each.names.prefix: each.announcement for each in mounts.values() if each.announcement}
+    announcement = {"id": gateway_id, "upstreams": found, STARTING: starting}
+    return Offer(
+        items, _merge_hints(mounts), _merge_instructions(mounts, instructions), announcement, conflicts, warnings
+    )
+
+
+def _items_of(mounts: Mapping[str, Mount]) -> Iterator[tuple[str, str, OfferedItem]]:
+    for each in mounts.values():
+        for kind, items in each.items.items():
+            for name, item in items.items():
+                yield kind, name, item
+
+
+def _merge_hints(mounts: Mapping[str, Mount]) -> dict[str, tuple[int, bool]]:
+    """Combine the cache hints: the shortest lifetime, and private if any upstream's list is.
+
+    Nothing can be cached while an upstream has no lists yet, or if one that's asked each time gives no hint.
+    """
+    merged: dict[str, tuple[int, bool]] = {}
+    for each in mounts.values():
+        listed = bool(each.catalog.taken_at)
+        hints = each.catalog.hints if listed else {}
+        if each.is_asked or not listed:
+            hints = _NO_CACHE | hints
+        for kind, (ttl_ms, private) in hints.items():
+            before = merged.get(kind, (ttl_ms, False))
+            merged[kind] = min(before[0], ttl_ms), before[1] or private
+    return merged
+
+
+def _merge_instructions(mounts: Mapping[str, Mount], own: str) -> str:
+    """Return the server's instructions, followed by each upstream's under its name."""
+    parts = [own] if own else []
+    for each in mounts.values():
+        # In a loop of gateways, instructions would contain each other.
+        text = "" if each.looping else each.catalog.instructions[:MAX_INSTRUCTIONS]
+        prefix = each.names.prefix
+        if text:
+            parts.append(f"{each.upstream} (names begin with {prefix}_):\n{text}" if prefix else text)
+    return "\n\n".join(parts)

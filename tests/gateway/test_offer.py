@@ -1,0 +1,86 @@
+"""What callers see is a pure function of the upstreams' lists and the rules."""
+
+from typing import Any
+
+import pytest
+
+from millstream.gateway import ToolPolicy, UpstreamPolicy
+from millstream.gateway._catalog import Catalog
+from millstream.gateway._names import STARTING, Names
+from millstream.gateway._offer import Conflict, Mount, Offer, make_offer, mount
+from millstream.gateway._policy import Policy
+
+
+def upstream(name: str, *tools: str, prefix: str = "", policy: UpstreamPolicy | None = None, **facts: Any) -> Mount:
+    catalog = Catalog(revision="2026-07-28", taken_at=1.0, tools={tool: {"name": tool} for tool in tools})
+    for member in ("instructions", "resources", "hints"):
+        if member in facts:
+            setattr(catalog, member, facts.pop(member))
+    names = Names(prefix)
+    return mount(name, names, Policy(policy or UpstreamPolicy(), names), catalog, "this", **facts)
+
+
+def offer(*mounts: Mount, own: tuple[str, ...] = (), instructions: str = "") -> Offer:
+    return make_offer(
+        {each.upstream: each for each in mounts},
+        gateway_id="this",
+        starting=0,
+        instructions=instructions,
+        has_own=lambda kind, name: name in own,
+    )
+
+
+def test_same_lists_give_an_equal_offer() -> None:
+    policy = UpstreamPolicy(tools={"a*": ToolPolicy(groups=("staff",), limit="1/minute", redact_arguments=())})
+    first, second = (offer(upstream("one", "add", policy=policy), upstream("two", "add", prefix="two")) for _ in "12")
+    assert first == second
+    assert list(first.items["tools"]) == ["add", "two_add"]
+
+
+def test_item_changes_if_only_a_rule_does() -> None:
+    before, after = (offer(upstream("one", "add", policy=UpstreamPolicy(groups=(group,)))) for group in ("a", "b"))
+    assert before.items["tools"]["add"] != after.items["tools"]["add"]
+
+
+def test_item_of_the_first_upstream_is_offered_if_two_have_one_name() -> None:
+    found = offer(upstream("one", "add"), upstream("two", "add"))
+    assert found.items["tools"]["add"].upstream == "one"
+    assert found.conflicts == [Conflict("tools", "add", "two", "one")]
+
+
+def test_two_spellings_of_one_uri_are_one_resource() -> None:
+    mounts = [
+        upstream(name, resources={uri: {"uri": uri, "name": "x"}}) for name, uri in (("a", "x://H/1"), ("b", "x://h/1"))
+    ]
+    assert list(offer(*mounts).items["resources"]) == ["x://H/1"]
+
+
+def test_longer_prefix_claims_a_name_and_the_warning_says_so() -> None:
+    found = offer(upstream("short", "b_c", prefix="a"), upstream("long", prefix="a_b"))
+    assert not found.items["tools"]
+    assert found.warnings == [("short", "skipped 'a_b_c', because its prefix belongs to the upstream long")]
+
+
+def test_name_of_the_server_itself_is_a_conflict() -> None:
+    assert offer(upstream("one", "add"), own=("add",)).conflicts == [Conflict("tools", "add", "one", "")]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "tools"),
+    [
+        ([upstream("one", hints={"tools": (500, False)}), upstream("two", hints={"tools": (900, True)})], (500, True)),
+        ([upstream("one", hints={"tools": (500, False)}, is_asked=True)], (500, False)),
+        ([upstream("one", is_asked=True)], (0, False)),
+    ],
+    ids=["shortest and private", "asked with a hint", "asked without"],
+)
+def test_cache_hints_are_the_strictest(mounts: list[Mount], tools: tuple[int, bool]) -> None:
+    assert offer(*mounts).hints["tools"] == tools
+
+
+def test_instructions_name_the_upstream_with_a_prefix() -> None:
+    found = offer(
+        upstream("one", instructions="Ask."), upstream("two", prefix="b", instructions="Wait."), instructions="Hi."
+    )
+    assert found.instructions == "Hi.\n\nAsk.\n\ntwo (names begin with b_):\nWait."
+    assert found.announcement == {"id": "this", "upstreams": {}, STARTING: 0}
