@@ -69,6 +69,19 @@ async def remember(title: str, ctx: Context) -> list[str]:
 # endregion
 
 
+# region: user
+@mcp.tool
+async def mark_as_read(title: str, ctx: Context) -> list[str]:
+    """Put a book on your list of books that you have read."""
+    if not ctx.user_state:
+        raise ToolError("Sign in to keep a list.")
+    titles: list[str] = await ctx.user_state.update("read", lambda old: [*old, title], [])
+    return titles
+
+
+# endregion
+
+
 # region: handle
 @mcp.tool
 def create_cart(ctx: SyncContext) -> str:

@@ -199,6 +199,8 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Maximum unread bytes of a stream before it's closed."""
     session_ttl: Timeout = 24 * 3600.0
     """How long a session id is valid, and how long an unused record of it is kept."""
+    user_state_ttl: Timeout = 30 * 24 * 3600.0
+    """Seconds after the last change until the values of a user (`ctx.user_state`) are deleted."""
     list_ttl_ms: Cap = 60_000
     compression: Compression = "auto"
     """Whether large replies are compressed with gzip for clients that accept it. ``auto`` doesn't compress for clients

@@ -157,6 +157,13 @@ async def test_session_state_keeps_books(tmp_path: Path, monkeypatch: pytest.Mon
         assert (await client.call("remember", title="Emma")).content[0].text == '["Momo","Emma"]'
 
 
+async def test_user_state_keeps_books_in_every_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for titles, revision in (['["Momo"]', "2025-11-25"], ['["Momo","Momo"]', "2026-07-28"]):
+        async with connect(bookstore.mcp, revision=revision) as client:
+            assert (await client.call("mark_as_read", title="Momo")).content[0].text == titles
+
+
 async def test_rates_are_refreshed_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asyncio.Event()
 

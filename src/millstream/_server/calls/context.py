@@ -34,7 +34,7 @@ from millstream._server.calls.questions import (
     ask_by_round,
 )
 from millstream._server.calls.services import Publisher, principal_id
-from millstream._server.calls.session_state import SessionState, once_stored
+from millstream._server.calls.session_state import SessionState, UserState, once_stored
 from millstream._stores.rates import share_for
 
 T = TypeVar("T")
@@ -140,6 +140,17 @@ class Context(CallInfo):
             ``count = await ctx.session_state.update("calls", lambda n: n + 1, 0)``
         """
         return SessionState(self._services.records, self._call.session)
+
+    @property
+    def user_state(self) -> UserState:
+        """Values stored for the user who has signed in, in every revision, session, and program. Falsy without sign-in,
+        except over stdio and in memory, where the only client is the user.
+
+        Example:
+            ``titles = await ctx.user_state.update("read", lambda old: [*old, "Dune"], [])``
+        """
+        only = self._call.transport in ("stdio", "memory")
+        return UserState(self._services, self.principal, is_only_client=only)
 
     async def read_resource(self, uri: str) -> Any:
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.

@@ -1,6 +1,7 @@
-"""Values that functions keep in the store for a session or for side effects that happen only once.
+"""Values that functions keep in the store for a session, for a user, or for side effects that happen only once.
 
-The values of a session are part of its record, so all workers share them.
+The values of a session are part of its record, and those of a user are one value of the store, so all workers share
+them.
 
 A side effect happens once even if its round arrives twice, because it's claimed in the store before it runs. A claim
 contains its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the round
@@ -9,51 +10,59 @@ an idempotency key in the other system.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from millstream._protocol.errors import LocalError, ToolError
-from millstream._protocol.jsonrpc import encode
+from millstream._override import override
+from millstream._protocol.errors import LocalError, ProtocolError, ToolError
+from millstream._protocol.jsonrpc import decoder, encode
+from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
-from millstream._server.calls.sessions import Session, SessionRecord, SessionRecords
+from millstream._server.calls.sessions import (
+    FULL,
+    TRIES,
+    Session,
+    SessionRecord,
+    SessionRecords,
+    convert_store_errors,
+)
+from millstream._stores.rates import share_for
+from millstream._stores.workers import read_again
 
 MAX_STATE = 64 * 1024
-"""Maximum bytes of JSON that functions can store per session, including names."""
+"""Maximum bytes of JSON that functions can store per session, and per user, including names."""
+Values = Mapping[str, msgspec.Raw]
+Edit = Callable[[Values], Values | None]
+"""Returns the values after a change, or None if nothing changes. It may run again, with newer values."""
 
 
-class SessionState:
-    """Named values of one session. A value must be JSON-serializable and is returned as decoded JSON.
+class StoredState(ABC):
+    """Named values that outlast a call. A value must be JSON-serializable and is returned as decoded JSON.
 
-    The values are deleted when the session ends, or after `session_ttl` without changes. A client without a session, as
-    in 2026-07-28, has none: each method raises a ToolError, and ``if ctx.session_state`` is false.
+    The store has them, so every worker sees them.
     """
 
-    def __init__(self, records: SessionRecords, session: Session | None) -> None:
-        self._records = records
-        self._known = session
+    @abstractmethod
+    def __bool__(self) -> bool: ...
 
-    def __bool__(self) -> bool:
-        return self._known is not None
+    @abstractmethod
+    async def _read(self) -> Values: ...
 
-    @property
-    def _session(self) -> Session:
-        if self._known is None:
-            raise ToolError(
-                "This client has no session, so no state can be kept between its calls. Return an id, and accept it as "
-                "an argument in the next call."
-            )
-        return self._known
+    @abstractmethod
+    async def _change(self, edit: Edit) -> None: ...
 
     async def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key: ``await ctx.session_state.get("cart", [])``.
 
         Raises:
-            ToolError: The client has no session. The other methods raise it as well.
+            ToolError: Nothing can be kept for this client. The other methods raise it as well.
         """
-        raw = (await self._records.read(self._session)).state.get(key)
+        raw = (await self._read()).get(key)
         return default if raw is None else msgspec.json.decode(raw)
 
     async def set(self, key: str, value: Any) -> None:
@@ -69,11 +78,10 @@ class SessionState:
     async def delete(self, key: str) -> None:
         """Delete a value."""
 
-        def edit(record: SessionRecord) -> SessionRecord | None:
-            kept = {name: raw for name, raw in record.state.items() if name != key}
-            return replace(record, state=kept) if len(kept) < len(record.state) else None
+        def edit(values: Values) -> Values | None:
+            return {name: raw for name, raw in values.items() if name != key} if key in values else None
 
-        await self._records.change(self._session, edit)
+        await self._change(edit)
 
     async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
         """Replace a value with the result of a function and return it: ``await ctx.session_state.update("n", lambda n:
@@ -83,22 +91,100 @@ class SessionState:
         """
         value = default
 
-        def edit(record: SessionRecord) -> SessionRecord:
+        def edit(values: Values) -> Values:
             nonlocal value
-            present = record.state.get(key)
+            present = values.get(key)
             value = function(default if present is None else msgspec.json.decode(present))
-            state = {**record.state, key: msgspec.Raw(encode(value))}
-            if sum(len(name.encode()) + len(bytes(raw)) for name, raw in state.items()) > MAX_STATE:
+            changed = {**values, key: msgspec.Raw(encode(value))}
+            if sum(len(name.encode()) + len(bytes(raw)) for name, raw in changed.items()) > MAX_STATE:
                 raise LocalError(
-                    f"A session stores at most {MAX_STATE} bytes. Store large values elsewhere, and only their "
-                    "keys here."
+                    f"A session, or a user, stores at most {MAX_STATE} bytes. Store large values elsewhere, and only "
+                    "their keys here."
                 )
-            return replace(record, state=state)
+            return changed
 
-        await self._records.change(self._session, edit)
+        await self._change(edit)
         return value
 
 
+class SessionState(StoredState):
+    """Named values of one session.
+
+    The values are deleted when the session ends, or after `session_ttl` without changes. A client without a session, as
+    in 2026-07-28, has none: each method raises a ToolError, and ``if ctx.session_state`` is false.
+    """
+
+    def __init__(self, records: SessionRecords, session: Session | None) -> None:
+        self._records = records
+        self._known = session
+
+    @override
+    def __bool__(self) -> bool:
+        return self._known is not None
+
+    @property
+    def _session(self) -> Session:
+        if self._known is None:
+            raise ToolError(
+                "This client has no session, so no state can be kept between its calls. Return an id, and accept it as "
+                "an argument in the next call."
+            )
+        return self._known
+
+    @override
+    async def _read(self) -> Values:
+        return (await self._records.read(self._session)).state
+
+    @override
+    async def _change(self, edit: Edit) -> None:
+        def replace_state(record: SessionRecord) -> SessionRecord | None:
+            values = edit(record.state)
+            return None if values is None else replace(record, state=dict(values))
+
+        await self._records.change(self._session, replace_state)
+
+
+class UserState(StoredState):
+    """Named values of one user: of the principal who signed in, or of the only client over stdio.
+
+    All sessions and programs of a user share them, in every revision. They're deleted after `user_state_ttl` without
+    changes. A caller without sign-in has none: each method raises a ToolError, and ``if ctx.user_state`` is false.
+    """
+
+    def __init__(self, services: Services, principal: Principal | None, *, is_only_client: bool) -> None:
+        self._services = services
+        self._is_known = principal is not None or is_only_client
+        owner, binding = ("", b"") if principal is None else (principal.id, principal.binding)
+        self._name = f"user-state:{share_for(owner)}.{sha256(binding).hexdigest()[:32]}"
+
+    @override
+    def __bool__(self) -> bool:
+        return self._is_known
+
+    @property
+    def _key(self) -> str:
+        if not self._is_known:
+            raise ToolError("You aren't signed in, so nothing can be kept for you between calls.")
+        return self._name
+
+    @override
+    async def _read(self) -> Values:
+        with convert_store_errors():
+            return _decode_values(await self._services.store.kv.get(self._key) or b"{}")
+
+    @override
+    async def _change(self, edit: Edit) -> None:
+        kv, ttl = self._services.store.kv, self._services.settings.user_state_ttl
+        with convert_store_errors():
+            for attempt in range(TRIES):
+                raw = await read_again(kv, self._key, attempt) if attempt else await kv.get(self._key)
+                values = edit(_decode_values(raw or b"{}"))
+                if values is None or await kv.compare_and_set(self._key, raw, encode(values) if values else None, ttl):
+                    return
+        raise ProtocolError(FULL, "There are too many concurrent changes. Try again.", status=503)
+
+
+_decode_values = decoder(dict[str, msgspec.Raw])
 _CLAIM_PREFIX = b"\x00"
 """The first byte of a claim, followed by the worker's name. No JSON value starts with it."""
 _POLL = 0.1

@@ -109,7 +109,7 @@ _MAX_KNOWN = 65_536
 _MAX_ABSENT = 16_384
 _CACHED, _CACHED_BYTES = 1_024, 4_096
 """Maximum number of cached records from other workers, and the maximum size of each."""
-_TRIES = 100
+TRIES = 100
 _FIRST_COUNT = 10**9
 """Change counts have a fixed number of digits, so they don't change the size of a record."""
 YOURS = "Your sessions use too much memory. End sessions that you don't need, or try again later."
@@ -212,7 +212,7 @@ class SessionRecords:
         """
         if session.record is not None:
             return session.record
-        with _convert_store_errors():
+        with convert_store_errors():
             raw, newest = await self._look(session.id)
         record = _unpack(raw)
         if newest and raw is None:
@@ -267,8 +267,8 @@ class SessionRecords:
         self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]
     ) -> SessionRecord | None:
         key, kv = _PREFIX + session.id, self._store.kv
-        with _convert_store_errors():
-            for attempt in range(_TRIES):
+        with convert_store_errors():
+            for attempt in range(TRIES):
                 raw = await read_again(kv, key, attempt) if attempt or self.may_exist(session) else None
                 if raw is not None:
                     self._note(session.id)
@@ -290,7 +290,7 @@ class SessionRecords:
             ProtocolError: The store is full or doesn't respond.
         """
         key, packed = _PREFIX + session.id, _pack(SessionRecord(ended=True))
-        with _convert_store_errors():
+        with convert_store_errors():
             await self._store.kv.put(key, packed, ttl)
         self._note(session.id)
 
@@ -328,7 +328,7 @@ class SessionRecords:
 
 
 @contextlib.contextmanager
-def _convert_store_errors() -> Generator[None]:
+def convert_store_errors() -> Generator[None]:
     """Raise failures of the store as errors for the client."""
     try:
         yield
@@ -337,7 +337,11 @@ def _convert_store_errors() -> Generator[None]:
     except StoreFull as exc:
         raise ProtocolError(FULL, OTHERS, status=503) from exc
     except StoreUnavailable as exc:
-        raise ProtocolError(FULL, "Sessions can't be read or changed at the moment. Try again.", status=503) from exc
+        raise ProtocolError(
+            FULL,
+            "Stored values can't be read or changed at the moment. Try again.",
+            status=503,
+        ) from exc
 
 
 def _pack(record: SessionRecord) -> bytes:

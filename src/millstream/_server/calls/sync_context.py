@@ -11,7 +11,7 @@ from millstream._protocol.errors import Cancelled
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
 from millstream._server.calls.services import Publisher
-from millstream._server.calls.session_state import SessionState
+from millstream._server.calls.session_state import StoredState
 from millstream._server.pool import Jobs, run_carried, work
 from millstream._tasks import fulfill
 
@@ -94,20 +94,20 @@ class SyncHub:
     history: Final = make_blocking(Publisher.history)
 
 
-class SyncSessionState:
-    """A blocking `SessionState`. The function for `update` runs in the event loop and must not block."""
+class SyncStoredState:
+    """A blocking `StoredState`. The function for `update` runs in the event loop and must not block."""
 
-    def __init__(self, state: SessionState, wait: Wait) -> None:
+    def __init__(self, state: StoredState, wait: Wait) -> None:
         self._inner = state
         self._wait = wait
 
     def __bool__(self) -> bool:
         return bool(self._inner)
 
-    get: Final = make_blocking(SessionState.get)
-    set: Final = make_blocking(SessionState.set)
-    delete: Final = make_blocking(SessionState.delete)
-    update: Final = make_blocking(SessionState.update)
+    get: Final = make_blocking(StoredState.get)
+    set: Final = make_blocking(StoredState.set)
+    delete: Final = make_blocking(StoredState.delete)
+    update: Final = make_blocking(StoredState.update)
 
 
 class SyncContext(CallInfo):
@@ -134,9 +134,14 @@ class SyncContext(CallInfo):
         return SyncHub(self._inner.hub, self._wait)
 
     @property
-    def session_state(self) -> SyncSessionState:
+    def session_state(self) -> SyncStoredState:
         """Values stored for this session: ``ctx.session_state.get("cart", [])``. See `Context.session_state`."""
-        return SyncSessionState(self._inner.session_state, self._wait)
+        return SyncStoredState(self._inner.session_state, self._wait)
+
+    @property
+    def user_state(self) -> SyncStoredState:
+        """Values stored for this user: ``ctx.user_state.get("read", [])``. See `Context.user_state`."""
+        return SyncStoredState(self._inner.user_state, self._wait)
 
     read_resource: Final = make_blocking(Context.read_resource)
     progress: Final = make_blocking(Context.progress)
