@@ -5,9 +5,10 @@ from typing import Any
 from bad_input.shop import make_shop, stock
 from cases import for_each
 from millstream import Context, Server, Settings
-from millstream._server.calls.pending_questions import OVER
 from millstream.middleware import MessageRequest, Middleware, Next
 from wire import POST, MemoryPipe, Wire, open_sse, per_request, request, routing, run_wire
+
+OVER = "The call has ended, so the client can't answer. Await each question before the function returns."
 
 INITIALIZE = {
     "protocolVersion": "2025-11-25",
