@@ -538,7 +538,9 @@ class McpUpstream(Upstream):
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
             own=None if client is None else self._own_session(key.affinity, client),
-            find_client=self._find_client if client is not None or self.gateway.host.has_one_client else None,
+            find_client=partial(self._find_client, owner)
+            if client is not None or self.gateway.host.has_one_client
+            else None,
         )
         revision = config.revision or (client.revision if client else None)
         if key.handshake:
@@ -607,9 +609,15 @@ class McpUpstream(Upstream):
     def _send_to_session(self, session: str, message: bytes) -> None:
         self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
 
-    async def _find_client(self, session: str, waits: bool) -> SessionRecipient | None:
+    async def _find_client(self, owner: str, session: str, waits: bool) -> SessionRecipient | None:
         """Return the client of a session, or the only one, if it can be asked outside its calls. Servers ask as soon as
         the handshake ends, which the client may not know yet, so wait for it if needed.
+
+        Args:
+            owner: The caller whose share of open questions it uses, in all its sessions together, or empty for a client
+                without a share.
+            session: Id of the session, or empty for the only one.
+            waits: Whether to wait.
 
         Raises:
             ProtocolError: It can't be asked.
@@ -625,7 +633,7 @@ class McpUpstream(Upstream):
             self._send_to_session(found.id, message)
 
         async def ask(method: str, params: Json) -> bytes:
-            return await services.questions.ask(send, method, params, owner=found.id, scope=found.id)
+            return await services.questions.ask(send, method, params, owner=owner or found.id, scope=found.id)
 
         return SessionRecipient(found, self.policy.questions, self.policy.redactor("", ""), ask)
 
