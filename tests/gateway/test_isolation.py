@@ -221,6 +221,11 @@ class Carts:
         self.kept: dict[str, str] = {}
         """Open session -> its value."""
         self.numbers = count(1)
+        self.asked = asyncio.Event()
+        """Set when a client has asked for a session."""
+        self.opens = asyncio.Event()
+        """Set while sessions are created without delay."""
+        self.opens.set()
 
     async def behave(self, asked: ReceivedRequest) -> None:
         session = asked.headers.get("mcp-session-id", "")
@@ -230,6 +235,8 @@ class Carts:
         elif asked.method == "initialize":
             session = f"session-{next(self.numbers)}"
             self.kept[session] = "nothing"
+            self.asked.set()
+            await self.opens.wait()
             await with_handshake(self.behave, session)(asked)
         elif asked.method == "tools/list":
             await asked.result({"tools": [{"name": each, "inputSchema": {"type": "object"}} for each in TOOLS]})
@@ -294,6 +301,25 @@ async def test_rest_calls_have_a_session_each_which_ends_with_the_call() -> None
         for name, body in (("keep", {"value": "Ada's secret"}), ("read", {})):
             reply = await http.post(f"/tools/{name}", json=body)
             assert ("secret" in reply.text) == (name == "keep"), reply.text
+        await until(lambda: len(carts.kept) == before)
+
+
+@for_each_revision
+async def test_session_that_a_caller_gave_up_while_it_was_opened_ends_at_the_upstream(revision: str) -> None:
+    async with relay(**CATALOG) as (url, carts), httpx2.AsyncClient(base_url=url, timeout=WAIT) as http:
+        before = len(carts.kept)
+        carts.asked.clear()
+        carts.opens.clear()
+        async with connect(f"{url}/mcp", ANONYMOUS, revision) as ada:
+            call = asyncio.create_task(ada.call("read"))
+            await carts.asked.wait()
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        rest = asyncio.create_task(http.post("/tools/read", json={}))
+        await until(lambda: len(carts.kept) == before + 2)
+        rest.cancel()
+        await asyncio.gather(rest, return_exceptions=True)
+        carts.opens.set()
         await until(lambda: len(carts.kept) == before)
 
 
