@@ -18,6 +18,7 @@ import pytest
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
+from millstream.auth._key_file import KeyFile
 from millstream.client import ToolFailed
 from patience import WAIT
 
@@ -170,6 +171,30 @@ async def test_clients_of_one_person_and_clients_without_sign_in_share_a_process
 async def test_one_person_uses_the_process_that_lists_the_tools() -> None:
     async with gateway(None, people={"ada": ADA}, max_processes=1) as url, connect(url, ADA, PER_REQUEST) as ada:
         assert (await ada.call("keep", value="mine")).text == "mine"
+
+
+@for_each_revision
+async def test_process_of_the_only_person_stays_separate_when_the_keys_change(revision: str, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    ada = keys.add("ada", (), 0.0, None)
+    mcp = Server("front", auth=auth.keys(file=keys.path))
+    mcp.upstream("desk", [sys.executable, "-c", COMMAND], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with mcp.running() as runtime, serve(mcp) as running:
+        url = f"http://127.0.0.1:{running.port}/mcp"
+
+        async def use(key: str, tool: str, **arguments: str) -> str:
+            assert runtime.guard is not None
+            runtime.guard.refresh()
+            async with connect(url, key, revision) as client:
+                return (await client.call(tool, arguments)).text
+
+        await use(ada, "keep", value="Ada's secret")
+        cleo = keys.add("cleo", (), 0.0, None)
+        assert [await use(each, "read") for each in (cleo, ada)] == ["nothing", "Ada's secret"]
+        keys.revoke("ada")
+        keys.revoke("cleo")
+        bob = keys.add("bob", (), 0.0, None)
+        assert await use(bob, "read") == "nothing"
 
 
 async def test_calls_without_sign_in_have_a_session_each_at_a_url_that_keeps_sessions() -> None:

@@ -128,6 +128,10 @@ class McpUpstream(Upstream):
     """Whether it's a command that serves only this server's one client. It starts when that client connects."""
     keeps_sessions: bool | None = None
     """Whether its connections are sessions of the handshake era. None until the first one is open."""
+    _only_principal: str | None = None
+    """Principal that uses the process that reads the lists. None until a principal has called, and then empty without
+    one.
+    """
     _logged_keeping: bool | None = None
     """Value of `keeps_sessions` when the log last described what callers share."""
     _uses_http = False
@@ -186,9 +190,6 @@ class McpUpstream(Upstream):
                 running = await self._stack.enter_async_context(server.running())
                 self._target = _SharedServer(lambda: nullcontext(running))
         self.gateway.host.services.session_ends.append(self.links.end_session)
-        if (guard := self.gateway.host.guard) is not None:  # another key may have been added
-            guard.on_revocation.append(self.forget_routes)
-            self._stack.callback(guard.on_revocation.remove, self.forget_routes)
         self.gateway.host.every_second(self.links.end_idle)
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
@@ -226,8 +227,8 @@ class McpUpstream(Upstream):
         if route.takes_credentials and self.credentials is not None:
             credentials = self.credentials.link_key(call)
         if call.principal is not None and (route.by_principal or credentials):
-            protected = self._protected_program is not None
-            principal = caller_of(call.principal) if protected else call.principal.binding.hex()
+            protected, binding = self._protected_program is not None, call.principal.binding.hex()
+            principal = caller_of(call.principal) if protected else "" if self._lists_for(binding) else binding
         key = LinkKey(
             principal,
             call.session.id if route.by_session and call.session is not None else "",
@@ -239,6 +240,14 @@ class McpUpstream(Upstream):
         )
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister and route.by_abilities else key
+
+    def _lists_for(self, binding: str) -> bool:
+        """Return whether a principal uses the process that reads the lists, because it was the only one that could sign
+        in when the first one called. It keeps the process, and its state, when others can, or take its place.
+        """
+        if self._only_principal is None:
+            self._only_principal = "" if self._has_several_principals or self.config.isolation else binding
+        return self._shares_processes and binding == self._only_principal
 
     @property
     def lister(self) -> LinkKey:
@@ -336,7 +345,7 @@ class McpUpstream(Upstream):
             isolation=self.config.isolation,
             is_remote=self._uses_http or self._is_websocket,
             keeps_sessions=self.in_sessions or self.keeps_sessions is not False,
-            has_principals=self._has_principals,
+            has_principals=self.gateway.host.guard is not None,
             separates_principals=protected or self._is_websocket,
             has_credentials=self.credentials is not None,
             in_sessions=self.in_sessions,
@@ -344,7 +353,7 @@ class McpUpstream(Upstream):
         )
 
     @property
-    def _has_principals(self) -> bool:
+    def _has_several_principals(self) -> bool:
         guard = self.gateway.host.guard
         return guard is not None and not guard.has_one()
 
