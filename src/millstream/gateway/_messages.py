@@ -72,6 +72,8 @@ _ENTRY_BYTES = 250
 """Memory that a waiting notification takes in addition to its parameters."""
 _MAX_ENDED = 64
 """Maximum calls per session whose late progress is passed on."""
+_MAX_TOKEN = 256
+"""Maximum characters of a progress token to remember after its call."""
 REJECTED_CODE = -1
 """Error code for a sampling request that the user or client rejected."""
 
@@ -434,10 +436,11 @@ class MessageRouter:
     def leave(self, request_id: int, *, answered: bool) -> None:
         """Remove a call that got its response, or that the client gave up and the upstream may still run."""
         recipient = self.recipients.pop(request_id)
-        if recipient.token is not None and recipient.verbatim and self._own is not None:
+        token = recipient.token
+        if token is not None and recipient.verbatim and self._own is not None and len(str(token)) <= _MAX_TOKEN:
             if self._ended is None:
                 self._ended = Recent(_MAX_ENDED)
-            self._ended.keep(request_id, recipient.token)
+            self._ended.keep(request_id, token)
         users = self._current_users()
         if len(users) < 2 and (recipient.signed_in or not answered) and not self._in_process:
             users.add(recipient.caller)
