@@ -368,7 +368,9 @@ class McpUpstream(Upstream):
     @override
     def has_separate_processes(self) -> bool:
         """See `Upstream`."""
-        return self.processes is not None and (not self._shares_processes or self._facts().is_by_principal)
+        has_several = self.config.isolation is not None or self._has_several_principals
+        separates = not self._shares_processes or (has_several and self._facts().is_by_principal)
+        return self.processes is not None and separates
 
     @property
     @override
