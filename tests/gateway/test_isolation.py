@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
@@ -327,6 +327,44 @@ async def test_rest_calls_have_a_session_each_which_ends_with_the_call() -> None
             reply = await http.post(f"/tools/{name}", json=body)
             assert ("secret" in reply.text) == (name == "keep"), reply.text
         await until(lambda: len(carts.kept) == before)
+
+
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+async def test_client_of_a_refused_revision_takes_no_session_from_others(prefix: str) -> None:
+    carts = Carts()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        """Serve both eras, but only one revision of the handshake."""
+        if asked.method == "server/discover":
+            await asked.result({**OFFER, "capabilities": {"tools": {}}})
+        elif asked.method == "subscriptions/listen":
+            error = {"code": -32601, "message": "Method not found"}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        elif asked.method == "initialize" and asked.message["params"]["protocolVersion"] != HANDSHAKE:
+            error = {"code": -32602, "message": "Unsupported protocol version", "data": {"supported": [HANDSHAKE]}}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        elif asked.method == "tools/list":
+            tools = [{"name": each, "inputSchema": {"type": "object"}} for each in TOOLS]
+            await asked.result({"resultType": "complete", "ttlMs": 0, "cacheScope": "public", "tools": tools})
+        elif asked.method == "tools/call" and "mcp-session-id" not in asked.headers:
+            await asked.result({"resultType": "complete", "content": [{"type": "text", "text": "no session"}]})
+        else:
+            await carts.behave(asked)
+
+    keep, read = (f"{prefix}_{name}" if prefix else name for name in TOOLS)
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(misbehaving(behave))
+        mcp = Server("front")
+        mcp.upstream("carts", behind.url, prefix=prefix, start_timeout=WAIT, timeout=WAIT)
+        await stack.enter_async_context(mcp.running())
+        front = await stack.enter_async_context(serve(mcp))
+        url = f"http://127.0.0.1:{front.port}/mcp"
+        async with connect(url, ANONYMOUS, HANDSHAKE) as ada, connect(url, ANONYMOUS, "2024-11-05") as eve:
+            await ada.call(keep, value="Ada's secret")
+            assert (await eve.call(read)).text == "no session"
+            assert (await ada.call(read)).text == "Ada's secret"
+        async with connect(url, ANONYMOUS, HANDSHAKE) as bob:
+            assert (await bob.call(read)).text == "nothing"
 
 
 @for_each_revision

@@ -82,6 +82,7 @@ from millstream.protocol import (
     NEWEST_HANDSHAKE,
     TASKS,
     Json,
+    Revision,
     decode_object,
     decoder,
     encode,
@@ -258,7 +259,7 @@ class McpUpstream(Upstream):
     @override
     def may_have_own(self) -> bool:
         """See `Upstream`."""
-        return self.gives_sessions and not self._shares_processes
+        return self.gives_sessions(NEWEST_HANDSHAKE) and not self._shares_processes
 
     @property
     @override
@@ -270,7 +271,8 @@ class McpUpstream(Upstream):
     @override
     def relayed_sessions(self) -> Collection[str]:
         """See `Upstream`."""
-        return self.links.own if self.is_relayed and self.gives_sessions else ()
+        own = self.links.own.items() if self.is_relayed else ()
+        return {id for id, link in own if link.open_task is None and link.conversation.transport.has_session}
 
     @property
     @override
@@ -293,14 +295,20 @@ class McpUpstream(Upstream):
 
     def forget_facts(self) -> None:
         """Assume nothing about the upstream, because another server may have taken its place."""
-        config = self.config
-        self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
-        """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
-        self.answers_handshake: bool = False
-        """Whether it serves clients of the handshake era although it creates no sessions."""
+        self._sessionless: set[Revision] = set()
+        """Clients' revisions in which it created no session. It may create sessions in others."""
+        self._answered: set[Revision] = set()
+        """Those of them in which it nevertheless answers `initialize`, and serves clients."""
         self.newer_calls: Recent[tuple[str, str], None] = Recent(_MAX_NEWER_CALLS)
         """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
         self.forget_routes()
+
+    def gives_sessions(self, revision: Revision) -> bool:
+        """Return whether clients of a revision can have dedicated sessions. It's assumed until the upstream doesn't
+        create one.
+        """
+        pinned = self.config.revision
+        return (pinned is None or BY_DATE[pinned].handshake) and revision not in self._sessionless
 
     def declare_less(self, exc: ServerError) -> bool:
         """Declare capabilities in their oldest form, after `initialize` was refused with an error that names a member.
@@ -324,7 +332,7 @@ class McpUpstream(Upstream):
         if route is None:
             route = plan_route(
                 call.revision,
-                self._facts(),
+                self._facts(call.revision),
                 has_session=key[1],
                 is_known=key[2] or self.gateway.host.has_one_client,
                 needs_newer=needs_newer,
@@ -333,13 +341,13 @@ class McpUpstream(Upstream):
                 self._routes[key] = route
         return route
 
-    def _facts(self) -> UpstreamFacts:
+    def _facts(self, client: Revision = NEWEST_HANDSHAKE) -> UpstreamFacts:
         shares, protected = self._shares_processes, self._protected_program is not None
         return UpstreamFacts(
             revision=self.revision,
             is_relayed=self.is_relayed,
-            gives_sessions=self.gives_sessions,
-            answers_handshake=self.answers_handshake,
+            gives_sessions=self.gives_sessions(client),
+            answers_handshake=client in self._answered,
             has_processes=self.processes is not None and not (self.serves_one and not self.revision.handshake),
             serves_several=shares,
             isolation=self.config.isolation,
@@ -418,22 +426,23 @@ class McpUpstream(Upstream):
         except NO_HANDSHAKE as exc:
             if self.revision.handshake or not lacks_handshake(exc):
                 raise
-            why = str(exc)
+            link, why = None, str(exc)
+            self._answered.discard(call.revision)
+            self.forget_routes()
         else:
             link.expires_at = session.expires_at
             if link.conversation.transport.has_session:
                 return link
             why = "It doesn't issue session ids."
             if self._uses_http and not self.revision.handshake:
-                self.answers_handshake = True
+                self._answered.add(call.revision)
             else:
                 links.end(link)
                 link = None
-        if not self.gives_sessions:
-            return link
-        logger.info("%s has no sessions for its clients: %s", self.name, why)
-        self.gives_sessions = False
-        self._routes.clear()
+        if self.gives_sessions(call.revision):
+            logger.info("%s has no sessions for clients of %s: %s", self.name, call.revision.date, why)
+            self._sessionless.add(call.revision)
+            self.forget_routes()
         return link
 
     def _capabilities_for(self, call: Call) -> Json:
