@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.misbehaving_servers import ReceivedRequest, misbehaving
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from fleet import until
 from http_peer import serve
 from millstream import Server, auth
@@ -390,6 +390,37 @@ def test_pauses_for_a_caller_grow_until_it_gets_a_response() -> None:
     assert rules.refusal(alice, "tools/call", "hang")
     rules.succeed(0.1, alice, "tools/call", "hang")
     rules.succeed(0.1, bob, "tools/call", "hang")
+    assert not rules.records
+
+
+async def test_log_has_only_the_beginning_of_a_relayed_method(caplog: pytest.LogCaptureFixture) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method.startswith("com.example/"):
+            raise ConnectionError
+        if asked.method == "tools/list":
+            await asked.result({"tools": []})
+        else:
+            await with_handshake(behave, "session")(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        mcp = Server("front")
+        mcp.upstream("up", server.url, prefix="", start_timeout=WAIT)
+        async with mcp.running(), Client(mcp, revision="2025-11-25") as client:
+            with pytest.raises(ServerError, match="closed the connection"):
+                await client.request("com.example/" + "x" * 1_000_000, {})
+    assert "com.example/xxx" in caplog.text
+    assert len(caplog.text) < 10_000
+
+
+def test_failures_are_remembered_without_the_rest_of_a_long_method() -> None:
+    rules = breaker.Breaker()
+    alice = SimpleNamespace(owner="alice", name="", principal="alice")
+    method = "com.example/" + "x" * 1_000_000
+    for _ in range(breaker.FAILURES):
+        rules.fail(alice, method, "")
+    assert [len(kept) for kept, _ in rules.records] == [200]
+    assert rules.refusal(alice, method, "")
+    rules.succeed(0.1, alice, method, "")
     assert not rules.records
 
 

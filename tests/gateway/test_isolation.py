@@ -15,9 +15,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
+from millstream.auth._key_file import KeyFile
 from millstream.client import ToolFailed
 from patience import WAIT
 
@@ -172,6 +173,30 @@ async def test_one_person_uses_the_process_that_lists_the_tools() -> None:
         assert (await ada.call("keep", value="mine")).text == "mine"
 
 
+@for_each_revision
+async def test_process_of_the_only_person_stays_separate_when_the_keys_change(revision: str, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    ada = keys.add("ada", (), 0.0, None)
+    mcp = Server("front", auth=auth.keys(file=keys.path))
+    mcp.upstream("desk", [sys.executable, "-c", COMMAND], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with mcp.running() as runtime, serve(mcp) as running:
+        url = f"http://127.0.0.1:{running.port}/mcp"
+
+        async def use(key: str, tool: str, **arguments: str) -> str:
+            assert runtime.guard is not None
+            runtime.guard.refresh()
+            async with connect(url, key, revision) as client:
+                return (await client.call(tool, arguments)).text
+
+        await use(ada, "keep", value="Ada's secret")
+        cleo = keys.add("cleo", (), 0.0, None)
+        assert [await use(each, "read") for each in (cleo, ada)] == ["nothing", "Ada's secret"]
+        keys.revoke("ada")
+        keys.revoke("cleo")
+        bob = keys.add("bob", (), 0.0, None)
+        assert await use(bob, "read") == "nothing"
+
+
 async def test_calls_without_sign_in_have_a_session_each_at_a_url_that_keeps_sessions() -> None:
     async with (
         gateway(None, at_url=True, **CATALOG) as url,
@@ -221,6 +246,11 @@ class Carts:
         self.kept: dict[str, str] = {}
         """Open session -> its value."""
         self.numbers = count(1)
+        self.asked = asyncio.Event()
+        """Set when a client has asked for a session."""
+        self.opens = asyncio.Event()
+        """Set while sessions are created without delay."""
+        self.opens.set()
 
     async def behave(self, asked: ReceivedRequest) -> None:
         session = asked.headers.get("mcp-session-id", "")
@@ -230,6 +260,8 @@ class Carts:
         elif asked.method == "initialize":
             session = f"session-{next(self.numbers)}"
             self.kept[session] = "nothing"
+            self.asked.set()
+            await self.opens.wait()
             await with_handshake(self.behave, session)(asked)
         elif asked.method == "tools/list":
             await asked.result({"tools": [{"name": each, "inputSchema": {"type": "object"}} for each in TOOLS]})
@@ -294,6 +326,63 @@ async def test_rest_calls_have_a_session_each_which_ends_with_the_call() -> None
         for name, body in (("keep", {"value": "Ada's secret"}), ("read", {})):
             reply = await http.post(f"/tools/{name}", json=body)
             assert ("secret" in reply.text) == (name == "keep"), reply.text
+        await until(lambda: len(carts.kept) == before)
+
+
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+async def test_client_of_a_refused_revision_takes_no_session_from_others(prefix: str) -> None:
+    carts = Carts()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        """Serve both eras, but only one revision of the handshake."""
+        if asked.method == "server/discover":
+            await asked.result({**OFFER, "capabilities": {"tools": {}}})
+        elif asked.method == "subscriptions/listen":
+            error = {"code": -32601, "message": "Method not found"}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        elif asked.method == "initialize" and asked.message["params"]["protocolVersion"] != HANDSHAKE:
+            error = {"code": -32602, "message": "Unsupported protocol version", "data": {"supported": [HANDSHAKE]}}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        elif asked.method == "tools/list":
+            tools = [{"name": each, "inputSchema": {"type": "object"}} for each in TOOLS]
+            await asked.result({"resultType": "complete", "ttlMs": 0, "cacheScope": "public", "tools": tools})
+        elif asked.method == "tools/call" and "mcp-session-id" not in asked.headers:
+            await asked.result({"resultType": "complete", "content": [{"type": "text", "text": "no session"}]})
+        else:
+            await carts.behave(asked)
+
+    keep, read = (f"{prefix}_{name}" if prefix else name for name in TOOLS)
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(misbehaving(behave))
+        mcp = Server("front")
+        mcp.upstream("carts", behind.url, prefix=prefix, start_timeout=WAIT, timeout=WAIT)
+        await stack.enter_async_context(mcp.running())
+        front = await stack.enter_async_context(serve(mcp))
+        url = f"http://127.0.0.1:{front.port}/mcp"
+        async with connect(url, ANONYMOUS, HANDSHAKE) as ada, connect(url, ANONYMOUS, "2024-11-05") as eve:
+            await ada.call(keep, value="Ada's secret")
+            assert (await eve.call(read)).text == "no session"
+            assert (await ada.call(read)).text == "Ada's secret"
+        async with connect(url, ANONYMOUS, HANDSHAKE) as bob:
+            assert (await bob.call(read)).text == "nothing"
+
+
+@for_each_revision
+async def test_session_that_a_caller_gave_up_while_it_was_opened_ends_at_the_upstream(revision: str) -> None:
+    async with relay(**CATALOG) as (url, carts), httpx2.AsyncClient(base_url=url, timeout=WAIT) as http:
+        before = len(carts.kept)
+        carts.asked.clear()
+        carts.opens.clear()
+        async with connect(f"{url}/mcp", ANONYMOUS, revision) as ada:
+            call = asyncio.create_task(ada.call("read"))
+            await carts.asked.wait()
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        rest = asyncio.create_task(http.post("/tools/read", json={}))
+        await until(lambda: len(carts.kept) == before + 2)
+        rest.cancel()
+        await asyncio.gather(rest, return_exceptions=True)
+        carts.opens.set()
         await until(lambda: len(carts.kept) == before)
 
 

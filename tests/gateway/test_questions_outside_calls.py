@@ -4,13 +4,15 @@ import asyncio
 import json
 import sys
 from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
-from millstream import Client, Server
+from millstream import Client, Server, Settings, auth
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -182,3 +184,54 @@ async def test_client_that_refuses_its_roots_is_asked_once(tmp_path: Path) -> No
         await asyncio.gather(hanging, return_exceptions=True)
     assert "error" in found
     assert asked == 1
+
+
+FORM = {"type": "object", "properties": {"x": {"type": "string"}}}
+KEYS = {name: f"the-key-of-{name}-0123456789" for name in ("eve", "ada")}
+
+
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+async def test_one_persons_sessions_leave_room_for_questions_to_others(prefix: str) -> None:
+    numbers, events = count(1), asyncio.Queue[str]()
+
+    async def ask_each_session(asked: ReceivedRequest) -> None:
+        if asked.method == "initialize":
+            await with_handshake(ask_each_session, f"session-{next(numbers)}")(asked)
+        elif asked.verb == "GET":
+            params = {"message": "Who?", "requestedSchema": FORM}
+            question = {"jsonrpc": "2.0", "id": "q", "method": "elicitation/create", "params": params}
+            await asked.stream()
+            await asked.event(json.dumps(question).encode())
+            await asyncio.Event().wait()
+        elif asked.message.get("id") == "q":
+            events.put_nowait(json.dumps(asked.message.get("result") or asked.message["error"]))
+            await asked.reply(b"", status="202 Accepted")
+        elif asked.method == "tools/list":
+            await asked.result({"tools": [{"name": "work", "inputSchema": {"type": "object"}}]})
+        elif asked.method == "tools/call":
+            await asked.result({"content": []})
+        else:
+            await with_handshake(ask_each_session)(asked)
+
+    async def wait_forever(question: Any) -> None:
+        events.put_nowait("Eve is asked")
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(misbehaving(ask_each_session))
+        mcp = Server("front", auth=auth.keys(named_keys=KEYS), settings=Settings(max_pending_inputs=2))
+        mcp.upstream("far", behind.url, prefix=prefix, start_timeout=WAIT, timeout=WAIT)
+        await stack.enter_async_context(mcp.running())
+        front = await stack.enter_async_context(serve(mcp))
+        for name, elicit in (("eve", wait_forever), ("eve", wait_forever), ("ada", lambda _: {"x": "Ada"})):
+            client = Client(
+                f"http://127.0.0.1:{front.port}/mcp",
+                headers={"authorization": f"Bearer {KEYS[name]}"},
+                revision="2025-11-25",
+                elicit=elicit,
+                timeout=WAIT,
+            )
+            await stack.enter_async_context(client)
+            await client.call(f"{prefix}_work" if prefix else "work")
+            happened = await events.get()
+        assert json.loads(happened)["content"] == {"x": "Ada"}

@@ -408,6 +408,20 @@ async def test_progress_reaches_the_client_unchanged_even_after_its_call() -> No
     assert [first, late] == [step | {"progress": 1}, step | {"progress": 2}]
 
 
+async def test_long_progress_tokens_are_forgotten_with_their_calls() -> None:
+    seen: asyncio.Queue[Any] = asyncio.Queue()
+    methods: list[str] = []
+    async with asyncio.timeout(WAIT), Client(relay(reporting()), revision="2025-11-25") as client:
+        client.conversation.requests.incoming.observer = seen.put_nowait
+        call = {"name": "work", "arguments": {}, "_meta": {"progressToken": "m" * 10_000}}
+        await client.request("tools/call", call)
+        await client.call("late")
+        await client.call("change")
+        while "notifications/tools/list_changed" not in methods:
+            methods.append((await seen.get()).method)
+    assert methods.count("notifications/progress") == 1
+
+
 async def test_change_announced_in_a_call_without_a_session_arrives_before_its_result() -> None:
     async with Client(relay(reporting()), revision="2026-07-28") as client:
         work = client.call("change")

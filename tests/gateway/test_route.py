@@ -78,7 +78,7 @@ def test_ways_depend_on_both_revisions_and_on_the_relay() -> None:
         assert choose_way(BY_DATE[client], BY_DATE[source], is_relayed=relayed) is expected
 
 
-def test_each_principal_has_a_process_if_several_can_sign_in_to_a_command_of_the_handshake() -> None:
+def test_each_principal_has_a_process_of_a_command_that_uses_the_handshake() -> None:
     for (isolation, several, keeps), expected in PROCESSES.items():
         facts = UpstreamFacts(
             revision=BY_DATE["2025-11-25"],

@@ -28,6 +28,11 @@ FORM = {"type": "object", "properties": {"x": {"type": "string"}}}
 def say(**message):
     print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
 
+def ask_late():
+    say(method="notifications/message", params={"level": "error", "data": "The password of ask is 123."})
+    say(method="elicitation/create", id="q", params={"message": "Password for ask?", "requestedSchema": FORM})
+
+asking, working = False, None
 for line in sys.stdin:
     message = json.loads(line)
     method, params = message.get("method"), message.get("params", {})
@@ -36,32 +41,39 @@ for line in sys.stdin:
         result = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("ask", "work")]}
     elif method == "tools/call":
         if params["name"] == "ask":
-            token = params["_meta"]["progressToken"]
+            asking, token = True, params["_meta"]["progressToken"]
             say(method="notifications/progress", params={"progressToken": token, "progress": 1})
         else:
             working = message["id"]
-            say(method="notifications/message", params={"level": "error", "data": "The password of ask is 123."})
-            say(method="elicitation/create", id="q", params={"message": "Password for ask?", "requestedSchema": FORM})
+            if not asking:
+                ask_late()
         continue
+    elif method == "notifications/cancelled":
+        asking = False
+        if working is not None:
+            ask_late()
     elif message.get("id") == "q":
         text = json.dumps(message.get("result") or message["error"])
         say(id=working, result={"content": [{"type": "text", "text": text}]})
+        working = None
         continue
     if "id" in message:
         say(id=message["id"], result=result)
 """
-"""A server whose tool `ask` never ends, and whose tool `work` asks the question and logs the line of `ask`."""
+"""A server whose tool `ask` never ends, and whose tool `work` asks the question and logs the line of `ask`, as soon as
+that was canceled.
+"""
 
 
 class Caller:
     """A client with a session, and what it was asked."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, revision: str = HANDSHAKE) -> None:
         self.questions: list[str] = []
         self.logs: list[Any] = []
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self.client = Client(
-            url, headers=headers, revision=HANDSHAKE, elicit=self.answer, on_log=self.hear, timeout=WAIT
+            url, headers=headers, revision=revision, elicit=self.answer, on_log=self.hear, timeout=WAIT
         )
 
     def answer(self, question: Question) -> Any:
@@ -84,23 +96,27 @@ class Caller:
 
 
 @asynccontextmanager
-async def callers(*keys: str, **options: Any) -> AsyncIterator[list[Caller]]:
+async def callers(*keys: str, revision: str = HANDSHAKE, **options: Any) -> AsyncIterator[list[Caller]]:
     """Run a gateway with one process of `ASKS_LATE`, and connect a caller with each key."""
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB}) if any(keys) else None
     mcp = Server("front", auth=guard, settings=Settings(secret_key="a secret of the tests that is long enough"))
     mcp.upstream("late", [sys.executable, "-c", ASKS_LATE], prefix="", start_timeout=WAIT, timeout=WAIT, **options)
     async with asyncio.timeout(WAIT), mcp.running(), serve(mcp) as running:
-        found = [Caller(f"http://127.0.0.1:{running.port}/mcp", key) for key in keys]
+        found = [Caller(f"http://127.0.0.1:{running.port}/mcp", key, revision) for key in keys]
         async with found[0].client, found[-1].client:
             yield found
 
 
-@pytest.mark.parametrize("keys", [(ALICE, BOB), ("", "")], ids=["principals", "anonymous sessions"])
+@pytest.mark.parametrize(
+    ("keys", "revision"),
+    [((ALICE, BOB), HANDSHAKE), (("", ""), HANDSHAKE), (("", ""), PER_REQUEST)],
+    ids=["principals", "anonymous sessions", "anonymous clients at one address"],
+)
 async def test_abandoned_calls_question_is_not_sent_to_other_callers(
-    keys: tuple[str, str], caplog: pytest.LogCaptureFixture
+    keys: tuple[str, str], revision: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
-    async with callers(*keys, isolation="shared") as (first, other):
+    async with callers(*keys, revision=revision, isolation="shared") as (first, other):
         await first.hang_up()
         refusal = await other.work()
         assert "per_principal" in refusal

@@ -34,10 +34,20 @@ for line in sys.stdin:
 """
 PROGRAM = """
 import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
 from millstream import Server, auth
 
+
+@asynccontextmanager
+async def lifespan(server):
+    if Path("broken").exists():
+        raise RuntimeError("the disk is full")
+    yield
+
+
 KEYS = {name: f"the-key-of-{name}-0123456789" for name in ("ada", "bob", "cleo", "dan", "eve")}
-gateway = Server("front", auth=auth.keys(named_keys=KEYS), serve="rest")
+gateway = Server("front", auth=auth.keys(named_keys=KEYS), serve="rest", lifespan=lifespan)
 gateway.upstream("desk", [sys.executable, "desk.py"], prefix="")
 """
 NAMES = "ada", "bob", "cleo", "dan", "eve"
@@ -116,16 +126,33 @@ async def test_wrong_key_is_refused_once(served: Program) -> None:
     assert reply.status_code == 403
 
 
-async def test_state_lost_with_a_worker_is_reported_once(served: Program) -> None:
+async def test_requests_with_the_id_of_an_ended_session_reach_the_same_process(served: Program) -> None:
+    await call(served, "ada", "keep", value="of ada with an old id")
+    params = {"name": "read", "arguments": {}, "_meta": META}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    head = {"mcp-protocol-version": PER_REQUEST, "mcp-method": "tools/call", "mcp-name": "read"}
+    head |= {"accept": "application/json, text/event-stream", "mcp-session-id": "from-an-earlier-server"}
+    for _ in range(8):
+        assert "of ada with an old id" in (await post(served, "ada", "/mcp", message, **head)).text
+
+
+async def test_next_worker_serves_until_a_killed_one_is_replaced_and_each_loss_of_state_is_reported(
+    served: Program,
+) -> None:
     await call(served, "bob", "keep", value="of bob")
     pid = int(await call(served, "bob", "worker"))
+    broken = served.folder / "broken"
+    broken.touch()  # it can't be replaced for now
     os.kill(pid, signal.SIGKILL)
     await until_async(lambda: pid not in served.children())
-    replies = [await attempt(served, "bob", "read")]
-    while "lost its state" not in replies[-1]:  # the worker is being replaced
-        assert replies[-1] not in ("of bob", "nothing"), replies
-        replies.append(await attempt(served, "bob", "read"))
+    assert "lost its state" in await attempt(served, "bob", "read")
     assert await call(served, "bob", "keep", value="again") == "again"
+    assert [await call(served, "bob", "read") for _ in range(8)] == ["again"] * 8
+    broken.unlink()
+    while (reply := await attempt(served, "bob", "read")) == "again":
+        pass
+    assert "lost its state" in reply
+    assert await call(served, "bob", "read") == "nothing"
 
 
 async def attempt(served: Program, person: str, tool: str) -> str:

@@ -23,7 +23,7 @@ _MAX_RECORDS = 1000
 _MAX_AGE = 600.0
 """Seconds after which the failures of a caller may be forgotten."""
 _MAX_NAME = 200
-"""Maximum characters of a name to remember."""
+"""Maximum characters of a method, which a relay passes on whatever it is, and of a name to remember."""
 
 
 class CallerFailures(Struct):
@@ -61,7 +61,7 @@ class Breaker:
 
     def refusal(self, call: Call, method: str, name: str) -> str:
         """Return the reason for not sending a call, as the end of a sentence, or an empty string to send it."""
-        text, callers = "", self.records.get((method, name[:_MAX_NAME]))
+        text, callers = "", self.records.get((method[:_MAX_NAME], name[:_MAX_NAME]))
         if self.is_open:
             text = "isn't responding, so the call wasn't sent. Try again in a minute."
         elif callers:
@@ -79,7 +79,7 @@ class Breaker:
         self._durations.append(seconds)
         self.response_count += 1
         if self.records:
-            self._clear(_caller(call), (method, name[:_MAX_NAME]))
+            self._clear(_caller(call), (method[:_MAX_NAME], name[:_MAX_NAME]))
 
     def _clear(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
         callers = self.records.get(key, {})
@@ -91,7 +91,7 @@ class Breaker:
     def fail(self, call: Call, method: str, name: str) -> None:
         """Record a call without a usable response."""
         self.failure_count += 1
-        self._blame(_caller(call), (method, name[:_MAX_NAME]))
+        self._blame(_caller(call), (method[:_MAX_NAME], name[:_MAX_NAME]))
 
     def _blame(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
         now = self._clock()

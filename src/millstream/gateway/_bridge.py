@@ -404,7 +404,9 @@ def _try_other_era(call: Call, upstream: McpUpstream, link: Link | None, ask: Ra
     needed = (call.method, ask.name)
     if link.key.own and len(ask.name) <= _MAX_NAME and needed not in upstream.newer_calls:
         needs_task = call.method == "tools/call" and (TASKS.encode() in result or _NEEDS_EXTENSION in result)
-        if needs_task or (not upstream.gives_sessions and _cannot_ask(result) and can_ask(upstream.abilities(call))):
+        if needs_task or (
+            not link.conversation.transport.has_session and _cannot_ask(result) and can_ask(upstream.abilities(call))
+        ):
             upstream.newer_calls.keep(needed, None)
             return True
     if _cannot_ask(result) and (remedy := upstream.ask_by_handshake(link)):

@@ -46,7 +46,8 @@ def no_response_error(
         exc: The reason why there was no response.
         words: Whether to add the reason that came with an HTTP status.
     """
-    logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, _describe_error(exc))
+    what, why = f"{call.method:.200} {call.name:.200}", _describe_error(exc)  # a relay passes on all methods
+    logger.warning("%s of the upstream %s failed: %s", what, upstream.name, why)
     has_replied = exc.reply is not None if isinstance(exc, AccessDenied) else exc.status
     if has_replied and words:
         return refused_error(call, upstream, _describe_status(upstream, exc))

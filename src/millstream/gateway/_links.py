@@ -279,7 +279,7 @@ class Links(Struct):
             return await self.open(key, owner)
         except BaseException:  # also if the caller is canceled
             if (link := self.links.get(key)) is not None:
-                self.end(link)
+                self._end_once_open(link)
             raise
 
     def leave(self, link: Link) -> None:
@@ -294,7 +294,21 @@ class Links(Struct):
     def end_session(self, session_id: str) -> None:
         """Close the dedicated session of a client's session that has ended."""
         if (link := self.own.get(session_id)) is not None:
+            self._end_once_open(link)
+
+    def _end_once_open(self, link: Link) -> None:
+        """Close a connection that its caller has given up. If it's being opened, the upstream may already have created
+        a session, whose id arrives with the response: without it, the session can't be ended.
+        """
+
+        def end(opening: asyncio.Task[None]) -> None:
+            if self.links.get(link.key) is link:
+                self.end(link)
+
+        if link.open_task is None:
             self.end(link)
+        else:
+            link.open_task.add_done_callback(end)
 
     def _take_place(self, owner: str) -> None:
         """Take a slot for a connection, closing idle ones of the largest owner if needed."""

@@ -82,6 +82,7 @@ from millstream.protocol import (
     NEWEST_HANDSHAKE,
     TASKS,
     Json,
+    Revision,
     decode_object,
     decoder,
     encode,
@@ -128,6 +129,10 @@ class McpUpstream(Upstream):
     """Whether it's a command that serves only this server's one client. It starts when that client connects."""
     keeps_sessions: bool | None = None
     """Whether its connections are sessions of the handshake era. None until the first one is open."""
+    _only_principal: str | None = None
+    """Principal that uses the process that reads the lists. None until a principal has called, and then empty without
+    one.
+    """
     _logged_keeping: bool | None = None
     """Value of `keeps_sessions` when the log last described what callers share."""
     _uses_http = False
@@ -186,9 +191,6 @@ class McpUpstream(Upstream):
                 running = await self._stack.enter_async_context(server.running())
                 self._target = _SharedServer(lambda: nullcontext(running))
         self.gateway.host.services.session_ends.append(self.links.end_session)
-        if (guard := self.gateway.host.guard) is not None:  # another key may have been added
-            guard.on_revocation.append(self.forget_routes)
-            self._stack.callback(guard.on_revocation.remove, self.forget_routes)
         self.gateway.host.every_second(self.links.end_idle)
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
@@ -226,8 +228,8 @@ class McpUpstream(Upstream):
         if route.takes_credentials and self.credentials is not None:
             credentials = self.credentials.link_key(call)
         if call.principal is not None and (route.by_principal or credentials):
-            protected = self._protected_program is not None
-            principal = caller_of(call.principal) if protected else call.principal.binding.hex()
+            protected, binding = self._protected_program is not None, call.principal.binding.hex()
+            principal = caller_of(call.principal) if protected else "" if self._lists_for(binding) else binding
         key = LinkKey(
             principal,
             call.session.id if route.by_session and call.session is not None else "",
@@ -240,6 +242,14 @@ class McpUpstream(Upstream):
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister and route.by_abilities else key
 
+    def _lists_for(self, binding: str) -> bool:
+        """Return whether a principal uses the process that reads the lists, because it was the only one that could sign
+        in when the first one called. It keeps the process, and its state, when others can, or take its place.
+        """
+        if self._only_principal is None:
+            self._only_principal = "" if self._has_several_principals or self.config.isolation else binding
+        return self._shares_processes and binding == self._only_principal
+
     @property
     def lister(self) -> LinkKey:
         """Key of the connection that reads the lists."""
@@ -249,7 +259,7 @@ class McpUpstream(Upstream):
     @override
     def may_have_own(self) -> bool:
         """See `Upstream`."""
-        return self.gives_sessions and not self._shares_processes
+        return self.gives_sessions(NEWEST_HANDSHAKE) and not self._shares_processes
 
     @property
     @override
@@ -261,7 +271,8 @@ class McpUpstream(Upstream):
     @override
     def relayed_sessions(self) -> Collection[str]:
         """See `Upstream`."""
-        return self.links.own if self.is_relayed and self.gives_sessions else ()
+        own = self.links.own.items() if self.is_relayed else ()
+        return {id for id, link in own if link.open_task is None and link.conversation.transport.has_session}
 
     @property
     @override
@@ -284,14 +295,20 @@ class McpUpstream(Upstream):
 
     def forget_facts(self) -> None:
         """Assume nothing about the upstream, because another server may have taken its place."""
-        config = self.config
-        self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
-        """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
-        self.answers_handshake: bool = False
-        """Whether it serves clients of the handshake era although it creates no sessions."""
+        self._sessionless: set[Revision] = set()
+        """Clients' revisions in which it created no session. It may create sessions in others."""
+        self._answered: set[Revision] = set()
+        """Those of them in which it nevertheless answers `initialize`, and serves clients."""
         self.newer_calls: Recent[tuple[str, str], None] = Recent(_MAX_NEWER_CALLS)
         """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
         self.forget_routes()
+
+    def gives_sessions(self, revision: Revision) -> bool:
+        """Return whether clients of a revision can have dedicated sessions. It's assumed until the upstream doesn't
+        create one.
+        """
+        pinned = self.config.revision
+        return (pinned is None or BY_DATE[pinned].handshake) and revision not in self._sessionless
 
     def declare_less(self, exc: ServerError) -> bool:
         """Declare capabilities in their oldest form, after `initialize` was refused with an error that names a member.
@@ -315,7 +332,7 @@ class McpUpstream(Upstream):
         if route is None:
             route = plan_route(
                 call.revision,
-                self._facts(),
+                self._facts(call.revision),
                 has_session=key[1],
                 is_known=key[2] or self.gateway.host.has_one_client,
                 needs_newer=needs_newer,
@@ -324,19 +341,19 @@ class McpUpstream(Upstream):
                 self._routes[key] = route
         return route
 
-    def _facts(self) -> UpstreamFacts:
+    def _facts(self, client: Revision = NEWEST_HANDSHAKE) -> UpstreamFacts:
         shares, protected = self._shares_processes, self._protected_program is not None
         return UpstreamFacts(
             revision=self.revision,
             is_relayed=self.is_relayed,
-            gives_sessions=self.gives_sessions,
-            answers_handshake=self.answers_handshake,
+            gives_sessions=self.gives_sessions(client),
+            answers_handshake=client in self._answered,
             has_processes=self.processes is not None and not (self.serves_one and not self.revision.handshake),
             serves_several=shares,
             isolation=self.config.isolation,
             is_remote=self._uses_http or self._is_websocket,
             keeps_sessions=self.in_sessions or self.keeps_sessions is not False,
-            has_principals=self._has_principals,
+            has_principals=self.gateway.host.guard is not None,
             separates_principals=protected or self._is_websocket,
             has_credentials=self.credentials is not None,
             in_sessions=self.in_sessions,
@@ -344,7 +361,7 @@ class McpUpstream(Upstream):
         )
 
     @property
-    def _has_principals(self) -> bool:
+    def _has_several_principals(self) -> bool:
         guard = self.gateway.host.guard
         return guard is not None and not guard.has_one()
 
@@ -359,7 +376,9 @@ class McpUpstream(Upstream):
     @override
     def has_separate_processes(self) -> bool:
         """See `Upstream`."""
-        return self.processes is not None and (not self._shares_processes or self._facts().is_by_principal)
+        has_several = self.config.isolation is not None or self._has_several_principals
+        separates = not self._shares_processes or (has_several and self._facts().is_by_principal)
+        return self.processes is not None and separates
 
     @property
     @override
@@ -407,22 +426,23 @@ class McpUpstream(Upstream):
         except NO_HANDSHAKE as exc:
             if self.revision.handshake or not lacks_handshake(exc):
                 raise
-            why = str(exc)
+            link, why = None, str(exc)
+            self._answered.discard(call.revision)
+            self.forget_routes()
         else:
             link.expires_at = session.expires_at
             if link.conversation.transport.has_session:
                 return link
             why = "It doesn't issue session ids."
             if self._uses_http and not self.revision.handshake:
-                self.answers_handshake = True
+                self._answered.add(call.revision)
             else:
                 links.end(link)
                 link = None
-        if not self.gives_sessions:
-            return link
-        logger.info("%s has no sessions for its clients: %s", self.name, why)
-        self.gives_sessions = False
-        self._routes.clear()
+        if self.gives_sessions(call.revision):
+            logger.info("%s has no sessions for clients of %s: %s", self.name, call.revision.date, why)
+            self._sessionless.add(call.revision)
+            self.forget_routes()
         return link
 
     def _capabilities_for(self, call: Call) -> Json:
@@ -538,7 +558,9 @@ class McpUpstream(Upstream):
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
             own=None if client is None else self._own_session(key.affinity, client),
-            find_client=self._find_client if client is not None or self.gateway.host.has_one_client else None,
+            find_client=partial(self._find_client, owner)
+            if client is not None or self.gateway.host.has_one_client
+            else None,
         )
         revision = config.revision or (client.revision if client else None)
         if key.handshake:
@@ -616,9 +638,15 @@ class McpUpstream(Upstream):
     def _send_to_session(self, session: str, message: bytes) -> None:
         self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
 
-    async def _find_client(self, session: str, waits: bool) -> SessionRecipient | None:
+    async def _find_client(self, owner: str, session: str, waits: bool) -> SessionRecipient | None:
         """Return the client of a session, or the only one, if it can be asked outside its calls. Servers ask as soon as
         the handshake ends, which the client may not know yet, so wait for it if needed.
+
+        Args:
+            owner: The caller whose share of open questions it uses, in all its sessions together, or empty for a client
+                without a share.
+            session: Id of the session, or empty for the only one.
+            waits: Whether to wait.
 
         Raises:
             ProtocolError: It can't be asked.
@@ -634,7 +662,7 @@ class McpUpstream(Upstream):
             self._send_to_session(found.id, message)
 
         async def ask(method: str, params: Json) -> bytes:
-            return await services.questions.ask(send, method, params, owner=found.id, scope=found.id)
+            return await services.questions.ask(send, method, params, owner=owner or found.id, scope=found.id)
 
         return SessionRecipient(found, self.policy.questions, self.policy.redactor("", ""), ask)
 

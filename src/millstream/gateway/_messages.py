@@ -72,6 +72,8 @@ _ENTRY_BYTES = 250
 """Memory that a waiting notification takes in addition to its parameters."""
 _MAX_ENDED = 64
 """Maximum calls per session whose late progress is passed on."""
+_MAX_TOKEN = 256
+"""Maximum characters of a progress token to remember after its call."""
 REJECTED_CODE = -1
 """Error code for a sampling request that the user or client rejected."""
 
@@ -417,8 +419,8 @@ class MessageRouter:
         self._log = log
         self._on_change = on_change
         self._own = own
-        self._users: set[str] = set()
-        """Owners that may have caused a message: principals that have called, and others that gave up a call. Two are
+        self._users: set[object] = set()
+        """Callers that may have caused a message: principals that have called, and others that gave up a call. Two are
         enough to know that the connection has several.
         """
         self.recipients: dict[int, Recipient] = {}
@@ -436,15 +438,16 @@ class MessageRouter:
     def leave(self, request_id: int, *, answered: bool) -> None:
         """Remove a call that got its response, or that the client gave up and the upstream may still run."""
         recipient = self.recipients.pop(request_id)
-        if recipient.token is not None and recipient.verbatim and self._own is not None:
+        token = recipient.token
+        if token is not None and recipient.verbatim and self._own is not None and len(str(token)) <= _MAX_TOKEN:
             if self._ended is None:
                 self._ended = Recent(_MAX_ENDED)
-            self._ended.keep(request_id, recipient.token)
+            self._ended.keep(request_id, token)
         users = self._current_users()
         if len(users) < 2 and (recipient.signed_in or not answered) and not self._in_process:
-            users.add(recipient.owner)
+            users.add(recipient.caller)
 
-    def _current_users(self) -> set[str]:
+    def _current_users(self) -> set[object]:
         last = self.conversation.requests.last
         transport = None if last is None else last.transport
         if transport is not self._transport:  # a new process doesn't know earlier calls
@@ -481,7 +484,7 @@ class MessageRouter:
     def _find_all(self) -> list[Recipient]:
         """Return the running calls, or none of them if another caller's earlier call may have caused a message."""
         found = list(self.recipients.values())
-        return [] if len(self._current_users() | {each.owner for each in found}) > 1 else found
+        return [] if len(self._current_users() | {each.caller for each in found}) > 1 else found
 
     def _find_plain(self, request_id: int) -> Recipient | None:
         call = self.plain_calls.get(request_id)

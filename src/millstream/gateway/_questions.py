@@ -197,6 +197,10 @@ class Recipient:
         connection = call.origin.id if isinstance(call.origin, ClientConnection) else ""
         self.client: str = self.session or connection or (self.owner if self.signed_in else "")
         """Identifies the client among others with the same owner, or empty if the owner may be several people."""
+        self.caller: object = self.owner if self.signed_in else self.client or object()
+        """Who may have caused what the upstream sends later. Without sign-in, session, or connection, it differs for
+        each call: people behind one proxy have the same address.
+        """
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress as the client expects it."""

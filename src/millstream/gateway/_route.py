@@ -53,7 +53,7 @@ class UpstreamFacts(Struct, frozen=True, kw_only=True):
     long as it isn't known.
     """
     has_principals: bool = False
-    """Whether several principals can sign in."""
+    """Whether callers sign in."""
     separates_principals: bool = False
     """Whether each principal needs a connection for other reasons."""
     has_credentials: bool = False

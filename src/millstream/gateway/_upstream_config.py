@@ -53,7 +53,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     """Whether upstreams see the client's name and version instead of the gateway's."""
     isolation: Literal["shared", "per_principal", "per_session"] | None = None
     """Which callers share a process of a command, and what it remembers: all of them, those of one principal, or of one
-    session. By default, each principal has a process if the command uses the handshake and several can sign in, and
+    session. By default, each principal has a process if the command uses the handshake and callers sign in, and
     otherwise, all callers share one. ``shared`` also lets callers without sign-in share a session at a URL. In the
     handshake era, a process that two principals have used can't ask questions.
     """

@@ -6,8 +6,8 @@ private socket, before any other check, and the reply is streamed back. The hold
 call against the limits, and logs it, as for its own connections. If the holder has exited, the session is lost: 404.
 
 Upstreams can also keep state for a principal, in a process or session that all of the principal's clients share. So a
-principal's requests without a session go to one worker, too, chosen by its number, which its replacement inherits. The
-receiver authenticates them first, and so does the holder.
+principal's requests without a session go to one worker, too, chosen by its number, which its replacement inherits.
+While that worker isn't running, they go to the next one. The receiver authenticates them first, and so does the holder.
 
 The sockets are beside the socket of the parent's store, in a folder that only this user can access.
 """
@@ -16,7 +16,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,8 @@ _CONNECT_TIMEOUT = 5.0
 _END_TIMEOUT = 1.0
 """Seconds for the last replies to other workers."""
 _BUSY = refusal(503, "The worker that holds this session is busy or restarting. Retry in a second.", retry_after="1")
+_GONE = refusal(503, "The worker isn't running. Retry in a second.", retry_after="1")
+"""The worker didn't get the request, because it isn't running."""
 _STOPPED = (
     "The worker that holds this session stopped during the request, which may have taken effect. Initialize "
     "again, and check before you repeat the request."
@@ -158,16 +160,15 @@ class SessionForwarder:
         services, holder, guard = self._services, self._services.session_holder, self._guard
 
         def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
-            sealed = request.headers.get(b"mcp-session-id")
-            if sealed is None or request.path not in self._paths:
-                is_call, keeps = request.method == "POST" or request.path == self._sse_path, services.keeps_callers
-                if guard is None or not is_call or keeps is None or not keeps():
-                    return handler(request)
-                return self._serve_caller(handler, request)
-            worker = self._holders.get(sealed)
-            if worker is None:
-                worker = self._find_holder(sealed)
-            return handler(request) if worker in ("", holder) else self._forward(worker, request)
+            sealed, worker = request.headers.get(b"mcp-session-id"), ""
+            if sealed is not None and request.path in self._paths:
+                worker = self._holders.get(sealed) or self._find_holder(sealed)
+            if worker:
+                return handler(request) if worker == holder else self._forward(worker, request)
+            is_call, keeps = request.method == "POST" or request.path == self._sse_path, services.keeps_callers
+            if guard is None or not is_call or keeps is None or not keeps():
+                return handler(request)
+            return self._serve_caller(handler, request)
 
         return serve
 
@@ -176,22 +177,27 @@ class SessionForwarder:
         found = await self._guard(request)
         if not isinstance(found, Principal):
             return found
-        worker = self._worker_for(found)
-        if worker in ("", self._services.session_holder):
-            return await handler(request)
-        return await self._forward(worker, request, is_session=False)
+        body, cancels = request.body, request.cancel_on_disconnect
+        for worker in self._workers_for(found):
+            if worker == self._services.session_holder:
+                break
+            reply = await self._forward(worker, request, is_session=False)
+            if reply is not _GONE:
+                return reply
+            request.body, request.cancel_on_disconnect = body, cancels
+        return await handler(request)
 
-    def _worker_for(self, principal: Principal) -> str:
-        """Return the worker for a principal's state, or an empty string if none is listening. While the one with the
-        principal's number isn't running, it's the next one.
+    def _workers_for(self, principal: Principal) -> Iterator[str]:
+        """Yield the workers for a principal's state, in the order in which to try them: first the one with the
+        principal's number, or while that one isn't running, the next one. A killed worker leaves its socket.
         """
         first = int.from_bytes(principal.binding[:8], "big")
         names = os.listdir(self._folder)  # noqa: PTH208  as fast as possible
         for number in range(first, first + self._workers):
             found = [self._folder / name for name in names if name.startswith(f"{number % self._workers + 1}-")]
-            if found:
-                return max(found, key=_created_at).name if len(found) > 1 else found[0].name
-        return ""
+            if len(found) > 1:
+                found.sort(key=_created_at, reverse=True)
+            yield from (each.name for each in found)
 
     def _find_holder(self, sealed: bytes) -> str:
         services = self._services
@@ -227,7 +233,7 @@ class SessionForwarder:
         if reply is None:
             if self._pools.pop(worker, None) is not None:
                 await pool.close()
-            return _refuse(data, unknown_session()) if is_session else _BUSY
+            return _refuse(data, unknown_session()) if is_session else _GONE
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
