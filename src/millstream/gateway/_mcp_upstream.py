@@ -558,7 +558,7 @@ class McpUpstream(Upstream):
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
             own=None if client is None else self._own_session(key.affinity, client),
-            find_client=partial(self._find_client, owner)
+            find_client=partial(_find_client, self, owner)
             if client is not None or self.gateway.host.has_one_client
             else None,
         )
@@ -620,51 +620,13 @@ class McpUpstream(Upstream):
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
-        return OwnSession(session, client.capabilities, self.is_relayed, names_calls, self._pass_on, self._hides)
-
-    def _hides(self, params: bytes) -> bool:
-        """Return whether the policy has rules for the resource of an update. Those who may read it subscribe here."""
-        if self.policy.is_empty:
-            return False
-        try:
-            return self.policy.changes("resources", _decode_resource(params).uri)
-        except MALFORMED:
-            return True
+        return OwnSession(
+            session, client.capabilities, self.is_relayed, names_calls, self._pass_on, partial(_hides, self)
+        )
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
         """Send a client's session the messages that its upstream session received outside of calls."""
-        self._send_to_session(session, message_for_client(method, params))
-
-    def _send_to_session(self, session: str, message: bytes) -> None:
-        self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
-
-    async def _find_client(self, owner: str, session: str, waits: bool) -> SessionRecipient | None:
-        """Return the client of a session, or the only one, if it can be asked outside its calls. Servers ask as soon as
-        the handshake ends, which the client may not know yet, so wait for it if needed.
-
-        Args:
-            owner: The caller whose share of open questions it uses, in all its sessions together, or empty for a client
-                without a share.
-            session: Id of the session, or empty for the only one.
-            waits: Whether to wait.
-
-        Raises:
-            ProtocolError: It can't be asked.
-        """
-        services = self.gateway.host.services
-        found = services.changes.find_session(session)
-        if found is None:
-            if not waits:
-                return None
-            found = await _wait_for_session(services, session, self.config.start_timeout)
-
-        async def send(message: bytes) -> None:
-            self._send_to_session(found.id, message)
-
-        async def ask(method: str, params: Json) -> bytes:
-            return await services.questions.ask(send, method, params, owner=owner or found.id, scope=found.id)
-
-        return SessionRecipient(found, self.policy.questions, self.policy.redactor("", ""), ask)
+        _send_to_session(self.gateway.host.services, session, message_for_client(method, params))
 
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
         """Handle an announced change."""
@@ -726,6 +688,50 @@ def _describe_sharing(upstream: McpUpstream, facts: UpstreamFacts) -> str:
         who = f"clients of revision {NEWEST.date}, which has none,"
         return f'{name} keeps sessions, so {who} {how}. To let them share one: isolation = "shared"'
     return ""
+
+
+def _hides(upstream: McpUpstream, params: bytes) -> bool:
+    """Return whether the policy has rules for the resource of an update. Those who may read it subscribe here."""
+    if upstream.policy.is_empty:
+        return False
+    try:
+        return upstream.policy.changes("resources", _decode_resource(params).uri)
+    except MALFORMED:
+        return True
+
+
+def _send_to_session(services: Services, session: str, message: bytes) -> None:
+    services.changes.emit(SessionChange("", session=session, message=message))
+
+
+async def _find_client(upstream: McpUpstream, owner: str, session: str, waits: bool) -> SessionRecipient | None:
+    """Return the client of a session, or the only one, if it can be asked outside its calls. Servers ask as soon as the
+    handshake ends, which the client may not know yet, so wait for it if needed.
+
+    Args:
+        upstream: The upstream that asks.
+        owner: The caller whose share of open questions it uses, in all its sessions together, or empty for a client
+            without a share.
+        session: Id of the session, or empty for the only one.
+        waits: Whether to wait.
+
+    Raises:
+        ProtocolError: It can't be asked.
+    """
+    services, policy = upstream.gateway.host.services, upstream.policy
+    found = services.changes.find_session(session)
+    if found is None:
+        if not waits:
+            return None
+        found = await _wait_for_session(services, session, upstream.config.start_timeout)
+
+    async def send(message: bytes) -> None:
+        _send_to_session(services, found.id, message)
+
+    async def ask(method: str, params: Json) -> bytes:
+        return await services.questions.ask(send, method, params, owner=owner or found.id, scope=found.id)
+
+    return SessionRecipient(found, policy.questions, policy.redactor("", ""), ask)
 
 
 async def _wait_for_session(services: Services, session: str, seconds: float) -> Session:
