@@ -18,6 +18,10 @@ EXPIRES_IN = 20
 """Seconds after which the gateway renews a token."""
 
 
+class ForgottenClient(Exception):
+    """The authorization server doesn't know a client, and says so to its user."""
+
+
 class AuthorizationServer:
     """Registers clients and issues tokens, which it writes into a file that the upstreams read."""
 
@@ -44,11 +48,11 @@ class AuthorizationServer:
         """Grant an authorization request, and return the parameters of the redirect.
 
         Raises:
-            RuntimeError: The client isn't registered.
+            ForgottenClient: The client isn't registered.
         """
         query = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
         if query["client_id"] not in self._clients:
-            raise RuntimeError("The gateway uses a client that the authorization server has forgotten.")
+            raise ForgottenClient
         code = f"code-{next(self._numbers)}"
         self._codes[code] = query["client_id"]
         return {"code": code, "state": query["state"], "iss": self.url}
@@ -64,7 +68,8 @@ class AuthorizationServer:
                 data = json.dumps(answer).encode()
                 writer.write(
                     f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
-                    f"content-length: {len(data)}\r\n\r\n".encode() + data
+                    f"content-length: {len(data)}\r\n\r\n".encode()
+                    + data
                 )
         writer.close()
 
@@ -114,6 +119,7 @@ async def connect_account(base: str, key: str, upstream: str, issuer: Authorizat
     """Connect an account on the gateway's page, as a person in a browser would.
 
     Raises:
+        ForgottenClient: The gateway uses a registration that the authorization server has lost.
         RuntimeError: The gateway refuses.
     """
     async with httpx2.AsyncClient(base_url=base, timeout=timeout, headers={"origin": base}) as http:
@@ -130,5 +136,5 @@ def _redirect(page: str) -> str:
     """Return the URL that a page leads to."""
     found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', page)
     if found is None:
-        raise RuntimeError(f"a page that leads nowhere: {page[-3000:]}")
+        raise RuntimeError(f"a page that leads nowhere: {page[-1000:]}")
     return unescape(found[1])

@@ -1,5 +1,6 @@
-"""An upstream of any kind and revision, which another version can replace at the same address. It uses only the standard
-library.
+"""An upstream of any kind and revision, which another version can replace at the same address.
+
+It uses only the standard library.
 
 python replaceable.py FILE                      over standard input and output, in the revision that the file names
 python replaceable.py PORT REVISION [TOKENS]    over HTTP: at /mcp, /sse, and /ws, and an API at /echo; TOKENS is a file
@@ -8,10 +9,10 @@ python replaceable.py PORT REVISION [TOKENS]    over HTTP: at /mcp, /sse, and /w
 import base64
 import contextlib
 import hashlib
-import itertools
 import json
 import queue
 import sys
+import uuid
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -69,11 +70,15 @@ class Handler(BaseHTTPRequestHandler):
     answers: Answers
     tokens: Path | None = None
     streams: Mapping[str, "queue.Queue[Any]"] = {}
-    numbers = itertools.count(1)
     sessions: set[str] = set()  # noqa: RUF012  one server a process
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing."""
+
+    def handle(self) -> None:
+        """Handle the requests of a connection until it's lost."""
+        with contextlib.suppress(OSError):
+            super().handle()
 
     def do_GET(self) -> None:
         """Open a stream, return an API's result, or describe the resource."""
@@ -89,8 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/sse":
             self._stream()
         elif path == "/ws":
-            with contextlib.suppress(OSError):
-                self._talk()
+            self._talk()
         else:
             self._reply(405)
 
@@ -118,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.answers.revision >= PER_REQUEST:
             self._reply(202 if answer is None else 400 if method == "initialize" else 200, answer)
         elif method == "initialize":
-            session = f"s{next(self.numbers)}-{id(self.sessions):x}"
+            session = uuid.uuid4().hex
             self.sessions.add(session)
             self._reply(200, answer, session=session)
         elif "mcp-session-id" not in self.headers:  # as the official SDK 1.x
@@ -154,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _stream(self) -> None:
-        name = f"s{next(self.numbers)}"
+        name = uuid.uuid4().hex
         stream: queue.Queue[Any] = queue.Queue(1000)
         self.streams = Handler.streams = {**Handler.streams, name: stream}
         self.send_response(200)

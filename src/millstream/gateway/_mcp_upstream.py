@@ -405,8 +405,11 @@ class McpUpstream(Upstream):
         try:
             link = await links.open(key, "" if exempt else call.owner, identity)
         except NO_HANDSHAKE as exc:
-            if self.revision.handshake or not lacks_handshake(exc):
+            # Without an error of the protocol, an upstream of the handshake era has only failed.
+            if not lacks_handshake(exc) or (self.revision.handshake and not isinstance(exc, ServerError)):
                 raise
+            if self.revision.handshake:
+                self.lists.refresh_after_loss()  # a server without a handshake has taken its place
             why = str(exc)
         else:
             link.expires_at = session.expires_at
