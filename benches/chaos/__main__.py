@@ -8,7 +8,9 @@
     python -m benches.chaos --calls 1000000        rolling restarts during so many calls: none may fail
     python -m benches.chaos --storm --store redis --subscribers 10000
                                                    they come back together: the store is read for all of them
-    python -m benches.chaos --upstreams            a gateway whose upstreams are killed, hang, flood, lie, and change
+    python -m benches.chaos --upstreams            a gateway whose upstreams are killed, hang, flood, lie, and change;
+                                                   and one whose upstreams of every kind restart, change
+                                                   their revision, stop, and forget the gateway
     python -m benches.chaos --upstreams --clients 1000 --workers 4 --store redis
                                                    the same with many clients and several workers
 
@@ -17,7 +19,8 @@ them up and closes one side of them.
 
 Exits 1 when an event was lost, repeated or out of order without a gap that was told, when a call of a rolling restart
 failed, when a call of a client ended in anything but its result or an error after which one may try again, or when a
-call to an upstream that behaves failed because of another one.
+call to an upstream that behaves failed because of another one, or when an upstream that's back isn't usable within ten
+seconds and with at most one failed call.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from pathlib import Path
 
 from benches.chaos.own_nats import NatsNodes, own_nats
 from benches.chaos.own_redis import flush, own_redis
+from benches.chaos.replacements import ReplacementReport, replace_upstreams
 from benches.chaos.restarts import Restarts
 from benches.chaos.returning import return_together
 from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, stop_workers, storm, together
@@ -116,14 +120,24 @@ async def run(given: argparse.Namespace) -> int:
 
 async def upstreams(given: argparse.Namespace) -> int:
     """Run with a gateway, and return the exit code."""
-    report = UpstreamReport()
+    report, replaced = UpstreamReport(), ReplacementReport()
     end = time.monotonic() + (given.minutes or 10.0) * 60
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         async with (
             opened(given.store, Path(folder)) as (store, _),
             cluster(log, workers=given.workers or 1, store=store, program="gateway.py") as running,
+            asyncio.TaskGroup() as tasks,
         ):
+            tasks.create_task(
+                replace_upstreams(
+                    Path(folder),
+                    replaced,
+                    store=store,
+                    workers=given.workers or 1,
+                    until=lambda: time.monotonic() >= end,
+                )
+            )
             await torment(
                 running,
                 report,
@@ -135,10 +149,11 @@ async def upstreams(given: argparse.Namespace) -> int:
     left = left_behind(report)
     report.wrong += [f"process {pid} of an upstream is left" for pid in left]
     print(f"{report}\n{len(report.seen)} processes of upstreams, {len(left)} left")
-    print(f"{growth(report):+.1f} MiB in ten minutes, by the second half of the run")
-    for line in report.wrong[:20]:
+    print(f"{growth(report):+.1f} MiB in ten minutes, by the second half of the run\n{replaced}")
+    wrong = report.wrong[:20] + replaced.wrong[:20]
+    for line in wrong:
         print(" ", line)
-    return 1 if report.wrong else 0
+    return 1 if wrong else 0
 
 
 @asynccontextmanager

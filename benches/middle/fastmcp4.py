@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
 from benches.middle.between import URL, open_http, record, serve
+from millstream.gateway._programs import program
 
 
 @contextlib.asynccontextmanager
@@ -15,17 +15,12 @@ async def connect_session(transport: Any, *, transport_options: Any = None, **op
     """Yield a session, as ``FastMCPTransport.connect_session`` does."""
     import httpx2  # noqa: PLC0415  in the library's environment only
     from fastmcp.client.transports.base import TransportOptions  # noqa: PLC0415
-    from fastmcp.server import context  # noqa: PLC0415
     from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415
 
     session_class = (transport_options or TransportOptions()).session_class
     failure: BaseException | None = None
     async with contextlib.AsyncExitStack() as stack:
-        # In memory, functions see the transport of the client's task, usually none. From that, fastmcp concludes that
-        # one client has the server to itself.
-        ours, theirs = context.set_transport, context._current_transport.get()
-        with patch.object(context, "set_transport", lambda transport: theirs and ours(theirs)):
-            application = await stack.enter_async_context(serve(transport.server))
+        application = await stack.enter_async_context(serve(transport.server))
         http = await stack.enter_async_context(open_http(httpx2, application))
         reading, writing = await stack.enter_async_context(streamable_http_client(f"{URL}/mcp", http_client=http))
         try:
@@ -43,3 +38,6 @@ def pytest_configure(config: pytest.Config) -> None:
         from fastmcp.client.transports import memory  # noqa: PLC0415
 
         memory.FastMCPTransport.connect_session = connect_session
+        # In memory, functions see no transport. From that, fastmcp concludes that one client has the server to itself.
+        run = program._fastmcp
+        program._fastmcp = lambda server, serve, version, transport: run(server, serve, version, None)

@@ -248,6 +248,8 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
     link, previous, breaker = None, forwarding.previous, upstream.breaker
     if isinstance(previous, SavedResult):
         return bytes(previous.result)
+    if previous is None and breaker.is_open:
+        await upstream.lists.wait_for_return()
     if previous is None and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
     started, answered = monotonic(), False

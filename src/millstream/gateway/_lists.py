@@ -48,6 +48,8 @@ _MIN_LISTED = 1.0
 """Minimum seconds between two reads of the lists at a client's request."""
 _MIN_REFRESH = 5.0
 """Minimum seconds between unannounced refreshes, even if the lists expire earlier."""
+_RETURN_SECONDS = 2.0
+"""Maximum seconds for which a call waits for an attempt to reach an upstream that couldn't be reached."""
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_WARNINGS = 1000
@@ -158,7 +160,7 @@ class ListKeeper(ABC):
         self._refresh = asyncio.Event()
         """Set when the lists have to be fetched again."""
         self._listed = asyncio.Event()
-        """Set when the lists have been fetched."""
+        """Set when the lists have been fetched, or can't be."""
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were already logged, because each refresh repeats them."""
 
@@ -245,15 +247,29 @@ class ListKeeper(ABC):
 
     async def freshen(self) -> None:
         """Read the lists again and wait for them for a limited time."""
+        if not await self._wait_for_lists(self.config.start_timeout):
+            self.tasks.spawn_once(self.check)
+
+    async def wait_for_return(self) -> None:
+        """Try to reach an upstream again that couldn't be reached, and wait for a limited time.
+
+        An attempt that began before may just have missed the return, so the next one counts.
+        """
+        for _ in range(2):
+            if self._owner.breaker.is_open:
+                await self._wait_for_lists(min(_RETURN_SECONDS, self.config.start_timeout))
+
+    async def _wait_for_lists(self, seconds: float) -> bool:
+        """Read the lists again. Return whether they have been fetched or can't be, within some seconds."""
         self._refresh.set()
         self._listed.clear()
         if self.needs_account:
-            return
+            return True
         try:
-            async with asyncio.timeout(self.config.start_timeout):
-                await self._listed.wait()
+            async with asyncio.timeout(seconds):
+                return await self._listed.wait()
         except TimeoutError:
-            self.tasks.spawn_once(self.check)
+            return False
 
     @property
     def state(self) -> State:
@@ -281,6 +297,7 @@ class ListKeeper(ABC):
         self.end_start()
         if isinstance(error, UNREACHABLE):
             self._owner.breaker.open()
+        self._listed.set()
 
     async def check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""
@@ -295,6 +312,7 @@ class ListKeeper(ABC):
             logger.warning("The upstream %s can be reached again", self.config.name)
         self.state, self.reason = "ready", ""
         self._owner.breaker.is_open = False
+        self._listed.set()
 
     def report_state(self) -> tuple[State, str]:
         """Return the state and its reason. An upstream that takes too long to connect is degraded until it's
@@ -517,7 +535,6 @@ class McpLists(ListKeeper):
         await self.offer(found, announced)
         self.recover()
         self._listed_at = monotonic()
-        self._listed.set()
         await self._stored.save(found, renew=renew)
 
     async def _keep_fresh(self, conversation: Conversation) -> None:

@@ -424,8 +424,11 @@ class McpUpstream(Upstream):
         try:
             link = await links.open(key, "" if exempt else call.owner, identity)
         except NO_HANDSHAKE as exc:
-            if self.revision.handshake or not lacks_handshake(exc):
+            # Without an error of the protocol, an upstream of the handshake era has only failed.
+            if not lacks_handshake(exc) or (self.revision.handshake and not isinstance(exc, ServerError)):
                 raise
+            if self.revision.handshake:
+                self.lists.refresh_after_loss()  # a server without a handshake has taken its place
             link, why = None, str(exc)
             self._answered.discard(call.revision)
             self.forget_routes()

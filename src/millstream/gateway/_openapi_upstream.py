@@ -207,6 +207,8 @@ class ApiUpstream(Upstream):
             ToolError: The request wasn't sent, or there was no usable response.
         """
         breaker = self.breaker
+        if breaker.is_open:
+            await self.lists.wait_for_return()
         if refusal := breaker.refusal(call, call.method, name):
             raise refused_error(call, self, refusal)
         started = monotonic()
