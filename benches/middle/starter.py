@@ -8,16 +8,18 @@ socket. A test connects and sends a line with a JSON object (`Order`), for examp
 - Otherwise, the command serves HTTP on a port that's free. The reply is a line with a JSON object, ``{"port": 4711}``.
   The command is stopped when the client closes the connection.
 
-Each command writes its log to a file of its own in the starter's folder.
+Each command writes its log to a file of its own.
 """
 
 import contextlib
 import importlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -57,32 +59,33 @@ class Order(Struct):
 
 
 @contextlib.contextmanager
-def open_starter(home: Path) -> Iterator[Path]:
-    """Run a starter. Yield the path of its socket.
+def open_starter(logs: Path) -> Iterator[Path]:
+    """Run a starter. Yield the path of its socket, in a folder that's removed afterwards.
 
     Args:
-        home: Folder of the socket and the logs.
+        logs: Folder for the logs of the commands. Those of earlier runs are removed.
 
     Raises:
         RuntimeError: The starter doesn't start.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / "starter"
-    path.unlink(missing_ok=True)
-    with subprocess.Popen([sys.executable, "-m", "benches.middle.starter", str(path)]) as running:
-        try:
-            for _ in range(START_SECONDS * 20):
-                if path.exists() or running.poll() is not None:
-                    break
-                time.sleep(0.05)
-            if not path.exists():
-                raise RuntimeError("The starter doesn't start.")
-            yield path
-        finally:
-            running.terminate()
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "starter"
+        with subprocess.Popen([sys.executable, "-m", "benches.middle.starter", str(path), str(logs)]) as running:
+            try:
+                for _ in range(START_SECONDS * 20):
+                    if path.exists() or running.poll() is not None:
+                        break
+                    time.sleep(0.05)
+                if not path.exists():
+                    raise RuntimeError("The starter doesn't start.")
+                yield path
+            finally:
+                running.terminate()
 
 
-def serve(path: Path) -> NoReturn:
+def serve(path: Path, logs: Path) -> NoReturn:
     """Listen, and run each order in a process of its own."""
     for name in IMPORTS:
         importlib.import_module(name)
@@ -101,7 +104,7 @@ def serve(path: Path) -> NoReturn:
                 listener.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 with contextlib.suppress(OSError), connection:
-                    carry_out(connection, path.parent / f"{number}.log")
+                    carry_out(connection, logs / f"{number}.log")
                 os._exit(0)
             connection.close()
 
@@ -198,4 +201,4 @@ def _run(arguments: list[str], log: Path, stdin: int, stdout: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))

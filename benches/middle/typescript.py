@@ -18,6 +18,7 @@ from msgspec import Struct
 from benches.middle.starter import open_starter
 
 HERE = Path(__file__).resolve().parent
+CACHE = HERE.parent.parent / ".bench" / "middle"
 SECONDS = 60
 """Maximum seconds of one test."""
 SUITE_SECONDS = 3600
@@ -41,14 +42,19 @@ class TypeScriptSuite(Struct):
     variable: str
     """Environment variable with the folder of the checkout."""
     least: float
-    """Minimum share of the tests that pass, of those that can apply."""
-    home: Path = Path()
-    """Folder of its sockets, logs, and results."""
+    """Minimum share of the tests that pass."""
     catalog: bool = False
     """Whether Millstream merges lists instead of relaying."""
+    has_exceptions: bool = True
+    """Whether each test that fails has to be in exceptions.toml."""
     stopped: bool = False
     """Whether a run took too long."""
     tests: tuple[str, ...] = ()
+
+    @property
+    def home(self) -> Path:
+        """Folder of its sockets, logs, and results."""
+        return CACHE / self.package
 
     def fetch(self) -> Path:
         """Return the folder of the suite.
@@ -60,7 +66,7 @@ class TypeScriptSuite(Struct):
         checkout = os.environ.get(self.variable)
         if not checkout:
             raise SourceMissing(
-                f"needs its source: check out github.com/modelcontextprotocol/{self.package} at {self.commit}, run "
+                f"needs its source: check out github.com/modelcontextprotocol/typescript-sdk at {self.commit}, run "
                 f"pnpm install --frozen-lockfile --ignore-scripts there, and set {self.variable} to its folder"
             )
         suite = Path(checkout).resolve() / "test" / "e2e"
@@ -87,7 +93,11 @@ class TypeScriptSuite(Struct):
         file.unlink(missing_ok=True)
         names = [escape(name.partition(": ")[2]) for name in tests if ": " in name]
         command = ["node_modules/.bin/vitest", "run", "--config", str(HERE / "vitest.config.mjs"), "--reporter=json"]
-        command += [f"--outputFile={file}", f"--maxWorkers={WORKERS}", *sorted({name.partition(": ")[0] for name in tests})]
+        command += [
+            f"--outputFile={file}",
+            f"--maxWorkers={WORKERS}",
+            *sorted({name.partition(": ")[0] for name in tests}),
+        ]
         command += ["-t", f"^({'|'.join(names)})$"] if names else []
         environment = os.environ | {"SUITE": str(source), "SECONDS": str(SECONDS)}
         environment["PIPE"] = json.dumps([sys.executable, "-I", "-S", str(HERE / "pipe.py")])
