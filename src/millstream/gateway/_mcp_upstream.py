@@ -80,6 +80,7 @@ from millstream.protocol import (
     METHOD_NOT_FOUND,
     NEWEST,
     NEWEST_HANDSHAKE,
+    SUBSCRIPTION_KEY,
     TASKS,
     Json,
     decode_object,
@@ -538,6 +539,7 @@ class McpUpstream(Upstream):
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
             own=None if client is None else self._own_session(key.affinity, client),
+            send=self._pass_on,
             find_client=self._find_client if client is not None or self.gateway.host.has_one_client else None,
         )
         revision = config.revision or (client.revision if client else None)
@@ -598,10 +600,10 @@ class McpUpstream(Upstream):
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
-        return OwnSession(session, client.capabilities, self.is_relayed, names_calls, self._pass_on)
+        return OwnSession(session, client.capabilities, self.is_relayed, names_calls)
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
-        """Send a client's session the messages that its upstream session received outside of calls."""
+        """Send a client's session a notification that arrived outside of its calls."""
         self._send_to_session(session, message_for_client(method, params))
 
     def _send_to_session(self, session: str, message: bytes) -> None:
@@ -633,10 +635,14 @@ class McpUpstream(Upstream):
         """Handle an announced change."""
         if kind := CHANGES[method]:
             self.lists.note(kind)
-        elif key.affinity:  # a subscription on another connection doesn't report it
-            with contextlib.suppress(*MALFORMED):
-                uri = self.names.uri(_decode_resource(params).uri)
-                change = SessionChange("updated", uri, session=key.affinity)
+            return
+        with contextlib.suppress(*MALFORMED):
+            update = _decode_resource(params)
+            if key == self.lister:
+                if self.revision.handshake or SUBSCRIPTION_KEY in update.meta:
+                    self.watches.note(update.uri)
+            elif key.affinity and not self.watches.reports(update.uri):
+                change = SessionChange("updated", self.names.uri(update.uri), session=key.affinity)
                 self.gateway.host.services.changes.emit(change)
 
     @property
