@@ -731,6 +731,36 @@ async def test_server_without_sessions_is_called_in_the_era_of_the_client(revisi
             assert '"older"' in (await post(gateway, calling("era"), **headers)).text
 
 
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25", "2026-07-28"])
+@pytest.mark.parametrize("newest", ["2025-06-18", "2025-11-25", "2026-07-28"])
+async def test_server_without_sessions_gets_notifications_of_clients_that_speak_its_revision(
+    revision: str, newest: str
+) -> None:
+    received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "acme/moved":
+            received.put_nowait(asked.message["params"])
+            await asked.reply(b"", status="202 Accepted")
+        elif asked.method == "server/discover" and newest < "2026":
+            await refuse(asked)
+        elif asked.method == "initialize":
+            version = min(newest, asked.message["params"]["protocolVersion"])
+            await asked.result({**GREETING, "protocolVersion": version})
+        else:
+            await without_sessions(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        gateway = relay(server.url)
+        for _ in range(2):
+            async with Client(gateway, revision=revision, timeout=WAIT) as client:
+                await client.call("era")
+                await client.notify("acme/moved", {"to": revision})
+                if revision == newest or newest > "2026":
+                    assert (await received.get())["to"] == revision
+    assert received.empty()
+
+
 @pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
 @pytest.mark.parametrize("prefix", ["", "a"])
 async def test_server_without_sessions_can_ask_clients_that_can_answer(revision: str, prefix: str) -> None:
