@@ -8,7 +8,8 @@ that also fails without Millstream isn't counted.
 only some of their tests. On a busy machine, run a long suite in parts.
 
 ``python -m benches.middle typescript`` runs the end-to-end suite of the TypeScript SDK, which isn't published: see
-typescript.py for what to fetch. Without its source, it's skipped.
+typescript.py for what to fetch. Without its source, it's skipped. ``python -m benches.middle go`` does the same with
+the Go SDK: see golang.py.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import msgspec
 from msgspec import Struct
 
 from benches.environments import make_environment
+from benches.middle.golang import GoSuite
 from benches.middle.typescript import Outcomes, SourceMissing, TypeScriptSuite
 
 HERE = Path(__file__).resolve().parent
@@ -144,7 +146,7 @@ def find_exceptions(patterns: Mapping[str, str], outcomes: Outcomes) -> dict[str
     return found
 
 
-def check(suite: Suite | TypeScriptSuite, patterns: Mapping[str, str], some: Sequence[str] = ()) -> int:
+def check(suite: Suite | TypeScriptSuite | GoSuite, patterns: Mapping[str, str], some: Sequence[str] = ()) -> int:
     """Run one suite, print its results, and return the number of problems.
 
     Args:
@@ -188,10 +190,11 @@ def main(words: Sequence[str]) -> int:
     suites = [
         *msgspec.convert(found["suite"], list[Suite]),
         *msgspec.convert(found["typescript"], list[TypeScriptSuite]),
+        *msgspec.convert(found["go"], list[GoSuite]),
     ]
     exceptions = tomllib.loads((HERE / "exceptions.toml").read_text("utf-8"))
     problems = 0
-    some = [word for word in words if word.startswith(("tests/", "scenarios/"))]
+    some = [word for word in words if word.startswith(("tests/", "scenarios/", "Test"))]
     words = [word for word in words if word not in some]
     for suite in suites:
         if words and not any(word in suite.package for word in words):

@@ -573,11 +573,14 @@ class MessageRouter:
 
     def _receive_progress(self, params: bytes) -> None:
         """Pass on progress of a call unchanged, even if the call has ended. `Recipient.progress` converts the rest."""
+        own = self._own
         try:
             token = _decode_token(params).progress_token
-        except MALFORMED:
+        except MALFORMED:  # for no request of this connection, because their tokens are numbers
+            if own is not None and own.verbatim:
+                self._send(own.id, PROGRESS, params)
             return
-        recipient, own = self.recipients.get(token), self._own
+        recipient = self.recipients.get(token)
         if recipient is not None:
             if recipient.verbatim:
                 recipient.notify(PROGRESS, params)
