@@ -368,6 +368,11 @@ def reporting() -> MCPServer:
         return "reported"
 
     @program.tool()
+    async def free(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        await ctx.session.send_progress_notification("its own", 1, 2, "step")
+        return "reported"
+
+    @program.tool()
     async def change(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
         notice = ToolListChangedNotification()
         await ctx.session.send_notification(notice, related_request_id=str(ctx.request_context.request_id))
@@ -392,8 +397,10 @@ async def test_progress_reaches_the_client_unchanged_even_after_its_call() -> No
         call = {"name": "work", "arguments": {}, "_meta": {"progressToken": "mine"}}
         first = await next_notification(client, "notifications/progress", client.request("tools/call", call))
         late = await next_notification(client, "notifications/progress", client.call("late"))
+        free = await next_notification(client, "notifications/progress", client.call("free"))
     step = {"progressToken": "mine", "total": 2, "message": "step"}
     assert [first, late] == [step | {"progress": 1}, step | {"progress": 2}]
+    assert free == step | {"progress": 1, "progressToken": "its own"}
 
 
 async def test_change_announced_in_a_call_without_a_session_arrives_before_its_result() -> None:
