@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from benches.middle.__main__ import check, find_exceptions
+from benches.middle.golang import GoSuite, run_function
 from benches.middle.starter import open_starter
 from benches.middle.typescript import Outcomes, SourceMissing, TypeScriptSuite
 
@@ -90,3 +91,41 @@ def test_suite_without_its_source_says_what_to_fetch(monkeypatch: pytest.MonkeyP
     suite = TypeScriptSuite("typescript-sdk", "abc", "TYPESCRIPT_SDK", 1.0)
     with pytest.raises(SourceMissing, match=r"at abc.* set TYPESCRIPT_SDK"):
         suite.fetch()
+
+
+GO_OUTPUT = """#!/bin/sh
+cat <<'END'
+=== RUN   TestOne
+CONNECTED
+=== RUN   TestOne/a
+=== RUN   TestOne/b
+    one_test.go:1: no answer
+--- FAIL: TestOne (0.00s)
+    --- PASS: TestOne/a (0.00s)
+    --- FAIL: TestOne/b (0.00s)
+=== RUN   TestTwo
+--- PASS: TestTwo (0.00s)
+=== RUN   TestThree
+CONNECTED
+panic: test timed out after 1m0s
+END
+exit 1
+"""
+
+
+def test_go_tests_count_if_they_connect_and_fail_if_they_hang(tmp_path: Path) -> None:
+    program = tmp_path / "tests"
+    program.write_text(GO_OUTPUT)
+    program.chmod(0o700)
+    assert run_function(program, tmp_path, {}, "TestOne") == {
+        "TestOne/a": ("passed", ""),
+        "TestOne/b": ("failed", "one_test.go:1: no answer"),
+        "TestTwo": ("skipped", ""),
+        "TestThree": ("failed", "panic: test timed out after 1m0s"),
+    }
+
+
+def test_go_suite_without_its_source_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GO_SDK", raising=False)
+    with pytest.raises(SourceMissing, match=r"at abc.* set GO_SDK"):
+        GoSuite("go-sdk", "abc", "GO_SDK", 1.0, {}).fetch()
