@@ -151,7 +151,7 @@ chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each 
 compat: $(VENV)/.setup .venv-compat/.ready ## start published servers for the official SDK 1.x on millstream.compat
 	$(BIN)/python -m benches.compat
 
-middle: $(VENV)/.setup ## run the test suites of mcp 1.x, mcp 2.x, and fastmcp with Millstream between client and server (ARGS="mcp==2 tests/interaction/lowlevel")
+middle: $(VENV)/.setup ## run the test suites of mcp 1.x, mcp 2.x, fastmcp, and, with TYPESCRIPT_SDK=FOLDER and GO_SDK=FOLDER, the TypeScript and Go SDKs with Millstream between client and server (ARGS="mcp==2 tests/interaction/lowlevel")
 	nice $(BIN)/python -m benches.middle $(ARGS)
 
 adopt: $(VENV)/.test ## run published servers for mcp 1.x, mcp 2.x, and fastmcp behind Millstream (ARGS="excel git")

@@ -6,6 +6,10 @@ that also fails without Millstream isn't counted.
 
 ``python -m benches.middle [WORD …] [tests/PATH …]`` runs the suites whose package has one of the words in its name, or
 only some of their tests. On a busy machine, run a long suite in parts.
+
+``python -m benches.middle typescript`` runs the end-to-end suite of the TypeScript SDK, which isn't published: see
+typescript.py for what to fetch. Without its source, it's skipped. ``python -m benches.middle go`` does the same with
+the Go SDK: see golang.py.
 """
 
 import contextlib
@@ -23,6 +27,8 @@ import msgspec
 from msgspec import Struct
 
 from benches.environments import make_environment
+from benches.middle.golang import GoSuite
+from benches.middle.typescript import Outcomes, SourceMissing, TypeScriptSuite
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -34,8 +40,6 @@ HUNG_SECONDS = 120
 """Seconds after which a process is ended if the time limit of its test has no effect, as in a loop that's closing."""
 SUITE_SECONDS = 3600
 STOP_SECONDS = 60
-Outcomes = dict[str, tuple[str, str]]
-"""Id of a test -> "passed", "failed", or "skipped", and why."""
 
 
 class Suite(Struct):
@@ -52,6 +56,8 @@ class Suite(Struct):
     """Options of pytest."""
     least: float
     """Minimum share of the tests that pass."""
+    has_exceptions: bool = True
+    """Whether each test that fails has to be in exceptions.toml."""
     stopped: bool = False
     """Whether a run took too long."""
 
@@ -131,16 +137,26 @@ def failures(outcomes: Outcomes) -> list[str]:
     return [name for name, (outcome, _) in outcomes.items() if outcome == "failed"]
 
 
-def check(suite: Suite, exceptions: Mapping[str, str], some: Sequence[str] = ()) -> int:
+def find_exceptions(patterns: Mapping[str, str], outcomes: Outcomes) -> dict[str, str]:
+    """Return the tests that are exceptions, and why. A pattern that ends in ``*`` is the beginning of several ids."""
+    found: dict[str, str] = {}
+    for pattern, why in patterns.items():
+        names = [name for name in outcomes if name.startswith(pattern[:-1])] if pattern.endswith("*") else [pattern]
+        found |= dict.fromkeys(names, why)
+    return found
+
+
+def check(suite: Suite | TypeScriptSuite | GoSuite, patterns: Mapping[str, str], some: Sequence[str] = ()) -> int:
     """Run one suite, print its results, and return the number of problems.
 
     Args:
         suite: The suite.
-        exceptions: Id of a test that fails -> why.
+        patterns: See `find_exceptions`.
         some: The only tests to run.
     """
     source = suite.fetch()
     outcomes = suite.run(source, some or suite.tests)
+    exceptions = find_exceptions(patterns, outcomes)
     failed = failures(outcomes)
     alone = set(failures(suite.run(source, failed, alone=True))) if failed else set()
     failed = [name for name in failed if name not in alone]
@@ -151,10 +167,11 @@ def check(suite: Suite, exceptions: Mapping[str, str], some: Sequence[str] = ())
     passed = count - len(failed)
     share = passed / max(1, count)
     print(f"{suite.package}: {passed} of {count} pass ({share:.2%}); {len(alone)} fail without Millstream, too")
-    problems = [f"fails: {name}: {outcomes[name][1][:300]}" for name in failed if name not in exceptions]
-    problems += [
-        f"passes, but is an exception: {name}" for name in exceptions if name in outcomes and name not in failed
-    ]
+    problems = []
+    if suite.has_exceptions:
+        problems += [f"fails: {name}: {outcomes[name][1][:300]}" for name in failed if name not in exceptions]
+        steady = [name for name, (outcome, _) in outcomes.items() if outcome == "passed"]
+        problems += [f"passes, but is an exception: {name}" for name in steady if name in exceptions]
     if share < suite.least and not some:
         problems.append(f"fewer than {suite.least:.1%} pass")
     if suite.stopped:
@@ -169,16 +186,23 @@ def check(suite: Suite, exceptions: Mapping[str, str], some: Sequence[str] = ())
 def main(words: Sequence[str]) -> int:
     """Run suites, and return 1 if there are problems."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    suites = msgspec.convert(tomllib.loads((HERE / "suites.toml").read_text("utf-8"))["suite"], list[Suite])
+    found = tomllib.loads((HERE / "suites.toml").read_text("utf-8"))
+    suites = [
+        *msgspec.convert(found["suite"], list[Suite]),
+        *msgspec.convert(found["typescript"], list[TypeScriptSuite]),
+        *msgspec.convert(found["go"], list[GoSuite]),
+    ]
     exceptions = tomllib.loads((HERE / "exceptions.toml").read_text("utf-8"))
     problems = 0
-    some = [word for word in words if word.startswith("tests/")]
+    some = [word for word in words if word.startswith(("tests/", "scenarios/", "Test"))]
     words = [word for word in words if word not in some]
     for suite in suites:
         if words and not any(word in suite.package for word in words):
             continue
         try:
             problems += check(suite, exceptions.get(suite.package, {}), some)
+        except SourceMissing as missing:
+            print(f"{suite.package}: skipped: {missing}")
         except RuntimeError as error:  # try the others as well
             problems += 1
             print(f"{suite.package} {error}")

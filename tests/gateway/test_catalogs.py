@@ -265,6 +265,41 @@ async def test_change_during_the_first_listing_is_not_missed() -> None:
                 await anext(changes)
 
 
+EMPTY_AT_FIRST = """
+import json, sys
+def send(**message): print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+has_document = False
+for line in sys.stdin:
+    message = json.loads(line)
+    method, result = message.get("method"), None
+    if method == "initialize":
+        result = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}}
+    elif method == "notifications/initialized":
+        send(method="notifications/tools/list_changed")
+    elif method == "tools/list":
+        result = {"tools": [{"name": "late", "inputSchema": {"type": "object"}}]}
+        if not has_document:
+            send(method="notifications/resources/list_changed")
+        has_document = True
+    elif method == "resources/list":
+        result = {"resources": [{"uri": "doc://1", "name": "one"}]}
+    if "id" in message:
+        answer = {"error": {"code": -32601, "message": "no"}} if result is None else {"result": result}
+        send(id=message["id"], **answer)
+"""
+
+
+async def test_first_items_that_a_session_announces_later_are_listed() -> None:
+    mcp = make_gateway([sys.executable, "-c", EMPTY_AT_FIRST], refresh_seconds=3600)
+    async with asyncio.timeout(WAIT), mcp.running():
+        has_document = False
+        while not has_document:
+            async with Client(mcp, timeout=WAIT) as client:
+                has_document = len(await client.resources()) == 1
+                tools = [each.name for each in await client.tools()]
+        assert tools == ["shop_late"]
+
+
 async def test_unusable_descriptions_are_dropped() -> None:
     async with Client(make_gateway([sys.executable, "-c", ODD]), timeout=WAIT) as client:
         tool, bare = (await client.request("tools/list"))["tools"]

@@ -2,12 +2,21 @@
 
 import asyncio
 import json
+from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Any
 
+from mcp.server import MCPServer
 from mcp.server import Server as LowLevelServer
+from mcp.server.mcpserver import Context
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated
-from mcp_types import ListResourcesResult, ListResourceTemplatesResult, ResourceTemplate
+from mcp_types import (
+    EmptyResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    ResourceTemplate,
+    SubscribeRequestParams,
+)
 
 from cpu import count_calls
 from fleet import until
@@ -169,3 +178,58 @@ async def test_each_resource_is_requested_from_the_upstream_at_most_a_few_times(
         await stack.aclose()
         await until(lambda: not program.open)
         assert len(program.listed) - asked < 15
+
+
+async def serve_subscriptions(ctx: Any, params: Any) -> EmptyResult:
+    return EmptyResult()
+
+
+def make_announcing() -> MCPServer:
+    """Return a program that announces an update on subscriptions, in the session that calls, or both."""
+    program = MCPServer("announcing")
+    lowlevel = program._lowlevel_server
+    for method in ("resources/subscribe", "resources/unsubscribe"):
+        lowlevel.add_request_handler(method, SubscribeRequestParams, serve_subscriptions)
+
+    @program.resource("doc://{number}")
+    def doc(number: str) -> str:  # pyright: ignore[reportUnusedFunction]
+        return number
+
+    @program.tool()
+    async def touch(uri: str, times: int, where: list[str], ctx: Context) -> None:  # pyright: ignore[reportUnusedFunction]
+        for _ in range(times):
+            if "subscription" in where:
+                await ctx.notify_resource_updated(uri)
+            if "session" in where:
+                await ctx.session.send_resource_updated(uri)
+
+    return program
+
+
+async def test_update_that_an_upstream_announces_twice_arrives_once() -> None:
+    mcp = Server("front")
+    mcp.upstream("far", make_announcing(), start_timeout=WAIT)
+    uri, last, other = "doc://far/1", "doc://far/2", "doc://far/3"
+    heard = Counter[str]()
+    async with (
+        asyncio.timeout(WAIT),
+        Client(mcp, revision="2025-11-25", timeout=WAIT) as client,
+        client.watch(uri, last, other) as changes,
+    ):
+
+        async def touch(uri: str, times: int, *where: str) -> None:
+            await client.call("far_touch", uri=uri.replace("far/", ""), times=times, where=list(where))
+
+        async def wait_for(uri: str, times: int = 1) -> None:
+            while heard[uri] < times:
+                heard[(await anext(changes)).uri] += 1
+
+        await touch(uri, 1, "subscription")
+        await wait_for(uri)
+        await touch(uri, 20, "subscription", "session")
+        await touch(last, 1, "subscription")
+        await touch(other, 1, "session")  # only there, although the upstream grants each subscription
+        await wait_for(last)
+        await wait_for(other)
+        await wait_for(uri, 21)
+    assert heard == {uri: 21, last: 1, other: 1}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Server, Settings, auth
+from millstream.client import ServerError
+from millstream.client.lowlevel import Notification
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -235,3 +238,57 @@ async def test_one_persons_sessions_leave_room_for_questions_to_others(prefix: s
             await client.call(f"{prefix}_work" if prefix else "work")
             happened = await events.get()
         assert json.loads(happened)["content"] == {"x": "Ada"}
+
+
+PAYS = r"""
+import json, sys
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params = message.get("method"), message.get("params", {})
+    result, error = {}, None
+    if method == "initialize":
+        about = {"name": "shop", "version": "1"}
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": about}
+    elif method == "tools/list":
+        result["tools"] = [{"name": name, "inputSchema": {"type": "object"}} for name in ("pay", "finish")]
+    elif method == "tools/call":
+        arguments, result = params["arguments"], {"content": []}
+        url = {"mode": "url", "message": "Pay", "url": "https://example.com", "elicitationId": arguments["id"]}
+        if params["name"] == "pay":
+            error = {"code": -32042, "message": "Pay first", "data": {"elicitations": [url]}}
+            say(method="notifications/elicitation/complete", params={"elicitationId": arguments["id"]})
+    if "id" in message and method:
+        say(id=message["id"], **({"error": error} if error else {"result": result}))
+"""
+"""A server whose clients have to open a URL. Its tool `finish` reports that one of them did."""
+
+
+async def test_completed_url_is_reported_to_the_client_that_opened_it_after_its_call(prefix: str) -> None:
+    mcp = Server("front")
+    command = [sys.executable, "-c", PAYS]
+    mcp.upstream("far", command, prefix=prefix, start_timeout=WAIT, timeout=WAIT, isolation="shared")
+    heard: list[tuple[str, str]] = []
+    arrived = asyncio.Event()
+
+    def note(who: str, notification: Notification) -> None:
+        if notification.method == "notifications/elicitation/complete":
+            heard.append((who, json.loads(bytes(notification.params))["elicitationId"]))
+            arrived.set()
+
+    async with asyncio.timeout(WAIT), mcp.running(), AsyncExitStack() as stack:
+        running = await stack.enter_async_context(serve(mcp))
+        url, clients = f"http://127.0.0.1:{running.port}/mcp", dict[str, Client]()
+        for who in ("ada", "eve"):
+            client = Client(url, revision="2025-11-25", elicit=lambda question: True, timeout=WAIT)
+            client.conversation.requests.incoming.observer = partial(note, who)
+            clients[who] = await stack.enter_async_context(client)
+            with pytest.raises(ServerError, match="Pay first"):
+                await client.call(f"{prefix}_pay" if prefix else "pay", id=f"{who}'s")
+        for name in ("unknown", "eve's", "ada's"):
+            arrived.clear()
+            await clients["eve"].call(f"{prefix}_finish" if prefix else "finish", id=name)
+            if name != "unknown":
+                await arrived.wait()
+    assert heard == [("eve", "eve's"), ("ada", "ada's")]

@@ -380,6 +380,11 @@ def reporting() -> MCPServer:
         return "reported"
 
     @program.tool()
+    async def free(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        await ctx.session.send_progress_notification("its own", 1, 2, "step")
+        return "reported"
+
+    @program.tool()
     async def change(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
         notice = ToolListChangedNotification()
         await ctx.session.send_notification(notice, related_request_id=str(ctx.request_context.request_id))
@@ -404,8 +409,10 @@ async def test_progress_reaches_the_client_unchanged_even_after_its_call() -> No
         call = {"name": "work", "arguments": {}, "_meta": {"progressToken": "mine"}}
         first = await next_notification(client, "notifications/progress", client.request("tools/call", call))
         late = await next_notification(client, "notifications/progress", client.call("late"))
+        free = await next_notification(client, "notifications/progress", client.call("free"))
     step = {"progressToken": "mine", "total": 2, "message": "step"}
     assert [first, late] == [step | {"progress": 1}, step | {"progress": 2}]
+    assert free == step | {"progress": 1, "progressToken": "its own"}
 
 
 async def test_long_progress_tokens_are_forgotten_with_their_calls() -> None:
@@ -755,6 +762,36 @@ async def test_server_without_sessions_is_called_in_the_era_of_the_client(revisi
             found = await post(gateway, {"method": "acme/search", "params": {}}, **headers)
             assert json.loads(found.text)["result"] == {"items": ["x"]}
             assert '"older"' in (await post(gateway, calling("era"), **headers)).text
+
+
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25", "2026-07-28"])
+@pytest.mark.parametrize("newest", ["2025-06-18", "2025-11-25", "2026-07-28"])
+async def test_server_without_sessions_gets_notifications_of_clients_that_speak_its_revision(
+    revision: str, newest: str
+) -> None:
+    received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "acme/moved":
+            received.put_nowait(asked.message["params"])
+            await asked.reply(b"", status="202 Accepted")
+        elif asked.method == "server/discover" and newest < "2026":
+            await refuse(asked)
+        elif asked.method == "initialize":
+            version = min(newest, asked.message["params"]["protocolVersion"])
+            await asked.result({**GREETING, "protocolVersion": version})
+        else:
+            await without_sessions(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        gateway = relay(server.url)
+        for _ in range(2):
+            async with Client(gateway, revision=revision, timeout=WAIT) as client:
+                await client.call("era")
+                await client.notify("acme/moved", {"to": revision})
+                if revision == newest or newest > "2026":
+                    assert (await received.get())["to"] == revision
+    assert received.empty()
 
 
 @pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])

@@ -257,7 +257,7 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
         if isinstance(previous, Ticket):
             work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(forwarding, previous)
         else:
-            link = await _connect(call, upstream, forwarding.abilities, name)
+            link = await connect(call, upstream, forwarding.abilities, name)
             link.calls += 1
             source = link.conversation.negotiated.revision
             way = choose_way(call.revision, source, is_relayed=verbatim)
@@ -310,7 +310,7 @@ async def forward_stream(call: Call, upstream: McpUpstream, params: bytes) -> by
         try:
             if upstream.credentials is not None:
                 await upstream.credentials.prepare(call)
-            link = await _connect(call, upstream, b"", "")
+            link = await connect(call, upstream, b"", "")
         except ClientError:
             return b""
         source = link.conversation.negotiated.revision
@@ -421,7 +421,18 @@ def _cannot_ask(message: bytes) -> bool:
     return b" request" in message and _CANNOT_ASK.search(message) is not None
 
 
-async def _connect(call: Call, upstream: McpUpstream, abilities: bytes, name: str) -> Link:
+async def connect(call: Call, upstream: McpUpstream, abilities: bytes, name: str) -> Link:
+    """Return the connection of a call, opening it if necessary.
+
+    Args:
+        call: The client's call.
+        upstream: Its upstream.
+        abilities: See `McpUpstream.key`.
+        name: See `McpUpstream.key`.
+
+    Raises:
+        ClientError: The upstream can't be reached.
+    """
     key, links = upstream.key(call, abilities, name), upstream.links
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:

@@ -9,7 +9,7 @@ file, the store keeps the digest of the first definition. Changes to the file ta
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from time import time
@@ -237,6 +237,7 @@ async def fetch(
     max_bytes: int,
     offer: bytes = b"",
     before: Catalog | None = None,
+    announced: Collection[str] = (),
     requires_one: bool = True,
     warn: Callable[[str], None] = logger.warning,
 ) -> Catalog:
@@ -247,6 +248,8 @@ async def fetch(
         max_bytes: Maximum bytes of all lists together. With 0, only the information about the upstream is fetched.
         offer: The upstream's result of `server/discover`, if it's new; empty to ask again.
         before: The last catalog.
+        announced: Kinds of lists that the upstream said have changed. They're fetched even if it didn't declare them:
+            a session keeps the capabilities of its start, when the upstream may have had no items of that kind.
         requires_one: Whether it's an error if every list fails.
         warn: Logs the reason why a list or an item is left out.
 
@@ -267,25 +270,30 @@ async def fetch(
     )
     if not negotiated.revision.handshake:
         await _discover(conversation, found, offer)
-    offered = [
-        kind
-        for kind, (method, _, _) in METHODS.items()
-        if max_bytes and negotiated.revision.requests.get(method, "") in found.capabilities
-    ]
     failures: list[ClientError] = []
     omissions: list[str] = []
-    for kind in offered:
+    fetched = 0
+    for kind, (method, _, _) in METHODS.items():
+        capability = negotiated.revision.requests.get(method, "")
+        is_declared = capability in found.capabilities
+        is_known = capability in announced or (before is not None and bool(getattr(before, kind)))
+        if not (max_bytes and capability and (is_declared or is_known)):
+            continue
         try:
             max_bytes -= await _fetch_list(conversation, found, kind, max_bytes, omissions)
+            fetched += 1
+            if not is_declared and getattr(found, kind):
+                found.capabilities[capability] = {"listChanged": True}
         except (InvalidResponse, ServerError) as exc:
-            failures.append(exc)
-            setattr(found, kind, getattr(found if before is None else before, kind))
-            warn(f"Its {kind} can't be listed: {exc}")
+            if is_declared:  # otherwise, another server may have taken its place
+                failures.append(exc)
+                setattr(found, kind, getattr(found if before is None else before, kind))
+                warn(f"Its {kind} can't be listed: {exc}")
     if omissions:
         more = len(omissions) - _MAX_OMISSIONS
         shown = "; ".join(omissions[:_MAX_OMISSIONS]) + (f"; and {more:,} more" if more > 0 else "")
         warn(f"Left out of its lists, because some clients would reject the whole list: {shown}")
-    if requires_one and failures and len(failures) == len(offered):
+    if requires_one and failures and not fetched:
         raise failures[0]
     return found
 

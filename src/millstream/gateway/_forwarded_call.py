@@ -402,8 +402,10 @@ async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes 
         result = await requests.ask(structs.replace(ask, params=params, progress=progress, id=request_id))
         answered = True
         return result
-    except ServerError:
+    except ServerError as exc:
         answered = True
+        if exc.code == URL_ELICITATION_REQUIRED:
+            router.note_urls(recipient, exc.data)
         raise
     finally:
         router.leave(request_id, answered=answered)

@@ -517,6 +517,7 @@ class McpLists(ListKeeper):
                 max_bytes=self.config.max_catalog_bytes if self.wanted.is_set() else 0,
                 offer=b"" if offer is known else offer,
                 before=self.catalog,
+                announced=announced,
                 requires_one=not self._source.is_relayed
                 and not any(self.catalog.items()),  # without items, no call would work
                 warn=self.warn,

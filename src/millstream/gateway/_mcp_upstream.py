@@ -80,6 +80,7 @@ from millstream.protocol import (
     METHOD_NOT_FOUND,
     NEWEST,
     NEWEST_HANDSHAKE,
+    SUBSCRIPTION_KEY,
     TASKS,
     Json,
     Revision,
@@ -561,6 +562,7 @@ class McpUpstream(Upstream):
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
             own=None if client is None else self._own_session(key.affinity, client),
+            send=self._pass_on,
             find_client=partial(_find_client, self, owner)
             if client is not None or self.gateway.host.has_one_client
             else None,
@@ -623,22 +625,24 @@ class McpUpstream(Upstream):
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
-        return OwnSession(
-            session, client.capabilities, self.is_relayed, names_calls, self._pass_on, partial(_hides, self)
-        )
+        return OwnSession(session, client.capabilities, self.is_relayed, names_calls, partial(_hides, self))
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
-        """Send a client's session the messages that its upstream session received outside of calls."""
+        """Send a client's session a notification that arrived outside of its calls."""
         _send_to_session(self.gateway.host.services, session, message_for_client(method, params))
 
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
         """Handle an announced change."""
         if kind := CHANGES[method]:
             self.lists.note(kind)
-        elif key.affinity:  # a subscription on another connection doesn't report it
-            with contextlib.suppress(*MALFORMED):
-                uri = self.names.uri(_decode_resource(params).uri)
-                change = SessionChange("updated", uri, session=key.affinity)
+            return
+        with contextlib.suppress(*MALFORMED):
+            update = _decode_resource(params)
+            if key == self.lister:
+                if self.revision.handshake or SUBSCRIPTION_KEY in update.meta:
+                    self.watches.note(update.uri)
+            elif key.affinity and not self.watches.reports(update.uri):
+                change = SessionChange("updated", self.names.uri(update.uri), session=key.affinity)
                 self.gateway.host.services.changes.emit(change)
 
     @property

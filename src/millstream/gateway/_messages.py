@@ -31,6 +31,7 @@ from millstream._server.calls.services import LIST_CHANGED, UPDATED
 from millstream._server.calls.sessions import Session
 from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._questions import (
+    MAX_OPEN_QUESTIONS,
     MAX_REDACTED,
     PROGRESS,
     ForwardedQuestion,
@@ -55,6 +56,7 @@ from millstream.protocol import (
     decode_object,
     decoder,
     encode,
+    is_array,
     members,
     notification_message,
 )
@@ -74,6 +76,8 @@ _MAX_ENDED = 64
 """Maximum calls per session whose late progress is passed on."""
 _MAX_TOKEN = 256
 """Maximum characters of a progress token to remember after its call."""
+_MAX_URLS, _MAX_URL_ID = 256, 256
+"""Maximum URLs per connection whose completion is passed on, and maximum characters of their ids."""
 REJECTED_CODE = -1
 """Error code for a sampling request that the user or client rejected."""
 
@@ -234,8 +238,6 @@ class CallRecipient(Recipient):
             call.services.client_memory.bytes, call.owner, call.name, self._send_to_client
         )
         """Notifications to the client. Settle it before the result."""
-        self._urls: set[str] = set()
-        """Ids of the URLs that the client was asked to open."""
 
     @override
     def notify(self, method: str, params: bytes) -> None:
@@ -256,10 +258,10 @@ class CallRecipient(Recipient):
             return True
         if method == LOG:
             return _decode_details(params).level in self.levels
-        if method == COMPLETE:
-            return _decode_details(params).elicitation_id in self._urls
+        if method in (PROGRESS, COMPLETE):
+            return True
         call = self.call
-        return method == PROGRESS or not call.services.forwarded_extensions.isdisjoint(call.client.extensions)
+        return not call.services.forwarded_extensions.isdisjoint(call.client.extensions)
 
     @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
@@ -273,8 +275,6 @@ class CallRecipient(Recipient):
             raise ProtocolError(INVALID_REQUEST, "The call that asked this question has ended.")
         if not call.open_reply_channel().asks:
             raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
-        if self.revision.elicitation_ids and "elicitationId" in question.params:
-            self._urls.add(str(question.params["elicitationId"]))
         ids = call.question_ids = set() if call.question_ids is None else call.question_ids
         with answer_errors():
             return await call.services.questions.ask(
@@ -367,8 +367,6 @@ class OwnSession(Struct, frozen=True):
     """Whether messages are passed on unchanged."""
     names_calls: bool
     """Whether messages name the call that they belong to, apart from messages over HTTP+SSE."""
-    send: Callable[[str, str, bytes], None]
-    """``send(session, method, params)`` sends a notification outside calls."""
     hides: Callable[[bytes], bool]
     """Returns whether the policy hides the resource that the params of `resources/updated` name."""
 
@@ -385,6 +383,8 @@ class MessageRouter:
     """The process or connection that `_users` used."""
     _ended: Recent[int, RequestId] | None = None
     """Id of a finished call -> its client's progress token."""
+    _urls: Recent[tuple[str, str], None] | None = None
+    """Ids of the URLs that clients were asked to open, each with the client's session."""
 
     def __init__(
         self,
@@ -396,6 +396,7 @@ class MessageRouter:
         log: Callable[[str, int], object] | None,
         on_change: Callable[[str, bytes], None],
         own: OwnSession | None,
+        send: Callable[[str, str, bytes], None],
         find_client: "Callable[[str, bool], Awaitable[SessionRecipient | None]] | None",
     ) -> None:
         """Create an empty table.
@@ -408,6 +409,7 @@ class MessageRouter:
             log: For a process, writes a line of its output to the gateway's log.
             on_change: Called with the method and parameters of each announced change.
             own: The client session that the connection serves alone.
+            send: ``send(session, method, params)`` sends a notification outside calls.
             find_client: ``find_client(session, waits)`` returns who answers questions outside calls, or None without
                 waiting. None if several clients could.
         """
@@ -419,6 +421,7 @@ class MessageRouter:
         self._log = log
         self._on_change = on_change
         self._own = own
+        self._send = send
         self._users: set[object] = set()
         """Callers that may have caused a message: principals that have called, and others that gave up a call. Two are
         enough to know that the connection has several.
@@ -515,6 +518,7 @@ class MessageRouter:
             if recipient is None:
                 raise self._unknown_client_error(method)
             question = project_question(method, params, recipient, source, self._sender)
+            self._note_url(recipient, question.params)
             try:
                 return project_answer(question, await recipient.ask(question), source)
             except ProtocolError:
@@ -546,11 +550,10 @@ class MessageRouter:
             stream[0].notify(method, stream[1])
             if method in CHANGES:
                 self._on_change(method, params)
+        elif method == COMPLETE and not (self._own is not None and self._own.verbatim):
+            self._receive_completion(params)
         elif self._own is not None and (self._own.verbatim or method not in CHANGES):
             self._receive_own(self._own, notification)
-        elif method == COMPLETE:  # its id identifies the client
-            for recipient in self.recipients.values():
-                recipient.notify(COMPLETE, params)
         elif method in CHANGES:
             self._on_change(method, params)
             found = self.find(notification.request_id) if notification.request_id else None
@@ -575,16 +578,49 @@ class MessageRouter:
 
     def _receive_progress(self, params: bytes) -> None:
         """Pass on progress of a call unchanged, even if the call has ended. `Recipient.progress` converts the rest."""
+        own = self._own
         try:
             token = _decode_token(params).progress_token
-        except MALFORMED:
+        except MALFORMED:  # for no request of this connection, because their tokens are numbers
+            if own is not None and own.verbatim:
+                self._send(own.id, PROGRESS, params)
             return
-        recipient, own = self.recipients.get(token), self._own
+        recipient = self.recipients.get(token)
         if recipient is not None:
             if recipient.verbatim:
                 recipient.notify(PROGRESS, params)
         elif own is not None and self._ended is not None and token in self._ended:
-            own.send(own.id, PROGRESS, encode(_with_token(params, self._ended[token])))
+            self._send(own.id, PROGRESS, encode(_with_token(params, self._ended[token])))
+
+    def note_urls(self, recipient: Recipient, data: Any) -> None:
+        """Remember which URLs a client has to open, from the data of the error that its call ended with."""
+        found = members(data).get("elicitations")
+        if is_array(found):
+            for each in found[:MAX_OPEN_QUESTIONS]:
+                self._note_url(recipient, members(each))
+
+    def _note_url(self, recipient: Recipient, question: Json) -> None:
+        url = question.get("elicitationId")
+        if not (recipient.session and recipient.revision.elicitation_ids and isinstance(url, str)):
+            return
+        if len(url) <= _MAX_URL_ID:
+            self._urls = self._urls or Recent(_MAX_URLS)
+            self._urls.keep((url, recipient.session), None)
+
+    def _receive_completion(self, params: bytes) -> None:
+        """Pass the completion of a URL to the clients that were asked to open it. Their calls may have ended."""
+        try:
+            completed = _decode_details(params).elicitation_id
+        except MALFORMED:
+            return
+        for url, session in list(self._urls or ()):
+            if url != completed:
+                continue
+            found = next((each for each in self.recipients.values() if each.session == session), None)
+            if found is not None:
+                found.notify(COMPLETE, params)
+            else:
+                self._send(session, COMPLETE, params)
 
     def _find_own(self, request_id: int) -> Recipient | None:
         """Return the call of a message on a dedicated session, or None if it's outside calls."""
@@ -606,7 +642,7 @@ class MessageRouter:
         if found is not None:
             found.notify(method, params)
         else:
-            own.send(own.id, method, params)
+            self._send(own.id, method, params)
 
 
 def _with_token(params: bytes, token: RequestId) -> Json:

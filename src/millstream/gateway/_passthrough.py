@@ -28,7 +28,7 @@ from millstream._server.dispatch import RelayedError
 from millstream._server.handlers import read
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import RawRequest
-from millstream.gateway._bridge import forward, forward_exactly, forward_plainly, forward_stream
+from millstream.gateway._bridge import connect, forward, forward_exactly, forward_plainly, forward_stream
 from millstream.gateway._catalog import METHODS, Catalog, read_page
 from millstream.gateway._items import CORE, SKILL_METHODS
 from millstream.gateway._links import Link
@@ -313,14 +313,27 @@ class Passthrough:
 
     async def notify(self, call: Call) -> None:
         """See `RelayedServer`."""
-        link = None if call.session is None else self._upstream.links.own.get(call.session.id)
-        if link is not None and link.open_task is None:
-            conversation, params = link.conversation, Raw(call.params or b"{}")
-            async with link.notifying:
-                try:
+        try:
+            link = await self._find_notified(call)
+            if link is not None and link.open_task is None:
+                conversation, params = link.conversation, Raw(call.params or b"{}")
+                async with link.notifying:
                     await conversation.requests.notify(conversation.transport, call.method, params)
-                except ClientError as exc:
-                    logger.debug("%s: a client's %s couldn't be passed on: %s", self._upstream.name, call.method, exc)
+        except (ClientError, ProtocolError) as exc:
+            logger.debug("%s: a client's %s couldn't be passed on: %s", self._upstream.name, call.method, exc)
+
+    async def _find_notified(self, call: Call) -> Link | None:
+        """Return the connection for a client's notification: its own, or any if the upstream keeps no sessions, because
+        then nothing else tells the server whose it is."""
+        upstream = self._upstream
+        route = upstream.route(call)
+        if route.own:
+            return None if call.session is None else upstream.links.own.get(call.session.id)
+        if upstream.keeps_sessions is not False or not route.is_verbatim or upstream.breaker.is_open:
+            return None
+        if upstream.credentials is not None:
+            await upstream.credentials.prepare(call)
+        return await connect(call, upstream, b"", "")
 
 
 _MAX_NAME = 128

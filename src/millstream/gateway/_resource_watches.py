@@ -61,6 +61,8 @@ class ResourceWatches(Struct):
     """Characters of the watched URIs."""
     decisions: dict[str, asyncio.Event] = {}
     """Upstream's URI -> set when the upstream has granted or rejected its subscription."""
+    reported: set[str] = set()
+    """Watched URIs that the upstream has reported on a subscription, so it doesn't announce them to sessions alone."""
     tasks: dict[str, asyncio.Task[None]] = {}
     """In the handshake era: upstream's URI -> task. In the per-request era, one task watches all of them."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -108,8 +110,20 @@ class ResourceWatches(Struct):
             self.share.leave(owner, _size_of(uri))
         if not callers:
             del self.watched[uri], self.decisions[uri]
+            self.reported.discard(uri)
             self.size -= _size_of(uri)
             self.changed.set()
+
+    def note(self, uri: str) -> None:
+        """Remember that the upstream has reported an update on the connection of the subscriptions."""
+        if uri in self.watched:
+            self.reported.add(uri)
+
+    def reports(self, uri: str) -> bool:
+        """Return whether the subscriptions report updates of a resource, so that a client's own session at the upstream
+        only repeats them. Granting a subscription isn't enough: some servers grant all, and announce to sessions only.
+        """
+        return uri in self.reported
 
     def start(self, *, handshake: bool) -> None:
         """Watch only the resources that were taken.
