@@ -23,7 +23,7 @@ SECONDS = 60
 """Maximum seconds of one test."""
 SUITE_SECONDS = 3600
 STOP_SECONDS = 60
-WORKERS = 2
+WORKERS = 4
 SPECIAL = frozenset(r"\^$.|?*+()[]{}")
 """Characters that have a meaning in a regular expression of JavaScript."""
 Outcomes = dict[str, tuple[str, str]]

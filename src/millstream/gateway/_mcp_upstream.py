@@ -562,7 +562,7 @@ class McpUpstream(Upstream):
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
             own=None if client is None else self._own_session(key.affinity, client),
-            send=self._pass_on,
+            send=partial(_pass_on, self.gateway.host.services),
             find_client=partial(_find_client, self, owner)
             if client is not None or self.gateway.host.has_one_client
             else None,
@@ -626,10 +626,6 @@ class McpUpstream(Upstream):
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
         return OwnSession(session, client.capabilities, self.is_relayed, names_calls, partial(_hides, self))
-
-    def _pass_on(self, session: str, method: str, params: bytes) -> None:
-        """Send a client's session a notification that arrived outside of its calls."""
-        _send_to_session(self.gateway.host.services, session, message_for_client(method, params))
 
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
         """Handle an announced change."""
@@ -705,6 +701,11 @@ def _hides(upstream: McpUpstream, params: bytes) -> bool:
         return upstream.policy.changes("resources", _decode_resource(params).uri)
     except MALFORMED:
         return True
+
+
+def _pass_on(services: Services, session: str, method: str, params: bytes) -> None:
+    """Send a client's session a notification that arrived outside of its calls."""
+    _send_to_session(services, session, message_for_client(method, params))
 
 
 def _send_to_session(services: Services, session: str, message: bytes) -> None:

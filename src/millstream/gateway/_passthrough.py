@@ -323,8 +323,9 @@ class Passthrough:
             logger.debug("%s: a client's %s couldn't be passed on: %s", self._upstream.name, call.method, exc)
 
     async def _find_notified(self, call: Call) -> Link | None:
-        """Return the connection for a client's notification: its own, or any if the upstream keeps no sessions, because
-        then nothing else tells the server whose it is."""
+        """Return the connection for a client's notification: its own, or one for its calls if the upstream keeps no
+        sessions. In a session that callers share, a notification of one could change the state of another.
+        """
         upstream = self._upstream
         route = upstream.route(call)
         if route.own:
