@@ -124,10 +124,15 @@ class _UpstreamState(Struct):
     state: str
     reason: str = ""
     since: float = 0
+    failed_reads: int = 0
     revision: str = ""
-    listed_at: float = 0
+    transport: str = ""
+    listed_at: float | None = None
     accounts: bool = False
+    account: str = ""
+    needs_account: bool = False
     last_error: _Failure | None = None
+    workers: dict[str, int] = {}
 
 
 class _Health(Struct):
@@ -343,17 +348,31 @@ def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
     """Return the state of a gateway's upstream."""
     well = upstream.state == "ready" or (upstream.accounts and upstream.state == "connecting")
     facts = [upstream.state + (f" since {_local_time(upstream.since)}" if upstream.since else "")]
+    facts += _count_workers(upstream)
     if upstream.reason:
         facts.append(upstream.reason.rstrip("."))
-    if upstream.revision:
+    if upstream.failed_reads:
+        facts.append(f"{upstream.failed_reads} failed attempt{'s' * (upstream.failed_reads > 1)} to read its lists")
+    if upstream.revision and upstream.transport != "openapi":
         facts.append(f"revision {upstream.revision}")
-    if upstream.listed_at:
-        facts.append(f"lists read at {_local_time(upstream.listed_at)}")
-    if upstream.accounts:
-        facts.append("with each user's own account")
+    if upstream.transport:
+        facts.append(f"over {upstream.transport}" if upstream.transport != "openapi" else "an API")
+    facts.append(f"lists read at {_local_time(upstream.listed_at)}" if upstream.listed_at else "no lists yet")
+    if upstream.account:
+        facts.append(f"account: {upstream.account}")
     if upstream.last_error is not None:
         facts.append(f"last error at {_local_time(upstream.last_error.at)}: {upstream.last_error.text}")
     return DiagnosticStep(f"upstream {upstream.name}", "; ".join(facts), ok=well)
+
+
+def _count_workers(upstream: _UpstreamState) -> Iterator[str]:
+    """Yield how many workers see the state, and how many didn't respond."""
+    count, same = sum(upstream.workers.values()), upstream.workers.get(upstream.state, 0)
+    silent = upstream.workers.get("silent", 0)
+    if count > 1:
+        yield f"on {same} of {count} workers"
+    if silent:
+        yield f"{silent} of them didn't respond"
 
 
 def _local_time(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Refusal of calls that would probably get no response."""
 
 import math
+import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -10,6 +11,7 @@ from msgspec import Struct
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._tasks import retry_delay
+from millstream.client import ConnectFailed, TargetError, TlsFailed
 from millstream.protocol import Json
 
 FAILURES = 5
@@ -24,6 +26,36 @@ _MAX_AGE = 600.0
 """Seconds after which the failures of a caller may be forgotten."""
 _MAX_NAME = 200
 """Maximum characters of a name to remember."""
+
+
+_NOT_SENT = "so the call wasn't sent."
+_TEMPORARY = frozenset({socket.EAI_AGAIN})
+"""Errors of a name server that isn't responding."""
+
+
+def describe_outage(error: Exception | None, *, is_process: bool) -> str:
+    """Return why an upstream can't be used and who can change that, as the end of a sentence for callers.
+
+    It doesn't reveal addresses.
+
+    Args:
+        error: The reason why the gateway can't reach it.
+        is_process: Whether it's a command.
+    """
+    cause = None if error is None else error.__cause__
+    if isinstance(error, TlsFailed):
+        return f"has no TLS certificate that this gateway trusts, {_NOT_SENT} Its operator has to correct that."
+    if isinstance(cause, socket.gaierror) and cause.errno not in _TEMPORARY:
+        return f"has a host name that can't be resolved, {_NOT_SENT} The gateway's operator has to correct its URL."
+    if isinstance(error, TargetError):
+        return f"can't be started, {_NOT_SENT} Its operator has to correct the command."
+    if is_process:
+        return (
+            f"can't be started, {_NOT_SENT} The gateway tries again by itself. If it keeps failing, its operator "
+            "finds the reason in the gateway's log."
+        )
+    what = "can't be reached" if isinstance(error, ConnectFailed) else "isn't responding"
+    return f"{what}, {_NOT_SENT} Try again in a minute. If it keeps failing, its operator has to restart it."
 
 
 class CallerFailures(Struct):
@@ -45,6 +77,8 @@ class Breaker:
 
     is_open: bool = False
     """Whether all calls are rejected."""
+    outage: str = ""
+    """The reason while it's open: see `describe_outage`."""
     response_count: int = 0
     """Number of calls with a response."""
     failure_count: int = 0
@@ -63,7 +97,7 @@ class Breaker:
         """Return the reason for not sending a call, as the end of a sentence, or an empty string to send it."""
         text, callers = "", self.records.get((method, name[:_MAX_NAME]))
         if self.is_open:
-            text = "isn't responding, so the call wasn't sent. Try again in a minute."
+            text = self.outage
         elif callers:
             now, own = self._clock(), callers.get(_caller(call))
             if own is not None and own.retry_at > now:
@@ -116,9 +150,13 @@ class Breaker:
                 if each.failed_at < before:
                     self._clear(caller, key)
 
-    def open(self) -> None:
-        """Reject all calls, and forget callers' failures, which the upstream caused."""
-        self.is_open = True
+    def open(self, outage: str) -> None:
+        """Reject all calls, and forget callers' failures, which the upstream caused.
+
+        Args:
+            outage: See `describe_outage`.
+        """
+        self.is_open, self.outage = True, outage
         self.records.clear()
         self._share = Share(_MAX_RECORDS)
 

@@ -105,6 +105,8 @@ class Catalog(Struct, kw_only=True):
 
     revision: str = ""
     """Revision of the upstream, or empty before the first list."""
+    transport: str = ""
+    """How the upstream was reached: ``streamable-http``, or ``openapi`` for an API."""
     instructions: str = ""
     server: Json = {}
     """Name, version, title, and other information about the upstream."""
@@ -256,6 +258,7 @@ async def fetch(
     negotiated = conversation.negotiated
     found = Catalog(
         revision=negotiated.revision.date,
+        transport=conversation.transport.name,
         instructions=negotiated.instructions,
         server={  # results repeat this member
             name: each

@@ -17,6 +17,7 @@ from millstream.client import (
     TooMuchArriving,
 )
 from millstream.client._endpoint import try_again
+from millstream.gateway._breaker import describe_outage
 from millstream.gateway._links import ClientRejected, InUse, NoCredentials
 from millstream.gateway._messages import logger
 from millstream.gateway._results import NoResponse
@@ -51,8 +52,10 @@ def no_response_error(
     if has_replied and words:
         return refused_error(call, upstream, _describe_status(upstream, exc))
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
-    text = next((text for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), _INVALID)
-    return refused_error(call, upstream, text.format(exc=exc))
+    text = next((text.format(exc=exc) for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), "")
+    if not text and isinstance(exc, ConnectFailed | TargetError):
+        text = describe_outage(exc, is_process=upstream.processes is not None)
+    return refused_error(call, upstream, text or _INVALID)
 
 
 def _describe_error(exc: ClientError) -> str:
@@ -76,18 +79,10 @@ def _describe_status(upstream: Upstream, exc: ClientError) -> str:
 
 
 _DENIED = "rejected the gateway's credentials. Its operator has to replace them."
-_NO_EFFECT = "so the call wasn't sent. Try again in a minute."
 _EFFECT = "The call may have taken effect. Check before you call again."
 _Texts = tuple[tuple[type[ClientError], str], ...]
-_PROCESS_ERRORS: _Texts = (
-    (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
-    (TargetError, "can't be started, so the call wasn't sent. Its operator has to correct the command."),
-    (ConnectionLost, f"exited during the call and lost its state. {_EFFECT}"),
-)
-_CONNECTION_ERRORS: _Texts = (
-    (ConnectFailed, f"can't be reached, {_NO_EFFECT}"),
-    (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
-)
+_PROCESS_ERRORS: _Texts = ((ConnectionLost, f"exited during the call and lost its state. {_EFFECT}"),)
+_CONNECTION_ERRORS: _Texts = ((ConnectionLost, f"closed the connection during the call. {_EFFECT}"),)
 _ERRORS: _Texts = (
     (SessionLost, "has ended its session with you and lost its state. Call again to start a new one."),
     (InUse, "is busy, not down: you're using {exc.holding}. {exc.advice}"),
@@ -96,7 +91,10 @@ _ERRORS: _Texts = (
         ClientRejected,
         "has an authorization server that rejects this gateway's client. Its operator has to correct the client_id.",
     ),
-    (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
+    (
+        NoCredentials,
+        "needs credentials that its authorization server doesn't issue at the moment. The gateway's log says why.",
+    ),
     (AccessDenied, _DENIED),
     (UnsendableRequest, "didn't get this call. {exc.message}"),
     (TooMuchArriving, f"is sending too much data at once: {{exc.holding}}. {_EFFECT} Try again later."),

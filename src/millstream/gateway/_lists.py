@@ -23,7 +23,7 @@ from millstream.client import (
 from millstream.client._recovery import NO_HANDSHAKE, UNREACHABLE
 from millstream.client._server_messages import Change
 from millstream.client.lowlevel import Conversation
-from millstream.gateway._breaker import Breaker
+from millstream.gateway._breaker import Breaker, describe_outage
 from millstream.gateway._catalog import (
     METHODS,
     STORED_SECONDS,
@@ -91,6 +91,12 @@ def _quarantine(uris: Iterable[str], templates: Iterable[str]) -> Callable[[str]
     return hides
 
 
+def _kind_of(error: Exception) -> tuple[object, ...]:
+    """Return what distinguishes a failure from others. Texts aren't compared: some have a new process id each time."""
+    cause, code = error.__cause__, getattr(error, "code", 0)
+    return type(error), type(cause), getattr(cause, "errno", 0), getattr(error, "status", 0), code
+
+
 class ListOwner(Protocol):
     """What a keeper needs from its upstream."""
 
@@ -100,6 +106,8 @@ class ListOwner(Protocol):
     def policy(self) -> Policy: ...
     @property
     def breaker(self) -> Breaker: ...
+    @property
+    def processes(self) -> UpstreamProcesses | None: ...
 
     def take_lists(self, found: Catalog, announced: Collection[str]) -> None: ...
 
@@ -111,10 +119,14 @@ class ListKeeper(ABC):
     """
 
     _state: State = "connecting"
-    since: float = 0.0
-    """Unix time of the last change of the state."""
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
+    fault: Exception | None = None
+    """The error behind `reason`."""
+    failed_reads: int = 0
+    """Number of attempts to read the lists that have failed since the last successful one."""
+    _failure: tuple[object, ...] = ()
+    """Kind of the last logged failure (see `_kind_of`), because each attempt repeats it."""
     changed_at: float = 0.0
     """Unix time of the last change, or 0 before the first one."""
     always_asked: bool = False
@@ -155,6 +167,8 @@ class ListKeeper(ABC):
         self._owner = owner
         self._is_quarantined = _quarantine((), ())
         self._created_at = monotonic()
+        self.since: float = time()
+        """Unix time of the last change of the state."""
         self._refresh = asyncio.Event()
         """Set when the lists have to be fetched again."""
         self._listed = asyncio.Event()
@@ -191,6 +205,12 @@ class ListKeeper(ABC):
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _quarantine(*hidden)
         before, self.catalog = self.catalog, found
+        for what, old, new in (
+            ("revision", before.revision, found.revision),
+            ("transport", before.transport, found.transport),
+        ):
+            if old and new and old != new:
+                logger.info("The upstream %s now uses the %s %s instead of %s", self.config.name, what, new, old)
         self.is_listed = _match_uris(found.resources, found.templates)
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
@@ -273,14 +293,19 @@ class ListKeeper(ABC):
             self._owner.take_lists(self.catalog, ())
 
     def degrade(self, error: Exception) -> None:
+        """Mark the upstream as unusable. The first failure of a kind is logged, and the others are only counted."""
         reason = str(error) or type(error).__name__
-        if self.state != "degraded" or self.reason != reason:
-            what = "responds with an error" if isinstance(error, ServerError | InvalidResponse) else "can't be reached"
-            logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
-        self.state, self.reason = "degraded", reason
+        responds = isinstance(error, ServerError | InvalidResponse) or getattr(error, "status", 0) != 0
+        self._log_failure(error, "responds with an error" if responds else "can't be reached", reason)
+        self.state, self.reason, self.fault = "degraded", reason, error
         self.end_start()
         if isinstance(error, UNREACHABLE):
-            self._owner.breaker.open()
+            self._owner.breaker.open(describe_outage(error, is_process=self._owner.processes is not None))
+
+    def _log_failure(self, error: Exception, what: str, reason: str) -> None:
+        if (kind := _kind_of(error)) != self._failure:
+            self._failure = kind
+            logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
 
     async def check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""
@@ -291,9 +316,16 @@ class ListKeeper(ABC):
             self._refresh.set()  # reading the lists closes the breaker
 
     def recover(self) -> None:
-        if self.state == "degraded":
-            logger.warning("The upstream %s can be reached again", self.config.name)
-        self.state, self.reason = "ready", ""
+        """Mark the upstream as usable, after its lists have been read."""
+        what = (
+            "can be reached again" if self.state == "degraded" else "returns its lists again" if self._failure else ""
+        )
+        if what:
+            count = self.failed_reads
+            after = f", after {count} failed attempt{'s' if count > 1 else ''} to read its lists" if count else ""
+            logger.warning("The upstream %s %s%s", self.config.name, what, after)
+        self.state, self.reason, self.fault = "ready", "", None
+        self.failed_reads, self._failure = 0, ()
         self._owner.breaker.is_open = False
 
     def report_state(self) -> tuple[State, str]:
@@ -314,8 +346,6 @@ class ListSource(ListOwner, Protocol):
     def is_relayed(self) -> bool: ...
     @property
     def credentials(self) -> "UpstreamCredentials | None": ...
-    @property
-    def processes(self) -> UpstreamProcesses | None: ...
     @property
     def links(self) -> Links: ...
     @property
@@ -380,7 +410,6 @@ class McpLists(ListKeeper):
     @override
     async def run(self) -> None:
         """See `ListKeeper`."""
-        failures = 0
         if self._source.serves_one:
             self.state = "ready"
             self.ready.set()
@@ -398,7 +427,6 @@ class McpLists(ListKeeper):
                         async with asyncio.timeout(_SUBSCRIBE_SECONDS):
                             await subscribed.wait()
                     await self._list(link.conversation)
-                    failures = 0
                     link.conversation.requests.timeout = self.config.timeout
                     await self._keep_fresh(link.conversation)
                 finally:
@@ -410,12 +438,12 @@ class McpLists(ListKeeper):
             except (ClientError, OSError) as exc:
                 if await self._take_failure(exc):
                     continue
-                failures += 1
+                self.failed_reads += 1
             except Exception as exc:  # our own error; without this, the task would end
                 logger.exception("The lists of %s can't be read", self.config.name)
                 self.degrade(exc)
-                failures += 1
-            await self._wait_to_reconnect(failures)
+                self.failed_reads += 1
+            await self._wait_to_reconnect(self.failed_reads)
 
     async def _take_failure(self, exc: ClientError | OSError) -> bool:
         """Update the state after the lists couldn't be read. Return whether to connect again immediately."""
@@ -436,7 +464,7 @@ class McpLists(ListKeeper):
             self.state, self.reason = "degraded", f"a user's account can't read the lists: {exc}"
             credentials.avoid_lister(self.lister.credentials)
         elif isinstance(exc, InUse) or (isinstance(exc, RequestTimeout) and await self.find_fault() is None):
-            logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
+            self._log_failure(exc, "doesn't return its lists at the moment", str(exc))
         else:
             self.degrade(exc)
         return False
