@@ -215,7 +215,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         if url.secure and proxy is None:
             yield await check_certificate(url, options.timeout)
     begun = time.perf_counter()
-    async with open_target(target, options) as (client, read_states):
+    async with open_target(target, options) as (client, describe_states):
         took = (time.perf_counter() - begun) * 1000
         yield DiagnosticStep(
             "protocol", f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)"
@@ -227,7 +227,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 "questions and log messages on stdio don't identify the call they belong to",
                 remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
-        for state in msgspec.convert(read_states(), list[_UpstreamState]):
+        for state in read_states(describe_states()):
             yield upstream_step(state)
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
@@ -342,6 +342,11 @@ async def open_target(
     async with server.running() as runtime, connecting as client:
         reports = runtime.host.gateway
         yield client, list if reports is None else reports.describe_states
+
+
+def read_states(found: list[dict[str, Any]]) -> list[_UpstreamState]:
+    """Decode the states of a gateway's upstreams."""
+    return msgspec.convert(found, list[_UpstreamState])
 
 
 def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:

@@ -11,7 +11,8 @@ from msgspec import Struct
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._tasks import retry_delay
-from millstream.client import ConnectFailed, TargetError, TlsFailed
+from millstream.client import ClientError, ConnectFailed, TargetError, TlsFailed
+from millstream.client._endpoint import try_again
 from millstream.protocol import Json
 
 FAILURES = 5
@@ -29,6 +30,7 @@ _MAX_NAME = 200
 
 
 _NOT_SENT = "so the call wasn't sent."
+_LATER = "Try again in a minute. If it keeps failing, its operator has to restart it."
 _TEMPORARY = frozenset({socket.EAI_AGAIN})
 """Errors of a name server that isn't responding."""
 
@@ -43,6 +45,8 @@ def describe_outage(error: Exception | None, *, is_process: bool) -> str:
         is_process: Whether it's a command.
     """
     cause = None if error is None else error.__cause__
+    if isinstance(error, ClientError) and error.status:
+        return f"responded with status {error.status}, {_NOT_SENT} {try_again(error) or _LATER}"
     if isinstance(error, TlsFailed):
         return f"has no TLS certificate that this gateway trusts, {_NOT_SENT} Its operator has to correct that."
     if isinstance(cause, socket.gaierror) and cause.errno not in _TEMPORARY:
@@ -55,7 +59,7 @@ def describe_outage(error: Exception | None, *, is_process: bool) -> str:
             "finds the reason in the gateway's log."
         )
     what = "can't be reached" if isinstance(error, ConnectFailed) else "isn't responding"
-    return f"{what}, {_NOT_SENT} Try again in a minute. If it keeps failing, its operator has to restart it."
+    return f"{what}, {_NOT_SENT} {_LATER}"
 
 
 class CallerFailures(Struct):

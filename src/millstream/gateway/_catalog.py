@@ -240,7 +240,8 @@ async def fetch(
     offer: bytes = b"",
     before: Catalog | None = None,
     requires_one: bool = True,
-    warn: Callable[[str], None] = logger.warning,
+    failures: dict[str, ClientError],
+    warn: Callable[[str], None],
 ) -> Catalog:
     """Fetch all lists of an upstream. If a list fails, the previous one is kept.
 
@@ -250,7 +251,8 @@ async def fetch(
         offer: The upstream's result of `server/discover`, if it's new; empty to ask again.
         before: The last catalog.
         requires_one: Whether it's an error if every list fails.
-        warn: Logs the reason why a list or an item is left out.
+        failures: Filled with the kinds of lists that fail, and the reasons.
+        warn: Logs the reason why an item is left out.
 
     Raises:
         ClientError: There was no response, or every required list failed.
@@ -275,21 +277,19 @@ async def fetch(
         for kind, (method, _, _) in METHODS.items()
         if max_bytes and negotiated.revision.requests.get(method, "") in found.capabilities
     ]
-    failures: list[ClientError] = []
     omissions: list[str] = []
     for kind in offered:
         try:
             max_bytes -= await _fetch_list(conversation, found, kind, max_bytes, omissions)
         except (InvalidResponse, ServerError) as exc:
-            failures.append(exc)
+            failures[kind] = exc
             setattr(found, kind, getattr(found if before is None else before, kind))
-            warn(f"Its {kind} can't be listed: {exc}")
     if omissions:
         more = len(omissions) - _MAX_OMISSIONS
         shown = "; ".join(omissions[:_MAX_OMISSIONS]) + (f"; and {more:,} more" if more > 0 else "")
         warn(f"Left out of its lists, because some clients would reject the whole list: {shown}")
     if requires_one and failures and len(failures) == len(offered):
-        raise failures[0]
+        raise next(iter(failures.values()))
     return found
 
 

@@ -10,6 +10,7 @@ from millstream.client import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    NotMcp,
     RequestTimeout,
     SessionLost,
     TargetError,
@@ -17,6 +18,7 @@ from millstream.client import (
     TooMuchArriving,
 )
 from millstream.client._endpoint import try_again
+from millstream.client._recovery import UNREACHABLE
 from millstream.gateway._breaker import describe_outage
 from millstream.gateway._links import ClientRejected, InUse, NoCredentials
 from millstream.gateway._messages import logger
@@ -48,14 +50,29 @@ def no_response_error(
         words: Whether to add the reason that came with an HTTP status.
     """
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, _describe_error(exc))
+    return refused_error(call, upstream, _describe_for_caller(upstream, exc, words=words))
+
+
+def describe_fault(upstream: Upstream) -> str:
+    """Return why an upstream can't be used, as the end of a sentence for callers, or empty if that isn't known."""
+    fault = upstream.lists.fault
+    if isinstance(fault, UNREACHABLE):
+        return describe_outage(fault, is_process=upstream.processes is not None)
+    explains = isinstance(fault, AccessDenied | NoCredentials | NotMcp) or (
+        isinstance(fault, ClientError) and fault.status
+    )
+    return _describe_for_caller(upstream, fault, words=True) if explains else ""
+
+
+def _describe_for_caller(upstream: Upstream, exc: ClientError, *, words: bool) -> str:
     has_replied = exc.reply is not None if isinstance(exc, AccessDenied) else exc.status
     if has_replied and words:
-        return refused_error(call, upstream, _describe_status(upstream, exc))
+        return _describe_status(upstream, exc)
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
     text = next((text.format(exc=exc) for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), "")
     if not text and isinstance(exc, ConnectFailed | TargetError):
         text = describe_outage(exc, is_process=upstream.processes is not None)
-    return refused_error(call, upstream, text or _INVALID)
+    return text or _INVALID
 
 
 def _describe_error(exc: ClientError) -> str:
@@ -75,9 +92,12 @@ def _describe_status(upstream: Upstream, exc: ClientError) -> str:
         reason = f" It responded with status {exc.status}{reason}"
     else:
         text = f"responded with status {exc.status}"
+        if isinstance(exc, NotMcp):
+            reason += f" {_CORRECT_URL}"
     return f"{text}{reason} {again}".rstrip()
 
 
+_CORRECT_URL = "If it isn't starting up, the gateway's operator has to correct its URL."
 _DENIED = "rejected the gateway's credentials. Its operator has to replace them."
 _EFFECT = "The call may have taken effect. Check before you call again."
 _Texts = tuple[tuple[type[ClientError], str], ...]
@@ -96,6 +116,7 @@ _ERRORS: _Texts = (
         "needs credentials that its authorization server doesn't issue at the moment. The gateway's log says why.",
     ),
     (AccessDenied, _DENIED),
+    (NotMcp, f"isn't an MCP server. {_CORRECT_URL}"),
     (UnsendableRequest, "didn't get this call. {exc.message}"),
     (TooMuchArriving, f"is sending too much data at once: {{exc.holding}}. {_EFFECT} Try again later."),
     (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),

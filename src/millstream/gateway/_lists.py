@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -39,6 +39,7 @@ from millstream.gateway._names import UpstreamPattern
 from millstream.gateway._policy import Policy, uri_forms
 from millstream.gateway._processes import UpstreamProcesses
 from millstream.gateway._upstream_config import UpstreamConfig
+from millstream.protocol import METHOD_NOT_FOUND
 
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
@@ -125,8 +126,6 @@ class ListKeeper(ABC):
     """The error behind `reason`."""
     failed_reads: int = 0
     """Number of attempts to read the lists that have failed since the last successful one."""
-    _failure: tuple[object, ...] = ()
-    """Kind of the last logged failure (see `_kind_of`), because each attempt repeats it."""
     changed_at: float = 0.0
     """Unix time of the last change, or 0 before the first one."""
     always_asked: bool = False
@@ -173,6 +172,9 @@ class ListKeeper(ABC):
         """Set when the lists have to be fetched again."""
         self._listed = asyncio.Event()
         """Set when the lists have been fetched."""
+        self._failures: dict[str, tuple[object, ...]] = {}
+        """Kind of list, or empty for all -> the last logged failure (see `_kind_of`), because each attempt repeats it.
+        """
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were already logged, because each refresh repeats them."""
 
@@ -302,9 +304,10 @@ class ListKeeper(ABC):
         if isinstance(error, UNREACHABLE):
             self._owner.breaker.open(describe_outage(error, is_process=self._owner.processes is not None))
 
-    def _log_failure(self, error: Exception, what: str, reason: str) -> None:
-        if (kind := _kind_of(error)) != self._failure:
-            self._failure = kind
+    def _log_failure(self, error: Exception, what: str, reason: str, *, kind: str = "") -> None:
+        """Log the first failure of a kind of list, or of all lists, and each change of its cause."""
+        if (cause := _kind_of(error)) != self._failures.get(kind):
+            self._failures[kind] = cause
             logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
 
     async def check(self) -> None:
@@ -315,17 +318,25 @@ class ListKeeper(ABC):
         if self._owner.breaker.is_open:
             self._refresh.set()  # reading the lists closes the breaker
 
-    def recover(self) -> None:
-        """Mark the upstream as usable, after its lists have been read."""
-        what = (
-            "can be reached again" if self.state == "degraded" else "returns its lists again" if self._failure else ""
-        )
-        if what:
-            count = self.failed_reads
-            after = f", after {count} failed attempt{'s' if count > 1 else ''} to read its lists" if count else ""
+    def recover(self, failures: Mapping[str, ClientError] = {}) -> None:
+        """Mark the upstream as usable, after its lists have been read.
+
+        Args:
+            failures: The kinds of lists that couldn't be read, and the reasons.
+        """
+        for kind, error in failures.items():
+            self._log_failure(error, f"can't list its {kind}, so earlier ones stay", str(error), kind=kind)
+        over = [kind for kind in self._failures if kind not in failures]
+        count = self.failed_reads
+        after = f", after {count} failed attempt{'s' if count > 1 else ''} to read its lists" if count else ""
+        for kind in over:
+            del self._failures[kind]
+            what = f"lists its {kind} again" if kind else "can be reached again"
             logger.warning("The upstream %s %s%s", self.config.name, what, after)
-        self.state, self.reason, self.fault = "ready", "", None
-        self.failed_reads, self._failure = 0, ()
+        lacking = [error for error in failures.values() if getattr(error, "code", 0) != METHOD_NOT_FOUND]
+        self.failed_reads = count + 1 if lacking else 0
+        self.reason = f"It can't list some of its items: {lacking[0]}" if lacking else ""
+        self.state, self.fault = "ready", None
         self._owner.breaker.is_open = False
 
     def report_state(self) -> tuple[State, str]:
@@ -510,7 +521,9 @@ class McpLists(ListKeeper):
         long, or aren't needed at all.
         """
         if self._source.is_relayed and not self.catalog.revision:
-            found = await fetch(conversation, max_bytes=0, offer=conversation.negotiated.offer, warn=self.warn)
+            found = await fetch(
+                conversation, max_bytes=0, offer=conversation.negotiated.offer, failures={}, warn=self.warn
+            )
             self.catalog = found
             self.responded.set()
             self._owner.take_lists(found, ())
@@ -521,6 +534,7 @@ class McpLists(ListKeeper):
         known, self._listed_offer = self._listed_offer, offer
         if known and offer is not known:
             self._source.forget_facts()
+        failures: dict[str, ClientError] = {}
         try:
             found = await fetch(
                 conversation,
@@ -529,6 +543,7 @@ class McpLists(ListKeeper):
                 before=self.catalog,
                 requires_one=not self._source.is_relayed
                 and not any(self.catalog.items()),  # without items, no call would work
+                failures=failures,
                 warn=self.warn,
             )
         except BaseException:
@@ -543,7 +558,7 @@ class McpLists(ListKeeper):
         found.taken_at, found.asks_by_handshake = self._stored.time(), self._source.in_sessions
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self.offer(found, announced)
-        self.recover()
+        self.recover(failures)
         self._listed_at = monotonic()
         self._listed.set()
         await self._stored.save(found, renew=renew)

@@ -27,6 +27,7 @@ from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
+from millstream.gateway._failures import describe_fault
 from millstream.gateway._followers import FollowedResources
 from millstream.gateway._items import MCP_ITEMS, ExtensionForwarding
 from millstream.gateway._links import MAX_OWN_SESSIONS
@@ -352,18 +353,20 @@ class GatewayPart:
 
     def _explain_missing(self, call: Call, name: str) -> str:
         """See `Services.explain_missing`: name the upstreams that can't be used and have no lists from before."""
-        down: list[str] = []
+        down: list[Upstream] = []
         for upstream in self.upstreams.values():
             own_name = upstream.names.original("tools", name) if name else ""
             if own_name is None or upstream.catalog.taken_at or upstream.lists.report_state()[0] != "degraded":
                 continue
             rules = upstream.policy.item("tools", own_name)
             if rules is not None and sees(call, rules):
-                down.append(repr(upstream.name))
+                down.append(upstream)
         if not down:
             return ""
+        names = ", ".join(repr(each.name) for each in down)
         servers, their = ("server", "its") if len(down) == 1 else ("servers", "their")
-        return f"The {servers} {', '.join(down)} can't be used at the moment, so {their} tools are missing."
+        reasons = "".join(f" The server {each.name!r} {text}" for each in down if (text := describe_fault(each)))
+        return f"The {servers} {names} can't be used at the moment, so {their} tools are missing.{reasons}"
 
     def _degraded_reason(self) -> str:
         down = [report["name"] for report in self.describe_all() if report["state"] == "degraded"]
