@@ -16,12 +16,10 @@ import pytest
 from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from fleet import until
-from http_peer import serve
 from millstream import Client, Server
 from millstream._cli.diagnosis import read_states, upstream_step
 from millstream.gateway import bearer
 from patience import WAIT
-from processes import free_port
 
 Target = tuple[Any, dict[str, Any]]
 TOOL = {"name": "add", "description": "Add.", "inputSchema": {"type": "object"}}
@@ -185,32 +183,3 @@ async def test_process_that_keeps_failing_is_logged_once_and_counted(caplog: pyt
         gateway: Any = runtime.host.gateway
         await until(lambda: gateway.describe()[0]["failed_reads"] >= 3)
         assert caplog.text.count("The upstream up can't be reached") <= 2  # it exited, and then it did too often
-
-
-async def test_changed_revision_and_transport_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    port = free_port()
-    caplog.set_level("INFO", "millstream.gateway")
-
-    async def behave(asked: ReceivedRequest) -> None:
-        if asked.method == "tools/list":
-            await asked.result({"tools": [TOOL]})
-        else:
-            error = {"code": -32601, "message": "Method not found"}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}).encode())
-
-    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
-        first = AsyncExitStack()
-        newer = Server("up")
-        newer.tool(name="add")(lambda: "3")
-        await first.enter_async_context(newer.running())
-        await first.enter_async_context(serve(newer, port=port))
-        mcp = Server("front")
-        mcp.upstream("up", f"http://127.0.0.1:{port}/mcp", start_timeout=WAIT)
-        runtime = await stack.enter_async_context(mcp.running())
-        gateway: Any = runtime.host.gateway
-        assert gateway.describe_states()[0]["transport"] == "streamable-http"
-        await first.aclose()
-        await stack.enter_async_context(misbehaving(with_handshake(behave), port))
-        gateway.upstreams["up"].lists.refresh()
-        await until(lambda: gateway.describe_states()[0]["revision"] == "2025-11-25")
-        assert "The upstream up now uses the revision 2025-11-25 instead of 2026-07-28" in caplog.text

@@ -5,6 +5,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -29,37 +30,44 @@ _MAX_NAME = 200
 """Maximum characters of a name to remember."""
 
 
-_NOT_SENT = "so the call wasn't sent."
 _LATER = "Try again in a minute. If it keeps failing, its operator has to restart it."
 _TEMPORARY = frozenset({socket.EAI_AGAIN})
 """Errors of a name server that isn't responding."""
 
 
-def describe_outage(error: Exception | None, *, is_process: bool) -> str:
-    """Return why an upstream can't be used and who can change that, as the end of a sentence for callers.
+class Outage(NamedTuple):
+    """Why an upstream can't be used, for callers. It doesn't reveal addresses."""
 
-    It doesn't reveal addresses.
+    what: str
+    """What it does, or lacks."""
+    remedy: str
+    """Who can change that, or when to try again."""
+
+    @property
+    def refusal(self) -> str:
+        """The reason for not sending a call, as the end of a sentence."""
+        return f"{self.what}, so the call wasn't sent. {self.remedy}"
+
+
+def find_outage(error: Exception, *, is_process: bool) -> Outage:
+    """Return why an upstream can't be used and who can change that.
 
     Args:
         error: The reason why the gateway can't reach it.
         is_process: Whether it's a command.
     """
-    cause = None if error is None else error.__cause__
+    cause = error.__cause__
     if isinstance(error, ClientError) and error.status:
-        return f"responded with status {error.status}, {_NOT_SENT} {try_again(error) or _LATER}"
+        return Outage(f"responded with status {error.status}", try_again(error) or _LATER)
     if isinstance(error, TlsFailed):
-        return f"has no TLS certificate that this gateway trusts, {_NOT_SENT} Its operator has to correct that."
+        return Outage("has no TLS certificate that this gateway trusts", "Its operator has to correct that.")
     if isinstance(cause, socket.gaierror) and cause.errno not in _TEMPORARY:
-        return f"has a host name that can't be resolved, {_NOT_SENT} The gateway's operator has to correct its URL."
+        return Outage("has a host name that can't be resolved", "The gateway's operator has to correct its URL.")
     if isinstance(error, TargetError):
-        return f"can't be started, {_NOT_SENT} Its operator has to correct the command."
+        return Outage("can't be started", "Its operator has to correct the command.")
     if is_process:
-        return (
-            f"can't be started, {_NOT_SENT} The gateway tries again by itself. If it keeps failing, its operator "
-            "finds the reason in the gateway's log."
-        )
-    what = "can't be reached" if isinstance(error, ConnectFailed) else "isn't responding"
-    return f"{what}, {_NOT_SENT} {_LATER}"
+        return Outage("can't be started", "The gateway tries again by itself. Its log has the reason.")
+    return Outage("can't be reached" if isinstance(error, ConnectFailed) else "isn't responding", _LATER)
 
 
 class CallerFailures(Struct):
@@ -81,8 +89,8 @@ class Breaker:
 
     is_open: bool = False
     """Whether all calls are rejected."""
-    outage: str = ""
-    """The reason while it's open: see `describe_outage`."""
+    outage: Outage | None = None
+    """The reason while it's open."""
     response_count: int = 0
     """Number of calls with a response."""
     failure_count: int = 0
@@ -100,8 +108,8 @@ class Breaker:
     def refusal(self, call: Call, method: str, name: str) -> str:
         """Return the reason for not sending a call, as the end of a sentence, or an empty string to send it."""
         text, callers = "", self.records.get((method, name[:_MAX_NAME]))
-        if self.is_open:
-            text = self.outage
+        if self.is_open and self.outage is not None:
+            text = self.outage.refusal
         elif callers:
             now, own = self._clock(), callers.get(_caller(call))
             if own is not None and own.retry_at > now:
@@ -154,11 +162,11 @@ class Breaker:
                 if each.failed_at < before:
                     self._clear(caller, key)
 
-    def open(self, outage: str) -> None:
+    def open(self, outage: Outage) -> None:
         """Reject all calls, and forget callers' failures, which the upstream caused.
 
         Args:
-            outage: See `describe_outage`.
+            outage: The reason.
         """
         self.is_open, self.outage = True, outage
         self.records.clear()

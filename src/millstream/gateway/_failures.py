@@ -19,7 +19,7 @@ from millstream.client import (
 )
 from millstream.client._endpoint import try_again
 from millstream.client._recovery import UNREACHABLE
-from millstream.gateway._breaker import describe_outage
+from millstream.gateway._breaker import find_outage
 from millstream.gateway._links import ClientRejected, InUse, NoCredentials
 from millstream.gateway._messages import logger
 from millstream.gateway._results import NoResponse
@@ -57,7 +57,7 @@ def describe_fault(upstream: Upstream) -> str:
     """Return why an upstream can't be used, as the end of a sentence for callers, or empty if that isn't known."""
     fault = upstream.lists.fault
     if isinstance(fault, UNREACHABLE):
-        return describe_outage(fault, is_process=upstream.processes is not None)
+        return "{0.what}. {0.remedy}".format(find_outage(fault, is_process=upstream.processes is not None))
     explains = isinstance(fault, AccessDenied | NoCredentials | NotMcp) or (
         isinstance(fault, ClientError) and fault.status
     )
@@ -71,7 +71,7 @@ def _describe_for_caller(upstream: Upstream, exc: ClientError, *, words: bool) -
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
     text = next((text.format(exc=exc) for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), "")
     if not text and isinstance(exc, ConnectFailed | TargetError):
-        text = describe_outage(exc, is_process=upstream.processes is not None)
+        text = find_outage(exc, is_process=upstream.processes is not None).refusal
     return text or _INVALID
 
 

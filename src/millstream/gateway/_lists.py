@@ -23,7 +23,7 @@ from millstream.client import (
 from millstream.client._recovery import NO_HANDSHAKE, UNREACHABLE
 from millstream.client._server_messages import Change
 from millstream.client.lowlevel import Conversation
-from millstream.gateway._breaker import Breaker, describe_outage
+from millstream.gateway._breaker import Breaker, find_outage
 from millstream.gateway._catalog import (
     METHODS,
     STORED_SECONDS,
@@ -302,7 +302,7 @@ class ListKeeper(ABC):
         self.state, self.reason, self.fault = "degraded", reason, error
         self.end_start()
         if isinstance(error, UNREACHABLE):
-            self._owner.breaker.open(describe_outage(error, is_process=self._owner.processes is not None))
+            self._owner.breaker.open(find_outage(error, is_process=self._owner.processes is not None))
 
     def _log_failure(self, error: Exception, what: str, reason: str, *, kind: str = "") -> None:
         """Log the first failure of a kind of list, or of all lists, and each change of its cause."""
