@@ -88,7 +88,7 @@ CAUSES: dict[str, tuple[Callable[[], AbstractAsyncContextManager[Target]], str, 
     ),
     "no such command": (lambda: run_command("no-such-command"), "no-such-command", "correct the command"),
     "a command that exits": (
-        lambda: run_command(sys.executable, "-c", "import sys; sys.exit('no license')"), "no license", "gateway's log",
+        lambda: run_command(sys.executable, "-c", "import sys; sys.exit('no license')"), "no license", "log has the reason",
     ),
     "an unknown host": (run_unknown_host, "shop.invalid", "correct its URL"),
     "lists that are too large": (run_with_large_lists, "2,000", "can't be used"),
