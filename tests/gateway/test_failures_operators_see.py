@@ -6,12 +6,20 @@
 import asyncio
 import json
 import socket
+import ssl
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
@@ -72,6 +80,35 @@ async def run_with_narrow_token() -> AsyncIterator[Target]:
         yield url, {**options, "auth": bearer("narrow-token-of-the-shop")}
 
 
+@asynccontextmanager
+async def run_with_expired_certificate() -> AsyncIterator[Target]:
+    """Serve with a certificate that expired. The rest of the chain is trusted, so that only this can be the reason."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        key, certificate = Path(folder, "key.pem"), Path(folder, "certificate.pem")
+        write_certificate(key, certificate, valid_until=datetime.now(UTC) - timedelta(days=1))
+        patch.setenv("SSL_CERT_FILE", str(certificate))
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, key)
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=tls)
+        try:
+            yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp", {}
+        finally:
+            server.close()
+
+
+def write_certificate(key: Path, certificate: Path, *, valid_until: datetime) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(valid_until - timedelta(days=9)).not_valid_after(valid_until)
+    made = made.add_extension(address, critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate.write_bytes(made.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+
+
 CAUSES: dict[str, tuple[Callable[[], AbstractAsyncContextManager[Target]], str, str]] = {
     "no such path": (answer("404 Not Found"), "404", "responded with status 404"),
     "a page of a proxy": (
@@ -88,9 +125,12 @@ CAUSES: dict[str, tuple[Callable[[], AbstractAsyncContextManager[Target]], str, 
     ),
     "no such command": (lambda: run_command("no-such-command"), "no-such-command", "correct the command"),
     "a command that exits": (
-        lambda: run_command(sys.executable, "-c", "import sys; sys.exit('no license')"), "no license", "log has the reason",
+        lambda: run_command(sys.executable, "-c", "import sys; sys.exit('no license')"),
+        "no license",
+        "log has the reason",
     ),
     "an unknown host": (run_unknown_host, "shop.invalid", "correct its URL"),
+    "an expired certificate": (run_with_expired_certificate, "expired", "TLS certificate that this gateway trusts"),
     "lists that are too large": (run_with_large_lists, "2,000", "can't be used"),
 }  # fmt: skip
 

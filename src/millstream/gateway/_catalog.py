@@ -241,7 +241,7 @@ async def fetch(
     before: Catalog | None = None,
     requires_one: bool = True,
     failures: dict[str, ClientError],
-    warn: Callable[[str], None],
+    warn: Callable[[str], None] = logger.warning,
 ) -> Catalog:
     """Fetch all lists of an upstream. If a list fails, the previous one is kept.
 

@@ -58,10 +58,9 @@ def describe_fault(upstream: Upstream) -> str:
     fault = upstream.lists.fault
     if isinstance(fault, UNREACHABLE):
         return "{0.what}. {0.remedy}".format(find_outage(fault, is_process=upstream.processes is not None))
-    explains = isinstance(fault, AccessDenied | NoCredentials | NotMcp) or (
-        isinstance(fault, ClientError) and fault.status
-    )
-    return _describe_for_caller(upstream, fault, words=True) if explains else ""
+    if isinstance(fault, AccessDenied | NoCredentials | NotMcp) or (isinstance(fault, ClientError) and fault.status):
+        return _describe_for_caller(upstream, fault, words=True)
+    return ""
 
 
 def _describe_for_caller(upstream: Upstream, exc: ClientError, *, words: bool) -> str:
