@@ -93,13 +93,8 @@ def test_doctor_health_and_log_name_the_cause(tmp_path: Path, cause: str) -> Non
 
 
 def test_health_of_each_worker_shows_what_all_workers_see(tmp_path: Path) -> None:
-    # Only the first process that takes the folder can start the upstream.
-    once = (
-        f"import os; os.mkdir({str(tmp_path / 'taken')!r}); import runpy; runpy.run_path({str(tmp_path / 'shop.py')!r})"
-    )
+    once = f"import os; os.mkdir({str(tmp_path / 'taken')!r})\n{SHOP}\nmcp.run()\n"  # only one worker's process starts
     file = write_gateway(tmp_path, f"command = {json.dumps([sys.executable, '-c', once])}")
-    with (tmp_path / "shop.py").open("a") as program:
-        program.write("\nmcp.run()\n")
     port, end = free_port(), time.monotonic() + WAIT
     command = [sys.executable, "-m", "millstream", "gateway", str(file), "--port", str(port), "--workers", "2"]
     with run_server(command, port, tmp_path / "log"):
