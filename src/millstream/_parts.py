@@ -26,6 +26,7 @@ from millstream._server.features.registry import Handler as MethodHandler
 from millstream._server.features.registry import RegisteredExtension, Registry, RelayedServer
 from millstream._server.features.resources import Resource
 from millstream._server.sweep import Sweep
+from millstream._server.worker_queries import WorkerQueries
 from millstream._stores.health import StoreHealth
 from millstream._stores.store import Store
 from millstream._tasks import Tasks
@@ -104,18 +105,25 @@ class Route(Struct, frozen=True):
 
 
 class UpstreamReports(Protocol):
-    """The upstreams of this worker, for operators."""
+    """The upstreams, for operators."""
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the state and statistics of each upstream."""
+        """Return the state and statistics of each upstream on this worker."""
+        ...
+
+    async def ask_workers(self) -> None:
+        """Get the reports of the other workers, which the following methods include."""
+
+    def describe_all(self) -> list[dict[str, Any]]:
+        """Return the state and statistics of each upstream, for all workers together."""
         ...
 
     def describe_states(self) -> list[dict[str, Any]]:
-        """Return the facts that explain each upstream's state."""
+        """Return the facts that explain each upstream's state, for all workers together."""
         ...
 
     def items(self, name: str) -> dict[str, Any] | None:
-        """Return an upstream's tools and quarantined definitions, or None if it doesn't exist."""
+        """Return an upstream's tools and quarantined definitions on this worker, or None if it doesn't exist."""
         ...
 
 
@@ -169,6 +177,7 @@ class PartHost:
         store_health: StoreHealth,
         *,
         draining: Callable[[], bool],
+        queries: WorkerQueries,
     ) -> None:
         # The server
         self.dispatcher: Dispatcher = dispatcher
@@ -191,6 +200,8 @@ class PartHost:
         """Closes the parts and their resources."""
         self.background: Tasks = Tasks()
         """Tasks of `run`, which end before the parts close."""
+        self.queries: WorkerQueries = queries
+        """Questions to all workers of this server."""
         self.open_pool: StoreLimiter | None = None
         """The limiter `pool`, or None if it hasn't been created."""
         # Services that parts offer to other parts

@@ -92,6 +92,27 @@ def test_doctor_health_and_log_name_the_cause(tmp_path: Path, cause: str) -> Non
     assert words in (tmp_path / "log").read_text()
 
 
+def test_health_of_each_worker_shows_what_all_workers_see(tmp_path: Path) -> None:
+    once = f"import os; os.mkdir({str(tmp_path / 'taken')!r})\n{SHOP}\nmcp.run()\n"  # only one worker's process starts
+    file = write_gateway(tmp_path, f"command = {json.dumps([sys.executable, '-c', once])}")
+    port, end = free_port(), time.monotonic() + WAIT
+    command = [sys.executable, "-m", "millstream", "gateway", str(file), "--port", str(port), "--workers", "2"]
+    with run_server(command, port, tmp_path / "log"):
+        origin, merged = f"http://127.0.0.1:{port}", 0
+        while merged < 20:  # each connection can reach another worker
+            assert time.monotonic() < end, merged
+            with urlopen(f"{origin}/health") as reply:  # noqa: S310  our own server
+                health = json.load(reply)
+            states = {each["name"]: each for each in health["upstream_states"]}
+            if states["bad"]["workers"] != {"ready": 1, "degraded": 1} or states["good"]["workers"] != {"ready": 2}:
+                continue
+            merged += 1
+            assert (health["status"], health["upstreams"]) == ("degraded", {"bad": "degraded", "good": "ready"})
+            assert health["reasons"] == ["upstreams that can't be used: bad"]
+        status, steps = diagnose(f"{origin}/mcp")
+        assert (status, "of 2 workers" in steps["upstream bad"]["found"]) == (1, True)
+
+
 def test_doctor_reports_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text("[upstreams.bad]\nurl = [oops\n")

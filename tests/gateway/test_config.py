@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from cases import for_each
+from millstream._app.gateway_server import server_of_file
+from millstream.client import Client
 from millstream.gateway import UpstreamConfig
 from millstream.gateway._config import ConfigError, load_file
 from millstream.gateway._policy import Policy, ToolPolicy, UpstreamPolicy
+from patience import WAIT
 
 FILE = """
 name = "tools"
@@ -220,13 +223,13 @@ CODE = """{
 }"""
 
 
-def test_application_configuration_files_are_read(tmp_path: Path) -> None:
+def test_application_configuration_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files, web = load_file(write(tmp_path, CLAUDE, "mcp.json"), {"FOLDER": "/f", "KEY": "k"}).upstreams
     assert (files.target, files.env) == (["npx", "-y", "files", "/f"], {"KEY": "k"})
     assert (web.name, web.prefix, web.headers) == ("my web", "my-web", {"Authorization": "Bearer k"})
     path = write(tmp_path, CODE, "mcp.json")
-    with pytest.raises(ConfigError, match=r"line 6: servers\.web\.headers\.X-Key: \$\{input:key\} asks the user"):
-        load_file(path)
+    assert [each.name for each in load_file(path).upstreams] == ["files"]
+    assert "line 6: servers.web.headers.X-Key: ${input:key} asks the user" in caplog.text
     path.write_text(CODE.replace("${input:key}", "k"), "utf-8")
     files, web = load_file(path).upstreams
     assert files.target == ["npx", str(tmp_path)]
@@ -303,6 +306,40 @@ def test_values_in_place_of_variable_names_are_not_shown_as_names(tmp_path: Path
     }
     path = write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json")
     assert len(load_file(path, {"K": "secret"}).upstreams) == 3  # an error would say that "secret" isn't set
+
+
+@for_each("names", [["KEY", "NOT_SET"], [{"name": "KEY", "source": "local"}], [{"name": "KEY"}, "NOT_SET"],
+                    ["KEY", {"name": "OTHER", "source": "remote"}]])  # fmt: skip
+def test_only_set_variables_are_passed_on_by_name(names: list[Any], tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps({"mcpServers": {"a": {"command": "x", "env_vars": names}}}), "mcp.json")
+    [server] = load_file(path, {"KEY": "k", "OTHER": "o"}).upstreams
+    assert server.env == {"KEY": "k"}
+
+
+@for_each("bad", [{"url": "not a url"}, {"url": ""}, {"command": "x", "env": {"A": "${NOT_SET}"}}, {"args": ["x"]},
+                  {"command": "x", "env_vars": [{"source": "local"}]}, {"command": 5}, "text"])  # fmt: skip
+def test_wrong_entry_of_an_application_file_disables_only_that_server(
+    bad: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    servers = {"bad": bad, "good": {"command": "x"}}
+    path = write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json")
+    assert [each.name for each in load_file(path, {}).upstreams] == ["good"]
+    assert f"its entry has a mistake: {path}, line 1: mcpServers.bad" in caplog.text
+    path = write(tmp_path, json.dumps({"mcpServers": {"bad": bad}}), "mcp.json")
+    with pytest.raises(ConfigError, match=r"mcpServers\.bad"):  # nothing else would be offered
+        load_file(path, {})
+
+
+@for_each("servers", [{}, {"a": {"command": "x", "disabled": True}}])
+async def test_application_file_without_servers_starts_an_empty_gateway(
+    servers: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    path = write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json")
+    async with Client(server_of_file(path), timeout=WAIT) as client:
+        assert await client.tools() == []
+    assert f"{path} lists no servers that are enabled" in caplog.text
 
 
 def test_errors_about_variables_show_the_place_once(tmp_path: Path) -> None:

@@ -798,6 +798,92 @@ async def test_alternatives_with_a_discriminator_require_their_tag() -> None:
     assert sent_json(await sent(document, {"body": {"kind": "dog"}})) == {"kind": "dog"}
 
 
+@for_each("within", ["object", "list", "variant", "body"])
+async def test_subtypes_of_a_discriminator_show_their_properties_anywhere(within: str) -> None:
+    ref = {"$ref": "#/components/schemas/Pet"}
+    places = {
+        "object": {"properties": {"pet": ref}},
+        "list": {"properties": {"pet": {"type": "array", "items": ref}}},
+        "variant": {"properties": {"pet": {"anyOf": [ref, {"type": "null"}]}}},
+        "body": ref,
+    }
+    mapping = {"cat": "Cat", "dog": "#/components/schemas/Dog"}
+    pet = {
+        "type": "object", "properties": {"kind": TEXT, "owner": ref}, "required": ["kind"],
+        "discriminator": {"propertyName": "kind", "mapping": mapping},
+    }  # fmt: skip
+    document = operation(method="post", **body(places[within]))
+    document["components"] = {"schemas": {
+        "Pet": pet,
+        "Cat": {"allOf": [ref, {"properties": {"lives": {"type": "integer"}}}]},
+        "Dog": {"allOf": [ref, {"properties": {"bark": TEXT}}]},
+    }}  # fmt: skip
+    schema = str((await tools(document))["op"].input_schema)
+    assert ("lives" in schema, "bark" in schema) == (True, True)
+    cat = {"kind": "cat", "lives": 9, "owner": {"kind": "dog", "bark": "wau"}}
+    given = cat if within == "body" else {"pet": [cat] if within == "list" else cat}
+    assert sent_json(await sent(document, given)) == given
+
+
+async def test_explicit_alternatives_do_not_get_the_properties_of_other_subtypes() -> None:
+    ref = {"$ref": "#/components/schemas/Pet"}
+    mapping = {"cat": "Cat", "dog": "Dog"}
+    union = {"oneOf": [{"$ref": "#/components/schemas/Cat"}, {"$ref": "#/components/schemas/Dog"}]}
+    document = operation(method="post", **body({"properties": {"pet": union}}))
+    discriminator = {"propertyName": "kind", "mapping": mapping}
+    document["components"] = {"schemas": {
+        "Pet": {"type": "object", "properties": {"kind": TEXT}, "discriminator": discriminator},
+        "Cat": {"allOf": [ref, {"properties": {"lives": {"type": "integer"}}}]},
+        "Dog": {"allOf": [ref, {"properties": {"bark": TEXT}}]},
+    }}  # fmt: skip
+    schema = str((await tools(document))["op"].input_schema)
+    assert (schema.count("lives"), schema.count("bark")) == (1, 1)
+
+
+@for_each("place", ["query", "header", "path"])
+@for_each("schema", [{"type": "string", "default": "v 1"}, {"const": "v 1"}, {"const": "v 1", "default": "other"}])
+async def test_required_parameters_with_a_default_can_be_left_out(place: str, schema: dict[str, Any]) -> None:
+    path = "/p/{a}" if place == "path" else "/p"
+    document = operation(parameter(place, schema, required=True), path=path)
+    request = await sent(document, {})
+    found = {"query": request.url.query, "header": request.headers.get("a", "").encode(), "path": request.url.raw_path}
+    assert found[place].endswith((b"v%201", b"v 1", b"v+1"))
+
+
+@for_each(
+    ("schema", "given", "expected"),
+    [
+        ({"properties": {"k": {"default": "x"}}, "required": ["k"]}, {}, {"k": "x"}),
+        ({"properties": {"k": {"default": ["x"]}}, "required": ["k"]}, {"k": []}, {"k": []}),
+        ({"properties": {"k": {"const": 1}, "n": TEXT}, "required": ["k"]}, {"n": "a"}, {"n": "a", "k": 1}),
+        (
+            {"properties": {"o": {"properties": {"k": {"default": 5}}, "required": ["k"]}}},
+            {"o": {}},
+            {"o": {"k": 5}},
+        ),
+        (
+            {"properties": {"o": {"properties": {"k": {"default": 5}}, "required": ["k"]}, "n": TEXT}},
+            {"n": ""},
+            {"n": ""},
+        ),
+        (
+            {"properties": {"l": {"type": "array", "items": {"properties": {"k": {"const": 5}}, "required": ["k"]}}}},
+            {"l": [{}, {"k": 5}]},
+            {"l": [{"k": 5}, {"k": 5}]},
+        ),
+        (
+            {"properties": {"o": {"allOf": [{"properties": {"k": {"default": 5}}, "required": ["k"]}]}}},
+            {"o": {}},
+            {"o": {"k": 5}},
+        ),
+    ],
+)
+async def test_required_members_with_a_default_are_filled_in(schema: Any, given: Any, expected: Any) -> None:
+    document = operation(method="post", **body({"type": "object", **schema}))
+    for _ in range(2):
+        assert sent_json(await sent(document, given)) == expected
+
+
 async def test_deprecated_operations_and_parameters_are_marked() -> None:
     (tool,) = (
         await tools(operation(parameter("query", TEXT, deprecated=True), deprecated=True, summary="Find"))

@@ -378,7 +378,7 @@ async def test_changed_definitions_are_quarantined_until_accepted(
         with pytest.raises(ServerError):
             await client.call("echo", text="x")
         async with Client(upstream, timeout=WAIT) as operator:
-            found = await fetch(operator.conversation, max_bytes=1 << 20)
+            found = await fetch(operator.conversation, max_bytes=1 << 20, failures={})
         AcceptedFile(path).accept("shop", "tools", {"echo": found.tools["echo"]})
         while "echo" not in await listed():
             await anext(changes)

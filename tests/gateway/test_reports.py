@@ -31,7 +31,7 @@ def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None
     with run_server(command, port, tmp_path / "log"):
         end = time.monotonic() + WAIT
         report: dict[str, Any] = {}
-        while (report.get("workers"), report.get("state"), report.get("links")) != (2, "ready", 2):
+        while (report.get("workers"), report.get("links")) != ({"ready": 2}, 2):
             assert time.monotonic() < end, report
             with urlopen(f"http://127.0.0.1:{port}/gateway/upstreams") as reply:
                 (report,) = json.load(reply)["upstreams"]
@@ -42,7 +42,8 @@ def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None
 
 def test_merged_report_shows_the_worst_state() -> None:
     one: dict[str, Any] = {
-        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "processes": None,
+        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "failed_reads": 0, "processes": None,
+        "revision": "", "transport": "", "needs_account": False,
         "p50_ms": 2.0, "p99_ms": 3.0,
         "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,
         "items": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
@@ -56,12 +57,16 @@ def test_merged_report_shows_the_worst_state() -> None:
         4,
         10,
     )
+    assert report["workers"] == {"ready": 1, "degraded": 1}
+    (report,) = merge_reports([[one], [other]], silent=1)
+    assert report["workers"] == {"ready": 1, "degraded": 1, "silent": 1}
 
 
 def test_the_newest_error_from_any_worker_is_shown() -> None:
     kinds = dict.fromkeys(("tools", "resources", "templates", "prompts"), 0)
     one: dict[str, Any] = {
-        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "processes": None,
+        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "failed_reads": 0, "processes": None,
+        "revision": "", "transport": "", "needs_account": False,
         "listed_at": 1.0, "changed_at": 0.0,
         "links": 1, "refused": 0, "calls": 5, "unanswered": 0, "items": kinds, "listed": kinds,
     }  # fmt: skip

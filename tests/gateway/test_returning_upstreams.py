@@ -179,6 +179,24 @@ async def test_upstream_that_comes_back_as_another_server_is_negotiated_again(
     assert failures <= 1
 
 
+async def test_changed_revision_is_logged_and_shown(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    caplog.set_level("INFO", "millstream.gateway")
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        first = AsyncExitStack()
+        await first.enter_async_context(SERVERS["2026-07-28"](port))
+        front = make_gateway(f"http://127.0.0.1:{port}/mcp")
+        gateway: Any = (await stack.enter_async_context(front.running())).host.gateway
+        client = await stack.enter_async_context(Client(front, timeout=WAIT))
+        [before] = gateway.describe_states()
+        await first.aclose()
+        await stack.enter_async_context(SERVERS["sessions"](port))
+        await call_until_it_works(client, "up_add")
+        await until(lambda: gateway.describe_states()[0]["revision"] == "2025-11-25")
+        assert (before["revision"], before["transport"]) == ("2026-07-28", "streamable-http")
+        assert "The upstream up now uses the revision 2025-11-25 instead of 2026-07-28" in caplog.text
+
+
 @for_each("after", SERVERS)
 @for_each("before", SERVERS)
 async def test_client_negotiates_again_with_a_replaced_server(before: str, after: str) -> None:

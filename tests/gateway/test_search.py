@@ -265,7 +265,10 @@ async def test_servers_that_cannot_be_used_are_named_instead_of_their_tools() ->
     mcp.upstream("secret", "http://127.0.0.1:1/mcp", start_timeout=WAIT, policy=policy)
     async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client:
         found = await client.call("search_tools", query="create an issue")
-        text = "The server 'jira' can't be used at the moment, so its tools are missing."
+        text = (
+            "The server 'jira' can't be used at the moment, so its tools are missing. The server 'jira' can't be "
+            "reached. Try again in a minute. If it keeps failing, its operator has to restart it."
+        )
         assert found.text == f"No tool matches. {text}"
         for call in (("call_tool", {"name": "jira_create", "arguments": {}}), ("jira_create", {})):
             with pytest.raises(ServerError, match=f"Unknown tool: 'jira_create'. {text}"):

@@ -16,6 +16,7 @@ from millstream._protocol.principal import Share
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers, StatsReply
+from millstream._server.worker_queries import WorkerQueries
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
@@ -53,6 +54,7 @@ class One:
         self.peers.open()
         self.queries = DashboardQueries(
             self.peers,
+            WorkerQueries(self.peers, set),
             self.observer,
             RecentCalls(),
             streams=OpenStreams(Share(1)),

@@ -129,7 +129,7 @@ async def test_reregistered_disabled_items_are_not_removed() -> None:
 async def heard_of(worker: Worker, other: Worker) -> None:
     """Wait until a worker that was interrupted has asked what it missed, and the other has answered."""
     other.runtime.replicas._others.clear()
-    await until(lambda: not other.runtime.replicas.alone)
+    await until(lambda: bool(other.runtime.replicas.others))
     await settle()
 
 

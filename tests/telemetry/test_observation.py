@@ -17,6 +17,7 @@ from millstream._server.observability import dashboard_values
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers
+from millstream._server.worker_queries import WorkerQueries
 from millstream._telemetry import process
 from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
 from millstream._telemetry.metrics import OTHER, Metrics, render
@@ -235,8 +236,9 @@ async def test_subscriptions_are_not_counted_as_calls() -> None:
     assert (shown["calls"], shown["workers"][0]["calls_per_second"]) == (1, 1)
     assert shown["methods"] == []
     store, streams = MemoryStore(), OpenStreams(Share(1))
+    peers, hub = Peers(store, []), Hub(store, HubLimits())
     looking = DashboardQueries(
-        Peers(store, []), observer, RecentCalls(), streams=streams, hub=Hub(store, HubLimits()), me="one"
+        peers, WorkerQueries(peers, set), observer, RecentCalls(), streams=streams, hub=hub, me="one"
     )
     looking.remember(1)
     past = await looking.history(60)

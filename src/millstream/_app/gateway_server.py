@@ -21,6 +21,7 @@ from millstream.gateway._programs import hosts_and_origins, library_of
 if TYPE_CHECKING:
     from millstream.gateway._programs.program import ProgramApplication
 
+logger = logging.getLogger("millstream.gateway")
 START_TIMEOUT = 30.0
 """Seconds to wait at startup for the lists of a command or program, because there's nothing else to offer."""
 
@@ -86,8 +87,10 @@ def server_of_file(path: Path, only: str = "") -> Server:
     except ValueError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     made.definition.named = config.name != GatewayConfig().name
-    if not config.upstreams:
+    if not config.upstreams and path.suffix == ".toml":
         raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files].")
+    if not config.upstreams:
+        logger.warning("%s lists no servers that are enabled, so the gateway offers nothing.", path)
     upstreams = {each.name: each for each in config.upstreams}
     if only and only not in upstreams:
         raise ConfigError(f"{path} has no server {only!r}. It has: {', '.join(upstreams)}.")

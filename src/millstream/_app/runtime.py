@@ -27,6 +27,7 @@ from millstream._server.peers import (
     WorkerStart,
 )
 from millstream._server.sweep import Sweep
+from millstream._server.worker_queries import WorkerQueries
 from millstream._stores.health import LogOnce, StoreHealth
 from millstream._stores.store import Store
 from millstream._tasks import Tasks
@@ -83,9 +84,9 @@ class Replicas:
             self._broadcast_soon(WorkerStart())
 
     @property
-    def alone(self) -> bool:
-        """Whether no other worker is known to serve."""
-        return not self._others
+    def others(self) -> frozenset[str]:
+        """The other workers that are known to serve."""
+        return frozenset(self._others)
 
     async def _count(self) -> None:
         for worker in list(self._others):
@@ -276,7 +277,12 @@ class Runtime:
             self.sweep = Sweep(self.dispatcher)
             self.sweep.beats += (self.streams.beat, self._extend_logs)
             self.host = host = PartHost(
-                self.dispatcher, self.streams, self.sweep, self.store_health, draining=lambda: self.draining
+                self.dispatcher,
+                self.streams,
+                self.sweep,
+                self.store_health,
+                draining=lambda: self.draining,
+                queries=WorkerQueries(self.services.peers, lambda: self.replicas.others),
             )
             host.has_one_client = self.bind.one_client
             self._stack.push_async_callback(host.close)
@@ -353,7 +359,7 @@ class Runtime:
     @property
     def shared(self) -> bool:
         """Whether other workers are known to serve the same clients."""
-        return self.store.shared and not self.replicas.alone
+        return self.store.shared and bool(self.replicas.others)
 
     def emit(self, change: ServerChange) -> None:
         """Pass a change to the clients of this loop, from any thread, and to other workers."""

@@ -124,10 +124,15 @@ class _UpstreamState(Struct):
     state: str
     reason: str = ""
     since: float = 0
+    failed_reads: int = 0
     revision: str = ""
-    listed_at: float = 0
+    transport: str = ""
+    listed_at: float | None = None
     accounts: bool = False
+    account: str = ""
+    needs_account: bool = False
     last_error: _Failure | None = None
+    workers: dict[str, int] = {}
 
 
 class _Health(Struct):
@@ -210,7 +215,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         if url.secure and proxy is None:
             yield await check_certificate(url, options.timeout)
     begun = time.perf_counter()
-    async with open_target(target, options) as (client, read_states):
+    async with open_target(target, options) as (client, describe_states):
         took = (time.perf_counter() - begun) * 1000
         yield DiagnosticStep(
             "protocol", f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)"
@@ -222,7 +227,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 "questions and log messages on stdio don't identify the call they belong to",
                 remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
-        for state in msgspec.convert(read_states(), list[_UpstreamState]):
+        for state in read_states(describe_states()):
             yield upstream_step(state)
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
@@ -339,21 +344,40 @@ async def open_target(
         yield client, list if reports is None else reports.describe_states
 
 
+def read_states(found: list[dict[str, Any]]) -> list[_UpstreamState]:
+    """Decode the states of a gateway's upstreams."""
+    return msgspec.convert(found, list[_UpstreamState])
+
+
 def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
     """Return the state of a gateway's upstream."""
     well = upstream.state == "ready" or (upstream.accounts and upstream.state == "connecting")
     facts = [upstream.state + (f" since {_local_time(upstream.since)}" if upstream.since else "")]
+    facts += _count_workers(upstream)
     if upstream.reason:
         facts.append(upstream.reason.rstrip("."))
-    if upstream.revision:
+    if upstream.failed_reads:
+        facts.append(f"{upstream.failed_reads} failed attempt{'s' * (upstream.failed_reads > 1)} to read its lists")
+    if upstream.revision and upstream.transport != "openapi":
         facts.append(f"revision {upstream.revision}")
-    if upstream.listed_at:
-        facts.append(f"lists read at {_local_time(upstream.listed_at)}")
-    if upstream.accounts:
-        facts.append("with each user's own account")
+    if upstream.transport:
+        facts.append(f"over {upstream.transport}" if upstream.transport != "openapi" else "an API")
+    facts.append(f"lists read at {_local_time(upstream.listed_at)}" if upstream.listed_at else "no lists yet")
+    if upstream.account:
+        facts.append(f"account: {upstream.account}")
     if upstream.last_error is not None:
         facts.append(f"last error at {_local_time(upstream.last_error.at)}: {upstream.last_error.text}")
     return DiagnosticStep(f"upstream {upstream.name}", "; ".join(facts), ok=well)
+
+
+def _count_workers(upstream: _UpstreamState) -> Iterator[str]:
+    """Yield how many workers see the state, and how many didn't respond."""
+    count, same = sum(upstream.workers.values()), upstream.workers.get(upstream.state, 0)
+    silent = upstream.workers.get("silent", 0)
+    if count > 1:
+        yield f"on {same} of {count} workers"
+    if silent:
+        yield f"{silent} of them didn't respond"
 
 
 def _local_time(seconds: float) -> str:

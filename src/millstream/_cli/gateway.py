@@ -129,9 +129,16 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
     async with Client(
         config.target, options=options, headers=config.headers, timeout=config.timeout, revision=config.revision
     ) as client:
-        return await catalog.fetch(
-            client.conversation, max_bytes=config.max_catalog_bytes, warn=lambda text: print_text(text, sys.stderr)
+        failures: dict[str, ClientError] = {}
+        found = await catalog.fetch(
+            client.conversation,
+            max_bytes=config.max_catalog_bytes,
+            failures=failures,
+            warn=lambda text: print_text(text, sys.stderr),
         )
+    for kind, error in failures.items():
+        print_text(f"Its {kind} can't be listed: {error}", sys.stderr)
+    return found
 
 
 def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:

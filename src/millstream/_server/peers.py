@@ -124,7 +124,7 @@ class WorkerGreeting(PeerMessage, frozen=True, tag="present"):
 
 
 class StatsRequest(PeerMessage, frozen=True, tag="ask"):
-    """A request for the sender's dashboard."""
+    """A worker's question to the others. See `WorkerQueries`."""
 
     number: int
     about: bytes

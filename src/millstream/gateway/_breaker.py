@@ -1,15 +1,19 @@
 """Refusal of calls that would probably get no response."""
 
 import math
+import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._tasks import retry_delay
+from millstream.client import ClientError, ConnectFailed, TargetError, TlsFailed
+from millstream.client._endpoint import try_again
 from millstream.protocol import Json
 
 FAILURES = 5
@@ -24,6 +28,46 @@ _MAX_AGE = 600.0
 """Seconds after which the failures of a caller may be forgotten."""
 _MAX_NAME = 200
 """Maximum characters of a method, which a relay passes on whatever it is, and of a name to remember."""
+
+
+_LATER = "Try again in a minute. If it keeps failing, its operator has to restart it."
+_TEMPORARY = frozenset({socket.EAI_AGAIN})
+"""Errors of a name server that isn't responding."""
+
+
+class Outage(NamedTuple):
+    """Why an upstream can't be used, for callers. It doesn't reveal addresses."""
+
+    what: str
+    """What it does, or lacks."""
+    remedy: str
+    """Who can change that, or when to try again."""
+
+    @property
+    def refusal(self) -> str:
+        """The reason for not sending a call, as the end of a sentence."""
+        return f"{self.what}, so the call wasn't sent. {self.remedy}"
+
+
+def find_outage(error: Exception, *, is_process: bool) -> Outage:
+    """Return why an upstream can't be used and who can change that.
+
+    Args:
+        error: The reason why the gateway can't reach it.
+        is_process: Whether it's a command.
+    """
+    cause = error.__cause__
+    if isinstance(error, ClientError) and error.status:
+        return Outage(f"responded with status {error.status}", try_again(error) or _LATER)
+    if isinstance(error, TlsFailed):
+        return Outage("has no TLS certificate that this gateway trusts", "Its operator has to correct that.")
+    if isinstance(cause, socket.gaierror) and cause.errno not in _TEMPORARY:
+        return Outage("has a host name that can't be resolved", "The gateway's operator has to correct its URL.")
+    if isinstance(error, TargetError):
+        return Outage("can't be started", "Its operator has to correct the command.")
+    if is_process:
+        return Outage("can't be started", "The gateway tries again by itself. Its log has the reason.")
+    return Outage("can't be reached" if isinstance(error, ConnectFailed) else "isn't responding", _LATER)
 
 
 class CallerFailures(Struct):
@@ -45,6 +89,8 @@ class Breaker:
 
     is_open: bool = False
     """Whether all calls are rejected."""
+    outage: Outage | None = None
+    """The reason while it's open."""
     response_count: int = 0
     """Number of calls with a response."""
     failure_count: int = 0
@@ -62,8 +108,8 @@ class Breaker:
     def refusal(self, call: Call, method: str, name: str) -> str:
         """Return the reason for not sending a call, as the end of a sentence, or an empty string to send it."""
         text, callers = "", self.records.get((method[:_MAX_NAME], name[:_MAX_NAME]))
-        if self.is_open:
-            text = "isn't responding, so the call wasn't sent. Try again in a minute."
+        if self.is_open and self.outage is not None:
+            text = self.outage.refusal
         elif callers:
             now, own = self._clock(), callers.get(_caller(call))
             if own is not None and own.retry_at > now:
@@ -116,9 +162,13 @@ class Breaker:
                 if each.failed_at < before:
                     self._clear(caller, key)
 
-    def open(self) -> None:
-        """Reject all calls, and forget callers' failures, which the upstream caused."""
-        self.is_open = True
+    def open(self, outage: Outage) -> None:
+        """Reject all calls, and forget callers' failures, which the upstream caused.
+
+        Args:
+            outage: The reason.
+        """
+        self.is_open, self.outage = True, outage
         self.records.clear()
         self._share = Share(_MAX_RECORDS)
 

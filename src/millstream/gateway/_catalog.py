@@ -105,6 +105,8 @@ class Catalog(Struct, kw_only=True):
 
     revision: str = ""
     """Revision of the upstream, or empty before the first list."""
+    transport: str = ""
+    """How the upstream was reached: ``streamable-http``, or ``openapi`` for an API."""
     instructions: str = ""
     server: Json = {}
     """Name, version, title, and other information about the upstream."""
@@ -239,6 +241,7 @@ async def fetch(
     before: Catalog | None = None,
     announced: Collection[str] = (),
     requires_one: bool = True,
+    failures: dict[str, ClientError],
     warn: Callable[[str], None] = logger.warning,
 ) -> Catalog:
     """Fetch all lists of an upstream. If a list fails, the previous one is kept.
@@ -251,7 +254,8 @@ async def fetch(
         announced: Kinds of lists that the upstream said have changed. They're fetched even if it didn't declare them:
             a session keeps the capabilities of its start, when the upstream may have had no items of that kind.
         requires_one: Whether it's an error if every list fails.
-        warn: Logs the reason why a list or an item is left out.
+        failures: Filled with the kinds of lists that fail, and the reasons.
+        warn: Logs the reason why an item is left out.
 
     Raises:
         ClientError: There was no response, or every required list failed.
@@ -259,6 +263,7 @@ async def fetch(
     negotiated = conversation.negotiated
     found = Catalog(
         revision=negotiated.revision.date,
+        transport=conversation.transport.name,
         instructions=negotiated.instructions,
         server={  # results repeat this member
             name: each
@@ -270,7 +275,6 @@ async def fetch(
     )
     if not negotiated.revision.handshake:
         await _discover(conversation, found, offer)
-    failures: list[ClientError] = []
     omissions: list[str] = []
     fetched = 0
     for kind, (method, _, _) in METHODS.items():
@@ -286,15 +290,14 @@ async def fetch(
                 found.capabilities[capability] = {"listChanged": True}
         except (InvalidResponse, ServerError) as exc:
             if is_declared:  # otherwise, another server may have taken its place
-                failures.append(exc)
+                failures[kind] = exc
                 setattr(found, kind, getattr(found if before is None else before, kind))
-                warn(f"Its {kind} can't be listed: {exc}")
     if omissions:
         more = len(omissions) - _MAX_OMISSIONS
         shown = "; ".join(omissions[:_MAX_OMISSIONS]) + (f"; and {more:,} more" if more > 0 else "")
         warn(f"Left out of its lists, because some clients would reject the whole list: {shown}")
     if requires_one and failures and not fetched:
-        raise failures[0]
+        raise next(iter(failures.values()))
     return found
 
 

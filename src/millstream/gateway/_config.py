@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial, reduce
 from glob import escape
@@ -601,14 +601,28 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
             value[usual] = value.pop(name)
     _normalize_terminal_values(entry, value, has_commands=has_braces)
     names = structs.replace(entry, environ=None)  # keep the names of variables as they're written
-    for name in names.member("env_vars").convert(_Texts) or ():
-        value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
+    for name in _find_passed_variables(names.member("env_vars"), entry.environ or {}):
+        value["env"] = {name: f"${{{name}}}", **members(value.get("env"))}
     headers: dict[str, str] = names.member("env_http_headers").convert(dict[str, str] | None) or {}
     for name, each in headers.items():
         value["headers"] = {name: f"${{{each}}}", **members(value.get("headers"))}
     if token := names.member("bearer_token_env_var").convert(str | None):
         value["headers"] = {"Authorization": f"Bearer ${{{token}}}", **members(value.get("headers"))}
     return structs.replace(entry, value=value)
+
+
+def _find_passed_variables(value: ConfigValue, environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the names of the variables to pass on that are set. Codex also writes them as tables with their source.
+
+    Raises:
+        ConfigError: The value isn't a list of names or tables.
+    """
+    for each in value.convert(tuple[str | dict[str, str], ...] | None) or ():
+        name, source = (each, "local") if isinstance(each, str) else (each.get("name", ""), each.get("source", "local"))
+        if not name:
+            raise value.error("a table needs the name of a variable.")
+        if source == "local" and name in environ:
+            yield name
 
 
 def _normalize_terminal_values(entry: ConfigValue, value: dict[str, Any], *, has_commands: bool) -> None:
@@ -675,6 +689,7 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
         raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them.")
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
+    mistakes: list[ConfigError] = []
     unnamed = 0
     allowed, excluded = (members(root.member("mcp").value).get(key) for key in ("allowed", "excluded"))  # Gemini CLI
     for name, written in servers.table().items():
@@ -685,15 +700,24 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
             or (is_array(excluded) and name in excluded)
         ):
             continue  # its variables needn't be set
-        entry = _normalize(written, has_braces=servers.where == ("mcp",))
-        unknown = [key for key in entry.value if key not in _MEMBERS]
-        ignored |= dict.fromkeys(unknown)
         prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
         if not prefix:
             unnamed += 1
             prefix = "server" if unnamed == 1 else f"server-{unnamed}"
-        configs.append(_load_server(entry, unknown, name=name, prefix=prefix))
-    _check_upstreams(servers, configs)
+        try:
+            entry = _normalize(written, has_braces=servers.where == ("mcp",))
+            unknown = [key for key in entry.value if key not in _MEMBERS]
+            config = _load_server(entry, unknown, name=name, prefix=prefix)
+            _check_upstreams(servers, [*configs, config])
+        except ConfigError as exc:
+            mistakes.append(exc)
+            continue
+        configs.append(config)
+        ignored |= dict.fromkeys(unknown)
+    if mistakes and not configs:
+        raise mistakes[0]
+    for mistake in mistakes:
+        logger.error("A server isn't offered, because its entry has a mistake: %s", mistake)
     if ignored:
         logger.warning("%s: these options have no effect in a gateway: %s", root.path, ", ".join(ignored))
     return GatewayConfig(upstreams=tuple(configs))

@@ -10,6 +10,7 @@ from millstream.client import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    NotMcp,
     RequestTimeout,
     SessionLost,
     TargetError,
@@ -17,6 +18,8 @@ from millstream.client import (
     TooMuchArriving,
 )
 from millstream.client._endpoint import try_again
+from millstream.client._recovery import UNREACHABLE
+from millstream.gateway._breaker import find_outage
 from millstream.gateway._links import ClientRejected, InUse, NoCredentials
 from millstream.gateway._messages import logger
 from millstream.gateway._results import NoResponse
@@ -48,12 +51,28 @@ def no_response_error(
     """
     what, why = f"{call.method:.200} {call.name:.200}", _describe_error(exc)  # a relay passes on all methods
     logger.warning("%s of the upstream %s failed: %s", what, upstream.name, why)
+    return refused_error(call, upstream, _describe_for_caller(upstream, exc, words=words))
+
+
+def describe_fault(upstream: Upstream) -> str:
+    """Return why an upstream can't be used, as the end of a sentence for callers, or empty if that isn't known."""
+    fault = upstream.lists.fault
+    if isinstance(fault, UNREACHABLE):
+        return "{0.what}. {0.remedy}".format(find_outage(fault, is_process=upstream.processes is not None))
+    if isinstance(fault, AccessDenied | NoCredentials | NotMcp) or (isinstance(fault, ClientError) and fault.status):
+        return _describe_for_caller(upstream, fault, words=True)
+    return ""
+
+
+def _describe_for_caller(upstream: Upstream, exc: ClientError, *, words: bool) -> str:
     has_replied = exc.reply is not None if isinstance(exc, AccessDenied) else exc.status
     if has_replied and words:
-        return refused_error(call, upstream, _describe_status(upstream, exc))
+        return _describe_status(upstream, exc)
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
-    text = next((text for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), _INVALID)
-    return refused_error(call, upstream, text.format(exc=exc))
+    text = next((text.format(exc=exc) for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), "")
+    if not text and isinstance(exc, ConnectFailed | TargetError):
+        text = find_outage(exc, is_process=upstream.processes is not None).refusal
+    return text or _INVALID
 
 
 def _describe_error(exc: ClientError) -> str:
@@ -73,22 +92,17 @@ def _describe_status(upstream: Upstream, exc: ClientError) -> str:
         reason = f" It responded with status {exc.status}{reason}"
     else:
         text = f"responded with status {exc.status}"
+        if isinstance(exc, NotMcp):
+            reason += f" {_CORRECT_URL}"
     return f"{text}{reason} {again}".rstrip()
 
 
+_CORRECT_URL = "If it isn't starting up, the gateway's operator has to correct its URL."
 _DENIED = "rejected the gateway's credentials. Its operator has to replace them."
-_NO_EFFECT = "so the call wasn't sent. Try again in a minute."
 _EFFECT = "The call may have taken effect. Check before you call again."
 _Texts = tuple[tuple[type[ClientError], str], ...]
-_PROCESS_ERRORS: _Texts = (
-    (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
-    (TargetError, "can't be started, so the call wasn't sent. Its operator has to correct the command."),
-    (ConnectionLost, f"exited during the call and lost its state. {_EFFECT}"),
-)
-_CONNECTION_ERRORS: _Texts = (
-    (ConnectFailed, f"can't be reached, {_NO_EFFECT}"),
-    (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
-)
+_PROCESS_ERRORS: _Texts = ((ConnectionLost, f"exited during the call and lost its state. {_EFFECT}"),)
+_CONNECTION_ERRORS: _Texts = ((ConnectionLost, f"closed the connection during the call. {_EFFECT}"),)
 _ERRORS: _Texts = (
     (SessionLost, "has ended its session with you and lost its state. Call again to start a new one."),
     (InUse, "is busy, not down: you're using {exc.holding}. {exc.advice}"),
@@ -97,8 +111,12 @@ _ERRORS: _Texts = (
         ClientRejected,
         "has an authorization server that rejects this gateway's client. Its operator has to correct the client_id.",
     ),
-    (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
+    (
+        NoCredentials,
+        "needs credentials that its authorization server doesn't issue at the moment. The gateway's log says why.",
+    ),
     (AccessDenied, _DENIED),
+    (NotMcp, f"isn't an MCP server. {_CORRECT_URL}"),
     (UnsendableRequest, "didn't get this call. {exc.message}"),
     (TooMuchArriving, f"is sending too much data at once: {{exc.holding}}. {_EFFECT} Try again later."),
     (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -23,7 +23,7 @@ from millstream.client import (
 from millstream.client._recovery import NO_HANDSHAKE, UNREACHABLE
 from millstream.client._server_messages import Change
 from millstream.client.lowlevel import Conversation
-from millstream.gateway._breaker import Breaker
+from millstream.gateway._breaker import Breaker, find_outage
 from millstream.gateway._catalog import (
     METHODS,
     STORED_SECONDS,
@@ -39,6 +39,7 @@ from millstream.gateway._names import UpstreamPattern
 from millstream.gateway._policy import Policy, uri_forms
 from millstream.gateway._processes import UpstreamProcesses
 from millstream.gateway._upstream_config import UpstreamConfig
+from millstream.protocol import METHOD_NOT_FOUND
 
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
@@ -93,6 +94,12 @@ def _quarantine(uris: Iterable[str], templates: Iterable[str]) -> Callable[[str]
     return hides
 
 
+def _kind_of(error: Exception) -> tuple[object, ...]:
+    """Return what distinguishes a failure from others. Texts aren't compared: some have a new process id each time."""
+    cause, code = error.__cause__, getattr(error, "code", 0)
+    return type(error), type(cause), getattr(cause, "errno", 0), getattr(error, "status", 0), code
+
+
 class ListOwner(Protocol):
     """What a keeper needs from its upstream."""
 
@@ -102,6 +109,8 @@ class ListOwner(Protocol):
     def policy(self) -> Policy: ...
     @property
     def breaker(self) -> Breaker: ...
+    @property
+    def processes(self) -> UpstreamProcesses | None: ...
 
     def take_lists(self, found: Catalog, announced: Collection[str]) -> None: ...
 
@@ -113,10 +122,12 @@ class ListKeeper(ABC):
     """
 
     _state: State = "connecting"
-    since: float = 0.0
-    """Unix time of the last change of the state."""
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
+    fault: Exception | None = None
+    """The error behind `reason`."""
+    failed_reads: int = 0
+    """Number of attempts to read the lists that have failed since the last successful one."""
     changed_at: float = 0.0
     """Unix time of the last change, or 0 before the first one."""
     always_asked: bool = False
@@ -157,10 +168,15 @@ class ListKeeper(ABC):
         self._owner = owner
         self._is_quarantined = _quarantine((), ())
         self._created_at = monotonic()
+        self.since: float = time()
+        """Unix time of the last change of the state."""
         self._refresh = asyncio.Event()
         """Set when the lists have to be fetched again."""
         self._listed = asyncio.Event()
         """Set when the lists have been fetched, or can't be."""
+        self._failures: dict[str, tuple[object, ...]] = {}
+        """Kind of list, or empty for all -> the last logged failure (see `_kind_of`), because each attempt repeats it.
+        """
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were already logged, because each refresh repeats them."""
 
@@ -193,6 +209,12 @@ class ListKeeper(ABC):
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _quarantine(*hidden)
         before, self.catalog = self.catalog, found
+        for what, old, new in (
+            ("revision", before.revision, found.revision),
+            ("transport", before.transport, found.transport),
+        ):
+            if old and new and old != new:
+                logger.info("The upstream %s now uses the %s %s instead of %s", self.config.name, what, new, old)
         self.is_listed = _match_uris(found.resources, found.templates)
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
@@ -289,15 +311,21 @@ class ListKeeper(ABC):
             self._owner.take_lists(self.catalog, ())
 
     def degrade(self, error: Exception) -> None:
+        """Mark the upstream as unusable. The first failure of a kind is logged, and the others are only counted."""
         reason = str(error) or type(error).__name__
-        if self.state != "degraded" or self.reason != reason:
-            what = "responds with an error" if isinstance(error, ServerError | InvalidResponse) else "can't be reached"
-            logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
-        self.state, self.reason = "degraded", reason
+        responds = isinstance(error, ServerError | InvalidResponse) or getattr(error, "status", 0) != 0
+        self._log_failure(error, "responds with an error" if responds else "can't be reached", reason)
+        self.state, self.reason, self.fault = "degraded", reason, error
         self.end_start()
         if isinstance(error, UNREACHABLE):
-            self._owner.breaker.open()
+            self._owner.breaker.open(find_outage(error, is_process=self._owner.processes is not None))
         self._listed.set()
+
+    def _log_failure(self, error: Exception, what: str, reason: str, *, kind: str = "") -> None:
+        """Log the first failure of a kind of list, or of all lists, and each change of its cause."""
+        if (cause := _kind_of(error)) != self._failures.get(kind):
+            self._failures[kind] = cause
+            logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
 
     async def check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""
@@ -307,10 +335,25 @@ class ListKeeper(ABC):
         if self._owner.breaker.is_open:
             self._refresh.set()  # reading the lists closes the breaker
 
-    def recover(self) -> None:
-        if self.state == "degraded":
-            logger.warning("The upstream %s can be reached again", self.config.name)
-        self.state, self.reason = "ready", ""
+    def recover(self, failures: Mapping[str, ClientError] = {}) -> None:
+        """Mark the upstream as usable, after its lists have been read.
+
+        Args:
+            failures: The kinds of lists that couldn't be read, and the reasons.
+        """
+        for kind, error in failures.items():
+            self._log_failure(error, f"can't list its {kind}, so earlier ones stay", str(error), kind=kind)
+        over = [kind for kind in self._failures if kind not in failures]
+        count = self.failed_reads
+        after = f", after {count} failed attempt{'s' if count > 1 else ''} to read its lists" if count else ""
+        for kind in over:
+            del self._failures[kind]
+            what = f"lists its {kind} again" if kind else "can be reached again"
+            logger.warning("The upstream %s %s%s", self.config.name, what, after)
+        lacking = [error for error in failures.values() if getattr(error, "code", 0) != METHOD_NOT_FOUND]
+        self.failed_reads = count + 1 if lacking else 0
+        self.reason = f"It can't list some of its items: {lacking[0]}" if lacking else ""
+        self.state, self.fault = "ready", None
         self._owner.breaker.is_open = False
         self._listed.set()
 
@@ -332,8 +375,6 @@ class ListSource(ListOwner, Protocol):
     def is_relayed(self) -> bool: ...
     @property
     def credentials(self) -> "UpstreamCredentials | None": ...
-    @property
-    def processes(self) -> UpstreamProcesses | None: ...
     @property
     def links(self) -> Links: ...
     @property
@@ -398,7 +439,6 @@ class McpLists(ListKeeper):
     @override
     async def run(self) -> None:
         """See `ListKeeper`."""
-        failures = 0
         if self._source.serves_one:
             self.state = "ready"
             self.ready.set()
@@ -416,7 +456,6 @@ class McpLists(ListKeeper):
                         async with asyncio.timeout(_SUBSCRIBE_SECONDS):
                             await subscribed.wait()
                     await self._list(link.conversation)
-                    failures = 0
                     link.conversation.requests.timeout = self.config.timeout
                     await self._keep_fresh(link.conversation)
                 finally:
@@ -428,12 +467,12 @@ class McpLists(ListKeeper):
             except (ClientError, OSError) as exc:
                 if await self._take_failure(exc):
                     continue
-                failures += 1
+                self.failed_reads += 1
             except Exception as exc:  # our own error; without this, the task would end
                 logger.exception("The lists of %s can't be read", self.config.name)
                 self.degrade(exc)
-                failures += 1
-            await self._wait_to_reconnect(failures)
+                self.failed_reads += 1
+            await self._wait_to_reconnect(self.failed_reads)
 
     async def _take_failure(self, exc: ClientError | OSError) -> bool:
         """Update the state after the lists couldn't be read. Return whether to connect again immediately."""
@@ -454,7 +493,7 @@ class McpLists(ListKeeper):
             self.state, self.reason = "degraded", f"a user's account can't read the lists: {exc}"
             credentials.avoid_lister(self.lister.credentials)
         elif isinstance(exc, InUse) or (isinstance(exc, RequestTimeout) and await self.find_fault() is None):
-            logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
+            self._log_failure(exc, "doesn't return its lists at the moment", str(exc))
         else:
             self.degrade(exc)
         return False
@@ -500,7 +539,9 @@ class McpLists(ListKeeper):
         long, or aren't needed at all.
         """
         if self._source.is_relayed and not self.catalog.revision:
-            found = await fetch(conversation, max_bytes=0, offer=conversation.negotiated.offer, warn=self.warn)
+            found = await fetch(
+                conversation, max_bytes=0, offer=conversation.negotiated.offer, failures={}, warn=self.warn
+            )
             self.catalog = found
             self.responded.set()
             self._owner.take_lists(found, ())
@@ -511,6 +552,7 @@ class McpLists(ListKeeper):
         known, self._listed_offer = self._listed_offer, offer
         if known and offer is not known:
             self._source.forget_facts()
+        failures: dict[str, ClientError] = {}
         try:
             found = await fetch(
                 conversation,
@@ -520,6 +562,7 @@ class McpLists(ListKeeper):
                 announced=announced,
                 requires_one=not self._source.is_relayed
                 and not any(self.catalog.items()),  # without items, no call would work
+                failures=failures,
                 warn=self.warn,
             )
         except BaseException:
@@ -534,7 +577,7 @@ class McpLists(ListKeeper):
         found.taken_at, found.asks_by_handshake = self._stored.time(), self._source.in_sessions
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self.offer(found, announced)
-        self.recover()
+        self.recover(failures)
         self._listed_at = monotonic()
         await self._stored.save(found, renew=renew)
 

@@ -549,9 +549,11 @@ class _Conversion(Struct):
     dropped: frozenset[str]
     """Keywords to leave out. Clients that compile output schemas reject the whole list because of one unreadable
     keyword."""
-    names: dict[int, str] = {}
-    """Id of a reference's target in the document -> name of its definition."""
-    pending: list[tuple[str, Json]] = []
+    names: dict[tuple[int, bool], str] = {}
+    """Id of a reference's target in the document, and whether it's converted without subtypes -> name of its
+    definition.
+    """
+    pending: list[tuple[str, Json, bool]] = []
     definitions: Json = {}
     recursive: dict[int, bool] = {}
     """See `inline_references`."""
@@ -562,12 +564,20 @@ class _Conversion(Struct):
         """Return a schema of the document as JSON Schema 2020-12, with its definitions."""
         converted = self.convert(node)
         while self.pending:
-            name, target = self.pending.pop()
-            self.definitions[name] = self.convert(target)
+            name, target, is_part = self.pending.pop()
+            self.definitions[name] = self.convert(target, is_part=is_part)
         return inline_references(converted, self.definitions, max_nodes=_MAX_INLINED_NODES, recursive=self.recursive)
 
-    def convert(self, node: Any, depth: int = 0, hidden: Collection[str] | None = None) -> Any:
+    def convert(
+        self, node: Any, depth: int = 0, hidden: Collection[str] | None = None, *, is_part: bool = False
+    ) -> Any:
         """Return a schema without the properties that aren't sent. A part of an object gets them from the object.
+
+        Args:
+            node: Schema of the document.
+            depth: Number of schemas around it.
+            hidden: Properties that aren't sent, if they're known.
+            is_part: Whether it's a part of another object, so that its subtypes don't matter.
 
         Raises:
             RecursionError: The schema is nested too deeply.
@@ -579,26 +589,33 @@ class _Conversion(Struct):
         inside = partial(self.convert, depth=depth + 1)
         if hidden is None:
             hidden = {} if node.keys().isdisjoint(_OF_OBJECTS) else self.hidden_properties(node)
-        shown = dict(node)
-        if properties := members(node.get("properties")):
-            shown["properties"] = {  # not booleans, because some clients accept only objects
-                name: {"not": {}} if each is False else each for name, each in properties.items() if name not in hidden
-            }
-        if required := items_of(node.get("required")):
-            shown["required"] = list(dict.fromkeys(name for name in required if name not in hidden))
+        shown = self._shown_members(node, hidden, is_part=is_part)
         kept = {key: value for key, value in shown.items() if key not in self.dropped and _is_valid(key, value)}
         inner: list[Any] = kept.pop("allOf", [])
-        result = self._reference(node) | map_subschemas(kept, inside)
+        result = self._reference(node, is_part=is_part) | map_subschemas(kept, inside)
         discriminator = members(node.get("discriminator"))
         if isinstance(tag := discriminator.get("propertyName"), str):
             require_tag = partial(_require_tag, tag, _tags_by_name(members(discriminator.get("mapping"))))
             for keyword in {"oneOf", "anyOf"} & kept.keys():
                 result[keyword] = list(map(require_tag, kept[keyword], result[keyword]))
         if inner:  # all parts describe the same object
-            result["allOf"] = [inside(each, hidden=hidden) for each in inner]
+            result["allOf"] = [inside(each, hidden=hidden, is_part=True) for each in inner]
         for keyword in {"const", "default", "enum"} & result.keys():
             result[keyword] = _convert(result[keyword], result.get("type"))
         return _modernize(result, is_nullable=True in (node.get("nullable"), node.get("x-nullable")))
+
+    def _shown_members(self, node: Json, hidden: Collection[str], *, is_part: bool) -> Json:
+        """Return the members of a schema, with the properties that are sent."""
+        shown = dict(node)
+        if not is_part and _has_subtypes(node):  # as at the root, where subtypes add their properties
+            shown["properties"] = self.document.fields(node, has_fields=True)[0]
+        if properties := members(shown.get("properties")):
+            shown["properties"] = {  # not booleans, because some clients accept only objects
+                name: {"not": {}} if each is False else each for name, each in properties.items() if name not in hidden
+            }
+        if required := items_of(node.get("required")):
+            shown["required"] = list(dict.fromkeys(name for name in required if name not in hidden))
+        return shown
 
     def hidden_properties(self, node: Json) -> Collection[str]:
         """Return the properties of an object that aren't sent. The first part that has a property decides."""
@@ -620,17 +637,18 @@ class _Conversion(Struct):
             self.hidden[id(part)] = part, frozenset(found)
         return self.hidden[id(part)][1]
 
-    def _reference(self, node: Json) -> Json:
+    def _reference(self, node: Json, *, is_part: bool) -> Json:
         target = self.document.target(node)
         if target is node or not target:
             return {}
-        if id(target) not in self.names:
+        key = id(target), is_part and _has_subtypes(target)
+        if key not in self.names:
             name = unused_name(
                 re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).replace("~1", "/").rpartition("/")[2]), self.definitions
             )
-            self.names[id(target)], self.definitions[name] = name, {}
-            self.pending.append((name, target))
-        return {"$ref": f"#/$defs/{self.names[id(target)]}"}
+            self.names[key], self.definitions[name] = name, {}
+            self.pending.append((name, target, key[1]))
+        return {"$ref": f"#/$defs/{self.names[key]}"}
 
 
 def _tags_by_name(mapping: Json) -> Mapping[str, list[str]]:
@@ -656,6 +674,11 @@ def _is_valid(keyword: str, value: Any) -> bool:
     if keyword.startswith("$") or keyword not in KEYWORDS or (value == [] and keyword != "required"):
         return False  # a reference may lead to a file that isn't a schema
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
+
+
+def _has_subtypes(node: Json) -> bool:
+    """Return whether an object names its subtypes in the mapping of its discriminator only."""
+    return bool(members(members(node.get("discriminator")).get("mapping"))) and not node.keys() & {"oneOf", "anyOf"}
 
 
 def _variants(node: Json) -> Iterator[Any]:

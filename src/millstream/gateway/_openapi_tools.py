@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from enum import Enum
 from functools import partial, reduce
 from importlib import import_module
@@ -29,6 +30,7 @@ from millstream.gateway._openapi_request import (
     JSON,
     ApiRequest,
     build_request,
+    items_of,
     without_pairs,
 )
 from millstream.protocol import (
@@ -37,6 +39,9 @@ from millstream.protocol import (
     SuggestionMeta,
     ToolUnavailable,
     decode_object,
+    is_array,
+    is_object,
+    members,
 )
 
 _TIMEOUT = 30.0
@@ -44,6 +49,8 @@ _HTTP_CLIENTS = "httpx2", "httpx"
 _MAX_REPLY = 64 * 1024 * 1024
 """Maximum size of a response, in bytes."""
 _MAX_REDIRECTS = 3
+_MAX_DEPTH = 32
+"""Maximum depth of objects that get missing values."""
 
 
 class RouteKind(Enum):
@@ -137,14 +144,54 @@ def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:
     """Return a function that decodes arguments and compares them with the schema.
 
     Names that the schema doesn't have are rejected. A null that it doesn't allow is left out. A number or boolean
-    that's written as text is read if the schema rejects text there. The document's patterns aren't checked, because
-    they could take arbitrarily long. The API checks them.
+    that's written as text is read if the schema rejects text there. A required value that's missing is its default or
+    constant. The document's patterns aren't checked, because they could take arbitrarily long. The API checks them.
     """
     schema = {"additionalProperties": False, **schema}
-    return partial(_read_arguments, tool, schema, {**schema, "required": []})
+    return partial(_read_arguments, tool, schema, {**schema, "required": []}, _find_defaults(schema))
 
 
-def _read_arguments(tool: str, schema: Json, optional: Json, raw: Any) -> Json:
+class _Defaults(Struct, frozen=True):
+    """The values that an object or list gets where required ones are missing."""
+
+    own: Json = {}
+    """Required property -> its default or constant."""
+    inside: Mapping[str, "_Defaults"] = {}
+    """Property -> the values inside it."""
+    items: "_Defaults | None" = None
+    """The values inside each item of a list."""
+
+    def fill(self, value: Any) -> None:
+        """Add the missing values."""
+        if is_object(value):
+            for name in self.own.keys() - value.keys():
+                value[name] = deepcopy(self.own[name])
+            for name in self.inside.keys() & value.keys():
+                self.inside[name].fill(value[name])
+        elif self.items is not None and is_array(value):
+            for each in value:
+                self.items.fill(each)
+
+
+def _find_defaults(schema: Any, depth: int = 0) -> _Defaults | None:
+    """Return the values that a schema has for missing required ones, or None if it has none."""
+    if not is_object(schema) or depth > _MAX_DEPTH:
+        return None
+    own: Json = {}
+    inside: dict[str, _Defaults] = {}
+    for part in (schema, *map(members, items_of(schema.get("allOf")))):
+        for name, each in members(part.get("properties")).items():
+            if (found := _find_defaults(each, depth + 1)) is not None:
+                inside[name] = found
+            if name in items_of(schema.get("required")) or name in items_of(part.get("required")):
+                known = members(each)
+                if "const" in known or "default" in known:
+                    own[name] = known.get("const", known.get("default"))
+    items = _find_defaults(schema.get("items"), depth + 1)
+    return _Defaults(own, inside, items) if own or inside or items is not None else None
+
+
+def _read_arguments(tool: str, schema: Json, optional: Json, defaults: _Defaults | None, raw: Any) -> Json:
     """See `argument_reader`.
 
     Raises:
@@ -156,6 +203,8 @@ def _read_arguments(tool: str, schema: Json, optional: Json, raw: Any) -> Json:
         for name in [name for name, value in arguments.items() if value is None]:
             if find_problems(optional, {name: None}):
                 del arguments[name]
+        if defaults is not None:
+            defaults.fill(arguments)
         if found := find_problems(schema, arguments, one_of=False, formats=False, steps=MAX_DECIDING_STEPS):
             for each in found:
                 with suppress(LookupError, ValueError):  # something is missing, or the arguments are invalid as a whole

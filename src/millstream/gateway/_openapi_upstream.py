@@ -132,7 +132,9 @@ class ApiUpstream(Upstream):
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
         document = self.openapi.document
         self.address = LOCAL_URL if is_application(document) else self.openapi.base_url or document
-        self.catalog = self.lists.catalog = Catalog(revision=NEWEST.date, capabilities={"tools": {}})
+        self.catalog = self.lists.catalog = Catalog(
+            revision=NEWEST.date, transport="openapi", capabilities={"tools": {}}
+        )
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
         secrets = config.auth if isinstance(config.auth, StaticHeaders) else StaticHeaders()
@@ -291,19 +293,20 @@ class ApiLists(ListKeeper):
     @override
     async def run(self) -> None:
         """See `ListKeeper`."""
-        failures = 0
         while True:
             try:
                 await self._read()
-                failures, wait = 0, self.config.refresh_seconds * random.uniform(0.75, 1)  # noqa: S311  jitter
+                wait = self.config.refresh_seconds * random.uniform(0.75, 1)  # noqa: S311  jitter
             except Exception as exc:  # the document is foreign, and nothing in it may end this task
                 is_expected = isinstance(exc, ValueError | ClientError | OSError | MissingExtra)
                 reason = str(exc) if is_expected and str(exc) else f"{type(exc).__name__}: {exc}".removesuffix(": ")
                 if not is_expected and self.reason != reason:
                     logger.exception("The document of %s can't be read", self.config.name)
-                self.degrade(ValueError(reason))  # the API itself may be reachable
-                failures += 1
-                wait = reconnect_delay(failures)
+                failed = ValueError(reason)  # the API itself may be reachable
+                failed.__cause__ = exc
+                self.degrade(failed)
+                self.failed_reads += 1
+                wait = reconnect_delay(self.failed_reads)
             self._refresh.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):

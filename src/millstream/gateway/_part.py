@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any, Protocol
 
 import msgspec
@@ -19,8 +21,12 @@ from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler, RegisteredExtension, sees
 from millstream._server.features.resources import Resource, Template
+from millstream._server.worker_queries import Answers, WorkerQuestion
+from millstream._server.worker_queries import encode as encode_answer
+from millstream._stores.health import FRESH_SECONDS
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
+from millstream.gateway._failures import describe_fault
 from millstream.gateway._followers import FollowedResources
 from millstream.gateway._items import MCP_ITEMS, ExtensionForwarding
 from millstream.gateway._links import MAX_OWN_SESSIONS
@@ -77,6 +83,10 @@ class GatewayPart:
     """Whether it relays its only upstream, and if not, the reason."""
     _name_conflict = ""
     """Error message about an upstream's item that conflicts with this server's own."""
+    _answers: Answers[list[Json]] = Answers([], 0)
+    """The last reports of all workers."""
+    _answered_at = -FRESH_SECONDS
+    """Monotonic time of these reports."""
 
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
@@ -159,6 +169,7 @@ class GatewayPart:
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
+        host.queries.answer(_REPORTS, self._answer)
         self._choose_mode(host)
         self._mounts.update((name, self._mount(each)) for name, each in self.upstreams.items())
         await asyncio.gather(*(upstream.lists.load() for upstream in self.upstreams.values()))
@@ -278,12 +289,25 @@ class GatewayPart:
         self._apply()
 
     def describe(self) -> list[Json]:
-        """Return state and statistics of each upstream."""
+        """Return state and statistics of each upstream on this worker."""
         return [{**upstream.describe(), "mode": self._mode} for upstream in self.upstreams.values()]
 
+    async def _answer(self, question: WorkerQuestion) -> bytes:
+        return encode_answer(self.describe())
+
+    async def ask_workers(self) -> None:
+        """See `UpstreamReports`. The other workers are asked at most once a second."""
+        if monotonic() - self._answered_at >= FRESH_SECONDS:
+            self._answers = await self._host.queries.ask(WorkerQuestion(_REPORTS), list[Json])
+            self._answered_at = monotonic()
+
+    def describe_all(self) -> list[Json]:
+        """See `UpstreamReports`."""
+        return merge_reports([self.describe(), *self._answers.found[1:]], silent=self._answers.silent)
+
     def describe_states(self) -> list[Json]:
-        """Return the facts that explain each upstream's state, for `/health`."""
-        return [{name: report[name] for name in _STATE_FACTS} for report in self.describe()]
+        """See `UpstreamReports`."""
+        return [{name: report[name] for name in _STATE_FACTS} for report in self.describe_all()]
 
     def items(self, name: str) -> Json | None:
         """Return the tools of an upstream, largest first, and its quarantined items, or None if it's unknown."""
@@ -306,27 +330,27 @@ class GatewayPart:
 
     def _explain_missing(self, call: Call, name: str) -> str:
         """See `Services.explain_missing`: name the upstreams that can't be used and have no lists from before."""
-        down: list[str] = []
+        down: list[Upstream] = []
         for upstream in self.upstreams.values():
             own_name = upstream.names.original("tools", name) if name else ""
             if own_name is None or upstream.catalog.taken_at or upstream.lists.report_state()[0] != "degraded":
                 continue
             rules = upstream.policy.item("tools", own_name)
             if rules is not None and sees(call, rules):
-                down.append(repr(upstream.name))
+                down.append(upstream)
         if not down:
             return ""
+        names = ", ".join(repr(each.name) for each in down)
         servers, their = ("server", "its") if len(down) == 1 else ("servers", "their")
-        return f"The {servers} {', '.join(down)} can't be used at the moment, so {their} tools are missing."
+        reasons = "".join(f" The server {each.name!r} {text}" for each in down if (text := describe_fault(each)))
+        return f"The {servers} {names} can't be used at the moment, so {their} tools are missing.{reasons}"
 
     def _degraded_reason(self) -> str:
-        down = [name for name, upstream in self.upstreams.items() if upstream.lists.report_state()[0] == "degraded"]
+        down = [report["name"] for report in self.describe_all() if report["state"] == "degraded"]
         return f"upstreams that can't be used: {', '.join(down)}" if down else ""
 
     def _register_metrics(self, host: PartHost) -> None:
-        host.report(
-            "upstreams", lambda: {name: upstream.lists.report_state()[0] for name, upstream in self.upstreams.items()}
-        )
+        host.report("upstreams", lambda: {report["name"]: report["state"] for report in self.describe_all()})
         host.report("upstream_states", self.describe_states)
         if host.metrics is None:
             return
@@ -593,32 +617,44 @@ def _tokens(name: str, description: Description) -> int:
     return -(-len(msgspec.json.encode(shown).decode()) // CHARACTERS_PER_TOKEN)
 
 
-def merge_reports(workers: Iterable[list[Json]]) -> list[Json]:
+def merge_reports(workers: Iterable[list[Json]], *, silent: int = 0) -> list[Json]:
     """Merge the reports of several workers into one per upstream, starting with this worker's.
 
-    Counts are added, times and quantiles are the largest, and the state is the worst.
+    Counts are added, times and quantiles are the largest, and the state is the worst. `workers` in the result has the
+    number of workers by the state that they see.
+
+    Args:
+        workers: The reports of each worker.
+        silent: Number of workers that didn't respond.
     """
     found: dict[str, Json] = {}
     for reports in workers:
         for report in reports:
-            name = report["name"]
-            found[name] = _merge(found[name], report) if name in found else {**report, "workers": 1}
+            name, new = report["name"], {**report, "workers": {report["state"]: 1}}
+            found[name] = _merge(found[name], new) if name in found else new
+    for report in found.values() if silent else ():
+        report["workers"]["silent"] = silent
     return list(found.values())
 
 
-_STATE_FACTS = "name", "state", "reason", "since", "revision", "listed_at", "accounts", "last_error"
+_REPORTS = "upstreams"
+"""Subject of the question for the reports of a worker."""
+_STATE_FACTS = (
+    "name", "state", "reason", "since", "failed_reads", "revision", "transport", "listed_at", "accounts", "account",
+    "needs_account", "last_error", "workers",
+)  # fmt: skip
 
 
 def _merge(one: Json, other: Json) -> Json:
     urgency = ("degraded", "connecting", "ready").index
-    worse = min(one, other, key=lambda report: urgency(report["state"]))
+    worse = min(one, other, key=lambda report: (urgency(report["state"]), report["since"]))
     merged = {
         **one,
-        "state": worse["state"],
-        "reason": worse["reason"],
-        "since": worse["since"],
-        "workers": one["workers"] + 1,
+        **{name: worse[name] for name in ("state", "reason", "since", "failed_reads", "needs_account")},
+        "workers": dict(Counter(one["workers"]) + Counter(other["workers"])),
     }
+    newest = max(one, other, key=lambda report: report["listed_at"] or 0)
+    merged |= {name: newest[name] for name in ("revision", "transport")}
     for name in ("items", "listed"):
         merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}
     for name in ("links", "refused", "calls", "unanswered"):

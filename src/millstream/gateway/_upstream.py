@@ -145,6 +145,13 @@ class Upstream(ABC):
         return False
 
     @property
+    def account(self) -> str:
+        """Whose credentials it gets, for the operator, or empty without any."""
+        if self.credentials is not None:
+            return self.credentials.account
+        return "the gateway's headers" if self.config.headers else ""
+
+    @property
     def sharing(self) -> str:
         """Which callers share what, for the operator, or empty if there's nothing to say."""
         return ""
@@ -229,7 +236,9 @@ class Upstream(ABC):
             "state": state,
             "reason": reason,
             "since": self.lists.since,
+            "failed_reads": self.lists.failed_reads,
             "revision": found.revision,
+            "transport": found.transport,
             "listed_at": found.taken_at,
             "changed_at": self.lists.changed_at,
             "items": {kind: len(names) for kind, names in self.offered.items()},
@@ -237,6 +246,8 @@ class Upstream(ABC):
             "tokens": self.tokens,
             "quarantined": len(self.lists.quarantined),
             "accounts": self.config.connects,
+            "account": self.account,
+            "needs_account": self.lists.needs_account,
             "last_error": self.last_error,
             "links": self.link_count,
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),

@@ -269,6 +269,7 @@ class ProbesPart(OwnPart):
         """
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)
+        await self._ask_workers()
         reasons, text = self._host.degraded_reasons(), "ok"
         if reasons:
             text = f"degraded: {'; '.join(reasons)}" if await self._may_watch(request) else "degraded"
@@ -279,6 +280,7 @@ class ProbesPart(OwnPart):
         help."""
         host = self._host
         up = await host.store_health.look()
+        await self._ask_workers()
         draining, reasons = host.draining(), host.degraded_reasons()
         facts: Json = {"status": "draining" if draining else "degraded" if reasons or not up else "ok"}
         if await self._may_watch(request):
@@ -287,6 +289,11 @@ class ProbesPart(OwnPart):
             facts |= self._counts()
         fails = draining or host.degraded_reasons(any_kind=False)
         return Response(encode(facts), 503 if fails else 200, JSON_HEAD + _FRESH)
+
+    async def _ask_workers(self) -> None:
+        """Get what the other workers see of the upstreams, so that all workers respond alike."""
+        if self._host.gateway is not None:
+            await self._host.gateway.ask_workers()
 
     async def _may_watch(self, request: HttpRequest) -> bool:
         """Return whether a client may read the dashboard."""

@@ -1,7 +1,7 @@
 """The pages (dashboard, chat, inspector, and API documents) and their data.
 
 The dashboard shows all workers together, but each worker keeps its own data. The worker that serves a dashboard queries
-the others, waits briefly for their replies, and adds them up. Without a dashboard, nothing is sent.
+the others (`WorkerQueries`) and adds their replies up. Without a dashboard, nothing is sent.
 """
 
 import asyncio
@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
-from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct, structs
@@ -21,14 +20,13 @@ from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
 from millstream._http.message import Handler, HttpRequest, Response, query_value
 from millstream._parts import WATCH, PartHost, Route, UpstreamReports
-from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json
 from millstream._server.observability import Figures, dashboard_values, history_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peers import Peers, StatsReply, StatsRequest
+from millstream._server.worker_queries import MAX_WORKERS, UNANSWERED, WorkerQueries, WorkerQuestion, encode
 from millstream._stores.health import LogOnce, StoreHealth
 from millstream._stores.memory.store import MemoryBackend
-from millstream._tasks import Tasks
 from millstream._telemetry.logs import capture_logs, capture_prints
 from millstream._telemetry.process import STEPS, Gauges, History, HistoryWindow, resident_bytes
 from millstream._transports.open_streams import OpenStreams
@@ -47,24 +45,13 @@ if TYPE_CHECKING:
     from millstream.hub import Hub, Subscription
 
 
-PATIENCE = 0.4
-"""Seconds to wait for the other workers."""
 READERS = 30
-MAX_WORKERS = 256
-"""Maximum workers to wait for."""
 MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 FRESH = 5.0
 """Seconds that the figures of a silent worker are still shown."""
 
 logger = logging.getLogger("millstream")
-
-
-class _Question(Struct, array_like=True, frozen=True):
-    about: str
-    seconds: int = 60
-    method: str = ""
-    name: str = ""
 
 
 class ReaderRow(Struct, array_like=True, frozen=True):
@@ -81,19 +68,6 @@ class ReaderRow(Struct, array_like=True, frozen=True):
 
 _OF_HUB = frozenset(("events", "websocket"))
 """Transports whose readers and channels the hub tracks."""
-_FIGURES = 0
-"""Request number for replies that are used whenever they arrive."""
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.decode
-T = TypeVar("T")
-
-
-class _PendingReplies(NamedTuple):
-    answers: dict[str, bytes]
-    """Replies by worker."""
-    expected: set[str]
-    """Workers that replied last time."""
-    done: asyncio.Event
 
 
 @dataclass(eq=False)
@@ -102,6 +76,8 @@ class DashboardQueries:
 
     peers: Peers
     """Sends messages between workers."""
+    workers: WorkerQueries
+    """Sends questions to all workers."""
     observer: "Observer"
     """Source of the counts."""
     recent: RecentCalls
@@ -111,8 +87,6 @@ class DashboardQueries:
     """The hub with the subscribers."""
     me: str
     """Name of this worker."""
-    reports: UpstreamReports | None = None
-    """Reports on the upstreams of a gateway."""
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -120,14 +94,14 @@ class DashboardQueries:
         """Latest figures of the other workers, and when they arrived."""
         self._history = History(self.observer.durations.bounds)
         self._cpu = time.process_time()
-        self._numbers = count(1)
-        self._waiting: dict[int, _PendingReplies] = {}
-        """Pending requests by number."""
-        self._known: set[str] = set()
-        """Workers that replied to the last request."""
-        self._replies = Tasks()
-        self.peers.on(StatsRequest, lambda request, worker: self._replies.spawn(self._reply(request, worker)))
-        self.peers.on(StatsReply, self._take_reply)
+        for about, answer in {
+            "figures": self._describe_figures,
+            "history": self._describe_history,
+            "calls": self._describe_calls,
+            "readers": self._describe_readers,
+        }.items():
+            self.workers.answer(about, answer)
+        self.peers.on(StatsReply, self._take_figures)
 
     async def run(self) -> None:
         """Record counts each second until canceled. The runtime owns the task."""
@@ -156,7 +130,7 @@ class DashboardQueries:
         """Query the other workers' figures; `snapshot` includes their replies."""
         now = self.clock()
         self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
-        await self.peers.broadcast(StatsRequest(_FIGURES, _encode(_Question("figures"))))
+        await self.peers.broadcast(StatsRequest(UNANSWERED, encode(WorkerQuestion("figures"))))
 
     def snapshot(self, *, store: Any = None) -> Json:
         """Return the sums over all workers, and a row for each."""
@@ -168,38 +142,33 @@ class DashboardQueries:
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
         """Return the most recent seconds, as in `history_values`, and for a method also its points."""
-        question = _Question(
-            "history", min((each for each in STEPS if each >= seconds), default=max(STEPS)), method, name
-        )
-        return history_values(await self._ask(question, HistoryWindow), question.seconds)
+        step = min((each for each in STEPS if each >= seconds), default=max(STEPS))
+        question = WorkerQuestion("history", step, method, name)
+        return history_values((await self.workers.ask(question, HistoryWindow)).found, step)
 
     async def calls(self) -> Json:
         """Return the most recent calls, with their clients and errors."""
-        return call_values(await self._ask(_Question("calls"), WorkerCalls))
+        return call_values((await self.workers.ask(WorkerQuestion("calls"), WorkerCalls)).found)
 
     async def readers(self) -> Json:
         """Return the streams with the slowest readers."""
-        found = [each for answer in await self._ask(_Question("readers"), list[ReaderRow]) for each in answer]
+        answers = await self.workers.ask(WorkerQuestion("readers"), list[ReaderRow])
+        found = [each for answer in answers.found for each in answer]
         found.sort(key=lambda each: (-each.waiting, -(each.seconds or 0)))
         return {"readers": [structs.asdict(each) for each in found[:READERS]]}
 
-    async def upstreams(self) -> list[Json]:
-        """Return the state and statistics of each upstream, added up over all workers."""
-        from millstream.gateway._part import merge_reports  # noqa: PLC0415  only where there is a gateway
+    async def _describe_figures(self, question: WorkerQuestion) -> bytes:
+        return encode(_with_few_channels(self._own()))
 
-        return merge_reports(await self._ask(_Question("upstreams"), list[Json]))
+    async def _describe_history(self, question: WorkerQuestion) -> bytes:
+        chosen = (question.method, question.name) if question.method else None
+        return await asyncio.to_thread(lambda: encode(self._history.look(question.seconds, chosen)))
 
-    async def _answer(self, question: _Question) -> bytes:
-        if question.about == "figures":
-            return _encode(_with_few_channels(self._own()))
-        if question.about == "upstreams":
-            return _encode([] if self.reports is None else self.reports.describe())
-        if question.about == "history":
-            chosen = (question.method, question.name) if question.method else None
-            return await asyncio.to_thread(lambda: _encode(self._history.look(question.seconds, chosen)))
-        if question.about == "calls":
-            return _encode(self.recent.look())
-        return _encode(self._slowest())
+    async def _describe_calls(self, question: WorkerQuestion) -> bytes:
+        return encode(self.recent.look())
+
+    async def _describe_readers(self, question: WorkerQuestion) -> bytes:
+        return encode(self._slowest())
 
     def _slowest(self) -> list[ReaderRow]:
         subscribers = [_reader(each) for each in self.hub.slowest(READERS)]
@@ -210,48 +179,12 @@ class DashboardQueries:
         ]
         return [*subscribers, *streams]
 
-    # Between workers
-
-    async def _ask(self, question: _Question, kind: type[T]) -> list[T]:
-        """Return the workers' replies, starting with our own.
-
-        It queries all workers, but waits only for those that replied last time. The first request discovers them.
-        """
-        own = await self._answer(question)
-        if not self.peers.shared:
-            return [_decode(own, type=kind)]
-        number = next(self._numbers)
-        waiting = self._waiting[number] = _PendingReplies({}, set(self._known), asyncio.Event())
-        try:
-            await self.peers.broadcast(StatsRequest(number, _encode(question)))
-            async with asyncio.timeout(PATIENCE):
-                await waiting.done.wait()
-        except TimeoutError:
-            self._known.intersection_update(waiting.answers)
-        finally:
-            del self._waiting[number]
-        return [_decode(each, type=kind) for each in (own, *waiting.answers.values())]
-
-    async def _reply(self, request: StatsRequest, worker: str) -> None:
-        # The other worker may have another version or have stopped; its page will ask again.
-        with suppress(LocalError, OSError, msgspec.DecodeError):
-            answer = await self._answer(_decode(request.about, type=_Question))
-            await self.peers.send(worker, StatsReply(request.number, answer))
-
-    def _take_reply(self, reply: StatsReply, worker: str) -> None:
-        if reply.number == _FIGURES:
-            with suppress(msgspec.DecodeError):  # message from another version, during a deployment
-                if len(self._figures) < MAX_WORKERS or worker in self._figures:
-                    self._figures[worker] = self.clock(), _decode(reply.answer, type=Figures)
+    def _take_figures(self, reply: StatsReply, worker: str) -> None:
+        if reply.number != UNANSWERED:
             return
-        if len(self._known) < MAX_WORKERS:
-            self._known.add(worker)
-        waiting = self._waiting.get(reply.number)
-        if waiting is None or len(waiting.answers) >= MAX_WORKERS:
-            return
-        waiting.answers[worker] = reply.answer
-        if waiting.expected and waiting.expected <= waiting.answers.keys():
-            waiting.done.set()
+        with suppress(msgspec.DecodeError):  # message from another version, during a deployment
+            if len(self._figures) < MAX_WORKERS or worker in self._figures:
+                self._figures[worker] = self.clock(), msgspec.msgpack.decode(reply.answer, type=Figures)
 
 
 def _with_few_channels(figures: Figures) -> Figures:
@@ -286,7 +219,7 @@ class WebPart(OwnPart):
         calls = RecentCalls()
         host.observe(calls.observe)
         queries = DashboardQueries(
-            services.peers, observer, calls, streams=host.streams, hub=hub, me=store.workers.me, reports=host.gateway
+            services.peers, host.queries, observer, calls, streams=host.streams, hub=hub, me=store.workers.me
         )
 
         async def measure() -> None:
@@ -316,7 +249,7 @@ class WebPart(OwnPart):
         }
         if host.gateway is not None:
             info = {"title": definition.title, "version": definition.version}
-            dashboard |= _upstream_handlers(queries, host.gateway, info)
+            dashboard |= _upstream_handlers(host.gateway, info)
         for path, handler in dashboard.items():
             is_stream = path == "/dashboard/events"
             host.routes.add(path, Route({"GET": handler}, stream=is_stream, scope=WATCH, private=True, charged=""))
@@ -349,13 +282,12 @@ def _query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
     return {"/dashboard/history": history, "/dashboard/calls": calls, "/dashboard/readers": readers}
 
 
-def _upstream_handlers(
-    queries: DashboardQueries, gateway: UpstreamReports, info: Mapping[str, str]
-) -> Mapping[str, Handler]:
+def _upstream_handlers(gateway: UpstreamReports, info: Mapping[str, str]) -> Mapping[str, Handler]:
     """Return the GET handlers of the gateway's page by path. `info` is the title and version of the server."""
 
     async def describe(request: HttpRequest) -> Response:
-        return reply({**info, "upstreams": await queries.upstreams()})
+        await gateway.ask_workers()
+        return reply({**info, "upstreams": gateway.describe_all()})
 
     async def items(request: HttpRequest) -> Response:
         """Handle ``?upstream=``, the name of an upstream."""

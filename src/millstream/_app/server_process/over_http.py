@@ -140,7 +140,8 @@ class HttpServer:
                     logger.exception("%s couldn't be closed cleanly.", self._definition.name)
 
     async def _serve(self, runtime: Runtime, endpoints: Endpoints) -> None:
-        _raise_file_limit(self._definition.settings.max_connections)
+        upstreams = sum(each.max_connections for each in self._definition.upstreams)
+        _raise_file_limit(self._definition.settings.max_connections, upstreams)
         tls = None
         if self._certificate is not None:
             tls = self._certificate.context
@@ -211,10 +212,14 @@ class HttpServer:
             await listener.shut_down(AFTER_DRAIN)
 
 
-def _raise_file_limit(connections: int) -> None:
+def _raise_file_limit(connections: int, upstreams: int) -> None:
     """Let this process open a file for each connection and warn if it can't.
 
     Many systems limit a process to 256 or 1,024 files. Above the limit, the event loop closes new connections silently.
+
+    Args:
+        connections: Maximum connections of clients.
+        upstreams: Maximum connections to upstreams.
     """
     try:
         import resource  # noqa: PLC0415  not on Windows
@@ -222,7 +227,7 @@ def _raise_file_limit(connections: int) -> None:
         return
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (sys.maxsize if each == resource.RLIM_INFINITY else each for each in limits)
-    wanted = min(connections + _OTHER_FILES, hard)
+    wanted = min(connections + upstreams + _OTHER_FILES, hard)
     if soft < wanted:
         with contextlib.suppress(OSError, ValueError):  # macOS allows fewer than the hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limits[1]))
@@ -232,6 +237,13 @@ def _raise_file_limit(connections: int) -> None:
             "This process can open only %d files. Beyond that, it closes new connections without a response, although "
             "max_connections is %d. Raise the limit: `ulimit -n`, or LimitNOFILE of systemd.", soft, connections,
         )  # fmt: skip
+    if soft < upstreams:
+        logger.warning(
+            "This process can open only %d files, although max_connections of all upstreams is %d in total. Beyond "
+            "that, upstreams can't be reached. Raise the limit: `ulimit -n`, or LimitNOFILE of systemd.",
+            soft,
+            upstreams,
+        )
 
 
 def _certificate(settings: Settings) -> Certificate | None:

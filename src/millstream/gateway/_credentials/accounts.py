@@ -73,6 +73,7 @@ class PersonalCredentials(TokenCredentials):
     """The connections of all users to one upstream."""
 
     personal = True
+    account = "each user's own"
     _ttl = _CONNECTION_SECONDS
     _lossy = False
 
@@ -302,6 +303,12 @@ class PersonalCredentials(TokenCredentials):
         except AccessDenied:
             if not store.load().registrations:  # the server has dropped the client that all users share
                 await self._vault.kv.delete(self._registration_key(base))
+                logger.warning(
+                    "The authorization server of %s has forgotten this gateway, which registers again when a user "
+                    "connects at %s.",
+                    self.upstream,
+                    PAGE,
+                )
                 await self._take_rejection(request.who.client_id)
             raise
         self.ended_count = 0

@@ -66,6 +66,8 @@ class UpstreamCredentials:
     """Id of the only principal whose account or token can read the lists, or empty if any can."""
     query: Mapping[str, str] = {}
     """Parameters in the query of each request to an API."""
+    account: str = "each caller's, by the forwarded headers"
+    """Whose credentials the upstream gets, for the operator."""
     ended_count: int = 0
     """Number of users' accounts that have ended without their users since the last one was connected."""
 
@@ -216,6 +218,8 @@ class LinkAuth(Struct, eq=False):
 
 class FixedCredentials(UpstreamCredentials):
     """Secret headers, the same for all callers."""
+
+    account = "the gateway's key"
 
     def __init__(
         self,

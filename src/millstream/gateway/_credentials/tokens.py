@@ -380,6 +380,8 @@ class _IssuedCredentials(TokenCredentials):
 class OwnCredentials(_IssuedCredentials):
     """One token for all callers (RFC 6749 §4.4)."""
 
+    account = "the gateway's own token"
+
     @override
     async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
         try:
@@ -393,6 +395,7 @@ class ExchangedCredentials(_IssuedCredentials):
     """Tokens exchanged for each caller's own (RFC 8693)."""
 
     personal = True
+    account = "each caller's, by token exchange"
     _last_key = ""
     """Link key of the caller with the token that reads the lists. It stays the same as long as that token works."""
 

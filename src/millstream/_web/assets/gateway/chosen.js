@@ -21,15 +21,37 @@ import { fetchJson } from "../shell/connection.js";
 import { tabs } from "../shell/controls.js";
 import { write as address } from "../inspect/links.js";
 
-/** Style of a badge by state. */
 /** @type {Record<string, string>} */
-export const LOOKS = { ready: "good", connecting: "info", degraded: "bad", disabled: "" };
+const LOOKS = { ready: "good", connecting: "info", degraded: "bad", disabled: "" };
 
 /** @type {Record<string, string>} */
 const NAMES = { ready: "Ready", connecting: "Connecting", degraded: "Down", disabled: "Disabled" };
 
-/** Return the state in one word. @param {Json} row */
-export const upstreamState = ({ state }) => NAMES[state] ?? state;
+/** Return whether only a user can make it usable, by connecting an account. @param {Json} row */
+const waits = ({ state, needs_account: needs, listed_at: listed }) => needs && (state !== "ready" || !listed);
+
+/** Return the state in a word or two. @param {Json} row */
+export const upstreamState = (row) => (waits(row) ? "Needs account" : (NAMES[row.state] ?? row.state));
+
+/** Return the style of a badge with the state. @param {Json} row */
+export const upstreamLook = (row) => (waits(row) ? "warn" : (LOOKS[row.state] ?? ""));
+
+/** @param {number} at */
+const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");
+
+/** Return the state, when it began, and how many workers see it. @param {Json} row */
+export function stateFacts(row) {
+  const { silent = 0, ...seen } = row.workers;
+  const all = Object.values(row.workers).reduce((sum, each) => sum + each, 0);
+  return [
+    `${upstreamState(row)} for ${duration(Math.max(0, Date.now() / 1_000 - row.since))}`,
+    all > 1 && `on ${count(seen[row.state] ?? 0)} of ${count(all)} workers`,
+    silent && `${count(silent)} of them didn't respond`,
+    row.failed_reads && `${count(row.failed_reads)} failed attempts to read its lists`
+  ]
+    .filter(Boolean)
+    .join(", ");
+}
 
 /** @type {Record<string, string>} */
 const KINDS = { tools: "tool", resources: "resource", templates: "template", prompts: "prompt" };
@@ -82,7 +104,7 @@ export function open(row) {
   $("chosen").hidden = false;
   write($("chosen-title"), row.name);
   write($("chosen-state"), upstreamState(row));
-  $("chosen-state").className = `badge ${LOOKS[row.state] ?? ""}`;
+  $("chosen-state").className = `badge ${upstreamLook(row)}`;
   showText($("chosen-reason"), row.reason);
   $("chosen-accounts").hidden = !row.accounts;
   parts.count("quarantine", row.quarantined || "", "warn");
@@ -140,12 +162,13 @@ function drawFacts(row) {
     const [here, there] = [items, listed].map((counts) => kinds.reduce((sum, kind) => sum + counts[kind], 0));
     return here === there ? count(here) : `${count(here)} of the ${count(there)} that it lists`;
   };
-  /** @param {number | null} at */
-  const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");
   const shownFacts = {
+    State: stateFacts(row),
     "This server": row.mode,
     "Names begin with": row.prefix ? `${row.prefix}_` : "nothing: they are its own",
+    Transport: row.transport || "unknown",
     Revision: row.revision || "unknown",
+    Account: row.account || "none",
     "Lists taken": ago(row.listed_at),
     "Lists changed": ago(row.changed_at),
     Tools: shown("tools"),
@@ -164,8 +187,7 @@ function drawFacts(row) {
       "Ended while idle": count(processes.ended_idle),
       "Last crash": processes.last_error || "none"
     }),
-    "Last error": row.last_error ? `${ago(row.last_error.at)}: ${row.last_error.text}` : "none",
-    Workers: row.workers > 1 ? count(row.workers) : null
+    "Last error": row.last_error ? `${ago(row.last_error.at)}: ${row.last_error.text}` : "none"
   };
   const text = JSON.stringify(shownFacts);
   if ($("facts").dataset.facts === text) return;

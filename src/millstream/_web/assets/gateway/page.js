@@ -6,7 +6,7 @@ import { LineChart } from "../dashboard/charts.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
-import { LOOKS, open, refresh, upstreamState } from "./chosen.js";
+import { open, refresh, stateFacts, upstreamLook, upstreamState } from "./chosen.js";
 
 const EVERY_MS = 2_000;
 
@@ -50,8 +50,8 @@ const table = new LiveTable($("upstreams"), {
         unanswered
       ],
       fill: (cell, row) => {
-        cellBadge(cell, upstreamState(row), LOOKS[row.state] ?? "");
-        cell.title = row.reason;
+        cellBadge(cell, upstreamState(row), upstreamLook(row));
+        cell.title = [stateFacts(row), row.reason].filter(Boolean).join(": ");
       }
     },
     number("calls", "Calls"),
@@ -101,18 +101,22 @@ function drawAll() {
   /** @param {(row: Json) => number | null | undefined} read */
   const sum = (read) => upstreams.reduce((total, row) => total + (read(row) ?? 0), 0);
   const down = upstreams.filter(({ state }) => state === "degraded");
-  const waiting = upstreams.filter(({ state }) => state === "connecting");
+  const people = upstreams.filter((row) => upstreamState(row) === "Needs account");
+  const waiting = upstreams.filter((row) => row.state === "connecting" && !people.includes(row));
   const held = sum(({ quarantined }) => quarantined);
   const [text, look] = down.length
     ? [`${count(down.length)} down`, "bad"]
     : waiting.length
       ? ["Connecting", "warn"]
-      : ["All reachable", "good"];
+      : people.length
+        ? ["Needs an account", "warn"]
+        : ["All reachable", "good"];
   write($("verdict"), text);
   $("verdict").className = `badge ${look}`;
   const reasons = [
     down.length &&
       `Down: ${down.map(({ name }) => name).join(", ")}. ${down.length === 1 ? "Calls to it fail" : "Calls to them fail"} at once.`,
+    people.length && `Until a user connects an account: ${people.map(({ name }) => name).join(", ")}.`,
     held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`
   ];
   write($("summary"), reasons.filter(Boolean).join(" "));

@@ -1,0 +1,225 @@
+"""Causes that an operator has to tell apart: what the log, `doctor`, `/health`, the gateway page, and callers say.
+
+`doctor` and `/health` show `describe_states`, and the page `describe`.
+"""
+
+import asyncio
+import json
+import socket
+import ssl
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cases import for_each
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from fleet import until
+from millstream import Client, Server
+from millstream._cli.diagnosis import read_states, upstream_step
+from millstream.gateway import bearer
+from patience import WAIT
+
+Target = tuple[Any, dict[str, Any]]
+TOOL = {"name": "add", "description": "Add.", "inputSchema": {"type": "object"}}
+
+
+def answer(status: str, body: bytes = b"", *, type: str = "application/json", more: str = "") -> Any:
+    """Return a target whose server gives the same response to each request."""
+
+    @asynccontextmanager
+    async def run() -> AsyncIterator[Target]:
+        async def behave(asked: ReceivedRequest) -> None:
+            await asked.reply(body, status=status, type=type, more=more)
+
+        async with misbehaving(behave) as server:
+            yield server.url, {}
+
+    return run
+
+
+@asynccontextmanager
+async def run_command(*code: str) -> AsyncIterator[Target]:
+    yield [*code], {}
+
+
+@asynccontextmanager
+async def run_unknown_host() -> AsyncIterator[Target]:
+    yield "http://shop.invalid/mcp", {}
+
+
+@asynccontextmanager
+async def run_with_large_lists() -> AsyncIterator[Target]:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result({"tools": [{**TOOL, "description": "x" * 4000}]} if asked.method == "tools/list" else {})
+
+    async with misbehaving(with_handshake(behave)) as server:
+        yield server.url, {"max_catalog_bytes": 2000}
+
+
+@asynccontextmanager
+async def run_with_key() -> AsyncIterator[Target]:
+    refuse = answer("401 Unauthorized", b'{"error":"invalid_token"}', more='WWW-Authenticate: Bearer error="x"\r\n')
+    async with refuse() as (url, options):
+        yield url, {**options, "auth": bearer("old-key-of-the-shop")}
+
+
+@asynccontextmanager
+async def run_with_narrow_token() -> AsyncIterator[Target]:
+    challenge = 'WWW-Authenticate: Bearer error="insufficient_scope", scope="shop:write"\r\n'
+    async with answer("403 Forbidden", more=challenge)() as (url, options):
+        yield url, {**options, "auth": bearer("narrow-token-of-the-shop")}
+
+
+@asynccontextmanager
+async def run_with_expired_certificate() -> AsyncIterator[Target]:
+    """Serve with a certificate that expired. The rest of the chain is trusted, so that only this can be the reason."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        key, certificate = Path(folder, "key.pem"), Path(folder, "certificate.pem")
+        write_certificate(key, certificate, valid_until=datetime.now(UTC) - timedelta(days=1))
+        patch.setenv("SSL_CERT_FILE", str(certificate))
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, key)
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=tls)
+        try:
+            yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp", {}
+        finally:
+            server.close()
+
+
+def write_certificate(key: Path, certificate: Path, *, valid_until: datetime) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(valid_until - timedelta(days=9)).not_valid_after(valid_until)
+    made = made.add_extension(address, critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate.write_bytes(made.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+
+
+CAUSES: dict[str, tuple[Callable[[], AbstractAsyncContextManager[Target]], str, str]] = {
+    "no such path": (answer("404 Not Found"), "404", "responded with status 404"),
+    "a page of a proxy": (
+        answer("200 OK", b"<html><title>Sign in</title></html>", type="text/html"), "a web page", "isn't an MCP server",
+    ),
+    "a redirect to a sign-in": (
+        answer("302 Found", more="Location: https://login.example/\r\n"), "login.example", "isn't an MCP server",
+    ),
+    "a rotated key": (run_with_key, "rejected these credentials (401)", "operator has to replace them"),
+    "no key": (answer("401 Unauthorized"), "requires credentials (401)", "operator has to add them"),
+    "a missing scope": (run_with_narrow_token, "shop:write", "has to replace them"),
+    "too many requests": (
+        answer("429 Too Many Requests", more="Retry-After: 120\r\n"), "429", "Try again in 120 seconds.",
+    ),
+    "no such command": (lambda: run_command("no-such-command"), "no-such-command", "correct the command"),
+    "a command that exits": (
+        lambda: run_command(sys.executable, "-c", "import sys; sys.exit('no license')"),
+        "no license",
+        "log has the reason",
+    ),
+    "an unknown host": (run_unknown_host, "shop.invalid", "correct its URL"),
+    "an expired certificate": (run_with_expired_certificate, "expired", "TLS certificate that this gateway trusts"),
+    "lists that are too large": (run_with_large_lists, "2,000", "can't be used"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a name unknown, also on machines without a name server."""
+    look_up = asyncio.BaseEventLoop.getaddrinfo
+
+    async def getaddrinfo(self: Any, host: Any, *arguments: Any, **options: Any) -> Any:
+        if host == "shop.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return await look_up(self, host, *arguments, **options)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+
+
+@for_each("cause", CAUSES)
+async def test_cause_is_shown_to_operators_and_what_to_do_to_callers(
+    cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    run, words, advice = CAUSES[cause]
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        target, options = await stack.enter_async_context(run())
+        mcp = Server("front")
+        mcp.upstream("up", target, start_timeout=WAIT, **options)
+        runtime = await stack.enter_async_context(mcp.running())
+        client = await stack.enter_async_context(Client(mcp, timeout=WAIT))
+        gateway = runtime.host.gateway
+        assert gateway is not None
+        await until(lambda: gateway.describe()[0]["state"] == "degraded")
+        [page], [state] = gateway.describe_all(), gateway.describe_states()
+        assert words in page["reason"]
+        assert words in state["reason"]
+        assert page["since"] > 0
+        [step] = map(upstream_step, read_states(gateway.describe_states()))
+        assert (step.name, step.ok) == ("upstream up", False)
+        assert words in step.found
+        assert "degraded since" in step.found
+        logged = [each.getMessage() for each in caplog.records if each.name == "millstream.gateway"]
+        assert [each for each in logged if each.startswith("The upstream up ") and words in each], logged
+        with pytest.raises(Exception, match="Unknown tool") as refused:
+            await client.call("up_add")
+        assert "'up'" in str(refused.value)
+        assert advice in str(refused.value)
+
+
+async def test_failing_refresh_is_logged_once_and_its_end_counts_the_attempts(caplog: pytest.LogCaptureFixture) -> None:
+    failing = False
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if failing and asked.method == "tools/list":
+            error = {"code": -32603, "message": f"The database is locked, request {len(server.requests)}"}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}).encode())
+        else:
+            await asked.result({"tools": [TOOL]} if asked.method == "tools/list" else {})
+
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        server = await stack.enter_async_context(misbehaving(with_handshake(behave)))
+        mcp = Server("front")
+        mcp.upstream("up", server.url, start_timeout=WAIT)
+        runtime = await stack.enter_async_context(mcp.running())
+        gateway: Any = runtime.host.gateway
+        lists = gateway.upstreams["up"].lists
+
+        async def refresh_until(reached: Callable[[], bool]) -> None:
+            while not reached():
+                lists.refresh()
+                await asyncio.sleep(0)
+
+        failing = True
+        await refresh_until(lambda: gateway.describe()[0]["failed_reads"] >= 2)
+        assert caplog.text.count("The database is locked") == 1
+        [step] = map(upstream_step, read_states(gateway.describe_states()))
+        assert (step.ok, "failed attempts to read its lists" in step.found) == (True, True)
+        assert "database is locked" in step.found
+        failing = False
+        await refresh_until(lambda: gateway.describe()[0]["failed_reads"] == 0)
+        assert "The upstream up lists its tools again, after " in caplog.text
+        assert gateway.describe()[0]["reason"] == ""
+
+
+async def test_process_that_keeps_failing_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    code = "import os, sys; sys.exit(f'no license for {os.getpid()}')"
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        mcp = Server("front")
+        mcp.upstream("up", [sys.executable, "-c", code], start_timeout=WAIT)
+        runtime = await stack.enter_async_context(mcp.running())
+        gateway: Any = runtime.host.gateway
+        await until(lambda: gateway.describe()[0]["failed_reads"] >= 3)
+        assert caplog.text.count("The upstream up can't be reached") <= 2  # it exited, and then it did too often
