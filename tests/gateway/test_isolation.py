@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,6 @@ import pytest
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
-from millstream.auth._key_file import KeyFile
 from millstream.client import ToolFailed
 from patience import WAIT
 
@@ -175,9 +175,17 @@ async def test_one_person_uses_the_process_that_lists_the_tools() -> None:
 
 @for_each_revision
 async def test_process_of_the_only_person_stays_separate_when_the_keys_change(revision: str, tmp_path: Path) -> None:
-    keys = KeyFile(tmp_path / "keys.json")
-    ada = keys.add("ada", (), 0.0, None)
-    mcp = Server("front", auth=auth.keys(file=keys.path))
+    file = tmp_path / "keys.json"
+
+    def keys(command: str, name: str) -> str:
+        arguments = [sys.executable, "-m", "millstream", "keys", command, name, "--file", str(file)]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+    def add(name: str) -> str:
+        return next(word for word in keys("add", name).split() if word.startswith("ms_"))
+
+    ada = add("ada")
+    mcp = Server("front", auth=auth.keys(file=file))
     mcp.upstream("desk", [sys.executable, "-c", COMMAND], prefix="", start_timeout=WAIT, timeout=WAIT)
     async with mcp.running() as runtime, serve(mcp) as running:
         url = f"http://127.0.0.1:{running.port}/mcp"
@@ -189,11 +197,11 @@ async def test_process_of_the_only_person_stays_separate_when_the_keys_change(re
                 return (await client.call(tool, arguments)).text
 
         await use(ada, "keep", value="Ada's secret")
-        cleo = keys.add("cleo", (), 0.0, None)
+        cleo = add("cleo")
         assert [await use(each, "read") for each in (cleo, ada)] == ["nothing", "Ada's secret"]
-        keys.revoke("ada")
-        keys.revoke("cleo")
-        bob = keys.add("bob", (), 0.0, None)
+        keys("revoke", "ada")
+        keys("revoke", "cleo")
+        bob = add("bob")
         assert await use(bob, "read") == "nothing"
 
 
