@@ -106,6 +106,7 @@ def test_gateway_page_shows_state_metrics_and_tools(office: str, open_page: Open
     choose(page, "warehouse")
     page.get_by_role("tab", name="State").click()
     expect(page.locator("#facts")).to_contain_text(re.compile(r"Processes1 of 64.*Crashed0"))
+    expect(page.locator("#facts")).to_contain_text(re.compile(r"StateReady for \d+.*Transportstdio.*Accountnone"))
     choose(page, "bookshop")
     page.get_by_role("tab", name="Tools").click()
     expect(page.locator("#tools")).to_contain_text(re.compile(r"bookshop_order\d+ tokensTryOrder a book\."))
@@ -129,6 +130,20 @@ def test_gateway_page_shows_calls_over_time_and_their_callers(office: str, open_
     choose(page, "calendar")
     page.get_by_role("tab", name="State").click()
     expect(page.locator("#facts")).to_contain_text("Last error")
+
+
+def test_last_errors_and_badges_are_whole_and_the_chart_keeps_its_height(office: str, open_page: OpenPage) -> None:
+    page = open_page(f"{office}/gateway", width=1300, height=1400)
+    expect(row(page, "calendar")).to_contain_text("Down")
+    cut = "cells => cells.filter(each => each.scrollWidth > each.clientWidth).map(each => each.innerText)"
+    for cells in (page.locator("#upstreams td:nth-child(8)"), page.locator("#upstreams td:nth-child(2)")):
+        assert cells.evaluate_all(cut) == []
+    chart = page.locator("#rate-chart .chart").first
+    before = chart.bounding_box()
+    choose(page, "warehouse")
+    assert before is not None
+    assert chart.bounding_box() == before
+    assert before["height"] < 300
 
 
 def test_problem_is_selected_first_and_others_can_be_selected(office: str, open_page: OpenPage) -> None:
