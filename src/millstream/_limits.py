@@ -19,7 +19,7 @@ from time import monotonic
 
 from msgspec import Struct, field
 
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, NotCopyable
 from millstream._recent import Recent
 from millstream._stores.rates import (
     Charge,
@@ -183,7 +183,7 @@ class Rate(Struct, frozen=True):
         return cls(int(match[1]), _UNITS[match[2]])
 
 
-class Limiter:
+class Limiter(NotCopyable):
     """A limiter that applies one rate to each key: ``if (seconds := limiter.take(call.owner)): …``. For one event loop.
 
     Args:

@@ -11,10 +11,12 @@ from threading import Thread
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from millstream._protocol.errors import NotCopyable
+
 T = TypeVar("T")
 
 
-class Tasks:
+class Tasks(NotCopyable):
     """Owns an object's tasks: ``tasks.spawn(refresh())``. `close` cancels the tasks that are still running."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._override import override
-from millstream._protocol.errors import no_attribute, suggest_keywords
+from millstream._protocol.errors import NotCopyable, no_attribute, suggest_keywords
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import (
@@ -204,7 +204,7 @@ Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
 @suggest_keywords
-class Server:
+class Server(NotCopyable):
     """An MCP server: register functions, then run it, mount it, or pass it to any ASGI server.
 
     Args:
@@ -229,6 +229,8 @@ class Server:
     Example:
         ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
     """
+
+    _COPY_ADVICE = "Create it in each process, for example at the top of a module that each process imports."
 
     _ELSEWHERE: ClassVar = {
         **{name: f"Write `settings=Settings({name}=…)`." for name in Settings.__struct_fields__ if name != "store"},

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypeVar, cast
 
 from msgspec import StructMeta
 
@@ -64,7 +64,43 @@ def shorten(text: str, most: int = MAX_SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-class ProtocolError(Exception):
+class CopyableError(Exception):
+    """An error that can be copied and pickled, whatever arguments its class takes.
+
+    A plain exception is restored by calling its class with `args`. If that fails, `multiprocessing.Pool` waits forever,
+    and `ProcessPoolExecutor` is broken from then on.
+    """
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_error, (type(self), self.args), vars(self) or None
+
+    @override
+    def __setstate__(self, state: dict[str, Any] | None) -> None:
+        vars(self).update(state or {})
+
+
+def _restore_error(kind: type[CopyableError], args: tuple[Any, ...]) -> CopyableError:
+    """Return a copied error. Its attributes are set later."""
+    error = kind.__new__(kind, *args)
+    error.args = args  # an OSError only sets them in its `__init__`
+    return error
+
+
+class NotCopyable:
+    """An object that's tied to a running program, so it can't be copied or pickled: ``class Hub(NotCopyable): …``."""
+
+    __slots__ = ()
+
+    _COPY_ADVICE: ClassVar[str] = "It belongs to a running program. Pass on the values that you need."
+    """What to do instead, in one sentence."""
+
+    @override
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} can't be copied or pickled. {self._COPY_ADVICE}")
+
+
+class ProtocolError(CopyableError):
     """An error caused by the peer, sent as a JSON-RPC error: ``raise ProtocolError(-32602, "Unknown book")``.
 
     Args:
@@ -89,7 +125,7 @@ class ProtocolError(Exception):
         self.head = head
 
 
-class LocalError(Exception):
+class LocalError(CopyableError):
     """An error in this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
 
 
@@ -101,10 +137,15 @@ class MissingExtra(ImportError):
         """A sentence with the feature that needs the package."""
         self.remedy: str = f"pip install 'millstream[{extra}]'"
         """The command that installs it."""
+        self._arguments = (what, extra)
         super().__init__(f"{self.what} Install it with: {self.remedy}")
 
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
 
-class ToolError(Exception):
+
+class ToolError(CopyableError):
     """An error message for the model: ``raise ToolError("There is no such book.")`` ends the call with ``isError:
     true``.
     """
@@ -117,7 +158,7 @@ class ToolUnavailable(ToolError):
     """
 
 
-class CustomResult(Exception):
+class CustomResult(CopyableError):
     """Ends a call with a complete result of another type: ``raise CustomResult({"resultType": "task", "taskId":
     "7"})``.
 
@@ -132,11 +173,11 @@ class CustomResult(Exception):
         self.result: Mapping[str, Any] = result
 
 
-class Declined(Exception):
+class Declined(CopyableError):
     """The user or client declined to answer a question: ``except Declined: return "Not ordered."``."""
 
 
-class Cancelled(Exception):
+class Cancelled(CopyableError):
     """The user dismissed a question without answering it: ``except Cancelled: return "Not now."``."""
 
 

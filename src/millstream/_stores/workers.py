@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct, field
 
 from millstream._override import override
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, NotCopyable
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.health import PAUSE, LogOnce, run_on
 from millstream._stores.tail import Listeners, Tail, Watchers, never
@@ -49,7 +49,7 @@ async def read_again(kv: Map, key: str, attempt: int) -> bytes | None:
     return await kv.get(key)
 
 
-class Claim(Struct):
+class Claim(Struct, NotCopyable):
     """The exclusive right to a key, for some seconds at a time."""
 
     kv: Map

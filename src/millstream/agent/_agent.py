@@ -52,7 +52,14 @@ from millstream.agent._events import (
 from millstream.agent._model import Message, Model, ModelRequest, ModelResponse
 from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
 from millstream.client import Client, ElicitAnswer, Question, Roots
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, Json, suggest_keywords
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CreateMessageRequestParams,
+    Json,
+    NotCopyable,
+    suggest_keywords,
+)
 
 _REJECTED = -1
 """Error code if the user declines (MCP 2025-11-25, client/sampling#error-handling)."""
@@ -96,7 +103,7 @@ def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | Non
 
 
 @suggest_keywords
-class Agent:
+class Agent(NotCopyable):
     """A language model, MCP servers with tools, and a conversation.
 
     Example:
@@ -119,6 +126,8 @@ class Agent:
         ConfigurationError: `servers` isn't a list or a mapping.
         TargetError: A target isn't a server.
     """
+
+    _COPY_ADVICE = "Create another agent with the same arguments."
 
     def __init__(
         self,

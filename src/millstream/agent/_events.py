@@ -16,10 +16,10 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from millstream.protocol import Json, SuggestionMeta
+from millstream.protocol import CopyableError, Json, NotCopyable, SuggestionMeta
 
 
-class AgentError(Exception):
+class AgentError(CopyableError):
     """Base class of the agent's errors. ``except AgentError as error: print(error)``"""
 
 
@@ -198,7 +198,7 @@ _ROOM = 256
 """Maximum unread events."""
 
 
-class AnswerQueue(Struct, eq=False):
+class AnswerQueue(Struct, NotCopyable, eq=False):
     """Runs a conversation's answers one after another: ``AgentRun(queue, work)``."""
 
     task: asyncio.Task[None] | None = None
@@ -220,7 +220,7 @@ class AnswerQueue(Struct, eq=False):
         task.cancel()
 
 
-class AgentRun:
+class AgentRun(NotCopyable):
     """The events of one answer: ``async for event in agent.say("Hello"): print(event)``.
 
     The answer runs in its own task. It waits for its reader, and stops when the loop ends, the reading task is

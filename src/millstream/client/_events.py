@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream._override import override
-from millstream._protocol.errors import METHOD_NOT_FOUND
+from millstream._protocol.errors import METHOD_NOT_FOUND, NotCopyable
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
@@ -108,7 +108,7 @@ _decode_event = foreign_decoder(ServerEvent)
 _decode_webhook = foreign_decoder(Webhook)
 
 
-class ClientEvents(Struct, eq=False):
+class ClientEvents(Struct, NotCopyable, eq=False):
     """``client.events``: the events of the server."""
 
     conversation: Conversation
@@ -238,7 +238,7 @@ class ClientEvents(Struct, eq=False):
             return
 
 
-class EventSubscription(ClientSubscription[ServerEvent], eq=False):
+class EventSubscription(ClientSubscription[ServerEvent], NotCopyable, eq=False):
     """An open subscription, ``async with subscription: …``. See `ClientEvents.subscribe`."""
 
     _events: ClientEvents

@@ -14,6 +14,7 @@ from millstream._http.client import ClientError, TargetError, TlsFailed
 from millstream._http.client.pool import AddressCheck, AddressRefused, allow_any, guard_dial, is_public, request
 from millstream._http.client.url import Url
 from millstream._http.client.url import parse_url as parse
+from millstream._protocol.errors import CopyableError
 
 __all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "is_public", "parse_url", "post"]
 
@@ -40,7 +41,7 @@ class PostReply(Struct, frozen=True):
     body: bytes
 
 
-class PostFailed(Exception):
+class PostFailed(CopyableError):
     """There was no response.
 
     Args:

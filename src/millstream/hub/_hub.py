@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from millstream._http.message import OutputStream
 from millstream._limits import Limiter
+from millstream._protocol.errors import NotCopyable
 from millstream._protocol.principal import Principal, Profile, get_profile
 from millstream._recent import Recent
 from millstream._stores.base import EntryRepeated, Position
@@ -78,7 +79,7 @@ class HubStats(Struct, frozen=True):
     """
 
 
-class Hub:
+class Hub(NotCopyable):
     """Publish/subscribe channels on top of a store. A server with ``serve="hub"`` has one: `Server.hub`.
 
     Args:
@@ -94,6 +95,8 @@ class Hub:
         >>> await hub.open()
         >>> await hub.publish("broadcast", {"text": "hello"})
     """
+
+    _COPY_ADVICE = "Use the hub of the server in each process."
 
     _published = 0
 

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
-from millstream._protocol.errors import Confidential, ProtocolError, no_attribute
+from millstream._protocol.errors import Confidential, NotCopyable, ProtocolError, no_attribute
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, decoder
 from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_params_with_meta
@@ -131,7 +131,7 @@ class Mirror(Protocol):
         ...
 
 
-class Call(Confidential, Struct, eq=False, kw_only=True):
+class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """A request in flight. User code accesses it through `Context`.
 
     A Struct, because creating one takes no Python call.

@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
-from millstream._protocol.errors import Confidential, ProtocolError, SuggestionMeta
+from millstream._protocol.errors import Confidential, NotCopyable, ProtocolError, SuggestionMeta
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
@@ -285,7 +285,7 @@ async def send_cancellation(transport: Transport, listener: Listener, request_id
             await transport.send(message, method)
 
 
-class DuplexTransport:
+class DuplexTransport(NotCopyable):
     """A connection that carries whole messages in both directions: ``class PipeTransport(DuplexTransport): …``.
 
     Subclasses open the connection, write messages, pass incoming data to `receive`, and call `end` when the connection

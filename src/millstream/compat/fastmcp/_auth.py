@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from millstream._http.hosts import is_loopback
 from millstream._override import override
 from millstream._protocol.errors import (
+    CopyableError,
     refuse_unknown,
 )
 from millstream._protocol.principal import Principal
@@ -34,7 +35,7 @@ _SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class _ProviderError(Exception):
+class _ProviderError(CopyableError):
     """An error that the client receives."""
 
     error: str

@@ -23,7 +23,7 @@ from millstream import ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
-from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
+from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, NotCopyable, ProtocolError
 from millstream._protocol.jsonrpc import Json, decode_object, encode
 from millstream._server.calls.call import Call
 from millstream._server.features import resources, tools
@@ -83,7 +83,7 @@ class AssistantMessage(Message):
 
 
 @dataclass(eq=False)
-class Prompt:
+class Prompt(NotCopyable):
     """A prompt of a server. Create one with `from_function`."""
 
     signature: Signature
@@ -175,7 +175,7 @@ def _message(value: Any) -> Any:
 
 
 @dataclass(eq=False)
-class Tool:
+class Tool(NotCopyable):
     """A tool of a server. Create one with `from_function`."""
 
     signature: Signature
@@ -487,7 +487,7 @@ class DirectoryResource(Resource):
 
 
 @dataclass(eq=False)
-class ResourceTemplate:
+class ResourceTemplate(NotCopyable):
     """A resource template: the variables in its URI are the arguments of its function."""
 
     signature: Signature

@@ -26,6 +26,7 @@ from millstream._protocol.errors import (
     INTERNAL_ERROR,
     URL_ELICITATION_REQUIRED,
     Cancelled,
+    CopyableError,
     Declined,
     ProtocolError,
 )
@@ -41,7 +42,7 @@ from millstream.compat import types
 from millstream.protocol import Json
 
 
-class FastMCPError(Exception):
+class FastMCPError(CopyableError):
     """Base class of these errors."""
 
 
@@ -57,11 +58,11 @@ class ToolError(FastMCPError):
     """A tool failed. The model sees the message."""
 
 
-class InvalidSignature(Exception):
+class InvalidSignature(CopyableError):
     """A function has an unsupported signature."""
 
 
-class McpError(Exception):
+class McpError(CopyableError):
     """A protocol error: ``McpError(ErrorData(code=-32602, message="…"))``."""
 
     def __init__(self, error: Any) -> None:
