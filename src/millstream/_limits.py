@@ -19,7 +19,8 @@ from time import monotonic
 
 from msgspec import Struct, field
 
-from millstream._protocol.errors import LocalError, NotCopyable
+from millstream._copies import NotCopyable
+from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._stores.rates import (
     Charge,

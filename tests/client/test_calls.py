@@ -21,7 +21,7 @@ from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Options
-from millstream.client._blocking import BlockingClient
+from millstream.client._blocking_client import BlockingClient
 from millstream.client._errors import ClientError, InvalidResponse, NotSupported, ServerError, TargetError, ToolFailed
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification

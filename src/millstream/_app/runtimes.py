@@ -94,7 +94,10 @@ class Runtimes:
                 runtime = await self._get(record)
                 if record.runtime is runtime:  # otherwise, the caller that opened it has given up
                     return runtime
-        except BaseException:
+        except BaseException as exc:
+            if supervised and isinstance(exc, asyncio.CancelledError):  # the server stops before it's ready
+                await self._opening.cancel("")
+                await self.stop()
             if not self._opening.runs(""):  # otherwise, another caller waits for it
                 record.holders -= {REQUEST, SUPERVISOR}
             raise

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack,
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
+from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import NotCopyable, no_attribute, suggest_keywords
+from millstream._protocol.errors import no_attribute, suggest_keywords
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import (

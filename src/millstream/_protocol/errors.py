@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
 
+from millstream._copies import CopyableError
 from millstream._override import override
 
 PARSE_ERROR = -32700
@@ -62,42 +63,6 @@ def shorten(text: str, most: int = MAX_SHOWN) -> str:
         most: Maximum number of characters to keep. A longer text ends with an ellipsis.
     """
     return text if len(text) <= most else f"{text[:most]}…"
-
-
-class CopyableError(Exception):
-    """An error that can be copied and pickled, whatever arguments its class takes.
-
-    A plain exception is restored by calling its class with `args`. If that fails, `multiprocessing.Pool` waits forever,
-    and `ProcessPoolExecutor` is broken from then on.
-    """
-
-    @override
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_error, (type(self), self.args), vars(self) or None
-
-    @override
-    def __setstate__(self, state: dict[str, Any] | None) -> None:
-        vars(self).update(state or {})
-
-
-def _restore_error(kind: type[CopyableError], args: tuple[Any, ...]) -> CopyableError:
-    """Return a copied error. Its attributes are set later."""
-    error = kind.__new__(kind, *args)
-    error.args = args  # an OSError only sets them in its `__init__`
-    return error
-
-
-class NotCopyable:
-    """An object that's tied to a running program, so it can't be copied or pickled: ``class Hub(NotCopyable): …``."""
-
-    __slots__ = ()
-
-    _COPY_ADVICE: ClassVar[str] = "It belongs to a running program. Pass on the values that you need."
-    """What to do instead, in one sentence."""
-
-    @override
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} can't be copied or pickled. {self._COPY_ADVICE}")
 
 
 class ProtocolError(CopyableError):

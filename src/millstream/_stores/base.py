@@ -14,7 +14,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from millstream._protocol.errors import CopyableError, LocalError
+from millstream._copies import CopyableError
+from millstream._protocol.errors import LocalError
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 
 PAGE_BYTES = 4 * 1024 * 1024

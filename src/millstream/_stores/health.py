@@ -14,7 +14,8 @@ from typing import Self
 
 from msgspec import Struct
 
-from millstream._protocol.errors import LocalError, NotCopyable
+from millstream._copies import NotCopyable
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import DataSource
 from millstream._tasks import is_canceled
 

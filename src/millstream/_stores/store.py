@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from millstream._protocol.errors import NotCopyable
+from millstream._copies import NotCopyable
 from millstream._stores.base import Backend, Bus, Log, Map
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.workers import LeasedWorker, SoleWorker

@@ -17,8 +17,9 @@ from itertools import count
 import msgspec
 from msgspec import Struct, field
 
+from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import LocalError, NotCopyable
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.health import PAUSE, LogOnce, run_on
 from millstream._stores.tail import Listeners, Tail, Watchers, never

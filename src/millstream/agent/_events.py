@@ -69,6 +69,19 @@ class ModelRefused(ModelError):
     """
 
 
+class ContextWindowExceeded(ModelRefused):
+    """The request is too long for the model: ``except ContextWindowExceeded: agent.messages.clear()``.
+
+    Args:
+        message: The problem and how to fix it.
+        window: The model's context window in tokens, if the API names it, or 0.
+    """
+
+    def __init__(self, message: str, *, window: int = 0) -> None:
+        super().__init__(message)
+        self.window = window
+
+
 class ModelRateLimited(ModelError):
     """A rate limit was reached, or the account has no credit left. ``except ModelRateLimited: wait()``"""
 
@@ -131,6 +144,18 @@ class ModelRetry(AgentEvent, frozen=True, tag="model_retry"):
     """Whether the chunks emitted so far are invalid."""
 
 
+class ResultsShortened(AgentEvent, frozen=True, tag="results_shortened"):
+    """The conversation was too long for the model, so earlier results of tools were shortened in it.
+
+    Example:
+        ``case ResultsShortened(results=results): print(f"{results} results were shortened.")``
+    """
+
+    results: int
+    window: int = 0
+    """The model's context window in tokens, if the API names it, or 0."""
+
+
 class ToolStart(AgentEvent, frozen=True, tag="tool_start"):
     """A tool call starts. ``case ToolStart(tool=tool, arguments=arguments): print(tool, arguments)``"""
 
@@ -185,6 +210,7 @@ Event = (
     | TextDelta
     | AssistantMessage
     | ModelRetry
+    | ResultsShortened
     | ToolStart
     | ToolProgress
     | ToolEnd
@@ -220,6 +246,20 @@ class AnswerQueue(Struct, NotCopyable, eq=False):
         task.cancel()
 
 
+async def _run_to_end(
+    line: AnswerQueue, work: Callable[[], Coroutine[Any, Any, None]], waiting: "asyncio.Queue[Event | None]"
+) -> None:
+    try:
+        await work()
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        if not line.stopping:  # otherwise, there's no reader
+            await waiting.put(None)
+        raise
+    await waiting.put(None)
+
+
 class AgentRun(NotCopyable):
     """The events of one answer: ``async for event in agent.say("Hello"): print(event)``.
 
@@ -247,17 +287,8 @@ class AgentRun(NotCopyable):
                 if not line.stopping:
                     raise AgentError("The agent is still answering. Finish reading that answer first.")
                 await asyncio.wait([line.task])
-
-            async def run_to_end() -> None:
-                try:
-                    await work()
-                finally:
-                    running = asyncio.current_task()
-                    if running is None or not running.cancelling():
-                        await waiting.put(None)
-
             line.stopping, line.emit = False, waiting.put
-            self._task = line.task = asyncio.create_task(run_to_end())
+            self._task = line.task = asyncio.create_task(_run_to_end(line, work, waiting))
         try:
             event = await self._waiting.get()
             if event is not None:

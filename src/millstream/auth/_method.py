@@ -16,9 +16,10 @@ from weakref import WeakValueDictionary
 from msgspec import Struct, field
 
 from millstream._config import Settings
+from millstream._copies import CopyableError
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._override import override
-from millstream._protocol.errors import CopyableError, shorten
+from millstream._protocol.errors import shorten
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 from millstream.auth.providers import RedirectTarget

@@ -41,7 +41,7 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from millstream._protocol.errors import CopyableError
+from millstream._copies import CopyableError
 from millstream._protocol.principal import EVERYTHING
 from millstream.auth._authorization_server.records import OAuthClient
 

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from msgspec import Raw
 
+from millstream._copies import NotCopyable
 from millstream._http.client import Inflow
-from millstream._protocol.errors import HEADER_MISMATCH, NotCopyable
+from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import LOG_LEVELS, Implementation

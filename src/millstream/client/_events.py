@@ -13,8 +13,9 @@ from typing import Any, Literal, NoReturn, Self
 import msgspec
 from msgspec import Raw, Struct, field
 
+from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import METHOD_NOT_FOUND, NotCopyable
+from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from millstream._protocol.errors import LocalError, NotCopyable
+from millstream._copies import NotCopyable
+from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import Handler, NotificationFilter, with_decoded_params
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, encode
 from millstream._protocol.notifications import NOTIFICATIONS

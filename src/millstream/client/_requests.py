@@ -18,16 +18,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import (
-    MISSING_CLIENT_CAPABILITY,
-    UNSUPPORTED_VERSION,
-    Confidential,
-    NotCopyable,
-    shorten,
-)
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, Confidential, shorten
 from millstream._protocol.foreign import MAX_WARNINGS, drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json, PeerError, decoder, encode, notification_message

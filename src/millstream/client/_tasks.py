@@ -12,7 +12,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from millstream._protocol.errors import OVERLOADED, RATE_LIMITED, NotCopyable
+from millstream._copies import NotCopyable
+from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Json, encode

@@ -15,8 +15,9 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from msgspec import Struct, field
 
+from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR, NotCopyable
+from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import (
     ResourceRequestParams,

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._override import override
-from millstream._protocol.errors import CopyableError, ProtocolError
+from millstream._protocol.errors import ProtocolError
 from millstream._protocol.json_schema import Schema
 from millstream._protocol.jsonrpc import decoder, notification_message
 from millstream._protocol.metadata import ClientInfo
@@ -27,7 +27,7 @@ from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.engine import VALUE, engine_of_type, read_value
 from millstream._server.functions.msgspec_engine import encode
 from millstream._transports.open_streams import NullReplyChannel
-from millstream.protocol import NotCopyable
+from millstream.protocol import CopyableError, NotCopyable
 
 _RETRY_DELAY = 1.0
 """Seconds before a run checks again whether there's space for its arguments."""

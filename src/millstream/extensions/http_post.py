@@ -10,11 +10,11 @@ from typing import Literal
 
 from msgspec import Struct
 
+from millstream._copies import CopyableError
 from millstream._http.client import ClientError, TargetError, TlsFailed
 from millstream._http.client.pool import AddressCheck, AddressRefused, allow_any, guard_dial, is_public, request
 from millstream._http.client.url import Url
 from millstream._http.client.url import parse_url as parse
-from millstream._protocol.errors import CopyableError
 
 __all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "is_public", "parse_url", "post"]
 

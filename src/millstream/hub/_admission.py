@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
-from millstream._protocol.errors import NotCopyable
+from millstream._copies import NotCopyable
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import (
     CLIENT,

@@ -13,7 +13,8 @@ import re
 from msgspec import Struct
 
 from millstream._config import Settings
-from millstream._protocol.errors import CopyableError, ToolError
+from millstream._copies import CopyableError
+from millstream._protocol.errors import ToolError
 from millstream._protocol.principal import Principal
 
 _DEFAULTS = Settings()

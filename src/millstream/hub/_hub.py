@@ -12,9 +12,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.message import OutputStream
 from millstream._limits import Limiter
-from millstream._protocol.errors import NotCopyable
 from millstream._protocol.principal import Principal, Profile, get_profile
 from millstream._recent import Recent
 from millstream._stores.base import EntryRepeated, Position

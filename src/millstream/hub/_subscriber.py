@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.message import OutputStream
-from millstream._protocol.errors import NotCopyable
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import is_pattern, matches, split_pattern
 from millstream.hub._event import Event

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from millstream._copies import CopyableError
 from millstream._http.message import PIECE, CompactEvent
-from millstream._protocol.errors import CopyableError
 from millstream._protocol.principal import Share
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
-from millstream._protocol.errors import Confidential, NotCopyable, ProtocolError, no_attribute
+from millstream._protocol.errors import Confidential, ProtocolError, no_attribute
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, decoder
 from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_params_with_meta

@@ -11,8 +11,9 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import msgspec
 
+from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import LocalError, NotCopyable, refuse_unknown
+from millstream._protocol.errors import LocalError, refuse_unknown
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS, LogLevel
 from millstream._protocol.notifications import (

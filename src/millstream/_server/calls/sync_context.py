@@ -7,7 +7,8 @@ from functools import partial, wraps
 from queue import SimpleQueue
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast, overload
 
-from millstream._protocol.errors import Cancelled, NotCopyable
+from millstream._copies import NotCopyable
+from millstream._protocol.errors import Cancelled
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
 from millstream._server.calls.services import Publisher

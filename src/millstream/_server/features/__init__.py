@@ -13,7 +13,8 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import INVALID_PARAMS, NotCopyable, ProtocolError, ToolError
+from millstream._copies import NotCopyable
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, shared_context

@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 
-from millstream._protocol.errors import NotCopyable
+from millstream._copies import NotCopyable
 from millstream._stores.base import Map, OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, exact, kind_of
 from millstream._stores.rates import (

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from millstream._copies import NotCopyable
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
-from millstream._protocol.errors import Confidential, NotCopyable, ProtocolError, SuggestionMeta
+from millstream._protocol.errors import Confidential, ProtocolError, SuggestionMeta
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch

@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from millstream import Cancelled, Declined, Message
 from millstream import Context as EngineContext
 from millstream._app.definition import Definition
-from millstream._protocol.errors import NotCopyable
+from millstream._copies import NotCopyable
 from millstream._protocol.metadata import declares
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.services import ServerChange

@@ -20,10 +20,11 @@ from msgspec import Struct
 from pydantic import AfterValidator, AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
 from millstream import ToolResult
+from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
-from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, NotCopyable, ProtocolError
+from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
 from millstream._protocol.jsonrpc import Json, decode_object, encode
 from millstream._server.calls.call import Call
 from millstream._server.features import resources, tools

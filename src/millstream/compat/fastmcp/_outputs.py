@@ -22,14 +22,8 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from millstream._protocol.errors import (
-    INTERNAL_ERROR,
-    URL_ELICITATION_REQUIRED,
-    Cancelled,
-    CopyableError,
-    Declined,
-    ProtocolError,
-)
+from millstream._copies import CopyableError
+from millstream._protocol.errors import INTERNAL_ERROR, URL_ELICITATION_REQUIRED, Cancelled, Declined, ProtocolError
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
 from millstream._server.functions.dependencies import context_in, hints_of, name_of

@@ -19,8 +19,8 @@ from millstream import Icon, Info, Server, ToolResult
 from millstream import Settings as EngineSettings
 from millstream._app.server_process import check_not_importing, launch
 from millstream._app.user_routes import route_of
+from millstream._copies import NotCopyable
 from millstream._http.hosts import is_loopback
-from millstream._protocol.errors import NotCopyable
 from millstream._protocol.notifications import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
 from millstream._server.functions.dependencies import warn_author
