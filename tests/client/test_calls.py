@@ -232,6 +232,15 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
 
 
 @for_each("revision", BY_DATE)
+async def test_a_handler_for_log_messages_requests_them(revision: str) -> None:
+    heard: list[LogMessage] = []
+    async with Client(mcp, revision=revision, on_log=heard.append) as client:
+        await client.call("say", text="hello")
+        await client.conversation.requests.incoming.wait_for_handlers()
+    assert [(message.level, message.data) for message in heard] == [("info", "hello")]
+
+
+@for_each("revision", BY_DATE)
 async def test_log_messages_below_the_requested_level_are_not_sent(revision: str) -> None:
     heard: list[LogMessage] = []
     async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level="error")) as client:

@@ -671,6 +671,7 @@ class Client:
         name: str,
         arguments: Mapping[str, Any] | None = None,
         *,
+        progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
     ) -> Result:
@@ -679,10 +680,11 @@ class Client:
         Args:
             name: Name of the tool.
             arguments: Arguments of the tool.
+            progress: Handler for progress reports: ``progress(value, total, message)``.
             timeout: Seconds to wait for this call, or 0 for the client's `timeout`.
             raise_on_error: Whether to raise an error if the tool reports one. If False, check `Result.is_error`.
         """
-        return await self.call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)
+        return await self.call(name, arguments or {}, progress=progress, timeout=timeout, raise_on_error=raise_on_error)
 
     async def list_tools(self) -> list[ToolDescription]:
         """Return all tools. See `tools`."""

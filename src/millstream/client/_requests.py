@@ -576,8 +576,9 @@ class Requests(Confidential, Struct, kw_only=True):
             CAPABILITIES_KEY: self.capabilities(revision),
             CLIENT_KEY: self.about,
         }
-        if self.options.log_level:
-            found[LOG_LEVEL_KEY] = self.options.log_level
+        # Earlier revisions send a client's messages from `info` on if it names no level.
+        if level := self.options.log_level or ("info" if self.incoming.on_log is not None else ""):
+            found[LOG_LEVEL_KEY] = level
         return encode(found)[1:-1]
 
     async def _connect_with(self, *, sse: bool = False) -> Connection:
