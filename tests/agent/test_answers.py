@@ -511,7 +511,8 @@ async def test_tools_that_a_call_unlocks_can_be_called_in_the_same_answer(revisi
         async with Agent(model(api), [ServerConfig(mcp, "house", revision=revision)]) as agent:
             events = await collect(agent.say("Go in."))
     assert [each.tools for each in api.requests] == [["unlock"], ["enter"], ["enter"]]
-    assert [(each.tool, each.outcome) for each in of(ToolEnd, events)][1:] == [("enter", "done"), ("unlock", "invalid")]
+    outcomes = {(each.tool, each.outcome) for each in of(ToolEnd, events)}
+    assert outcomes == {("unlock", "done"), ("enter", "done"), ("unlock", "invalid")}
     assert [each.tools for each in of(RoundStart, events)] == [1, 1, 1]
 
 

@@ -419,6 +419,13 @@ async def test_results_are_shortened_once_if_the_conversation_is_too_long(kind: 
     assert len(api.requests) == 6  # the second question was asked again with a shorter last result
 
 
+async def test_errors_in_a_stream_can_say_that_the_conversation_is_too_long() -> None:
+    body = {"error": {"message": TOO_LONG["OpenAI"][1], "code": "context_length_exceeded"}}
+    error = await failed(Answer(pieces=[b"data: " + json.dumps(body).encode() + b"\n\n"]))
+    assert isinstance(error, ContextWindowExceeded)
+    assert error.window == 128_000
+
+
 async def test_later_results_fit_into_a_known_window() -> None:
     mcp = Server("shop")
 
