@@ -128,7 +128,7 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
     stops = StopSignals(runtimes, lambda _: stop.set())
     with stops.handle():
         with convert_start_errors(runtimes.definition.name):
-            runtime = await runtimes.start(supervised=True)
+            runtime = await runtimes.start_supervised()
             stops.set_ready()
         try:
             await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)

@@ -131,7 +131,7 @@ class HttpServer:
             for each in self.listeners:
                 closing.callback(each.close)  # no context manager, which would skip a socket that uvloop has detached
             with convert_start_errors(self._definition.name):
-                runtime = await self._runtimes.start(supervised=True)
+                runtime = await self._runtimes.start_supervised()
                 stops.set_ready()
                 self._is_started = True
                 endpoints = prepare(self.application, runtime)
