@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, TypeVar, Unpack, cast, overload
 
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
@@ -196,7 +196,7 @@ _OTHER_NAMES = {
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
+C = TypeVar("C", bound="Callable[Concatenate[str, dict[str, str], ...], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
 Kind = Literal["tool", "resource", "prompt"]
