@@ -20,6 +20,7 @@ PACKAGE = ROOT / "src" / "millstream"
 LAYERS = [
     "_version",
     "_override",
+    "_copies",
     "_tasks",
     "_recent",
     "files",

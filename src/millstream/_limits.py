@@ -19,6 +19,7 @@ from time import monotonic
 
 from msgspec import Struct, field
 
+from millstream._copies import NotCopyable
 from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._stores.rates import (
@@ -183,7 +184,7 @@ class Rate(Struct, frozen=True):
         return cls(int(match[1]), _UNITS[match[2]])
 
 
-class Limiter:
+class Limiter(NotCopyable):
     """A limiter that applies one rate to each key: ``if (seconds := limiter.take(call.owner)): …``. For one event loop.
 
     Args:

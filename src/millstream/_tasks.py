@@ -11,10 +11,12 @@ from threading import Thread
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from millstream._copies import NotCopyable
+
 T = TypeVar("T")
 
 
-class Tasks:
+class Tasks(NotCopyable):
     """Owns an object's tasks: ``tasks.spawn(refresh())``. `close` cancels the tasks that are still running."""
 
     def __init__(self) -> None:
@@ -178,6 +180,17 @@ class SingleFlight(Generic[T]):
             task = self._tasks[loop, key] = loop.create_task(work())
             task.add_done_callback(lambda done: self._settle(loop, key, done))
         return await asyncio.shield(task)
+
+    async def cancel(self, key: str) -> None:
+        """Cancel the work for a key, and wait until it has ended.
+
+        Args:
+            key: Identifies the work.
+        """
+        task = self._tasks.get((asyncio.get_running_loop(), key))
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def settle(self) -> None:
         """Wait until no work is running."""

@@ -6,7 +6,9 @@ Example:
     >>> raise ProtocolError(INVALID_PARAMS, f"There is no book {shorten(params.isbn)!r}.")
 """
 
+from millstream._copies import CopyableError, NotCopyable
 from millstream._frontmatter import FrontmatterError, read_frontmatter
+from millstream._protocol.content import image_type
 from millstream._protocol.errors import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -78,12 +80,14 @@ __all__ = [
     "ClientInfo",
     "Completion",
     "Confidential",
+    "CopyableError",
     "CreateMessageRequestParams",
     "Envelope",
     "FrontmatterError",
     "GetPromptResult",
     "InputRequest",
     "Json",
+    "NotCopyable",
     "PromptDescription",
     "ResourceDescription",
     "Revision",
@@ -97,6 +101,7 @@ __all__ = [
     "decoder",
     "digest_of",
     "encode",
+    "image_type",
     "is_array",
     "is_object",
     "members",

@@ -29,6 +29,7 @@ from millstream.agent import (
 from millstream.agent._configuration import name_of
 from millstream.client._errors import ConnectFailed
 from millstream.client._questions import Question
+from millstream.protocol import ToolDescription
 from patience import WAIT
 from processes import free_port
 
@@ -490,3 +491,72 @@ def test_approval_shows_the_server_address_and_not_its_name() -> None:
     assert {target: name_of(target) for target in names} == names
     assert name_of(["python", "-u", "/srv/shop.py"]) == "shop"
     assert name_of(make()) == ""
+
+
+@for_each("revision", ["2025-06-18", "2026-07-28"])
+async def test_tools_that_a_call_unlocks_can_be_called_in_the_same_answer(revision: str) -> None:
+    mcp = Server("house")
+
+    @mcp.tool(annotations=READ)
+    async def unlock() -> str:
+        mcp.tool(enter, annotations=READ)
+        mcp.remove_tool("unlock")
+        return "Unlocked."
+
+    async def enter() -> str:
+        return "You're in."
+
+    script = [calls(("unlock", "{}")), calls(("enter", "{}"), ("unlock", "{}")), says("Inside.")]
+    with ScriptedModel(*script) as api:
+        async with Agent(model(api), [ServerConfig(mcp, "house", revision=revision)]) as agent:
+            events = await collect(agent.say("Go in."))
+    assert [each.tools for each in api.requests] == [["unlock"], ["enter"], ["enter"]]
+    outcomes = {(each.tool, each.outcome) for each in of(ToolEnd, events)}
+    assert outcomes == {("unlock", "done"), ("enter", "done"), ("unlock", "invalid")}
+    assert [each.tools for each in of(RoundStart, events)] == [1, 1, 1]
+
+
+async def test_a_server_that_fails_during_an_answer_keeps_its_tools() -> None:
+    one, two = make(), Server("notes")
+
+    @two.tool(annotations=READ)
+    async def note() -> str:
+        return "noted"
+
+    with ScriptedModel(calls(("notes__note", "{}")), says("Noted.")) as api:
+        async with Agent(model(api), {"shop": one, "notes": two}) as agent:
+            shop = agent.servers[0].client
+
+            async def fail(*, fresh: bool = False) -> list[ToolDescription]:
+                if fresh:
+                    raise ConnectFailed("The server is down.")
+                return await type(shop).tools(shop)
+
+            shop.tools = fail  # type: ignore[method-assign, assignment]
+            await collect(agent.say("Note it."))
+    assert api.requests[0].tools == api.requests[1].tools
+
+
+@for_each(
+    "data, media",
+    [
+        (PNG, "application/png"),
+        (PNG, ""),
+        (b"\xff\xd8\xff\xe0", "image/png"),
+        (b"GIF89a", "application/octet-stream"),
+        (b"RIFF1234WEBP", "audio/wav"),
+    ],
+)
+async def test_images_are_recognized_by_their_first_bytes(data: bytes, media: str) -> None:
+    mcp = Server("pictures")
+
+    @mcp.tool(annotations=READ)
+    async def show() -> list[EmbeddedResource]:
+        return [EmbeddedResource("file:///a", blob=data, mime_type=media or None)]
+
+    with ScriptedModel(calls(("show", "{}")), says("Seen.")) as api:
+        async with Agent(model(api), [mcp]) as agent:
+            await collect(agent.say("Show it."))
+    url = api.requests[-1].last["content"][-1]["image_url"]["url"]
+    right = {b"\x89P": "png", b"\xff\xd8": "jpeg", b"GI": "gif", b"RI": "webp"}[data[:2]]
+    assert url.startswith(f"data:image/{right};base64,")

@@ -8,7 +8,7 @@ import pytest
 from agent_world import Answer, ScriptedModel, collect, delta, event, model, of, says
 from cases import for_each
 from millstream import Server, ToolAnnotations
-from millstream.agent import Agent, ModelError, ModelRequest, ModelResponse, ModelServerError, ToolEnd
+from millstream.agent import Agent, ModelError, ModelRequest, ModelResponse, ModelServerError, TextDelta, ToolEnd
 
 ADD = '{"a": 2, "b": 3}'
 MORE = '{"a": 5, "b": 5}'
@@ -294,3 +294,43 @@ async def test_thoughts_and_signatures_are_sent_back_with_the_calls(again: bool)
 async def test_thoughts_in_tags_are_not_sent_back() -> None:
     pieces = [delta({"content": "<think>Adding needs a tool.</think>"}), call(), END, DONE]
     assert (await reply(*pieces)).details == {}
+
+
+THOUGHTS = {
+    "in one chunk": ["<think>Hm, a greeting.</think>Hello <b>you</b>"],
+    "after a line break": ["\n", "<think>", "Hm", "</think>", "Hello <b>you</b>"],
+    "tags in pieces": ["<th", "ink>Hm <", "/", "think", ">Hello <b>", "you</b>"],
+    "character by character": list("<think>Is 1 < 2 </thin yes</think>Hello <b>you</b>"),
+    "an empty thought": ["<think></think>Hello ", "<b>you</b>"],
+}
+
+
+@for_each("kind", [*THOUGHTS, "unstreamed"])
+async def test_thoughts_in_tags_are_not_a_part_of_the_answer(kind: str) -> None:
+    chunks = THOUGHTS.get(kind, THOUGHTS["in one chunk"])
+    pieces = [*(delta({"content": each}) for each in chunks), delta({}, "stop"), DONE]
+    if kind == "unstreamed":
+        message = {"role": "assistant", "content": chunks[0]}
+        whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m"}
+        pieces = [
+            json.dumps({**whole, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
+        ]
+    with ScriptedModel(Answer(pieces=pieces)) as api:
+        async with Agent(model(api)) as agent:
+            events = await collect(agent.say("Hello"))
+            assert agent.messages[-1]["content"] == "Hello <b>you</b>"
+    assert "".join(each.text for each in of(TextDelta, events)) == "Hello <b>you</b>"
+
+
+@for_each("text", ["Write <think> before </think>.", "<thin air>", "<think", "a </think> b", "<"])
+async def test_text_about_tags_is_a_part_of_the_answer(text: str) -> None:
+    for chunks in ([text], list(text)):
+        pieces = [*(delta({"content": each}) for each in chunks), delta({}, "stop"), DONE]
+        assert (await reply(*pieces)).text == text
+        assert (await reply(*pieces[:-2], DONE)).text == text
+
+
+async def test_text_before_calls_is_complete() -> None:
+    pieces = [delta({"content": "<think>Add.</think>I'll use <"}), call(), END, DONE]
+    found = await reply(*pieces)
+    assert (found.text, [each.name for each in found.tool_calls]) == ("I'll use <", ["add"])

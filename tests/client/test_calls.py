@@ -21,7 +21,7 @@ from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Options
-from millstream.client._client import BlockingClient
+from millstream.client._blocking_client import BlockingClient
 from millstream.client._errors import ClientError, InvalidResponse, NotSupported, ServerError, TargetError, ToolFailed
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification
@@ -226,6 +226,15 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
     heard: list[LogMessage] = []
     options = Options(log_level="info")
     async with Client(mcp, revision=revision, on_log=heard.append, options=options) as client:
+        await client.call("say", text="hello")
+        await client.conversation.requests.incoming.wait_for_handlers()
+    assert [(message.level, message.data) for message in heard] == [("info", "hello")]
+
+
+@for_each("revision", BY_DATE)
+async def test_a_handler_for_log_messages_requests_them(revision: str) -> None:
+    heard: list[LogMessage] = []
+    async with Client(mcp, revision=revision, on_log=heard.append) as client:
         await client.call("say", text="hello")
         await client.conversation.requests.incoming.wait_for_handlers()
     assert [(message.level, message.data) for message in heard] == [("info", "hello")]

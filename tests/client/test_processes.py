@@ -4,6 +4,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from cases import for_each
 from millstream import Client
 from millstream.client import (
     ClientError,
+    ConnectFailed,
     ConnectionLost,
     InvalidResponse,
     Options,
@@ -445,3 +447,20 @@ async def test_response_that_is_too_large_fails_only_its_request(tmp_path: Path)
         results = await asyncio.gather(*(client.call(each) for each in ("pid", "large", "pid")), return_exceptions=True)
         assert [type(each).__name__ for each in results] == ["Result", "TooLarge", "Result"]
         assert (await client.call("pid")).text == first
+
+
+class LoopWithoutProcesses(asyncio.SelectorEventLoop):
+    """An event loop that can't start processes, like asyncio.SelectorEventLoop on Windows."""
+
+    async def _make_subprocess_transport(self, *args: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_event_loop_without_processes_is_named() -> None:
+    async def connect() -> None:
+        async with Client([sys.executable, "-c", "pass"]):
+            pass
+
+    refused = pytest.raises(ConnectFailed, match=r"this event loop can't start processes\. On Windows")
+    with asyncio.Runner(loop_factory=LoopWithoutProcesses) as runner, refused:
+        runner.run(connect())

@@ -16,6 +16,7 @@ from millstream import (
     Annotations,
     Client,
     Context,
+    Depends,
     Elicit,
     Field,
     Icon,
@@ -110,6 +111,14 @@ def ten() -> str:
 @mcp.complete("review", "tone")  # wrong
 def eleven() -> list[str]:
     return []
+
+
+@mcp.complete("review", "title")
+def complete_title(value: str, arguments: dict[str, str], found: Annotated[list[str], Depends(eleven)]) -> list[str]:
+    return found
+
+
+assert_type(complete_title("a", {}, []), list[str])
 
 
 # Functions keep their types

@@ -75,6 +75,20 @@ class Runtimes:
             record = self._records[loop] = LoopRecord()
         return record
 
+    async def start_supervised(self) -> "Runtime":
+        """Return the runtime of this event loop for a caller that will call `stop`. If the caller is canceled before
+        the server is ready, nothing else keeps it starting. Raises like `start`.
+        """
+        is_ready = False
+        try:
+            runtime = await self.start(supervised=True)
+            is_ready = True
+            return runtime
+        finally:
+            if not is_ready:
+                await self._opening.cancel("")
+                await self.stop()
+
     async def start(self, *, supervised: bool = False) -> "Runtime":
         """Return the runtime of this event loop, opening it if necessary. Concurrent callers share the attempt.
         Failures are retried.

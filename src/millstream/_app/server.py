@@ -9,11 +9,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, TypeVar, Unpack, cast, overload
 
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
+from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import no_attribute, suggest_keywords
 from millstream._server.calls.services import ServerChange
@@ -195,7 +196,7 @@ _OTHER_NAMES = {
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
+C = TypeVar("C", bound="Callable[Concatenate[str, dict[str, str], ...], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
 Kind = Literal["tool", "resource", "prompt"]
@@ -204,7 +205,7 @@ Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
 @suggest_keywords
-class Server:
+class Server(NotCopyable):
     """An MCP server: register functions, then run it, mount it, or pass it to any ASGI server.
 
     Args:
@@ -229,6 +230,8 @@ class Server:
     Example:
         ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
     """
+
+    _COPY_ADVICE = "Create it in each process, for example at the top of a module that each process imports."
 
     _ELSEWHERE: ClassVar = {
         **{name: f"Write `settings=Settings({name}=…)`." for name in Settings.__struct_fields__ if name != "store"},

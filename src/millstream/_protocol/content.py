@@ -5,6 +5,7 @@ The `type` field is a msgspec tag, by which the unions at the end of this module
 blocks for older revisions.
 """
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, cast, get_args
 
 from msgspec import UNSET, Meta, Struct, StructMeta, UnsetType, field
@@ -116,6 +117,25 @@ class Image(Block, frozen=True, tag="image", metaclass=SuggestionMeta):
     _USAGE: ClassVar = "Write Image(Path('x.png').read_bytes(), 'image/png')."
     data: bytes
     mime_type: str
+
+
+_IMAGE = re.compile(
+    rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|(?P<webp>RIFF.{4}WEBP)", re.DOTALL
+)
+"""Matches the beginning of an image. The group has the name of the media subtype."""
+
+
+def image_type(data: bytes) -> str:
+    """Return the media type of a PNG, JPEG, GIF, or WebP image by its first bytes, or an empty string for other data.
+
+    Args:
+        data: At least the first 12 bytes.
+
+    Example:
+        ``Image(data, image_type(data))``
+    """
+    found = _IMAGE.match(data)
+    return "" if found is None else f"image/{found.lastgroup}"
 
 
 class Audio(Block, frozen=True, tag="audio", metaclass=SuggestionMeta):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
 
+from millstream._copies import CopyableError
 from millstream._override import override
 
 PARSE_ERROR = -32700
@@ -64,7 +65,7 @@ def shorten(text: str, most: int = MAX_SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-class ProtocolError(Exception):
+class ProtocolError(CopyableError):
     """An error caused by the peer, sent as a JSON-RPC error: ``raise ProtocolError(-32602, "Unknown book")``.
 
     Args:
@@ -89,7 +90,7 @@ class ProtocolError(Exception):
         self.head = head
 
 
-class LocalError(Exception):
+class LocalError(CopyableError):
     """An error in this server or its program, never sent to the peer: ``raise LocalError("The disk is full.")``"""
 
 
@@ -101,10 +102,15 @@ class MissingExtra(ImportError):
         """A sentence with the feature that needs the package."""
         self.remedy: str = f"pip install 'millstream[{extra}]'"
         """The command that installs it."""
+        self._arguments = (what, extra)
         super().__init__(f"{self.what} Install it with: {self.remedy}")
 
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
 
-class ToolError(Exception):
+
+class ToolError(CopyableError):
     """An error message for the model: ``raise ToolError("There is no such book.")`` ends the call with ``isError:
     true``.
     """
@@ -117,7 +123,7 @@ class ToolUnavailable(ToolError):
     """
 
 
-class CustomResult(Exception):
+class CustomResult(CopyableError):
     """Ends a call with a complete result of another type: ``raise CustomResult({"resultType": "task", "taskId":
     "7"})``.
 
@@ -132,11 +138,11 @@ class CustomResult(Exception):
         self.result: Mapping[str, Any] = result
 
 
-class Declined(Exception):
+class Declined(CopyableError):
     """The user or client declined to answer a question: ``except Declined: return "Not ordered."``."""
 
 
-class Cancelled(Exception):
+class Cancelled(CopyableError):
     """The user dismissed a question without answering it: ``except Cancelled: return "Not now."``."""
 
 

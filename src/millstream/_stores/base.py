@@ -14,6 +14,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from millstream._copies import CopyableError
 from millstream._protocol.errors import LocalError
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 
@@ -58,7 +59,7 @@ class Entry(Struct, frozen=True, gc=False, array_like=True):
     data: bytes
 
 
-class Gap(Exception):
+class Gap(CopyableError):
     """Raised when `Log.read` can't continue from a position, because entries after it may be gone.
 
     To continue, report the loss to the reader and read after `resume_from`.

@@ -14,6 +14,7 @@ from typing import Self
 
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import DataSource
 from millstream._tasks import is_canceled
@@ -59,7 +60,7 @@ class StoreHealth(Struct, eq=False):
         return self.up
 
 
-class LogOnce(Struct, eq=False):
+class LogOnce(Struct, NotCopyable, eq=False):
     """A context manager that suppresses store errors and logs the first of a series.
 
     Background loops pass ``catches=Exception``, so that an unexpected error doesn't end them silently. Its traceback is

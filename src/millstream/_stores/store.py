@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+from millstream._copies import NotCopyable
 from millstream._stores.base import Backend, Bus, Log, Map
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.workers import LeasedWorker, SoleWorker
 
 
-class Store:
+class Store(NotCopyable):
     """A backend and what every store has in addition: messages between workers and leases.
 
     A store serves one event loop.

@@ -17,6 +17,7 @@ from itertools import count
 import msgspec
 from msgspec import Struct, field
 
+from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
@@ -49,7 +50,7 @@ async def read_again(kv: Map, key: str, attempt: int) -> bytes | None:
     return await kv.get(key)
 
 
-class Claim(Struct):
+class Claim(Struct, NotCopyable):
     """The exclusive right to a key, for some seconds at a time."""
 
     kv: Map

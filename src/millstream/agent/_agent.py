@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Literal, Self
 
+from msgspec.structs import replace
+
 from millstream import ProtocolError, SampleResult, Text
 from millstream.agent._configuration import (
     Approval,
@@ -26,10 +28,12 @@ from millstream.agent._context import (
     Part,
     chat_messages,
     find_prompt,
+    leave_out_media,
     mentions,
     message_content,
     prompt_messages,
     read,
+    shorten_results,
     text_part,
 )
 from millstream.agent._events import (
@@ -38,11 +42,14 @@ from millstream.agent._events import (
     AnswerQueue,
     AssistantMessage,
     ContextError,
+    ContextWindowExceeded,
     Event,
     Limits,
     ModelError,
+    ModelRefused,
     ModelRetry,
     ModelServerError,
+    ResultsShortened,
     RoundStart,
     SamplingResult,
     TextDelta,
@@ -51,8 +58,16 @@ from millstream.agent._events import (
 )
 from millstream.agent._model import Message, Model, ModelRequest, ModelResponse
 from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
-from millstream.client import Client, ElicitAnswer, Question, Roots
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, Json, suggest_keywords
+from millstream.client import Client, ClientError, ElicitAnswer, Question, Roots
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CreateMessageRequestParams,
+    Json,
+    NotCopyable,
+    ToolDescription,
+    suggest_keywords,
+)
 
 _REJECTED = -1
 """Error code if the user declines (MCP 2025-11-25, client/sampling#error-handling)."""
@@ -83,6 +98,10 @@ _MAX_CALLS = 256
 _FIRST_WAIT = 1.0
 """Seconds before the second attempt, unless the API specifies them. Each further pause is twice as long."""
 _STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fully or partly.")
+_KEPT = (
+    "The tool calls that the model made before are in the conversation, with their results. Send a message like "
+    "'Continue' instead of the same one, or they may be made twice."
+)
 _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
 
 
@@ -96,7 +115,7 @@ def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | Non
 
 
 @suggest_keywords
-class Agent:
+class Agent(NotCopyable):
     """A language model, MCP servers with tools, and a conversation.
 
     Example:
@@ -119,6 +138,8 @@ class Agent:
         ConfigurationError: `servers` isn't a list or a mapping.
         TargetError: A target isn't a server.
     """
+
+    _COPY_ADVICE = "Create another agent with the same arguments."
 
     def __init__(
         self,
@@ -143,6 +164,8 @@ class Agent:
         self.transcript: Transcript = Transcript()
         self._beside: list[Part] = []
         """Resources to attach to the next message."""
+        self._window = 0
+        """Context window of the model in tokens, if its API has named it. A token has about four characters."""
         self._closing = AsyncExitStack()
         self._line = AnswerQueue()
 
@@ -172,7 +195,8 @@ class Agent:
             text: The message. ``@server:uri`` in it attaches that resource.
 
         Raises:
-            ModelError: The model gave no answer. The conversation is unchanged.
+            ModelError: The model gave no answer. The conversation is unchanged, except that it keeps tool calls that
+                were made.
             ContextError: A resource can't be read.
             AgentError: Another answer is in progress.
         """
@@ -292,9 +316,15 @@ class Agent:
             await self._emit(await question)
             room = asyncio.Semaphore(self.limits.max_parallel)
             await self._run(ToolCaller(await self.tools(), self._person, self.limits, self._emit, room))
-        except ModelError:
-            del self.messages[before:]
-            self._beside = beside
+        except Exception as exc:
+            if any("tool_calls" in message for message in self.messages[before:]):
+                if isinstance(exc, ModelRefused):  # the model may not support them
+                    leave_out_media(self.messages[before:])
+                self._say("(An error ended this answer. The tool calls above were made.)")
+                exc.args = (f"{exc} {_KEPT}",)
+            else:
+                del self.messages[before:]
+                self._beside = beside
             raise
 
     async def _run(self, caller: ToolCaller) -> None:
@@ -308,8 +338,10 @@ class Agent:
         system, tokens, number = self._system_message(), 0, 0
         limit: Literal["rounds", "tokens"] = "rounds"
         for number in range(1, self.limits.max_model_requests + 1):
+            if number > 1:  # a call may have added or removed tools
+                caller = replace(caller, toolbox=await self._ask_for_tools(caller.toolbox))
             await self._emit(RoundStart(number, len(self.messages), len(caller.toolbox)))
-            reply = await self._ask(ModelRequest(messages=[*system, *self.messages], tools=caller.toolbox.specs))
+            reply = await self._ask_within_window(system, caller.toolbox.specs)
             tokens += reply.tokens
             if reply.text:
                 await self._emit(AssistantMessage(reply.text))
@@ -317,7 +349,7 @@ class Agent:
                 self._say(reply.text)
                 await self._emit(AnswerEnd(_REASONS.get(reply.stop, "done"), number, tokens))
                 return
-            await self._call_all(caller, reply)
+            await self._call_all(replace(caller, limits=self._known_limits()), reply)
             if 0 < self.limits.max_tokens <= tokens:
                 limit = "tokens"
                 break
@@ -327,6 +359,36 @@ class Agent:
     def _say(self, text: str) -> None:
         """Add an assistant message, because many models require alternating turns."""
         self.messages.append({"role": "assistant", "content": text})
+
+    async def _ask_for_tools(self, before: Toolbox) -> Toolbox:
+        """Return the tools that the servers have now. A server that doesn't respond keeps the ones it had."""
+
+        async def ask(server: ConnectedServer) -> Sequence[ToolDescription]:
+            try:
+                return await server.client.tools(fresh=True)
+            except ClientError:
+                return [tool.description for tool in before if tool.server is server]
+
+        lists = await asyncio.gather(*map(ask, self.servers))
+        return Toolbox(list(zip(self.servers, lists, strict=True)))
+
+    def _known_limits(self) -> Limits:
+        """Return the limits, with results of at most a quarter of the model's context window."""
+        if not self._window:
+            return self.limits
+        return replace(self.limits, max_result=min(self.limits.max_result, self._window))
+
+    async def _ask_within_window(self, system: Sequence[Message], tools: Sequence[Json]) -> ModelResponse:
+        """Return one reply. If the request is too long for the model, shorten results, and ask once more."""
+        try:
+            return await self._ask(ModelRequest(messages=[*system, *self.messages], tools=tools))
+        except ContextWindowExceeded as exc:
+            self._window = exc.window
+            count = shorten_results(self.messages)
+            if not count:
+                raise
+            await self._emit(ResultsShortened(count, exc.window))
+        return await self._ask(ModelRequest(messages=[*system, *self.messages], tools=tools))
 
     async def _ask(self, request: ModelRequest) -> ModelResponse:
         """Return one reply, retrying if necessary."""

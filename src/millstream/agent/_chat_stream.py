@@ -25,6 +25,9 @@ _REASONS = ("error", "errors", "message", "detail", "msg", "error_msg", "base_re
 """Members of an error that contain its text."""
 
 
+_TAGS = "<think>", "</think>"
+
+
 class _Call:
     """A tool call that arrives in pieces."""
 
@@ -56,6 +59,10 @@ class StreamRepair:
         self._by_index: dict[object, _Call] = {}
         self._has_choice = self._is_finished = False
         self._size = self._checked = 0
+        self._tag: str | None = _TAGS[0]
+        """Tag that begins or ends thoughts and comes next, or None if there are no more thoughts."""
+        self._text = ""
+        """End of the text so far, if it may be a part of this tag."""
 
     def feed(self, data: bytes) -> bytes:
         """Process more bytes of the reply and return the bytes to send.
@@ -100,7 +107,50 @@ class StreamRepair:
         if not is_object(chunk):  # the server keeps the connection open
             return b"\n"
         self._repair(chunk)
-        return _encode(chunk)
+        return b"".join(map(_encode, self._split_thoughts(chunk)))
+
+    def _split_thoughts(self, chunk: Json) -> list[Json]:
+        """Return a chunk as several ones, so that tags of thoughts are alone, as the library expects them.
+
+        Only a reply that begins with a tag has thoughts, because text can be about tags.
+        """
+        choice = next((each for each in chunk["choices"] if not each.get("index")), None)
+        if choice is None or self._tag is None:
+            return [chunk]
+        delta = choice["delta"]
+        content = delta.get("content")
+        self._text += content if isinstance(content, str) else ""
+        is_last = bool(choice.get("finish_reason") or delta.get("tool_calls"))
+        pieces = list[str]()
+        while self._tag is not None:
+            before, tag, after = self._text.partition(self._tag)
+            if tag and (self._tag == _TAGS[1] or not before.strip()):
+                pieces += [before.lstrip() if self._tag == _TAGS[0] else before, tag]
+                self._text, self._tag = after, _TAGS[1] if self._tag == _TAGS[0] else None
+                continue
+            kept = 0 if is_last else self._beginning_of_tag()
+            if self._tag == _TAGS[0] and not kept and self._text.strip():
+                self._tag = None  # the answer begins without thoughts
+            pieces.append(self._text[: len(self._text) - kept])
+            self._text = self._text[len(self._text) - kept :]
+            break
+        if self._tag is None:
+            pieces.append(self._text)
+            self._text = ""
+        pieces = [each for each in pieces if each]
+        if isinstance(content, str):
+            delta["content"] = ""
+        elif not pieces:
+            return [chunk]
+        rest = {name: value for name, value in chunk.items() if name != "usage"}
+        return [*({**rest, "choices": [{"index": 0, "delta": {"content": each}}]} for each in pieces), chunk]
+
+    def _beginning_of_tag(self) -> int:
+        """Return how many characters at the end of the text may begin the tag."""
+        assert self._tag is not None  # noqa: S101  the caller has checked it
+        if self._tag == _TAGS[0]:
+            return len(self._text) if self._tag.startswith(self._text.strip()) else 0
+        return next((size for size in range(len(self._tag) - 1, 0, -1) if self._text.endswith(self._tag[:size])), 0)
 
     def _finish(self) -> bytes:
         """Return a chunk with the finish reason that a complete reply lacks."""
@@ -108,7 +158,8 @@ class StreamRepair:
             return b""
         reason = "tool_calls" if self._calls else "stop"
         choice: Json = {"index": 0, "delta": {}, "finish_reason": reason}
-        return _encode({"id": "", "object": "chat.completion.chunk", "created": 0, "model": "", "choices": [choice]})
+        last = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": "", "choices": [choice]}
+        return b"".join(map(_encode, self._split_thoughts(last)))
 
     def _repair(self, chunk: Json) -> None:
         error, usage, choices = chunk.pop("error", None), chunk.pop("usage", None), chunk.get("choices")

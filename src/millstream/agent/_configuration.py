@@ -31,7 +31,7 @@ from millstream.agent._events import ConfigurationError
 from millstream.agent._model import LanguageModel, provider_of
 from millstream.client import Client, ElicitAnswer, Options, Question, Target, TargetError, mcp_servers, parse_url
 from millstream.files import EnvFileError, read_env_file
-from millstream.protocol import Confidential
+from millstream.protocol import Confidential, NotCopyable
 
 
 class Approval(Struct, frozen=True, kw_only=True):
@@ -100,7 +100,7 @@ class ServerConfig(Confidential, Struct, frozen=True):
     default, all can, except tools of a gateway's upstreams."""
 
 
-class ConnectedServer(Struct, frozen=True, eq=False):
+class ConnectedServer(Struct, NotCopyable, frozen=True, eq=False):
     """A connected server: ``await agent.servers[0].client.tools()``."""
 
     name: str

@@ -8,7 +8,7 @@ import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from millstream.agent._configuration import ConnectedServer
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
 from millstream.client import ClientError, Result, ServerError
-from millstream.protocol import MALFORMED, Json, PromptDescription, is_array, is_object
+from millstream.protocol import MALFORMED, Json, PromptDescription, image_type, is_array, is_object
 
 Part = Json
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
@@ -84,6 +84,44 @@ def cut(text: str, limit: int) -> str:
     return f"{text[:limit]}\n[{len(text) - limit:,} more characters were left out]"
 
 
+_SHORT, _LAST_SHORT = 500, 2000
+"""Maximum characters of a shortened result: of earlier rounds, and of the last one if that isn't enough."""
+
+
+def shorten_results(messages: Sequence[Message]) -> int:
+    """Shorten the results of earlier rounds, or of the last round if the earlier ones are short already.
+
+    Args:
+        messages: The conversation, whose messages are changed.
+
+    Returns:
+        How many messages were shortened.
+    """
+    last = max((number for number, each in enumerate(messages) if "tool_calls" in each), default=len(messages))
+    return _shorten(messages[:last], _SHORT) or _shorten(messages[last:], _LAST_SHORT)
+
+
+def _shorten(messages: Sequence[Message], limit: int) -> int:
+    count = leave_out_media(messages)
+    for message in messages:
+        if message["role"] == "tool" and len(message["content"]) > 2 * limit:
+            message["content"] = cut(message["content"], limit)
+            count += 1
+    return count
+
+
+def leave_out_media(messages: Sequence[Message]) -> int:
+    """Leave out the images and sounds of results, and return the number of messages with any."""
+    count = 0
+    for before, message in pairwise(messages):
+        content = message["content"]
+        if before["role"] == "tool" and is_array(content) and any(part["type"] != "text" for part in content):
+            names = [part["text"] for part in content if part["type"] == "text"]
+            message["content"] = "\n".join([*names, "[images and sounds were left out]"])
+            count += 1
+    return count
+
+
 def _show(block: Any) -> tuple[str, Part | None]:
     match block:
         case Text():
@@ -112,7 +150,7 @@ def _show_resource(content: ResourceContents) -> tuple[str, Part | None]:
 
 def _show_bytes(data: bytes, media: str) -> tuple[str, Part | None]:
     """Return an image or audio part if models support it, or else a description."""
-    media = media.partition(";")[0].strip().lower()
+    media = image_type(data) or media.partition(";")[0].strip().lower()  # APIs reject an image with another type
     encoded = base64.b64encode(data).decode()
     if media in _PICTURES:
         return "", {"type": "image_url", "image_url": {"url": f"data:{media};base64,{encoded}"}}

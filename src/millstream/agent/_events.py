@@ -16,10 +16,10 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from millstream.protocol import Json, SuggestionMeta
+from millstream.protocol import CopyableError, Json, NotCopyable, SuggestionMeta
 
 
-class AgentError(Exception):
+class AgentError(CopyableError):
     """Base class of the agent's errors. ``except AgentError as error: print(error)``"""
 
 
@@ -67,6 +67,19 @@ class ModelRefused(ModelError):
     Example:
         ``except ModelRefused as error: print(error)``
     """
+
+
+class ContextWindowExceeded(ModelRefused):
+    """The request is too long for the model: ``except ContextWindowExceeded: agent.messages.clear()``.
+
+    Args:
+        message: The problem and how to fix it.
+        window: The model's context window in tokens, if the API names it, or 0.
+    """
+
+    def __init__(self, message: str, *, window: int = 0) -> None:
+        super().__init__(message)
+        self.window = window
 
 
 class ModelRateLimited(ModelError):
@@ -131,6 +144,18 @@ class ModelRetry(AgentEvent, frozen=True, tag="model_retry"):
     """Whether the chunks emitted so far are invalid."""
 
 
+class ResultsShortened(AgentEvent, frozen=True, tag="results_shortened"):
+    """The conversation was too long for the model, so earlier results of tools were shortened in it.
+
+    Example:
+        ``case ResultsShortened(results=results): print(f"{results} results were shortened.")``
+    """
+
+    results: int
+    window: int = 0
+    """The model's context window in tokens, if the API names it, or 0."""
+
+
 class ToolStart(AgentEvent, frozen=True, tag="tool_start"):
     """A tool call starts. ``case ToolStart(tool=tool, arguments=arguments): print(tool, arguments)``"""
 
@@ -185,6 +210,7 @@ Event = (
     | TextDelta
     | AssistantMessage
     | ModelRetry
+    | ResultsShortened
     | ToolStart
     | ToolProgress
     | ToolEnd
@@ -198,7 +224,7 @@ _ROOM = 256
 """Maximum unread events."""
 
 
-class AnswerQueue(Struct, eq=False):
+class AnswerQueue(Struct, NotCopyable, eq=False):
     """Runs a conversation's answers one after another: ``AgentRun(queue, work)``."""
 
     task: asyncio.Task[None] | None = None
@@ -220,7 +246,21 @@ class AnswerQueue(Struct, eq=False):
         task.cancel()
 
 
-class AgentRun:
+async def _run_to_end(
+    line: AnswerQueue, work: Callable[[], Coroutine[Any, Any, None]], waiting: "asyncio.Queue[Event | None]"
+) -> None:
+    try:
+        await work()
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        if not line.stopping:  # otherwise, there's no reader
+            await waiting.put(None)
+        raise
+    await waiting.put(None)
+
+
+class AgentRun(NotCopyable):
     """The events of one answer: ``async for event in agent.say("Hello"): print(event)``.
 
     The answer runs in its own task. It waits for its reader, and stops when the loop ends, the reading task is
@@ -247,17 +287,8 @@ class AgentRun:
                 if not line.stopping:
                     raise AgentError("The agent is still answering. Finish reading that answer first.")
                 await asyncio.wait([line.task])
-
-            async def run_to_end() -> None:
-                try:
-                    await work()
-                finally:
-                    running = asyncio.current_task()
-                    if running is None or not running.cancelling():
-                        await waiting.put(None)
-
             line.stopping, line.emit = False, waiting.put
-            self._task = line.task = asyncio.create_task(run_to_end())
+            self._task = line.task = asyncio.create_task(_run_to_end(line, work, waiting))
         try:
             event = await self._waiting.get()
             if event is not None:

@@ -10,6 +10,7 @@ conversation, approvals, and retries, so each round is one direct request to the
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from msgspec import Struct
 
 from millstream.agent._events import (
     ConfigurationError,
+    ContextWindowExceeded,
     ModelAuthError,
     ModelError,
     ModelRateLimited,
@@ -101,6 +103,21 @@ _NO_KEY = "none"
 """Placeholder for APIs without a key. Without it, the library would send the key from the environment to any URL."""
 _MAX_REASON = 300
 """Maximum characters of an API's error text to show."""
+_MAX_SEARCHED = 4000
+_TOO_LONG = re.compile(
+    # OpenAI and its many relatives, Azure, vLLM, Groq, OpenRouter; llama.cpp; xAI
+    r"context[ _](?:length|window|size)|maximum prompt length|reduce the length of the|request too large"
+    # Anthropic and Bedrock; Gemini; Mistral; Cohere; LM Studio
+    r"|(?:prompt|input) is too long|exceed context limit|input token count|too large for model with|too many tokens:"
+    r"|context the overflows",
+    re.IGNORECASE,
+)
+"""Finds the error for a request that's longer than the model's context window."""
+_WINDOW = re.compile(
+    r"(?:context length (?:is|of|of only)|tokens allowed|context size|maximum prompt length is|Limit|>)[ (]{1,2}"
+    r"([\d,]{3,12})|model with ([\d,]{3,12}) maximum"
+)
+"""Finds the context window in such an error, in tokens."""
 _CHARACTERS_PER_TOKEN = 4
 """Estimated characters per token, for APIs that don't count tokens."""
 _HINT = "Check the URL of the API, which usually ends with /v1."
@@ -283,6 +300,17 @@ class LanguageModel:
     def _explain(self, exc: Exception, *, started: bool) -> ModelError:
         from pydantic_ai import exceptions  # noqa: PLC0415
 
+        status = exc.status_code if isinstance(exc, exceptions.ModelHTTPError) else 0
+        said = f"{getattr(exc, 'body', '')} {exc}"[:_MAX_SEARCHED]
+        if status == 413 or (status not in (401, 403, 404) and _TOO_LONG.search(said)):
+            found = _WINDOW.search(said)
+            window = int((found[1] or found[2]).replace(",", "")) if found else 0
+            return ContextWindowExceeded(
+                f"The conversation is too long for {self.name}{f', which reads {window:,} tokens' if window else ''} "
+                f"({_reason(exc, self._key)}). Start another one, attach less, or use a model with a larger context "
+                "window.",
+                window=window,
+            )
         if isinstance(exc, exceptions.ModelHTTPError) and not started:
             return self._explain_status(exc)
         if isinstance(exc, exceptions.ModelTimeoutError):

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from msgspec import Struct, field
 
 from millstream._config import Settings
+from millstream._copies import CopyableError
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._override import override
 from millstream._protocol.errors import shorten
@@ -62,7 +63,7 @@ def quote(value: object) -> str:
     return (" and ".join(some) or "not a string") + (" and others" if len(given) > _MAX_SHOWN_ITEMS else "")
 
 
-class Unavailable(Exception):
+class Unavailable(CopyableError):
     """A credential can't be verified at the moment: ``raise Unavailable("Try again later.", "LDAP is down.")``.
 
     Args:

@@ -41,6 +41,7 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from millstream._copies import CopyableError
 from millstream._protocol.principal import EVERYTHING
 from millstream.auth._authorization_server.records import OAuthClient
 
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 
-class SignInFailed(Exception):
+class SignInFailed(CopyableError):
     """The login failed. The message is shown to the user."""
 
 
@@ -192,7 +193,7 @@ class TrustedIdentityProvider(Struct, frozen=True):
 LoginMethod = UpstreamLogin | Passwords | TrustedIdentityProvider
 
 
-class RegistrationDenied(Exception):
+class RegistrationDenied(CopyableError):
     """The request isn't allowed. The message is shown to the client."""
 
 

@@ -31,7 +31,8 @@ from millstream.client._errors import (
 if TYPE_CHECKING:
     from millstream._http.client.url import Url, parse_url
     from millstream._protocol.handlers import NotificationFilters
-    from millstream.client._client import BlockingClient, Client
+    from millstream.client._blocking_client import BlockingClient
+    from millstream.client._client import Client
     from millstream.client._endpoint import Auth
     from millstream.client._events import ClientEvents, EventDescription, EventSubscription, ServerEvent, Webhook
     from millstream.client._extensions import ClientExtension
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Auth": "_endpoint",
-    "BlockingClient": "_client",
+    "BlockingClient": "_blocking_client",
     "Changes": "_watches",
     "Client": "_client",
     "ClientEvents": "_events",

@@ -1,15 +1,15 @@
-"""`Client` connects to a server of any protocol revision, over any transport. `BlockingClient` needs no `await`."""
+"""`Client` connects to a server of any protocol revision, over any transport."""
 
 import asyncio
-import inspect
-import threading
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, cast, overload
 
 import msgspec
 
+from millstream._override import override
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.errors import (
     INVALID_PARAMS,
@@ -167,6 +167,19 @@ class Client:
         extensions: "Sequence[ClientExtension]" = (),
     ) -> None:
         _check_arguments(timeout, headers, roots, options)
+        self._target = target
+        self._arguments = ClientArguments(
+            revision=revision,
+            headers=headers,
+            timeout=timeout,
+            elicit=elicit,
+            sample=sample,
+            roots=roots,
+            on_log=on_log,
+            on_change=on_change,
+            options=options,
+            extensions=extensions,
+        )
         questions = Questions(elicit, sample, roots)
         options = options or Options()
         self.conversation: Conversation = Conversation(
@@ -221,6 +234,15 @@ class Client:
             raise TypeError(
                 "A client is opened and closed by a block. Instead of await, write: async with … as client:"
             )
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to create a client that isn't open, with the same arguments. A pickle contains the headers."""
+        return create_client, (type(self), self._target, self._arguments)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return a client that isn't open, with the same target, handlers, and options: they aren't copied."""
+        return copy.copy(self)
 
     @property
     def server(self) -> ServerInfo:
@@ -649,6 +671,7 @@ class Client:
         name: str,
         arguments: Mapping[str, Any] | None = None,
         *,
+        progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
     ) -> Result:
@@ -657,10 +680,11 @@ class Client:
         Args:
             name: Name of the tool.
             arguments: Arguments of the tool.
+            progress: Handler for progress reports: ``progress(value, total, message)``.
             timeout: Seconds to wait for this call, or 0 for the client's `timeout`.
             raise_on_error: Whether to raise an error if the tool reports one. If False, check `Result.is_error`.
         """
-        return await self.call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)
+        return await self.call(name, arguments or {}, progress=progress, timeout=timeout, raise_on_error=raise_on_error)
 
     async def list_tools(self) -> list[ToolDescription]:
         """Return all tools. See `tools`."""
@@ -714,7 +738,7 @@ class Client:
             raise no_attribute(self, name, _ELSEWHERE)
 
 
-class _ClientArguments(TypedDict, total=False):
+class ClientArguments(TypedDict, total=False):
     """Keyword arguments that `Client` takes in addition to its target."""
 
     revision: str | None
@@ -729,71 +753,6 @@ class _ClientArguments(TypedDict, total=False):
     extensions: "Sequence[ClientExtension]"
 
 
-class BlockingClient:
-    """A blocking `Client`: ``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
-
-    It has every method of `Client`, and each one blocks until its result is available. Lists are returned in full.
-    Handlers run in another thread. Use `Client` for `watch` and anything else that stays open.
-
-    Args:
-        target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
-        more: Keyword arguments for `Client`.
-    """
-
-    def __init__(self, target: Target, **more: Unpack[_ClientArguments]) -> None:
-        self._client = Client(target, **more)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """Runs in the thread inside the block."""
-        self._depth = 0
-        self._thread = threading.Thread()
-
-    def __enter__(self) -> Self:
-        if self._loop is None:
-            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-            self._loop = runner.get_loop()
-            self._thread = threading.Thread(target=_run, args=(runner,), name="millstream-client", daemon=True)
-            self._thread.start()
-        try:
-            self._wait(self._client.__aenter__)
-        except BaseException:
-            self._stop()
-            raise
-        self._depth += 1
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._depth -= 1
-        try:
-            self._wait(self._client.__aexit__, *exc)
-        finally:
-            self._stop()
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._client, name)
-        if not callable(found):
-            return found
-
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return self._wait(found, *args, **kwargs)
-
-        return method
-
-    def _wait(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        async def result() -> Any:
-            found = work(*args, **kwargs)
-            return await found if inspect.isawaitable(found) else found
-
-        if self._loop is None:
-            raise ClientError("The client isn't connected. Use `with BlockingClient(…) as client:`.")
-        return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
-
-    def _stop(self) -> None:
-        if self._loop is not None and not self._depth:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop = None
-
-
-def _run(runner: asyncio.Runner) -> None:
-    with runner:  # cancels calls that Ctrl-C interrupted
-        runner.get_loop().run_forever()
+def create_client(kind: Callable[..., T], target: Target, arguments: ClientArguments) -> T:
+    """Return a client that isn't open, as a copy of another one."""
+    return kind(target, **arguments)

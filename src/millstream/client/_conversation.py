@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from msgspec import Raw
 
+from millstream._copies import NotCopyable
 from millstream._http.client import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.foreign import foreign_decoder
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 decode_tools = foreign_decoder(ListToolsResult, logger.warning)
 
 
-class Conversation:
+class Conversation(NotCopyable):
     """A connection to a server for raw messages, such as the ones that gateways forward. A `Client` also has one.
 
     ``await conversation.requests.ask(RawRequest(method="ping"))`` sends a request and returns the result as JSON.

@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Self
 import msgspec
 from msgspec import Raw, Struct, field
 
+from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
@@ -108,7 +109,7 @@ _decode_event = foreign_decoder(ServerEvent)
 _decode_webhook = foreign_decoder(Webhook)
 
 
-class ClientEvents(Struct, eq=False):
+class ClientEvents(Struct, NotCopyable, eq=False):
     """``client.events``: the events of the server."""
 
     conversation: Conversation
@@ -238,7 +239,7 @@ class ClientEvents(Struct, eq=False):
             return
 
 
-class EventSubscription(ClientSubscription[ServerEvent], eq=False):
+class EventSubscription(ClientSubscription[ServerEvent], NotCopyable, eq=False):
     """An open subscription, ``async with subscription: …``. See `ClientEvents.subscribe`."""
 
     _events: ClientEvents

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import Handler, NotificationFilter, with_decoded_params
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, encode
@@ -22,7 +23,7 @@ _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *rev
 )
 
 
-class OutgoingRequest(Struct, eq=False):
+class OutgoingRequest(Struct, NotCopyable, eq=False):
     """A client request, before it's sent."""
 
     method: str
@@ -52,7 +53,7 @@ class ClientExtension(Protocol):
         """
 
 
-class ClientHost(Struct, eq=False):
+class ClientHost(Struct, NotCopyable, eq=False):
     """A client to configure in `Extension.connect`."""
 
     client: "Client"

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
@@ -80,7 +81,7 @@ class ServerInfo(Implementation, frozen=True):
     icons: tuple[Icon, ...] = ()
 
 
-class Connection(Struct, frozen=True):
+class Connection(Struct, NotCopyable, frozen=True):
     """A connection after a handshake or `server/discover`: ``conversation.negotiated.revision.date``."""
 
     transport: Transport
@@ -575,8 +576,9 @@ class Requests(Confidential, Struct, kw_only=True):
             CAPABILITIES_KEY: self.capabilities(revision),
             CLIENT_KEY: self.about,
         }
-        if self.options.log_level:
-            found[LOG_LEVEL_KEY] = self.options.log_level
+        # Earlier revisions send a client's messages from `info` on if it names no level.
+        if level := self.options.log_level or ("info" if self.incoming.on_log is not None else ""):
+            found[LOG_LEVEL_KEY] = level
         return encode(found)[1:-1]
 
     async def _connect_with(self, *, sse: bool = False) -> Connection:

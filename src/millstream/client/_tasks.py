@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from millstream._copies import NotCopyable
 from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
@@ -113,7 +114,7 @@ _decode_kind = foreign_decoder(_Kind)
 _decode_task = foreign_decoder(Task)
 
 
-class ClientTasks(Struct, eq=False):
+class ClientTasks(Struct, NotCopyable, eq=False):
     """The tasks extension, for one client: ``client.tasks``."""
 
     _conversation: Conversation

@@ -15,6 +15,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from msgspec import Struct, field
 
+from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
@@ -187,7 +188,7 @@ class Watch(ClientSubscription[Change], eq=False, kw_only=True):
         """Subscribe to changes on a connection."""
 
 
-class Changes(Watch, eq=False):
+class Changes(Watch, NotCopyable, eq=False):
     """A subscription to changes: ``async with client.watch(…) as changes: async for change in changes: …``.
 
     While it's open, a broken connection or session is reopened, followed by a change of the kind `again`. If the server
@@ -279,7 +280,7 @@ class Changes(Watch, eq=False):
         raise ConnectionLost("The server ended the subscription.")
 
 
-class WatchingRequests(Requests, eq=False, kw_only=True):
+class WatchingRequests(Requests, NotCopyable, eq=False, kw_only=True):
     """Sends requests: ``await conversation.requests.ask(RawRequest(method="ping"))``.
 
     New connections get the session's log level, and the watchers of a lost one are notified.

@@ -27,6 +27,7 @@ from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.engine import VALUE, engine_of_type, read_value
 from millstream._server.functions.msgspec_engine import encode
 from millstream._transports.open_streams import NullReplyChannel
+from millstream.protocol import CopyableError, NotCopyable
 
 _RETRY_DELAY = 1.0
 """Seconds before a run checks again whether there's space for its arguments."""
@@ -47,7 +48,7 @@ class CallContext(Context):
         return ReplyStream(self._call)
 
 
-class ReplyStream:
+class ReplyStream(NotCopyable):
     """The reply of a call as a stream, open until its client closes it or the server stops.
 
     The call has no timeout. It counts toward the caller's limit of open streams, as `subscriptions/listen` does.
@@ -128,7 +129,7 @@ class ReplyStream:
         await self._closed_event.wait()
 
 
-class JsonType:
+class JsonType(NotCopyable):
     """A type with its JSON schema, which converts values from and to JSON.
 
     It supports the types that tools support: msgspec Structs, dataclasses, TypedDicts, and pydantic models.
@@ -142,6 +143,8 @@ class JsonType:
     Example:
         ``JsonType(Order).read(b'{"id": "7"}')`` is an ``Order``.
     """
+
+    _COPY_ADVICE = "Create it from the type again."
 
     def __init__(self, annotation: Any) -> None:
         self._engine = engine_of_type(annotation)
@@ -195,7 +198,7 @@ class SavedCall(Struct, frozen=True):
     """The owner against whose limits the call counts."""
 
 
-class PendingCall(Struct, eq=False):
+class PendingCall(Struct, NotCopyable, eq=False):
     """A call of a tool with ``task=`` that has been validated but not started. See `Host.on_task_call`."""
 
     _call: Call
@@ -273,7 +276,7 @@ class RunOutcome(Struct, frozen=True):
     """State for the next run, which also needs the answers to `requests`."""
 
 
-class CallRun(Struct, eq=False):
+class CallRun(Struct, NotCopyable, eq=False):
     """One run of a saved call on this worker. Await `outcome`."""
 
     _dispatcher: Dispatcher
@@ -334,7 +337,7 @@ class ReportChannel(NullReplyChannel):
         self._report(message)
 
 
-class LimitReached(Exception):
+class LimitReached(CopyableError):
     """A limit has no free slot. See `Host.acquire_slots`.
 
     Args:

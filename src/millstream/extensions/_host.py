@@ -45,6 +45,7 @@ from millstream.extensions._calls import (
     SlotLimit,
     Slots,
 )
+from millstream.protocol import NotCopyable
 
 if TYPE_CHECKING:
     from millstream.hub import Hub
@@ -54,7 +55,7 @@ _logger = logging.getLogger("millstream")
 _decode_rounds = decoder(InputResponseRequestParams)
 
 
-class ListenSubscription(Struct, eq=False):
+class ListenSubscription(Struct, NotCopyable, eq=False):
     """An open `subscriptions/listen` with an extension's member in its filter."""
 
     _call: Call
@@ -90,7 +91,7 @@ def _kind_of(item: object) -> str:
     return next(kind for cls, kind in kinds.items() if isinstance(item, cls))
 
 
-class Host(Struct, eq=False):
+class Host(Struct, NotCopyable, eq=False):
     """The running server, where an extension adds methods, items, capabilities, and tasks. See `Extension.open`.
 
     All of them are removed when the server closes.

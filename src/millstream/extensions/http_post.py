@@ -10,6 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from millstream._copies import CopyableError
 from millstream._http.client import ClientError, TargetError, TlsFailed
 from millstream._http.client.pool import AddressCheck, AddressRefused, allow_any, guard_dial, is_public, request
 from millstream._http.client.url import Url
@@ -40,7 +41,7 @@ class PostReply(Struct, frozen=True):
     body: bytes
 
 
-class PostFailed(Exception):
+class PostFailed(CopyableError):
     """There was no response.
 
     Args:

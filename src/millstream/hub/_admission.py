@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import (
     CLIENT,
@@ -48,7 +49,7 @@ def check_target(channel: str) -> None:
         raise Forbidden("publish", channel)
 
 
-class AccessRules(Struct):
+class AccessRules(Struct, NotCopyable):
     """The access checks of a hub, which have no side effects: ``hub.admission.publish("news", ctx.principal)``."""
 
     _audience: Audience

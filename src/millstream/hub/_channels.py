@@ -13,6 +13,7 @@ import re
 from msgspec import Struct
 
 from millstream._config import Settings
+from millstream._copies import CopyableError
 from millstream._protocol.errors import ToolError
 from millstream._protocol.principal import Principal
 
@@ -108,7 +109,7 @@ class Forbidden(ToolError):
         self.channel = channel
 
 
-class LimitExceeded(Exception):
+class LimitExceeded(CopyableError):
     """A limit on subscribers is reached. The client can try again later.
 
     Args:

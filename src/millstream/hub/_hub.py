@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.message import OutputStream
 from millstream._limits import Limiter
 from millstream._protocol.principal import Principal, Profile, get_profile
@@ -78,7 +79,7 @@ class HubStats(Struct, frozen=True):
     """
 
 
-class Hub:
+class Hub(NotCopyable):
     """Publish/subscribe channels on top of a store. A server with ``serve="hub"`` has one: `Server.hub`.
 
     Args:
@@ -94,6 +95,8 @@ class Hub:
         >>> await hub.open()
         >>> await hub.publish("broadcast", {"text": "hello"})
     """
+
+    _COPY_ADVICE = "Use the hub of the server in each process."
 
     _published = 0
 

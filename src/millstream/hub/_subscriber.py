@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.message import OutputStream
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import is_pattern, matches, split_pattern
@@ -28,7 +29,7 @@ wildcards, it's called with the pattern, and later with each matching channel on
 """
 
 
-class Subscription(Struct, eq=False):
+class Subscription(Struct, NotCopyable, eq=False):
     """One subscriber of the hub. ``subscription.close()``"""
 
     channels: tuple[str, ...]

@@ -45,6 +45,10 @@ class HttpPart(OwnPart):
         """Add the part's paths to the host's routes."""
 
 
+_LAST_SECONDS = 1.0
+"""Seconds for a canceled lifespan to end."""
+
+
 class LifespanPart(OwnPart):
     """Runs the lifespans of the server and of mounted servers, in this order, around the parts that open later.
 
@@ -67,7 +71,8 @@ class LifespanPart(OwnPart):
             self._failed = ""
             host.check_ready(lambda: self._failed, serves=False)
             self._leave = asyncio.Event()
-            entered = asyncio.get_running_loop().create_future()
+            self._seconds = host.settings.drain_timeout
+            self._entered = entered = asyncio.get_running_loop().create_future()
             host.lifespan = self._task = asyncio.create_task(self._run(entered))
             host.stack.push_async_callback(self._end)
             await asyncio.wait((self._task, entered), return_when=asyncio.FIRST_COMPLETED)
@@ -104,11 +109,27 @@ class LifespanPart(OwnPart):
             )
 
     async def _end(self) -> None:
-        """Exit the lifespans."""
-        ended_before = self._task.done()
+        """Exit the lifespans. If they haven't been entered, cancel them. Their own cleanup has the drain time."""
+        task, ended_before = self._task, self._task.done()
         self._leave.set()
-        if not ended_before:
-            await self._task
+        if ended_before:
+            return
+        if not self._entered.done():
+            task.cancel()
+        try:
+            await asyncio.wait([task], timeout=self._seconds)
+            if not task.done():
+                logger.error(
+                    "The lifespan of %r is still running after %g s, and is left behind.",
+                    self.definition.name,
+                    self._seconds,
+                )
+        finally:
+            if not task.done():
+                task.cancel()
+        await asyncio.wait([task], timeout=_LAST_SECONDS)
+        if task.done() and not task.cancelled():
+            task.result()  # raises the lifespan's error
 
 
 class PathsPart(HttpPart):

@@ -70,7 +70,7 @@ async def _lifespan(application: ServerApplication, receive: Any, send: Any) -> 
     await receive()
     failure = None
     try:
-        runtime = await application.runtimes.start(supervised=True)
+        runtime = await application.runtimes.start_supervised()
         prepare(application, runtime)
         look_ahead(runtime)
     except Exception as exc:

@@ -125,9 +125,11 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
     check_key(runtimes.definition.settings)
     runtimes.bind = Bind(one_client=True)
     stop = asyncio.Event()
-    with StopSignals(runtimes, lambda _: stop.set()).handle():
+    stops = StopSignals(runtimes, lambda _: stop.set())
+    with stops.handle():
         with convert_start_errors(runtimes.definition.name):
-            runtime = await runtimes.start(supervised=True)
+            runtime = await runtimes.start_supervised()
+            stops.set_ready()
         try:
             await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)
         finally:

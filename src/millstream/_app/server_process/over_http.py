@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +96,7 @@ class HttpServer:
         self._state = ServerState()
         self._times = DrainTimes()
         self._over = asyncio.Event()
+        self._is_started = False
         self._runtimes.bind = Bind(
             is_loopback(self.host), self._state, () if self.worker is None else self.worker.workers
         )
@@ -114,7 +117,11 @@ class HttpServer:
         finally:
             if not serving.done():
                 self._over.set()
-                await serving
+                if not self._is_started:  # there's nothing to drain
+                    serving.cancel()
+                await asyncio.wait([serving])
+                if not serving.cancelled():
+                    serving.result()
 
     async def serve(self) -> None:
         """Serve until stopped."""
@@ -124,7 +131,9 @@ class HttpServer:
             for each in self.listeners:
                 closing.callback(each.close)  # no context manager, which would skip a socket that uvloop has detached
             with convert_start_errors(self._definition.name):
-                runtime = await self._runtimes.start(supervised=True)
+                runtime = await self._runtimes.start_supervised()
+                stops.set_ready()
+                self._is_started = True
                 endpoints = prepare(self.application, runtime)
                 look_ahead(runtime)
             try:
@@ -312,6 +321,7 @@ class WorkerStops(StopSignals):
         end = self._place.line.end
         self._place.die_with_parent(False)
         end.setblocking(False)
+        threading.Thread(target=self._watch_start, name="millstream-parent", daemon=True).start()
         self._loop.add_reader(end, self._hear)
         for message in self._place.early:
             self._take(message)
@@ -323,7 +333,19 @@ class WorkerStops(StopSignals):
 
     @override
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._limit_start(signal.SIGTERM)
         self._loop.call_soon_threadsafe(self._take, Drain())
+
+    def _watch_start(self) -> None:
+        """Notice in a thread that the parent stops this worker or exits, because a starting program may block the event
+        loop. The parent sends nothing else before the worker is ready.
+        """
+        poller = select.poll()
+        poller.register(self._place.line.end, select.POLLIN)
+        while not self._is_over.is_set():
+            if poller.poll(1000) and not self._is_over.is_set():
+                self._limit_start(signal.SIGTERM)
+                return
 
     def _hear(self) -> None:
         messages = self._place.line.read()
@@ -350,6 +372,8 @@ class WorkerStops(StopSignals):
     def _drain(self, times: DrainTimes) -> None:
         if not self._stopping:
             self._stopping = True
+            if self._cancel_start(signal.SIGTERM):
+                return
             waits = waits_for(self._runtimes)
             if waits:
                 logger.info("Waiting before shutdown: %s", waits)

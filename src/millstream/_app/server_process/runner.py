@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,7 +60,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
-    places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))})
+    places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))} | blocking_places())
     what = ", ".join(places) or "a thread or a generator"
     logger.error("Stopping without waiting for code that is still running: %s", what)
     last = threading.Timer(LAST_SECONDS, os._exit, (status,))  # printed text may wait for a reader forever
@@ -76,6 +76,16 @@ _AWAITABLES = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
 """Attribute prefix of coroutines and generators -> attribute for the object that they await."""
 
 
+def blocking_places() -> set[str]:
+    """Return the innermost function of the program that the main thread runs, with its file and line."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frames: list[FrameType] = []
+    while frame is not None:
+        frames.insert(0, frame)
+        frame = frame.f_back
+    return {place} if (place := _innermost(frames)) else set()
+
+
 def where(task: asyncio.Task[Any]) -> str:
     """Return the innermost function of the program in which a task waits, with its file and line."""
     frames: list[FrameType] = []
@@ -86,6 +96,10 @@ def where(task: asyncio.Task[Any]) -> str:
         if frame is not None:
             frames.append(frame)
         waiting = getattr(waiting, below, None)
+    return _innermost(frames)
+
+
+def _innermost(frames: Sequence[FrameType]) -> str:
     for frame in reversed(frames):
         if frame.f_code.co_filename.endswith(".py") and not is_foreign(frame.f_code.co_filename):
             return f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
@@ -119,7 +133,8 @@ class StopSignals:
     """Handles signals for the task that creates it.
 
     The first SIGINT, SIGTERM, or SIGHUP shuts the server down gracefully: calls get time to finish, streams end, and
-    lifespans close. A second Ctrl-C stops it at once.
+    lifespans close. A second Ctrl-C stops it at once. Before the server is ready, there's nothing to drain, so the
+    first signal cancels the task.
     """
 
     _numbers: Collection[int] = _SIGNALS
@@ -136,8 +151,21 @@ class StopSignals:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._stopping = False
-        self.forced = False
-        """True after a second Ctrl-C: the task was canceled without draining."""
+        self._status: int | None = None
+        """Exit status after the task was canceled without draining."""
+        self._has_reacted = threading.Event()
+        """Set when the event loop has handled the first signal."""
+        self._is_over = threading.Event()
+        """Set when the server is ready, or has stopped."""
+
+    @property
+    def forced(self) -> bool:
+        """Whether the task was canceled without draining."""
+        return self._status is not None
+
+    def set_ready(self) -> None:
+        """Drain after the next signal, because the server is ready."""
+        self._is_over.set()
 
     @contextlib.contextmanager
     def handle(self) -> Generator[None]:
@@ -150,15 +178,21 @@ class StopSignals:
             try:
                 yield
             except asyncio.CancelledError:
-                if not self.forced:
+                if self._status is None or self._task is None:
                     raise
-                sys.exit(INTERRUPTED)
+                if self._status:
+                    sys.exit(self._status)
+                self._task.uncancel()
+            finally:
+                self._has_reacted.set()
+                self._is_over.set()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._stopping:
             self._stopping = True
-            self._loop.call_soon_threadsafe(self._stop)
-        elif number == signal.SIGINT and not self.forced:
+            self._limit_start(number)
+            self._loop.call_soon_threadsafe(self._stop, number)
+        elif number == signal.SIGINT and self._status != INTERRUPTED:
             logger.warning(
                 "Stopping immediately after a second Ctrl-C: %s cut off",
                 _count(self._runtimes.calls, "call is", "calls are"),
@@ -168,7 +202,31 @@ class StopSignals:
             last.start()
             self._loop.call_soon_threadsafe(self._force)
 
-    def _stop(self) -> None:
+    def _limit_start(self, number: int) -> None:
+        """End the process if the server is still starting, and blocks the event loop or doesn't end in time."""
+        if not self._is_over.is_set():
+            seconds = self._runtimes.definition.settings.drain_timeout + 2 * LAST_SECONDS
+
+            def leave() -> None:
+                if not (self._has_reacted.wait(LAST_SECONDS) and self._is_over.wait(seconds)):
+                    _exit(self._loop, _status_of(number))
+
+            threading.Thread(target=leave, name="millstream-stop", daemon=True).start()
+
+    def _cancel_start(self, number: int) -> bool:
+        """Cancel the task if the server isn't ready. Return whether it was canceled."""
+        self._has_reacted.set()
+        if self._is_over.is_set():
+            return False
+        logger.info("Stopping before the server was ready.")
+        self._status = _status_of(number)
+        if self._task is not None:
+            self._task.cancel()
+        return True
+
+    def _stop(self, number: int) -> None:
+        if self._cancel_start(number):
+            return
         waits = waits_for(self._runtimes)
         calls = f": {waits}" if waits else ""
         times = DrainTimes.for_stop(self._runtimes.definition.settings.drain_delay)
@@ -177,7 +235,7 @@ class StopSignals:
         self._on_stop(times)
 
     def _force(self) -> None:
-        self.forced = True
+        self._status = INTERRUPTED
         if self._task is not None:
             self._task.cancel()
 
@@ -189,6 +247,11 @@ def waits_for(runtimes: Runtimes) -> str:
     if streams:
         waits.append(_count(streams, "stream ends", "streams end"))
     return ", then ".join(waits)
+
+
+def _status_of(number: int) -> int:
+    """Return the exit status for a signal before the server was ready."""
+    return INTERRUPTED if number == signal.SIGINT else 0
 
 
 def _count(count: int, one: str, several: str) -> str:

@@ -167,7 +167,7 @@ class Supervisor:
         """All processes that haven't ended, including exiting ones."""
         self._tasks = Tasks()
         self._main: asyncio.Task[None]
-        self._stopping = self._forced = False
+        self._stopping = self._forced = self._is_ready = self._interrupted = False
         self._restart_requested = asyncio.Event()
         self._had_terminal = _has_terminal()
 
@@ -187,7 +187,7 @@ class Supervisor:
                         await self._serve(stack)
                 finally:
                     await self._end()
-        if self._forced:
+        if self._forced or self._interrupted:
             sys.exit(INTERRUPTED)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -201,6 +201,7 @@ class Supervisor:
         elif not self._stopping:
             logger.info("Stopping. Press Ctrl-C again to stop immediately.")
             self._stopping = True
+            self._interrupted = number == signal.SIGINT and not self._is_ready
             self._main.cancel()
         elif number == signal.SIGINT and not self._forced:
             logger.warning("Stopping immediately after a second Ctrl-C")
@@ -225,6 +226,7 @@ class Supervisor:
         changed = None if self.watched is None else changes(self.watched)
         ready = await self._start_first(first, changed)
         await asyncio.gather(*[self._start(worker) for worker in others])
+        self._is_ready = True
         self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
             self._tasks.spawn(self._restart_after(changed))

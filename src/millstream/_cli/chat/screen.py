@@ -25,6 +25,7 @@ from millstream.agent import (
     Event,
     LanguageModel,
     ModelRetry,
+    ResultsShortened,
     RoundStart,
     SamplingResult,
     ServerConfig,
@@ -114,6 +115,8 @@ def line_of(event: Event) -> str:
             return f"sampled\t{event.server}\t{brief(event.text)}"
         case ModelRetry():
             return waiting_of(event)
+        case ResultsShortened():
+            return shortening_of(event)
         case AnswerEnd():
             return ending_of(event)
         case _:
@@ -124,6 +127,13 @@ def progress_of(event: ToolProgress) -> str:
     """Return a tool's progress as one line of text."""
     share = f"{event.value:g}/{event.total:g}" if event.total else f"{event.value:g}"
     return one_line(f"{share} {event.message or ''}")
+
+
+def shortening_of(event: ResultsShortened) -> str:
+    """Return what was shortened, and why."""
+    window = f", which reads {event.window:,} tokens" if event.window else ""
+    results = "One result was" if event.results == 1 else f"{event.results} results were"
+    return f"The conversation was too long for the model{window}. {results} shortened in it."
 
 
 def waiting_of(event: ModelRetry) -> str:
@@ -174,7 +184,9 @@ class DebugScreen:
         describe = _STEPS.get(type(event))
         if describe is not None:
             self.print_line(describe(event))
-        if not isinstance(event, ToolStart | ToolEnd | SamplingResult | ModelRetry):  # the step has the same content
+        if not isinstance(
+            event, ToolStart | ToolEnd | SamplingResult | ModelRetry | ResultsShortened
+        ):  # the step has the same content
             self._screen.show(event)
 
 
@@ -186,6 +198,7 @@ _STEPS: dict[type[Any], Callable[[Any], str]] = {
     AssistantMessage: lambda e: f"the model answers: {len(e.text)} characters",
     SamplingResult: lambda e: f"{e.server} used the model: {e.text}",
     ModelRetry: waiting_of,
+    ResultsShortened: shortening_of,
     AnswerEnd: lambda e: f"finished: {e.reason}, rounds: {e.rounds}, tokens: {e.tokens:,}",
 }
 
@@ -254,8 +267,8 @@ class TerminalScreen:
                 self._print(f"{mark} {event.text}", "dim" if event.outcome == "done" else "red")
             case SamplingResult():
                 self._print(f"↺ {event.server} used the model: {event.text}", "dim")
-            case ModelRetry():
-                self.note(waiting_of(event))
+            case ModelRetry() | ResultsShortened():
+                self.note(line_of(event))
             case AnswerEnd() if ending_of(event):
                 self.note(ending_of(event))
             case _:

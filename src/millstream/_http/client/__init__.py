@@ -10,11 +10,12 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from millstream._copies import CopyableError
 from millstream._http.message import PIECE, CompactEvent
 from millstream._protocol.principal import Share
 
 
-class ClientError(Exception):
+class ClientError(CopyableError):
     """The base class of client errors. ``except ClientError as error: print(error)``
 
     Args:

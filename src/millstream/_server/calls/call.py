@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
 from millstream._protocol.errors import Confidential, ProtocolError, no_attribute
@@ -131,7 +132,7 @@ class Mirror(Protocol):
         ...
 
 
-class Call(Confidential, Struct, eq=False, kw_only=True):
+class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """A request in flight. User code accesses it through `Context`.
 
     A Struct, because creating one takes no Python call.

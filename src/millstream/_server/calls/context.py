@@ -11,6 +11,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import msgspec
 
+from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import LocalError, refuse_unknown
 from millstream._protocol.jsonrpc import encode, notification_message
@@ -116,8 +117,10 @@ def _question(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corout
     return ask
 
 
-class Context(CallInfo):
+class Context(CallInfo, NotCopyable):
     """The current call. A function receives it in a parameter annotated with ``Context``: ``ctx: Context``."""
+
+    _COPY_ADVICE = "Pass on what you read from it, such as the request id."
 
     __slots__ = ()
 

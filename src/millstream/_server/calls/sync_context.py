@@ -7,6 +7,7 @@ from functools import partial, wraps
 from queue import SimpleQueue
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast, overload
 
+from millstream._copies import NotCopyable
 from millstream._protocol.errors import Cancelled
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
@@ -110,11 +111,13 @@ class SyncStoredState:
     update: Final = make_blocking(StoredState.update)
 
 
-class SyncContext(CallInfo):
+class SyncContext(CallInfo, NotCopyable):
     """The current call, for a `def` function: ``def order(isbn: str, ctx: SyncContext) -> str``.
 
     It has the methods of `Context`. They block, so leave out ``await``: ``ctx.progress(3, total=10)``.
     """
+
+    _COPY_ADVICE = "Pass on what you read from it, such as the request id."
 
     __slots__ = ("_inner", "_wait")
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.calls.call import Call
@@ -29,7 +30,7 @@ Read = Callable[[Any], Any]
 """
 
 
-class Request:
+class Request(NotCopyable):
     """A tool call, resource read, or prompt request, before it runs.
 
     Example:
@@ -79,7 +80,7 @@ class Request:
         return read(self._arguments)
 
 
-class ListRequest(Struct, eq=False):
+class ListRequest(Struct, NotCopyable, eq=False):
     """A request for a page of a list: ``async def on_list(self, request: ListRequest, next: Next): ...``"""
 
     kind: str
@@ -87,7 +88,7 @@ class ListRequest(Struct, eq=False):
     context: Context
 
 
-class MessageRequest(Struct, eq=False):
+class MessageRequest(Struct, NotCopyable, eq=False):
     """Any request, before its parameters are read.
 
     Example:

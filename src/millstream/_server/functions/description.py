@@ -138,6 +138,10 @@ _ELSEWHERE = {
     "serializer": "Return ToolResult(content=[Text(…)]) from the function.",
     "structured_output": "Write output_schema=None, or return Text(…) for text alone.",
     "version": "An item has one version. Give the other one another name.",
+    **dict.fromkeys(("readOnlyHint", "read_only_hint"), "Write annotations={'read_only_hint': True}."),
+    **dict.fromkeys(("destructiveHint", "destructive_hint"), "Write annotations={'destructive_hint': True}."),
+    **dict.fromkeys(("idempotentHint", "idempotent_hint"), "Write annotations={'idempotent_hint': True}."),
+    **dict.fromkeys(("openWorldHint", "open_world_hint"), "Write annotations={'open_world_hint': True}."),
 }
 """Option in other packages -> its replacement here."""
 

@@ -10,7 +10,6 @@ resource; `None` is empty content. Everything else (dataclass, Struct, pydantic 
 structured, with the same JSON as text for clients without structured content.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -29,6 +28,7 @@ from millstream._protocol.content import (
     Message,
     ResourceContents,
     Text,
+    image_type,
 )
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._protocol.json_schema import Schema, check_schema, drop_modules
@@ -211,10 +211,6 @@ class SchemaCheck:
         return problem_text(found, whole=self._whole, most=MAX_REASONS)
 
 
-_PICTURE = re.compile(
-    rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|(?P<webp>RIFF.{4}WEBP)", re.DOTALL
-)
-"""Matches the beginning of an image. The group has the name of the media subtype."""
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
@@ -341,8 +337,8 @@ def _block(item: Any) -> Content:
     if isinstance(item, BLOCKS):
         return item  # type: ignore[return-value]  # BLOCKS are the members of Content
     if isinstance(item, bytes):
-        if (picture := _PICTURE.match(item)) is not None:
-            return Image(item, f"image/{picture.lastgroup}")
+        if media := image_type(item):
+            return Image(item, media)
         return EmbeddedResource(BYTES_URI, blob=item, mime_type="application/octet-stream")
     return Text(as_text(item))
 

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 
+from millstream._copies import NotCopyable
 from millstream._stores.base import Map, OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, exact, kind_of
 from millstream._stores.rates import (
@@ -37,7 +38,7 @@ from millstream._stores.tail import never
 MAX_PACES = 100_000
 
 
-class UsageCounter:
+class UsageCounter(NotCopyable):
     """Counts of the amounts that each worker has taken.
 
     Args:
@@ -151,7 +152,7 @@ class ValueKind:
         return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
 
 
-class MemoryMap:
+class MemoryMap(NotCopyable):
     """A `Map` with a dict for each kind."""
 
     def __init__(self, clock: Callable[[], float], max_bytes: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from millstream._copies import NotCopyable
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
 from millstream._protocol.errors import Confidential, ProtocolError, SuggestionMeta
@@ -285,7 +286,7 @@ async def send_cancellation(transport: Transport, listener: Listener, request_id
             await transport.send(message, method)
 
 
-class DuplexTransport:
+class DuplexTransport(NotCopyable):
     """A connection that carries whole messages in both directions: ``class PipeTransport(DuplexTransport): …``.
 
     Subclasses open the connection, write messages, pass incoming data to `receive`, and call `end` when the connection

@@ -225,6 +225,11 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
             )
         except OSError as exc:
             raise ConnectFailed(f"{command.argv[0]} couldn't be started: {exc.strerror or exc}.") from exc
+        except NotImplementedError as exc:
+            raise ConnectFailed(
+                f"{command.argv[0]} couldn't be started, because this event loop can't start processes.",
+                remedy="On Windows, use the default loop, asyncio.ProactorEventLoop.",
+            ) from exc
 
     @override
     async def exchange(self, request: TransportRequest) -> Envelope:

@@ -15,11 +15,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import BaseModel, Field
 
+from millstream._copies import CopyableError
 from millstream._http.hosts import is_loopback
 from millstream._override import override
-from millstream._protocol.errors import (
-    refuse_unknown,
-)
+from millstream._protocol.errors import refuse_unknown
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.compat.fastmcp._outputs import current
@@ -34,7 +33,7 @@ _SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class _ProviderError(Exception):
+class _ProviderError(CopyableError):
     """An error that the client receives."""
 
     error: str

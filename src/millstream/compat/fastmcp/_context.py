@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 from millstream import Cancelled, Declined, Message
 from millstream import Context as EngineContext
 from millstream._app.definition import Definition
+from millstream._copies import NotCopyable
 from millstream._protocol.metadata import declares
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.services import ServerChange
@@ -64,7 +65,7 @@ class Meta(types.Wire):
     progressToken: str | int | None = None  # noqa: N815  the SDK's name
 
 
-class RequestContext(Struct, frozen=True):
+class RequestContext(Struct, NotCopyable, frozen=True):
     """The request of a call."""
 
     request_id: Any
@@ -74,7 +75,7 @@ class RequestContext(Struct, frozen=True):
     request: Any = None
 
 
-class ServerSession:
+class ServerSession(NotCopyable):
     """The client of a call. Its methods work until the call ends."""
 
     def __init__(self, definition: Definition, call: Call) -> None:
@@ -251,8 +252,10 @@ def _blocks(value: Any) -> Any:
     return value
 
 
-class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
+class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
     """The current call. Annotate a parameter with this class to receive it."""
+
+    _COPY_ADVICE = "Pass on what you read from it, such as the request id."
 
     def __init__(self, fastmcp: Any = None, call: Call | None = None) -> None:
         self._fastmcp = fastmcp

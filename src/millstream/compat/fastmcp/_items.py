@@ -20,6 +20,7 @@ from msgspec import Struct
 from pydantic import AfterValidator, AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
 from millstream import ToolResult
+from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
@@ -83,7 +84,7 @@ class AssistantMessage(Message):
 
 
 @dataclass(eq=False)
-class Prompt:
+class Prompt(NotCopyable):
     """A prompt of a server. Create one with `from_function`."""
 
     signature: Signature
@@ -175,7 +176,7 @@ def _message(value: Any) -> Any:
 
 
 @dataclass(eq=False)
-class Tool:
+class Tool(NotCopyable):
     """A tool of a server. Create one with `from_function`."""
 
     signature: Signature
@@ -487,7 +488,7 @@ class DirectoryResource(Resource):
 
 
 @dataclass(eq=False)
-class ResourceTemplate:
+class ResourceTemplate(NotCopyable):
     """A resource template: the variables in its URI are the arguments of its function."""
 
     signature: Signature

@@ -22,13 +22,8 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from millstream._protocol.errors import (
-    INTERNAL_ERROR,
-    URL_ELICITATION_REQUIRED,
-    Cancelled,
-    Declined,
-    ProtocolError,
-)
+from millstream._copies import CopyableError
+from millstream._protocol.errors import INTERNAL_ERROR, URL_ELICITATION_REQUIRED, Cancelled, Declined, ProtocolError
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
@@ -41,7 +36,7 @@ from millstream.compat import types
 from millstream.protocol import Json
 
 
-class FastMCPError(Exception):
+class FastMCPError(CopyableError):
     """Base class of these errors."""
 
 
@@ -57,11 +52,11 @@ class ToolError(FastMCPError):
     """A tool failed. The model sees the message."""
 
 
-class InvalidSignature(Exception):
+class InvalidSignature(CopyableError):
     """A function has an unsupported signature."""
 
 
-class McpError(Exception):
+class McpError(CopyableError):
     """A protocol error: ``McpError(ErrorData(code=-32602, message="…"))``."""
 
     def __init__(self, error: Any) -> None:

@@ -19,6 +19,7 @@ from millstream import Icon, Info, Server, ToolResult
 from millstream import Settings as EngineSettings
 from millstream._app.server_process import check_not_importing, launch
 from millstream._app.user_routes import route_of
+from millstream._copies import NotCopyable
 from millstream._http.hosts import is_loopback
 from millstream._protocol.notifications import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
@@ -61,7 +62,7 @@ class EventStore:
     """The base class of event stores, which are never called: streams can be resumed without them."""
 
 
-class FastMCP(Generic[LifespanT]):
+class FastMCP(NotCopyable, Generic[LifespanT]):
     """A server with the interface of the official SDK's version 1.
 
     Args:
@@ -80,6 +81,8 @@ class FastMCP(Generic[LifespanT]):
         TypeError: An option is unknown.
         ValueError: The auth settings are incomplete.
     """
+
+    _COPY_ADVICE = "Create it in each process, for example at the top of a module that each process imports."
 
     def __init__(  # noqa: PLR0917  the SDK's order
         self,
