@@ -44,7 +44,7 @@ class Breaker:
     """
 
     is_open: bool = False
-    """Whether all calls are rejected."""
+    """Whether all calls are rejected, unless the upstream can be reached again when one arrives."""
     response_count: int = 0
     """Number of calls with a response."""
     failure_count: int = 0
