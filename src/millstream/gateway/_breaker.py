@@ -88,7 +88,7 @@ class Breaker:
     """
 
     is_open: bool = False
-    """Whether all calls are rejected."""
+    """Whether all calls are rejected, unless the upstream can be reached again when one arrives."""
     outage: Outage | None = None
     """The reason while it's open."""
     response_count: int = 0
