@@ -262,7 +262,9 @@ class Carts:
 
     async def behave(self, asked: ReceivedRequest) -> None:
         session = asked.headers.get("mcp-session-id", "")
-        if asked.verb == "DELETE":
+        if session and session not in self.kept:
+            await asked.reply(b"", status="404 Not Found")
+        elif asked.verb == "DELETE":
             del self.kept[session]
             await asked.reply(b"")
         elif asked.method == "initialize":
@@ -425,6 +427,35 @@ async def test_state_lost_with_an_idle_process_is_reported_once_even_after_a_res
         with pytest.raises(ToolFailed, match="lost its state"):
             await ada.call("read")
         assert (await ada.call("read")).text == "nothing"
+
+
+async def test_process_with_state_is_kept_while_idle_if_the_operator_wants_that() -> None:
+    command = [sys.executable, "-c", COMMAND]
+    mcp = Server("front", auth=auth.keys(named_keys=PEOPLE))
+    for name, seconds in (("kept", 0), ("brief", 0.01)):
+        mcp.upstream(name, command, idle_seconds=seconds, start_timeout=WAIT, timeout=WAIT)
+    async with mcp.running(), serve(mcp) as front, connect(f"http://127.0.0.1:{front.port}/mcp", ADA, HANDSHAKE) as ada:
+        await ada.call("kept_keep", value="Ada's secret")
+        await until_exited(int((await ada.call("brief_pid")).text))  # the same check has seen both
+        assert (await ada.call("kept_read")).text == "Ada's secret"
+
+
+async def test_session_at_a_url_that_ended_is_reported_once_to_its_principal() -> None:
+    for prefix in ("", "far_"):
+        carts = Carts()
+        async with misbehaving(carts.behave) as behind:
+            mcp = Server("front", auth=auth.keys(named_keys=PEOPLE))
+            mcp.upstream("carts", behind.url, prefix=prefix.rstrip("_"), start_timeout=WAIT, timeout=WAIT)
+            async with mcp.running(), serve(mcp) as front:
+                url = f"http://127.0.0.1:{front.port}/mcp"
+                async with connect(url, ADA, PER_REQUEST) as ada:
+                    await ada.call(f"{prefix}keep", value="Ada's secret")
+                    carts.kept.clear()  # as after a restart
+                    with pytest.raises(ToolFailed, match="lost its state"):
+                        await ada.call(f"{prefix}read")
+                    for value in ("second", "third"):
+                        await ada.call(f"{prefix}keep", value=value)
+                    assert (await ada.call(f"{prefix}read")).text == "third"
 
 
 async def test_process_with_state_is_not_stopped_for_another_principal(monkeypatch: pytest.MonkeyPatch) -> None:

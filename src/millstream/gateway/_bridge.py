@@ -365,7 +365,7 @@ async def _fail(
     call opens another session, and the error explains that the upstream's state is lost.
     """
     lost, session = isinstance(exc, SessionLost), call.session
-    if link is not None and link.has_lost_session:
+    if link is not None and (link.has_lost_session or (lost and link.remembered)):
         await upstream.links.forget(link)  # the caller learns it now
     if link is not None and link.key.own and (lost or link.conversation.transport.lost):
         upstream.links.end(link)

@@ -178,7 +178,7 @@ class Links(Struct):
     owner that holds more.
     """
     idle_seconds: float
-    """Seconds after which an idle connection is closed."""
+    """Seconds after which an idle connection is closed, or 0 for never."""
     clock: Callable[[], float]
     """The clock of sessions, in Unix time."""
     records: UpstreamSessions
@@ -250,7 +250,7 @@ class Links(Struct):
                 raise SessionLost("The earlier session has ended.")
             await conversation.start()
             if is_callers and conversation.negotiated.revision.handshake and conversation.transport.has_session:
-                link.remembered = True
+                link.remembered, conversation.requests.reconnects = True, False
                 await self.records.add(key)
             self.on_open(link)
             link.open_task = None
@@ -369,7 +369,7 @@ class Links(Struct):
             self.retired.discard(link)
             self.end(link)
         for link in list(self.links.values()):
-            if link.is_idle and now - link.last_used > self.idle_seconds:
+            if link.is_idle and 0 < self.idle_seconds < now - link.last_used:
                 self.end(link)
         for link in [each for each in self.own.values() if each.expires_at < self.clock()]:
             self.end(link)
