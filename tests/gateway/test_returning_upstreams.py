@@ -16,7 +16,7 @@ from client.misbehaving_servers import OFFER, Behave, ReceivedRequest, misbehavi
 from fleet import until
 from http_peer import serve
 from millstream import Server
-from millstream.client import Client
+from millstream.client import Client, ServerError
 from millstream.gateway import OpenApi
 from patience import WAIT
 from processes import free_port
@@ -272,3 +272,26 @@ async def test_process_that_ends_or_hangs_is_replaced_after_one_failed_call(
         while not (text := (await client.call("up_pid", raise_on_error=False)).text).isdecimal():
             pass
         assert int(text) != first
+
+
+async def test_client_of_a_relay_stays_usable_through_several_replacements() -> None:
+    port = free_port()
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(AsyncExitStack())
+        await running.enter_async_context(SERVERS["2026-07-28"](port))
+        relay = make_gateway(f"http://127.0.0.1:{port}/mcp", relayed=True)
+        client = await stack.enter_async_context(Client(relay, timeout=WAIT))
+        for name in ("sessions", "2026-07-28", "no sessions", "sessions", "2026-07-28"):
+            await running.aclose()
+            await running.enter_async_context(SERVERS[name](port))
+            failures = [text for _ in range(30) if (text := await failure_of(client))]  # meanwhile, the gateway learns
+            assert len(failures) <= 2, (name, failures)
+            assert not any("keeps a session" in each for each in failures)
+
+
+async def failure_of(client: Client) -> str:
+    try:
+        result = await client.call("add", raise_on_error=False)
+    except ServerError as exc:
+        return str(exc)
+    return result.text if result.is_error else ""

@@ -418,8 +418,9 @@ class Requests(Confidential, Struct, kw_only=True):
 
     def _may_be_replaced(self, connection: Connection, error: ClientError) -> bool:
         """Return whether an error can mean that another server has taken over the URL since the negotiation."""
-        if connection.transport.name != "streamable-http":
-            return False  # a replaced server closes the connection
+        if connection.transport.name != "streamable-http":  # a replaced server closes the connection
+            # A gateway keeps it, although the server behind it was replaced.
+            return isinstance(error, ServerError) and error.code == UNSUPPORTED_VERSION
         return plan_recovery(error, Attempt(is_connected=True)) is Recovery.NEGOTIATE
 
     async def _is_current(self, connection: Connection) -> bool:

@@ -172,6 +172,7 @@ class Passthrough:
             and call.transport != "rest"
             and upstream.route(call).once
         ):
+            upstream.lists.refresh_after_loss()  # another server may have taken its place
             text = f"Unsupported protocol version: {upstream.name} keeps a session for each client"
             raise ProtocolError(UNSUPPORTED_VERSION, text, {"supported": [*HANDSHAKE], "requested": revision.date})
 
