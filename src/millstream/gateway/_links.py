@@ -139,7 +139,7 @@ _MARK = b"1"
 
 class UpstreamSessions(Struct, frozen=True):
     """The principals that have a session at one upstream. They're in the store, so that a caller learns from any worker
-    that a session is lost, even after a restart.
+    that a session is lost, even after a restart, if the store outlives it.
     """
 
     kv: Map
