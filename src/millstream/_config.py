@@ -199,7 +199,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Maximum unread bytes of a stream before it's closed."""
     session_ttl: Timeout = 24 * 3600.0
     """How long a session id is valid, and how long an unused record of it is kept."""
-    user_state_ttl: Timeout = 30 * 24 * 3600.0
+    user_state_ttl: Timeout = 604_800.0
     """Seconds after the last change until the values of a user (`ctx.user_state`) are deleted."""
     list_ttl_ms: Cap = 60_000
     compression: Compression = "auto"

@@ -451,8 +451,8 @@ async def test_session_at_a_url_that_ended_is_reported_once_to_its_principal() -
                 async with connect(url, ADA, PER_REQUEST) as ada:
                     await ada.call(f"{prefix}keep", value="Ada's secret")
                     carts.kept.clear()  # as after a restart
-                    with pytest.raises(ToolFailed, match="lost its state"):
-                        await ada.call(f"{prefix}read")
+                    lost = await asyncio.gather(*(ada.call(f"{prefix}read") for _ in range(8)), return_exceptions=True)
+                    assert all("lost its state" in str(each) for each in lost), lost
                     for value in ("second", "third"):
                         await ada.call(f"{prefix}keep", value=value)
                     assert (await ada.call(f"{prefix}read")).text == "third"

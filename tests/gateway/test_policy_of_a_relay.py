@@ -13,7 +13,7 @@ from mcp.server.mcpserver import Context
 from client.misbehaving_servers import GREETING, OFFER, MisbehavingServer, ReceivedRequest, misbehaving
 from millstream import Client, Server
 from millstream.client import ClientError, ServerError, ToolFailed
-from millstream.gateway import ToolPolicy, UpstreamPolicy
+from millstream.gateway import ResourcePolicy, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 
 REVISIONS = ("2025-06-18", "2025-11-25", "2026-07-28")
@@ -87,6 +87,25 @@ async def test_what_a_policy_does_not_match_passes_as_in_a_relay(revision: str) 
             "completion/complete", {"ref": {"type": "ref/prompt", "name": "x"}, "argument": {"name": "a", "value": ""}}
         )
         assert completed["completion"]["values"] == ["x"]
+
+
+async def test_extensions_pass_unless_a_request_could_be_about_a_changed_item() -> None:
+    everything = {"allow": ("read", "delete_all", "greet", "secret_plan", "doc://a", "secret://plan")}
+    template: dict[str, Any] = {"resources": {"never://{x}": ResourcePolicy(title="Never")}}
+    without_resources = "://"
+    for rules, left_out, passes in (
+        (everything, "", False),
+        (template, "", False),
+        (template, without_resources, True),
+        ({"tools": {"never_*": ToolPolicy(title="Never")}}, "", True),
+    ):
+        async with upstream(left_out) as world, Client(gateway(world.url, **rules)) as client:
+            if passes:
+                assert (await client.request("acme/search", {"q": 1}))["asked"] == "acme/search", rules
+            else:
+                with pytest.raises(ServerError, match="Method not found"):
+                    await client.request("acme/search", {"q": 1})
+                assert not forwarded(world, "acme/search"), rules
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -103,7 +103,7 @@ def _plan_transport(error: BaseException, attempt: Attempt) -> Recovery:
         waited = attempt.sse and isinstance(error.__cause__, TimeoutError)
         return Recovery.OTHER_TRANSPORT if waited else Recovery.RETRY_LATER
     if isinstance(error, ConnectionLost):
-        # Later, it's a proxy that responds while the server restarts.
+        # Once there has been a connection, it's a proxy that closes this one, because the server behind it restarts.
         return Recovery.OTHER_TRANSPORT if attempt.is_first else Recovery.RETRY_LATER
     if isinstance(error, UNREACHABLE):
         return Recovery.RETRY_LATER

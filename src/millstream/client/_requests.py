@@ -298,7 +298,7 @@ class Requests(Confidential, Struct, kw_only=True):
 
     async def _renew(self, old: Connection | None) -> Connection:
         """Return a connection other than `old`. The first of concurrent callers opens it."""
-        if self.last is not None and not self.reconnects:
+        if not self.reconnects and (self.last is not None or old is not None):  # it may be closed by now
             raise SessionLost("The session has ended on the server.")
         async with self.lock:
             if self.connection is not None and self.connection is not old:

@@ -76,7 +76,7 @@ def _describe_for_caller(upstream: Upstream, exc: ClientError, *, words: bool) -
 
 
 def _describe_error(exc: ClientError) -> str:
-    """Describe an error to the operator, who can't set the options of a Python client."""
+    """Describe an error to the operator. A client's error may name an option that only Python code can set."""
     if isinstance(exc, TooLarge) and not isinstance(exc, TooMuchArriving):
         return f"{exc.message} To allow more, set max_bytes for this upstream in a gateway file."
     return str(exc)

@@ -123,7 +123,7 @@ class Link(Struct, eq=False):
     @property
     def has_lost_session(self) -> bool:
         """Whether it was the session of one caller, and the process or connection that held it has ended."""
-        return self.remembered and self.conversation.transport.lost
+        return self.remembered and (self.ended or self.conversation.transport.lost)
 
     @property
     def is_idle(self) -> bool:
@@ -139,7 +139,7 @@ _MARK = b"1"
 
 class UpstreamSessions(Struct, frozen=True):
     """The principals that have a session at one upstream. They're in the store, so that a caller learns from any worker
-    that a session is lost, even after a restart.
+    that a session is lost, even after a restart, if the store outlives it.
     """
 
     kv: Map
@@ -325,8 +325,9 @@ class Links(Struct):
 
     async def forget(self, link: Link) -> None:
         """Close a connection whose caller has learned that its session is lost."""
-        self.end(link)
-        await self.records.take(link.key)
+        if not link.ended:  # another call may have opened the next session
+            self.end(link)
+            await self.records.take(link.key)
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""

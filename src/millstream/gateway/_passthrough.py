@@ -289,7 +289,7 @@ class Passthrough:
         return route.passes(call.method) and upstream.has_replied and not is_task
 
     async def open_session(self, call: Call) -> bytes:
-        """See `RelayedServer`. The session of the client gets a dedicated session at the upstream."""
+        """See `RelayedServer`. Open the session's own session at the upstream, if its route has one."""
         upstream, call.services = self._upstream, self._host.services
         await self._wait_for_start()
         if not upstream.has_replied or not upstream.route(call).own:

@@ -90,12 +90,13 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
     """Maximum seconds to wait for a response. Progress restarts the clock."""
     max_processes: int = 64
     """Maximum processes of a command per worker. Beyond that, one that has been idle for `idle_seconds` is stopped, or
-    one of a caller with several.
+    an idle one of a caller with several.
     """
     spare_processes: int = 0
     """Number of processes of a command to keep started for the next principals or sessions."""
     idle_seconds: float = 1800.0
-    """Seconds after which an idle connection or process is closed, and with it what the process remembers."""
+    """Seconds after which an idle connection or process is closed, and with it what the process remembers. 0 for never.
+    """
     memory_limit: int | None = None
     """Maximum bytes of memory per process of a command, on Linux only."""
     max_bytes: int = 16 * 1024 * 1024

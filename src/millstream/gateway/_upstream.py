@@ -113,7 +113,7 @@ class Upstream(ABC):
         self.revision: Revision = NEWEST
         """Protocol revision of the upstream. Until the first connection, the newest one."""
         self.offered: dict[str, dict[str, OfferedItem]] = {kind: {} for kind in METHODS}
-        """Kind -> name on this server -> registered item."""
+        """Kind -> name on this server -> what the registered item was created from."""
         self._stack = AsyncExitStack()
 
     @abstractmethod
