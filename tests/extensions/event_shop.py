@@ -78,7 +78,7 @@ def make_shop(
     """Return a shop with two customers, and optionally more."""
     keys = auth.keys(named_keys={"ada": (ADA, ["audit"]), "bob": BOB, **{each: key_of(each) for each in customers}})
     settings = Settings(secret_key="0123456789abcdef" * 4)
-    events = Events(draft="SEP-3415", **options)
+    events = Events(**options)
     shop = Server(
         "shop",
         serve="hub",

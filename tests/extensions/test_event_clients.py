@@ -20,7 +20,7 @@ from processes import ROOT
 
 
 def _shop() -> Server:
-    shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", poll_pause=0.0)])
+    shop = Server("shop", serve="hub", extensions=[Events(poll_pause=0.0)])
     events_of(shop).event("order.paid")(OrderPaid)
     return shop
 

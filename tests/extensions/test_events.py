@@ -45,7 +45,7 @@ async def test_list_contains_only_visible_events() -> None:
             await bob.request("events/poll", name="audit.noted")
         assert (hidden.value.code, hidden.value.data) == (-32023, {"kind": "event"})
         capabilities = (await bob.request("server/discover"))["capabilities"]
-        assert capabilities["extensions"]["io.modelcontextprotocol/events"] == {}
+        assert capabilities["extensions"]["io.modelcontextprotocol/events"] == {"listChanged": True}
         assert capabilities["events"] == {}
 
 
@@ -166,7 +166,7 @@ class Tagged(Struct):
 
 def make_tagged(**settings: Any) -> Server:
     """Return a server with one event type."""
-    events = Events(draft="SEP-3415", webhooks=False)
+    events = Events(webhooks=False)
     events.event("order.tagged")(Tagged)
     return Server("tagged", serve="hub", extensions=[events], settings=Settings(secret_key="k" * 64, **settings))
 
@@ -294,7 +294,7 @@ async def test_stopping_server_ends_streams_with_a_result() -> None:
 
 async def test_handshake_clients_can_read_events() -> None:
     mcp = Server("shop", serve="hub")
-    events = mcp.extend(Events(draft="SEP-3415", recent_events_tool=True))
+    events = mcp.extend(Events(recent_events_tool=True))
     events.event("order.paid")(OrderPaid)
     async with Client(mcp, revision="2025-11-25") as client:
         assert client.capabilities["events"] == {}
@@ -335,7 +335,7 @@ async def test_errors_for_invalid_event_requests_describe_the_problem() -> None:
 
 async def test_match_function_that_raises_excludes_the_event() -> None:
     mcp = Server("shop", serve="hub")
-    events = mcp.extend(Events(draft="SEP-3415"))
+    events = mcp.extend(Events())
     events.event("order.paid", match=lambda paid, arguments, principal: bool(1 / int(paid.order)))(OrderPaid)
     async with Client(mcp) as client:
         start = (await client.request("events/poll", {"name": "order.paid"}))["cursor"]
@@ -381,15 +381,17 @@ async def test_any_integer_is_accepted_as_an_age() -> None:
         ] == []
 
 
-async def test_events_require_the_draft_extension_name() -> None:
+async def test_mistakes_in_declarations_are_described() -> None:
     with pytest.raises(ValueError, match="SEP-3415"):
         Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    events = Events(draft="SEP-3415")
+    with pytest.warns(DeprecationWarning, match="no longer a draft"):
+        Events(draft="SEP-3415")
+    events = Events()
     events.event("order.paid")(OrderPaid)
     with pytest.raises(Exception, match="has no server"):
         await events.publish(OrderPaid("1"))
     with pytest.raises(Exception, match="add it to serve="):
-        await Server("plain", extensions=[Events(draft="SEP-3415")]).start()
+        await Server("plain", extensions=[Events()]).start()
     shop = make_shop()
     events = events_of(shop)
     for mistake in (lambda: events.event("order.paid")(OrderPaid), lambda: events.event("x")(OrderPaid)):

@@ -437,7 +437,7 @@ async def test_revoked_keys_end_their_webhooks(tmp_path: Path) -> None:
     end = time.time() + 600
     stolen, kept = (file.add(name, (), time.time(), end) for name in ("stolen", "kept"))
     async with run_receiver(tmp_path) as receiver:
-        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls)
+        events = Events(private_callbacks=True, tls=receiver.tls)
         settings = Settings(secret_key="0123456789abcdef" * 4)
         shop = Server("shop", serve="hub", auth=auth.keys(file=file.path), extensions=[events], settings=settings)
         events_of(shop).event("order.paid")(OrderPaid)
@@ -505,7 +505,7 @@ async def test_hanging_endpoints_lose_only_their_principals_events(
 
 
 async def test_pending_deliveries_are_limited_per_principal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 20 * 1_050)
+    monkeypatch.setattr("millstream.extensions.events._outbox.MAX_QUEUED", 20 * 1_050)
     monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
     async with run_receiver(tmp_path) as hanging, run_delivery(tmp_path) as (world, receiver):
         hanging.replies.clear()
@@ -596,7 +596,7 @@ async def test_revoked_tokens_end_their_webhooks(tmp_path: Path, granted: bool) 
     async with run_receiver(tmp_path) as receiver:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls, retry_delay=tiny_delay)
+        events = Events(private_callbacks=True, tls=receiver.tls, retry_delay=tiny_delay)
         batch = auth.client("batch", secret="s" * 40, scopes=["shop:use"])
         issuer = auth.issuer(url, users=KnownUsers(), clients=[batch])
         shop = Server("shop", serve="hub", auth=issuer, extensions=[events], settings=Settings())
@@ -632,7 +632,7 @@ async def _own_token(http: httpx2.AsyncClient, url: str) -> tuple[str, dict[str,
 
 async def test_webhooks_require_a_principal_that_the_hub_admits(tmp_path: Path) -> None:
     async with run_receiver(tmp_path) as receiver:
-        open_shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415")])
+        open_shop = Server("shop", serve="hub", extensions=[Events()])
         events_of(open_shop).event("order.paid")(OrderPaid)
         async with Client(open_shop) as client:
             with pytest.raises(ServerError) as refused:
