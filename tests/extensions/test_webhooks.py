@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import signal
 import time
@@ -42,6 +43,7 @@ from millstream.client._oauth.flow import OAuth
 from millstream.extensions.events import Events, _webhook
 from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
 from millstream.hub import Hub, Subscription
+from millstream.protocol import EVENTS
 from millstream.stores import MemoryMap, StoreFull, StoreUnavailable
 from patience import WAIT
 from processes import ROOT, TEST_PATH, free_port, run_command, run_server
@@ -149,6 +151,97 @@ async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -
         assert counts == {"fails": 4, "gone": 1, "large": 1, "dead": 5, "last": 1}
         await world.events.publish(OrderPaid("after"))  # 410 ends the delivery, not the subscription
         await receiver.wait_until(lambda: receiver.messages[-1].data["data"]["order"] == "after")
+
+
+async def test_each_message_has_its_own_id_for_clients_that_declare_the_extension(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
+        client = world.client()
+        client.extensions = {EVENTS: {}}
+        for arguments in ({}, {"customer": "ada"}):
+            await client.subscribe(receiver.url(), receiver.secret(), arguments=arguments)
+        statuses = [500]
+        receiver.answer = lambda message: statuses.pop() if statuses else 200
+        published = await world.events.publish(OrderPaid("1"))
+        messages = await receiver.wait_for_messages(3)
+        by_subscription = {each.headers["x-mcp-subscription-id"]: each.id for each in messages}
+        assert len({each.id for each in messages}) == len(by_subscription) == 2  # the second attempt has the same id
+        assert {each.data["eventId"] for each in messages} == {published.id}
+        assert published.id not in by_subscription.values()
+        client.extensions = {}  # a refresh by an older client
+        for arguments in ({}, {"customer": "ada"}):
+            await client.subscribe(receiver.url(), receiver.secrets[0], arguments=arguments)
+        again = await world.events.publish(OrderPaid("2"))
+        await receiver.wait_until(lambda: sum(each.data["eventId"] == again.id for each in receiver.messages) == 2)
+        assert {each.id for each in receiver.messages[3:]} == {again.id}
+
+
+async def test_failing_endpoints_are_suspended_until_the_next_refresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.extensions.events._outbox.SUSPENSION_ATTEMPTS", 10)
+    async with run_receiver(tmp_path) as receiver:
+        options: dict[str, Any] = {"private_callbacks": True, "tls": receiver.tls, "retry_delay": tiny_delay}
+        options["store"] = f"sqlite:///{tmp_path}/s.db"
+        async with run_shop(make_shop(**options)) as world:
+            bad = await world.client().subscribe(
+                receiver.url("/bad"), receiver.secret(), arguments={"customer": "/bad"}
+            )
+            await world.client(BOB).subscribe(receiver.url(), receiver.secret())
+            for number in range(4):
+                await world.events.publish(OrderPaid(str(number), "/bad"))
+
+            def failed() -> list[Message]:
+                return [each for each in receiver.messages if each.headers["x-mcp-subscription-id"] == bad["id"]]
+
+            receiver.answer = lambda message: 500 if message.headers["x-mcp-subscription-id"] == bad["id"] else 200
+            await receiver.wait_until(lambda: len(failed()) >= 10)
+            await world.events.publish(OrderPaid("4", "/bad"))
+            # The other principal's endpoint gets the event, and then the suspended one has had time for it.
+            await receiver.wait_until(lambda: any(each.data["data"]["order"] == "4" for each in receiver.messages))
+            seen = len(failed())
+        async with run_shop(make_shop(**options)) as world:  # a restart doesn't end the suspension
+            await world.events.publish(OrderPaid("5", "/bad"))
+            await receiver.wait_until(lambda: any(each.data["data"]["order"] == "5" for each in receiver.messages))
+            assert len(failed()) == seen
+            receiver.answer = lambda message: 200
+            refreshed = await world.client().subscribe(
+                receiver.url("/bad"), receiver.secrets[0], arguments={"customer": "/bad"}
+            )
+            assert refreshed["deliveryStatus"]["active"] is False
+            assert refreshed["deliveryStatus"]["lastError"] == "http_5xx"
+            await receiver.wait_until(lambda: {"4", "5"} <= {each.data["data"]["order"] for each in failed()})
+            refreshed = await world.client().subscribe(
+                receiver.url("/bad"), receiver.secrets[0], arguments={"customer": "/bad"}
+            )
+            assert refreshed["deliveryStatus"]["active"] is True
+
+
+async def test_declared_receivers_need_no_challenge(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        receiver.echoes = False
+        declared = json.dumps({"receivers": ["/hooks/", "/one"]})
+        receiver.document = 200, declared
+        for path in ("/hooks/a", "/hooks/a/b?c=../d", "/one", "/one/deeper"):
+            await client.subscribe(receiver.url(path), secret)
+        for path in ("/hook", "/hooksx", "/onex", "/hooks/../x", "/hooks/%2e%2e/x", "/hooks/..%2fx"):
+            await _expect_error(client.subscribe(receiver.url(path), secret), -32027, "challenge_failed")
+        for document in (
+            (404, declared), (302, declared), (200, "[]"), (200, "?"), (200, '{"receivers": "/"}'),
+            (200, '{"receivers": [""]}'), (200, declared + " " * 70_000),
+        ):  # fmt: skip
+            receiver.document = document
+            await _expect_error(client.subscribe(receiver.url("/hooks/c"), secret), -32027, "challenge_failed")
+        receiver.document = 200, declared
+        # Another principal's consent is asked for again.
+        before = receiver.documents
+        await world.client(BOB).subscribe(receiver.url("/hooks/a"), secret)
+        assert receiver.documents == before + 1
+        receiver.echoes = True  # an endpoint that responds to the challenge isn't asked for the document
+        await client.subscribe(receiver.url("/other"), secret)
+        assert receiver.documents == before + 1
+        await world.events.publish(OrderPaid("1"))
+        await receiver.wait_for_messages(6)
 
 
 async def test_cursor_does_not_pass_undelivered_events(tmp_path: Path) -> None:

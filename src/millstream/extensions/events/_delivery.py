@@ -32,7 +32,7 @@ from millstream.extensions.events._event_methods import (
     read_page,
     split_cursor,
 )
-from millstream.extensions.events._outbox import ATTEMPTS, Outbox, OutgoingMessage, Target
+from millstream.extensions.events._outbox import Outbox, OutgoingMessage, Target
 from millstream.extensions.events._webhook import (
     CHANGES,
     LEASE,
