@@ -66,11 +66,11 @@ class EventOptions(TypedDict, total=False):
 class Events(Extension):
     """Events that clients receive by polling, by streams, or by signed webhooks.
 
-    The extension follows SEP-3415, which is Final. The extension itself is in Beta, so changes are possible but
-    unlikely. It requires the hub.
+    It follows SEP-3415, which is Final. The extension is in Beta (SEP-3392), so later versions may still make breaking
+    changes. It requires the hub.
 
     Args:
-        draft: Deprecated and without effect. Earlier versions required ``"SEP-3415"``.
+        draft: Deprecated, without effect. Omit it.
         webhooks: Deliver to callback URLs of authenticated callers.
         recent_events_tool: Add the tool `get_recent_events`.
         poll_pause: Seconds between two polls of a client.

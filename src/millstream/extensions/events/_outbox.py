@@ -35,7 +35,7 @@ IN_FLIGHT_PER_HOST = 32
 """Maximum concurrent deliveries to one host and port."""
 _FIRST_DELAY = 5.0
 SUSPENSION_WINDOW = 3600.0
-"""Seconds after which an endpoint's attempts are counted anew."""
+"""Seconds after which an endpoint's attempts are counted from zero."""
 SUSPENSION_ATTEMPTS = 100
 """Minimum attempts in a window before deliveries to an endpoint can be suspended."""
 SUSPENSION_FAILURES = 0.95
