@@ -20,6 +20,7 @@ from msgspec import Struct
 from auth.issuing.test_sign_in_end_to_end import Person
 from auth_world import run_guarded
 from cases import for_each
+from client.watch_parts import wait_until
 from extensions.event_shop import (
     ADA,
     BOB,
@@ -176,43 +177,38 @@ async def test_each_message_has_its_own_id_for_clients_that_declare_the_extensio
 
 
 async def test_failing_endpoints_are_suspended_until_the_next_refresh(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("millstream.extensions.events._outbox.SUSPENSION_ATTEMPTS", 10)
     async with run_receiver(tmp_path) as receiver:
         options: dict[str, Any] = {"private_callbacks": True, "tls": receiver.tls, "retry_delay": tiny_delay}
         options["store"] = f"sqlite:///{tmp_path}/s.db"
+        bad, good = receiver.url("/bad"), receiver.url("/good")
+
+        def orders(granted: dict[str, Any]) -> list[str]:
+            messages = [each for each in receiver.messages if each.headers["x-mcp-subscription-id"] == granted["id"]]
+            return [each.data["data"]["order"] for each in messages]
+
         async with run_shop(make_shop(**options)) as world:
-            bad = await world.client().subscribe(
-                receiver.url("/bad"), receiver.secret(), arguments={"customer": "/bad"}
-            )
-            await world.client(BOB).subscribe(receiver.url(), receiver.secret())
-            for number in range(4):
-                await world.events.publish(OrderPaid(str(number), "/bad"))
-
-            def failed() -> list[Message]:
-                return [each for each in receiver.messages if each.headers["x-mcp-subscription-id"] == bad["id"]]
-
-            receiver.answer = lambda message: 500 if message.headers["x-mcp-subscription-id"] == bad["id"] else 200
-            await receiver.wait_until(lambda: len(failed()) >= 10)
-            await world.events.publish(OrderPaid("4", "/bad"))
-            # The other principal's endpoint gets the event, and then the suspended one has had time for it.
-            await receiver.wait_until(lambda: any(each.data["data"]["order"] == "4" for each in receiver.messages))
-            seen = len(failed())
+            failing = await world.client().subscribe(bad, receiver.secret())
+            receiver.answer = lambda message: 500 if message.headers["x-mcp-subscription-id"] == failing["id"] else 200
+            other = await world.client(BOB).subscribe(good, receiver.secret())
+            for number in (1, 2):  # one at a time, with five attempts each
+                await world.events.publish(OrderPaid(str(number)))
+                await receiver.wait_until(lambda count=5 * number: len(orders(failing)) == count)  # type: ignore[misc]
+            await wait_until(lambda: "are suspended until its next refresh: 10 of 10" in caplog.text)
+            await world.events.publish(OrderPaid("3"))
+            await receiver.wait_until(lambda: "3" in orders(other))
         async with run_shop(make_shop(**options)) as world:  # a restart doesn't end the suspension
-            await world.events.publish(OrderPaid("5", "/bad"))
-            await receiver.wait_until(lambda: any(each.data["data"]["order"] == "5" for each in receiver.messages))
-            assert len(failed()) == seen
+            await world.events.publish(OrderPaid("4"))
+            await receiver.wait_until(lambda: "4" in orders(other))
+            assert orders(failing) == ["1"] * 5 + ["2"] * 5
             receiver.answer = lambda message: 200
-            refreshed = await world.client().subscribe(
-                receiver.url("/bad"), receiver.secrets[0], arguments={"customer": "/bad"}
-            )
+            refreshed = await world.client().subscribe(bad, receiver.secrets[0])
             assert refreshed["deliveryStatus"]["active"] is False
             assert refreshed["deliveryStatus"]["lastError"] == "http_5xx"
-            await receiver.wait_until(lambda: {"4", "5"} <= {each.data["data"]["order"] for each in failed()})
-            refreshed = await world.client().subscribe(
-                receiver.url("/bad"), receiver.secrets[0], arguments={"customer": "/bad"}
-            )
+            await receiver.wait_until(lambda: {"3", "4"} <= {*orders(failing)})
+            refreshed = await world.client().subscribe(bad, receiver.secrets[0])
             assert refreshed["deliveryStatus"]["active"] is True
 
 
