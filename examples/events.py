@@ -7,7 +7,7 @@ from millstream import Client, Principal, Server
 from millstream.extensions.events import Events
 
 mcp = Server("shop", serve="hub")
-events = mcp.extend(Events(draft="SEP-3415", recent_events_tool=True))
+events = mcp.extend(Events(recent_events_tool=True))
 
 
 @events.event("order.paid")

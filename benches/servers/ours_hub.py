@@ -7,7 +7,7 @@ from msgspec import Struct
 from millstream import Server, Settings
 from millstream.extensions.events import Events
 
-events = Events(draft="SEP-3415", webhooks=False)
+events = Events(webhooks=False)
 mcp = Server(
     "bench",
     version="1",

@@ -142,7 +142,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     audit_log: str = ""
     """The file of the audit log."""
     card_url: str = ""
-    """The public URL of the MCP endpoint. If set, the server publishes a server card and a catalog (draft SEP-2127)."""
+    """The public URL of the MCP endpoint. If set, the server publishes a server card and a catalog (SEP-2127)."""
     card_name: str = ""
     """The server's name in the card. Defaults to the reversed host of `card_url`, a slash, and the server's name."""
     allow_anonymous: Switch = False

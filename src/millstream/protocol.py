@@ -24,7 +24,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decode_object, decoder, encode, notification_message
-from millstream._protocol.metadata import ORIGIN_KEY, SUBSCRIPTION_KEY, TASKS, ClientInfo
+from millstream._protocol.metadata import EVENTS, ORIGIN_KEY, SUBSCRIPTION_KEY, TASKS, ClientInfo
 from millstream._protocol.notifications import (
     Completion,
     CreateMessageRequestParams,
@@ -58,6 +58,7 @@ from millstream._protocol.skills import (
 
 __all__ = [
     "BY_DATE",
+    "EVENTS",
     "INTERNAL_ERROR",
     "INVALID_PARAMS",
     "INVALID_REQUEST",

@@ -78,7 +78,7 @@ def make_shop(
     """Return a shop with two customers, and optionally more."""
     keys = auth.keys(named_keys={"ada": (ADA, ["audit"]), "bob": BOB, **{each: key_of(each) for each in customers}})
     settings = Settings(secret_key="0123456789abcdef" * 4)
-    events = Events(draft="SEP-3415", **options)
+    events = Events(**options)
     shop = Server(
         "shop",
         serve="hub",
@@ -119,10 +119,16 @@ class SepClient:
         self._url = url
         self._key = key
         self._id = 0
+        self.extensions: dict[str, Any] = {}
+        """Extensions that the client declares."""
+        self.names: dict[str, str] = {}
+        """`Mcp-Name` by method, for methods other than `tools/call`."""
 
     def _request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self._id += 1
-        body = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": {**params, "_meta": META}}
+        capabilities = {"extensions": self.extensions} if self.extensions else {}
+        meta = {**META, "io.modelcontextprotocol/clientCapabilities": capabilities}
+        body = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": {**params, "_meta": meta}}
         headers = {
             "accept": "application/json, text/event-stream",
             "content-type": "application/json",
@@ -132,6 +138,8 @@ class SepClient:
         }
         if method == "tools/call":
             headers["mcp-name"] = params["name"]
+        elif method in self.names:
+            headers["mcp-name"] = self.names[method]
         return {"url": self._url, "content": json.dumps(body), "headers": headers}
 
     async def request(self, method: str, **params: Any) -> dict[str, Any]:
@@ -143,9 +151,11 @@ class SepClient:
         return result
 
     @asynccontextmanager
-    async def stream(self, **params: Any) -> AsyncGenerator[AsyncIterator[dict[str, Any]]]:
+    async def stream(
+        self, method: str = "events/stream", **params: Any
+    ) -> AsyncGenerator[AsyncIterator[dict[str, Any]]]:
         """Call `events/stream` and yield an iterator of its messages."""
-        async with self._http.stream("POST", **self._request("events/stream", params)) as response:
+        async with self._http.stream("POST", **self._request(method, params)) as response:
 
             async def messages() -> AsyncIterator[dict[str, Any]]:
                 if response.headers["content-type"] == "application/json":

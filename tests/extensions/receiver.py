@@ -57,6 +57,10 @@ class Receiver:
         self.answer: Callable[[Message], int | str] = lambda message: 200
         """Returns the status for a message, or the location of a redirect as text."""
         self.echoes = True
+        self.document: tuple[int, str] = 404, ""
+        """Status and body of the document that declares which paths accept webhooks."""
+        self.documents = 0
+        """Number of requests for it."""
         self.replies = asyncio.Event()
         """While it's cleared, only challenges are answered."""
         self.replies.set()
@@ -90,6 +94,14 @@ class Receiver:
         """Handle one request."""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            if head[0].startswith("GET "):
+                assert head[0] == "GET /.well-known/mcp-webhook-receiver.json HTTP/1.1"
+                self.documents += 1
+                status, body = self.document
+                length = f"location: {self.url()}\r\ncontent-length: {len(body)}\r\n"
+                writer.write(f"HTTP/1.1 {status} Status\r\n{length}connection: close\r\n\r\n{body}".encode())
+                await writer.drain()
+                return
             assert head[0].startswith("POST ")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             message = Message(headers, await reader.readexactly(int(headers["content-length"])))

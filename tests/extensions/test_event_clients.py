@@ -15,12 +15,13 @@ from millstream.client import NotSupported, ServerError
 from millstream.client import _events as client_events
 from millstream.client import _watches as watching
 from millstream.extensions.events import Events
+from millstream.protocol import EVENTS
 from patience import WAIT
 from processes import ROOT
 
 
 def _shop() -> Server:
-    shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", poll_pause=0.0)])
+    shop = Server("shop", serve="hub", extensions=[Events(poll_pause=0.0)])
     events_of(shop).event("order.paid")(OrderPaid)
     return shop
 
@@ -55,6 +56,28 @@ async def test_client_iterates_over_events(revision: str, transport: str) -> Non
                 async with client.events.subscribe("order.paid", {"color": "red"}):
                     pass
         await shop.stop()
+
+
+async def test_client_declares_the_extension_and_names_the_event() -> None:
+    seen: list[tuple[str, str, bool]] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        capabilities = asked.message["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+        seen.append((asked.method, asked.headers.get("mcp-name", ""), EVENTS in capabilities.get("extensions", {})))
+        await asked.result({"resultType": "complete", "id": "sub_1", "events": [], "cursor": None})
+
+    async with misbehaving(with_discovery(behave)) as world, Client(world.url) as client:
+        await client.events.webhook("order.paid", "https://example.com/", "whsec_" + "a" * 44)
+        await client.events.remove_webhook("order.paid", "https://example.com/")
+        async with client.events.subscribe("order.paid", mode="poll"):
+            pass
+        await client.request("events/poll", {"name": "order.noted"})
+    assert [each for each in seen if each[0].startswith("events/")] == [
+        ("events/subscribe", "order.paid", True),
+        ("events/unsubscribe", "order.paid", True),
+        ("events/poll", "order.paid", True),
+        ("events/poll", "order.noted", True),
+    ]
 
 
 async def test_broken_stream_resumes_after_the_last_event() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from client.watch_parts import wait_until
 from extensions.event_shop import ADA, META, OrderPaid, RpcError, events_of, make_shop
 from extensions.receiver import Receiver, run_receiver
 from fleet import Worker, real_fleet
@@ -77,6 +78,22 @@ async def test_webhooks_deliver_events_from_other_workers(tmp_path: Path, backin
         await receiver.wait_until(lambda: receiver.messages[-1].id == "evt_end" and len(receiver.messages) >= 12)
         sent = [each.id for each in receiver.messages]
         assert sorted(sent) == sorted([*(f"evt_{number}" for number in range(1, 11)), "evt_3", "evt_end"])
+
+
+async def test_refresh_on_another_worker_ends_a_suspension(
+    tmp_path: Path, backing: Backing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("millstream.extensions.events._outbox.SUSPENSION_ATTEMPTS", 5)
+    async with _run_two_workers(tmp_path, backing) as (receiver, one, two):
+        receiver.answer = lambda message: 500
+        await subscribe(one, receiver)
+        await events_of(one.server).publish(OrderPaid("1"), id="evt_1")
+        await wait_until(lambda: "are suspended until its next refresh" in caplog.text)
+        await events_of(two.server).publish(OrderPaid("2"), id="evt_2")
+        receiver.answer = lambda message: 200
+        workers = [one, two]
+        await asyncio.gather(*(subscribe(each, receiver) for each in workers))
+        await receiver.wait_until(lambda: receiver.messages[-1].id == "evt_2")
 
 
 async def test_events_with_equal_ids_from_two_workers_are_delivered_once(tmp_path: Path, backing: Backing) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,14 +14,34 @@ from msgspec.structs import replace
 
 from cases import for_each
 from extensions.event_shop import ADA, BOB, Audited, OrderPaid, Refunded, RpcError, events_of, make_shop, run_shop
+from extensions.receiver import run_receiver
 from http_peer import SocketListener, prepare
 from millstream import Client, Server, Settings
 from millstream._override import override
+from millstream.extensions import LocalError
 from millstream.extensions.events import Events
 from millstream.hub import Hub, Subscription
 from millstream.stores import StoreUnavailable
 from patience import WAIT
 from wire import FakeTransport, encode_headers, encode_request, per_request, routing
+
+
+class Secret(Struct):
+    """An event for auditors."""
+
+    text: str
+
+
+class Sent(Struct):
+    """An order was sent."""
+
+    order: str
+
+
+class NotedAgain(Struct):
+    """A new type of note."""
+
+    order: str
 
 
 async def test_list_contains_only_visible_events() -> None:
@@ -45,8 +66,74 @@ async def test_list_contains_only_visible_events() -> None:
             await bob.request("events/poll", name="audit.noted")
         assert (hidden.value.code, hidden.value.data) == (-32023, {"kind": "event"})
         capabilities = (await bob.request("server/discover"))["capabilities"]
-        assert capabilities["extensions"]["io.modelcontextprotocol/events"] == {}
+        assert capabilities["extensions"]["io.modelcontextprotocol/events"] == {"listChanged": True}
         assert capabilities["events"] == {}
+
+
+async def test_event_methods_check_the_name_header() -> None:
+    async with run_shop(make_shop(private_callbacks=True)) as world:
+        client = world.client()
+        delivery = {"mode": "webhook", "url": "https://localhost:1/", "secret": "whsec_" + "a" * 44}
+        for method in ("events/poll", "events/stream", "events/subscribe", "events/unsubscribe"):
+            client.names = {method: "order.refunded"}
+            with pytest.raises(RpcError) as refused:
+                await client.request(method, name="order.paid", delivery=delivery)
+            assert refused.value.code == -32020, method
+        for name in ({}, {"events/poll": "order.paid"}):  # clients of earlier drafts don't send it
+            client.names = name
+            assert (await client.request("events/poll", name="order.paid"))["events"] == []
+
+
+async def test_clients_follow_changes_to_the_list_of_events(tmp_path: Path) -> None:
+    async with (
+        run_receiver(tmp_path) as receiver,
+        run_shop(make_shop(private_callbacks=True, tls=receiver.tls)) as world,
+        world.client(ADA).stream("subscriptions/listen", notifications={"eventsListChanged": True}) as auditor,
+        world.client(BOB).stream("subscriptions/listen", notifications={"eventsListChanged": True}) as other,
+        world.client(BOB).stream("subscriptions/listen", notifications={"eventsListChanged": "yes"}) as wrong,
+        world.client(ADA).stream(name="order.noted") as stream,
+    ):
+        for messages in (auditor, other):
+            acknowledged = await anext(messages)
+            assert acknowledged["params"]["notifications"] == {"eventsListChanged": True}
+        assert (await anext(wrong))["params"]["notifications"] == {}
+        assert (await anext(stream))["method"] == "notifications/events/active"
+        world.events.event("secret.noted", scopes=["audit"])(Secret)
+        world.events.event("order.sent")(Sent)
+        for messages, count in ((auditor, 2), (other, 1)):  # only auditors can see the first one
+            for _ in range(count):
+                changed = await anext(messages)
+                assert changed["method"] == "notifications/events/list_changed"
+                assert "io.modelcontextprotocol/subscriptionId" in changed["params"]["_meta"]
+        client = world.client(BOB)
+        names = [each["name"] for each in (await client.request("events/list"))["events"]]
+        assert names == ["order.noted", "order.paid", "order.refunded", "order.sent"]
+        await client.subscribe(receiver.url(), receiver.secret(), "order.sent")
+        await client.subscribe(receiver.url(), receiver.secret(), "order.noted")
+        await world.events.publish(Sent("7"))
+        (sent,) = await receiver.wait_for_messages(1)
+        assert sent.data["name"] == "order.sent"
+        world.events.remove("order.noted")
+        assert (await anext(other))["method"] == "notifications/events/list_changed"
+        ended = await anext(stream)
+        assert ended["method"] == "notifications/events/terminated"
+        assert ended["params"]["error"]["code"] == -32023
+        assert "result" in await anext(stream)
+        _, terminated = await receiver.wait_for_messages(2)
+        assert terminated.data["type"] == "terminated"
+        assert terminated.data["error"]["data"] == {"kind": "event"}
+        with pytest.raises(RpcError) as gone:
+            await client.request("events/poll", name="order.noted")
+        assert gone.value.data == {"kind": "event"}
+        world.events.event("order.noted")(NotedAgain)
+        with pytest.raises(RpcError) as unknown:
+            await client.request("events/unsubscribe", name="order.noted", delivery={"url": receiver.url()})
+        assert unknown.value.data == {"kind": "subscription"}
+        await client.subscribe(receiver.url(), receiver.secret(), "order.noted")
+        await world.events.publish(NotedAgain("8"))
+        assert (await receiver.wait_for_messages(3))[2].data["data"] == {"order": "8"}
+        with pytest.raises(LocalError, match="No event is declared"):
+            world.events.remove("order.lost")
 
 
 async def test_polls_return_each_event_once() -> None:
@@ -166,7 +253,7 @@ class Tagged(Struct):
 
 def make_tagged(**settings: Any) -> Server:
     """Return a server with one event type."""
-    events = Events(draft="SEP-3415", webhooks=False)
+    events = Events(webhooks=False)
     events.event("order.tagged")(Tagged)
     return Server("tagged", serve="hub", extensions=[events], settings=Settings(secret_key="k" * 64, **settings))
 
@@ -294,7 +381,7 @@ async def test_stopping_server_ends_streams_with_a_result() -> None:
 
 async def test_handshake_clients_can_read_events() -> None:
     mcp = Server("shop", serve="hub")
-    events = mcp.extend(Events(draft="SEP-3415", recent_events_tool=True))
+    events = mcp.extend(Events(recent_events_tool=True))
     events.event("order.paid")(OrderPaid)
     async with Client(mcp, revision="2025-11-25") as client:
         assert client.capabilities["events"] == {}
@@ -335,7 +422,7 @@ async def test_errors_for_invalid_event_requests_describe_the_problem() -> None:
 
 async def test_match_function_that_raises_excludes_the_event() -> None:
     mcp = Server("shop", serve="hub")
-    events = mcp.extend(Events(draft="SEP-3415"))
+    events = mcp.extend(Events())
     events.event("order.paid", match=lambda paid, arguments, principal: bool(1 / int(paid.order)))(OrderPaid)
     async with Client(mcp) as client:
         start = (await client.request("events/poll", {"name": "order.paid"}))["cursor"]
@@ -381,15 +468,17 @@ async def test_any_integer_is_accepted_as_an_age() -> None:
         ] == []
 
 
-async def test_events_require_the_draft_extension_name() -> None:
+async def test_mistakes_in_declarations_are_described() -> None:
     with pytest.raises(ValueError, match="SEP-3415"):
         Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    events = Events(draft="SEP-3415")
+    with pytest.warns(DeprecationWarning, match="no longer a draft"):
+        Events(draft="SEP-3415")
+    events = Events()
     events.event("order.paid")(OrderPaid)
     with pytest.raises(Exception, match="has no server"):
         await events.publish(OrderPaid("1"))
     with pytest.raises(Exception, match="add it to serve="):
-        await Server("plain", extensions=[Events(draft="SEP-3415")]).start()
+        await Server("plain", extensions=[Events()]).start()
     shop = make_shop()
     events = events_of(shop)
     for mistake in (lambda: events.event("order.paid")(OrderPaid), lambda: events.event("x")(OrderPaid)):

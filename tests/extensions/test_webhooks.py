@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from msgspec import Struct
 from auth.issuing.test_sign_in_end_to_end import Person
 from auth_world import run_guarded
 from cases import for_each
+from client.watch_parts import wait_until
 from extensions.event_shop import (
     ADA,
     BOB,
@@ -42,6 +44,7 @@ from millstream.client._oauth.flow import OAuth
 from millstream.extensions.events import Events, _webhook
 from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
 from millstream.hub import Hub, Subscription
+from millstream.protocol import EVENTS
 from millstream.stores import MemoryMap, StoreFull, StoreUnavailable
 from patience import WAIT
 from processes import ROOT, TEST_PATH, free_port, run_command, run_server
@@ -149,6 +152,92 @@ async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -
         assert counts == {"fails": 4, "gone": 1, "large": 1, "dead": 5, "last": 1}
         await world.events.publish(OrderPaid("after"))  # 410 ends the delivery, not the subscription
         await receiver.wait_until(lambda: receiver.messages[-1].data["data"]["order"] == "after")
+
+
+async def test_each_message_has_its_own_id_for_clients_that_declare_the_extension(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
+        client = world.client()
+        client.extensions = {EVENTS: {}}
+        for arguments in ({}, {"customer": "ada"}):
+            await client.subscribe(receiver.url(), receiver.secret(), arguments=arguments)
+        statuses = [500]
+        receiver.answer = lambda message: statuses.pop() if statuses else 200
+        published = await world.events.publish(OrderPaid("1"))
+        messages = await receiver.wait_for_messages(3)
+        by_subscription = {each.headers["x-mcp-subscription-id"]: each.id for each in messages}
+        assert len({each.id for each in messages}) == len(by_subscription) == 2  # the second attempt has the same id
+        assert {each.data["eventId"] for each in messages} == {published.id}
+        assert published.id not in by_subscription.values()
+        client.extensions = {}  # a refresh by an older client
+        for arguments in ({}, {"customer": "ada"}):
+            await client.subscribe(receiver.url(), receiver.secrets[0], arguments=arguments)
+        again = await world.events.publish(OrderPaid("2"))
+        await receiver.wait_until(lambda: sum(each.data["eventId"] == again.id for each in receiver.messages) == 2)
+        assert {each.id for each in receiver.messages[3:]} == {again.id}
+
+
+async def test_failing_endpoints_are_suspended_until_the_next_refresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("millstream.extensions.events._outbox.SUSPENSION_ATTEMPTS", 10)
+    async with run_receiver(tmp_path) as receiver:
+        options: dict[str, Any] = {"private_callbacks": True, "tls": receiver.tls, "retry_delay": tiny_delay}
+        options["store"] = f"sqlite:///{tmp_path}/s.db"
+        bad, good = receiver.url("/bad"), receiver.url("/good")
+
+        def orders(granted: dict[str, Any]) -> list[str]:
+            messages = [each for each in receiver.messages if each.headers["x-mcp-subscription-id"] == granted["id"]]
+            return [each.data["data"]["order"] for each in messages]
+
+        async with run_shop(make_shop(**options)) as world:
+            failing = await world.client().subscribe(bad, receiver.secret())
+            receiver.answer = lambda message: 500 if message.headers["x-mcp-subscription-id"] == failing["id"] else 200
+            other = await world.client(BOB).subscribe(good, receiver.secret())
+            for number in (1, 2):  # one at a time, with five attempts each
+                await world.events.publish(OrderPaid(str(number)))
+                await receiver.wait_until(lambda count=5 * number: len(orders(failing)) == count)  # type: ignore[misc]
+            await wait_until(lambda: "are suspended until its next refresh: 10 of 10" in caplog.text)
+            await world.events.publish(OrderPaid("3"))
+            await receiver.wait_until(lambda: "3" in orders(other))
+        async with run_shop(make_shop(**options)) as world:  # a restart doesn't end the suspension
+            await world.events.publish(OrderPaid("4"))
+            await receiver.wait_until(lambda: "4" in orders(other))
+            assert orders(failing) == ["1"] * 5 + ["2"] * 5
+            receiver.answer = lambda message: 200
+            refreshed = await world.client().subscribe(bad, receiver.secrets[0])
+            assert refreshed["deliveryStatus"]["active"] is False
+            assert refreshed["deliveryStatus"]["lastError"] == "http_5xx"
+            await receiver.wait_until(lambda: {"3", "4"} <= {*orders(failing)})
+            refreshed = await world.client().subscribe(bad, receiver.secrets[0])
+            assert refreshed["deliveryStatus"]["active"] is True
+
+
+async def test_declared_receivers_need_no_challenge(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        receiver.echoes = False
+        declared = json.dumps({"receivers": ["/hooks/", "/one"]})
+        receiver.document = 200, declared
+        for path in ("/hooks/a", "/hooks/a/b?c=../d", "/one", "/one/deeper"):
+            await client.subscribe(receiver.url(path), secret)
+        for path in ("/hook", "/hooksx", "/onex", "/hooks/../x", "/hooks/%2e%2e/x", "/hooks/..%2fx"):
+            await _expect_error(client.subscribe(receiver.url(path), secret), -32027, "challenge_failed")
+        for document in (
+            (404, declared), (302, declared), (200, "[]"), (200, "?"), (200, '{"receivers": "/"}'),
+            (200, '{"receivers": [""]}'), (200, declared + " " * 70_000),
+        ):  # fmt: skip
+            receiver.document = document
+            await _expect_error(client.subscribe(receiver.url("/hooks/c"), secret), -32027, "challenge_failed")
+        receiver.document = 200, declared
+        # Another principal's consent is asked for again.
+        before = receiver.documents
+        await world.client(BOB).subscribe(receiver.url("/hooks/a"), secret)
+        assert receiver.documents == before + 1
+        receiver.echoes = True  # an endpoint that responds to the challenge isn't asked for the document
+        await client.subscribe(receiver.url("/other"), secret)
+        assert receiver.documents == before + 1
+        await world.events.publish(OrderPaid("1"))
+        await receiver.wait_for_messages(6)
 
 
 async def test_cursor_does_not_pass_undelivered_events(tmp_path: Path) -> None:
@@ -437,7 +526,7 @@ async def test_revoked_keys_end_their_webhooks(tmp_path: Path) -> None:
     end = time.time() + 600
     stolen, kept = (file.add(name, (), time.time(), end) for name in ("stolen", "kept"))
     async with run_receiver(tmp_path) as receiver:
-        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls)
+        events = Events(private_callbacks=True, tls=receiver.tls)
         settings = Settings(secret_key="0123456789abcdef" * 4)
         shop = Server("shop", serve="hub", auth=auth.keys(file=file.path), extensions=[events], settings=settings)
         events_of(shop).event("order.paid")(OrderPaid)
@@ -505,7 +594,7 @@ async def test_hanging_endpoints_lose_only_their_principals_events(
 
 
 async def test_pending_deliveries_are_limited_per_principal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 20 * 1_050)
+    monkeypatch.setattr("millstream.extensions.events._outbox.MAX_QUEUED", 20 * 1_050)
     monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
     async with run_receiver(tmp_path) as hanging, run_delivery(tmp_path) as (world, receiver):
         hanging.replies.clear()
@@ -596,7 +685,7 @@ async def test_revoked_tokens_end_their_webhooks(tmp_path: Path, granted: bool) 
     async with run_receiver(tmp_path) as receiver:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls, retry_delay=tiny_delay)
+        events = Events(private_callbacks=True, tls=receiver.tls, retry_delay=tiny_delay)
         batch = auth.client("batch", secret="s" * 40, scopes=["shop:use"])
         issuer = auth.issuer(url, users=KnownUsers(), clients=[batch])
         shop = Server("shop", serve="hub", auth=issuer, extensions=[events], settings=Settings())
@@ -632,7 +721,7 @@ async def _own_token(http: httpx2.AsyncClient, url: str) -> tuple[str, dict[str,
 
 async def test_webhooks_require_a_principal_that_the_hub_admits(tmp_path: Path) -> None:
     async with run_receiver(tmp_path) as receiver:
-        open_shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415")])
+        open_shop = Server("shop", serve="hub", extensions=[Events()])
         events_of(open_shop).event("order.paid")(OrderPaid)
         async with Client(open_shop) as client:
             with pytest.raises(ServerError) as refused:

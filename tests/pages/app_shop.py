@@ -1,5 +1,6 @@
 """A server with an app: a tool whose result is shown in an HTML view, and one that apps can't call."""
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,19 @@ UI: dict[str, Any] = {"resourceUri": "ui://shop/table"}
 async def stock(count: int = 3) -> dict[str, list[str]]:
     """List the books in stock."""
     return {"rows": [f"Book {number}" for number in range(count)]}
+
+
+@mcp.tool(meta={"ui": UI})
+async def recount(shelf: str, count: int = 3) -> dict[str, list[str]]:
+    """Count the books on a shelf, which takes longer than any test."""
+    await asyncio.Event().wait()
+    return {"rows": []}
+
+
+@mcp.resource("notes://today")
+async def today() -> str:
+    """Return today's note."""
+    return "Order books"
 
 
 @mcp.tool(meta={"ui": UI})

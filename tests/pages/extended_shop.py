@@ -9,7 +9,7 @@ from millstream.extensions.events import Events
 from millstream.extensions.skills import Skills
 
 mcp = Server("extended", serve="all")
-events = mcp.extend(Events(draft="SEP-3415", poll_pause=0.2))
+events = mcp.extend(Events(poll_pause=0.2))
 skills = mcp.extend(Skills())
 skills.add(str(Path(__file__).parents[2] / "examples" / "skills"))
 printed = asyncio.Event()

@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -97,6 +98,34 @@ def test_app_gets_the_call_and_acts_only_with_approval(shop: str, page: Page) ->
     page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".app iframe")).to_have_count(1)
     expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1", "Book 2"])
+
+
+def test_app_saves_files_only_with_approval(shop: str, page: Page) -> None:
+    frame = app(page, shop)
+    asked = page.get_by_role("group", name="Allow it to save stock.csv, -today.txt?")
+    frame.get_by_role("button", name="Save").click()
+    press(asked.get_by_role("button", name="Decline"))
+    expect(frame.locator("#answer")).to_have_text('{"isError":true}')
+    frame.get_by_role("button", name="Save").click()
+    saved: list[tuple[str, str]] = []
+    page.on("download", lambda each: saved.append((each.suggested_filename, each.path().read_text())))
+    with page.expect_download(), page.expect_download(lambda each: "today" in each.suggested_filename):
+        press(asked.get_by_role("button", name="Approve"))
+    expect(frame.locator("#answer")).to_have_text("{}")
+    assert dict(saved) == {"stock.csv": "title,count", "-today.txt": "Order books"}
+
+
+def test_app_learns_that_its_call_was_canceled(shop: str, page: Page) -> None:
+    page.goto(f"{shop}/inspect#tool=recount")
+    detail = page.locator("#detail")
+    detail.get_by_role("textbox", name="shelf").fill("top")
+    detail.get_by_role("button", name="Run", exact=True).click()
+    detail.get_by_role("button", name="Cancel").click()
+    frame = page.frame_locator(".app iframe")
+    expect(frame.locator("#answer")).to_have_text("Canceled: The user canceled the call.")
+    expect(frame.locator("#partial")).to_have_text(re.compile(r'^\{\}(\{"shelf":"top"\})?$'))
+    expect(frame.locator("#input")).to_contain_text('"shelf":"top"')
+    expect(frame.locator("#rows li")).to_have_count(0)
 
 
 COVER = """(on) => {

@@ -213,7 +213,7 @@ async def run_streams(server: Server) -> AsyncIterator[Streams]:
 
 def make_events() -> tuple[Server, Events]:
     """Return a server with one event type, whose fields are filters."""
-    events = Events(draft="SEP-3415", webhooks=False)
+    events = Events(webhooks=False)
     events.event("order.paid")(Paid)
     return Server("growing", serve="hub", settings=SETTINGS, extensions=[events]), events
 

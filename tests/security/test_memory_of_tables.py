@@ -188,7 +188,7 @@ async def test_memory_for_running_tasks_matches_the_counted_size_and_their_argum
 async def test_memory_for_waiting_webhook_deliveries_matches_the_counted_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 16 * MIB)
+    monkeypatch.setattr("millstream.extensions.events._outbox.MAX_QUEUED", 16 * MIB)
     async with asyncio.timeout(WAIT), run_receiver(tmp_path) as receiver:
 
         def refuse(_: object) -> int:

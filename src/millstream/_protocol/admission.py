@@ -51,7 +51,16 @@ Headers = Mapping[bytes, bytes]
 _NAME_MEMBERS: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods that need `Mcp-Name`, each with the member of `params` that the header repeats."""
 
-_NO_PARAMS: Mapping[str, str] = {}
+
+class HeaderParam(Struct, frozen=True, gc=False):
+    """The member of an extension method's params that `Mcp-Name` repeats."""
+
+    member: str
+    is_required: bool = True
+    """Whether to reject requests without the header."""
+
+
+_NO_PARAMS: Mapping[str, HeaderParam] = {}
 _REQUESTS = frozenset(method for revision in ALL for method in revision.requests)
 
 _ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
@@ -117,7 +126,7 @@ def admit_per_request(
     *,
     serves: Callable[[str, Revision], bool],
     requires: Callable[[str, str], Mapping[str, Any]],
-    header_params: Mapping[str, str] = _NO_PARAMS,
+    header_params: Mapping[str, HeaderParam] = _NO_PARAMS,
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Admission:
@@ -127,7 +136,7 @@ def admit_per_request(
         message: The request.
         serves: Returns whether the server has a method in a revision.
         requires: Returns the client capabilities that a method and name require.
-        header_params: Extension methods that need `Mcp-Name`, each with the member of `params` that the header repeats.
+        header_params: Extension methods with `Mcp-Name`, each with the member of `params` that the header repeats.
         headers: The last value of each header, or None for a transport without headers.
         raw_headers: All headers, to find repeated ones.
 
@@ -135,7 +144,9 @@ def admit_per_request(
         ProtocolError: The first check that failed, with its code and HTTP status.
     """
     meta, client = _read_meta(message)
-    member = _NAME_MEMBERS.get(message.method) or header_params.get(message.method)
+    member = _NAME_MEMBERS.get(message.method)
+    if member is None and (param := header_params.get(message.method)) is not None:
+        member = param.member
     name = _read_member(message.params, member)
     version = meta.version
     assert version is not UNSET  # noqa: S101  _read_meta checked it
@@ -233,7 +244,7 @@ def check_routing(
     headers: Headers,
     raw_headers: Iterable[tuple[bytes, bytes]],
     *,
-    header_params: Mapping[str, str] = _NO_PARAMS,
+    header_params: Mapping[str, HeaderParam] = _NO_PARAMS,
 ) -> None:
     """Compare the routing headers with the body (MCP 2026-07-28, basic/transports/streamable-http).
 
@@ -246,8 +257,8 @@ def check_routing(
             raise _mismatch(header, "is sent more than once")
     _compare(b"mcp-protocol-version", header_version(headers), version, headers)
     _compare(b"mcp-method", headers.get(b"mcp-method", b"").decode("latin-1").strip(" \t"), method, headers)
-    if method in _NAME_MEMBERS or method in header_params:
-        raw = headers.get(b"mcp-name")
+    raw, param = headers.get(b"mcp-name"), header_params.get(method)
+    if method in _NAME_MEMBERS or (param is not None and (param.is_required or raw is not None)):
         _compare(b"mcp-name", "" if raw is None else decode_name(raw.strip(b" \t")), name, headers)
 
 

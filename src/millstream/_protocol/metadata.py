@@ -24,6 +24,8 @@ from millstream._protocol.jsonrpc import MAX_ID, Json, decode_object, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
 """The identifier of the tasks extension."""
+EVENTS = "io.modelcontextprotocol/events"
+"""The identifier of the events extension."""
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_KEY = "io.modelcontextprotocol/clientInfo"

@@ -1,6 +1,6 @@
 """The messages of the skills extension (``io.modelcontextprotocol/skills``), and the check of files against a manifest.
 
-See https://github.com/modelcontextprotocol/ext-skills, specification/stable/skills.mdx.
+See https://github.com/modelcontextprotocol/ext-skills, specification/beta/skills.mdx.
 """
 
 import hashlib

@@ -87,6 +87,7 @@ _ELSEWHERE = {
 """Name in other packages -> its replacement here."""
 
 
+_EVENT_METHODS = frozenset({"events/poll", "events/stream", "events/subscribe", "events/unsubscribe"})
 _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Methods with a name or URI that's also sent in a header."""
 _MAX_SCHEMAS = 1000
@@ -565,7 +566,7 @@ class Client:
 
     @cached_property
     def events(self) -> "ClientEvents":
-        """The server's events (SEP-3415, a draft): list them, and subscribe to them."""
+        """The server's events (SEP-3415, an extension in Beta): list them, and subscribe to them."""
         from millstream.client._events import ClientEvents  # noqa: PLC0415  few clients use events
 
         return ClientEvents(self.conversation)
@@ -593,6 +594,10 @@ class Client:
             ClientError: There was no response.
         """
         given = dict(params or {})
+        if method in _EVENT_METHODS:
+            ask = await self.events.request(method, given)
+            ask.name, ask.timeout, ask.progress = name or ask.name, timeout, progress
+            return read(method, decode_object, await self.conversation.requests.ask(ask))
         named = given.get("name") or given.get("uri") if method in _METHODS_WITH_NAME else ""
         ask = RawRequest(
             method=method,

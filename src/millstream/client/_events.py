@@ -1,4 +1,4 @@
-"""Events of a server (SEP-3415, a draft): list them, and receive them over a stream or by polling.
+"""Events of a server (SEP-3415, an extension in Beta): list them, and receive them over a stream or by polling.
 
 A broken stream is reopened with the last cursor, so events that the server still has aren't lost.
 """
@@ -18,13 +18,13 @@ from millstream._override import override
 from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
-from millstream._protocol.metadata import SUBSCRIPTION_KEY
+from millstream._protocol.metadata import EVENTS, SUBSCRIPTION_KEY
 from millstream._protocol.notifications import PaginatedResult
 from millstream._tasks import cancel_all
 from millstream.client._conversation import Conversation
 from millstream.client._endpoint import redact_error
 from millstream.client._errors import ConnectionLost, NotSupported, ServerError
-from millstream.client._requests import RawRequest, failure
+from millstream.client._requests import RawRequest, declare_extension, failure
 from millstream.client._results import read
 from millstream.client._transports import get_secrets
 from millstream.client._watches import ClientSubscription
@@ -207,14 +207,31 @@ class ClientEvents(Struct, NotCopyable, eq=False):
         Raises:
             ServerError: There is no webhook with this name, URL, and arguments.
         """
-        # The draft doesn't need the mode, but servers that follow its first version require it.
+        # SEP-3415 doesn't need the mode, but servers that follow its first draft require it.
         params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"mode": "webhook", "url": url}}
         await self._ask("events/unsubscribe", params, msgspec.json.decode)
 
     async def _ask(self, method: str, params: Json, decode: Any) -> Any:
         """Send a request of the extension and return its decoded result."""
-        ask = RawRequest(method=method, params=encode(params), repeatable=True)
+        ask = await self.request(method, params)
+        ask.repeatable = True
         return read(method, decode, await self.conversation.requests.ask(ask))
+
+    async def request(self, method: str, params: Mapping[str, Any]) -> RawRequest:
+        """Return a request of the extension, which declares the extension and names the event type.
+
+        Args:
+            method: A method whose params have the name of an event type.
+            params: The params.
+        """
+        connection = await self.conversation.requests.connect()
+        name = params.get("name")
+        return RawRequest(
+            method=method,
+            params=encode(params),
+            name=name if isinstance(name, str) else "",
+            meta=declare_extension(connection.meta, EVENTS),
+        )
 
     async def _mode_of(self, name: str) -> Mode:
         """Return the delivery mode to use for an event type."""
@@ -343,8 +360,8 @@ class EventSubscription(ClientSubscription[ServerEvent], NotCopyable, eq=False):
         requests, streams = self._events.conversation.requests, self._events.streams
         stream = next(requests.ids)
         connection = await requests.connect()
-        params = encode({**self._params, "cursor": self._received})
-        ask = RawRequest(method="events/stream", params=params, id=stream, timeout=math.inf)
+        ask = await self._events.request("events/stream", {**self._params, "cursor": self._received})
+        ask.id, ask.timeout = stream, math.inf
         streams[stream] = self
         try:
             with suppress(TimeoutError):

@@ -252,6 +252,21 @@ class RawRequest(Struct, kw_only=True):
     """The caller whose share the arriving reply counts against, if there are several callers."""
 
 
+def declare_extension(meta: bytes, name: str) -> bytes:
+    """Return the `_meta` members of a request that declares an extension.
+
+    Args:
+        meta: `_meta` members as JSON without braces, empty in handshake revisions.
+        name: Identifier of the extension.
+    """
+    if not meta:
+        return meta
+    found: Json = msgspec.json.decode(b"{%b}" % meta)
+    capabilities: Json = found[CAPABILITIES_KEY]
+    capabilities["extensions"] = {name: {}, **members(capabilities.get("extensions"))}
+    return encode(found)[1:-1]
+
+
 NOT_CONNECTED = "The client isn't connected. Use `async with Client(…) as client:`."
 
 

@@ -16,8 +16,8 @@ from millstream._copies import NotCopyable
 from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import Json, encode
-from millstream._protocol.metadata import CAPABILITIES_KEY, TASKS
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.metadata import TASKS
 from millstream._protocol.notifications import InputRequest
 from millstream._protocol.redaction import redact, redact_value
 from millstream._tasks import retry_delay
@@ -31,7 +31,7 @@ from millstream.client._errors import (
     ServerError,
 )
 from millstream.client._questions import answer_all
-from millstream.client._requests import RawRequest
+from millstream.client._requests import RawRequest, declare_extension
 from millstream.client._results import Result, read, read_result
 from millstream.client._server_messages import OnProgress
 from millstream.client._transports import get_secrets
@@ -276,10 +276,7 @@ class ClientTasks(Struct, NotCopyable, eq=False):
         connection = await self._conversation.requests.connect()
         if not self.supported:
             raise NotSupported("The server doesn't announce the tasks extension, or it uses an older revision.")
-        meta: Json = msgspec.json.decode(b"{%b}" % connection.meta)
-        capabilities: Json = meta[CAPABILITIES_KEY]
-        capabilities["extensions"] = {**members(capabilities.get("extensions")), TASKS: {}}
-        return encode(meta)[1:-1]
+        return declare_extension(connection.meta, TASKS)
 
 
 _TEMPORARY_ERRORS = frozenset({OVERLOADED, RATE_LIMITED})

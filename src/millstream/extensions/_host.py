@@ -12,7 +12,7 @@ from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response, respond_with_tag
 from millstream._limits import concurrency_limits, hash_key
 from millstream._parts import PartHost, Route
-from millstream._protocol.admission import require_capabilities
+from millstream._protocol.admission import HeaderParam, require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import (
     Handler,
@@ -256,6 +256,7 @@ class Host(Struct, NotCopyable, eq=False):
         *,
         revisions: Collection[str] = (),
         header: str = "",
+        header_required: bool = True,
         declared: bool = False,
     ) -> None:
         """Answer a request. Takes the same arguments as the decorator `method`.
@@ -265,13 +266,15 @@ class Host(Struct, NotCopyable, eq=False):
             handler: A function that takes the parameters, a `Context`, both, or neither.
             revisions: Dates of the revisions with the method, by default those of the extension.
             header: Member of the parameters that HTTP clients repeat in the header `Mcp-Name`.
+            header_required: Whether to reject HTTP requests without that header. A header that differs from the
+                parameters is always rejected.
             declared: Whether only clients that declare the extension can call it.
 
         Raises:
             ValueError: MCP or another extension already defines the method.
             TypeError: The handler has parameters other than params and a context.
         """
-        names = {name: header} if header else {}
+        names = {name: HeaderParam(header, header_required)} if header else {}
         dates = frozenset(revisions or self._revisions)
         answer = self._answer(handler, declared=declared)
         self._host.extend(Registered("", {}, {name: answer}, dates, header_params=names))

@@ -1,4 +1,4 @@
-"""POST to URLs chosen by callers, guarded against server-side request forgery (SSRF).
+"""POST and GET for URLs chosen by callers, guarded against server-side request forgery (SSRF).
 
 Each request resolves the host name and checks every address. Redirects aren't followed, and proxy settings of the
 environment don't apply.
@@ -16,7 +16,7 @@ from millstream._http.client.pool import AddressCheck, AddressRefused, allow_any
 from millstream._http.client.url import Url
 from millstream._http.client.url import parse_url as parse
 
-__all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "is_public", "parse_url", "post"]
+__all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "get", "is_public", "parse_url", "post"]
 
 
 def parse_url(text: str) -> Url:
@@ -35,7 +35,7 @@ def parse_url(text: str) -> Url:
 
 
 class PostReply(Struct, frozen=True):
-    """The response to a POST."""
+    """The response to a request."""
 
     status: int
     body: bytes
@@ -80,9 +80,46 @@ async def post(
     Raises:
         PostFailed: There was no response.
     """
+    return await _send(
+        "POST", url, headers, body, judge=judge, tls=tls, seconds=seconds, max_bytes=max_bytes, owner=owner
+    )
+
+
+async def get(
+    url: Url,
+    headers: Mapping[str, str],
+    *,
+    judge: AddressCheck = is_public,
+    tls: ssl.SSLContext | None = None,
+    seconds: float = 5.0,
+    max_bytes: int = 16 * 1024,
+    owner: str = "",
+) -> PostReply:
+    """GET a URL and return the response. See `post` for the arguments.
+
+    Raises:
+        PostFailed: There was no response, or it's too large.
+    """
+    return await _send(
+        "GET", url, headers, b"", judge=judge, tls=tls, seconds=seconds, max_bytes=max_bytes, owner=owner
+    )
+
+
+async def _send(
+    method: str,
+    url: Url,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    judge: AddressCheck,
+    tls: ssl.SSLContext | None,
+    seconds: float,
+    max_bytes: int,
+    owner: str,
+) -> PostReply:
     try:
         reply = await request(
-            "POST",
+            method,
             url,
             headers,
             body,

@@ -16,7 +16,12 @@ from processes import ROOT
 
 URL = "https://shop.example.com/mcp"
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
-PATHS = ("/mcp/server-card", "/.well-known/ai-catalog.json", "/.well-known/mcp/server-card.json")
+PATHS = (
+    "/mcp/server-card",
+    "/.well-known/ai-catalog.json",
+    "/.well-known/ard.json",
+    "/.well-known/mcp/server-card.json",
+)
 
 
 def shop(**settings: object) -> Server:
@@ -50,10 +55,12 @@ async def test_catalog_and_card_are_readable_from_any_origin() -> None:
         assert listed["entries"] == [
             {
                 "identifier": "urn:air:shop.example.com:mcp:book-shop",
+                "displayName": "The shop",
                 "type": "application/mcp-server-card+json",
                 "url": f"{URL}/server-card",
             }
         ]
+        assert json.loads((await ask(server, "GET", PATHS[2])).body) == listed
         for path in PATHS:
             reply = await ask(server, "GET", path, origin="https://elsewhere.example")
             assert reply.headers[b"access-control-allow-origin"] == b"*"

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from millstream._http.message import HttpRequest
 from millstream._protocol import revisions
+from millstream._protocol.admission import HeaderParam
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.notifications import NOTIFICATIONS, CompleteRequestParams, Completion
@@ -85,7 +86,7 @@ class RegisteredExtension(Struct, frozen=True):
     """Dates of the revisions with the extension."""
     notifications: Mapping[str, NotificationHandler] = {}
     """Handlers of client notifications."""
-    header_params: Mapping[str, str] = {}
+    header_params: Mapping[str, HeaderParam] = {}
     """Method -> the member of its params that `Mcp-Name` repeats."""
     filters: "Mapping[str, ListenFilter]" = {}
     """Member of the `subscriptions/listen` filter -> its implementation."""
@@ -205,7 +206,7 @@ class Registry:
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
         self.relayed: RelayedServer | None = None
         """The relayed server, which decides which items exist."""
-        self.header_params: dict[str, str] = {}
+        self.header_params: dict[str, HeaderParam] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
         """Member of the `subscriptions/listen` filter -> its implementation in an extension."""

@@ -356,9 +356,9 @@ const titleFromName = (name) =>
  */
 export const labelOf = ({ name, title }) => (title && title !== titleFromName(name) ? title : name);
 
-/** Download a file. @param {string} name @param {string} text @param {string} type */
-export function save(name, text, type) {
-  const url = URL.createObjectURL(new Blob([text], { type }));
+/** Download a file. @param {string} name @param {BlobPart} data @param {string} type */
+export function save(name, data, type) {
+  const url = URL.createObjectURL(new Blob([data], { type }));
   element("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

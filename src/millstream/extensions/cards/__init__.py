@@ -1,8 +1,8 @@
-"""Server cards (SEP-2127, a draft): name, address, and features of a server, for clients to discover.
+"""Server cards (SEP-2127): name, address, and features of a server, for clients to discover.
 
 `Cards` serves a server's card, and a catalog with it, at their well-known paths. `registry_entry` returns the server's
-entry for the MCP registry. The draft is https://github.com/modelcontextprotocol/experimental-ext-server-card,
-docs/discovery.md and schema.ts.
+entry for the MCP registry. See https://modelcontextprotocol.io/seps/2127-mcp-server-cards, which refers to
+https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/discovery.md and schema.ts.
 """
 
 import re
@@ -120,14 +120,21 @@ def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> Json:
     }
 
 
-def catalog(identity: CardIdentity, card_url: str) -> Json:
+def catalog(identity: CardIdentity, about: Mapping[str, Any], card_url: str) -> Json:
     """Return a catalog with one server.
 
     Args:
         identity: Name and addresses of the server.
+        about: The server's description of itself (see `Host.about`).
         card_url: URL of its card.
     """
-    return {"specVersion": "1.0", "entries": [{"identifier": identity.urn, "type": CARD_TYPE, "url": card_url}]}
+    entry = {
+        "identifier": identity.urn,
+        "displayName": str(about.get("title") or about["name"])[:MAX_TEXT],
+        "type": CARD_TYPE,
+        "url": card_url,
+    }
+    return {"specVersion": "1.0", "entries": [entry]}
 
 
 def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> Json:
@@ -148,6 +155,8 @@ def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, reposito
 
 
 CATALOG_PATH = "/.well-known/ai-catalog.json"
+ARD_PATH = "/.well-known/ard.json"
+"""Path of the catalog in Agentic Resource Discovery (ARD) since its version 0.91."""
 OLD_CARD_PATH = "/.well-known/mcp/server-card.json"
 """Path in earlier drafts."""
 
@@ -172,7 +181,10 @@ class Cards(Extension):
             return encode(server_card(identity, host.about, needs_key=host.needs_key))
 
         host.serve_document(f"{settings.path.rstrip('/')}/server-card", card, CARD_TYPE)
-        host.serve_document(
-            CATALOG_PATH, lambda: encode(catalog(identity, f"{identity.url}/server-card")), CATALOG_TYPE
-        )
+
+        def listing() -> bytes:
+            return encode(catalog(identity, host.about, f"{identity.url}/server-card"))
+
+        host.serve_document(CATALOG_PATH, listing, CATALOG_TYPE)
+        host.serve_document(ARD_PATH, listing, "application/json")
         host.serve_document(OLD_CARD_PATH, card, "application/json")

@@ -1,14 +1,15 @@
-"""Server events that clients can subscribe to (SEP-3415, a draft).
+"""Server events that clients can subscribe to (SEP-3415, an official extension in Beta).
 
 Clients that are woken up by an event without its data call the tool `get_recent_events`.
 
 Example:
-    ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``, and
+    ``events = Events()``, then ``Server("shop", serve="hub", extensions=[events])``, and
     ``@events.event("order.paid")`` over the class of the payload.
 """
 
 import ssl
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
@@ -23,8 +24,9 @@ from millstream.extensions.events._catalog import (
     Reader,
     sees,
 )
-from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
+from millstream.extensions.events._delivery import EventDelivery
 from millstream.extensions.events._event_methods import EventMethods, check_admission, read_occurrence
+from millstream.extensions.events._outbox import Outbox, retry_delay
 from millstream.extensions.events._webhook import MIN_TTL, SubscriptionStore, WebhookMethods, WebhookSender
 from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import Hub, PublishResult
@@ -64,10 +66,11 @@ class EventOptions(TypedDict, total=False):
 class Events(Extension):
     """Events that clients receive by polling, by streams, or by signed webhooks.
 
-    The extension follows the draft SEP-3415, so names and codes may still change. It requires the hub.
+    It follows SEP-3415, which is Final. The extension is in Beta (SEP-3392), so later versions may still make breaking
+    changes. It requires the hub.
 
     Args:
-        draft: ``"SEP-3415"``, to confirm that you want a draft.
+        draft: Deprecated, without effect. Omit it.
         webhooks: Deliver to callback URLs of authenticated callers.
         recent_events_tool: Add the tool `get_recent_events`.
         poll_pause: Seconds between two polls of a client.
@@ -82,18 +85,22 @@ class Events(Extension):
         ValueError: `draft` has an unknown value, or a number is out of range.
 
     Example:
-        ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``.
+        ``events = Events()``, then ``Server("shop", serve="hub", extensions=[events])``.
     """
 
     name = "io.modelcontextprotocol/events"
+    settings: Mapping[str, Any] | None = {"listChanged": True}
     needs: Collection[str] = ("hub",)
     _hub: Hub
     _outbox: Outbox | None = None
+    _methods: EventMethods | None = None
+    _deliver: Callable[[EventType], None] | None = None
+    """Starts the webhook deliveries of an event type, while the server runs."""
 
     def __init__(
         self,
         *,
-        draft: Draft,
+        draft: Draft | None = None,
         webhooks: bool = True,
         recent_events_tool: bool = False,
         poll_pause: float = 10.0,
@@ -104,8 +111,10 @@ class Events(Extension):
         tls: ssl.SSLContext | None = None,
         retry_delay: Callable[[int], float] = retry_delay,
     ) -> None:
-        if draft not in get_args(Draft):
-            raise ValueError(f'Events follows the draft SEP-3415, not {draft!r}. Write Events(draft="SEP-3415").')
+        if draft is not None:
+            if draft not in get_args(Draft):
+                raise ValueError(f"Events follows SEP-3415, not {draft!r}. Remove draft=.")
+            warnings.warn("SEP-3415 is no longer a draft. Remove draft= from Events.", DeprecationWarning, stacklevel=2)
         if max_ttl < MIN_TTL:
             raise ValueError(f"max_ttl is {max_ttl:g}. It must be at least {MIN_TTL:g} seconds.")
         if max_subscriptions < 1 or max_subscriptions_each < 1:
@@ -120,13 +129,15 @@ class Events(Extension):
         self._limits = max_subscriptions, max_subscriptions_each
         self._sender = WebhookSender(allow_any if private_callbacks else is_public, tls)
         self._retry_delay = retry_delay
+        self._jobs: dict[EventType, EventDelivery] = {}
 
     # Declarations
 
     def event(self, name: str, **options: Unpack[EventOptions]) -> Callable[[P], P]:
         """Declare an event type: ``@events.event("order.paid")`` on the class of its payload. Return the class.
 
-        Each message on the hub channel with this name that matches the payload is an event of this type.
+        Each message on the hub channel with this name that matches the payload is an event of this type. While the
+        server runs, clients that follow the list of event types are notified. Call it on every worker.
 
         Args:
             name: Name of the event and of its hub channel.
@@ -140,10 +151,33 @@ class Events(Extension):
             raise TypeError('event requires a name: @events.event("order.paid")')
 
         def declare(payload: P) -> P:
-            self._catalog.add(EventType(name, payload, **options))
+            kind = EventType(name, payload, **options)
+            self._catalog.add(kind)
+            if self._deliver is not None:
+                self._deliver(kind)
+            if self._methods is not None:
+                self._methods.notify_list_changed(kind)
             return payload
 
         return declare
+
+    def remove(self, name: str) -> None:
+        """Stop offering an event type: ``events.remove("order.paid")``. Call it on every worker.
+
+        Its subscriptions end, with a message to streams and webhooks. Clients that follow the list of event types are
+        notified.
+
+        Args:
+            name: Name of the event.
+
+        Raises:
+            LocalError: The event isn't declared.
+        """
+        kind = self._catalog.remove(name)
+        if kind in self._jobs:
+            self._jobs.pop(kind).retire()
+        if self._methods is not None:
+            self._methods.notify_list_changed(kind)
 
     async def publish(
         self, event: Any, data: Any = None, *, id: str | None = None, publisher: Principal | None = None
@@ -216,22 +250,33 @@ class Events(Extension):
         self._hub = host.hub
         self._hub.admission.restrict(self._catalog.allows_channel)
         modes = ["webhook", "poll", "push"] if self._webhooks else ["poll", "push"]
-        methods = EventMethods(self._catalog, host, modes, self._poll_pause)
-        host.capability({}, name="events", member="")  # for clients of an earlier draft
+        self._methods = methods = EventMethods(self._catalog, host, modes, self._poll_pause)
+        host.capability({}, name="events", member="")  # for clients of the first draft, such as ChatGPT
         host.method("events/list", methods.list_types)
-        host.method("events/poll", methods.poll)
-        host.method("events/stream", methods.stream, revisions=PER_REQUEST)
+        # Clients of earlier drafts don't send `Mcp-Name`.
+        host.method("events/poll", methods.poll, header="name", header_required=False)
+        host.method("events/stream", methods.stream, revisions=PER_REQUEST, header="name", header_required=False)
+        host.listen("eventsListChanged", methods.follow_list, declared=False)
         if not self._webhooks:
             return
         subscriptions = SubscriptionStore(host, host.map, *self._limits)
         webhooks = WebhookMethods(self._catalog, host, subscriptions, self._sender, self._max_ttl)
-        host.method("events/subscribe", webhooks.subscribe)
-        host.method("events/unsubscribe", webhooks.unsubscribe)
+        host.method("events/subscribe", webhooks.subscribe, header="name", header_required=False)
+        host.method("events/unsubscribe", webhooks.unsubscribe, header="name", header_required=False)
         self._outbox = outbox = Outbox(self._sender, host.now, self._retry_delay)
-        for kind in self._catalog:
-            job = EventDelivery(kind, host, subscriptions, outbox, FilterIndex(kind))
-            host.on_revocation(job.recheck)
+
+        def recheck() -> None:
+            for job in self._jobs.values():
+                job.recheck()
+
+        def deliver(kind: EventType) -> None:
+            self._jobs[kind] = job = EventDelivery(kind, host, subscriptions, outbox, FilterIndex(kind))
             host.run(job.run())
+
+        host.on_revocation(recheck)
+        self._deliver = deliver
+        for kind in self._catalog:
+            deliver(kind)
         host.on_drain(outbox.close)
 
     @override
@@ -239,4 +284,5 @@ class Events(Extension):
         """Stop delivering events to webhooks."""
         if self._outbox is not None:
             await self._outbox.close()
-        self._outbox = None
+        self._outbox = self._methods = self._deliver = None
+        self._jobs.clear()

@@ -1,7 +1,7 @@
 """The event types that a server declares, and the errors of the events extension.
 
-An event type has a hub channel, a schema for the payload, and a filter for subscriptions. The error codes follow
-SEP-3415. They're provisional until it's accepted.
+An event type has a hub channel, a schema for the payload, and a filter for subscriptions. The error codes are
+those of SEP-3415.
 """
 
 import logging
@@ -32,6 +32,11 @@ def invalid(reason: str) -> ProtocolError:
 def forbidden_error(reason: str) -> ProtocolError:
     """Return the error for a caller without permission to subscribe."""
     return ProtocolError(FORBIDDEN, f"Forbidden: {reason}", {"reason": reason})
+
+
+def unknown_event_error(name: str) -> ProtocolError:
+    """Return the error for an event type that the server doesn't have, or no longer has."""
+    return ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}.", {"kind": "event"})
 
 
 def limit_error(limit: str, most: int | None = None) -> ProtocolError:
@@ -103,6 +108,10 @@ class EventType:
             else _object_schema(self._arguments, name, "arguments")
         )
         self._match = match
+        self.is_removed: bool = False
+        """Whether the server no longer offers the event type."""
+        self.on_removal: set[Callable[[], None]] = set()
+        """Called when the event type is removed, such as by open streams."""
 
     @property
     def has_match(self) -> bool:
@@ -338,8 +347,21 @@ class EventCatalog(Struct):
         self._by_name[kind.name] = kind
         self._by_payload[kind.payload] = kind
 
+    def remove(self, name: str) -> EventType:
+        """Remove an event type and end its streams.
+
+        Raises:
+            LocalError: No such event is declared.
+        """
+        kind = self.find(name)
+        del self._by_name[name], self._by_payload[kind.payload]
+        kind.is_removed = True
+        for callback in list(kind.on_removal):
+            callback()
+        return kind
+
     def __iter__(self) -> Iterator[EventType]:
-        return iter(self._by_name.values())
+        return iter(list(self._by_name.values()))
 
     def find(self, event: Any) -> EventType:
         """Return the event type with the given name or payload.
@@ -367,7 +389,7 @@ class EventCatalog(Struct):
         """
         kind = self._by_name.get(name)
         if kind is None or not sees(kind, scopes):
-            raise ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}.", {"kind": "event"})
+            raise unknown_event_error(name)
         return kind
 
     def allows_channel(self, principal: Principal | None, channel: str) -> bool:

@@ -6,28 +6,33 @@ repeat the deliveries of the last second, with the same ``webhook-id``.
 """
 
 import asyncio
-import random
-import secrets
-from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from millstream import Principal, ProtocolError
-from millstream.extensions import Host, LocalError, LogOnce, Share, cancel_all, scopes_of
-from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, EventType, FilterIndex, Reader, logger, sees
+from millstream import ProtocolError
+from millstream.extensions import Host, LocalError, LogOnce, cancel_all, scopes_of
+from millstream.extensions.events._catalog import (
+    FORBIDDEN,
+    EventType,
+    FilterIndex,
+    Reader,
+    logger,
+    sees,
+    unknown_event_error,
+)
 from millstream.extensions.events._event_methods import (
     Feed,
+    describe_error,
     epoch_of,
-    occurrence,
     open_feed,
     position,
     read_page,
     split_cursor,
 )
+from millstream.extensions.events._outbox import Outbox, OutgoingMessage, Target
 from millstream.extensions.events._webhook import (
     CHANGES,
     LEASE,
@@ -36,14 +41,12 @@ from millstream.extensions.events._webhook import (
     SubscriptionStore,
     UndeliveredEvent,
     UndeliveredEvents,
-    WebhookSender,
     WebhookSubscription,
     read_url,
     tag_of,
 )
-from millstream.extensions.http_post import Url
 from millstream.hub import Event, Hub
-from millstream.protocol import MALFORMED, Json, encode
+from millstream.protocol import MALFORMED
 from millstream.stores import Claim, Entry, StoreFull
 
 ATTEMPTS = 5
@@ -51,231 +54,11 @@ WINDOW = 900.0
 """Seconds after the first attempt before an event is dropped."""
 MAX_PENDING = 100
 """Maximum pending events of one subscription. Beyond it, the oldest is dropped, and the endpoint gets a `gap`."""
-MAX_QUEUED = 256 * 1024 * 1024
-"""Maximum bytes of one worker's pending deliveries, half of it per principal. Only a principal that exceeds it loses
-events.
-"""
-_DELIVERY_BYTES = 1024
-"""Approximate size of a pending delivery without the event's data, in bytes."""
-IN_FLIGHT = 64
-IN_FLIGHT_PER_HOST = 32
-"""Maximum concurrent deliveries to one host and port."""
-_FIRST_DELAY = 5.0
 _FLUSH_INTERVAL = 1.0
 _STATUS_INTERVAL = 60.0
 """Minimum seconds between two successful status updates."""
 _YIELD_INTERVAL = 500
-
-_TERMINATED: Json = {
-    "type": "terminated",
-    "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
-}
-
-
-def retry_delay(attempts: int) -> float:
-    """Return the delay before the next attempt, with jitter: about 5, 20, 80, and 320 seconds."""
-    return _FIRST_DELAY * float(4 ** (attempts - 1)) * random.uniform(0.75, 1.25)  # noqa: S311  jitter
-
-
-Place = tuple[tuple[str, int], str]
-"""The host and port of an endpoint, and the id of a principal."""
-
-
-class Target(Struct, eq=False):
-    """A subscription on the worker that delivers to it."""
-
-    record: WebhookSubscription
-    reader: Reader
-    after: int
-    """Events up to this offset aren't delivered."""
-    url: Url
-    pending: dict[int, "OutgoingMessage"] = {}
-    """Offset -> event that the endpoint hasn't accepted yet."""
-    gap: "OutgoingMessage | None" = None
-    """The `gap` that the endpoint hasn't accepted yet."""
-    undelivered_offsets: frozenset[int] = frozenset()
-    """Offsets of the events that were pending at the start. The channel's replay may repeat some of them."""
-    timeouts: int = 0
-    """Consecutive timeouts. While there are any, the endpoint is suspended and gets only the `probe`."""
-    probe: "OutgoingMessage | None" = None
-    is_removed: bool = False
-    status: Status = Status()
-    status_saved_at: float = 0.0
-    has_unsaved_status: bool = False
-    has_unsaved_events: bool = False
-
-    @property
-    def principal(self) -> Principal:
-        return self.record.principal
-
-    @property
-    def place(self) -> Place:
-        return (self.url.host, self.url.port), self.principal.id
-
-    def messages(self) -> list["OutgoingMessage"]:
-        """Return the messages that the endpoint hasn't accepted yet, oldest first."""
-        events = [self.pending[offset] for offset in sorted(self.pending)]
-        return events if self.gap is None else [*events, self.gap]
-
-
-class OutgoingMessage(Struct, eq=False):
-    """One message for one subscription."""
-
-    job: "EventDelivery"
-    """Sends the message."""
-    target: Target
-    content: Event | Json
-    """An event, or a control message."""
-    is_replay: bool = False
-    """Whether it belongs to the subscription's initial replay."""
-    attempts: int = 0
-    first_attempt_at: float = 0.0
-    """Unix time of the first attempt."""
-    timer: asyncio.TimerHandle | None = None
-    """Starts the next attempt."""
-    is_running: bool = False
-    is_stored: bool = False
-    """Whether the store has the message. Until then, the event type's position doesn't advance past it."""
-    due: float = 0.0
-    """Unix time of the next attempt, or of the event."""
-    id: str = ""
-    offset: int = -1
-
-    def __post_init__(self) -> None:
-        content = self.content
-        if isinstance(content, Event):
-            self.id, self.offset, self.due = content.id, content.offset, content.timestamp
-        else:
-            self.id = f"msg_{content['type']}_{secrets.token_hex(12)}"
-
-    @property
-    def size(self) -> int:
-        """Bytes that the event counts as."""
-        data = self.content.data if isinstance(self.content, Event) else None
-        return len(data or b"") + _DELIVERY_BYTES
-
-    def body(self) -> bytes:
-        """Return the JSON body of the request to the webhook."""
-        if not isinstance(self.content, Event):
-            return encode(self.content)
-        # All events up to this offset are settled when this one is.
-        settled = min((each - 1 for each in self.target.pending if each < self.offset), default=self.offset)
-        return encode(occurrence(self.target.reader, self.content, position(self.job.hub, settled)))
-
-
-class Outbox(Struct):
-    """The scheduled and running deliveries of one worker."""
-
-    _sender: WebhookSender
-    """Sends one message."""
-    clock: Callable[[], float]
-    """Unix time."""
-    delay: Callable[[int], float] = retry_delay
-    """Returns the seconds before the next attempt, by the number of attempts so far."""
-    share: Share = field(default_factory=lambda: Share(MAX_QUEUED))
-    """Bytes of pending deliveries by principal. An event that several subscriptions wait for counts for each."""
-    _due: dict[Place, dict[OutgoingMessage, None]] = {}
-    """Deliveries that are due, the longest waiting first."""
-    _running: dict[asyncio.Task[None], OutgoingMessage] = {}
-    _running_counts: Counter[object] = field(default_factory=Counter[object])
-    """Running deliveries by host, by principal, and by both."""
-    _start: asyncio.Handle | None = None
-    _is_closed: bool = False
-
-    def schedule(self, message: OutgoingMessage, delay: float = 0.0) -> None:
-        """Send a message after a delay in seconds, unless an attempt is running."""
-        self.cancel(message)
-        if message.is_running:
-            return
-        if delay > 0:
-            message.due = self.clock() + delay
-            message.timer = asyncio.get_running_loop().call_later(delay, self.schedule, message)
-        else:
-            self._due.setdefault(message.target.place, {})[message] = None
-            self._wake()
-
-    def cancel(self, message: OutgoingMessage) -> None:
-        """Don't start another attempt of a message."""
-        if message.timer is not None:
-            message.timer.cancel()
-            message.timer = None
-        place = message.target.place
-        due = self._due.get(place, {})
-        if message in due:
-            del due[message]
-            if not due:
-                del self._due[place]
-
-    def _wake(self) -> None:
-        if self._start is None and not self._is_closed:
-            self._start = asyncio.get_running_loop().call_soon(self._start_due)
-
-    def _start_due(self) -> None:
-        """Start as many due deliveries as the limits allow, in turn by host and principal."""
-        self._start = None
-        started = not self._is_closed
-        while started:
-            started = False
-            for place in list(self._due):
-                if len(self._running) >= IN_FLIGHT:
-                    return
-                started |= self._start_one(place)
-
-    def _start_one(self, place: Place) -> bool:
-        """Start the first delivery of a principal to a host, if the principal is below its limits.
-
-        A principal may have fewer running deliveries than there are free slots, in total and for the host. So one
-        principal's slow endpoints never take the last slot, and several principals share the slots equally.
-        """
-        counts, (host, owner) = self._running_counts, place
-        if counts[owner] >= IN_FLIGHT - len(self._running) or counts[place] >= IN_FLIGHT_PER_HOST - counts[host]:
-            return False
-        due = self._due.pop(place)
-        message = next(iter(due))
-        del due[message]
-        if due:
-            self._due[place] = due
-        if not message.job.has_lease():
-            return True
-        message.is_running = True
-        counts.update((host, owner, place))
-        task = asyncio.create_task(self._attempt(message))
-        self._running[task] = message
-        task.add_done_callback(self._on_delivery_done)
-        return True
-
-    def _on_delivery_done(self, task: asyncio.Task[None]) -> None:
-        message = self._running.pop(task)
-        place = message.target.place
-        for key in (*place, place):
-            self._running_counts[key] -= 1
-            if not self._running_counts[key]:
-                del self._running_counts[key]
-        self._wake()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("A webhook delivery failed", exc_info=error)
-
-    async def _attempt(self, message: OutgoingMessage) -> None:
-        now, target = self.clock(), message.target
-        message.first_attempt_at = message.first_attempt_at or now
-        message.attempts += 1
-        body = message.body()
-        try:
-            if len(body) > MAX_BODY:
-                logger.warning("The event %s of %r is too large for webhooks", message.id, message.job.kind.name)
-                answer = AttemptResult(413, "http_4xx")
-            else:
-                answer = await self._sender.send(target.record, target.url, message.id, body, now)
-        finally:
-            message.is_running = False
-        message.job.settle(message, answer)
-
-    async def close(self, seconds: float = 0.0) -> None:
-        """Start no further deliveries, wait up to `seconds` for running ones, and stop the rest. Idempotent."""
-        self._is_closed = True
-        if self._running:
-            await asyncio.wait(self._running, timeout=seconds)
-        await cancel_all(*self._running)
+_ACCESS_REVOKED = ProtocolError(FORBIDDEN, "Forbidden", {"reason": "Access revoked"})
 
 
 class EventDelivery(Struct):
@@ -301,6 +84,8 @@ class EventDelivery(Struct):
     _change_event: asyncio.Event = field(default_factory=asyncio.Event)
     _leased_until: float = 0.0
     """Time on the event loop's clock."""
+    _is_retired: bool = False
+    """Whether the event type was removed."""
 
     @property
     def hub(self) -> Hub:
@@ -315,10 +100,11 @@ class EventDelivery(Struct):
             catches=Exception,
         )
         try:
-            while True:
+            while not self._is_retired:
                 with trouble:
                     await self._deliver_with_lease()
-                await asyncio.sleep(1.0 if trouble.lasts else LEASE / 3)
+                if not self._is_retired:
+                    await asyncio.sleep(1.0 if trouble.lasts else LEASE / 3)
         finally:
             if self._host.shared and self.has_lease():
                 with suppress(LocalError):
@@ -327,6 +113,11 @@ class EventDelivery(Struct):
     def recheck(self) -> None:
         """Check soon whether subscriptions' tokens were revoked and end such subscriptions."""
         self._recheck_tokens = True
+
+    def retire(self) -> None:
+        """Stop delivering, because the event type was removed, and end its subscriptions."""
+        self._is_retired = True
+        self._change_event.set()
 
     def has_lease(self) -> bool:
         """Return whether this worker is still allowed to deliver. If not, it starts again from the saved position."""
@@ -429,6 +220,12 @@ class EventDelivery(Struct):
         while True:
             await self._change_event.wait()
             self._change_event.clear()
+            if self._is_retired:
+                for target in list(self._targets.values()):
+                    await self._terminate(target, unknown_event_error(self.kind.name))
+                    # A new event type with this name may have loaded the subscription.
+                    await self._subscriptions.announce_change(self.kind.name, target.record.id)
+                return
             if self._reload:
                 self._reload = False
                 self._changed_ids.update(self._targets)
@@ -445,7 +242,10 @@ class EventDelivery(Struct):
             self._remove(id)
         elif id in self._targets:
             known = self._targets[id]
+            was_suspended = known.is_suspended
             known.record, known.reader.principal = record, record.principal
+            if was_suspended and not known.is_suspended:
+                self._end_suspension(known)
         else:
             target = await self._add_target(record)
             if target is not None and record.credential and await self._host.is_revoked(record.credential):
@@ -493,12 +293,12 @@ class EventDelivery(Struct):
             cursor, more = page.cursor, page.more and split_cursor(page.cursor)[1] < until
             target.has_unsaved_events = True
 
-    async def _terminate(self, target: Target) -> None:
-        """End a subscription whose principal lost access."""
+    async def _terminate(self, target: Target, error: ProtocolError = _ACCESS_REVOKED) -> None:
+        """End a subscription, and tell the endpoint why. By default, the principal lost access."""
         record = target.record
         await self._subscriptions.delete(record.principal, record.name, record.id)
         self._remove(record.id)
-        self._outbox.schedule(OutgoingMessage(self, target, _TERMINATED))
+        self._outbox.schedule(OutgoingMessage(self, target, {"type": "terminated", "error": describe_error(error)}))
 
     def _remove(self, id: str) -> None:
         target = self._targets.pop(id, None)
@@ -568,9 +368,9 @@ class EventDelivery(Struct):
                 return
             self._drop(target, oldest)
         target.pending[message.offset] = message
-        if not target.timeouts:
+        if target.is_ready:
             self._outbox.schedule(message, delay)
-        elif target.probe is None:
+        elif target.probe is None and not target.is_suspended:
             target.probe = message
             self._outbox.schedule(message)
 
@@ -590,7 +390,7 @@ class EventDelivery(Struct):
     def _send_gap(self, target: Target, offset: int) -> None:
         if target.gap is None:
             target.gap = OutgoingMessage(self, target, {"type": "gap", "cursor": position(self.hub, offset)})
-            if not target.timeouts:
+            if target.is_ready:
                 self._outbox.schedule(target.gap)
 
     # Outcomes
@@ -608,18 +408,46 @@ class EventDelivery(Struct):
         elif message is target.gap and ends:
             target.gap = None
         target.has_unsaved_events |= is_event and not ends
-        if answer.reason == "timeout":
+        self._adjust_delivery(target, answer, now)
+        goes_on = (is_event or message is target.gap) and target.is_ready
+        if not ends and (goes_on or message.is_termination):
+            self._outbox.schedule(message, self._outbox.delay(message.attempts))
+
+    def _adjust_delivery(self, target: Target, answer: AttemptResult, now: float) -> None:
+        """Decide after an attempt whether the endpoint gets every message, only a probe, or none until a refresh."""
+        if self._is_failing(target, answer, now):
+            target.timeouts, target.probe = 0, None
+            for each in target.messages():
+                self._outbox.cancel(each)
+        elif answer.reason == "timeout":
             if target.probe is None:
-                self._suspend(target)
+                self._send_probe(target)
         elif target.timeouts:  # the endpoint responds again
             target.timeouts = 0
             for each in target.messages():
                 self._outbox.schedule(each, each.due - now)
-        goes_on = (is_event or message is target.gap) and not target.timeouts
-        if not ends and (goes_on or message.content is _TERMINATED):
-            self._outbox.schedule(message, self._outbox.delay(message.attempts))
 
-    def _suspend(self, target: Target) -> None:
+    def _is_failing(self, target: Target, answer: AttemptResult, now: float) -> bool:
+        """Count an attempt, and return whether deliveries to the endpoint are suspended."""
+        if target.count_attempt(bool(answer.reason) and not answer.final, now) and not target.is_suspended:
+            target.status = replace(target.status, suspended_at=now)
+            target.has_unsaved_status = True
+            logger.warning(
+                "The webhooks of the subscription %s are suspended until its next refresh: %d of %d attempts failed.",
+                target.record.id,
+                target.failures,
+                target.attempts,
+            )
+        return target.is_suspended
+
+    def _end_suspension(self, target: Target) -> None:
+        """Send the messages that waited for a refresh. The wait doesn't count as time of their attempts."""
+        target.window_end = 0.0
+        for each in target.messages():
+            each.first_attempt_at = 0.0
+            self._outbox.schedule(each)
+
+    def _send_probe(self, target: Target) -> None:
         """Send only an occasional message to an endpoint that doesn't respond."""
         target.timeouts += 1
         messages = target.messages()
@@ -652,7 +480,7 @@ class EventDelivery(Struct):
         if answer.reason:
             target.status = replace(before, last_error=answer.reason, failed_since=before.failed_since or now)
         else:
-            target.status = Status(now)
+            target.status = Status(now, suspended_at=before.suspended_at)
         if bool(before.last_error) != bool(target.status.last_error) or now - target.status_saved_at > _STATUS_INTERVAL:
             target.has_unsaved_status = True
 

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
 from millstream import ProtocolError
-from millstream.extensions import CallContext, Host, cancel_all, format_time
+from millstream.extensions import CallContext, Host, ListenSubscription, cancel_all, format_time
 from millstream.extensions.events._catalog import (
     EventCatalog,
     EventType,
@@ -20,6 +20,7 @@ from millstream.extensions.events._catalog import (
     forbidden_error,
     invalid,
     sees,
+    unknown_event_error,
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
 from millstream.protocol import (
@@ -282,6 +283,11 @@ def read_occurrence(reader: Reader, event: Event) -> Json:
     return {**occurrence(reader, event, None), "data": decode_object(event.data or b"")}
 
 
+def describe_error(error: ProtocolError) -> Json:
+    """Return the error that ends a subscription in the wire format."""
+    return {"code": error.code, "message": error.message, "data": error.data}
+
+
 def open_reader(catalog: EventCatalog, params: ReadParams, ctx: CallContext, now: float) -> Reader:
     """Return the reader of a request.
 
@@ -305,7 +311,9 @@ class EventMethods(Struct):
     """Delivery modes of every event type."""
     _pause: float
     """Seconds between two polls of a client."""
-    _streams: dict[str, LiveStreams] = {}
+    _streams: dict[EventType, LiveStreams] = {}
+    _list_followers: dict[ListenSubscription, frozenset[str] | None] = {}
+    """Subscriptions to changes to the list of event types, with their callers' scopes."""
 
     async def list_types(self, params: ListParams, ctx: CallContext) -> Json:
         """Return one page of the event types visible to the caller, with the available delivery modes.
@@ -323,6 +331,26 @@ class EventMethods(Struct):
         modes = [mode for mode in self._modes if mode not in unusable]
         result: Json = {"events": [kind.describe(modes) for kind in page]}
         return {**result, "nextCursor": page[-1].name} if len(rest) > PAGE_SIZE else result
+
+    async def follow_list(self, wanted: Any, subscription: ListenSubscription, ctx: CallContext) -> bool | None:
+        """Notify a `subscriptions/listen` with ``eventsListChanged`` about changes to the list of event types."""
+        if wanted is not True:
+            return None
+        self._list_followers[subscription] = ctx.scopes
+
+        def stop() -> None:
+            self._list_followers.pop(subscription, None)
+
+        subscription.closes.append(stop)
+        return True
+
+    def notify_list_changed(self, kind: EventType) -> None:
+        """Notify the clients that can see an event type that it was added or removed."""
+        if kind.is_removed:
+            self._streams.pop(kind, None)
+        for subscription, scopes in list(self._list_followers.items()):
+            if sees(kind, scopes):
+                subscription.push(f"{PREFIX}list_changed")
 
     async def poll(self, params: ReadParams, ctx: CallContext) -> Json:
         """Return the events after a cursor, or without one, only the current cursor.
@@ -350,7 +378,7 @@ class EventMethods(Struct):
         """
         reader, hub = self._open(params, ctx), self._host.hub
         kind, mark = reader.kind, {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
-        live = self._streams.setdefault(kind.name, LiveStreams(kind, hub))
+        live = self._streams.setdefault(kind, LiveStreams(kind, hub))
 
         def on_live(feed: Feed) -> Encode:
             live.add(feed, reader)
@@ -360,11 +388,16 @@ class EventMethods(Struct):
             feed, replay = open_feed(hub, kind.name, params.cursor or "", on_live)
             leaving = asyncio.create_task(reply.wait_closed())
             leaving.add_done_callback(lambda _: feed.close())
+            kind.on_removal.add(feed.close)
             try:
                 async for method, notification in _notifications(hub, reader, feed):
                     meta = {**notification.get("_meta", {}), **mark["_meta"]}
                     await reply.send(method, {**notification, "_meta": meta})
+                if kind.is_removed:
+                    error = describe_error(unknown_event_error(kind.name))
+                    await reply.send(f"{PREFIX}terminated", {"error": error, **mark})
             finally:
+                kind.on_removal.discard(feed.close)
                 feed.close()
                 await cancel_all(leaving, replay)
         return mark

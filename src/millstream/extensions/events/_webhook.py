@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Literal
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
@@ -38,9 +39,9 @@ from millstream.extensions.events._event_methods import (
     position,
     read_page,
 )
-from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
+from millstream.extensions.http_post import AddressCheck, PostFailed, Url, get, is_public, parse_url, post
 from millstream.middleware import Limiter, Rate
-from millstream.protocol import MALFORMED, Confidential, Json, decoder, encode
+from millstream.protocol import EVENTS, MALFORMED, Confidential, Json, decoder, encode
 from millstream.stores import Map, StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0
@@ -76,6 +77,20 @@ class WebhookSubscription(Confidential, Struct, frozen=True, array_like=True):
     old_until: float = 0.0
     credential: str = ""
     """Revocation id of the last refresh's token (see `Host.is_revoked`)."""
+    has_message_ids: bool = False
+    """Whether ``webhook-id`` identifies the message, not the event."""
+    refreshed_at: float = 0.0
+    """Unix time of the last `events/subscribe`."""
+
+    def is_suspended(self, status: "Status") -> bool:
+        """Return whether deliveries were suspended after the last refresh."""
+        return status.suspended_at > self.refreshed_at
+
+    def message_id(self, event_id: str) -> str:
+        """Return the ``webhook-id`` of an event's message, the same for each attempt and after a restart."""
+        if not self.has_message_ids:
+            return event_id
+        return f"msg_{sha256(f'{self.id} {event_id}'.encode()).hexdigest()[:32]}"
 
 
 class Status(Struct, frozen=True, array_like=True):
@@ -84,6 +99,8 @@ class Status(Struct, frozen=True, array_like=True):
     last_delivery: float = 0.0
     last_error: str = ""
     failed_since: float = 0.0
+    suspended_at: float = 0.0
+    """Unix time at which deliveries were suspended, or 0. The next refresh resumes them."""
 
 
 class UndeliveredEvent(Struct, frozen=True, array_like=True):
@@ -257,6 +274,7 @@ SECRET_PREFIX = "whsec_"  # noqa: S105  only the prefix
 TIMEOUT = 5.0
 """Timeout of one attempt in seconds, including the connection."""
 MAX_URL = 2048
+RECEIVER_PATH = "/.well-known/mcp-webhook-receiver.json"
 
 Reason = Literal["", "connection_refused", "timeout", "tls_error", "http_4xx", "http_5xx", "challenge_failed"]
 """Categories of failed attempts. They don't reveal anything about internal addresses."""
@@ -344,6 +362,31 @@ class WebhookSender(Struct, frozen=True):
             return AttemptResult(reply.status, "", reply.body)
         return AttemptResult(reply.status, "http_5xx" if reply.status >= 500 else "http_4xx")
 
+    async def is_declared_receiver(self, url: Url, owner: Principal) -> bool:
+        """Return whether the origin of an endpoint declares, at its well-known path, that the endpoint accepts
+        deliveries.
+
+        Args:
+            url: URL of the endpoint.
+            owner: The principal whose share the request uses.
+        """
+        with suppress(PostFailed, *MALFORMED):
+            well_known = parse_url(url.origin + RECEIVER_PATH)
+            headers = {"accept": "application/json", "user-agent": "millstream"}
+            reply = await get(well_known, headers, judge=self.judge, tls=self.tls, seconds=TIMEOUT, owner=owner.id)
+            if reply.status == 200:
+                return any(_covers(each, url.target) for each in _decode_receivers(reply.body).receivers)
+        return False
+
+
+def _covers(prefix: str, target: str) -> bool:
+    """Return whether a declared path covers the path of a URL, which must be in its normal form."""
+    path = target.partition("?")[0]
+    decoded = unquote(path)
+    if not prefix.startswith("/") or "\\" in decoded or not {".", ".."}.isdisjoint(decoded.split("/")):
+        return False
+    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
 
 MIN_TTL = 60.0
 DEFAULT_TTL = 3600.0
@@ -360,6 +403,15 @@ class _Echo(Struct):
 
 
 _decode_echo = decoder(_Echo)
+
+
+class _Receivers(Struct):
+    """The document of an origin that accepts webhooks."""
+
+    receivers: list[str] = []
+
+
+_decode_receivers = decoder(_Receivers)
 
 
 class DeliveryParams(Confidential, Struct):
@@ -414,6 +466,8 @@ class WebhookMethods(Struct):
             Principal(principal.subject, principal.issuer, principal.client, principal.scopes),
             oldest=reader.oldest,
             credential=self._host.revocation_id(principal),
+            has_message_ids=EVENTS in ctx.client.extensions,
+            refreshed_at=now,
         )
         existing, _ = await subscriptions.get(params.name, id)
         try:
@@ -435,7 +489,7 @@ class WebhookMethods(Struct):
             **granted,
             "cursor": await self._watermark(existing, since),
             "truncated": False,
-            "deliveryStatus": _describe_status(await subscriptions.status(id)),
+            "deliveryStatus": _describe_status(existing, await subscriptions.status(id)),
         }
 
     async def unsubscribe(self, params: SubscribeParams, ctx: CallContext) -> Json:
@@ -491,7 +545,14 @@ class WebhookMethods(Struct):
             before, sealed = await self._subscriptions.get(fresh.name, fresh.id)
             new = fresh
             if before is not None:
-                new = replace(before, expires=fresh.expires, principal=fresh.principal, credential=fresh.credential)
+                new = replace(
+                    before,
+                    expires=fresh.expires,
+                    principal=fresh.principal,
+                    credential=fresh.credential,
+                    has_message_ids=fresh.has_message_ids,
+                    refreshed_at=fresh.refreshed_at,
+                )
                 if fresh.secret != before.secret:
                     new = replace(new, secret=fresh.secret, old_secret=before.secret, old_until=now + SECRET_GRACE)
             if await self._subscriptions.replace(new, sealed):
@@ -508,7 +569,10 @@ class WebhookMethods(Struct):
         return await self._subscriptions.position(existing.name) or since
 
     async def _verify(self, subscription: WebhookSubscription) -> None:
-        """Check with a challenge that the endpoint agrees to receive deliveries, unless it has done so recently.
+        """Check that the endpoint agrees to receive deliveries, unless it has done so recently.
+
+        It agrees by responding to a challenge. If it responds with something else, the document
+        `/.well-known/mcp-webhook-receiver.json` of its origin may declare that it agrees.
 
         Raises:
             ProtocolError: CALLBACK_ENDPOINT_ERROR, or RESOURCE_EXHAUSTED after too many challenges.
@@ -520,26 +584,39 @@ class WebhookMethods(Struct):
         if not self._verifications.take(owner.id):
             raise limit_error("verifications", self._verifications.each)
         try:
-            if self._owner_limit.take(f"{url.host} {owner.id}") > 0 or self._host_limit.take(url.host) > 0:
-                raise limit_error("verifications of this host", _MAX_VERIFICATIONS_PER_HOST // 2)
+            self._count_verification(url, owner)
             body = encode({"type": "verification", "challenge": challenge})
             message_id = f"msg_verification_{secrets.token_hex(12)}"
             answer = await self._sender.send(subscription, url, message_id, body, self._host.now())
+            echo = ""
+            with suppress(*MALFORMED):
+                echo = _decode_echo(answer.body).challenge
+            agrees = hmac.compare_digest(echo.encode(), challenge.encode())
+            if not agrees and answer.status:
+                self._count_verification(url, owner)
+                agrees = await self._sender.is_declared_receiver(url, owner)
         finally:
             self._verifications.leave(owner.id)
-        echo = ""
-        with suppress(*MALFORMED):
-            echo = _decode_echo(answer.body).challenge
-        if not hmac.compare_digest(echo.encode(), challenge.encode()):
+        if not agrees:
             # The reason is a category, never a response.
             reason = "challenge_failed" if answer.status else answer.reason
             raise ProtocolError(CALLBACK_ENDPOINT_ERROR, f"The callback endpoint failed: {reason}", {"reason": reason})
         await self._host.map.put(key, b"1", VERIFIED_SECONDS)
 
+    def _count_verification(self, url: Url, owner: Principal) -> None:
+        """Count one request to an endpoint that hasn't agreed yet.
 
-def _describe_status(status: Status) -> Json:
+        Raises:
+            ProtocolError: RESOURCE_EXHAUSTED.
+        """
+        if self._owner_limit.take(f"{url.host} {owner.id}") > 0 or self._host_limit.take(url.host) > 0:
+            raise limit_error("verifications of this host", _MAX_VERIFICATIONS_PER_HOST // 2)
+
+
+def _describe_status(existing: WebhookSubscription, status: Status) -> Json:
+    """Return the delivery status before a refresh."""
     described: Json = {
-        "active": True,
+        "active": not existing.is_suspended(status),
         "lastDeliveryAt": format_time(status.last_delivery) if status.last_delivery else None,
         "lastError": status.last_error or None,
     }

@@ -36,6 +36,7 @@ export const isVisibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model"
  * @property {(tool: Json, given: Json) => Promise<Json>} call asks for consent if needed
  * @property {(uri: string) => Promise<Json>} read
  * @property {(url: string) => Promise<void>} open rejects if the user declines
+ * @property {(contents: Json[]) => Promise<void>} save downloads files; rejects if the user declines
  * @property {(text: string, role: string) => Promise<void>} say
  * @property {(context: Json) => void} remember updates the model's context
  * @property {(size: {width?: number, height?: number}) => void} resize
@@ -154,6 +155,11 @@ export class Bridge {
     }
     if (method === "resources/read") return host.read(String(params.uri));
     if (method === "ui/open-link") return host.open(String(params.url));
+    if (method === "ui/download-file")
+      return host.save([params.contents ?? []].flat()).catch((problem) => {
+        host.log("warning", problem.message);
+        return { isError: true };
+      });
     if (method === "ui/message") {
       const text = [params.content]
         .flat()

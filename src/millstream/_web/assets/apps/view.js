@@ -1,7 +1,7 @@
 // An app beside the result of its tool: the HTML of a `ui://` resource in a frame with an opaque origin and the policy
 // that the resource declares. The user approves the app's actions here.
 
-import { element, labelOf, makeButton, pretty } from "../dom.js";
+import { element, labelOf, makeButton, pretty, save } from "../dom.js";
 import { jsonBlock } from "../render/json.js";
 import { guard } from "../shell/controls.js";
 import { Bridge, MIME } from "./bridge.js";
@@ -10,6 +10,7 @@ import { Bridge, MIME } from "./bridge.js";
 
 const MAX_HTML = 5 * 1024 * 1024;
 const MAX_EVENTS = 50;
+const MAX_FILES = 10; // of one download
 const MAX_QUESTION = 2_000; // characters
 const MAX_SHOWN = 16 * 1024; // characters of an app's data
 const HEIGHTS = [80, 900];
@@ -116,13 +117,23 @@ function htmlOf({ contents = [] }, uri) {
   return { html, meta: found._meta?.ui ?? {} };
 }
 
+/** Return the name of a file that an app offers, without a path. @param {Json} item */
+const fileName = ({ name, resource, uri }) =>
+  String(name ?? (resource?.uri ?? uri ?? "").split(/[?#]/)[0].replace(/^.*\//, ""))
+    .replace(/[^\p{L}\p{N}._-]+/gu, "-")
+    .replace(/^\.+/, "")
+    .slice(-100) || "file";
+
+/** Return the data of a resource's contents, for a file. @param {Json} contents */
+const fileData = ({ text, blob }) => text ?? Uint8Array.from(atob(blob ?? ""), (each) => each.charCodeAt(0));
+
 /**
  * Create the card of an app. An app of this page's server may use everything that the server offers. Any other app may use
  * only what comes from its own upstream, and needs consent, whatever the hints of its tools say.
  *
  * @param {Json} tool
  * @param {Json} given arguments of the call
- * @param {Json} result
+ * @param {Json | null} result null if the user canceled the call
  * @param {{request: (method: string, params: Json, options?: Json) => Promise<Json>, tools: () => Json[], host: string}} server
  *   `host` is the host of another server; "" for this page's server
  */
@@ -233,6 +244,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
   const host = (domains) => ({
     capabilities: {
       openLinks: {},
+      downloadFile: {},
       serverTools: {},
       serverResources: {},
       logging: {},
@@ -270,6 +282,22 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
       window.open(url, "_blank", "noopener,noreferrer");
       logEvent(`Opened ${url}`);
     },
+    save: async (items) => {
+      if (!items.length || items.length > MAX_FILES) throw new Error(`An app saves 1 to ${MAX_FILES} files at a time.`);
+      const names = items.map(fileName);
+      await requestConsent(`Allow it to save ${names.join(", ")}?`, undefined, false);
+      for (const [index, { type, resource, uri }] of items.entries()) {
+        let contents = resource;
+        if (type === "resource_link") {
+          const found = await request("resources/read", { uri: String(uri) });
+          if (!mayUse(found)) throw new Error(`${uri} isn't a resource of ${from}.`);
+          contents = found.contents?.[0];
+        }
+        if (!contents) throw new Error(`${names[index]} has no contents.`);
+        save(names[index], fileData(contents), contents.mimeType ?? "application/octet-stream");
+        logEvent(`Saved ${names[index]}`);
+      }
+    },
     say: async (text, role) => {
       logEvent(`Said as ${role}`, text);
     },
@@ -282,8 +310,14 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     log: (level, data) => logEvent(`Logged (${level.slice(0, 20)})`, data),
     dropped: (reason) => logEvent("A message was dropped", reason),
     ready: () => {
+      // A model writes one argument after another.
+      Object.keys(given).forEach((_, count) => {
+        const partial = Object.fromEntries(Object.entries(given).slice(0, count));
+        bridge?.notify("ui/notifications/tool-input-partial", { arguments: partial });
+      });
       bridge?.notify("ui/notifications/tool-input", { arguments: given });
-      bridge?.notify("ui/notifications/tool-result", result);
+      if (result) bridge?.notify("ui/notifications/tool-result", result);
+      else bridge?.notify("ui/notifications/tool-cancelled", { reason: "The user canceled the call." });
     }
   });
 

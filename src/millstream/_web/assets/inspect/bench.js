@@ -44,7 +44,8 @@ export function say(error) {
  * @property {(values: Json) => {method: string, params: Json}} request returns the request for the values
  * @property {(method: string, params: Json, options: SendOptions) => Promise<Json>} send
  * @property {(result: Json) => Node[]} draw
- * @property {((values: Json, result: Json) => Node) | null} [app] shows a result in an app of the server
+ * @property {((values: Json, result: Json | null) => Node) | null} [app] shows a result in an app of the server; null
+ *   if the user canceled the call
  * @property {string} verb
  * @property {Json} [outputSchema]
  * @property {((params: Json, signal: AbortSignal, changed: () => void) => Promise<void>) | null} [watch] subscribes to
@@ -257,7 +258,8 @@ async function perform(output, work, values, signal) {
     const shown = [...(work.app ? [work.app(values, result)] : []), ...results(result, work)];
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
   } catch (/** @type {any} */ error) {
-    if (error.name === "AbortError") return outcome("Canceled", "warn");
+    if (error.name === "AbortError")
+      return outcome("Canceled", "warn", ...(work.app && error.byPerson ? [work.app(values, null)] : []));
     const data =
       error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
     const remedy = work.remedy?.(error, values) ?? null;

@@ -28,7 +28,11 @@ const NAME_PARAMS = {
   "resources/read": "uri",
   "tasks/get": "taskId",
   "tasks/update": "taskId",
-  "tasks/cancel": "taskId"
+  "tasks/cancel": "taskId",
+  "events/poll": "name",
+  "events/stream": "name",
+  "events/subscribe": "name",
+  "events/unsubscribe": "name"
 };
 
 /** A JSON-RPC error from the server. */
