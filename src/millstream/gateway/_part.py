@@ -648,10 +648,12 @@ _STATE_FACTS = (
 def _merge(one: Json, other: Json) -> Json:
     urgency = ("degraded", "connecting", "ready").index
     worse = min(one, other, key=lambda report: (urgency(report["state"]), report["since"]))
-    merged = {
+    workers = Counter[str](one["workers"])
+    workers.update(other["workers"])
+    merged: Json = {
         **one,
         **{name: worse[name] for name in ("state", "reason", "since", "failed_reads", "needs_account")},
-        "workers": dict(Counter(one["workers"]) + Counter(other["workers"])),
+        "workers": dict(workers),
     }
     newest = max(one, other, key=lambda report: report["listed_at"] or 0)
     merged |= {name: newest[name] for name in ("revision", "transport")}

@@ -78,7 +78,8 @@ _AWAITABLES = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
 
 def blocking_places() -> set[str]:
     """Return the innermost function of the program that the main thread runs, with its file and line."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frames_of = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    frame = frames_of.get(threading.main_thread().ident or 0)
     frames: list[FrameType] = []
     while frame is not None:
         frames.insert(0, frame)
