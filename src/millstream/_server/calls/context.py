@@ -35,7 +35,7 @@ from millstream._server.calls.questions import (
     ask_by_round,
 )
 from millstream._server.calls.services import Publisher, principal_id
-from millstream._server.calls.session_state import SessionState, UserState, once_stored
+from millstream._server.calls.session_state import SessionState, StoredState, UserState, once_stored
 from millstream._stores.rates import share_for
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class Context(CallInfo, NotCopyable):
         return self._services.hub
 
     @property
-    def session_state(self) -> SessionState:
+    def session_state(self) -> StoredState:
         """Values stored for this session, the same on every worker. Falsy if `session` is None.
 
         Example:
@@ -145,7 +145,7 @@ class Context(CallInfo, NotCopyable):
         return SessionState(self._services.records, self._call.session)
 
     @property
-    def user_state(self) -> UserState:
+    def user_state(self) -> StoredState:
         """Values stored for the user who has signed in, in every revision, session, and program. Falsy without sign-in,
         except over stdio and in memory, where the only client is the user.
 
