@@ -134,6 +134,9 @@ async def test_clients_follow_changes_to_the_list_of_events(tmp_path: Path) -> N
         assert (await receiver.wait_for_messages(3))[2].data["data"] == {"order": "8"}
         with pytest.raises(LocalError, match="No event is declared"):
             world.events.remove("order.lost")
+        await world.shop.stop()
+        methods = [each.get("method", "result") async for each in other]
+        assert methods == ["notifications/events/list_changed", "result"]  # of the new order.noted
 
 
 async def test_polls_return_each_event_once() -> None:

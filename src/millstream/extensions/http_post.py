@@ -94,7 +94,16 @@ async def get(
     max_bytes: int = 16 * 1024,
     owner: str = "",
 ) -> PostReply:
-    """GET a URL and return the response. See `post` for the arguments.
+    """GET a URL and return the response.
+
+    Args:
+        url: See `parse_url`.
+        headers: All except Host.
+        judge: Returns whether an address is allowed, by default only public addresses are.
+        tls: Context with the trusted certificates, by default the system's.
+        seconds: Time limit, including the connection.
+        max_bytes: Maximum size of the response.
+        owner: The caller whose share of the name lookups is used (see `Share`).
 
     Raises:
         PostFailed: There was no response, or it's too large.

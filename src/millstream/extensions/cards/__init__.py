@@ -182,9 +182,9 @@ class Cards(Extension):
 
         host.serve_document(f"{settings.path.rstrip('/')}/server-card", card, CARD_TYPE)
 
-        def listing() -> bytes:
+        def make_catalog() -> bytes:
             return encode(catalog(identity, host.about, f"{identity.url}/server-card"))
 
-        host.serve_document(CATALOG_PATH, listing, CATALOG_TYPE)
-        host.serve_document(ARD_PATH, listing, "application/json")
+        host.serve_document(CATALOG_PATH, make_catalog, CATALOG_TYPE)
+        host.serve_document(ARD_PATH, make_catalog, "application/json")
         host.serve_document(OLD_CARD_PATH, card, "application/json")

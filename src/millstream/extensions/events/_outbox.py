@@ -8,21 +8,18 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from msgspec import Struct, field
 
 from millstream import Principal
 from millstream.extensions import Share, cancel_all
-from millstream.extensions.events._catalog import MAX_BODY, Reader, logger
+from millstream.extensions.events._catalog import MAX_BODY, EventType, Reader, logger
 from millstream.extensions.events._event_methods import occurrence, position
 from millstream.extensions.events._webhook import AttemptResult, Status, WebhookSender, WebhookSubscription
 from millstream.extensions.http_post import Url
-from millstream.hub import Event
+from millstream.hub import Event, Hub
 from millstream.protocol import Json, encode
-
-if TYPE_CHECKING:
-    from millstream.extensions.events._delivery import EventDelivery
 
 MAX_QUEUED = 256 * 1024 * 1024
 """Maximum bytes of one worker's pending deliveries, half of it per principal. Only a principal that exceeds it loses
@@ -110,10 +107,26 @@ class Target(Struct, eq=False):
         return events if self.gap is None else [*events, self.gap]
 
 
+class DeliveryJob(Protocol):
+    """The deliveries of one event type, as far as an outbox uses them."""
+
+    kind: EventType
+
+    @property
+    def hub(self) -> Hub:
+        """The hub of the events."""
+
+    def has_lease(self) -> bool:
+        """Return whether this worker is still allowed to deliver."""
+
+    def settle(self, message: "OutgoingMessage", answer: AttemptResult) -> None:
+        """Record the outcome of an attempt."""
+
+
 class OutgoingMessage(Struct, eq=False):
     """One message for one subscription."""
 
-    job: "EventDelivery"
+    job: DeliveryJob
     """Sends the message."""
     target: Target
     content: Event | Json
