@@ -42,7 +42,7 @@ SAMPLES: dict[type[Any], Callable[[], object]] = {
     ToolPolicy: lambda: ToolPolicy(limit="5/second"),
     UpstreamConfig: lambda: UpstreamConfig(name="shop", target="http://127.0.0.1:9/mcp"),
     UpstreamPolicy: lambda: UpstreamPolicy(tools={"a": ToolPolicy()}),
-    events.Events: lambda: events.Events(draft="SEP-3415"),
+    events.Events: events.Events,
     fastmcp.AssistantMessage: lambda: fastmcp.AssistantMessage("text"),
     fastmcp.McpError: lambda: fastmcp.McpError(types.ErrorData(code=-32000, message="No.", data={"a": 1})),
     fastmcp.UserMessage: lambda: fastmcp.UserMessage("text"),

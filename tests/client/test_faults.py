@@ -322,7 +322,7 @@ async def test_empty_cursor_is_a_cursor_only_since_2026_07_28(opening: Any, name
 
     async with misbehaving(opening(behave)) as server:
         gateway = Server("front")
-        gateway.upstream("odd", server.url, prefix="", policy=UpstreamPolicy())  # not relayed
+        gateway.upstream("odd", server.url, prefix="", policy=UpstreamPolicy(tags=("all",)))  # not relayed
         async with Client(gateway if behind else server.url, timeout=WAIT) as client:
             assert [tool.name for tool in await client.tools()] == names
 

@@ -61,7 +61,9 @@ async def test_forwarded_extension_is_not_declared_for_other_clients() -> None:
 async def test_ambiguous_prefixed_or_restricted_extensions_are_not_forwarded() -> None:
     one, two = (Server(name, extensions=[Stock()]) for name in ("one", "two"))
     with_prefix = make_gateway(("shop", Server("shop", extensions=[Stock()])))
-    with_policy = make_gateway(("shop", Server("shop", extensions=[Stock()])), prefix="", policy=UpstreamPolicy())
+    with_policy = make_gateway(
+        ("shop", Server("shop", extensions=[Stock()])), prefix="", policy=UpstreamPolicy(tags=("all",))
+    )
     both = make_gateway(("one", one), prefix="")
     both.upstream("two", two, start_timeout=WAIT)
     own = make_gateway(("shop", Server("shop", extensions=[Stock()])), prefix="")

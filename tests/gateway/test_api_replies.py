@@ -200,7 +200,7 @@ async def test_argument_names_from_other_servers_work_with_every_model() -> None
         return json.dumps(arguments)
 
     mcp = Server("front")
-    mcp.upstream("inner", inner, prefix="", policy=UpstreamPolicy(), start_timeout=WAIT)  # not relayed
+    mcp.upstream("inner", inner, prefix="", policy=UpstreamPolicy(tags=("all",)), start_timeout=WAIT)  # not relayed
     async with Client(mcp, timeout=WAIT) as client:
         (tool,) = await client.tools()
         assert tool.input_schema["required"] == ["top"]

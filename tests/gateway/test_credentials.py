@@ -186,7 +186,7 @@ async def test_forwarding_the_key_header_warns_like_authorization(caplog: pytest
 async def test_cross_origin_redirects_drop_credentials() -> None:
     async with run_echo() as evil, run_echo() as other, run_gateway(other.url, auth=bearer("t")) as gate:
         other.redirect = evil.url
-        assert "sent an invalid response" in await gate.call(ALICE, "up_who")
+        assert "isn't an MCP server" in await gate.call(ALICE, "up_who")
         assert evil.seen == []
         assert evil.refusals == 0
 

@@ -236,7 +236,9 @@ async def test_upstream_with_all_processes_in_use_is_not_reported_as_down(
         monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)
         os.kill(lister, signal.SIGKILL)  # its place goes to the waiting call
         await until(lambda: len(pids_in(tmp_path)) == 3)
-        await until(lambda: "can't be read at the moment" in caplog.text or describe()[0]["state"] != "ready")
+        await until(
+            lambda: "doesn't return its lists at the moment" in caplog.text or describe()[0]["state"] != "ready"
+        )
         assert (describe()[0]["state"], describe()[0]["breaker"]) == ("ready", "closed")
         for call in calls:
             call.cancel()

@@ -59,12 +59,15 @@ class Caller:
             target,
             revision=revision,
             headers={"authorization": f"Bearer {key}"} if key else {},
-            on_log=lambda log: self.logs.append(log.data),
+            on_log=(lambda log: self.logs.append(log.data)) if level else None,
             options=Options(log_level=level),
             timeout=WAIT,
         )
 
     async def meet(self, name: str) -> None:
+        incoming = self.client.conversation.requests.incoming
+        if incoming.on_log is None:  # which would ask for messages
+            incoming.observer = lambda note: self.logs.append(note) if note.method == "notifications/message" else None
         await self.client.call("meet", name=name)
 
 

@@ -258,6 +258,7 @@ for line in sys.stdin:
         url = {"mode": "url", "message": "Pay", "url": "https://example.com", "elicitationId": arguments["id"]}
         if params["name"] == "pay":
             error = {"code": -32042, "message": "Pay first", "data": {"elicitations": [url]}}
+        else:
             say(method="notifications/elicitation/complete", params={"elicitationId": arguments["id"]})
     if "id" in message and method:
         say(id=message["id"], **({"error": error} if error else {"result": result}))
@@ -265,6 +266,7 @@ for line in sys.stdin:
 """A server whose clients have to open a URL. Its tool `finish` reports that one of them did."""
 
 
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
 async def test_completed_url_is_reported_to_the_client_that_opened_it_after_its_call(prefix: str) -> None:
     mcp = Server("front")
     command = [sys.executable, "-c", PAYS]

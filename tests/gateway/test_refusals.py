@@ -20,6 +20,7 @@ pytestmark = pytest.mark.server
 TOOLS = {"tools": [{"name": "hello", "inputSchema": {"type": "object"}}]}
 Reply = tuple[str, str, bytes, str]
 JSON, TEXT, HTML = "application/json", "text/plain", "text/html; charset=utf-8"
+WRONG_URL = "If it isn't starting up, the gateway's operator has to correct its URL."
 CASES: list[tuple[Reply, str]] = [
     (("429 Too Many Requests", JSON, b'{"error":"slow down"}', "Retry-After: 17\r\n"),
      "responded with status 429: slow down. Try again in 17 seconds."),
@@ -31,7 +32,7 @@ CASES: list[tuple[Reply, str]] = [
      "requires credentials. Its operator has to add them. It responded with status 403."),
     (("401 Unauthorized", JSON, b'{"error":"invalid_token","error_description":"The key is expired"}', ""),
      "requires credentials. Its operator has to add them. It responded with status 401: The key is expired."),
-    (("404 Not Found", TEXT, b"no such tenant", ""), "responded with status 404: no such tenant."),
+    (("404 Not Found", TEXT, b"no such tenant", ""), f"responded with status 404: no such tenant. {WRONG_URL}"),
     (("402 Payment Required", "application/problem+json", b'{"title":"Pay","detail":"The plan has ended"}', ""),
      "responded with status 402: The plan has ended."),
     (("413 Content Too Large", "", b"", ""), "responded with status 413."),

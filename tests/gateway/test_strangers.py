@@ -118,7 +118,7 @@ async def test_unusual_schemas_lose_at_most_their_example() -> None:
     tools = [{"name": f"tool{at}", "inputSchema": each, "outputSchema": each} for at, each in enumerate(SCHEMAS)]
     command = stranger({"tools": {}}, {"tools/list": {"result": {"tools": tools}}, "tools/call": DONE})
     hidden = UpstreamPolicy(tools={"*": ToolPolicy(hidden={"a": 1}, defaults={"b": 2})})
-    for options in ({"policy": UpstreamPolicy()}, {"settings": {"tool_search": True}}, {"policy": hidden}):
+    for options in ({"policy": UpstreamPolicy(tags=("all",))}, {"settings": {"tool_search": True}}, {"policy": hidden}):
         mcp = make_gateway(command, **options)
         async with mcp.running(), httpx2.AsyncClient(transport=httpx2.ASGITransport(mcp)) as http:
             registry = mcp.definition.registry
@@ -345,7 +345,7 @@ async def test_null_members_are_omitted(caplog: pytest.LogCaptureFixture, *, beh
     about = {"name": "s", "version": None, "title": None, "icons": None}
     capabilities = {**ALL, "completions": None, "logging": None, "experimental": None}
     command = stranger(capabilities, NULLS, instructions=None, _meta=None, serverInfo=about)
-    mcp: Any = make_gateway(command, policy=UpstreamPolicy()) if behind else command  # not relayed
+    mcp: Any = make_gateway(command, policy=UpstreamPolicy(tags=("all",))) if behind else command  # not relayed
     for revision in BY_DATE if behind else ("2025-06-18",):
         async with Client(mcp, revision=revision, timeout=WAIT) as client:
             assert [each.name for each in await client.tools()] == ["go", "hint", "icon"]
@@ -409,7 +409,7 @@ async def run_picky_server(tools: Mapping[str, str]) -> AsyncIterator[Misbehavin
 async def test_http_upstream_lists_tools_for_every_client_capability() -> None:
     tools = {"plain": "", "ask": "elicitation", "think": "sampling", "look": "roots"}
     async with asyncio.timeout(WAIT), run_picky_server(tools) as server:
-        mcp = make_gateway(server.url, policy=UpstreamPolicy())  # not relayed
+        mcp = make_gateway(server.url, policy=UpstreamPolicy(tags=("all",)))  # not relayed
         for revision in ("2025-11-25", "2026-07-28"):
             async with Client(mcp, revision=revision, timeout=WAIT, elicit=lambda _: {}) as client:
                 assert [each.name for each in await client.tools()] == list(tools)
@@ -446,7 +446,7 @@ async def test_upstream_that_starts_slowly_appears_in_the_lists(revision: str) -
             await with_handshake(behave)(asked)
 
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
-        mcp = make_gateway(server.url, start_timeout=0, policy=UpstreamPolicy())  # not relayed
+        mcp = make_gateway(server.url, start_timeout=0, policy=UpstreamPolicy(tags=("all",)))  # not relayed
         async with Client(mcp, revision=revision, timeout=WAIT) as client, client.watch(tools=True) as changes:
             assert client.capabilities.keys() >= {"tools", "resources", "prompts"}
             assert "subscribe" not in client.capabilities["resources"]
@@ -480,7 +480,7 @@ async def test_upstream_cache_hints_are_kept() -> None:
             await asked.reply(b"", status="405 Method Not Allowed")
 
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
-        mcp = make_gateway(server.url, policy=UpstreamPolicy())  # not relayed
+        mcp = make_gateway(server.url, policy=UpstreamPolicy(tags=("all",)))  # not relayed
         found: dict[str, tuple[int, str]] = {}
         async with Client(mcp, timeout=WAIT) as client:
             for method in pages:
@@ -511,7 +511,7 @@ async def test_lists_without_hints_are_not_cached_next_to_a_stale_one() -> None:
             await asked.reply(b"", status="405 Method Not Allowed")
 
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
-        mcp = make_gateway(server.url, policy=UpstreamPolicy())  # not relayed
+        mcp = make_gateway(server.url, policy=UpstreamPolicy(tags=("all",)))  # not relayed
         async with Client(mcp, timeout=WAIT) as client:
             found = {method: (await client.request(method))["ttlMs"] for method in pages}
     assert found == {**dict.fromkeys(pages, 0), "resources/list": 20_000}

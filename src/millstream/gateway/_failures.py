@@ -92,11 +92,13 @@ def _describe_status(upstream: Upstream, exc: ClientError) -> str:
         reason = f" It responded with status {exc.status}{reason}"
     else:
         text = f"responded with status {exc.status}"
-        if isinstance(exc, NotMcp):
+        if isinstance(exc, NotMcp) and exc.status in _ELSEWHERE:
             reason += f" {_CORRECT_URL}"
     return f"{text}{reason} {again}".rstrip()
 
 
+_ELSEWHERE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.GONE})
+"""Status codes of servers that serve something else at a URL."""
 _CORRECT_URL = "If it isn't starting up, the gateway's operator has to correct its URL."
 _DENIED = "rejected the gateway's credentials. Its operator has to replace them."
 _EFFECT = "The call may have taken effect. Check before you call again."

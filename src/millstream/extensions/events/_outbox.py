@@ -115,9 +115,11 @@ class DeliveryJob(Protocol):
     @property
     def hub(self) -> Hub:
         """The hub of the events."""
+        ...
 
     def has_lease(self) -> bool:
         """Return whether this worker is still allowed to deliver."""
+        ...
 
     def settle(self, message: "OutgoingMessage", answer: AttemptResult) -> None:
         """Record the outcome of an attempt."""
