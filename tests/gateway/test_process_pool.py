@@ -421,3 +421,14 @@ def test_one_owners_output_does_not_use_up_the_log(caplog: pytest.LogCaptureFixt
         log.write("flood", 1, "ada")
     log.write("of bob", 2, "bob")
     assert caplog.records[-1].getMessage() == "printer: of bob"
+
+
+async def test_call_waits_for_a_short_delay_after_a_crash(shell: Command) -> None:
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = add(pool, "printer", shell)
+        async with Client(upstream.target()) as client:
+            for _ in range(2):  # the second crash delays the next start
+                os.kill(int((await client.call("pid")).text), signal.SIGKILL)
+                await until(lambda: not pool.running)
+            assert upstream.describe().crashed == 2
+            assert int((await client.call("pid")).text)

@@ -51,6 +51,8 @@ _BOOT_TIMEOUT = 15.0
 _MAX_KEYS = 1000
 """Maximum number of keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
+_MAX_WAIT = 0.5
+"""Maximum seconds of a delay for which a call waits instead of being refused."""
 _LONGEST_DELAY = 60.0
 _LONGEST_DELAY_AFTER_CALL = 1.0
 """Maximum seconds of delay after a crash during a call, so that one caller can't block the process for others."""
@@ -218,14 +220,16 @@ class UpstreamProcesses:
     # Limits
 
     async def admit(self, transport: "ProcessTransport") -> None:
-        """Wait until another process may start, and reserve a slot.
+        """Wait until another process may start, also for a short delay after a crash, and reserve a slot.
 
         Raises:
             InUse: The processes are in use.
             ConnectFailed: It crashed too often recently.
         """
         delay = self._delay(transport.key)
-        if delay:
+        if delay <= _MAX_WAIT:
+            await asyncio.sleep(delay)
+        else:
             raise ConnectFailed(
                 f"The process of {self.config.name} exited {self.crashes[transport.key].count} times and restarts in "
                 f"{math.ceil(delay)} s. {self._last_error}".rstrip()
