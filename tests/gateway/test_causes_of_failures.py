@@ -109,8 +109,12 @@ def test_health_of_each_worker_shows_what_all_workers_see(tmp_path: Path) -> Non
             merged += 1
             assert (health["status"], health["upstreams"]) == ("degraded", {"bad": "degraded", "good": "ready"})
             assert health["reasons"] == ["upstreams that can't be used: bad"]
-        status, steps = diagnose(f"{origin}/mcp")
-        assert (status, "of 2 workers" in steps["upstream bad"]["found"]) == (1, True)
+        while True:  # on a busy machine, a worker can respond too late
+            status, steps = diagnose(f"{origin}/mcp")
+            if "of 2 workers" in steps["upstream bad"]["found"]:
+                break
+            assert time.monotonic() < end, steps
+        assert status == 1
 
 
 def test_doctor_reports_a_file_that_cannot_be_read(tmp_path: Path) -> None:
