@@ -17,6 +17,7 @@ from millstream.client import ServerError
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import AcceptedFile, fetch
 from millstream.gateway._config import load_file
+from millstream.gateway._policy import Policy
 from millstream.gateway._results import Redactor
 from patience import WAIT
 from processes import ROOT
@@ -433,3 +434,11 @@ async def test_redaction_covers_member_names_that_upstreams_choose() -> None:
         with pytest.raises(ServerError) as failed:
             await client.call("shop_find", owner="ada@shop.example")
     assert failed.value.data == {"[email]": 1, "uri": "shop://[email]", "more": {"[email]": 2}}
+
+
+def test_names_that_are_too_long_for_an_item_count_as_changed() -> None:
+    """Callers of a relay choose the names, so a policy mustn't keep long ones."""
+    policy = Policy(UpstreamPolicy(deny=("never",)))
+    assert policy.changes("tools", "x" * 5000)
+    assert not policy.changes("tools", "x" * 4096)
+    assert not Policy(UpstreamPolicy()).changes("tools", "x" * 5000)

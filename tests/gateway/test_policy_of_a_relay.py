@@ -241,3 +241,19 @@ async def test_updates_of_denied_resources_do_not_reach_a_session(revision: str,
         await client.call("touch")
         await client.call("touch")  # what the first one announced arrives before its result
     assert set(updates) == (set() if denied else {"book://1"})
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:2])
+@pytest.mark.parametrize("denied", [False, True])
+async def test_notifications_that_could_be_about_a_changed_item_do_not_pass(revision: str, *, denied: bool) -> None:
+    rules = {"deny": ("delete_*" if denied else "never_*",)}
+    async with upstream() as world, Client(gateway(world.url, **rules), revision=revision) as client:
+        await client.call("read")
+        conversation = client.conversation
+        await conversation.requests.notify(conversation.transport, "acme/delete", {"name": "delete_all"})
+        async with asyncio.timeout(WAIT):
+            while not denied and not forwarded(world, "acme/delete"):
+                await client.call("read")
+        for _ in range(3):  # what has arrived before would be there by now
+            await client.call("read")
+    assert bool(forwarded(world, "acme/delete")) is not denied

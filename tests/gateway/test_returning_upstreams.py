@@ -284,7 +284,9 @@ async def test_client_of_a_relay_stays_usable_through_several_replacements() -> 
         for name in ("sessions", "2026-07-28", "no sessions", "sessions", "2026-07-28"):
             await running.aclose()
             await running.enter_async_context(SERVERS[name](port))
-            failures = [text for _ in range(30) if (text := await failure_of(client))]  # meanwhile, the gateway learns
+            failures = [
+                text for _ in range(30) if (text := await failure_of(client))
+            ]  # until the gateway knows the new server
             assert len(failures) <= 2, (name, failures)
             assert not any("keeps a session" in each for each in failures)
 

@@ -66,6 +66,8 @@ from millstream.protocol import (
 
 _MAX_SAVED_RESULT = 16 * 1024
 """Maximum size of a result that is saved while its call asks another question, in bytes."""
+_MAX_KEPT = 4096
+"""Maximum characters of a method or name by which a policy keeps its redactor."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 INPUT_REQUIRED, _TASK_MARKER = b'"input_required"', b'"task"'
@@ -141,7 +143,8 @@ class ForwardedCall(CallRecipient):
         Raises:
             ProtocolError: The state belongs to another upstream.
         """
-        super().__init__(call, upstream.abilities(call), level, upstream.policy.redactor(ask.method, ask.name))
+        redactor = upstream.policy.redactor(ask.method[:_MAX_KEPT], ask.name[:_MAX_KEPT])  # callers choose both
+        super().__init__(call, upstream.abilities(call), level, redactor)
         self.verbatim = verbatim
         self._upstream = upstream
         self._ask = ask

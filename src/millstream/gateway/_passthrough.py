@@ -328,6 +328,8 @@ class Passthrough:
         sessions. In a session that callers share, a notification of one could change the state of another.
         """
         upstream = self._upstream
+        if call.method not in call.revision.notifications and not upstream.policy.passes_extensions(upstream.catalog):
+            return None  # it may be about any item
         route = upstream.route(call)
         if route.own:
             return None if call.session is None else upstream.links.own.get(call.session.id)

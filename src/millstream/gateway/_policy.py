@@ -454,8 +454,7 @@ class Policy:
         self._all_results = _redactor(merged.get("redact_results"))
         self.rule_for_all: str = self._find_rule_for_all(layers, merged)
         """What it changes about every item, or about the upstream's other messages, or empty."""
-        self.changes: Callable[[str, str], bool] = lru_cache(1024)(self._find_change)
-        """Returns whether it hides or changes an item, by its kind and the upstream's name or URI, listed or not."""
+        self._change_of = lru_cache(1024)(self._find_change)
         self._changed: tuple[Lists | None, frozenset[str]] = (None, frozenset())
         """The lists of the last `changed_kinds`, and its result."""
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
@@ -527,9 +526,17 @@ class Policy:
         direct = [{name: getattr(each, name) for name in ToolRules.__struct_fields__} for each in layers]
         return "has rules for every item" if any(ToolRules(**each) != ToolRules() for each in direct) else ""
 
+    def changes(self, kind: str, name: str) -> bool:
+        """Return whether it hides or changes an item, listed or not. Names that are too long for an item count as
+        changed, because callers choose them, and the results for the last thousand are kept.
+
+        Args:
+            kind: Tools, prompts, resources, or templates.
+            name: Upstream's name or URI.
+        """
+        return not self._is_empty and (len(name) > _MAX_NAME or self._change_of(kind, name))
+
     def _find_change(self, kind: str, name: str) -> bool:
-        if self._is_empty:
-            return False
         if kind in ("resources", "templates"):
             if self._names_templates:
                 return True  # which of an upstream's templates an unlisted URI belongs to is only a guess
@@ -573,6 +580,8 @@ class Policy:
 
 
 _MAX_SHARED = 8
+_MAX_NAME = 4096
+"""Maximum characters of a name or URI that a policy leaves unchanged."""
 _MAX_MATCHERS = 16_384
 _COPIED = {
     "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden",
