@@ -121,7 +121,7 @@ def layer_of(path: Path) -> str:
 
 @cache
 def imported(path: Path) -> tuple[str, ...]:
-    """Dotted names that a module imports, at any depth of its code."""
+    """Dotted names that a module imports, at any depth of its code, also with ``import_module("…")``."""
     found: list[str] = []
     for node in nodes_of(path):
         if isinstance(node, ast.Import):
@@ -129,6 +129,8 @@ def imported(path: Path) -> tuple[str, ...]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             found += [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found += [each.value for each in node.args[:1] if isinstance(each, ast.Constant)]
     return tuple(found)
 
 

@@ -1,16 +1,19 @@
 import json
+from pathlib import Path
 
 import msgspec
+import pytest
 from msgspec import Raw
 
 from cases import for_each
 from millstream._protocol import revisions
-from millstream._protocol.content import Audio, Content, EmbeddedResource, Image, ResourceLink, Text
+from millstream._protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
 
 L1, L2, L3, L4, M = ALL
+SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
 TOOL = {
     "name": "t", "title": "T", "inputSchema": {"type": "object"}, "outputSchema": {"type": "integer"},
     "annotations": {"readOnlyHint": True}, "icons": [{"src": "https://x/i.png"}], "_meta": {"a": 1},
@@ -65,6 +68,25 @@ def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
         assert show(each, L1) == each
     assert show(link, L3) == link
     assert show(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
+
+
+def test_each_revision_has_the_content_of_its_schema() -> None:
+    for revision in ALL:
+        schema = json.loads((SCHEMAS / f"{revision.date}.schema.json").read_text("utf-8"))
+        kinds = schema.get("$defs") or schema["definitions"]
+        content = kinds.get("ContentBlock") or kinds["CallToolResult"]["properties"]["content"]["items"]
+        names = [each["$ref"].rpartition("/")[2] for each in content["anyOf"]]
+        assert revision.content == {kinds[name]["properties"]["type"]["const"] for name in names}, revision.date
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_no_block_reaches_a_revision_that_lacks_it(block: type[msgspec.Struct]) -> None:
+    kind = block.__struct_config__.tag
+    raw = Raw(encode({"type": kind, "data": "", "mimeType": "a/b", "uri": "a:b", "name": "n"}))
+    for revision in ALL:
+        assert msgspec.json.decode(revisions.block(raw, revision))["type"] in revision.content
+    foreign = Raw(b'{"type":"hologram"}')
+    assert revisions.block(foreign, L1) == foreign
 
 
 @for_each(

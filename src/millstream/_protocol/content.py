@@ -1,7 +1,7 @@
 """Content blocks, in the shape of the newest revision (MCP 2026-07-28, schema#contentblock).
 
 Objects have the shape of the wire format: bytes become base64, names become camelCase, and default values are omitted.
-The `type` field is a msgspec tag, by which the unions at the end of this module are decoded. `projection.py` converts
+The `type` field is a msgspec tag, by which the unions at the end of this module are decoded. `revisions.py` converts
 blocks for older revisions.
 """
 

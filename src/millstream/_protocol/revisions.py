@@ -15,7 +15,7 @@ from typing import Any, Literal
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
-from millstream._protocol.content import Audio, Message, Text
+from millstream._protocol.content import BLOCKS, Audio, Message, Text
 from millstream._protocol.errors import (
     INVALID_PARAMS,
     MISSING_CLIENT_CAPABILITY,
@@ -48,7 +48,7 @@ class Revision(Struct, frozen=True, kw_only=True, eq=False):
     """Methods that a server can call on a client."""
     batches: bool = False
     content: frozenset[str]
-    """Content block types. `block` converts all others."""
+    """Content block types. `block` converts the other types of ours."""
     structured: Literal["none", "object", "any"] = "none"
     """The values allowed for `structuredContent` and `outputSchema`."""
     tool_annotations: bool = False
@@ -154,6 +154,7 @@ R2026_07_28 = replace(
     R2025_11_25,
     date="2026-07-28",
     handshake=False,
+    content=frozenset(str(each.__struct_config__.tag) for each in BLOCKS),  # of the newest revision, whatever they are
     requests=MappingProxyType(
         {
             "server/discover": "",
@@ -267,11 +268,11 @@ def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
 def block(raw: Raw, revision: Revision) -> Raw:
     """Return a content block for a revision, converted if the revision lacks it. What isn't known stays unchanged."""
     kind = _kind_of(raw)
-    if kind in revision.content or kind not in ("resource_link", "audio"):
+    if kind in revision.content or kind not in NEWEST.content:
         return raw
     each = present(decode_object(raw))
-    if kind == "audio":
-        content = {"uri": "attachment:audio", "mimeType": each.get("mimeType"), "blob": each.get("data")}
+    if kind != "resource_link":  # what it contains has the same members in all other types
+        content = {"uri": f"attachment:{kind}", "mimeType": each.get("mimeType"), "blob": each.get("data")}
         return Raw(encode({"type": "resource", "resource": present(content)}))
     title = ": ".join(str(text) for text in (each.get("title") or each.get("name"), each.get("uri")) if text)
     description = f"\n{each['description']}" if each.get("description") else ""

@@ -139,7 +139,7 @@ def _show(block: Any) -> tuple[str, Part | None]:
         case ToolResultBlock():
             return "\n".join(_show(each)[0] for each in block.content), None
         case _:
-            return f"[{type(block).__name__}]", None
+            return f"[{type(block).__name__} left out]", None
 
 
 def _show_resource(content: ResourceContents) -> tuple[str, Part | None]:

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
 
@@ -27,15 +27,12 @@ from pydantic_core import (
     PydanticCustomError,
     PydanticSerializationError,
     SchemaError,
-    SchemaSerializer,
-    SchemaValidator,
     core_schema,
 )
 from typing_extensions import TypedDict
 
 from millstream._override import override
 from millstream._protocol.json_schema import (
-    DECIMAL,
     LOOSE,
     NO_NUMBER,
     Schema,
@@ -90,12 +87,20 @@ from millstream._server.functions.problems import (
     list_names,
     place,
 )
+from millstream._server.functions.pydantic_codecs import (
+    DECIMAL_SCHEMA,
+    NO_SCHEMAS,
+    Codec,
+    chooses_encoding,
+    codec_of,
+    member_of,
+    reader_of,
+)
 
 MAX_ERRORS = 200
 """Maximum number of problems that pydantic lists, because listing one requires building all."""
 MAX_NAMED = 20
 _SHOWN = (str, int, float, Decimal)
-_KEPT_CODECS = 512
 _UNMATCHED = "string_pattern_mismatch"
 _UNREADABLE = (
     pydantic.PydanticUserError,
@@ -136,7 +141,7 @@ class PydanticEngine(Engine):
             types = ", ".join(type_text(each.annotation) for each in parameters)
             raise TypeError(_explain_failure(types, error)) from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
-        self._validate = _reader_of(model)
+        self._validate = reader_of(model)
         self._make = make
         self.decode = partial(self._read, self._validate)
         self.output = None if returns is None else output_of(returns)
@@ -144,7 +149,7 @@ class PydanticEngine(Engine):
 
     @cached_property
     def _validate_lax(self) -> Callable[[bytes], Any]:
-        return _reader_of(self._make(strict=False))
+        return reader_of(self._make(strict=False))
 
     @override
     def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
@@ -377,8 +382,8 @@ class SchemaGenerator(GenerateJsonSchema):
 
     @override
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
-        """Describe bytes in the form that `_with_json_forms` reads and writes."""
-        if _chooses_encoding(self._config.config_dict):
+        """Describe bytes in the form that `pydantic_codecs` reads and writes."""
+        if chooses_encoding(self._config.config_dict):
             return {"type": "string"}
         return {"type": "string", "contentEncoding": "base64"}
 
@@ -386,11 +391,11 @@ class SchemaGenerator(GenerateJsonSchema):
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         """Describe decimal numbers without bounds as msgspec's engine does, and otherwise also allow numbers."""
         if not schema.keys() & {"ge", "gt", "le", "lt", "multiple_of", "max_digits", "decimal_places"}:
-            return {**_DECIMAL}
+            return {**DECIMAL_SCHEMA}
         made = super().decimal_schema(schema)
         for part in made.get("anyOf", [made]):
             if part["type"] == "string":
-                part.update(_DECIMAL)  # pydantic's patterns have lookahead, which many clients don't support
+                part.update(DECIMAL_SCHEMA)  # pydantic's patterns have lookahead, which many clients don't support
         return made
 
     @override
@@ -446,7 +451,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if (made := _translate_class(annotation, kind, inside)) is not None:
         return made
     if origin is Literal or annotation is pathlib.Path:
-        read = _member_of(parts) if origin is Literal else _read_path
+        read = member_of(parts) if origin is Literal else _read_path
         return Annotated[annotation, pydantic.BeforeValidator(read)]
     if not parts:
         return annotation
@@ -468,32 +473,10 @@ def _choices_in(annotation: Any) -> dict[Any, Any]:
     return {str(each.value if isinstance(each, Enum) else each): each for each in choices}
 
 
-def _read_decimal(value: Any) -> Any:
-    """Return a decimal number from text or a number. `Decimal` accepts more text than JSON parsers do."""
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        return value
-    if find_problems(_DECIMAL, value):
-        raise PydanticCustomError("decimal", "must be a decimal number as text, such as 1.50")
-    return Decimal(str(value))
-
-
 def _read_path(value: Any) -> Any:
     if isinstance(value, str) and (not value or "\0" in value):
         raise PydanticCustomError("path", "must be a path as text")
     return value
-
-
-_DECIMAL: Schema = {"type": "string", "pattern": DECIMAL}
-
-
-def _member_of(choices: Sequence[Any]) -> Callable[[Any], Any]:
-    """Return a function that finds an enum member for a JSON value. pydantic accepts only the member, or its value."""
-    found = [
-        (each, pydantic_core.to_jsonable_python(each.value, serialize_unknown=True))
-        for each in choices
-        if isinstance(each, Enum)
-    ]
-    return lambda value: next((each for each, written in found if written == value), value)
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
@@ -628,138 +611,7 @@ class _DataclassSchema:
         return schema
 
 
-# How values are written in JSON, including in classes that don't declare it
-
-
-class _Codec(Struct, frozen=True, eq=False):
-    """Validates and encodes a type."""
-
-    validator: SchemaValidator
-    serializer: SchemaSerializer
-
-
-def _codec_of(kind: Any) -> _Codec:
-    """Return the codec of a type adapter or model.
-
-    pydantic reads bytes as text unless the configuration of each single class says otherwise.
-    """
-    if isinstance(kind, pydantic.TypeAdapter):
-        core, usual = kind.core_schema, _Codec(kind.validator, kind.serializer)  # type: ignore[arg-type]  # or a plugin's
-    else:
-        core, usual = kind.__pydantic_core_schema__, _Codec(kind.__pydantic_validator__, kind.__pydantic_serializer__)
-    changed = _with_json_forms(core)
-    if changed == core:
-        return usual
-    # Otherwise, pydantic would use the validators that the classes have.
-    return _Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
-
-
-def _reader_of(model: type[pydantic.BaseModel]) -> Callable[[bytes], Any]:
-    core = model.__pydantic_core_schema__
-    changed = _with_json_forms(core, tables=True)
-    usual = changed == core
-    return (model.__pydantic_validator__ if usual else SchemaValidator(changed, None, False)).validate_json
-
-
-def _checked_table(node: dict[str, Any]) -> Any:
-    """Return a core schema that validates the members of a table before SQLModel's own code, which doesn't, gets them.
-
-    Another class holds the members, so that the configuration of the table applies.
-    """
-    kind = node["cls"]
-
-    def make(checked: Any) -> Any:
-        return kind(**{name: checked.__dict__[name] for name in checked.__pydantic_fields_set__})
-
-    ref = node.pop("ref", None)
-    inner = cast("core_schema.CoreSchema", {**node, "cls": pydantic.BaseModel, "custom_init": False})
-    return core_schema.chain_schema([inner, core_schema.no_info_plain_validator_function(make)], ref=ref)
-
-
-@lru_cache(_KEPT_CODECS)
-def _codec_of_class(kind: Any) -> _Codec:
-    return _codec_of(kind)
-
-
-def jsonable(model: object) -> Any:
-    """Return a model as JSON values that match its output schema: ``jsonable(Book(title="Momo"))``."""
-    kind: Any = type(model)
-    return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
-
-
-def _with_json_forms(node: Any, *, chosen: bool = False, tables: bool = False) -> Any:
-    """Return a core schema that reads and writes the JSON that the JSON schema describes.
-
-    If `tables` is true, SQLModel tables are validated.
-    """
-    if is_object(node) and "config" in node:
-        chosen = _chooses_encoding(node["config"])
-    change = partial(_with_json_forms, chosen=chosen, tables=tables)
-    if isinstance(node, list | tuple):
-        parts = map(change, cast("Sequence[Any]", node))
-        return list(parts) if isinstance(node, list) else tuple(parts)
-    if not is_object(node):
-        return node
-    if (made := _json_form(node, chosen=chosen)) is not None:
-        return made
-    function = getattr(members(node.get("function")).get("function"), "__self__", None)
-    if isinstance(function, pydantic.EncodedBytes):
-        return node
-    changed = dict(node)
-    for key, value in node.items():
-        if key in _MAPS and is_object(value):
-            changed[key] = {name: change(each) for name, each in value.items()}
-        elif key not in _NO_SCHEMAS:
-            changed[key] = change(value)
-    is_table = tables and node.get("type") == "model" and node["cls"].model_config.get("table")
-    return _checked_table(changed) if is_table else changed
-
-
-def _json_form(node: dict[str, Any], *, chosen: bool) -> Any:
-    """Return another core schema for bytes, decimal numbers, and members of an enum, or None for everything else.
-
-    Bytes are base64, except where a class has chosen another encoding. A member is the JSON of its value.
-    """
-    usual = cast("core_schema.CoreSchema", node)
-    if node.get("type") == "bytes" and not chosen:
-        encoded = cast("core_schema.CoreSchema", {**node, "serialization": _TO_BASE64})
-        return {
-            "type": "json-or-python",
-            "json_schema": core_schema.chain_schema([_FROM_BASE64, encoded]),
-            "python_schema": node,
-            "serialization": _TO_BASE64,
-        }
-    if node.get("type") == "decimal" and not node.get("allow_inf_nan"):
-        return core_schema.no_info_before_validator_function(_read_decimal, usual)
-    if node.get("type") == "enum" and not all(isinstance(each.value, _JSON_VALUES) for each in node["members"]):
-        return core_schema.no_info_before_validator_function(_member_of(node["members"]), usual)
-    return None
-
-
-_JSON_VALUES = (str, int, float, type(None))
-_MAPS = frozenset(("fields", "choices"))
-"""Members of a core schema that hold schemas by names."""
-_NO_SCHEMAS = frozenset(("cls", "config", "default", "expected", "function", "metadata", "serialization"))
-
-
-def _chooses_encoding(config: Mapping[str, Any]) -> bool:
-    return "val_json_bytes" in config or "ser_json_bytes" in config
-
-
-def _read_base64(value: Any) -> bytes:
-    try:
-        return msgspec.convert(value, bytes)
-    except msgspec.ValidationError:
-        raise PydanticCustomError("base64", "must be base64-encoded") from None
-
-
-_FROM_BASE64 = core_schema.no_info_plain_validator_function(_read_base64)
-_TO_BASE64 = core_schema.plain_serializer_function_ser_schema(
-    lambda value: b64encode(value).decode(), return_schema=core_schema.str_schema(), when_used="json"
-)
-
-
-def _encode_checked(codec: _Codec, schema: Schema, value: Any) -> bytes:
+def _encode_checked(codec: Codec, schema: Schema, value: Any) -> bytes:
     """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
     made: Any = value
     try:
@@ -794,7 +646,7 @@ def output_of(annotation: Any) -> Output | None:
     try:
         adapter = _adapter(annotation)
         schema = adapter.json_schema(by_alias=True, mode="serialization", schema_generator=SchemaGenerator)
-        codec = _codec_of(adapter)
+        codec = codec_of(adapter)
     except RegistrationError:
         raise
     except _UNREADABLE as error:
@@ -808,7 +660,7 @@ def _writer_of(annotation: Any) -> Callable[[Any], Any] | None:
     adapter = _adapter(annotation)
     if not _has_serializer(adapter.core_schema):
         return None
-    return partial(_codec_of(adapter).serializer.to_python, mode="json", by_alias=True)
+    return partial(codec_of(adapter).serializer.to_python, mode="json", by_alias=True)
 
 
 def _has_serializer(node: Any) -> bool:
@@ -842,7 +694,7 @@ def _check_matchers(schema: Any) -> None:
                 check_pattern(cast("re.Pattern[str]", pattern).pattern, pattern.flags)
             elif pattern is not None and node.get("regex_engine", engine) == "python-re":
                 check_pattern(pattern)
-            pending += ((each, engine) for key, each in node.items() if key not in _NO_SCHEMAS)
+            pending += ((each, engine) for key, each in node.items() if key not in NO_SCHEMAS)
         elif isinstance(node, list | tuple):
             pending += ((each, engine) for each in cast("Sequence[Any]", node))
 
