@@ -11,7 +11,6 @@ from api_calls import BASE, Api, body, multipart, operation, sent, sent_json, to
 from cases import for_each
 from millstream import Server
 from millstream._override import override
-from millstream.gateway._openapi import Document
 
 YAML = """\
 openapi: 3.0.3
@@ -307,11 +306,6 @@ async def test_version_2_responses_have_output_schemas_if_enabled() -> None:
     document = swagger(method="get", responses={"200": {"$ref": "#/responses/Found"}})
     found = (await tools(document, output_schemas=True))["op"].output_schema
     assert found["properties"]["tag"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
-
-
-def test_version_2_servers_prefer_https() -> None:
-    for schemes, used in ((["http", "https"], "https"), (["http"], "http"), ([], "https")):
-        assert Document({**swagger(), "schemes": schemes}).url == f"{used}://shop.test/api"
 
 
 class Cyclic(dict[str, Any]):
