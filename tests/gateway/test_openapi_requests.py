@@ -497,10 +497,12 @@ async def test_several_files_have_their_own_names() -> None:
     ]  # fmt: skip
 
 
-async def test_lists_whose_parts_have_the_type_of_a_file_are_files() -> None:
-    fields = {"type": "object", "properties": {"f": LIST}}
+@pytest.mark.parametrize("schema", [LIST, {"$ref": "#/components/schemas/Photos"}])
+async def test_lists_whose_parts_have_the_type_of_a_file_are_files(schema: Any) -> None:
+    fields = {"type": "object", "properties": {"f": schema}}
     encoding = {"f": {"contentType": "image/png, image/jpeg"}}
     document = operation(method="post", **body(fields, "multipart/form-data", encoding=encoding))
+    document["components"] = {"schemas": {"Photos": LIST}}
     request = await sent(document, {"f": ["aGk=", "eW8="], "f__filename": ["a.jpeg"]})
     assert [(each["Content-Type"], content) for _, each, content in multipart(request)] == [
         ("image/jpeg", b"hi"), ("image/png", b"yo"),
