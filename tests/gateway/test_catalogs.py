@@ -140,19 +140,6 @@ async def test_lists_are_not_refetched_for_every_lost_session(monkeypatch: pytes
     assert len(lists) < 8
 
 
-async def test_lists_are_in_configuration_order() -> None:
-    first, second, gateway = Server("first"), Server("second"), Server("gateway")
-    second.tool(lambda: "two", name="two")
-    gateway.upstream("first", first)
-    gateway.upstream("second", second)
-    gateway.tool(lambda: "own", name="own")
-    async with asyncio.timeout(WAIT), Client(gateway, timeout=WAIT) as client, client.watch(tools=True) as changes:
-        assert [tool.name for tool in await client.tools()] == ["own", "second_two"]
-        first.tool(lambda: "one", name="one")
-        assert await anext(changes) == Change("tools")
-        assert [tool.name for tool in await client.tools(fresh=True)] == ["own", "first_one", "second_two"]
-
-
 def test_continually_changing_lists_are_refreshed_at_most_once_a_second() -> None:
     assert [refresh_pause(each) for each in (0.01, 0.5, 60)] == [1, 2, 5]
 

@@ -1,14 +1,18 @@
 """What callers see is a pure function of the upstreams' lists and the rules."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from millstream import Client, Server
+from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import Catalog
 from millstream.gateway._names import STARTING, Names
 from millstream.gateway._offer import Conflict, Mount, Offer, make_offer, mount
 from millstream.gateway._policy import Policy
+from patience import WAIT
 
 
 def upstream(name: str, *tools: str, prefix: str = "", policy: UpstreamPolicy | None = None, **facts: Any) -> Mount:
@@ -84,3 +88,16 @@ def test_instructions_name_the_upstream_with_a_prefix() -> None:
     )
     assert found.instructions == "Hi.\n\nAsk.\n\ntwo (names begin with b_):\nWait."
     assert found.announcement == {"id": "this", "upstreams": {}, STARTING: 0}
+
+
+async def test_lists_are_in_configuration_order() -> None:
+    first, second, gateway = Server("first"), Server("second"), Server("gateway")
+    second.tool(lambda: "two", name="two")
+    gateway.upstream("first", first)
+    gateway.upstream("second", second)
+    gateway.tool(lambda: "own", name="own")
+    async with asyncio.timeout(WAIT), Client(gateway, timeout=WAIT) as client, client.watch(tools=True) as changes:
+        assert [tool.name for tool in await client.tools()] == ["own", "second_two"]
+        first.tool(lambda: "one", name="one")
+        assert await anext(changes) == Change("tools")
+        assert [tool.name for tool in await client.tools(fresh=True)] == ["own", "first_one", "second_two"]
