@@ -3,6 +3,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from time import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,14 @@ async def test_values_are_absent_after_expiry(backing: NatsBacking) -> None:
     assert await kv.compare_and_set("session:a", b"1", b"2", TTL) is False
     assert await kv.compare_and_set("session:a", None, b"2", TTL) is True
     assert await kv.get("session:a") == b"2"
+
+
+async def test_streams_live_exactly_as_long_as_they_say(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = await backing.worker()
+    await one.log.append("call:1", b"a", ttl=3_600, max_entries=9)
+    for passed, expected in ((3_000, [b"a"]), (4_200, [])):
+        monkeypatch.setattr("millstream._stores.nats.link.NatsLink.time", lambda _, passed=passed: time() + passed)
+        assert data_of(await one.log.read("call:1", None)) == expected
 
 
 async def test_expired_streams_are_unknown_and_restart(backing: NatsBacking) -> None:
