@@ -65,6 +65,37 @@ def test_standard_output_contains_only_the_answer(tmp_path: Path) -> None:
     assert done.asked[0].body["messages"][0]["content"].startswith("Be brief.")
 
 
+BROKEN = """
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from millstream import ProtocolError, Server
+from millstream.middleware import Middleware
+
+
+class Broken(Middleware):
+    async def on_list(self, request, next):
+        raise ProtocolError(-32000, "no lists")
+
+
+@asynccontextmanager
+async def lifespan(mcp):
+    yield
+    Path("closed").touch()
+
+
+mcp = Server("broken", lifespan=lifespan, middleware=[Broken()])
+mcp.tool(lambda: 1, name="one")
+"""
+
+
+def test_server_whose_tools_cannot_be_listed_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN, "utf-8")
+    done = chat("broken.py", "-m", "Hello", folder=tmp_path)
+    assert done.status == 1
+    assert (tmp_path / "closed").exists()
+
+
 def test_question_can_come_through_a_pipe(tmp_path: Path) -> None:
     done = chat(SHOP, folder=tmp_path, script=(says("Yes."),), given="Two\nlines\n")
     assert (done.out, done.asked[0].last["content"]) == ("Yes.\n", "Two\nlines")

@@ -58,6 +58,16 @@ async def test_replies_in_tiny_chunks_are_rejected_early(kind: str) -> None:
         tracemalloc.stop()
 
 
+async def test_connection_of_a_malformed_reply_is_closed_although_the_server_keeps_it_open() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.write(b"HTTP/9.9 what\r\n\r\n")
+
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        with pytest.raises(InvalidResponse):
+            await client.call("add")
+        await asyncio.wait_for(server.left.wait(), WAIT)
+
+
 @for_each("size", [1, 64])
 async def test_replies_in_reasonable_chunks_are_read(size: int) -> None:
     async def behave(asked: ReceivedRequest) -> None:
