@@ -419,7 +419,7 @@ OUTBOUND = ("_http/client", "client", "gateway", "extensions", "agent", "_cli", 
 """Packages and modules that send requests."""
 LINE_BREAKS = {
     "_http/client/request.py": "writes the heads of requests",
-    "client/_oauth/flow.py": "writes the page that ends a sign-in, whose head is constant",
+    "client/_oauth/loopback.py": "writes the page that ends a sign-in, whose head is constant",
     "extensions/_host.py": "writes constant headers of a response",
     "_web/inspector.py": "writes constant headers of responses",
     "gateway/_bridge.py": "writes a constant header of responses",

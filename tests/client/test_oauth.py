@@ -38,7 +38,8 @@ from millstream.client._oauth.endpoints import (
     read_challenges,
     refuse_local,
 )
-from millstream.client._oauth.flow import Loopback, OAuth, code_of, parse_redirect
+from millstream.client._oauth.flow import OAuth, code_of
+from millstream.client._oauth.loopback import Loopback, parse_redirect
 from patience import WAIT
 
 ISSUER = IssuerMetadata(issuer="https://as.example", authorization_response_iss_parameter_supported=True)

@@ -20,7 +20,8 @@ from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
 from millstream.client._oauth import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
-from millstream.client._oauth.flow import Loopback, default_store, parse_redirect
+from millstream.client._oauth.flow import default_store
+from millstream.client._oauth.loopback import Loopback, parse_redirect
 from patience import WAIT
 
 GOOD = {"access_token": "good", "token_type": "Bearer"}

@@ -37,7 +37,7 @@ from millstream._stores.local import calls as store_calls
 from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
 from millstream.client._oauth.endpoints import read_challenges
-from millstream.client._oauth.flow import parse_redirect
+from millstream.client._oauth.loopback import parse_redirect
 from millstream.client._transports import EventReader
 from wire import FakeTransport
 

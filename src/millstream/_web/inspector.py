@@ -38,7 +38,8 @@ from millstream.client import (
     Tokens,
     parse_url,
 )
-from millstream.client._oauth.flow import PendingAuthorization, parse_redirect
+from millstream.client._oauth.flow import PendingAuthorization
+from millstream.client._oauth.loopback import parse_redirect
 from millstream.protocol import MALFORMED, Json
 from millstream.stores import Claim
 

@@ -36,7 +36,8 @@ from millstream.client import (
     parse_url,
 )
 from millstream.client._oauth.endpoints import fetch, wants_nonce
-from millstream.client._oauth.flow import PendingAuthorization, parse_redirect
+from millstream.client._oauth.flow import PendingAuthorization
+from millstream.client._oauth.loopback import parse_redirect
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import LinkCaller, digest_of, logger, outbound_for
 from millstream.gateway._credentials.tokens import (
