@@ -114,7 +114,6 @@ TREE: dict[str, Any] = {
     "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tree"}]}},
 }
 HARD: list[tuple[dict[str, Any], Any]] = [
-    ({"type": "string", "pattern": r"^[A-Z]{2}-\d{3,5}(x|y)?$"}, "AA-777"),
     ({"type": "string", "format": "date-time"}, "2026-03-14T09:30:00Z"),
     ({"type": "string", "minLength": 12, "maxLength": 14}, "texttexttext"),
     ({"type": "integer", "exclusiveMinimum": 4, "multipleOf": 3}, 6),

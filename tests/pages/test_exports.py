@@ -49,8 +49,8 @@ def page(shared_shop: SharedServer, open_page: OpenPage) -> Page:
 def copied(page: Page, language: str) -> str:
     """What is open, as code."""
     page.evaluate("navigator.clipboard.writeText('')")
-    page.get_by_role("button", name="Copy as").click()
-    page.get_by_role("menuitem", name=language, exact=True).click()
+    page.locator("summary", has_text="Copy as").click()
+    page.get_by_role("button", name=language, exact=True).click()
     page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")
     return str(page.evaluate("navigator.clipboard.readText()"))
 

@@ -140,49 +140,6 @@ def test_page_and_command_estimate_the_same_tokens(orchard: str, open_page: Open
     expect(page.locator("#items").get_by_role("option").first).to_contain_text(f"{dearest}{costs[dearest]}")
 
 
-def test_panes_keep_sizes_set_by_mouse_touch_or_keys(orchard: str, open_page: OpenPage) -> None:
-    page = inspect(orchard, open_page, width=1440, has_touch=True)
-    for name, pane, way in (("Width of the list", "#offers-pane", 1), ("Width of the activity", "#activity-pane", -1)):
-        handle = page.get_by_role("separator", name=name)
-
-        def width(pane: str = pane) -> float:
-            return float(page.locator(pane).evaluate("(node) => node.getBoundingClientRect().width"))
-
-        def middle(handle: Locator = handle) -> tuple[float, float]:
-            box = handle.bounding_box()
-            assert box is not None
-            return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-        first = width()
-        x, y = middle()
-        page.mouse.move(x, y)
-        page.mouse.down()
-        page.mouse.move(x + way * 60, y, steps=4)
-        page.mouse.up()
-        assert abs(width() - first - 60) <= 2
-        x, y = middle()
-        finger = page.context.new_cdp_session(page)
-        for kind, points in (
-            ("Start", [x]),
-            ("Move", [x - way * 20]),
-            ("Move", [x - way * 40]),
-            ("End", list[float]()),
-        ):
-            finger.send(
-                "Input.dispatchTouchEvent",
-                {"type": f"touch{kind}", "touchPoints": [{"x": point, "y": y} for point in points]},
-            )
-        expect(handle).to_have_attribute("aria-valuenow", str(round(first + 20)))
-        handle.press("ArrowRight" if way > 0 else "ArrowLeft")
-        expect(handle).to_have_attribute("aria-valuenow", str(round(first + 44)))
-        page.reload()
-        expect(handle).to_have_attribute("aria-valuenow", str(round(first + 44)))
-        handle.press("Enter")
-        expect(handle).to_have_attribute("aria-valuenow", str(round(first)))
-    assert run_axe(page) == []
-    assert find_overflow(page) == []
-
-
 def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page: OpenPage) -> None:
     page = inspect(orchard, open_page, "stock_count")
     page.get_by_role("button", name="Clear", exact=True).click()

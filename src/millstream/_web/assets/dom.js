@@ -160,9 +160,6 @@ export const onSubmit = (form, run) =>
 /** Whether a box is scrolled to its end, so that it should stay there when it grows. @param {Element} box */
 export const isAtEnd = (box) => box.scrollHeight - box.scrollTop - box.clientHeight < 60;
 
-/** Format a number with its noun: "1 call", "2 calls". @param {number} number @param {string} noun */
-export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
-
 /** Return the parameters in a hash. Names may contain a plus sign. */
 export const hashParameters = (hash = location.hash) =>
   new URLSearchParams(hash.replace(/^#/, "").replaceAll("+", "%2B"));

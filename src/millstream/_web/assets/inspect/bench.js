@@ -1,13 +1,13 @@
 // The detail view of an item: its form, its progress while it runs, and its result.
 
 import { closeApps } from "../apps/view.js";
-import { count, element, figure, icon, lazyDetails, makeButton, ms, onSubmit, reveal } from "../dom.js";
+import { count, element, figure, fold, icon, lazyDetails, makeButton, ms, onSubmit, reveal } from "../dom.js";
 import { RpcError } from "../mcp/transports.js";
 import { jsonBlock, tree } from "../render/json.js";
 import { rowsOf, rowTable, views } from "../render/content.js";
 import { markdownBlock } from "../render/markdown.js";
 import { validate } from "../schema/validate.js";
-import { copy, copyable, menu } from "../shell/controls.js";
+import { copy, copyable } from "../shell/controls.js";
 
 /** @type {AbortController | null} */
 let running = null;
@@ -105,11 +105,7 @@ export function bench(work) {
     if (values) copy(text(work.request(values), values));
   };
   const as = copies.length
-    ? menu(
-        "Copy as",
-        "copy",
-        copies.map((each) => ({ title: each.title, run: () => copied(each) }))
-      )
+    ? fold("Copy as", ...copies.map((each) => makeButton({ className: "quiet" }, () => copied(each), each.title)))
     : null;
   /** @type {Outcome | null} */
   let last = null;

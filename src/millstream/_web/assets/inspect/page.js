@@ -20,7 +20,7 @@ import {
 import { FIRST, hasHandshake, REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/transports.js";
 import { Feed, events } from "../sse.js";
-import { copy, copyable, makeResizable, tabs, toast } from "../shell/controls.js";
+import { copy, copyable, tabs, toast } from "../shell/controls.js";
 import { groupItems, LongList, tagsOf } from "../shell/long-list.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { cease, say } from "./bench.js";
@@ -445,15 +445,6 @@ $("order").onchange = () => {
   store("local", ORDER, $("order").value);
   drawItems();
 };
-makeResizable($("offers-pane"), { grid: $("main"), name: "--offers", label: "Width of the list", min: 180, rest: 620 });
-makeResizable($("activity-pane"), {
-  grid: $("main"),
-  name: "--activity",
-  label: "Width of the activity",
-  min: 240,
-  rest: 560,
-  before: true
-});
 $("filter").oninput = drawItems;
 $("filter").addEventListener("keydown", (event) => items.key(event));
 for (const button of $("views").querySelectorAll("button"))

@@ -2,7 +2,7 @@
 // valid, there's no sample.
 
 import { options, present } from "./resolve.js";
-import { matches, validate } from "./validate.js";
+import { validate } from "./validate.js";
 
 const MAX_DEPTH = 8;
 const MAX_ITEMS = 5;
@@ -43,74 +43,11 @@ const BY_NAME = [
 
 /** @typedef {{root: Schema, until: number}} At the document for references, and when to stop */
 
-/** Return a text that matches a regular expression; null if it uses unsupported features. @param {string} pattern */
-function textMatching(pattern) {
-  let at = 0;
-  /** @type {Record<string, string>} */
-  const classes = { d: "7", w: "a", s: " ", D: "a", W: "-", S: "a", n: "\n", t: "\t" };
-  const escaped = () => classes[pattern[at]] ?? pattern[at];
-  const atom = () => {
-    const sign = pattern[at];
-    if (sign === "(") {
-      at += pattern.startsWith("(?:", at) ? 3 : 1;
-      if (pattern[at] === "?") throw new Error("A lookaround.");
-      const found = choice();
-      at += 1; // )
-      return found;
-    }
-    if (sign === "[") {
-      const not = pattern[at + 1] === "^";
-      at += not ? 2 : 1;
-      let first = null;
-      for (let start = at; at < pattern.length && (pattern[at] !== "]" || at === start); at += 1) {
-        if (pattern[at] === "\\") at += 1;
-        first ??= pattern[at - 1] === "\\" ? escaped() : pattern[at];
-      }
-      at += 1; // ]
-      return not ? "a" : (first ?? "");
-    }
-    at += 1;
-    if (sign === "\\") {
-      const found = "bB".includes(pattern[at]) ? "" : escaped();
-      at += 1;
-      return found;
-    }
-    return sign === "." ? "a" : sign === "^" || sign === "$" ? "" : sign;
-  };
-  const sequence = () => {
-    let text = "";
-    while (at < pattern.length && pattern[at] !== ")" && pattern[at] !== "|") {
-      const piece = atom();
-      const [whole, low] = /^\{(\d+)(?:,\d*)?\}/.exec(pattern.slice(at)) ?? [];
-      const count = whole ? Number(low) : pattern[at] === "*" || pattern[at] === "?" ? 0 : 1;
-      if (whole) at += whole.length;
-      else if ("*+?".includes(pattern[at] ?? "x")) at += 1;
-      if (pattern[at] === "?") at += 1; // as few as possible
-      text += piece.repeat(Math.min(count, 100));
-    }
-    return text;
-  };
-  const choice = () => {
-    const text = sequence();
-    while (pattern[at] === "|") {
-      at += 1;
-      sequence();
-    }
-    return text;
-  };
-  try {
-    const text = choice();
-    return matches(pattern, text) ? text : null;
-  } catch {
-    return null;
-  }
-}
-
 /** @param {Schema} schema @param {string} name */
 function text(schema, name) {
   if (Object.hasOwn(FORMATS, schema.format)) return FORMATS[schema.format];
   if (schema.pattern !== undefined) {
-    const candidates = [BY_NAME.find(([names]) => names.test(name))?.[1], "A-100", "Ada", textMatching(schema.pattern)];
+    const candidates = [BY_NAME.find(([names]) => names.test(name))?.[1], "A-100", "Ada"];
     return candidates.find((each) => typeof each === "string" && !validate(each, schema).length);
   }
   const word = BY_NAME.find(([names]) => names.test(name))?.[1] ?? "text";

@@ -96,7 +96,7 @@ export const triesOf = (pattern, length) => {
 };
 
 /** Return whether a text matches; true if that's left to the server. @param {string} pattern @param {string} text */
-export const matches = (pattern, text) => {
+const matches = (pattern, text) => {
   try {
     return !(triesOf(pattern, text.length) <= MAX_TRIES) || new RegExp(pattern, "u").test(text);
   } catch {
