@@ -353,13 +353,12 @@ class Host(Struct, NotCopyable, eq=False):
     def serve_document(self, path: str, make: Callable[[], bytes], media_type: str) -> None:
         """Serve a public document with an entity tag, including to pages of other origins.
 
+        If the path is taken, the server doesn't start.
+
         Args:
             path: Path of the document, such as ``/.well-known/catalog.json``.
             make: Function that returns the document. Called once, before HTTP is served.
             media_type: Media type of the document.
-
-        Raises:
-            ValueError: The path is taken.
         """
 
         def register() -> None:
