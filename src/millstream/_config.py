@@ -58,7 +58,7 @@ QuotaText = Annotated[
     str,
     Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
 ]
-Compression = Annotated[Literal["auto", "on", "off"], Meta(description="auto, on, or off")]
+Automatic = Annotated[Literal["auto", "on", "off"], Meta(description="auto, on, or off")]
 LogFormat = Annotated[Literal["auto", "text", "json"], Meta(description="auto, text, or json")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
@@ -202,7 +202,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     user_state_ttl: Timeout = 604_800.0
     """Seconds after the last change until the values of a user (`ctx.user_state`) are deleted."""
     list_ttl_ms: Cap = 60_000
-    compression: Compression = "auto"
+    compression: Automatic = "auto"
     """Whether large replies are compressed with gzip for clients that accept it. ``auto`` doesn't compress for clients
     on this machine, unless a header shows that a proxy forwards the request.
     """
@@ -224,6 +224,10 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Coerce the arguments of all tools, as ``@mcp.tool(coerce=True)`` does: ``"3"`` to 3, and JSON text to a list."""
     tool_search: Switch = False
     """List only search_tools and call_tool, which models use to find and call the other tools."""
+    resource_tools: Automatic = "off"
+    """Add the tools list_resources, read_resource, list_prompts, and get_prompt, for clients that only know tools. With
+    auto, clients that declare capabilities don't list them.
+    """
     watchdog: Seconds = 0.0
     """Kill and replace a worker whose event loop is blocked for this long. 0 means never."""
     log_level: LogLevel = "info"

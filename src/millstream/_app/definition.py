@@ -52,6 +52,9 @@ TABLE: dict[str, PartEntry] = {
     "auth": PartEntry("millstream._app.parts.auth:AuthPart", lambda it: it.protected or bool(it.mounted)),
     # Its gate must precede the limits' gate.
     "search": PartEntry("millstream.gateway._search:SearchPart", lambda it: it.settings.tool_search),
+    "resource_tools": PartEntry(
+        "millstream.gateway._resource_tools:ResourceToolsPart", lambda it: it.settings.resource_tools != "off"
+    ),
     "limits": PartEntry("millstream._app.parts:LimitsPart"),
     "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
     "lifespan": PartEntry("millstream._app.parts:LifespanPart"),

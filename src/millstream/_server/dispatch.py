@@ -208,6 +208,25 @@ class Dispatcher:
         """Serve methods through a function, which receives the handler and the call."""
         self._handlers.update({method: partial(around, self._handlers[method]) for method in methods})
 
+    async def run_inside(self, call: Call, method: str, params: bytes) -> bytes:
+        """Return the members of the result of another method, for a function that serves a call.
+
+        Its caller, hooks, and questions are those of the call, and no gate sees it.
+
+        Args:
+            call: The call.
+            method: The method.
+            params: Its parameters as JSON.
+        """
+        call_binding(call)  # questions belong to the outer request
+        outer = call.method, call.name, call.params, call.arguments
+        call.method, call.name, call.params, call.arguments = method, "", params, None
+        try:
+            handler, around = _handler(self._handlers, self.registry, call), self.around
+            return await (handler(call) if around is None else around(call, handler))
+        finally:
+            call.method, call.name, call.params, call.arguments = outer
+
     async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901, PLR0912, PLR0915  one frame for each call
         """Run one call and return its answer.
 
