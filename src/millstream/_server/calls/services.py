@@ -386,6 +386,8 @@ class Services:
     keeps_callers: Callable[[], bool] | None = None
     """Returns whether this process keeps state for principals, so that each has to reach the same process."""
 
+    provider_tokens: Any = None
+    """The `ProviderTokens` of the users, if the server keeps them."""
     explain_missing: Callable[[Any, str], str] = staticmethod(_know_no_reason)
     """Returns why a tool, or any tool if the name is empty, may be missing for a call, or an empty string."""
 
