@@ -4,16 +4,15 @@ The operator lists `token_scopes` at the provider. The tokens are then kept, sea
 discarded after the login.
 """
 
-from typing import Protocol
+from msgspec import field
 
-from msgspec import Struct, field
-
-from millstream._protocol.errors import Confidential, ToolError
+from millstream._protocol.errors import Confidential
 from millstream._protocol.jsonrpc import Json
-from millstream._protocol.principal import Principal
-from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
+from millstream._server.calls.services import ProviderToken
 from millstream.auth.providers import User
+
+__all__ = ["ProviderToken", "ProviderUser", "provider_token"]
 
 
 class ProviderUser(User, Confidential, frozen=True):
@@ -21,28 +20,6 @@ class ProviderUser(User, Confidential, frozen=True):
 
     response: Json = field(default_factory=Json)
     """The response of the token endpoint (RFC 6749 §5.1)."""
-
-
-class ProviderToken(Confidential, Struct, frozen=True):
-    """An access token of a user at the provider: ``{"Authorization": f"Bearer {token.access_token}"}``"""
-
-    access_token: str
-    scopes: tuple[str, ...] = ()
-    """Granted scopes. A user may have granted fewer than the operator requests."""
-    expires_at: float = 0.0
-    """Unix time, or 0 if the provider doesn't specify it."""
-
-
-class ProviderTokens(Protocol):
-    """The kept tokens of a running server's users."""
-
-    async def keep(self, principal: str, login: str, response: Json) -> None:
-        """Store the tokens in a provider's response, for the principal with an id."""
-        ...
-
-    async def find(self, principal: Principal, call: Call) -> ProviderToken:
-        """Return a token that's still valid. Raises ToolError, with what its user has to do."""
-        ...
 
 
 async def provider_token(ctx: Context) -> ProviderToken:
@@ -60,13 +37,4 @@ async def provider_token(ctx: Context) -> ProviderToken:
     Example:
         ``async def events(token: Annotated[auth.ProviderToken, Depends(auth.provider_token)]) -> list[str]: …``
     """
-    call: Call = ctx._call
-    tokens = call.services.provider_tokens
-    if tokens is None:
-        raise ToolError(
-            "This server keeps no tokens of the provider where you sign in. Its operator has to list token_scopes=."
-        )
-    if call.principal is None:
-        raise ToolError("This tool acts in your name at another service. Sign in to this server first.")
-    found: ProviderToken = await tokens.find(call.principal, call)
-    return found
+    return await ctx.provider_token()

@@ -10,11 +10,9 @@ from millstream._override import override
 from millstream._parts import PartHost
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.principal import Principal
-from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services
+from millstream._server.calls.services import ProviderToken, Services
 from millstream.auth._authorization_server.grants import ENDED
 from millstream.auth._oidc import GrantRefused
-from millstream.auth._provider_token import ProviderToken
 from millstream.auth.providers import SignInFailed
 from millstream.client import ClientError, ConnectFailed, Tokens
 from millstream.gateway._credentials.source import LinkCaller, digest_of
@@ -136,7 +134,7 @@ class ProviderTokensPart:
         """See `ProviderTokens`."""
         await self._kept[login].keep(principal, response)
 
-    async def find(self, principal: Principal, call: Call) -> ProviderToken:
+    async def find(self, principal: Principal) -> ProviderToken:
         """See `ProviderTokens`."""
         kept = self._kept.get(principal.subject.partition(":")[0])
         if kept is None:
