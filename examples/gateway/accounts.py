@@ -21,6 +21,17 @@ mcp.upstream(
     forward_headers=["x-tenant"],
 )
 mcp.upstream("orders", "https://orders.example.com/mcp", auth=token_exchange(issuer=LOGIN))
+mcp.upstream(
+    "reports",
+    "https://reports.example.com/mcp",
+    auth=token_exchange(
+        on_behalf_of=True,
+        issuer="https://login.microsoftonline.com/TENANT/v2.0",
+        client_id="ID",
+        client_secret=Secret(env="ENTRA_SECRET"),
+        scope="api://reports/.default",
+    ),
+)
 mcp.upstream("notes", "https://notes.example.com/mcp", auth=per_user_oauth())
 mcp.upstream("calendar", "https://calendar.example.com/mcp", auth=per_user_oauth(lists_from="ada"))
 # endregion

@@ -147,7 +147,8 @@ class Accounts:
                 error = error or ("" if basic or "client_assertion" in form else "invalid_client")
                 given = {"access_token": self.issue("the-gateway", form.get("scope", ""))}
             case _:
-                said = json.loads(base64.urlsafe_b64decode(form["subject_token"].split(".")[1] + "=="))
+                token = form.get("subject_token") or form["assertion"]
+                said = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
                 given = {"access_token": self.issue(f"{said['sub']}-exchanged", said["scope"])}
         if error:
             await asked.reply(json.dumps({"error": error}).encode(), status="400 Bad Request")

@@ -277,17 +277,19 @@ async def test_concurrent_calls_are_repeated_with_the_new_token(refused_late: bo
 
 
 @asynccontextmanager
-async def run_exchange_gateway(other: Any, lister: str = "", **options: Any) -> AsyncIterator[Any]:
+async def run_exchange_gateway(
+    other: Any, lister: str = "", exchange: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Any]:
     """Run a gateway that exchanges its callers' tokens."""
     async with AsyncExitStack() as stack:
         issuer = await stack.enter_async_context(run_issuer())
         jwt = auth.oidc(issuer.url, audience="https://gateway.example/mcp")
-        exchange = token_exchange(
-            issuer=other.accounts.url, client_id="gw", client_secret="s3cret", audience="books",
-            lists_from=lister and f"{issuer.url} {lister}",
+        credentials = token_exchange(
+            issuer=other.accounts.url, client_id="gw", client_secret="s3cret",
+            lists_from=lister and f"{issuer.url} {lister}", **(exchange or {"audience": "books"}),
         )  # fmt: skip
         methods = [jwt, auth.keys(ALICE)]
-        gate = await stack.enter_async_context(run_gateway(other.url, methods=methods, auth=exchange, **options))
+        gate = await stack.enter_async_context(run_gateway(other.url, methods=methods, auth=credentials, **options))
 
         def sign(**changes: Any) -> str:
             return token(said_of(iss=issuer.url, aud="https://gateway.example/mcp", **changes))
@@ -310,6 +312,20 @@ async def test_token_exchange_is_per_caller() -> None:
         assert (form["resource"], form["audience"]) == (other.url, "books")
         assert form["subject_token_type"] == "urn:ietf:params:oauth:token-type:access_token"
         assert "an API key can't be exchanged" in await gate.call(ALICE, "up_who")
+
+
+async def test_entra_exchanges_a_token_on_behalf_of_its_owner() -> None:
+    """https://learn.microsoft.com/entra/identity-platform/v2-oauth2-on-behalf-of-flow"""
+    entra = {"on_behalf_of": True, "scope": ["api://books/.default"]}
+    async with run_world() as other, run_exchange_gateway(other, exchange=entra) as (gate, sign):
+        ada, brian = sign(sub="ada"), sign(sub="brian")
+        await gate.wait_for_tool("up_who", ada)
+        assert [await gate.call(each, "up_who") for each in (ada, brian)] == ["ada-exchanged", "brian-exchanged"]
+        for form, token in zip(other.accounts.forms, (ada, brian), strict=True):
+            assert form == {
+                "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": token,
+                "requested_token_use": "on_behalf_of", "scope": "api://books/.default", "client_id": "gw",
+            }  # fmt: skip
 
 
 async def test_lists_are_read_with_a_named_callers_exchanged_token(caplog: pytest.LogCaptureFixture) -> None:

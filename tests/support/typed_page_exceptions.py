@@ -366,6 +366,7 @@ PAGES = {
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
         untyped={
             "google.py": EXCERPT,
+            "my_calendar.py": "It needs an account at Google. tests/auth/issuing has such a tool.",
             "several_ways.py": "The page leaves out the imports; tests/auth runs the example.",
         },
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},

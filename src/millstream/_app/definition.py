@@ -50,6 +50,9 @@ class PartEntry(Struct, frozen=True):
 TABLE: dict[str, PartEntry] = {
     "metrics": PartEntry("millstream._app.parts.operations:MetricsPart", None),
     "auth": PartEntry("millstream._app.parts.auth:AuthPart", lambda it: it.protected or bool(it.mounted)),
+    "provider_tokens": PartEntry(
+        "millstream.gateway._credentials.provider_tokens:ProviderTokensPart", lambda it: it.keeps_provider_tokens
+    ),
     # Its gate must precede the limits' gate.
     "search": PartEntry("millstream.gateway._search:SearchPart", lambda it: it.settings.tool_search),
     "resource_tools": PartEntry(
@@ -231,6 +234,12 @@ class Definition:
     def title(self) -> str:
         """Display title."""
         return self.info.title or self.name
+
+    @property
+    def keeps_provider_tokens(self) -> bool:
+        """Whether users sign in with a provider whose tokens tools use."""
+        logins = [each for method in self.auth for each in getattr(method, "logins", {}).values()]
+        return any(getattr(each, "token_scopes", ()) for each in logins)
 
     @property
     def protected(self) -> bool:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from millstream.auth._key_file import keys
     from millstream.auth._method import AuthMethod, Identity, Rejection, Unavailable
     from millstream.auth._oidc import oidc
+    from millstream.auth._provider_token import ProviderToken, provider_token
     from millstream.auth._tokens import introspection, jwt
 
 _HOMES = {
     "AuthMethod": "_method",
     "Identity": "_method",
+    "ProviderToken": "_provider_token",
     "Rejection": "_method",
     "Unavailable": "_method",
     "client": "_authorization_server.config",
@@ -32,6 +34,7 @@ _HOMES = {
     "keys": "_key_file",
     "login_provider": "_authorization_server.upstreams",
     "oidc": "_oidc",
+    "provider_token": "_provider_token",
     "users": "_authorization_server.users",
 }
 """Public name -> module, imported on first use."""
@@ -58,6 +61,7 @@ _ELSEWHERE = {
 __all__ = [
     "AuthMethod",
     "Identity",
+    "ProviderToken",
     "Rejection",
     "Unavailable",
     "client",
@@ -70,6 +74,7 @@ __all__ = [
     "keys",
     "login_provider",
     "oidc",
+    "provider_token",
     "users",
 ]
 

@@ -39,13 +39,19 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
 
     Raises:
         SignInFailed: The request failed. The reason is logged. The message contains only `title`, the upstream's name.
+        GrantRefused: The upstream refused it with 400 or 401.
     """
     body = None if form is None else urlencode(form).encode()
     try:
         return _decode((await fetch(url, form=body, headers=headers, is_allowed=allow_any)).body)
     except (OutboundError, *MALFORMED) as exc:
         logger.error("A sign-in request to %s failed: %s", url, exc)
-        raise SignInFailed(f"{title} isn't responding as expected. Try again later.") from None
+        kind = GrantRefused if getattr(exc, "status", 0) in (400, 401) else SignInFailed
+        raise kind(f"{title} isn't responding as expected. Try again later.") from None
+
+
+class GrantRefused(SignInFailed):
+    """The upstream refused a request for tokens."""
 
 
 def code_of(query: Mapping[str, str], title: str) -> str:
@@ -191,8 +197,8 @@ class CodeFlow:
             raise SignInFailed(f"The response from {self._title} couldn't be verified. Start again.")
         return found
 
-    async def finish(self, callback: Callback) -> tuple[Claims, str]:
-        """Exchange the code from a callback. Return the ID token's claims and the access token, or an empty one.
+    async def finish(self, callback: Callback) -> tuple[Claims, Json]:
+        """Exchange the code from a callback. Return the ID token's claims, and the response with the tokens.
 
         Raises:
             SignInFailed: The exchange failed, or the response failed verification.
@@ -205,24 +211,33 @@ class CodeFlow:
             raise SignInFailed(f"The response isn't from {self._title}. Start again.")
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
-        form = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "redirect_uri": callback.url,
-            "code_verifier": kept.verifier,
+        given = await self._ask_token(
+            grant_type="authorization_code",
+            code=code,
+            redirect_uri=callback.url,
+            code_verifier=kept.verifier,
             **self._also,
-        }
+        )
+        return await self._open(given.get("id_token"), kept.nonce), given
+
+    async def refresh(self, token: str) -> Json:
+        """Return the response to a refresh token.
+
+        Raises:
+            SignInFailed: There was none.
+        """
+        return await self._ask_token(grant_type="refresh_token", refresh_token=token)
+
+    async def _ask_token(self, **form: str) -> Json:
         headers: dict[str, str] = {}
-        methods = metadata.get("token_endpoint_auth_methods_supported")
+        methods = (await self.metadata()).get("token_endpoint_auth_methods_supported")
         if not self._client_secret:
             form["client_id"] = self._client_id
         elif not is_array(methods) or "client_secret_basic" in methods:
             headers["authorization"] = basic_credentials(self._client_id, self._client_secret)
         else:
             form |= {"client_id": self._client_id, "client_secret": self._client_secret}
-        given = members(await ask(await self.endpoint("token_endpoint"), self._title, form=form, headers=headers))
-        claims, access = await self._open(given.get("id_token"), kept.nonce), given.get("access_token")
-        return claims, access if isinstance(access, str) else ""
+        return members(await ask(await self.endpoint("token_endpoint"), self._title, form=form, headers=headers))
 
     async def _open(self, token: object, nonce: str) -> Claims:
         """Return the claims of an ID token."""
@@ -322,7 +337,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
     @override
     async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
         """Return the user's token and its remaining lifetime."""
-        _, token = await self._flow.finish(callback)
+        token = str((await self._flow.finish(callback))[1].get("access_token", ""))
         try:
             found = await self.examine(token)
         except Unavailable as exc:

@@ -404,6 +404,9 @@ _MAX_URL = 2048
 class OutboundError(ValueError):
     """A fetch failed. The message gives the reason, without content from internal addresses."""
 
+    status: int = 0
+    """Status of the response, if it isn't 200."""
+
 
 class FetchedDocument(Struct, frozen=True):
     """A response with status 200."""
@@ -469,7 +472,9 @@ async def fetch(
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
         raise OutboundError(_reason(exc, host or "", seconds)) from exc
     if reply.status != 200:
-        raise OutboundError(f"{host} responded with {reply.status}.")
+        refused = OutboundError(f"{host} responded with {reply.status}.")
+        refused.status = reply.status
+        raise refused
     if reply.stream is not None:
         raise OutboundError(f"{host} sent a stream instead of a complete response.")
     if reply.headers.get(b"content-encoding", b"identity") != b"identity":

@@ -13,7 +13,7 @@ import msgspec
 
 from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import LocalError, refuse_unknown
+from millstream._protocol.errors import LocalError, ToolError, refuse_unknown
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS, LogLevel
 from millstream._protocol.notifications import (
@@ -34,7 +34,7 @@ from millstream._server.calls.questions import (
     ask_by_request,
     ask_by_round,
 )
-from millstream._server.calls.services import Publisher, principal_id
+from millstream._server.calls.services import ProviderToken, Publisher, principal_id
 from millstream._server.calls.session_state import SessionState, StoredState, UserState, once_stored
 from millstream._stores.rates import share_for
 
@@ -154,6 +154,24 @@ class Context(CallInfo, NotCopyable):
         """
         only = self._call.transport in ("stdio", "memory")
         return UserState(self._services, self.principal, is_only_client=only)
+
+    async def provider_token(self) -> ProviderToken:
+        """Return the caller's token at the provider where they signed in, if its operator lists `token_scopes`.
+
+        Raises:
+            ToolError: There's none. The text says what the user or the operator has to do.
+
+        Example:
+            ``token = await ctx.provider_token()``
+        """
+        tokens = self._services.provider_tokens
+        if tokens is None:
+            raise ToolError(
+                "This server keeps no tokens of the provider where you sign in. Its operator has to list token_scopes=."
+            )
+        if self.principal is None:
+            raise ToolError("This tool acts in your name at another service. Sign in to this server first.")
+        return await tokens.find(self.principal)
 
     async def read_resource(self, uri: str) -> Any:
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.

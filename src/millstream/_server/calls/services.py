@@ -20,9 +20,9 @@ from millstream._config import Settings
 from millstream._http.message import HttpRequest
 from millstream._limits import StoreLimiter
 from millstream._protocol.admission import Handshake
-from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
+from millstream._protocol.errors import INSUFFICIENT_SCOPE, Confidential, ProtocolError
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import notification_message
+from millstream._protocol.jsonrpc import Json, notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
@@ -376,6 +376,32 @@ def _know_no_reason(call: object, name: str) -> str:
     return ""
 
 
+class ProviderToken(Confidential, Struct, frozen=True):
+    """An access token of a user at the provider: ``{"Authorization": f"Bearer {token.access_token}"}``"""
+
+    access_token: str
+    scopes: tuple[str, ...] = ()
+    """Granted scopes. A user may have granted fewer than the operator requests."""
+    expires_at: float = 0.0
+    """Unix time, or 0 if the provider doesn't specify it."""
+
+
+class ProviderTokens(Protocol):
+    """The kept tokens of a running server's users."""
+
+    async def keep(self, principal: str, login: str, response: Json) -> None:
+        """Store the tokens in a provider's response, for the principal with an id."""
+        ...
+
+    async def find(self, principal: Principal) -> ProviderToken:
+        """Return a token that's still valid.
+
+        Raises:
+            ToolError: There's none. The text says what its user has to do.
+        """
+        ...
+
+
 class Services:
     """The shared services of one running server: ``call.services.settings.name``"""
 
@@ -386,6 +412,8 @@ class Services:
     keeps_callers: Callable[[], bool] | None = None
     """Returns whether this process keeps state for principals, so that each has to reach the same process."""
 
+    provider_tokens: ProviderTokens | None = None
+    """The users' tokens at the providers where they signed in, if the server keeps them."""
     explain_missing: Callable[[Any, str], str] = staticmethod(_know_no_reason)
     """Returns why a tool, or any tool if the name is empty, may be missing for a call, or an empty string."""
 

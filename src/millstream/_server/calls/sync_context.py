@@ -146,6 +146,7 @@ class SyncContext(CallInfo, NotCopyable):
         """Values stored for this user: ``ctx.user_state.get("read", [])``. See `Context.user_state`."""
         return SyncStoredState(self._inner.user_state, self._wait)
 
+    provider_token: Final = make_blocking(Context.provider_token)
     read_resource: Final = make_blocking(Context.read_resource)
     progress: Final = make_blocking(Context.progress)
     report_progress: Final = progress

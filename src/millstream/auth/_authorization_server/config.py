@@ -6,12 +6,11 @@ The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose pat
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from millstream._http.client.pool import check_url
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
@@ -33,6 +32,7 @@ from millstream.auth._authorization_server.records import (
 from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys
 from millstream.auth._key_file import SCOPE, check_scopes
 from millstream.auth._method import KnownScopes
+from millstream.auth._provider_token import ProviderUser
 from millstream.auth._tokens import rules_of, several
 from millstream.auth.providers import (
     Callback,
@@ -59,6 +59,14 @@ def canonical(resource: str) -> str:
     basic/authorization).
     """
     return re.sub(r"^[^/?#]*://[^/?#]*", lambda origin: origin[0].lower(), resource).rstrip("/")
+
+
+KeepTokens = Callable[[User, Json], Awaitable[None]]
+"""Stores the tokens in a provider's response for a user."""
+
+
+async def _discard(user: User, response: Json) -> None:
+    """Keep nothing."""
 
 
 class IssuerConfig(Struct, frozen=True):
@@ -89,6 +97,8 @@ class IssuerConfig(Struct, frozen=True):
     """Other URLs of the same server. A request for one is for `audience`."""
     known: KnownScopes = frozenset
     """Returns the scopes that the running server currently uses."""
+    keep_tokens: KeepTokens = _discard
+    """Stores the tokens of a user who has just signed in, if the server keeps them."""
 
     @property
     def secure(self) -> bool:
@@ -181,8 +191,11 @@ class IssuerConfig(Struct, frozen=True):
         Raises:
             SignInFailed: The login failed.
         """
-        user = await self.upstreams[name].finish(callback)
-        return replace(user, subject=f"{name}:{user.subject}", login=name)
+        found = await self.upstreams[name].finish(callback)
+        user = User(f"{name}:{found.subject}", found.name, found.scopes, found.since, found.groups, name)
+        if isinstance(found, ProviderUser):
+            await self.keep_tokens(user, found.response)
+        return user
 
 
 _ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
-from millstream._protocol.jsonrpc import decode_object, encode
+from millstream._protocol.jsonrpc import Json, decode_object, encode
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
@@ -82,6 +82,11 @@ class Issuer(Struct, frozen=True, eq=False):
     config: IssuerConfig
 
     @property
+    def logins(self) -> Mapping[str, RedirectTarget]:
+        """The providers where users sign in, by name."""
+        return self.config.upstreams
+
+    @property
     def resource(self) -> str:
         """URL of the MCP endpoint, or of the server."""
         return self.config.audience or self.config.url
@@ -97,7 +102,12 @@ class Issuer(Struct, frozen=True, eq=False):
         config = self.config
         audience = config.audience or config.base + services.settings.path.rstrip("/")
         addresses = frozenset(addresses_for(audience, services.settings).values())
-        running = replace(config, audience=audience, addresses=addresses, known=known)
+
+        async def keep_tokens(user: User, response: Json) -> None:
+            if services.provider_tokens is not None:
+                await services.provider_tokens.keep(f"{config.url} {user.subject}", user.login, response)
+
+        running = replace(config, audience=audience, addresses=addresses, known=known, keep_tokens=keep_tokens)
         return RunningIssuer(running, services, name)
 
 

@@ -1,6 +1,6 @@
 """The built-in upstreams, Google, GitHub, and any OpenID provider, and the users who can sign in with them.
 
-An upstream's access token is discarded after the login.
+An upstream's tokens are discarded after the login, unless the operator lists `token_scopes`. See `ProviderToken`.
 """
 
 import os
@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack, cast
 from urllib.parse import urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._http.client.pool import OutboundError, check_url
 from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
+from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import IssuerOptions, check_options
 from millstream.auth._authorization_server.records import CALLBACK, fingerprint, new_secret
@@ -22,6 +23,7 @@ from millstream.auth._authorization_server.server import Issuer, issuer
 from millstream.auth._jose import Claims
 from millstream.auth._key_file import check_scopes
 from millstream.auth._oidc import CodeFlow, ask, code_of, text
+from millstream.auth._provider_token import ProviderUser
 from millstream.auth._tokens import several
 from millstream.auth.providers import (
     AuthorizationRedirect,
@@ -106,9 +108,15 @@ class SelectiveUpstream(Confidential, Struct, kw_only=True):
     label: str
     allowlist: Allowlist
 
+    token_scopes: tuple[str, ...] = ()
+    """Scopes of the tokens to keep for tools, or none if they're discarded."""
+
     def still(self, user: User) -> bool:
         """Return whether the user's `allow` entry still exists, with the same scopes."""
         return user.since in self.allowlist.numbers
+
+    def _person(self, user: User, response: Json) -> User:
+        return ProviderUser(**structs.asdict(user), response=response) if self.token_scopes else user
 
 
 class GitHubUpstream(SelectiveUpstream, kw_only=True):
@@ -137,7 +145,7 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
         asked = {
             "client_id": self.client_id,
             "redirect_uri": callback,
-            "scope": " ".join(scope for scope, is_wanted in wanted.items() if is_wanted),
+            "scope": " ".join((*(scope for scope, is_wanted in wanted.items() if is_wanted), *self.token_scopes)),
             "state": state,
             "code_challenge": s256(verifier),
             "code_challenge_method": "S256",
@@ -147,16 +155,11 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""
-        form = {
-            "client_id": self.client_id,
-            "client_secret": self.client_secret,
-            "redirect_uri": callback.url,
-            "code": code_of(callback.query, _TITLE),
-            "code_verifier": callback.state_data.decode(),
-        }
-        given = await ask(f"{self.at}/login/oauth/access_token", _TITLE, form=form, headers={})
-        # GitHub also returns errors with status 200.
-        answer = members(given)
+        answer = await self._ask_token(
+            redirect_uri=callback.url,
+            code=code_of(callback.query, _TITLE),
+            code_verifier=callback.state_data.decode(),
+        )
         token = text(answer.get("access_token"))
         if not token:
             code_of({"error": text(answer.get("error"))}, _TITLE)
@@ -165,7 +168,16 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
         if not isinstance(number, int) or isinstance(number, bool) or not login:
             raise SignInFailed(f"{_TITLE} didn't identify you. Try again later.")
         allowed = self.allowlist.find({login, *await self._more(token)}, login)
-        return User(str(number), text(person.get("name")) or login, *allowed)
+        return self._person(User(str(number), text(person.get("name")) or login, *allowed), answer)
+
+    async def refresh(self, token: str) -> Json:
+        """See `CodeFlow.refresh`. Only GitHub Apps issue such tokens."""
+        return await self._ask_token(grant_type="refresh_token", refresh_token=token)
+
+    async def _ask_token(self, **form: str) -> Json:
+        who = {"client_id": self.client_id, "client_secret": self.client_secret}
+        # GitHub also returns errors with status 200.
+        return members(await ask(f"{self.at}/login/oauth/access_token", _TITLE, form={**who, **form}, headers={}))
 
     async def _more(self, token: str) -> set[str]:
         """Return the user's organizations and verified e-mail addresses, if `allow` needs them."""
@@ -232,21 +244,31 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect to the provider."""
-        return await self.flow.begin(callback, state, _SCOPE)
+        return await self.flow.begin(callback, state, await self._scope())
+
+    async def _scope(self) -> str:
+        """Return the scopes to request. Most providers issue refresh tokens only for ``offline_access``."""
+        offered = (await self.flow.metadata()).get("scopes_supported") if self.token_scopes else ()
+        offline = ("offline_access",) if is_array(offered) and "offline_access" in offered else ()
+        return " ".join(dict.fromkeys((_SCOPE, *self.token_scopes, *offline)))
+
+    async def refresh(self, token: str) -> Json:
+        """See `CodeFlow.refresh`."""
+        return await self.flow.refresh(token)
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
         """See `UpstreamWithPrompt.begin_anew`."""
-        return await self.flow.begin(callback, state, _SCOPE, prompt)
+        return await self.flow.begin(callback, state, await self._scope(), prompt)
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""
-        claims, token = await self.flow.finish(callback)
+        claims, given = await self.flow.finish(callback)
         subject = str(claims["sub"])
         if "email_verified" not in claims and "userinfo_endpoint" in await self.flow.metadata():
-            claims = await self.flow.userinfo(token, subject)
+            claims = await self.flow.userinfo(str(given.get("access_token", "")), subject)
         name, email = text(claims.get("name")), text(claims.get("email"))
         allowed = self.allowlist.find(self.names_of(claims), email or name or subject)
-        return User(subject, name or email or subject, *allowed)
+        return self._person(User(subject, name or email or subject, *allowed), given)
 
 
 _EMAILS = "['ada@example.com'], ['@example.com'] for a whole domain"
@@ -281,6 +303,10 @@ KNOWN = {
 }
 
 
+_OFFLINE = {"access_type": "offline", "prompt": "consent select_account"}
+"""Google issues a refresh token only with these parameters, and only once for each consent."""
+
+
 @suggest_keywords
 def login_provider(
     provider: str,
@@ -291,6 +317,7 @@ def login_provider(
     name: str = "",
     title: str = "",
     base_url: str = "",
+    token_scopes: Names = (),
 ) -> UpstreamLogin:
     """Return an upstream for `issuer`: users sign in with Google, GitHub, or any OpenID provider.
 
@@ -307,6 +334,8 @@ def login_provider(
         name: Name in the redirect URI and in subjects, by default ``google``, ``github``, or ``openid``.
         title: Name on the button, by default the issuer's host.
         base_url: Base URL, for a GitHub Enterprise server or a test double of Google.
+        token_scopes: Scopes at the provider in which tools act for the user. The user's tokens are then kept, sealed,
+            for `provider_token`. By default, they're discarded.
 
     Raises:
         ValueError: An argument is missing or invalid.
@@ -325,6 +354,7 @@ def login_provider(
         known, name = KnownService(title or host, provider), name or "openid"
     name, title, at = name or provider, title or known.title, base_url or known.at
     client_id, client_secret = _credentials(provider, name, client_id, client_secret)
+    kept = tuple(several("token_scopes", token_scopes))
     allowlist = Allowlist(allow, at, form=known.form, examples=known.examples)
     url = check_url(at).geturl()
     if provider == "github":
@@ -335,13 +365,16 @@ def login_provider(
             at=url.rstrip("/"),
             client_id=client_id,
             client_secret=client_secret,
+            token_scopes=kept,
         )
+    parameters = {**known.parameters, **_OFFLINE} if kept and provider == "google" else known.parameters
     return OpenIdUpstream(
         name=name,
         label=f"Continue with {title}",
         allowlist=allowlist,
         names_of=known.names_of,
-        flow=CodeFlow(url, client_id=client_id, client_secret=client_secret, title=title, parameters=known.parameters),
+        flow=CodeFlow(url, client_id=client_id, client_secret=client_secret, title=title, parameters=parameters),
+        token_scopes=kept,
     )
 
 
@@ -362,7 +395,13 @@ def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tup
 
 
 def google(
-    url: str, *, allow: Allow, client_id: str = "", client_secret: str = "", **more: Unpack[IssuerOptions]
+    url: str,
+    *,
+    allow: Allow,
+    client_id: str = "",
+    client_secret: str = "",
+    token_scopes: Names = (),
+    **more: Unpack[IssuerOptions],
 ) -> Issuer:
     """Return an `issuer` where users sign in with Google.
 
@@ -372,19 +411,27 @@ def google(
             `login_provider`.
         client_id: Id of the OAuth client that you registered with Google, by default ``$GOOGLE_CLIENT_ID``.
         client_secret: Its secret, by default ``$GOOGLE_CLIENT_SECRET``.
+        token_scopes: See `login_provider`.
         more: Options of `issuer`, such as ``scopes``.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
     """
     check_options("auth.google", more)
-    return issuer(
-        url, users=login_provider("google", allow=allow, client_id=client_id, client_secret=client_secret), **more
+    login = login_provider(
+        "google", allow=allow, client_id=client_id, client_secret=client_secret, token_scopes=token_scopes
     )
+    return issuer(url, users=login, **more)
 
 
 def github(
-    url: str, *, allow: Allow, client_id: str = "", client_secret: str = "", **more: Unpack[IssuerOptions]
+    url: str,
+    *,
+    allow: Allow,
+    client_id: str = "",
+    client_secret: str = "",
+    token_scopes: Names = (),
+    **more: Unpack[IssuerOptions],
 ) -> Issuer:
     """Return an `issuer` where users sign in with GitHub.
 
@@ -394,12 +441,14 @@ def github(
             `login_provider`.
         client_id: Id of the OAuth application that you registered with GitHub, by default ``$GITHUB_CLIENT_ID``.
         client_secret: Its secret, by default ``$GITHUB_CLIENT_SECRET``.
+        token_scopes: See `login_provider`.
         more: Options of `issuer`, such as ``scopes``.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``
     """
     check_options("auth.github", more)
-    return issuer(
-        url, users=login_provider("github", allow=allow, client_id=client_id, client_secret=client_secret), **more
+    login = login_provider(
+        "github", allow=allow, client_id=client_id, client_secret=client_secret, token_scopes=token_scopes
     )
+    return issuer(url, users=login, **more)

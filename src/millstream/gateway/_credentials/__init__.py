@@ -182,6 +182,14 @@ class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchang
     """Logical name of the upstream, for authorization servers that use it instead of `resource`."""
     lists_from: str = ""
     """Id of the principal whose token reads the lists for all callers."""
+    on_behalf_of: bool = False
+    """Whether to use Entra ID's on-behalf-of grant, which identifies the upstream by the scopes."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on_behalf_of and not self.scope:
+            raise ValueError('on_behalf_of requires scope, such as ["api://orders/.default"].')
 
 
 class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
@@ -309,6 +317,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
     private_addresses: bool = False,
     send_resource: bool = True,
     lists_from: str = "",
+    on_behalf_of: bool = False,
 ) -> TokenExchange:
     """Exchange each caller's access token for a token for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
@@ -330,6 +339,8 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
         send_resource: Whether requests include the upstream's URL as ``resource``.
         lists_from: Id of the principal whose token reads the lists for all callers, as in the audit log:
             ``"https://login.example.com ada"``. By default, it's the first caller with a token that can read them.
+        on_behalf_of: Whether to use the on-behalf-of grant of Microsoft Entra ID, which has no RFC 8693. It requires
+            `scope`, and sends neither ``resource`` nor ``audience``.
 
     Raises:
         ValueError: An option is missing, or conflicts with another one.
@@ -338,7 +349,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
         private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource, audience=audience,
         secret_in_form=secret_in_form, private_addresses=private_addresses,
-        send_resource=send_resource, lists_from=lists_from,
+        send_resource=send_resource, lists_from=lists_from, on_behalf_of=on_behalf_of,
     )  # fmt: skip
 
 

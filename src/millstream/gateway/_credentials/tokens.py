@@ -1,6 +1,7 @@
 """Access tokens that workers share: sealed in the store, and renewed by one worker at a time.
 
-They're the gateway's own tokens (client credentials), exchanged tokens (RFC 8693), or users' tokens (see `accounts`).
+They're the gateway's own tokens (client credentials), exchanged tokens (RFC 8693, or Entra ID's own grant), or users'
+tokens (see `accounts`).
 
 Many refresh tokens can be used only once. A worker takes a lease before it renews, reads the store again, and writes
 with compare-and-set, so if two workers need a new token, one requests it, and the other reads it. A renewal runs in its
@@ -297,6 +298,7 @@ def make_grant(tokens: Tokens, registration: Registration | None = None) -> Stor
 
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+_JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
 _DEFAULT_LIFETIME = 300.0
 """Seconds that an exchanged token is used if the issuer doesn't specify an expiry."""
@@ -364,12 +366,13 @@ class _IssuedCredentials(TokenCredentials):
             raise ConnectFailed(
                 f"The metadata of {options.issuer} isn't available. If the issuer has none, set token_url instead."
             )
-        if options.send_resource:
+        exchange = options if isinstance(options, TokenExchange) else None
+        if options.send_resource and not (exchange and exchange.on_behalf_of):
             form["resource"] = self._target
         if options.scope:
             form["scope"] = " ".join(options.scope)
-        if isinstance(options, TokenExchange) and options.audience:
-            form["audience"] = options.audience
+        if exchange and exchange.audience:
+            form["audience"] = exchange.audience
         response = await ask_token(issuer, self._registration, form, self._outbound)
         response.check(issuer.issuer, f"token for the upstream {self.upstream!r}")
         lifetime = response.expires_in or lifetime
@@ -454,7 +457,11 @@ class ExchangedCredentials(_IssuedCredentials):
 
     @override
     async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
-        return await self._ask(
-            _DEFAULT_LIFETIME, caller.until, grant_type=_EXCHANGE, subject_token=caller.token,
-            subject_token_type=_ACCESS_TOKEN, requested_token_type=_ACCESS_TOKEN,
-        )  # fmt: skip
+        form = {
+            "grant_type": _EXCHANGE, "subject_token": caller.token, "subject_token_type": _ACCESS_TOKEN,
+            "requested_token_type": _ACCESS_TOKEN,
+        }  # fmt: skip
+        if isinstance(self._options, TokenExchange) and self._options.on_behalf_of:
+            # https://learn.microsoft.com/entra/identity-platform/v2-oauth2-on-behalf-of-flow
+            form = {"grant_type": _JWT_BEARER, "assertion": caller.token, "requested_token_use": "on_behalf_of"}
+        return await self._ask(_DEFAULT_LIFETIME, caller.until, **form)
