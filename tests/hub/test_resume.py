@@ -324,9 +324,8 @@ async def test_small_requests_do_not_decode_the_whole_journal(
     async with open_hub(MemoryStore(epoch="here"), journal=4000, history=100) as hub:
         await publish(hub, *map(str, range(4000)))
         monkeypatch.setattr("millstream.hub._journal.unpack", counted)
-        outlet = await listen(hub, *channels, **options)
+        await listen(hub, *channels, **options)
         assert decoded <= most
-        assert len(outlet.data) <= 2000
 
 
 async def test_long_replays_yield_to_other_subscribers() -> None:

@@ -8,7 +8,6 @@ A channel's history is kept longer than the journal, so a busy channel doesn't d
 client's channel is its mailbox.
 """
 
-import asyncio
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,8 @@ JOURNAL = "hub:journal"
 _CHANNEL = "hub:channel:"
 _MAILBOX = "mailbox:"
 """A separate kind of stream, so publications don't use its space."""
-_FIRST_CHANNEL = "$opening"
+FIRST_CHANNEL = "$opening"
+"""The channel of the journal's first entry, which shows that no earlier entries were trimmed."""
 _JOURNAL_TTL = 30 * 86400.0
 _MAX_RECENT = 2_000
 NEW_IDS = Rate(100_000, int(ONCE_SECONDS))
@@ -50,7 +50,6 @@ class Journal(Struct):
     _new_ids: Limiter = field(default_factory=lambda: Limiter("ids", NEW_IDS))
     floors: dict[str | None, int] = {}
     """For each followed topic, the offset after which this worker has read all events."""
-    _filling: asyncio.Lock = field(default_factory=asyncio.Lock)
     start_offset: int = 0
     """The offset at which this worker started reading, or restarted after it last lost events."""
 
@@ -59,7 +58,7 @@ class Journal(Struct):
         log = self._store.log
         while not (entries := await log.newest(JOURNAL, _MAX_RECENT, _MAX_RECENT_BYTES)):
             # An empty stream has no position to resume from. This entry provides one.
-            await self.append(StoredEvent(_FIRST_CHANNEL, b"", None, None, self._clock()))
+            await self.append(StoredEvent(FIRST_CHANNEL, b"", None, None, self._clock()))
         self.epoch = entries[0].position.epoch
         self._restart(entries[0].position.offset - 1)
         for entry in entries:
@@ -123,27 +122,6 @@ class Journal(Struct):
                 topics = {None, f"{each.partition('.')[0]}.", topic_for(each)} & floors.keys()
                 found = max(found, min((floors[topic] for topic in topics), default=self.offset))
         return found
-
-    async def fill(self, channels: Iterable[str]) -> None:
-        """Cache the newest events of channels and patterns that this worker hasn't followed for long.
-
-        Raises:
-            LocalError, OSError: The store can't be read.
-        """
-        async with self._filling:
-            if self.floor(channels) == self.recent_floor:
-                return
-            entries = await self._store.log.newest(JOURNAL, _MAX_RECENT, _MAX_RECENT_BYTES)
-            entries = [each for each in entries if self.is_current(each) and each.position.offset <= self.offset]
-            if not entries:
-                return
-            first, last = entries[0].position.offset, entries[-1].position.offset
-            later = list(self.recent_events(last))
-            self._recent = deque(map(unpack, entries))
-            self._recent.extend(later)
-            self._recent_bytes = sum(len(event.data or b"") for event in self._recent)
-            self.recent_floor = first - 1
-            self.floors = {topic: floor if floor > last else 0 for topic, floor in self.floors.items()}
 
     def recent(self, after: int, max_bytes: int, floor: int) -> tuple[list[Event], int] | None:
         """Return about `max_bytes` of cached events after an offset, and the offset of the last one, or None if the

@@ -7,6 +7,7 @@ keep pages at the same time.
 """
 
 import asyncio
+import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Coroutine, Hashable, Sequence
@@ -119,6 +120,8 @@ class HistoryIndex(Struct):
     times: "array[float]" = field(default_factory=lambda: array("d"))
     ids: dict[str, int] = {}
     """The offsets of events with publisher-assigned ids."""
+    channels: list[str] = []
+    """The channels of the events, in the index of the journal."""
 
     def start(self, offset: int) -> int:
         """Return the start of the shared page that contains this offset."""
@@ -179,22 +182,33 @@ class JournalReader:
             usable=lambda since, _: since >= journal.floor((channel,)),
         )
 
+    async def journal_index(self, patterns: Sequence[str]) -> HistoryIndex:
+        """Return the index of the journal. Events newer than the oldest cached event can be missing from it."""
+        journal = self._journal
+        return await self._indexes.get(
+            ("", journal.epoch, 0),
+            lambda: self._read_index("", 0),
+            since=journal.offset,
+            usable=lambda since, _: since >= journal.floor(patterns),
+        )
+
     async def _read_index(self, channel: str, newest: int) -> HistoryIndex:
-        stream, index = history_stream(channel), HistoryIndex()
+        """Read the index of a channel's history, or of the journal without a channel."""
+        stream, index = history_stream(channel) if channel else JOURNAL, HistoryIndex()
         async with self.slots:
             if newest:
-                self._add(index, await self._store.log.newest(stream, newest))
+                self._add(index, await self._store.log.newest(stream, newest), stream)
                 return index
             start, now = 0, self._journal.offset
             while page := await self.page(stream, start, now):
-                self._add(index, page)
+                self._add(index, page, stream)
                 if page[-1].position.offset <= start or not _is_full(page):
                     break
                 start = page[-1].position.offset
                 await asyncio.sleep(0)
             return index
 
-    def _add(self, index: HistoryIndex, page: Page) -> None:
+    def _add(self, index: HistoryIndex, page: Page, stream: str) -> None:
         last = index.offsets[-1] if index.offsets else 0
         for entry in page:
             offset = entry.position.offset
@@ -202,7 +216,9 @@ class JournalReader:
                 stamp = unpack_header(entry.data)
                 index.offsets.append(offset)
                 index.times.append(stamp.at)
-                if stamp.id is not None:
+                if stream == JOURNAL:
+                    index.channels.append(sys.intern(stamp.channel))
+                elif stamp.id is not None:
                     index.ids[stamp.id] = offset
 
     async def page(self, stream: str, start: int, upto: int) -> Page:
@@ -246,6 +262,14 @@ class JournalReader:
             if place < len(page) and (place or page[0].position.offset == after + 1):
                 return page[place:], begin
         return await self._store.log.read(JOURNAL, Position(epoch, after), PAGE, PAGE_BYTES), after
+
+    async def journal_entry(self, offset: int) -> Entry | None:
+        """Return the journal's entry at an offset, or None if it was trimmed."""
+        with suppress(Gap):
+            page, _ = await self.journal_page(None, offset - 1)
+            if page and page[0].position.offset == offset:
+                return page[0]
+        return None
 
     async def find(self, id: str, wants: Wants) -> int | None:
         """Return the offset of the newest wanted event with a publisher-assigned id, or None.

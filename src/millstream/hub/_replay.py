@@ -15,19 +15,20 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import repeat
+from itertools import islice, repeat
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate
+from millstream._protocol.principal import knows_identities
 from millstream._stores.base import Gap
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
 from millstream.hub._delivery import Delivery
-from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_header
-from millstream.hub._journal import history_stream
-from millstream.hub._presence import PresenceChange
+from millstream.hub._event import MEMBERS, Event, encode_data, gap, parse_position, position_id, unpack, unpack_header
+from millstream.hub._journal import FIRST_CHANNEL, history_stream
+from millstream.hub._presence import MemberList, PresenceChange
 from millstream.hub._reader import HistoryCursor, HistoryIndex
 from millstream.hub._subscriber import Subscription
 
@@ -39,9 +40,11 @@ short request makes the hub read and write thousands of events.
 """
 _CACHED = -1
 """The source of cached events."""
+_JOURNAL = -2
+"""The source of events that match a wildcard and aren't cached."""
 
 EventLocation = tuple[int, int]
-"""An offset, and the number of the channel whose history contains it, or `_CACHED`."""
+"""An offset, and the number of the channel whose history contains it, or `_CACHED`, or `_JOURNAL`."""
 
 
 class _History(Struct):
@@ -90,6 +93,9 @@ class CatchUp:
         self._epoch = journal.epoch
         self._last_dropped: dict[str, int] = {}
         """Offset of the newest event that each channel's history has dropped."""
+        self._patterns = [each for each in subscription.channels if is_pattern(each) and not each.startswith(PRESENCE)]
+        self._index = HistoryIndex()
+        """The journal's index, for the patterns."""
         self._cursors: list[HistoryCursor] = []
         """Positions in the histories of the channels."""
         self._pending_changes: deque[PresenceChange] = deque()
@@ -104,7 +110,7 @@ class CatchUp:
         if offset is None:
             offset = max((each.index.ids[id] for each in await self._histories() if id in each.index.ids), default=None)
         if offset is not None:
-            await self._read_until(offset)
+            await self._read_until(offset, number or 0)
         await self._wait_for_turn(journal.offset - (offset or 0))
         if offset is None or offset > journal.offset:
             # The id is from before a restart, was never published, or is no longer stored.
@@ -137,8 +143,35 @@ class CatchUp:
         """Write the last `count` matching events. Presence changes aren't counted."""
         await self._wait_for_turn(count)
         end = self._journal.offset
-        newest = iter(deque(self._merge(await self._histories(count), 0, end), maxlen=count))
-        await self._write(next(newest, None), newest)
+        newest = deque(self._merge(await self._histories(count), 0, end), maxlen=count)
+        if (
+            self._patterns
+            and self._journal.limits.history
+            and self._lacks_events_before(newest[0][0] if len(newest) == count else 0)
+        ):
+            self._send_gap("trimmed")
+        plan = iter(newest)
+        await self._write(next(plan, None), plan)
+        await self._write_new()
+
+    def _lacks_events_before(self, offset: int) -> bool:
+        """Return whether some of the patterns' events before an offset, or 0 for all, may no longer be stored."""
+        journal, index = self._journal, self._index
+        recent = next(journal.recent_events(journal.floor(self._patterns)), None)
+        found = [] if recent is None else [(recent.offset, recent.timestamp, recent.channel)]
+        found += islice(zip(index.offsets, index.times, index.channels, strict=True), 1)
+        oldest, at, channel = min(found, default=(0, 0.0, FIRST_CHANNEL))
+        return offset < oldest and channel != FIRST_CHANNEL and not journal.is_expired(channel, at)
+
+    async def members(self, lists: Sequence[MemberList]) -> None:
+        """Write the members of channels as of this worker's last presence change, and the events since."""
+        subscription, number = self._subscription, self._delivery.presence_changes.last.number
+        self._changes_after, subscription.last_change = (0, number), number
+        id = f"{position_id(self._epoch, self._position)}-{number}"
+        full = knows_identities(subscription.principal)
+        for each in lists:
+            subscription.write(Event("", encode_data(replace(each, event=id).visible(full)), MEMBERS, id))
+        await self._delivery.drain(subscription.outlet)
         await self._write_new()
 
     async def _wait_for_turn(self, entries: int) -> None:
@@ -182,9 +215,9 @@ class CatchUp:
                 place = position_id(journal.epoch, max(change.journal_offset, self._last_written))
                 subscription.write(replace(event, id=f"{place}-{change.number}"))
 
-    async def _read_until(self, offset: int) -> None:
-        """Read up to an offset that another worker may already have reached."""
-        if offset > self._journal.offset:
+    async def _read_until(self, offset: int, change: int = 0) -> None:
+        """Read up to an offset and a presence change that another worker may already have reached."""
+        if offset > self._journal.offset or change > self._delivery.presence_changes.last.number:
             await self._delivery.catch_up()
 
     async def _write_new(self) -> None:
@@ -261,10 +294,10 @@ class CatchUp:
             self._subscription.write(gap(reason))
 
     async def _histories(self, newest: int = 0) -> list[_History]:
-        """Return the history of each channel. A pattern has an empty one."""
+        """Return the history of each channel. A pattern has an empty one, because the journal has its events."""
         journal, histories = self._journal, list[_History]()
-        if self._subscription.has_wildcard:
-            await journal.fill(self._subscription.channels)
+        if self._patterns and journal.floor(self._patterns) > 0:
+            self._index = await self._reader.journal_index(self._patterns)
         for channel in self._subscription.channels:
             limit, _ = journal.bounds(channel)
             index = HistoryIndex()
@@ -292,16 +325,28 @@ class CatchUp:
             dropped = offsets[each.start - 1] if each.start else 0
             self._last_dropped[each.channel] = dropped if journal.bounds(each.channel)[0] else journal.offset
             sources.append(zip(offsets[max(each.start, bisect_left(offsets, after + 1)) :], repeat(number)))
-        cached = array("q")
-        for event in journal.recent_events(after):
-            dropped = self._last_dropped.get(event.channel, 0)
-            if (
-                event.offset > dropped
-                and self._is_missing(event.offset, event.channel)
-                and not journal.is_expired(event.channel, event.timestamp)
-            ):
-                cached.append(event.offset)
+        before = 0 if journal.limits.history else end
+
+        def is_wanted(offset: int, channel: str, at: float) -> bool:
+            return (
+                offset > self._last_dropped.get(channel, before)
+                and self._is_missing(offset, channel)
+                and not journal.is_expired(channel, at)
+            )
+
+        recent, index = journal.recent_events(after), self._index
+        cached = array("q", (each.offset for each in recent if is_wanted(each.offset, each.channel, each.timestamp)))
         sources.append(zip(cached, repeat(_CACHED)))
+        stored = array("q")
+        for offset, at, channel in zip(index.offsets, index.times, index.channels, strict=True):
+            if (
+                offset > after
+                and self._wants(channel)
+                and channel not in self._last_dropped
+                and is_wanted(offset, channel, at)
+            ):
+                stored.append(offset)
+        sources.append(zip(stored, repeat(_JOURNAL)))
         self._cursors = [
             HistoryCursor(self._reader, history_stream(each.channel), each.index.start(after + 1)) for each in histories
         ]
@@ -313,7 +358,7 @@ class CatchUp:
         for offset, source in merged:
             if offset > end:
                 return
-            if offset != last and (source == _CACHED or self._is_missing(offset, self._subscription.channels[source])):
+            if offset != last and (source < 0 or self._is_missing(offset, self._subscription.channels[source])):
                 last = offset
                 yield offset, source
 
@@ -327,7 +372,9 @@ class CatchUp:
                     offset, source = place
                     event = journal.find_recent(offset)
                     if event is None and source != _CACHED:
-                        entry = await cursors[source].entry(offset)
+                        entry = await (
+                            self._reader.journal_entry(offset) if source == _JOURNAL else cursors[source].entry(offset)
+                        )
                         event = None if entry is None else unpack(entry)
                     if journal.epoch != epoch:
                         return
