@@ -199,6 +199,20 @@ async def test_rejected_tokens_are_refreshed_once() -> None:
                 assert words in await gate.call(BOB, "up_who")
 
 
+async def test_account_that_ended_is_reported_over_websockets() -> None:
+    async with run_world(path="/ws") as other:
+        url = other.url.replace("http:", "ws:")
+        async with run_gateway(url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+            await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+            await gate.wait_for_tool("up_who")
+            other.accounts.expires_in = 0.001
+            await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
+            other.accounts.refresh.clear()
+            for words in ("no longer accepts your connection", "requires your own account"):
+                assert words in await gate.call(BOB, "up_who")
+            assert await gate.call(ALICE, "up_who") == "ada"
+
+
 @pytest.mark.server
 async def test_failing_account_does_not_hide_the_upstream_from_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
