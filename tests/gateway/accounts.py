@@ -168,10 +168,20 @@ def form_of(asked: ReceivedRequest) -> dict[str, str]:
 class World:
     """The upstream and its authorization server."""
 
-    def __init__(self, accounts: Accounts, mcp: Server) -> None:
+    def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
         self.url = accounts.resource
-        self.mcp = mcp
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Start the upstream, for the first time or again."""
+        self.mcp = make_upstream(self.accounts)
+        self._stack.push_async_callback(self.mcp.stop)
+        await self._stack.enter_async_context(serve(self.mcp, port=urlsplit(self.url).port or 0))
+
+    async def stop(self) -> None:
+        """Stop the upstream."""
+        await self._stack.aclose()
 
 
 def make_upstream(accounts: Accounts) -> Server:
@@ -203,10 +213,10 @@ async def run_world(*, port: int = 0, path: str = "/mcp") -> AsyncIterator[World
         accounts.url = scripted.url.removesuffix("/mcp")
         port = port or free_port()
         accounts.resource = f"http://127.0.0.1:{port}{path}"
-        mcp = make_upstream(accounts)
-        stack.push_async_callback(mcp.stop)
-        await stack.enter_async_context(serve(mcp, port=port))
-        yield World(accounts, mcp)
+        world = World(accounts)
+        stack.push_async_callback(world.stop)
+        await world.start()
+        yield world
 
 
 class Gateway:
