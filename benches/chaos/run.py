@@ -193,7 +193,8 @@ async def _serving(port: int) -> int:
         health = json.loads(answer.partition(b"\r\n\r\n")[2])
     except (OSError, ValueError):
         return 0
-    return sum(each["state"] == "ready" for each in health.get("workers", [])) or 1
+    found = health.get("workers", [])  # only counts, if callers sign in
+    return (found["ready"] if isinstance(found, dict) else sum(each["state"] == "ready" for each in found)) or 1
 
 
 def kill_workers(every: float, report: Report) -> Harm:

@@ -491,6 +491,23 @@ class SlowPerson:
         return self._agrees
 
 
+class NoAccount(SlowPerson):
+    """A person whose account isn't connected."""
+
+    async def headers(self, url: Any, method: str, token: str | None = None) -> dict[str, str]:
+        """Raise the error of a source without credentials."""
+        raise AccessDenied("No account is connected.")
+
+
+@for_each("url", ["http://127.0.0.1:9/mcp", "http://127.0.0.1:9/sse", "ws://127.0.0.1:9/ws"])
+async def test_missing_credentials_are_not_a_challenge_of_the_server(url: str) -> None:
+    person = NoAccount(agrees=False)
+    with pytest.raises(AccessDenied, match="No account is connected"):
+        async with Client(url, options=Options(auth=person)):
+            pass
+    assert person.asked == 0
+
+
 async def test_slow_sign_in_is_not_started_twice() -> None:
     """A person takes longer than the response to a probe may."""
     person = SlowPerson(agrees=False)

@@ -1,7 +1,9 @@
 import asyncio
+import gc
 import os
 import sys
 import textwrap
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,16 @@ async def test_programs_that_exit_immediately_get_a_remedy(tmp_path: Path) -> No
     with pytest.raises(ConnectionLost, match=r"code 0.*millstream run FILE --transport stdio"):
         async with Client([sys.executable, str(tmp_path / "greet.py")], timeout=WAIT) as client:
             await client.tools()
+
+
+async def test_closed_process_is_not_kept_in_memory(script: Path) -> None:
+    async with Client([sys.executable, str(script)], timeout=WAIT) as client:
+        kept = weakref.ref(client.conversation.transport)
+    del client
+    for _ in range(10):
+        await asyncio.sleep(0)  # the loop reports the end of the pipes
+    gc.collect()
+    assert kept() is None
 
 
 async def test_concurrent_calls_end_with_their_process(script: Path) -> None:

@@ -169,16 +169,26 @@ def form_of(asked: ReceivedRequest) -> dict[str, str]:
 class World:
     """The upstream and its authorization server."""
 
-    def __init__(self, accounts: Accounts, port: int, mcp: Server) -> None:
+    def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
-        self.url = f"http://127.0.0.1:{port}/mcp"
-        self.mcp = mcp
+        self.url = accounts.resource
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Start the upstream, for the first time or again."""
+        self.mcp = make_upstream(self.accounts)
+        self._stack.push_async_callback(self.mcp.stop)
+        await self._stack.enter_async_context(serve(self.mcp, port=urlsplit(self.url).port or 0))
+
+    async def stop(self) -> None:
+        """Stop the upstream."""
+        await self._stack.aclose()
 
 
 def make_upstream(accounts: Accounts) -> Server:
     """Return the upstream that requires accounts."""
     jwt = auth.oidc(accounts.url, audience=accounts.resource)
-    mcp = Server("elsewhere", auth=jwt)
+    mcp = Server("elsewhere", serve="hub", auth=jwt)
 
     @mcp.tool
     async def who(ctx: Context) -> str:
@@ -196,18 +206,18 @@ def make_upstream(accounts: Accounts) -> Server:
 
 
 @asynccontextmanager
-async def run_world(*, port: int = 0) -> AsyncIterator[World]:
-    """Run the upstream and its authorization server for the duration of the block."""
+async def run_world(*, port: int = 0, path: str = "/mcp") -> AsyncIterator[World]:
+    """Run the upstream and its authorization server for the duration of the block. Tokens are valid at one path."""
     accounts = Accounts()
     async with AsyncExitStack() as stack:
         scripted = await stack.enter_async_context(misbehaving(accounts.handle_request))
         accounts.url = scripted.url.removesuffix("/mcp")
         port = port or free_port()
-        accounts.resource = f"http://127.0.0.1:{port}/mcp"
-        mcp = make_upstream(accounts)
-        stack.push_async_callback(mcp.stop)
-        await stack.enter_async_context(serve(mcp, port=port))
-        yield World(accounts, port, mcp)
+        accounts.resource = f"http://127.0.0.1:{port}{path}"
+        world = World(accounts)
+        stack.push_async_callback(world.stop)
+        await world.start()
+        yield world
 
 
 class Gateway:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person, serving
+from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_gateway, run_scenario, run_world
@@ -197,6 +198,89 @@ async def test_rejected_tokens_are_refreshed_once() -> None:
         async with reject_tokens(other.mcp):
             for words in ("no longer accepts your connection", "requires your own account"):
                 assert words in await gate.call(BOB, "up_who")
+
+
+async def test_account_that_ended_is_reported_over_websockets() -> None:
+    async with run_world(path="/ws") as other:
+        url = other.url.replace("http:", "ws:")
+        async with run_gateway(url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+            await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+            await gate.wait_for_tool("up_who")
+            other.accounts.expires_in = 0.001
+            await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
+            other.accounts.refresh.clear()
+            for words in ("no longer accepts your connection", "requires your own account"):
+                assert words in await gate.call(BOB, "up_who")
+            assert await gate.call(ALICE, "up_who") == "ada"
+
+
+async def test_session_that_could_not_be_opened_is_not_reported_as_lost() -> None:
+    async with run_world(path="/ws") as other:
+        accounts, url = other.accounts, other.url.replace("http:", "ws:")
+        async with run_gateway(url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+            await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+            await gate.wait_for_tool("up_who")
+            accounts.expires_in = 0.001
+            await (await bob.sign_in(BOB)).connect(accounts, "brian")
+            accounts.refresh.clear()
+            accounts.expires_in = 600
+            async with gate.client(BOB, revision="2025-11-25") as client:
+                text = (await client.call("up_who", raise_on_error=False)).text
+                assert "no longer accepts your connection" in text
+                await bob.connect(accounts, "brian")
+                assert (await client.call("up_who")).text == "brian"
+
+
+@for_each("path", ["/mcp", "/ws"])
+async def test_call_whose_account_is_disconnected_reports_the_lost_session(path: str) -> None:
+    started = asyncio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with run_world(path=path) as other:
+        other.mcp.tool(wait)
+        url = other.url.replace("http:", "ws:") if path == "/ws" else other.url
+        async with run_gateway(url, timeout=WAIT) as gate, Browser(gate.base) as alice:
+            await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+            await gate.wait_for_tool("up_wait")
+            async with gate.client(ALICE, revision="2025-11-25") as client:
+                call = asyncio.create_task(client.call("up_wait", raise_on_error=False))
+                await started.wait()
+                started.clear()
+                await alice.submit("disconnect")
+                assert (await call).text.endswith("Its session with you and its state are lost.")
+                await alice.connect(other.accounts, "ada")
+                assert (await client.call("up_who")).text == "ada"
+
+
+@for_each("how", ["disconnected", "ended"])
+async def test_upstream_that_restarts_while_no_account_can_read_its_lists_stays_usable(how: str) -> None:
+    options = per_user_oauth(lists_from="alice")
+    async with (
+        run_world() as other,
+        run_gateway(other.url, auth=options) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
+        other.accounts.expires_in = 0.001
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        await gate.wait_for_tool("up_who")
+        other.accounts.expires_in = 600
+        await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
+        async with gate.client(BOB, revision="2025-11-25") as client:
+            assert (await client.call("up_who")).text == "brian"
+            if how == "disconnected":
+                await alice.submit("disconnect")
+            else:
+                other.accounts.refresh.clear()  # Alice's token has expired
+            await other.stop()
+            for _ in range(2):
+                assert (await client.call("up_who", raise_on_error=False)).is_error
+            await other.start()
+            texts = [(await client.call("up_who", raise_on_error=False)).text for _ in range(3)]
+            assert texts[1:] == ["brian", "brian"], texts
 
 
 @pytest.mark.server

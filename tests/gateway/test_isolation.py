@@ -16,11 +16,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from cases import for_each
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ToolFailed
 from patience import WAIT
+from processes import free_port
 
 HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
 ADA, BOB = "ada-has-a-key-of-some-length", "bob-has-another-of-some-length"
@@ -47,9 +49,9 @@ for line in sys.stdin:
 """A command that keeps a value in its only session."""
 
 
-def make_desk() -> Server:
+def make_desk(**options: Any) -> Server:
     """Return a server for a URL that keeps a value in each session."""
-    desk = Server("desk")
+    desk = Server("desk", **options)
 
     @desk.tool
     async def keep(value: str, ctx: Context) -> None:
@@ -456,6 +458,39 @@ async def test_session_at_a_url_that_ended_is_reported_once_to_its_principal() -
                     for value in ("second", "third"):
                         await ada.call(f"{prefix}keep", value=value)
                     assert (await ada.call(f"{prefix}read")).text == "third"
+
+
+@for_each("path", ["/ws", "/sse"])
+@for_each("revision", [HANDSHAKE, PER_REQUEST])
+async def test_session_that_ends_during_a_call_is_reported_by_its_error(revision: str, path: str) -> None:
+    port, started = free_port(), asyncio.Event()
+
+    async def hold() -> None:
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    url = f"{'ws' if path == '/ws' else 'http'}://127.0.0.1:{port}{path}"
+    async with AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(AsyncExitStack())
+        desk = make_desk(serve="hub")
+        desk.tool(hold)
+        await behind.enter_async_context(serve(desk, port=port))
+        mcp = Server("front", auth=auth.keys(named_keys=PEOPLE))
+        mcp.upstream("desk", url, prefix="desk", revision=HANDSHAKE, start_timeout=WAIT, timeout=WAIT)
+        await stack.enter_async_context(mcp.running())
+        front = await stack.enter_async_context(serve(mcp))
+        ada = await stack.enter_async_context(connect(f"http://127.0.0.1:{front.port}/mcp", ADA, revision))
+        await ada.call("desk_keep", value="Ada's secret")
+        call = asyncio.create_task(ada.call("desk_hold", raise_on_error=False))
+        await started.wait()
+        await behind.aclose()
+        text = (await call).text
+        assert "closed the connection during the call" in text
+        assert text.endswith("Its session with you and its state are lost.")
+        await behind.enter_async_context(serve(make_desk(serve="hub"), port=port))
+        texts = [(await ada.call("desk_read", raise_on_error=False)).text for _ in range(2)]
+        assert texts[1] == "nothing"
+        assert not any("lost its state" in each for each in texts)
 
 
 async def test_process_with_state_is_not_stopped_for_another_principal(monkeypatch: pytest.MonkeyPatch) -> None:

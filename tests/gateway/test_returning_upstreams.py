@@ -197,6 +197,46 @@ async def test_changed_revision_is_logged_and_shown(caplog: pytest.LogCaptureFix
         assert "The upstream up now uses the revision 2025-11-25 instead of 2026-07-28" in caplog.text
 
 
+async def test_call_waits_for_an_attempt_that_began_after_the_upstream_returned() -> None:
+    """Other attempts, which began before, fail while it waits."""
+    holds: dict[str, asyncio.Event] = {}
+    held: list[str] = []
+    is_down = False
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if not (is_down and asked.message and asked.verb == "POST"):
+            await _with_sessions(_reply_as_tools)(asked)
+            return
+        kind = asked.method if asked.method != "tools/call" else asked.message["params"]["arguments"]["text"]
+        if (gate := holds.get(kind)) is not None:
+            held.append(kind)
+            await gate.wait()
+        await asked.reply(b"", status="503 Service Unavailable")
+
+    async with (
+        misbehaving(behave) as server,
+        Client(make_gateway(server.url), revision="2025-11-25", timeout=WAIT) as client,
+    ):
+        assert await call_until_it_works(client, "up_add") == 0
+        is_down = True
+        holds["late"] = asyncio.Event()
+        late = asyncio.create_task(client.call("up_add", text="late", raise_on_error=False))
+        await until(lambda: "late" in held)
+        holds["tools/list"] = asyncio.Event()
+        assert (await client.call("up_add", text="early", raise_on_error=False)).is_error
+        await until(lambda: "tools/list" in held)  # the gateway knows that the upstream is down, and tries again
+        holds["initialize"] = asyncio.Event()
+        holds["late"].set()
+        assert (await late).is_error
+        await until(lambda: "initialize" in held)  # it checks whether the late failure affects all callers
+        call = asyncio.create_task(client.call("up_add", text="new", raise_on_error=False))
+        await client.ping()  # the call has arrived at the gateway
+        is_down = False
+        holds["tools/list"].set()
+        holds["initialize"].set()
+        assert (await call).text == "3"
+
+
 @for_each("after", SERVERS)
 @for_each("before", SERVERS)
 async def test_client_negotiates_again_with_a_replaced_server(before: str, after: str) -> None:

@@ -365,11 +365,10 @@ async def _fail(
     call opens another session, and the error explains that the upstream's state is lost.
     """
     lost, session = isinstance(exc, SessionLost), call.session
-    if link is not None and (link.has_lost_session or (lost and link.remembered)):
-        await upstream.links.forget(link)  # the caller learns it now
-    if link is not None and link.key.own and (lost or link.conversation.transport.lost):
-        upstream.links.end(link)
-    elif not lost:
+    ended = link if link is not None and (link.key.own or link.remembered) and (lost or link.is_lost) else None
+    if ended is not None:
+        await upstream.links.forget(ended)  # the caller learns it now
+    if not lost and (ended is None or not ended.key.own):
         session = None
     if lost:
         upstream.lists.refresh_after_loss()
@@ -381,7 +380,7 @@ async def _fail(
         if isinstance(exc, SessionLost):
             found = unknown_session()
             return ProtocolError(found.code, found.message, status=found.status, head=_NO_STORE)
-    return no_response_error(call, upstream, exc)
+    return no_response_error(call, upstream, exc, ended=ended is not None)
 
 
 _NO_STORE = b"cache-control: no-store\r\n"
@@ -396,7 +395,7 @@ def _try_other_era(call: Call, upstream: McpUpstream, link: Link | None, ask: Ra
         ToolError, ProtocolError: The upstream couldn't ask, and may have done something.
     """
     try:
-        if link is None or not _decode_tool_result(result).is_error:
+        if link is None or link.ended or not _decode_tool_result(result).is_error:
             return False
         sent = encode(msgspec.json.decode(ask.params))
     except MALFORMED:

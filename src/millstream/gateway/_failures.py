@@ -39,7 +39,7 @@ def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | P
 
 
 def no_response_error(
-    call: Call, upstream: Upstream, exc: ClientError, *, words: bool = True
+    call: Call, upstream: Upstream, exc: ClientError, *, words: bool = True, ended: bool = False
 ) -> ToolError | ProtocolError:
     """Return the error for a call without a usable response. It doesn't reveal addresses or credentials.
 
@@ -48,10 +48,14 @@ def no_response_error(
         upstream: The upstream.
         exc: The reason why there was no response.
         words: Whether to add the reason that came with an HTTP status.
+        ended: Whether the caller's session at the upstream has ended, too.
     """
     what, why = f"{call.method:.200} {call.name:.200}", _describe_error(exc)  # a relay passes on all methods
     logger.warning("%s of the upstream %s failed: %s", what, upstream.name, why)
-    return refused_error(call, upstream, _describe_for_caller(upstream, exc, words=words))
+    refusal = _describe_for_caller(upstream, exc, words=words)
+    if ended and not (isinstance(exc, ConnectionLost) and (upstream.processes or isinstance(exc, SessionLost))):
+        refusal += " Its session with you and its state are lost."
+    return refused_error(call, upstream, refusal)
 
 
 def describe_fault(upstream: Upstream) -> str:

@@ -121,9 +121,9 @@ class Link(Struct, eq=False):
     """Held while a client's notification is passed on, so that they keep their order."""
 
     @property
-    def has_lost_session(self) -> bool:
-        """Whether it was the session of one caller, and the process or connection that held it has ended."""
-        return self.remembered and (self.ended or self.conversation.transport.lost)
+    def is_lost(self) -> bool:
+        """Whether the process, connection, or session has ended."""
+        return self.ended or self.conversation.transport.lost
 
     @property
     def is_idle(self) -> bool:
@@ -213,7 +213,7 @@ class Links(Struct):
         """
         for _ in range(_ATTEMPTS):
             link = self.links.get(key)
-            if link is not None and link.has_lost_session:
+            if link is not None and link.remembered and link.is_lost:
                 self.end(link)
                 link = None
             link = link or self._add(key, owner, client)
@@ -325,9 +325,11 @@ class Links(Struct):
 
     async def forget(self, link: Link) -> None:
         """Close a connection whose caller has learned that its session is lost."""
+        self.lost.pop(link.key.affinity, None)
         if not link.ended:  # another call may have opened the next session
             self.end(link)
-            await self.records.take(link.key)
+            if link.remembered:
+                await self.records.take(link.key)
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
@@ -343,7 +345,8 @@ class Links(Struct):
             if key.credentials.partition("\n")[0] != owner:
                 continue
             if key.own:
-                self.lost.keep(key.affinity, None)
+                if link.open_task is None:  # else, the client has no session there yet
+                    self.lost.keep(key.affinity, None)
                 self.end(link)
             elif link.calls and key.principal:  # without a principal, it's the connection for lists
                 del self.links[key]

@@ -49,7 +49,7 @@ _MIN_LISTED = 1.0
 """Minimum seconds between two reads of the lists at a client's request."""
 _MIN_REFRESH = 5.0
 """Minimum seconds between unannounced refreshes, even if the lists expire earlier."""
-_RETURN_SECONDS = 2.0
+_RETURN_SECONDS = 4.0
 """Maximum seconds for which a call waits for an attempt to reach an upstream that couldn't be reached."""
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
@@ -269,7 +269,10 @@ class ListKeeper(ABC):
 
     async def freshen(self) -> None:
         """Read the lists again and wait for them for a limited time."""
-        if not await self._wait_for_lists(self.config.start_timeout):
+        try:
+            async with asyncio.timeout(self.config.start_timeout):
+                await self._wait_for_lists()
+        except TimeoutError:
             self.tasks.spawn_once(self.check)
 
     async def wait_for_return(self) -> None:
@@ -277,21 +280,20 @@ class ListKeeper(ABC):
 
         An attempt that began before may just have missed the return, so the next one counts.
         """
-        for _ in range(2):
-            if self._owner.breaker.is_open:
-                await self._wait_for_lists(min(_RETURN_SECONDS, self.config.start_timeout))
+        last = self.failed_reads + 2
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(_RETURN_SECONDS, self.config.start_timeout)):
+                while self._owner.breaker.is_open and self.failed_reads < last:
+                    await self._wait_for_lists()
 
-    async def _wait_for_lists(self, seconds: float) -> bool:
-        """Read the lists again. Return whether they have been fetched or can't be, within some seconds."""
+    async def _wait_for_lists(self) -> None:
+        """Read the lists again. Wait until they have been fetched or can't be."""
         self._refresh.set()
         self._listed.clear()
         if self.needs_account:
-            return True
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._listed.wait()
-        except TimeoutError:
-            return False
+            self._owner.breaker.is_open = False  # only calls can find out whether the upstream is back
+        else:
+            await self._listed.wait()
 
     @property
     def state(self) -> State:
@@ -496,6 +498,10 @@ class McpLists(ListKeeper):
             self._log_failure(exc, "doesn't return its lists at the moment", str(exc))
         else:
             self.degrade(exc)
+            if isinstance(exc, UNREACHABLE) or not isinstance(exc, ClientError):
+                return False
+        self._owner.breaker.is_open = False  # the upstream responds, or only calls can find out
+        self._listed.set()
         return False
 
     async def _wait_to_reconnect(self, failures: int) -> None:

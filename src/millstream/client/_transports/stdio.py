@@ -334,7 +334,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
             fd: 1 for standard output.
             exc: Why the pipe broke, if it did.
         """
-        if fd == 1:
+        if fd == 1 and not self.lost:
             asyncio.get_running_loop().call_later(_OUTPUT_TIMEOUT, self.report_exit)
 
     @override

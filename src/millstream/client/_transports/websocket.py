@@ -138,22 +138,26 @@ class WebSocketTransport(DuplexTransport):
             ClientError: There's no MCP WebSocket at this URL.
         """
         try:
+            await self._set_credentials()
             try:
                 await self._open()
             except AccessDenied as exc:
                 auth = self._options.auth
                 if auth is None or not await auth.handle_challenge(self._url, exc.status, exc.challenge):
                     raise
+                await self._set_credentials()
                 await self._open()
         except ClientError as exc:
             redact_error(exc, self.secrets)
             raise
 
+    async def _set_credentials(self) -> None:
+        """Set the credentials for the next handshake. If there are none, the error isn't the server's challenge."""
+        if self._options.auth is not None:
+            self._sent = await self._options.auth.headers(self._url, "GET", self._url.target)
+
     async def _open(self) -> None:
-        url, headers, options = self._url, dict(self._headers), self._options
-        if options.auth is not None:
-            self._sent = await options.auth.headers(url, "GET", url.target)
-            headers |= self._sent
+        url, headers, options = self._url, {**self._headers, **self._sent}, self._options
         check_headers(headers)
         proxy = proxy_for(url)
         try:
