@@ -339,7 +339,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
                 item.run = with_approval(item, approvals, self.hidden)
         if isinstance(item, Template) and self.rules_of is not None:
-            item.template = RestrictedPattern(item.template, self.rules_of)
+            item.template, item.find_rules = RestrictedPattern(item.template, self.rules_of), self.rules_of
             item.run = _with_uri_rules(item.run, self.rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
             item.run = self._wrap(item.run, keep, item.parameters)
@@ -705,10 +705,8 @@ class Visibility(Struct, frozen=True):
         """Return whether a caller sees it."""
         if principal is None:
             return False
-        claims = principal.claims
-        own = claims.get("groups")
-        return all(any(group == EVERYONE or _has_claim(own, group) for group in each) for each in self.groups) and all(
-            _has_claim(claims.get(name), value) for name, value in self.claims
+        return all(EVERYONE in each or principal.in_group(each) for each in self.groups) and all(
+            _has_claim(principal.claims.get(name), value) for name, value in self.claims
         )
 
 

@@ -604,10 +604,10 @@ class Registry:
         for template in self.templates.values():
             for spelling in spellings:
                 variables = template.template.match(spelling)
-                if variables is not None and seen(template):
-                    return template, variables
-        found = next((match for each in spellings for find in self.resource_finders if (match := find(each))), None)
-        return (found if found is not None and seen(found) else None), {}
+                if variables is not None and seen(found := template.at(spelling)):
+                    return found, variables
+        other = next((match for each in spellings for find in self.resource_finders if (match := find(each))), None)
+        return (other if other is not None and seen(other) else None), {}
 
     def reports(self, caller: Any, uri: str) -> bool:
         """Return whether a caller may learn that a resource was updated. Updates to a hidden one would reveal it.

@@ -33,7 +33,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
-from millstream._server.functions.description import Labels, Names, check_options, describe_item
+from millstream._server.functions.description import Labels, MountOptions, Names, check_options, describe_item
 from millstream._server.functions.engine import ToolResult, encode_result, encode_value
 from millstream._server.functions.msgspec_engine import dec_hook
 
@@ -164,6 +164,15 @@ class Tool(Item):
         """Return a copy with middleware. See `Item`."""
         other = super().within(hooks)
         other.plain = self.plain and not hooks.wide
+        return other
+
+    @override
+    def restrict(self, rules: MountOptions) -> Self:
+        """See `Item`."""
+        other = super().restrict(rules)
+        other.limit = self.limit or rules.get("limit") or ""
+        other.limited = bool(other.limit or other.concurrency)
+        other.plain = self.plain and other.visible is None
         return other
 
     def encode(self, value: Any, call: Call) -> bytes:
