@@ -1,5 +1,6 @@
 """Interns read, staff write, deleting asks, and finance sees its own: one upstream for four kinds of people."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from typing import Any
 from auth_world import GuardedServer, run_guarded
 from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import Server, Settings, auth
+from millstream import Client, Server, Settings, auth
 from millstream.gateway import GroupPolicy, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from wire import Json
@@ -214,3 +215,20 @@ async def test_new_tools_follow_the_default_of_each_group() -> None:
             assert "office_new" not in await listed(world, key)
             assert b"done" not in (await world.call(key, "office_new")).body
         assert calls == []
+
+
+async def test_updates_of_resources_reach_only_who_can_read_them() -> None:
+    async with running() as (world, _, office):
+        secret, public = "book://office/ledger/2025", "book://office/open/dune"
+        url = f"http://127.0.0.1:{world.running.port}/mcp"
+        for revision in ("2025-11-25", "2026-07-28"):
+            for key, sees in ((INTERN, [public]), (FINANCE, [secret])):
+                async with Client(
+                    url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT, revision=revision
+                ) as client:
+                    wanted = [secret, public] if revision == "2026-07-28" else sees
+                    async with client.watch(*wanted) as changes, asyncio.timeout(WAIT):
+                        for _ in range(2):
+                            await office.resource_updated("book://ledger/2025")
+                            await office.resource_updated("book://open/dune")
+                            assert [(await anext(changes)).uri] == sees
