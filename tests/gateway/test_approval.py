@@ -1,4 +1,4 @@
-"""Approval of tool calls by the person at the client."""
+"""ApprovalPolicy of tool calls by the person at the client."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ import pytest
 from cases import for_each
 from fleet import EventStream, Worker, fleet
 from millstream import Client, Context, Server, Settings, auth
-from millstream._protocol.revisions import BY_DATE
 from millstream.client import ServerError, ToolFailed
-from millstream.gateway import Approval, ToolPolicy, UpstreamPolicy
+from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
+from millstream.protocol import BY_DATE
 from patience import WAIT
 from shared_store import SharedStore
 from wire import Json, per_request, routing
@@ -290,7 +290,7 @@ async def test_approval_follows_hints_tags_and_values(shop: Shop) -> None:
     def add(asks: bool, tool: str, arguments: Json | None = None, **rules: Any) -> None:
         cases.append((UpstreamPolicy(**rules), tool, arguments or {}, asks))
 
-    writes, destructive = Approval(hint="writes"), Approval(hint="destructive")
+    writes, destructive = ApprovalPolicy(hint="writes"), ApprovalPolicy(hint="destructive")
     add(True, "look", approve=writes)  # the hint is only the upstream's word
     add(False, "look", approve=writes, trust_hints=True)
     add(True, "tidy", approve=writes, trust_hints=True)
@@ -302,17 +302,17 @@ async def test_approval_follows_hints_tags_and_values(shop: Shop) -> None:
     unknown = {"look": ToolPolicy(annotations={"readOnlyHint": False})}
     add(True, "look", approve=writes, tools=unknown, trust_hints=True)
     tagged = {"look": ToolPolicy(tags=("careful",))}
-    add(True, "look", approve=Approval(tags=("careful", "other")), tools=tagged)
-    add(False, "tidy", approve=Approval(tags=("careful", "other")), tools=tagged)
-    values = Approval(arguments={"path": "/secret*"})
+    add(True, "look", approve=ApprovalPolicy(tags=("careful", "other")), tools=tagged)
+    add(False, "tidy", approve=ApprovalPolicy(tags=("careful", "other")), tools=tagged)
+    values = ApprovalPolicy(arguments={"path": "/secret*"})
     for path in ("/secret", "/SECRET/a", "/\u017fecret", "/\u200bsecret", None):
         add(True, "look", {} if path is None else {"path": path}, approve=values)
     add(False, "look", {"path": "/public"}, approve=values)
     add(False, "look", {}, approve=values, tools={"look": ToolPolicy(defaults={"path": "/public"})})
     add(True, "look", {"path": "/public"}, approve=values, tools={"*": ToolPolicy(approve=True)})
     add(True, "look", {"path": "/public"}, shared=UpstreamPolicy(approve=True), tools={"look": ToolPolicy()})
-    add(True, "order", {"book": "Dune", "copies": 12}, approve=Approval(arguments={"copies": "1?"}))
-    add(False, "order", {"book": "Dune", "copies": 1}, approve=Approval(arguments={"copies": "1?"}))
+    add(True, "order", {"book": "Dune", "copies": 12}, approve=ApprovalPolicy(arguments={"copies": "1?"}))
+    add(False, "order", {"book": "Dune", "copies": 1}, approve=ApprovalPolicy(arguments={"copies": "1?"}))
     for policy, tool, arguments, asks in cases:
         person = Person()
         async with Client(shop.front(policy), elicit=person, timeout=WAIT) as client:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream.gateway._approval import Approval
+    from millstream.gateway._approval import ApprovalPolicy
     from millstream.gateway._credentials import (
         Secret,
         bearer,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from millstream.gateway._upstream_config import UpstreamConfig
 
 _HOMES = {
-    "Approval": "_approval",
+    "ApprovalPolicy": "_approval",
     "GroupPolicy": "_policy",
     "OpenApi": "_openapi_tools",
     "PromptPolicy": "_policy",
@@ -43,7 +43,7 @@ _HOMES = {
 """Public name -> module, imported on first use."""
 
 __all__ = [
-    "Approval",
+    "ApprovalPolicy",
     "GroupPolicy",
     "OpenApi",
     "PromptPolicy",

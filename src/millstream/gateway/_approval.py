@@ -1,4 +1,4 @@
-"""Approval of tool calls: before the upstream receives a call, the person at the client is asked.
+"""ApprovalPolicy of tool calls: before the upstream receives a call, the person at the client is asked.
 
 An answer counts once, for one question that this server asked. In the handshake era, the question is a request that
 waits for its answer. In the per-request era, the answer arrives with the state of the request that asked, which is
@@ -44,11 +44,11 @@ _REFUSED = "A person has to approve this call, so it wasn't sent."
 _USED = "The answer was already used, because an answer counts for one call. Call the tool again, without requestState."
 
 
-class Approval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """Which calls of a tool a person has to approve: those that meet each of the conditions.
 
     Example:
-        ``ToolPolicy(approve=Approval(arguments={"environment": "prod*"}))``
+        ``ToolPolicy(approve=ApprovalPolicy(arguments={"environment": "prod*"}))``
     """
 
     hint: Literal["", "writes", "destructive"] = ""
@@ -59,7 +59,7 @@ class Approval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Argument -> pattern of its value. An argument that's missing counts as matching, because of defaults."""
 
 
-def with_approval(tool: Tool, approvals: Sequence[Approval], hidden: Collection[str]) -> Run:
+def with_approval(tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Collection[str]) -> Run:
     """Return a tool's `run` that first asks a person about some calls. It gets the upstream's arguments."""
     run, origin = tool.run, f"{getattr(tool, 'upstream', tool).name} {getattr(tool, 'own_name', tool.name)}"
 

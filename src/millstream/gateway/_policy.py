@@ -22,7 +22,7 @@ from millstream._server.features import Run
 from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes
 from millstream._server.features.tools import Tool
-from millstream.gateway._approval import Approval, with_approval
+from millstream.gateway._approval import ApprovalPolicy, with_approval
 from millstream.gateway._names import Names, with_safe_names
 from millstream.gateway._patterns import matcher, normal_forms, spellings
 from millstream.gateway._results import Redaction, Redactor, run_aside
@@ -98,7 +98,7 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     """Seconds that the link works, or 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()
     """Regular expressions for text to redact before arguments reach the upstream."""
-    approve: bool | Approval = False
+    approve: bool | ApprovalPolicy = False
     """Whether a person at the client approves each call, or the calls that do so. Other clients can't call it."""
 
 
@@ -241,7 +241,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     result_seconds: float = 3600.0
     arguments: Redactor | None = None
     results: Redactor | None = None
-    approvals: tuple[Approval, ...] = ()
+    approvals: tuple[ApprovalPolicy, ...] = ()
     """Which calls a person has to approve."""
     rules_of: "Callable[[str], ItemRules | None] | None" = None
     """For a template: returns the rules for a URI, as callers see it, or None if it isn't offered."""
@@ -530,7 +530,7 @@ class Policy:
         if () in groups:
             return None
         wanted = [each for rules in found if (each := getattr(rules, "approve", False))] if is_tool else []
-        approvals = [Approval() if each is True else each for each in wanted]
+        approvals = [ApprovalPolicy() if each is True else each for each in wanted]
         return ItemRules(
             name="" if kind in ("resources", "templates") else merged.get("name", name),
             scopes=frozenset(merged.get("scopes", ())),

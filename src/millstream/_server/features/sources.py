@@ -35,7 +35,7 @@ from millstream._server.functions.dependencies import (
     plan_dependencies,
     plan_dependency,
 )
-from millstream._server.functions.description import Labels, MountOptions, Names
+from millstream._server.functions.description import Labels, Names
 from millstream._server.functions.engine import as_text, encode_value
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
@@ -318,11 +318,11 @@ class Item:
         other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
         return other
 
-    def restrict(self, rules: MountOptions) -> Self:
+    def restrict(self, rules: Mapping[str, Any]) -> Self:
         """Return a copy of the item with the conditions of a server that mounts its server.
 
         Args:
-            rules: See `MountOptions`.
+            rules: The options of `Server.mount`.
         """
         other, scopes = copy.copy(self), frozenset(rules.get("scopes") or ())
         other.scopes |= scopes

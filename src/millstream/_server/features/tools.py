@@ -33,7 +33,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
-from millstream._server.functions.description import Labels, MountOptions, Names, check_options, describe_item
+from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.engine import ToolResult, encode_result, encode_value
 from millstream._server.functions.msgspec_engine import dec_hook
 
@@ -167,7 +167,7 @@ class Tool(Item):
         return other
 
     @override
-    def restrict(self, rules: MountOptions) -> Self:
+    def restrict(self, rules: Mapping[str, Any]) -> Self:
         """See `Item`."""
         other = super().restrict(rules)
         other.limit = self.limit or rules.get("limit") or ""
