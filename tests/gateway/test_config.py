@@ -1,4 +1,5 @@
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -577,3 +578,19 @@ def test_errors_about_secrets_do_not_reveal_them(tmp_path: Path) -> None:
             load_file(file)
         assert "S3CRET" not in str(raised.value)
         assert "another type" in str(raised.value)
+
+
+def test_mistakes_in_groups_and_approvals_name_the_option(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    for text, says in (
+        ("groups.interns.readonly = true", "did you mean 'read_only'"),
+        ("groups.interns.allow = 'a'", "a list such as"),
+        ("groups = 'interns'", 'a list such as ["a", "b"] or a table'),
+        ("approve = 'yes'", "true or false or a table"),
+        ("approve.hint = 'write'", "one of"),
+        ("approve.argument.a = 'b'", "did you mean 'arguments'"),
+        ("approve.arguments = ['a']", "a table"),
+    ):
+        path.write_text(f"[upstreams.shop]\nurl = 'http://127.0.0.1:1'\n[upstreams.shop.policy]\n{text}\n")
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            load_file(path)

@@ -4,13 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from auth_world import GuardedServer, run_guarded
 from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, Server, Settings, auth
-from millstream.gateway import GroupPolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway import GroupPolicy, OpenApi, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from wire import Json
 
@@ -232,3 +233,72 @@ async def test_updates_of_resources_reach_only_who_can_read_them() -> None:
                             await office.resource_updated("book://ledger/2025")
                             await office.resource_updated("book://open/dune")
                             assert [(await anext(changes)).uri] == sees
+
+
+async def names_for(key: str, front: Server) -> set[str]:
+    async with run_guarded(front) as world:
+        return await listed(world, key)
+
+
+def make_front(target: Any = None, **options: Any) -> Server:
+    front = Server("front", auth=auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set()))
+    front.upstream("office", target, prefix="", start_timeout=WAIT, **options)
+    return front
+
+
+async def test_hints_count_if_the_operator_stands_behind_them(tmp_path: Path) -> None:
+    groups = {"interns": GroupPolicy(read_only=True)}
+    own = {"claims_to_read", "show_ledger"}
+    office, _ = make_office()
+    for policy, trust, seen in (
+        (UpstreamPolicy(groups=groups), "", set[str]()),
+        (UpstreamPolicy(groups=groups), "pin", set[str]()),
+        (UpstreamPolicy(groups=groups, pins=str(tmp_path / "gateway.lock")), "pin", set[str]()),
+        (UpstreamPolicy(groups=groups, trust_hints=True), "", own),
+        (UpstreamPolicy(groups=groups, shared=UpstreamPolicy(trust_hints=True)), "", own),
+        (UpstreamPolicy(groups=groups, tools={"pay": ToolPolicy(annotations={"readOnlyHint": True})}), "", {"pay"}),
+    ):
+        options: Json = {"trust": trust} if trust else {}
+        assert await names_for(INTERN, make_front(office, policy=policy, **options)) == seen
+
+
+async def test_operations_of_an_api_have_the_hints_of_their_methods() -> None:
+    methods = ("get", "head", "post", "put", "patch", "delete")
+    paths = {"/book": {each: {"operationId": each, "responses": {}} for each in methods}}
+    document = {"openapi": "3.1.0", "info": {"title": "t", "version": "1"}, "paths": paths}
+    document["servers"] = [{"url": "http://127.0.0.1:1"}]
+    changed = {
+        "get": ToolPolicy(annotations={"readOnlyHint": False}),
+        "put": ToolPolicy(annotations={"readOnlyHint": True}),
+    }
+    for trusted, seen in ((True, {"head", "put"}), (False, {"put"})):
+        policy = UpstreamPolicy(
+            groups={"interns": GroupPolicy(read_only=True), "staff": GroupPolicy()}, trust_hints=trusted, tools=changed
+        )
+        front = make_front(openapi=OpenApi(document=document), policy=policy)
+        async with run_guarded(front) as world:
+            reply = await world.modern(STAFF, "tools/list")
+            hints = {each["name"]: each["annotations"] for each in reply.message["result"]["tools"]}
+            assert await listed(world, INTERN) == seen
+        assert hints["head"] == {"readOnlyHint": True}
+        assert hints["get"] == {"readOnlyHint": False}
+        assert hints["post"] == hints["patch"] == {"readOnlyHint": False, "idempotentHint": False}
+        assert hints["put"] == {"readOnlyHint": True, "idempotentHint": True}
+        assert hints["delete"] == {"readOnlyHint": False, "idempotentHint": True, "destructiveHint": True}
+
+
+async def test_everyone_who_signs_in_is_a_group() -> None:
+    office, _ = make_office()
+    policy = UpstreamPolicy(
+        groups={"*": GroupPolicy(allow=("find",)), "staff": GroupPolicy()}, shared=UpstreamPolicy(deny=("pay",))
+    )
+    front = make_front(office, policy=policy)
+    async with run_guarded(front) as world:
+        assert await listed(world, NONE) == {"find"}
+        assert await listed(world, FINANCE) == {"find"}
+        assert "write" in await listed(world, STAFF)
+        assert "pay" not in await listed(world, STAFF)
+    open_front = Server("open")
+    open_front.upstream("office", office, prefix="", policy=policy, start_timeout=WAIT)
+    async with Client(open_front, timeout=WAIT) as client:
+        assert await client.tools() == []
