@@ -13,8 +13,10 @@ from cases import for_each
 from fleet import EventStream, Worker, fleet
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ServerError, ToolFailed
+from millstream.extensions import Extension, SavedCall
 from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
-from millstream.protocol import BY_DATE
+from millstream.items import ItemSource, Tool
+from millstream.protocol import BY_DATE, ClientInfo
 from patience import WAIT
 from shared_store import SharedStore
 from wire import Json, per_request, routing
@@ -272,18 +274,6 @@ async def test_long_arguments_are_shown_with_both_ends_or_refused(shop: Shop) ->
     assert len(shop.calls) == 1
 
 
-async def test_repeated_members_are_sent_as_they_are_shown(shop: Shop) -> None:
-    async with shop.workers() as workers:
-        message = per_request("tools/call", {"name": "s_order"}, elicitation={"form": {}})
-        twice, headers = '"arguments": {"book": "A", "book": "B"}, "name"', routing("tools/call", "s_order")
-        raw = json.dumps(message).replace('"name"', twice, 1)
-        asked = json.loads(await (await workers[0].http.fetch("POST", "/mcp", headers, raw.encode())).body())["result"]
-        (question,) = asked["inputRequests"].values()
-        raw = json.dumps({**message, "params": {**message["params"], **answer(asked)}}).replace('"name"', twice, 1)
-        await (await workers[1].http.fetch("POST", "/mcp", headers, raw.encode())).body()
-        assert f'"book": "{shop.calls[0][0]}"' in question["params"]["message"]
-
-
 async def test_approval_follows_hints_tags_and_values(shop: Shop) -> None:
     cases: list[tuple[UpstreamPolicy, str, Json, bool]] = []
 
@@ -381,3 +371,65 @@ async def test_approvals_are_written_to_the_audit_log(shop: Shop, tmp_path: Path
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     found = [line["outcome"] for line in lines if line["method"] == "approval" and line["target"] == "s_order"]
     assert found == ["accepted", "declined", "canceled"] * 2
+
+
+class Host(Extension):
+    """Keeps the host, and a tool that returns its arguments as they arrive."""
+
+    name = "com.example/host"
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+
+    async def open(self, host: Any) -> None:
+        self.host = host
+        host.add_item(Tool(ItemSource("raw", self._run, bytes, schema={"properties": {"path": {"type": "string"}}})))
+
+    async def _run(self, arguments: bytes, call: Any) -> str:
+        self.received.append(arguments)
+        return "received"
+
+
+async def test_repeated_members_are_not_sent(shop: Shop) -> None:
+    extension = Host()
+    shop.server = Server("shop", extensions=[extension])
+    async with shop.workers(revision="2026-07-28") as workers:
+        message = per_request("tools/call", {"name": "s_raw"}, elicitation={"form": {}})
+        twice, headers = '"arguments": {"path": "/etc", "path": "/tmp"}, "name"', routing("tools/call", "s_raw")
+        raw = json.dumps(message).replace('"name"', twice, 1)
+        asked = json.loads(await (await workers[0].http.fetch("POST", "/mcp", headers, raw.encode())).body())["result"]
+        (question,) = asked["inputRequests"].values()
+        raw = json.dumps({**message, "params": {**message["params"], **answer(asked)}}).replace('"name"', twice, 1)
+        await (await workers[1].http.fetch("POST", "/mcp", headers, raw.encode())).body()
+        assert '"path": "/tmp"' in question["params"]["message"]
+        assert "/etc" not in question["params"]["message"]
+        assert extension.received == [b'{"path":"/tmp"}']
+
+
+async def test_other_arguments_at_another_worker_are_asked_about(shop: Shop) -> None:
+    accounts = iter(("company", "private"))
+
+    def make() -> Server:
+        hidden = {"account": next(accounts)}  # as while a changed configuration is rolled out
+        return shop.front(UpstreamPolicy(tools={"order": ToolPolicy(approve=True, hidden=hidden)}))
+
+    async with shop.server.running(), fleet(make, 2, store=SharedStore()) as workers:
+        asked = await send(workers[0])
+        again = await send(workers[1], then=answer(asked))
+        assert '"private"' in str(again["inputRequests"])
+        assert shop.calls == []
+        assert text(await send(workers[1], then=answer(again))) == "ordered Dune"
+        assert shop.calls == [("Dune", "private", 1)]
+
+
+async def test_runs_without_a_client_are_refused(shop: Shop) -> None:
+    extension = Host()
+    client = ClientInfo({"elicitation": {"form": {}}}, "t", "1")
+    saved = SavedCall(
+        "s_order", b'{"name":"s_order","arguments":{"book":"Dune"}}', "2026-07-28", client, None, "http", ""
+    )
+    async with shop.workers(count=1, extensions=[extension]):
+        run = extension.host.run_call(saved, id="1", report=lambda message: None)
+        outcome = await run.outcome()
+        assert b"A person has to approve this call" in outcome.result
+        assert shop.calls == []

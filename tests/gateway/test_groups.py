@@ -302,3 +302,28 @@ async def test_everyone_who_signs_in_is_a_group() -> None:
     open_front.upstream("office", office, prefix="", policy=policy, start_timeout=WAIT)
     async with Client(open_front, timeout=WAIT) as client:
         assert await client.tools() == []
+
+
+async def test_allowed_uris_are_allowed_in_each_spelling() -> None:
+    mcp = Server("office")
+
+    @mcp.resource("book://shelf/{path*}")
+    def book(path: str) -> str:
+        """A book."""
+        return f"read {path}"
+
+    group = UpstreamPolicy(groups={"interns": GroupPolicy(allow=("book://shelf/public/*", "book://shelf/{path*}"))})
+    for policy in (group, UpstreamPolicy(allow=("book://shelf/public/*", "book://shelf/{path*}"))):
+        async with run_guarded(make_front(mcp, policy=policy)) as world:
+            for path, allowed in (
+                ("public/a", True),
+                ("public/..%2fprivate/a", False),
+                ("public/%2e%2e/private/a", False),
+                ("public%2f..%2fprivate/a", False),
+                ("public/..%255cprivate/a", False),
+                ("private/a", False),
+            ):
+                reply = await world.modern(
+                    INTERN, "resources/read", {"uri": f"book://shelf/{path}"}, f"book://shelf/{path}"
+                )
+                assert ("result" in reply.message) is allowed, (path, reply.message)

