@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from cases import for_each
 from fleet import EventStream, Worker, fleet
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ServerError, ToolFailed
 from millstream.extensions import Extension, SavedCall
-from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
 from millstream.items import ItemSource, Tool
 from millstream.protocol import BY_DATE, ClientInfo
 from patience import WAIT
@@ -433,3 +434,33 @@ async def test_runs_without_a_client_are_refused(shop: Shop) -> None:
         outcome = await run.outcome()
         assert b"A person has to approve this call" in outcome.result
         assert shop.calls == []
+
+
+@for_each("revision", ASKING)
+async def test_operations_of_an_api_are_approved_by_their_tags(revision: str) -> None:
+    calls: list[str] = []
+    api = FastAPI()
+
+    @api.delete("/books/{isbn}", tags=["danger"], operation_id="drop")
+    def drop(isbn: str, reason: str = "old") -> str:
+        calls.append(isbn)
+        return f"dropped {isbn}"
+
+    @api.get("/books/{isbn}", operation_id="show")
+    def show(isbn: str) -> str:
+        calls.append(isbn)
+        return isbn
+
+    policy = UpstreamPolicy(approve=ApprovalPolicy(tags=("danger",)), tools={"*": ToolPolicy(hidden={"reason": "new"})})
+    front = Server("front")
+    front.upstream("api", openapi=OpenApi(document=api), start_timeout=WAIT, policy=policy)
+    for said, sent in (("decline", []), (True, ["7"])):
+        person = Person(said)
+        async with Client(front, elicit=person, revision=revision, timeout=WAIT) as client:
+            await call(client, "api_drop", isbn="7")
+            assert calls == sent
+            assert '"reason": "new"' in person.asked[0]
+            await call(client, "api_show", isbn="8")
+            assert calls == [*sent, "8"]
+            assert len(person.asked) == 1
+        calls.clear()

@@ -529,8 +529,8 @@ class Policy:
         ]
         if () in groups:
             return None
-        wanted = [each for rules in found if (each := getattr(rules, "approve", False))] if is_tool else []
-        approvals = [ApprovalPolicy() if each is True else each for each in wanted]
+        asked = [rules.approve for rules in found if isinstance(rules, ToolRules) and is_tool]
+        approvals = [each if isinstance(each, ApprovalPolicy) else ApprovalPolicy() for each in asked if each]
         return ItemRules(
             name="" if kind in ("resources", "templates") else merged.get("name", name),
             scopes=frozenset(merged.get("scopes", ())),
