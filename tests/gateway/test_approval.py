@@ -17,7 +17,7 @@ from millstream.client import ServerError, ToolFailed
 from millstream.extensions import Extension, SavedCall
 from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
 from millstream.items import ItemSource, Tool
-from millstream.protocol import BY_DATE, ClientInfo
+from millstream.protocol import BY_DATE, TASKS, ClientInfo
 from patience import WAIT
 from shared_store import SharedStore
 from wire import Json, per_request, routing
@@ -464,3 +464,34 @@ async def test_operations_of_an_api_are_approved_by_their_tags(revision: str) ->
             assert calls == [*sent, "8"]
             assert len(person.asked) == 1
         calls.clear()
+
+
+async def test_one_answer_starts_one_task(shop: Shop) -> None:
+    @shop.server.tool(task="allowed")
+    async def bind(book: str) -> str:
+        """Bind a book."""
+        shop.calls.append(book)
+        return f"bound {book}"
+
+    async def start(worker: Worker, then: Mapping[str, Any] = {}) -> Json:
+        able = {"elicitation": {"form": {}}, "extensions": {TASKS: {}}}
+        message = per_request("tools/call", {"name": "s_bind", "arguments": {"book": "Dune"}, **then}, **able)
+        reply = await worker.post(message, routing("tools/call", "s_bind"))
+        found: Json = json.loads(await reply.body())["result"]
+        return found
+
+    async with shop.workers() as workers:
+        asked = await start(workers[0])
+        results = await asyncio.gather(*(start(workers[n % 2], answer(asked)) for n in range(4)))
+        assert [each["resultType"] for each in results].count("task") == 1
+        assert sum("already used" in str(each) for each in results) == 3
+
+
+async def test_gateways_in_a_row_each_ask(shop: Shop) -> None:
+    outer = Server("outer")
+    outer.upstream("o", shop.front(), start_timeout=WAIT, policy=APPROVED)
+    person = Person()
+    async with Client(outer, elicit=person, timeout=WAIT) as client:
+        assert await call(client, "o_s_wrap", book="Dune") == "Dune in red"
+    assert ["Allow" in each for each in person.asked] == [True, True, False]
+    assert shop.calls == ["red"]
