@@ -38,7 +38,15 @@ from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
 from millstream.client import Options
 from millstream.client import _errors as errors
-from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway import (
+    ApprovalPolicy,
+    GroupPolicy,
+    OpenApi,
+    PromptPolicy,
+    ResourcePolicy,
+    ToolPolicy,
+    UpstreamPolicy,
+)
 from millstream.gateway._config import GatewayConfig, options_of, upstream_options
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
@@ -205,6 +213,8 @@ def test_gateway_options_are_listed_with_defaults() -> None:
         "Upstreams": upstream_options().values(),
         "APIs": fields(OpenApi),
         "Policies": [each for each in fields(UpstreamPolicy) if each.name != "shared"],
+        "Groups": fields(GroupPolicy),
+        "Approvals": fields(ApprovalPolicy),
         "Tools": own(ToolPolicy),
         "Prompts": own(PromptPolicy),
         "Resources": own(ResourcePolicy),

@@ -1,4 +1,5 @@
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -257,9 +258,9 @@ def test_tools_that_an_application_disables_are_not_offered(tmp_path: Path, capl
     path = write(tmp_path, GEMINI, "settings.json")
     shop, files = (Policy(each.policy) for each in load_file(path).upstreams if each.policy)
     names = ("search", "get_[x]", "get_x", "drop", "write")
-    assert [each for each in names if shop.allows("tools", each)] == ["search", "get_[x]"]
-    assert shop.allows("resources", "file:///a")
-    assert [each for each in names if files.allows("tools", each)] == ["search", "get_[x]", "get_x", "drop"]
+    assert [each for each in names if shop.item("tools", each)] == ["search", "get_[x]"]
+    assert shop.item("resources", "file:///a")
+    assert [each for each in names if files.item("tools", each)] == ["search", "get_[x]", "get_x", "drop"]
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: these options have no effect in a gateway: trust, timeout"
     ]
@@ -450,7 +451,7 @@ disabled_tools = ["drop"]
     [web] = load_file(write(tmp_path, text, "config.toml"), {"KEY": "k"}).upstreams
     assert web.headers == {"X-Key": "k", "X-A": "a"}
     policy = Policy(web.policy or UpstreamPolicy())
-    assert [each for each in ("search", "drop", "write") if policy.allows("tools", each)] == ["search"]
+    assert [each for each in ("search", "drop", "write") if policy.item("tools", each)] == ["search"]
 
 
 def test_servers_that_gemini_leaves_out_are_left_out(tmp_path: Path) -> None:
@@ -470,8 +471,8 @@ def test_only_listed_copilot_tools_are_offered_unless_all_are_listed(tmp_path: P
     servers = {"a": {"command": "x", "tools": ["search"]}, "b": {"command": "x", "tools": ["*"]}}
     a, b = load_file(write(tmp_path, json.dumps({"mcpServers": servers}), "mcp-config.json")).upstreams
     policies = [Policy(each.policy or UpstreamPolicy()) for each in (a, b)]
-    assert [each.allows("tools", "drop") for each in policies] == [False, True]
-    assert policies[0].allows("tools", "search")
+    assert [each.item("tools", "drop") is not None for each in policies] == [False, True]
+    assert policies[0].item("tools", "search")
 
 
 def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
@@ -577,3 +578,19 @@ def test_errors_about_secrets_do_not_reveal_them(tmp_path: Path) -> None:
             load_file(file)
         assert "S3CRET" not in str(raised.value)
         assert "another type" in str(raised.value)
+
+
+def test_mistakes_in_groups_and_approvals_name_the_option(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    for text, says in (
+        ("groups.interns.readonly = true", "did you mean 'read_only'"),
+        ("groups.interns.allow = 'a'", "a list such as"),
+        ("groups = 'interns'", 'a list such as ["a", "b"] or a table'),
+        ("approve = 'yes'", "true or false or a table"),
+        ("approve.hint = 'write'", "one of"),
+        ("approve.argument.a = 'b'", "did you mean 'arguments'"),
+        ("approve.arguments = ['a']", "a table"),
+    ):
+        path.write_text(f"[upstreams.shop]\nurl = 'http://127.0.0.1:1'\n[upstreams.shop.policy]\n{text}\n")
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            load_file(path)

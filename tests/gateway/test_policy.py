@@ -14,7 +14,7 @@ from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, ProtocolError, Server, Settings, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import ServerError
-from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway import GroupPolicy, PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import AcceptedFile, fetch
 from millstream.gateway._config import load_file
 from millstream.gateway._policy import Policy
@@ -442,3 +442,29 @@ def test_names_that_are_too_long_for_an_item_count_as_changed() -> None:
     assert policy.changes("tools", "x" * 5000)
     assert not policy.changes("tools", "x" * 4096)
     assert not Policy(UpstreamPolicy()).changes("tools", "x" * 5000)
+
+
+def test_documented_groups_are_read_from_the_file() -> None:
+    (shop,) = load_file(EXAMPLES / "groups.toml").upstreams
+    assert shop.policy is not None
+    assert shop.policy.groups == {
+        "interns": GroupPolicy(read_only=True),
+        "staff": GroupPolicy(deny=("report",)),
+        "finance": GroupPolicy(allow=("report", "search_*")),
+    }
+    assert shop.policy.tools["delete_*"].approve is True
+
+
+async def test_hints_of_accepted_definitions_count(tmp_path: Path) -> None:
+    upstream, path = Server("shop"), tmp_path / "gateway.lock"
+    for name in ("look", "peek"):
+        upstream.tool(lambda: "seen", name=name, description=name, annotations={"readOnlyHint": True})
+    async with Client(upstream, timeout=WAIT) as operator:
+        found = (await fetch(operator.conversation, max_bytes=1 << 20, failures={})).tools
+    AcceptedFile(path).accept("shop", "tools", {"look": found["look"], "peek": {**found["peek"], "title": "other"}})
+    policy = UpstreamPolicy(pins=str(path), groups={"interns": GroupPolicy(read_only=True)})
+    method = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())
+    mcp = Server("front", auth=method)
+    mcp.upstream("shop", upstream, policy=policy, trust="pin", start_timeout=WAIT)
+    async with run_guarded(mcp) as world:
+        assert await names(world, said(groups=["interns"])) == {"shop_look"}

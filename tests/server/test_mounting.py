@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 
+from auth_world import run_guarded
 from cases import for_each
-from millstream import Context, Server, Settings, SyncContext
+from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
+from millstream import Context, Principal, Server, Settings, SyncContext, auth
 from millstream.testing import connect
+
+KEY = token(claims(scope="docs"))
 
 
 def server(name: str, **options: Any) -> Server:
@@ -204,3 +208,67 @@ async def test_valid_names_do_not_warn_and_invalid_ones_warn_once(caplog: pytest
     prompts = server("prompts")
     prompts.prompt(name="a" * 128)(buy)
     outer.mount(prompts, prefix="long")
+
+
+async def test_mounted_items_get_the_conditions_of_their_mount() -> None:
+    words, office = server("words"), server("office")
+    words.tool(buy, tags=["own"])
+    words.tool(buy, name="sell", scopes=["sales"], limit="2/minute")
+    words.prompt(lambda: "Write.", name="write")
+    words.resource("words://{name}", name="word")(lambda name: name)
+    office.tool(buy)
+    office.mount(words, prefix="w", scopes=["docs"], groups=["staff"], tags=["mounted"], limit="9/minute")
+    words.tool(buy, name="later")
+    assert words.registry.tools["buy"].scopes == frozenset()
+    for tool, scopes, limit in (("buy", {"docs"}, "9"), ("sell", {"docs", "sales"}, "2"), ("later", {"docs"}, "9")):
+        found = office.registry.tools[f"w_{tool}"]
+        assert (found.scopes, found.limit) == (scopes, f"{limit}/minute")
+        assert found.tags >= {"mounted"}
+    staff, intern = (Principal("a", claims={"groups": [group]}) for group in ("staff", "interns"))
+    for kind in ("tools", "prompts", "templates"):
+        items = {name: item for name, item in getattr(office.registry, kind).items() if name.startswith("w")}
+        assert items
+        for item in items.values():
+            assert item.scopes >= {"docs"}
+            assert [item.visible(each) for each in (staff, intern, None)] == [True, False, False]
+    assert office.registry.tools["buy"].visible is None
+    for wrong, what in (
+        ({"scope": ["a"]}, "no option 'scope'"),
+        ({"groups": "staff"}, "a list"),
+        ({"limit": "9"}, "unit"),
+    ):
+        with pytest.raises(TypeError, match=what):
+            server("other").mount(server("inner"), **wrong)
+
+
+async def test_callers_without_the_conditions_of_a_mount_cannot_use_its_items() -> None:
+    method = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())
+    words, office = server("words"), server("office", auth=method, serve="all")
+    words.tool(buy)
+    words.prompt(lambda name: f"Write {name}.", name="write")
+    words.resource("words://{name}", name="word")(lambda name: name)
+    words.complete("write", argument="name")(lambda value, arguments: ["secret"])
+    office.mount(words, prefix="a", scopes=["docs"])
+    office.mount(words, prefix="b", scopes=["admin"])
+    office.mount(words, prefix="c", groups=["staff"])
+    async with run_guarded(office) as world:
+        listed = await world.modern(KEY, "tools/list")
+        assert [each["name"] for each in listed.message["result"]["tools"]] == ["a_buy"]
+        for prefix, allowed in (("a", True), ("b", False), ("c", False)):
+            calls = [
+                await world.call(KEY, f"{prefix}_buy"),
+                await world.ask(KEY, "POST", f"/tools/{prefix}_buy", b"{}", content_type="application/json"),
+                await world.modern(
+                    KEY, "prompts/get", {"name": f"{prefix}_write", "arguments": {"name": "x"}}, f"{prefix}_write"
+                ),
+                await world.modern(KEY, "resources/read", {"uri": f"words://{prefix}/x"}, f"words://{prefix}/x"),
+                await world.modern(
+                    KEY,
+                    "completion/complete",
+                    {
+                        "ref": {"type": "ref/prompt", "name": f"{prefix}_write"},
+                        "argument": {"name": "name", "value": ""},
+                    },
+                ),
+            ]
+            assert [each.status == 200 and "error" not in each.message for each in calls] == [allowed] * 5

@@ -172,7 +172,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "prompt",
         {"annotations": {}},
-        "nothing: there is no option 'annotations'; use one of description, enabled, icons, meta,",
+        "nothing: there is no option 'annotations'; use one of description, enabled, groups, icons, meta,",
     ),
     (
         "resource",

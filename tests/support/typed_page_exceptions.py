@@ -202,6 +202,7 @@ PAGES = {
             "policy.py": "tests/gateway/test_policy.py compares it with gateway.toml.",
             "Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/test_policy.py reads such results.",
+            "Allow shop_delete_catalog": "tests/gateway/test_approval.py reads such questions.",
             "[settings]": "It's one more line in a file.",
         },
     ),

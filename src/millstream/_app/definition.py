@@ -21,6 +21,7 @@ from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks, hooks_of
 from millstream._server.features.registry import Registry
 from millstream._server.features.sources import Completer
+from millstream._server.functions.description import MountOptions, check_options
 from millstream._server.peers import ItemRemoval, ItemSwitch
 
 if TYPE_CHECKING:
@@ -202,8 +203,8 @@ class Definition:
         """Whether a gateway has registered the upstreams' items."""
         """Servers behind this one."""
         self.mounted: list[Definition] = []
-        self._mounted_on: list[tuple[Definition, str]] = []
-        """The servers that this one is mounted on, each with the prefix."""
+        self._mounted_on: list[tuple[Definition, str, MountOptions]] = []
+        """The servers that this one is mounted on, each with the prefix and the options."""
         self.user_routes: list[UserRoute] = []
         """The program's own paths."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -350,7 +351,7 @@ class Definition:
     def _places(self, kind: str, key: str) -> "Iterator[tuple[Definition, str]]":
         """Yield this server and each server that it's mounted on, with the item's name there."""
         yield self, key
-        for parent, prefix in self._mounted_on:
+        for parent, prefix, _ in self._mounted_on:
             yield from parent._places(kind, prefix_name(kind, key, prefix))
 
     def _check_free(self, kind: str, key: str) -> None:
@@ -363,11 +364,12 @@ class Definition:
         self.registry.add(kind, key, item)
         if not on:
             self.registry.disable(kind, key)
-        for parent, prefix in self._mounted_on:
-            parent._take(kind, key, item, prefix, on=on)
+        for parent, prefix, options in self._mounted_on:
+            parent._take(kind, key, item, prefix, options, on=on)
 
-    def _take(self, kind: str, key: str, item: Any, prefix: str, *, on: bool) -> None:
+    def _take(self, kind: str, key: str, item: Any, prefix: str, options: MountOptions, *, on: bool) -> None:
         name = prefix_name(kind, key, prefix)
+        item = item.restrict(options) if options else item
         self._put(kind, name, item.with_name(name) if prefix else item, on=on)
 
     def add_upstream(self, config: "UpstreamConfig") -> None:
@@ -404,30 +406,33 @@ class Definition:
     def _check_addable(self, what: str) -> None:
         if self._runs():
             raise LocalError(f"The server is already running. Add {what} before it runs.")
-        for parent, _ in self._mounted_on:
+        for parent, *_ in self._mounted_on:
             raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add {what} there.")
 
     # Mounting
 
-    def mount(self, other: "Definition", prefix: str) -> None:
+    def mount(self, other: "Definition", prefix: str, options: MountOptions) -> None:
         """Offer the items of another server as part of this one, now and later.
 
         Args:
             other: The other server.
             prefix: Prefix of its items' names here.
+            options: Conditions for its items here.
 
         Raises:
+            TypeError: An option is unknown or invalid.
             ValueError: A server can't contain itself, a name is taken, or the other server has a lifespan while this
                 one is already running.
             LocalError: The server runs in several workers, and only this one would have the items.
         """
+        check_options("mount", options, MountOptions)
         self._check_mounted(other)
         items = list(other.items())
         for kind, key, *_ in items:
             self._check_free(kind, prefix_name(kind, key, prefix))
-        self._join(other, prefix)
+        self._join(other, prefix, options)
         for kind, key, item, on in items:
-            self._take(kind, key, item, prefix, on=on)
+            self._take(kind, key, item, prefix, options, on=on)
         for (reference, argument), completer in other.registry.completers.items():
             kind = "templates" if "{" in reference else "prompts"
             self.complete(prefix_name(kind, reference, prefix), argument, completer)
@@ -458,16 +463,16 @@ class Definition:
                     "lifespan."
                 )
 
-    def _join(self, other: "Definition", prefix: str) -> None:
+    def _join(self, other: "Definition", prefix: str, options: MountOptions) -> None:
         """Link two servers, unless their paths conflict."""
         self.mounted.append(other)
-        other._mounted_on.append((self, prefix))
+        other._mounted_on.append((self, prefix, options))
         if any(other.paths()):
             try:
                 self._check_paths()
             except ValueError:
                 self.mounted.remove(other)
-                other._mounted_on.remove((self, prefix))
+                other._mounted_on.remove((self, prefix, options))
                 raise
 
     # Used by other servers of the tree
@@ -492,7 +497,7 @@ class Definition:
         """Yield the program's own paths, and the paths of mounted servers with their prefixes."""
         yield from ((before, each) for each in self.user_routes)
         for part in dict.fromkeys(self.mounted):
-            for parent, prefix in part._mounted_on:
+            for parent, prefix, _ in part._mounted_on:
                 if parent is self:
                     yield from part.paths(f"{before}/{prefix}" if prefix else before)
 
@@ -501,7 +506,7 @@ class Definition:
         from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  only for programs with pages of their own
 
         UserRoutes(self.paths(), served=self.settings.mcp_paths, show_errors=bool)
-        for parent, _ in self._mounted_on:
+        for parent, *_ in self._mounted_on:
             parent._check_paths()
 
     def around(self) -> "Iterator[Definition]":
@@ -509,7 +514,7 @@ class Definition:
         found = [self]
         for each in found:
             yield each
-            found += [parent for parent, _ in each._mounted_on]
+            found += [parent for parent, *_ in each._mounted_on]
 
     def _inside(self) -> "Iterator[Definition]":
         """Yield this server and all servers that are mounted on it."""
@@ -531,7 +536,7 @@ class Definition:
     def all_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         """Return the dependency overrides that apply to this server: its own and its ancestors'."""
         found = self.overrides
-        for parent, _ in self._mounted_on:
+        for parent, *_ in self._mounted_on:
             found = {**found, **parent.all_overrides()}
         return found
 

@@ -30,7 +30,7 @@ from millstream._server.features.resources import (
 from millstream._server.features.sources import completer_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
 from millstream._server.functions.dependencies import dependencies_in, hints_of
-from millstream._server.functions.description import Names
+from millstream._server.functions.description import MountOptions, Names
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -437,7 +437,8 @@ class Server(NotCopyable):
         Args:
             function: The function. Clients send its arguments as strings.
             options: Options of `millstream._server.features.resources.PromptOptions`: ``name``, ``title``,
-                ``description``, ``icons``, ``meta``, ``thread``, ``scopes``, ``tags``, ``enabled``, and ``visible``.
+                ``description``, ``icons``, ``meta``, ``thread``, ``scopes``, ``tags``, ``enabled``,
+                ``visible``, and ``groups``.
 
         Raises:
             ValueError: The name is taken.
@@ -690,7 +691,16 @@ class Server(NotCopyable):
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
     @suggest_keywords
-    def mount(self, other: "Server", prefix: str = "") -> None:
+    def mount(
+        self,
+        other: "Server",
+        prefix: str = "",
+        *,
+        scopes: Names | None = None,
+        groups: Names | None = None,
+        tags: Names | None = None,
+        limit: str | None = None,
+    ) -> None:
         """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
         Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
@@ -700,18 +710,24 @@ class Server(NotCopyable):
             other: The other server. It can be mounted on several servers.
             prefix: Prefix of its names: ``books_buy`` for a tool or prompt, ``shop://books/1`` for a URI. By default,
                 names aren't changed.
+            scopes: Scopes that callers of its items need, in addition to those of an item.
+            groups: Groups of which they need one, by the claim ``groups``. For others, the items don't exist.
+            tags: Tags that its items get in addition to their own.
+            limit: Rate limit of each of its tools that has none, per caller: ``10/minute``.
 
         Raises:
             ValueError: A server can't contain itself, a name is taken, or the other server has a lifespan and this one
                 is running.
-            TypeError: The other object isn't a Server.
+            TypeError: The other object isn't a Server, or an option has the wrong type.
         """
         if not isinstance(other, Server):  # pyright: ignore[reportUnnecessaryIsInstance]  a call that isn't checked
             raise TypeError(
                 f"mount takes a millstream.Server, not {other!r}. To serve MCP inside another application, mount this "
                 'server there: app.mount("/", mcp)'
             )
-        self.definition.mount(other.definition, prefix)
+        given = {"scopes": scopes, "groups": groups, "tags": tags, "limit": limit}
+        options = MountOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
+        self.definition.mount(other.definition, prefix, options)
 
     async def resource_updated(self, uri: str) -> None:
         """Notify all subscribers of a resource that it has changed: ``await mcp.resource_updated("shop://stock")``.

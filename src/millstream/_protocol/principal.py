@@ -14,6 +14,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from millstream._protocol.json_schema import is_array
+
 EVERYTHING = "*"
 """The scope that includes all others. Only API keys, and users of this server's own pages, can have it. In the tokens
 of an issuer it has no special meaning.
@@ -62,6 +64,15 @@ class Principal(Struct, frozen=True):
             scopes: Names of scopes. An empty collection is always granted.
         """
         return EVERYTHING in self.scopes or self.scopes.issuperset(scopes)
+
+    def in_group(self, groups: Collection[str]) -> bool:
+        """Return whether the claim `groups` has one of these: ``ctx.principal.in_group(["staff"])``.
+
+        Args:
+            groups: Names of groups.
+        """
+        claim = self.claims.get("groups")
+        return any(isinstance(each, str) and each in groups for each in (claim if is_array(claim) else (claim,)))
 
 
 IDENTITIES = "millstream:identities"

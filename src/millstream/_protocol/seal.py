@@ -391,6 +391,10 @@ class Rounds:
             return None
         return bytes(raw)
 
+    def has_asked(self, label: str, mark: str) -> bool:
+        """Return whether the last round asked this question. An answer without a state counts for other questions."""
+        return self._open_marks.get(label) == mark
+
     def settle(self, label: str, mark: str, value: bytes) -> None:
         """Store the value of a label for later rounds."""
         self._entries[label] = RoundEntry(mark, value)

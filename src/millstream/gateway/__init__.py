@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from millstream.gateway._approval import ApprovalPolicy
     from millstream.gateway._credentials import (
         Secret,
         bearer,
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
         token_exchange,
     )
     from millstream.gateway._openapi_tools import OpenApi, RouteKind, RouteMap
-    from millstream.gateway._policy import PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
+    from millstream.gateway._policy import GroupPolicy, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
     from millstream.gateway._results import Redaction
     from millstream.gateway._upstream_config import UpstreamConfig
 
 _HOMES = {
+    "ApprovalPolicy": "_approval",
+    "GroupPolicy": "_policy",
     "OpenApi": "_openapi_tools",
     "PromptPolicy": "_policy",
     "Redaction": "_results",
@@ -40,6 +43,8 @@ _HOMES = {
 """Public name -> module, imported on first use."""
 
 __all__ = [
+    "ApprovalPolicy",
+    "GroupPolicy",
     "OpenApi",
     "PromptPolicy",
     "Redaction",

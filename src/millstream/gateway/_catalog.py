@@ -28,7 +28,8 @@ from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import Conversation, RawRequest
 from millstream.files import stamp_of, write_private
 from millstream.gateway._names import fold
-from millstream.gateway._policy import UpstreamPolicy, canonical_uri
+from millstream.gateway._patterns import canonical_uri
+from millstream.gateway._policy import UpstreamPolicy
 from millstream.protocol import (
     BY_DATE,
     MALFORMED,
@@ -567,6 +568,14 @@ class Pins:
         except StoreFull:  # the digest is enough to compare
             won = await self._kv.compare_and_set(key, None, digest, _PIN_SECONDS)
         return won or (await self._kv.get(key) or b"").startswith(digest)
+
+    def find_accepted(self, catalog: Catalog) -> frozenset[str]:
+        """Return the names of a catalog's tools that the operator has accepted, and not only `split`."""
+        try:
+            accepted = self.file.of(self._upstream).get("tools", {}) if self.file is not None else {}
+        except LocalError:
+            return frozenset()
+        return frozenset(catalog.tools.keys() & accepted.keys())
 
     def _key(self, kind: str, name: str) -> str:
         """Return the store key, hashed because upstreams choose the names, which may be long."""

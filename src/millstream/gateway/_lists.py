@@ -36,7 +36,8 @@ from millstream.gateway._catalog import (
 from millstream.gateway._links import SHARED_KEY, InUse, LinkKey, Links, NoCredentials
 from millstream.gateway._messages import logger
 from millstream.gateway._names import UpstreamPattern
-from millstream.gateway._policy import Policy, uri_forms
+from millstream.gateway._patterns import uri_forms
+from millstream.gateway._policy import Policy
 from millstream.gateway._processes import UpstreamProcesses
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import METHOD_NOT_FOUND

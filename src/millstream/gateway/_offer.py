@@ -4,7 +4,7 @@ Workers with the same lists offer the same items. Of two items with one name, th
 configuration is offered, whichever list arrives first.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from msgspec import Struct, field, structs
 
@@ -22,6 +22,7 @@ from millstream.gateway._names import (
     with_origin,
 )
 from millstream.gateway._policy import ItemRules, Policy
+from millstream.protocol import members
 
 MAX_INSTRUCTIONS = 8 * 1024
 """Maximum characters per upstream's instructions."""
@@ -92,6 +93,7 @@ def mount(
     *,
     is_relayed: bool = False,
     is_asked: bool = False,
+    accepted: Collection[str] = (),
 ) -> Mount:
     """Return an upstream as callers of one address see it.
 
@@ -103,12 +105,14 @@ def mount(
         gateway_id: Id of this gateway.
         is_relayed: Whether the server relays it, so that its items aren't marked with their origin.
         is_asked: See `Mount.is_asked`.
+        accepted: Tools whose definitions the operator has accepted, so that rules can trust their hints.
     """
     announcement = read_announcement(catalog.capabilities, gateway_id)
     items: dict[str, dict[str, OfferedItem]] = {kind: {} for kind in METHODS}
     warnings, looping, loops = list[str](), 0, find_loops(announcement, gateway_id)
     for kind, own_name, each in catalog.items():
-        rules = policy.item(kind, own_name)
+        is_trusted = kind == "tools" and (policy.trusts_hints or own_name in accepted)
+        rules = policy.item(kind, own_name, members(each.get("annotations")) if is_trusted else {})
         if rules is None:
             continue
         if leads_back(loops, kind, own_name):

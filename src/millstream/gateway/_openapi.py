@@ -117,6 +117,15 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
         output = {} if self.output_schema is None else {"outputSchema": self.output_schema}
         return {"name": name, "description": self.description, "inputSchema": self.input_schema, **output}
 
+    @property
+    def hints(self) -> Json:
+        """Annotations of its tool, by its method (RFC 9110 §9.2). Whether the API keeps to them isn't known."""
+        if self.method in ("GET", "HEAD", "OPTIONS", "TRACE"):
+            return {"readOnlyHint": True}
+        is_idempotent = self.method in ("PUT", "DELETE")
+        destroys = {"destructiveHint": True} if self.method == "DELETE" else {}
+        return {"readOnlyHint": False, "idempotentHint": is_idempotent, **destroys}
+
 
 def _plain_name(text: str) -> str:
     """Convert text to an ASCII name, or to an empty string if nothing is left."""

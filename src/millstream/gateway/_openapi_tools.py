@@ -137,7 +137,9 @@ class OperationTool(Tool):
         run = partial(_run, client, operation, names)
         source = ItemSource(name, run, argument_reader(name, schema), schema=schema)
         super().__init__(source, tags=operation.tags)
-        self._described = {**self._described, **operation.describe(name), "inputSchema": schema}
+        self._described = {
+            **self._described, **operation.describe(name), "inputSchema": schema, "annotations": operation.hints
+        }  # fmt: skip
 
 
 def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from fnmatch import translate
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,15 @@ class ApiUpstream(Upstream):
     @override
     def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
         return ApiLists(self, stored, pins)
+
+    @override
+    def take_lists(self, found: Catalog, announced: Collection[str]) -> None:
+        """See `Upstream`. Hints of methods aren't part of the definitions that are pinned."""
+        tools = {
+            name: {**each, "annotations": self.operations[name].hints} if name in self.operations else each
+            for name, each in found.tools.items()
+        }
+        super().take_lists(structs.replace(found, tools=tools), announced)
 
     @override
     async def open(self) -> None:

@@ -417,6 +417,7 @@ class GatewayPart:
             self._announcement["id"],
             is_relayed=upstream.is_relayed,
             is_asked=lists.is_asked,
+            accepted=() if lists.pins is None else lists.pins.find_accepted(found),
         )
         if new.looping != (0 if before is None else before.looping):
             logger.warning("%s: skipped %d items that lead back to this gateway", upstream.name, new.looping)

@@ -1,16 +1,13 @@
 """Policies for upstreams: items and their names, visibility, arguments, results, and limits.
 
 The operator writes an `UpstreamPolicy`; `Policy` compiles it when items are registered. An item without rules gets no
-extra frame. Patterns are case-sensitive globs as in `fnmatch`: ``*`` is any text, ``?`` any character.
+extra frame.
 """
 
 import re
-import unicodedata
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from fnmatch import translate
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol, cast
-from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta, Raw, Struct, field, structs
@@ -25,7 +22,9 @@ from millstream._server.features import Run
 from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes
 from millstream._server.features.tools import Tool
+from millstream.gateway._approval import ApprovalPolicy, with_approval
 from millstream.gateway._names import Names, with_safe_names
+from millstream.gateway._patterns import matcher, normal_forms, spellings
 from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.protocol import (
     MALFORMED,
@@ -41,8 +40,6 @@ from millstream.protocol import (
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
-_MAX_URI_FORMS = 4
-
 
 Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0")]
 Texts = tuple[str, ...]
@@ -101,6 +98,19 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     """Seconds that the link works, or 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()
     """Regular expressions for text to redact before arguments reach the upstream."""
+    approve: bool | ApprovalPolicy = False
+    """Whether a person at the client approves each call, or the calls that do so. Other clients can't call it."""
+
+
+class GroupPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+    """What the members of one group see."""
+
+    allow: Texts = ()
+    """Patterns of names and URIs. If there are any, only matching items."""
+    deny: Texts = ()
+    """Patterns of names and URIs that they don't see as members of this group, even if `allow` matches."""
+    read_only: bool = False
+    """Of the tools, only those that are known to be read-only."""
 
 
 class ToolPolicy(ToolRules, frozen=True, kw_only=True):
@@ -153,6 +163,10 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     """Patterns of names and URIs. If there are any, only matching items are offered."""
     deny: Texts = ()
     """Patterns of names and URIs that aren't offered, even if `allow` matches."""
+    groups: Texts | dict[str, GroupPolicy] = ()  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Groups of which a caller needs one. In a table, each has its own rules, and ``*`` is everyone who signs in."""
+    trust_hints: bool = False
+    """Whether the upstream's own hints count, such as ``readOnlyHint``, if nobody has accepted them."""
     questions: tuple[Question, ...] = _QUESTIONS
     """Kinds of questions that the upstream may ask its callers: ``elicitation``, ``sampling``, and ``roots``."""
     new_items: Literal["accept", "quarantine"] = "accept"
@@ -167,6 +181,10 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     """Pattern -> rules for the resources and templates with a matching URI."""
     shared: "UpstreamPolicy | None" = None
     """A shared policy for several upstreams. Its patterns match names as callers see them, with the prefix."""
+
+
+EVERYONE = "*"
+"""The group of everyone who signs in."""
 
 
 def impossible_rules(policy: UpstreamPolicy, scopes: frozenset[str], groups: frozenset[str]) -> list[str]:
@@ -184,7 +202,7 @@ def impossible_rules(policy: UpstreamPolicy, scopes: frozenset[str], groups: fro
         lacking = [each for each in rules.scopes if "*" not in scopes and each not in scopes]
         if lacking:
             found.append(f"{what} requires the scope {lacking[0]!r}")
-        if rules.groups and groups.isdisjoint(rules.groups):
+        if rules.groups and groups.isdisjoint(rules.groups) and EVERYONE not in rules.groups:
             found.append(f"{what} requires the group {' or '.join(map(repr, rules.groups))}")
     return found
 
@@ -223,6 +241,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     result_seconds: float = 3600.0
     arguments: Redactor | None = None
     results: Redactor | None = None
+    approvals: tuple[ApprovalPolicy, ...] = ()
+    """Which calls a person has to approve."""
     rules_of: "Callable[[str], ItemRules | None] | None" = None
     """For a template: returns the rules for a URI, as callers see it, or None if it isn't offered."""
 
@@ -315,9 +335,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.limited = bool(self.limit or self.concurrency)
             item.cost = self.cost
             item.timeout = self.timeout or None
-            item.plain = item.plain and not (self.timeout or self.visible)
+            item.plain = item.plain and not (self.timeout or self.visible or self.approvals)
+            if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
+                item.run = with_approval(item, approvals, self.hidden)
         if isinstance(item, Template) and self.rules_of is not None:
-            item.template = RestrictedPattern(item.template, self.rules_of)
+            item.template, item.find_rules = RestrictedPattern(item.template, self.rules_of), self.rules_of
             item.run = _with_uri_rules(item.run, self.rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
             item.run = self._wrap(item.run, keep, item.parameters)
@@ -446,9 +468,12 @@ class Policy:
         merged = _merge(every)
         self.has_budgets: bool = _budget(merged) > 0
         """Whether any tool has a budget for its results."""
-        self._has_uris = any(each.allow or each.deny or each.resources for each in layers)
+        about_uris = [each for one in layers for each in (*_patterns_in(one), *one.resources)]
+        self._has_uris = bool(about_uris)
         """Whether some URIs have different rules than their template."""
-        self._names_templates = any("{" in each for one in layers for each in (*one.allow, *one.deny, *one.resources))
+        self._names_templates = any("{" in each for each in about_uris)
+        self.trusts_hints: bool = any(each.trust_hints for each in layers)
+        """Whether the upstream's own hints count."""
         for rules in every:
             _redactor(getattr(rules, "redact_arguments", None))
         self._all_results = _redactor(merged.get("redact_results"))
@@ -460,34 +485,66 @@ class Policy:
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
-    def item(self, kind: str, name: str) -> ItemRules | None:
-        """Return the rules of an item, or None if it isn't offered.
+    def item(self, kind: str, name: str, hints: Mapping[str, Any] = {}, *, is_listed: bool = True) -> ItemRules | None:
+        """Return the rules of an item, or None if nobody can see it. The order of the rules, and which of them win, is
+        decided here, as docs/guides/gateway-policies.md shows it.
 
         Args:
             kind: Tools, prompts, resources, or templates.
             name: Upstream's name or URI.
+            hints: Annotations of a tool, except those that are only its upstream's word.
+            is_listed: Whether the upstream lists it. Of another URI, each spelling has to be allowed.
         """
         if self._is_empty:
             return _NO_RULES
-        forms = [name]
+        forms = allowed = [name]
         if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
-            spellings = [*_spellings(name), *_spellings(name.partition("#")[0].rstrip("?"))]
-            forms = [*spellings, *_normalize(spellings)]
-        if not (self.allows(kind, name) or (len(forms) > 1 and self.allows(kind, normalize_uri(name)))):
-            return None
-        if any(layer.denies(kind, each) for layer in self._layers for each in forms):
-            return None
+            written = [*spellings(name), *spellings(name.partition("#")[0].rstrip("?"))]
+            forms = [*written, *normal_forms(written)]
+            allowed = [name, normalize_uri(name)]
         found = [rules for layer in self._layers for each in forms for rules in layer.rules(kind, each)]
         merged, is_tool = _merge(found), kind == "tools"
+        hints = {**hints, **merged.get("annotations", {})}
+        is_read_only = not is_tool or hints.get("readOnlyHint") is True
+        may_destroy = not is_read_only and hints.get("destructiveHint") is not False
+
+        def permits(layer: _Layer, rules: UpstreamPolicy | GroupPolicy) -> bool:
+            if any(layer.matches(rules.deny, kind, each) for each in forms):
+                return False
+            if is_listed:
+                return any(layer.matches(rules.allow or _ANY, kind, each) for each in allowed)
+            return all(layer.matches(rules.allow or _ANY, kind, each) for each in spellings(name))
+
+        if not all(permits(layer, layer.policy) for layer in self._layers):
+            return None
+        groups = [rules.groups for rules in found if rules.groups and not is_object(rules.groups)]
+        groups += [
+            tuple(
+                group
+                for group, rules in tables.items()
+                if (is_read_only or not rules.read_only) and permits(layer, rules)
+            )
+            for layer in self._layers
+            if is_object(tables := layer.policy.groups)
+        ]
+        if () in groups:
+            return None
+        asked = [rules.approve for rules in found if isinstance(rules, ToolRules) and is_tool]
+        approvals = [each if isinstance(each, ApprovalPolicy) else ApprovalPolicy() for each in asked if each]
         return ItemRules(
             name="" if kind in ("resources", "templates") else merged.get("name", name),
             scopes=frozenset(merged.get("scopes", ())),
-            visible=_visibility(found),
+            visible=_visibility(groups, found),
             tags=frozenset(merged.get("tags", ())),
             rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
             budget=_budget(merged) if is_tool else 0,
             arguments=_redactor(merged.get("redact_arguments")) if is_tool else None,
             results=_redactor(merged.get("redact_results")),
+            approvals=tuple(
+                each
+                for each in approvals
+                if not each.hint or (may_destroy if each.hint == "destructive" else not is_read_only)
+            ),
             **{name: merged[name] for name in _COPIED & merged.keys()},
         )
 
@@ -523,8 +580,9 @@ class Policy:
             return "redacts text"
         if len(self.questions) < len(_QUESTIONS):
             return "limits questions"
-        direct = [{name: getattr(each, name) for name in ToolRules.__struct_fields__} for each in layers]
-        return "has rules for every item" if any(ToolRules(**each) != ToolRules() for each in direct) else ""
+        plain = ToolRules()
+        direct = any(getattr(each, name) != getattr(plain, name) for each in layers for name in plain.__struct_fields__)
+        return "has rules for every item" if direct else ""
 
     def changes(self, kind: str, name: str) -> bool:
         """Return whether it hides or changes an item, listed or not. Names that are too long for an item count as
@@ -553,17 +611,13 @@ class Policy:
         rules = self.item(kind, name)
         return None if rules is None else rules.results
 
-    def allows(self, kind: str, name: str) -> bool:
-        """Return whether an item is offered at all."""
-        return all(layer.allows(kind, name) for layer in self._layers)
-
     def unknown_names(self, known: Collection[str]) -> list[str]:
         """Return names in the upstream's own rules that aren't `known`.
 
         Patterns can match an item that's added later, and a URI can belong to a template.
         """
         own = self._policy
-        named = (*own.allow, *own.deny, *own.tools, *own.prompts, *own.resources)
+        named = (*_patterns_in(own), *own.tools, *own.prompts, *own.resources)
         return [name for name in named if name not in known and not re.search("[*?[]|://", name)]
 
     def rules_of(self, uri: str) -> ItemRules | None:
@@ -574,15 +628,13 @@ class Policy:
         if self._is_empty:
             return _NO_RULES
         original = self._names.original_uri(uri)
-        if original is None or not all(self.allows("resources", each) for each in _spellings(original)):
-            return None
-        return self.item("resources", original)  # other forms can only deny, so the upstream's own form stays allowed
+        return None if original is None else self.item("resources", original, is_listed=False)
 
 
+_ANY = ("*",)
 _MAX_SHARED = 8
 _MAX_NAME = 4096
 """Maximum characters of a name or URI that a policy leaves unchanged."""
-_MAX_MATCHERS = 16_384
 _COPIED = {
     "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden",
     "result_seconds",
@@ -595,26 +647,20 @@ class _Layer(Struct, frozen=True):
     policy: UpstreamPolicy
     names: Names
 
-    def allows(self, kind: str, name: str) -> bool:
-        return not self.denies(kind, name) and self._match(self.policy.allow or ("*",), kind, name)
-
-    def denies(self, kind: str, name: str) -> bool:
-        return self._match(self.policy.deny, kind, name)
-
     def rules(self, kind: str, name: str) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
         some: Mapping[str, CommonRules] = getattr(self.policy, "resources" if kind == "templates" else kind)
-        return [self.policy, *(rules for pattern, rules in some.items() if self._match((pattern,), kind, name))]
+        return [self.policy, *(rules for pattern, rules in some.items() if self.matches((pattern,), kind, name))]
 
-    def _match(self, patterns: Texts, kind: str, name: str) -> bool:
-        return _matcher(patterns)(self.names.qualify(kind, name)) is not None
+    def matches(self, patterns: Texts, kind: str, name: str) -> bool:
+        """Return whether one of the patterns matches the name or URI."""
+        return matcher(patterns)(self.names.qualify(kind, name)) is not None
 
 
-@lru_cache(_MAX_MATCHERS)
-def _matcher(patterns: Texts) -> Callable[[str], re.Match[str] | None]:
-    # Patterns of URIs are also compared in normal form.
-    every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
-    return re.compile("|".join(map(translate, every)) or "(?!)").match
+def _patterns_in(policy: UpstreamPolicy) -> list[str]:
+    """Return the patterns of its lists of names, in groups as well."""
+    tables = policy.groups.values() if is_object(policy.groups) else ()
+    return [pattern for each in (policy, *tables) for pattern in (*each.allow, *each.deny)]
 
 
 @lru_cache(256)
@@ -622,88 +668,12 @@ def _redactor(patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
     return Redactor(patterns) if patterns else None
 
 
-def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """Return every spelling of a URI that an upstream may treat as the same resource, without case, width, and
-    invisible characters.
-
-    Each has a path, and the parts that follow it: many upstreams ignore a query, a fragment, or the host of a file.
-    Windows ignores a period at the end.
-    """
-    found = _spellings(_fold(uri), decode=lambda text: _fold(unquote(text)))
-    found += _normalize(found)
-    found += [f"file:///{each[7:].partition('/')[2]}" for each in found if each.startswith("file://")]
-    return {each.casefold(): _split(each.casefold()) for each in found}
-
-
-def _split(uri: str) -> tuple[str, frozenset[str]]:
-    path, *parts = re.split(r"[?#;&\0]", uri)
-    return _without_dots(path).rstrip("."), frozenset(filter(None, parts))
-
-
-def _fold(text: str) -> str:
-    """Return text without width and invisible characters. It may end at a null character."""
-    shown = "".join(each for each in text if each == "\0" or (each.isprintable() and not each.isspace()))
-    return unicodedata.normalize("NFKC", shown)
-
-
-def canonical_uri(uri: str) -> str:
-    """Return the one spelling of a URI: its normal form, decoded."""
-    last = _spellings(normalize_uri(_fold(uri)), decode=lambda text: _fold(unquote(text)))[-1]
-    return (_normalize([last]) or [last])[0]
-
-
-def _spellings(uri: str, decode: Callable[[str], str] = unquote) -> list[str]:
-    """Return a URI with its decoded and dot-resolved variants."""
-    found = [uri]
-    for _ in range(_MAX_URI_FORMS):
-        decoded = decode(found[-1])
-        if decoded == found[-1]:
-            break
-        found.append(decoded)
-    else:
-        found.append("")  # repeatedly encoded: passes only a policy that allows everything
-    return list(dict.fromkeys(form for each in found for form in (each, _without_dots(each))))
-
-
-def _normalize(uris: Collection[str]) -> list[str]:
-    """Return the normal forms of URIs (see `normalize_uri`), encoded and decoded, and file URIs in one form, which some
-    have by mistake.
-    """
-    found: list[str] = []
-    for uri in uris:
-        scheme, colon, rest = uri.partition(":")
-        scheme = scheme.lower()
-        host, slash, path = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", "")
-        if scheme == "file":
-            own = host.lower() in ("", "localhost") and bool(slash)
-            path = path if own else rest.lstrip("/")
-            found.append(f"file:///{path.lstrip('/')}")
-        elif slash:
-            found.append(f"{scheme}://{host.lower()}/{path}")
-        else:
-            found.append(f"{scheme}{colon}{rest}")
-        found += [normal := normalize_uri(uri), unquote(normal)]
-    return list(dict.fromkeys(each for each in found if each not in uris))
-
-
-def _without_dots(uri: str) -> str:
-    scheme, separator, rest = uri.replace("\\", "/").partition("://")
-    path = rest if separator else scheme
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            del parts[max(1, len(parts) - 1) :]
-        elif part not in (".", "") or not parts:
-            parts.append(part)
-    return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)
-
-
 def _merge(found: Sequence[CommonRules]) -> Json:
     """Return the fields that any of the rules sets: the last value of each, and all entries of lists and tables."""
     merged: Json = {}
     for rules in found:
         for name, value in structs.asdict(rules).items():
-            if not value:
+            if not value or name in _SEPARATE:
                 continue
             if isinstance(value, tuple):
                 more = cast("tuple[object, ...]", value)
@@ -713,6 +683,10 @@ def _merge(found: Sequence[CommonRules]) -> Json:
             else:
                 merged[name] = value
     return merged
+
+
+_SEPARATE = ("groups", "claims", "approve")
+"""Fields of which each rule's value applies."""
 
 
 def _budget(rules: Mapping[str, Any]) -> int:
@@ -731,13 +705,11 @@ class Visibility(Struct, frozen=True):
         """Return whether a caller sees it."""
         if principal is None:
             return False
-        claims = principal.claims
-        return all(any(_has_claim(claims.get("groups"), group) for group in each) for each in self.groups) and all(
-            _has_claim(claims.get(name), value) for name, value in self.claims
+        return all(EVERYONE in each or principal.in_group(each) for each in self.groups) and all(
+            _has_claim(principal.claims.get(name), value) for name, value in self.claims
         )
 
 
-def _visibility(found: Sequence[CommonRules]) -> Visibility | None:
-    groups = tuple(rules.groups for rules in found if rules.groups)
+def _visibility(groups: Collection[Texts], found: Sequence[CommonRules]) -> Visibility | None:
     required = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
-    return Visibility(groups, required) if groups or required else None
+    return Visibility(tuple(groups), required) if groups or required else None

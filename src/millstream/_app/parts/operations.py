@@ -22,6 +22,7 @@ from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
+from millstream._server.calls.services import APPROVAL
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
 from millstream._stores.health import LogOnce
@@ -98,8 +99,8 @@ class AuditPart(OwnPart):
         address: str = "",
         opening: Handshake | None = None,
     ) -> None:
-        """Write publications, which aren't calls."""
-        if method == "hub/publish":
+        """Write publications and approvals, which aren't calls."""
+        if method in ("hub/publish", APPROVAL):
             self._write(AuditEntry("", method, target, status or "ok", address=address, transport=transport), principal)
 
     def _refuse(self, address: str) -> None:

@@ -242,6 +242,8 @@ class ChangeFeed:
 
 SESSION_OVER = "$session over"
 """The method name passed to `ObserveMessage` when a session ends."""
+APPROVAL = "approval"
+"""The method name passed to `ObserveMessage` when a person has approved a tool call, or hasn't."""
 
 
 class ObserveMessage(Protocol):

@@ -8,6 +8,7 @@ import base64
 import binascii
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from itertools import count
 from typing import Any, Protocol, cast
 
@@ -604,10 +605,10 @@ class Registry:
         for template in self.templates.values():
             for spelling in spellings:
                 variables = template.template.match(spelling)
-                if variables is not None and seen(template):
-                    return template, variables
-        found = next((match for each in spellings for find in self.resource_finders if (match := find(each))), None)
-        return (found if found is not None and seen(found) else None), {}
+                if variables is not None and seen(found := template.at(spelling)):
+                    return found, variables
+        other = next((match for each in spellings for find in self.resource_finders if (match := find(each))), None)
+        return (other if other is not None and seen(other) else None), {}
 
     def reports(self, caller: Any, uri: str) -> bool:
         """Return whether a caller may learn that a resource was updated. Updates to a hidden one would reveal it.
@@ -617,7 +618,11 @@ class Registry:
             uri: The resource, which may not exist.
         """
         item, scopes = self.find_readable(uri)[0], granted_scopes(caller)
-        return item is None or (sees(caller, item) and (scopes is None or item.scopes <= scopes))
+        if item is None:
+            return True
+        if not sees(caller, item):  # as for reading, another item may have it
+            item = self.find_readable(uri, partial(sees, caller))[0]
+        return item is not None and (scopes is None or item.scopes <= scopes)
 
     def check_completers(self) -> None:
         """Check that every completer has a target.

@@ -1,5 +1,6 @@
 """Resources, resource templates, and prompts: their descriptions, contents, and messages."""
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, Unpack
@@ -11,7 +12,7 @@ from millstream._protocol.revisions import project_prompt
 from millstream._protocol.uri import check_uri
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
-from millstream._server.features.sources import Item, ItemSource, source_of
+from millstream._server.features.sources import Item, ItemSource, both, source_of
 from millstream._server.functions.dependencies import name_of
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.engine import encode_contents, encode_messages
@@ -183,6 +184,8 @@ class Template(Readable):
     """
 
     naming = "uriTemplate"
+    find_rules: Callable[[str], Any] | None = None
+    """Returns an object with the `visible` and `scopes` of one URI, which are added to the template's own."""
 
     def __init__(
         self,
@@ -202,6 +205,19 @@ class Template(Readable):
                 f"but the function takes {', '.join(self.parameters) or 'nothing'}. They must have the same "
                 "names."
             )
+
+    def at(self, uri: str) -> Self:
+        """Return the template with the conditions for one of its URIs.
+
+        Args:
+            uri: The URI.
+        """
+        rules = None if self.find_rules is None else self.find_rules(uri)
+        if rules is None:
+            return self
+        other = copy.copy(self)
+        other.visible, other.scopes = both(self.visible, rules.visible), self.scopes | rules.scopes
+        return other
 
     @override
     def with_name(self, name: str) -> Self:

@@ -8,7 +8,7 @@ import asyncio
 import copy
 import inspect
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
 from contextvars import copy_context
 from functools import lru_cache, partial
@@ -195,6 +195,30 @@ def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
     return run_if_granted
 
 
+Visible = Callable[[Principal | None], bool]
+"""Returns whether a caller sees an item."""
+
+
+def both(first: Visible | None, second: Visible | None) -> Visible | None:
+    """Return the condition that holds if two others do: ``item.visible = both(item.visible, is_staff)``.
+
+    Args:
+        first, second: The conditions, or None without one.
+    """
+    if first is None or second is None:
+        return first or second
+    return lambda principal: first(principal) and second(principal)
+
+
+def for_groups(groups: Collection[str]) -> Visible | None:
+    """Return the condition for callers in one of these groups: ``item.visible = for_groups(["staff"])``.
+
+    Args:
+        groups: The groups, or none for no condition.
+    """
+    return (lambda principal: principal is not None and principal.in_group(groups)) if groups else None
+
+
 class ItemSource(Struct, frozen=True):
     """The arguments, description, and callable of an item.
 
@@ -262,7 +286,7 @@ class Item:
         self.tags: frozenset[str] = frozenset(labels.get("tags") or ())
         self.enabled: bool = labels.get("enabled") is not False
         """Whether the item is enabled from the start."""
-        self.visible: Callable[[Principal | None], bool] | None = labels.get("visible")
+        self.visible: Visible | None = both(for_groups(labels.get("groups") or ()), labels.get("visible"))
         """Returns whether a caller sees the item."""
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server that the item is reached through, if any."""
@@ -292,6 +316,19 @@ class Item:
         other = copy.copy(self)
         other.path = (hooks, *self.path)
         other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
+        return other
+
+    def restrict(self, rules: Mapping[str, Any]) -> Self:
+        """Return a copy of the item with the conditions of a server that mounts its server.
+
+        Args:
+            rules: The options of `Server.mount`.
+        """
+        other, scopes = copy.copy(self), frozenset(rules.get("scopes") or ())
+        other.scopes |= scopes
+        other.run = require_scopes(self.run, scopes)
+        other.tags |= frozenset(rules.get("tags") or ())
+        other.visible = both(for_groups(rules.get("groups") or ()), self.visible)
         return other
 
     def with_name(self, name: str) -> Self:

@@ -166,6 +166,15 @@ class Tool(Item):
         other.plain = self.plain and not hooks.wide
         return other
 
+    @override
+    def restrict(self, rules: Mapping[str, Any]) -> Self:
+        """See `Item`."""
+        other = super().restrict(rules)
+        other.limit = self.limit or rules.get("limit") or ""
+        other.limited = bool(other.limit or other.concurrency)
+        other.plain = self.plain and other.visible is None
+        return other
+
     def encode(self, value: Any, call: Call) -> bytes:
         """Return the members of the result for the call's revision.
 

@@ -40,6 +40,21 @@ class Labels(TypedDict, total=False):
     """If False, the item is disabled until `Server.enable`. Callers can't tell it from a missing one."""
     visible: Callable[[Principal | None], bool] | None
     """``visible(principal)``: whether a caller sees the item. Other callers can't tell it from a missing one."""
+    groups: Names | None
+    """Groups of which a caller needs one, by the claim `groups`. Other callers can't tell it from a missing one."""
+
+
+class MountOptions(TypedDict, total=False):
+    """Options of `Server.mount`, for all items of the other server."""
+
+    scopes: Names | None
+    """The scopes that a caller needs, in addition to those of an item."""
+    groups: Names | None
+    """Groups of which a caller needs one. Other callers can't tell the items from missing ones."""
+    tags: Names | None
+    """Tags in addition to those of an item."""
+    limit: str | None
+    """Rate limit for each caller and tool that has none: ``10/minute``."""
 
 
 def _is_text(value: Any) -> bool:
@@ -121,6 +136,7 @@ _RULES: Mapping[str, _Rule] = {
     "task_retry": _FLAG,
     "defer_task": _FLAG,
     "tags": (_are_texts, "a list of strings"),
+    "groups": (_are_texts, "a list of groups"),
     "enabled": _FLAG,
     "visible": (
         lambda value: callable(value) and not inspect.iscoroutinefunction(value),

@@ -1,0 +1,196 @@
+"""ApprovalPolicy of tool calls: before the upstream receives a call, the person at the client is asked.
+
+An answer counts once, for one question that this server asked. In the handshake era, the question is a request that
+waits for its answer. In the per-request era, the answer arrives with the state of the request that asked, which is
+sealed and bound to the caller, the tool, and the caller's arguments (see `_protocol/seal.py`). The state has to contain
+the mark of the question, which is a digest of the arguments as the upstream receives them. Whoever continues a state is
+the only one to do so, on any worker: its digest is claimed in the store. So is each later state of an approved call,
+which a tool's own questions create.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Literal
+
+from msgspec import Raw, Struct, json
+
+from millstream import Cancelled, Declined, ProtocolError, ToolError
+from millstream._protocol.admission import require_capabilities
+from millstream._protocol.redaction import REDACTED, is_secret
+from millstream._protocol.seal import InputRequired
+from millstream._server.calls.call import RUNNING, Call
+from millstream._server.calls.questions import (
+    Elicit,
+    ask_by_request,
+    capability_of,
+    params_of,
+    read_answer,
+)
+from millstream._server.calls.services import APPROVAL
+from millstream._server.features import Run
+from millstream._server.features.tools import Tool
+from millstream.gateway._patterns import matcher, without_hidden
+from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, encode, is_array, is_object
+from millstream.stores import share_for
+
+_KEY = "millstream.gateway/approve"
+_NO_FIELDS: Json = {"type": "object", "properties": {}}
+_MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
+"""Maximum characters of a text that's shown whole, and of the two ends of a longer one."""
+_MAX_SHOWN = 8 * 1024
+"""Maximum characters of a question."""
+_TOO_LONG = "There are too many arguments to show. Send fewer, or shorter lists."
+_REFUSED = "A person has to approve this call, so it wasn't sent."
+_USED = "The answer was already used, because an answer counts for one call. Call the tool again, without requestState."
+
+
+class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+    """Which calls of a tool a person has to approve: those that meet each of the conditions.
+
+    Example:
+        ``ToolPolicy(approve=ApprovalPolicy(arguments={"environment": "prod*"}))``
+    """
+
+    hint: Literal["", "writes", "destructive"] = ""
+    """``writes`` for tools that aren't known to be read-only, or ``destructive`` for those that may also destroy."""
+    tags: tuple[str, ...] = ()
+    """Tags of tools, one of which must be present."""
+    arguments: dict[str, str] = {}
+    """Argument -> pattern of its value. An argument that's missing counts as matching, because of defaults."""
+
+
+def with_approval(tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Collection[str]) -> Run:
+    """Return a tool's `run` that first asks a person about some calls. It gets the upstream's arguments."""
+    run, origin = tool.run, f"{getattr(tool, 'upstream', tool).name} {getattr(tool, 'own_name', tool.name)}"
+
+    async def run_if_approved(arguments: Any, call: Call) -> Any:
+        sent = arguments
+        if not is_object(arguments):  # encoded again, because a program may read repeated members in another way
+            try:
+                arguments = Raw(encode(sent := decode_object(arguments or b"{}")))
+            except MALFORMED as exc:
+                raise ToolError("The arguments must be a JSON object.") from exc
+        if any(_matches_values(each.arguments, sent) for each in approvals):
+            await _require(call, origin, sent, hidden)
+        return await run(arguments, call)
+
+    return run_if_approved
+
+
+def _matches_values(patterns: Mapping[str, str], values: Mapping[str, Any]) -> bool:
+    for wanted, pattern in patterns.items():
+        # Many programs ignore case in names.
+        found = [each for name, each in values.items() if name.casefold() == wanted.casefold() and each is not None]
+        if found and not any(_matches_value(pattern, each) for each in found):
+            return False
+    return True
+
+
+def _matches_value(pattern: str, value: Any) -> bool:
+    if is_array(value) or is_object(value):
+        return any(_matches_value(pattern, each) for each in (value.values() if is_object(value) else value))
+    text = value if isinstance(value, str) else encode(value).decode()
+    return (
+        matcher((pattern,))(text) is not None
+        or matcher((pattern.casefold(),))(without_hidden(text).casefold()) is not None
+    )
+
+
+async def _require(call: Call, tool: str, arguments: Mapping[str, Any], hidden: Collection[str]) -> None:
+    """Ask the person at the client whether to call a tool, unless the call was approved in an earlier round.
+
+    Args:
+        call: The client's call.
+        tool: Upstream and name of the tool there.
+        arguments: The arguments as the upstream receives them.
+        hidden: Names of the arguments that the operator has fixed.
+
+    Raises:
+        InputRequired: The client answers with its next request.
+        Declined, Cancelled: The person didn't approve the call.
+        ProtocolError, ToolError: The client can't ask, or the answer was already used.
+    """
+    # A store that has lost its data has also lost the claims.
+    mark = sha256(encode([tool, arguments, call.services.store.epoch])).hexdigest()
+    shown = {name: REDACTED if name in hidden and is_secret(name) else each for name, each in arguments.items()}
+    text = json.format(encode(_shorten(shown)), indent=2).decode()
+    question = Elicit(_escape(f"Allow {call.name} with these arguments?\n{text}"), _NO_FIELDS)
+    outcome = "accepted"
+    error: Exception | None = None
+    try:
+        if len(question.message) > _MAX_SHOWN:
+            raise ToolError(_TOO_LONG)
+        if call.revision.handshake:
+            await ask_by_request(call, question, call.services.questions)
+        elif not await _ask_by_round(call, question, mark):
+            return
+    except Declined:
+        outcome, error = "declined", Declined("The user declined this call, so it wasn't sent.")
+    except Cancelled:
+        outcome, error = "canceled", Cancelled("The user dismissed the question about this call, so it wasn't sent.")
+    except ProtocolError as exc:
+        text = f"{_REFUSED} {exc.message}"
+        outcome, error = "refused", ProtocolError(exc.code, text, exc.data, status=exc.status, head=exc.head)
+    except ToolError as exc:
+        outcome, error = "refused", ToolError(f"{_REFUSED} {exc}")
+    peer = "" if call.origin is None else call.origin.peer
+    call.services.note(
+        APPROVAL, call.transport, call.session, outcome, target=call.name, principal=call.principal, address=peer
+    )
+    if error is not None:
+        raise error
+
+
+async def _ask_by_round(call: Call, question: Elicit, mark: str) -> bool:
+    """Return whether the person has approved the call in this round, or earlier.
+
+    Raises:
+        InputRequired: The question isn't answered yet.
+        Declined, Cancelled, ProtocolError, ToolError: See `_require`.
+    """
+    rounds = call.get_rounds()
+    if rounds.find_settled(_KEY, mark) is not None:
+        if call.task != RUNNING:  # a task runs once, by its own record
+            await _claim(call)
+        return False
+    if call.task == RUNNING:
+        raise ToolError("The approval is no longer valid. Call the tool again.")
+    raw = rounds.response(_KEY, _KEY, mark) if rounds.has_asked(_KEY, mark) else None
+    if raw is None:
+        require_capabilities(call.client.capabilities, capability_of(question))
+        rounds.pend(_KEY, mark)
+        params = params_of(question, call.revision)
+        raise InputRequired({_KEY: {"method": "elicitation/create", "params": params}})
+    try:
+        read_answer(question, raw)
+    finally:
+        await _claim(call)  # declining is an answer, too
+    rounds.settle(_KEY, mark, b"true")
+    return True
+
+
+async def _claim(call: Call) -> None:
+    """Continue the state of a call, as the only request that does.
+
+    Raises:
+        ToolError: Another request continued it.
+    """
+    services = call.services
+    name = f"approval:{share_for(call.owner)}.{sha256(call.state.encode()).hexdigest()}"
+    seconds = services.settings.input_timeout + 2 * services.leeway + 1  # longer than the state can be opened
+    if not await services.store.kv.compare_and_set(name, None, b"1", seconds):
+        raise ToolError(_USED)
+
+
+def _shorten(value: Any) -> Any:
+    """Return a value with both ends of each long text in it."""
+    if isinstance(value, str) and len(value) > _MAX_TEXT:
+        return f"{value[:_MAX_BEGINNING]} […{len(value) - _MAX_BEGINNING - _MAX_END:,} characters…] {value[-_MAX_END:]}"
+    if is_array(value):
+        return [_shorten(each) for each in value]
+    return {name: _shorten(each) for name, each in value.items()} if is_object(value) else value
+
+
+def _escape(text: str) -> str:
+    """Return text in which each character can be seen, so that none changes how the others look."""
+    return "".join(each if each.isprintable() or each == "\n" else f"\\u{ord(each):04x}" for each in text)

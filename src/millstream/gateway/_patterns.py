@@ -1,0 +1,100 @@
+"""Patterns of names and URIs, and every spelling of a URI that an upstream may treat as the same resource.
+
+Patterns are case-sensitive globs as in `fnmatch`: ``*`` is any text, ``?`` any character.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection
+from fnmatch import translate
+from functools import lru_cache
+from urllib.parse import unquote
+
+from millstream._protocol.uri import normalize_uri
+
+_MAX_MATCHERS = 16_384
+_MAX_URI_FORMS = 4
+
+
+@lru_cache(_MAX_MATCHERS)
+def matcher(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """Return a function that returns a false value for text that none of the patterns matches."""
+    # Patterns of URIs are also compared in normal form.
+    every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
+    return re.compile("|".join(map(translate, every)) or "(?!)").match
+
+
+def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """Return every spelling of a URI that an upstream may treat as the same resource, without case, width, and
+    invisible characters.
+
+    Each has a path, and the parts that follow it: many upstreams ignore a query, a fragment, or the host of a file.
+    Windows ignores a period at the end.
+    """
+    found = spellings(without_hidden(uri), decode=lambda text: without_hidden(unquote(text)))
+    found += normal_forms(found)
+    found += [f"file:///{each[7:].partition('/')[2]}" for each in found if each.startswith("file://")]
+    return {each.casefold(): _split(each.casefold()) for each in found}
+
+
+def _split(uri: str) -> tuple[str, frozenset[str]]:
+    path, *parts = re.split(r"[?#;&\0]", uri)
+    return _without_dots(path).rstrip("."), frozenset(filter(None, parts))
+
+
+def without_hidden(text: str) -> str:
+    """Return text without width and invisible characters. It may end at a null character."""
+    shown = "".join(each for each in text if each == "\0" or (each.isprintable() and not each.isspace()))
+    return unicodedata.normalize("NFKC", shown)
+
+
+def canonical_uri(uri: str) -> str:
+    """Return the one spelling of a URI: its normal form, decoded."""
+    last = spellings(normalize_uri(without_hidden(uri)), decode=lambda text: without_hidden(unquote(text)))[-1]
+    return (normal_forms([last]) or [last])[0]
+
+
+def spellings(uri: str, decode: Callable[[str], str] = unquote) -> list[str]:
+    """Return a URI with its decoded and dot-resolved variants."""
+    found = [uri]
+    for _ in range(_MAX_URI_FORMS):
+        decoded = decode(found[-1])
+        if decoded == found[-1]:
+            break
+        found.append(decoded)
+    else:
+        found.append("")  # repeatedly encoded: passes only a policy that allows everything
+    return list(dict.fromkeys(form for each in found for form in (each, _without_dots(each))))
+
+
+def normal_forms(uris: Collection[str]) -> list[str]:
+    """Return the normal forms of URIs (see `normalize_uri`), encoded and decoded, and file URIs in one form, which some
+    have by mistake.
+    """
+    found: list[str] = []
+    for uri in uris:
+        scheme, colon, rest = uri.partition(":")
+        scheme = scheme.lower()
+        host, slash, path = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", "")
+        if scheme == "file":
+            own = host.lower() in ("", "localhost") and bool(slash)
+            path = path if own else rest.lstrip("/")
+            found.append(f"file:///{path.lstrip('/')}")
+        elif slash:
+            found.append(f"{scheme}://{host.lower()}/{path}")
+        else:
+            found.append(f"{scheme}{colon}{rest}")
+        found += [normal := normalize_uri(uri), unquote(normal)]
+    return list(dict.fromkeys(each for each in found if each not in uris))
+
+
+def _without_dots(uri: str) -> str:
+    scheme, separator, rest = uri.replace("\\", "/").partition("://")
+    path = rest if separator else scheme
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[max(1, len(parts) - 1) :]
+        elif part not in (".", "") or not parts:
+            parts.append(part)
+    return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)
