@@ -26,7 +26,7 @@ import msgspec
 from millstream._app.server_process import CommandError, report
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import address_of, passed_sockets
-from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, loop_factory, receive_signals
+from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, has_terminal, loop_factory, receive_signals
 from millstream._app.server_process.worker_process import (
     GRACE,
     KILLED,
@@ -46,21 +46,11 @@ from millstream._app.server_process.worker_process import (
 )
 from millstream._stores import backend_for
 from millstream._stores.local.server import run_local_server
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, watch
 
 logger = logging.getLogger("millstream")
 
 
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-PAUSE = 0.3
-"""Seconds between two scans."""
 MAX_FILES = 5_000
 """Maximum files in a folder. A folder with more isn't a single program."""
 _FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
@@ -71,24 +61,16 @@ Seen = dict[str, tuple[int, int]]
 def changes(folder: Path) -> AsyncIterator[None]:
     """Yield when Python files below a folder have changed since the call and have stopped changing.
 
-    It polls, which works on every disk and needs no library. At the call and after each change, it deletes the compiled
-    code of these files.
+    At the call and after each change, it deletes the compiled code of these files.
     """
-    served = look(folder)
-    _delete_compiled(served)
-    return _changes(folder, served)
+    _delete_compiled(look(folder))
+    return _changes(watch(partial(look, folder)))
 
 
-async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
-    before = served
-    while True:
-        await asyncio.sleep(PAUSE)
-        now = await asyncio.to_thread(look, folder)
-        if now == before != served:
-            served = now
-            await asyncio.to_thread(_delete_compiled, served)
-            yield
-        before = now
+async def _changes(changed: AsyncIterator[Seen]) -> AsyncIterator[None]:
+    async for seen in changed:
+        await asyncio.to_thread(_delete_compiled, seen)
+        yield
 
 
 def _delete_compiled(files: Iterable[str]) -> None:
@@ -169,7 +151,7 @@ class Supervisor:
         self._main: asyncio.Task[None]
         self._stopping = self._forced = self._is_ready = self._interrupted = False
         self._restart_requested = asyncio.Event()
-        self._had_terminal = _has_terminal()
+        self._had_terminal = has_terminal()
 
     async def run(self) -> None:
         """Serve until stopped.
@@ -194,7 +176,7 @@ class Supervisor:
         self._main.get_loop().call_soon_threadsafe(self._obey, number)
 
     def _obey(self, number: int) -> None:
-        if number == signal.SIGHUP and (_has_terminal() or not self._had_terminal):
+        if number == signal.SIGHUP and (has_terminal() or not self._had_terminal):
             if not self._stopping:
                 logger.info("Restarting all workers. The current ones stop when the new ones are ready.")
                 self._restart_requested.set()
