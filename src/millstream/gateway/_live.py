@@ -8,14 +8,16 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from millstream._config import ConfigVersion
 from millstream._parts import PartHost
-from millstream._protocol.errors import Confidential, LocalError
+from millstream._protocol.errors import LocalError
 from millstream._tasks import watch
 from millstream.files import stamp_of
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file, read_file
@@ -26,19 +28,6 @@ from millstream.protocol import Json
 logger = logging.getLogger("millstream.gateway")
 
 
-class ConfigVersion(Confidential, Struct, frozen=True):
-    """One version of a configuration file, which may contain secrets."""
-
-    number: int
-    text: str
-    digest: str
-    """Digest of the file, and the files of keys, users, and accepted definitions that it names. It's short, so that it
-    doesn't give away a weak secret in them.
-    """
-    targets: list[tuple[str, str]] = []
-    """Name and target of each upstream in the first version, for the gateway's id, which doesn't change."""
-
-
 class LivePart(Protocol):
     """The running gateway, from the perspective of its file. See `GatewayPart`."""
 
@@ -47,6 +36,14 @@ class LivePart(Protocol):
     async def discard(self, upstreams: Iterable[Upstream]) -> None: ...
 
     def use(self, upstreams: Mapping[str, Upstream], configs: Sequence[UpstreamConfig], instructions: str) -> None: ...
+
+
+class _PreparedVersion(Struct, frozen=True):
+    base: int
+    """Number of the version whose unchanged upstreams it uses."""
+    version: ConfigVersion
+    config: GatewayConfig
+    upstreams: dict[str, Upstream]
 
 
 Spread = Callable[[ConfigVersion, GatewayConfig], Awaitable[None]]
@@ -60,7 +57,6 @@ class LiveConfig:
     """Why the file's last version isn't in force, or empty if it is."""
     _part: LivePart | None = None
     _host: PartHost
-    _prepared: tuple[ConfigVersion, GatewayConfig, dict[str, Upstream]] | None = None
 
     def __init__(self, path: Path, only: str = "", version: ConfigVersion | None = None) -> None:
         """Read the file.
@@ -80,7 +76,12 @@ class LiveConfig:
         self.config: GatewayConfig = load_file(path, text=text)
         """The configuration in force."""
         self.version: ConfigVersion = version or self._make_version(1, text, self.config)
-        self._updating = asyncio.Lock()
+        self._numbers = count(self.version.number + 1)
+        self.on_update: Callable[[], None] = lambda: None
+        """Called when the file has been read."""
+        self.updating: asyncio.Lock = asyncio.Lock()
+        """Held while a version is chosen, or a worker prepares or uses one."""
+        self._prepared: dict[int, _PreparedVersion] = {}
 
     def choose(self, config: GatewayConfig) -> Sequence[UpstreamConfig]:
         """Return the upstreams to offer.
@@ -97,7 +98,7 @@ class LiveConfig:
         digest = hashlib.sha256(text.encode())
         for each in config.files:
             digest.update(each.read_bytes() if each.is_file() else b"")
-        targets = [(each.name, each.address) for each in self.choose(config)] if number == 1 else self.version.targets
+        targets = [(each.name, each.address) for each in self.choose(config)] if number else self.version.targets
         return ConfigVersion(number, text, digest.hexdigest()[:8], targets)
 
     # The process that watches the file
@@ -111,14 +112,10 @@ class LiveConfig:
 
     async def update(self, spread: Spread) -> None:
         """Read the file, and use it if it has changed."""
-        async with self._updating:
+        async with self.updating:
             try:
-                text = await asyncio.to_thread(read_file, self.path)
-                config = await asyncio.to_thread(load_file, self.path, text=text, before=self.config)
-                version = self._make_version(self.version.number + 1, text, config)
-                if version.digest != self.version.digest:
-                    if not self.choose(config):
-                        raise ConfigError(f"{self.path} has no upstreams, but a running gateway needs one.")
+                version, config = await asyncio.to_thread(self.read, self.config)
+                if version is not self.version:
                     await spread(version, config)
                     self.version, self.config = version, config
                 refusal = ""
@@ -127,6 +124,26 @@ class LiveConfig:
             if refusal not in ("", self.refusal):
                 logger.error("%s Version %d of the configuration stays in force.", refusal, self.version.number)
             self.refusal = refusal
+            self.on_update()
+
+    def read(self, before: GatewayConfig | None = None) -> tuple[ConfigVersion, GatewayConfig]:
+        """Return the next version of the file, or the one in force if it's the same.
+
+        Args:
+            before: See `load_file`.
+
+        Raises:
+            ConfigError: It can't be used.
+            OSError: A file that it names can't be read.
+        """
+        text = read_file(self.path)
+        config = load_file(self.path, text=text, before=before)
+        if not (self.choose(config) and self.config.upstreams):
+            raise ConfigError(f"{self.path}: the first upstream, and no upstream, need a restart of the gateway.")
+        version = self._make_version(0, text, config)
+        if version.digest == self.version.digest:
+            return self.version, self.config
+        return replace(version, number=next(self._numbers)), config
 
     # The process that serves
 
@@ -169,37 +186,71 @@ class LiveConfig:
         }
 
     async def _spread(self, version: ConfigVersion, config: GatewayConfig) -> None:
-        await self.prepare(version, config)
-        await self.settle(version.number)
+        await self._prepare(version, config)
+        await self._settle(version.number)
 
-    async def prepare(self, version: ConfigVersion, config: GatewayConfig | None = None) -> None:
-        """Prepare a version for `settle`, in which this process uses it.
+    def prepare(self, version: ConfigVersion, reply: Callable[[str], None]) -> None:
+        """Prepare a version in the background, for `settle`.
 
-        Raises:
-            ValueError: It can't be used.
-            LocalError: As above.
+        Args:
+            version: A version from the parent process.
+            reply: Called with the reason if it can't be used, or else with an empty string.
         """
+
+        async def prepare() -> None:
+            async with self.updating:
+                try:
+                    await self._prepare(version)
+                    error = ""
+                except (ValueError, LocalError, OSError) as exc:
+                    error = str(exc)
+                reply(error)
+
+        self._host.run(prepare())
+
+    def settle(self, number: int, refusal: str) -> None:
+        """Use a prepared version in the background, if it isn't in force here.
+
+        Args:
+            number: The version in force.
+            refusal: Why the file's last version isn't in force, or empty if it is.
+        """
+
+        async def settle() -> None:
+            async with self.updating:
+                self.refusal = refusal
+                await self._settle(number)
+
+        self._host.run(settle())
+
+    async def _prepare(self, version: ConfigVersion, config: GatewayConfig | None = None) -> None:
         assert self._part is not None  # noqa: S101  the server has started
         if config is None:
             config = await asyncio.to_thread(load_file, self.path, text=version.text, before=self.config)
         try:
             upstreams = await self._part.prepare(self.choose(config))
         except (ValueError, LocalError) as exc:
-            raise exc if isinstance(exc, ConfigError) else ConfigError(f"{self.path}: {exc}") from exc
-        await self.settle(0)
-        self._prepared = version, config, upstreams
+            raise ConfigError(f"{self.path}: {exc}") from exc
+        self._prepared[version.number] = _PreparedVersion(self.version.number, version, config, upstreams)
 
-    async def settle(self, number: int) -> None:
-        """Use the prepared version if it has this number, or forget it."""
-        prepared, self._prepared = self._prepared, None
-        if prepared is None or self._part is None:
-            return
-        version, config, upstreams = prepared
-        if version.number != number:
-            await self._part.discard(upstreams.values())
-            return
+    async def _settle(self, number: int) -> None:
+        """Use the version with a number, if it has been prepared, and forget other ones."""
+        assert self._part is not None  # noqa: S101  the server has started
+        chosen = self._prepared.pop(number, None)
+        if chosen is not None and chosen.base != self.version.number:  # its unchanged upstreams may be others now
+            await self._part.discard(chosen.upstreams.values())
+            await self._prepare(chosen.version, chosen.config)
+            chosen = self._prepared.pop(number)
+        if chosen is not None:
+            self._use(self._part, chosen)
+        if chosen is not None or self.refusal:
+            for each in [self._prepared.pop(other) for other in [*self._prepared] if other < number or self.refusal]:
+                await self._part.discard(each.upstreams.values())
+
+    def _use(self, part: LivePart, chosen: _PreparedVersion) -> None:
+        version, config = chosen.version, chosen.config
         before, after = ({one.name: one for one in self.choose(each)} for each in (self.config, config))
-        self._part.use(upstreams, self.choose(config), config.instructions)
+        part.use(chosen.upstreams, self.choose(config), config.instructions)
         self.version, self.config = version, config
         changes = {
             "added": [name for name in after if name not in before],
@@ -207,4 +258,4 @@ class LiveConfig:
             "removed": [name for name in before if name not in after],
         }
         text = ", ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names)
-        logger.info("Version %d of %s is in force: %s", number, self.path, text or "no upstream has changed")
+        logger.info("Version %d of %s is in force: %s", version.number, self.path, text or "no upstream has changed")

@@ -13,13 +13,13 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import cache_from_source
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -32,6 +32,7 @@ from millstream._app.server_process.worker_process import (
     KILLED,
     READY,
     STARTING,
+    ConfigState,
     Hello,
     NotStarted,
     Ready,
@@ -44,11 +45,19 @@ from millstream._app.server_process.worker_process import (
     open_sockets,
     own_command,
 )
+from millstream._config import ConfigVersion
+from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for
 from millstream._stores.local.server import run_local_server
 from millstream._tasks import Tasks, watch
 
+if TYPE_CHECKING:
+    from millstream.gateway._config import GatewayConfig
+    from millstream.gateway._live import LiveConfig
+
 logger = logging.getLogger("millstream")
+PAUSE = 0.1
+"""Seconds between two looks at whether a worker serves."""
 
 
 MAX_FILES = 5_000
@@ -130,6 +139,8 @@ class Supervisor:
     """Folder to watch. When a Python file in it changes, all workers restart."""
     told: Callable[[Facts], None] = show
     """Called once, when the workers are serving."""
+    live: "LiveConfig | None" = None
+    """The configuration file of a gateway, which the workers get from here."""
 
     def __post_init__(self) -> None:
         self._hello = Hello(
@@ -141,6 +152,7 @@ class Supervisor:
             run=self.run_number,
             reloads=self.watched is not None,
             key=secrets.token_urlsafe(32),
+            config=None if self.live is None else self.live.version,
         )
         """Common part of the workers' roles."""
         # Otherwise, workers would write the compiled code that `changes` deletes.
@@ -212,10 +224,14 @@ class Supervisor:
         self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
             self._tasks.spawn(self._restart_after(changed))
+        if self.live is not None:
+            self.live.on_update = self._tell_config
+            self._tasks.spawn(self.live.watch(self._prepare_config))
         while True:
             await self._restart_requested.wait()
             self._restart_requested.clear()
-            await self._restart()
+            async with self.live.updating if self.live is not None else nullcontext():
+                await self._restart()
 
     async def _start_first(self, worker: SupervisedWorker, changed: AsyncIterator[None] | None) -> Ready:
         """Start a worker. If the program has an error, wait for a change to it, and try again.
@@ -243,9 +259,11 @@ class Supervisor:
 
         They stop together. Otherwise, clients of a stopped worker would reconnect to others that are about to stop.
         """
-        new: list[WorkerProcess] = []
+        new, before = list[WorkerProcess](), self._hello
         self._tell(StartFailure(""))
         try:
+            if self.live is not None:
+                self._hello = msgspec.structs.replace(before, config=await self._read_config(self.live))
             while empty := self._missing_workers(new):  # a process that was ready may have died since
                 worker = empty[0]
                 if len(new) >= STARTS * len(self.workers):
@@ -258,6 +276,7 @@ class Supervisor:
             tell_failure(exc)
             self._tell(msgspec.convert(exc, StartFailure, from_attributes=True))
             logger.error("The restart failed. The current workers keep serving.")
+            self._hello = before
             self._leave(new)
             self._fill()
             return
@@ -268,6 +287,53 @@ class Supervisor:
         await asyncio.gather(*[child.left.wait() for child in old])
         pids = [str(child.pid) for child in self._serving_workers()]
         logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
+
+    async def _read_config(self, live: "LiveConfig") -> ConfigVersion:
+        """Return the configuration for new workers. It may change what running ones can't.
+
+        Raises:
+            NotStarted: It has a mistake.
+        """
+        try:
+            live.version, live.config = await asyncio.to_thread(live.read)
+        except (ValueError, LocalError, OSError) as exc:
+            raise NotStarted(str(exc)) from exc
+        live.refusal = ""
+        return live.version
+
+    async def _prepare_config(self, version: ConfigVersion, config: "GatewayConfig") -> None:
+        """Let all workers prepare a configuration, for `_tell_config`.
+
+        Raises:
+            LocalError: One of them can't use it.
+        """
+        while not (children := self._serving_workers()):  # noqa: ASYNC110  they're restarting
+            await asyncio.sleep(PAUSE)
+        tasks = [asyncio.create_task(child.prepare_config(version)) for child in children]
+        await asyncio.wait(tasks, timeout=GRACE + max(each.start_timeout for each in config.upstreams))
+        if errors := [task.result() for task in tasks if task.done() and task.result()]:
+            raise LocalError(errors[0])
+        self._hello = msgspec.structs.replace(self._hello, config=version)
+
+    def _tell_config(self) -> None:
+        for child in self._serving_workers():
+            self._tasks.spawn(self._use_config(child))
+
+    async def _use_config(self, child: WorkerProcess) -> None:
+        """Let a process use the configuration that's in force, which it has usually prepared."""
+        version = self._hello.config
+        if self.live is None or version is None:
+            return
+        if child.config_number != version.number:
+            error = await child.prepare_config(version)
+            if version is not self._hello.config:
+                return
+            if error:
+                logger.error("%s can't use version %d of the configuration: %s", child, version.number, error)
+                self._leave([child])
+                return
+            child.config_number = version.number
+        child.send(ConfigState(version.number, self.live.refusal))
 
     def _missing_workers(self, among: Iterable[WorkerProcess]) -> list[SupervisedWorker]:
         """Return the workers without a serving process."""
@@ -393,6 +459,7 @@ class Supervisor:
             await child.ready()
             child.worker.back_off.serves()
             self._tell()
+            self._tasks.spawn(self._use_config(child))
             if child.watchdog:
                 self._tasks.spawn(child.watch())
             await child.left.wait()
@@ -443,6 +510,7 @@ def supervise(
     descriptor: int | None = None,
     watched: Path | None = None,
     told: Callable[[Facts], None] = show,
+    live: "LiveConfig | None" = None,
 ) -> None:
     """Serve with several workers until stopped.
 
@@ -454,6 +522,7 @@ def supervise(
         descriptor: Descriptor of a socket to listen on instead.
         watched: Folder; when a Python file in it changes, all workers restart.
         told: Called once, when the workers are serving.
+        live: The configuration file of a gateway.
 
     Raises:
         CommandError: The address can't be used, or a worker can't start.
@@ -468,7 +537,7 @@ def supervise(
     try:
         supervised = make_workers(sockets, workers, passed=bool(passed))
         store = partial(run_local_server, backend_for)
-        supervisor = Supervisor(command, supervised, host, run, store, watched, told)
+        supervisor = Supervisor(command, supervised, host, run, store, watched, told, live)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:
