@@ -116,19 +116,16 @@ async def cancel_all(*tasks: asyncio.Future[Any] | None) -> None:
     await asyncio.gather(*running, return_exceptions=True)
 
 
-def watch(look: Callable[[], T]) -> AsyncIterator[T]:
-    """Yield what `look` returns whenever it has changed since the call and has stopped changing:
-    ``async for stamp in watch(lambda: stamp_of(path))``.
+async def watch(look: Callable[[], T], known: T) -> AsyncIterator[T]:
+    """Yield what `look` returns whenever it has changed and has stopped changing:
+    ``async for stamp in watch(lambda: stamp_of(path), stamp_of(path))``.
 
     It polls, which works on every disk and needs no library.
 
     Args:
-        look: Called now, and then in a thread.
+        look: Called in a thread.
+        known: What it has returned before.
     """
-    return _watch(look, look())
-
-
-async def _watch(look: Callable[[], T], known: T) -> AsyncIterator[T]:
     before = known
     while True:
         await asyncio.sleep(_LOOK_SECONDS)

@@ -72,10 +72,13 @@ class LiveConfig:
         self.path: Path = path
         self._only = only
         self._watches = version is None
+        self._requests = 0
+        stamp = stamp_of(path)
         text = read_file(path) if version is None else version.text
         self.config: GatewayConfig = load_file(path, text=text)
         """The configuration in force."""
         self.version: ConfigVersion = version or self._make_version(1, text, self.config)
+        self._first_look = (0, stamp, *self._look()[2:])
         self._numbers = count(self.version.number + 1)
         self.on_update: Callable[[], None] = lambda: None
         """Called when the file has been read."""
@@ -105,10 +108,11 @@ class LiveConfig:
 
     async def watch(self, spread: Spread) -> None:
         """Watch the file, and use each new version."""
-        changes = watch(lambda: [stamp_of(each) for each in (self.path, *self.config.files)])
-        await self.update(spread)  # it may have changed since the start
-        async for _ in changes:
+        async for _ in watch(self._look, self._first_look):
             await self.update(spread)
+
+    def _look(self) -> tuple[object, ...]:
+        return self._requests, *(stamp_of(each) for each in (self.path, *self.config.files))
 
     async def update(self, spread: Spread) -> None:
         """Read the file, and use it if it has changed."""
@@ -138,8 +142,10 @@ class LiveConfig:
         """
         text = read_file(self.path)
         config = load_file(self.path, text=text, before=before)
-        if not (self.choose(config) and self.config.upstreams):
-            raise ConfigError(f"{self.path}: the first upstream, and no upstream, need a restart of the gateway.")
+        if not self.choose(config):
+            raise ConfigError(f"{self.path} has no upstreams. Add one, or stop the gateway.")
+        if not self.config.upstreams:
+            raise ConfigError(f"{self.path}: the gateway started without upstreams. Restart it to add the first one.")
         version = self._make_version(0, text, config)
         if version.digest == self.version.digest:
             return self.version, self.config
@@ -171,9 +177,8 @@ class LiveConfig:
             host.run(self.watch(self._spread))
 
     def read_again(self) -> None:
-        """Read the file now, unless the server hasn't started."""
-        if self._part is not None:
-            self._host.run(self.update(self._spread))
+        """Read the file soon, even if it looks the same."""
+        self._requests += 1
 
     def describe(self) -> Json:
         """Return the file, its version in force, and why its last version isn't."""

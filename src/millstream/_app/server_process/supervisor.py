@@ -72,8 +72,9 @@ def changes(folder: Path) -> AsyncIterator[None]:
 
     At the call and after each change, it deletes the compiled code of these files.
     """
-    _delete_compiled(look(folder))
-    return _changes(watch(partial(look, folder)))
+    served = look(folder)
+    _delete_compiled(served)
+    return _changes(watch(partial(look, folder), served))
 
 
 async def _changes(changed: AsyncIterator[Seen]) -> AsyncIterator[None]:
