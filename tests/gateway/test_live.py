@@ -22,6 +22,11 @@ pytestmark = pytest.mark.server
 REVISIONS = "2026-07-28", "2025-06-18"
 
 
+@pytest.fixture(autouse=True)
+def _fast_looks(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    monkeypatch.setattr("millstream._tasks._LOOK_SECONDS", 0.02)
+
+
 def make_shop(name: str = "shop") -> Server:
     mcp = Server(name)
     mcp.gate = asyncio.Event()  # type: ignore[attr-defined]
