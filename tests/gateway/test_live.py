@@ -1,6 +1,7 @@
 """Changes to a gateway's file while it runs in one process. tests/workers/test_live_gateways.py has several workers."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -9,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from gateway.accounts import ALICE, run_scenario
 from http_peer import RunningServer, serve
-from millstream import Context, Server
+from millstream import Context, ResourceLink, Server
 from millstream.client import Client, ServerError
+from millstream.gateway import UpstreamPolicy
 from millstream.gateway._live import LiveConfig
 from patience import WAIT
 from workers_world import until_async
 
 pytestmark = pytest.mark.server
 
+TOOLS = "visit", "wait", "order", "prepare", "visit_often"
 REVISIONS = "2026-07-28", "2025-06-18"
 
 
@@ -48,6 +53,17 @@ def make_shop(name: str = "shop") -> Server:
     def order() -> str:
         """Order a book."""
         return "ordered"
+
+    @mcp.tool(task="allowed")
+    async def prepare() -> str:
+        """Wait as a task."""
+        await mcp.gate.wait()  # type: ignore[attr-defined]
+        return "prepared"
+
+    @mcp.tool
+    def visit_often() -> str:
+        """Visit a thousand times."""
+        return "many visits " * 1000
 
     @mcp.resource("shop://stock")
     def stock() -> str:
@@ -137,7 +153,7 @@ async def test_other_upstreams_keep_sessions_and_calls(revision: str, tmp_path: 
         assert gateway.state == (2, "")
         async with asyncio.timeout(WAIT):
             await heard.wait()
-        assert await names_of(client) == {f"{name}_{tool}" for name in "ac" for tool in ("visit", "wait", "order")}
+        assert await names_of(client) == {f"{name}_{tool}" for name in "ac" for tool in TOOLS}
         assert gateway.part.upstreams["a"] is kept
         if has_session:
             assert (await client.call("a_visit")).text == "a 2"
@@ -163,7 +179,7 @@ async def test_other_rules_keep_sessions(tmp_path: Path) -> None:
             assert "a_order" not in await names_of(client)
             assert (await client.call("a_visit")).text == "a 2"
             await gateway.change('[policy]\ndeny = ["b_*"]\n', a, b)
-            assert await names_of(client) == {"a_visit", "a_wait", "a_order"}
+            assert await names_of(client) == {f"a_{tool}" for tool in TOOLS}
             assert (await client.call("a_visit")).text == "a 3"
 
 
@@ -255,7 +271,7 @@ async def test_saves_without_a_change_and_by_renaming(tmp_path: Path) -> None:
             await until_async(lambda: gateway.state[0] > 2)
             await gateway.change(f"{a}{b}[upstreams.b.policy]\nallow = ['visit']\n")
             async with Client(gateway.mcp, timeout=WAIT) as client:
-                assert await names_of(client) == {"a_visit", "a_wait", "a_order", "b_visit"}
+                assert await names_of(client) == {*(f"a_{tool}" for tool in TOOLS), "b_visit"}
 
 
 async def _refuse(*version: Any) -> None:
@@ -369,3 +385,98 @@ async def test_references_to_environment_variables(tmp_path: Path, monkeypatch: 
             await gateway.change(text.replace("OLD", "NEW"))  # another name of the same value
             assert gateway.state == (2, "")
             assert gateway.part.upstreams["a"] is kept
+
+
+async def test_accounts_at_upstreams_stay() -> None:
+    async with run_scenario() as (world, gateway, alice, _):
+        await (await alice.sign_in(ALICE)).connect(world.accounts, "ada")
+        await gateway.wait_for_tool("up_who")
+        part: Any = (await gateway.mcp.start()).host.gateway
+        kept = part.upstreams["up"]
+        rules = UpstreamPolicy(deny=("write",))
+        for config in (replace(kept.config, policy=rules), replace(kept.config, policy=rules, timeout=99.0)):
+            part.use(await part.prepare([config]), [config], "")
+            assert (part.upstreams["up"] is kept) is (config.timeout != 99.0)
+            assert await gateway.call(ALICE, "up_who") == "ada"
+            assert "Disconnect" in await alice.page()
+        await alice.submit("disconnect")
+        assert "up" in await gateway.call(ALICE, "up_who")  # the new upstream ends its connections, too
+
+
+async def test_accepted_definitions_count_after_a_change(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        pinned = 'trust = "pin"\npolicy = { new_items = "quarantine" }'
+        async with run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway:
+            await gateway.change(table("a", a), table("b", b, pinned))
+            async with Client(gateway.mcp, timeout=WAIT) as client:
+                assert await names_of(client) == {f"a_{tool}" for tool in TOOLS}
+                order = gateway.part.upstreams["b"].lists.quarantined
+                (definition,) = [each.offered for each in order if each.name == "order"]
+                (tmp_path / "gateway.lock").write_text(json.dumps({"b": {"tools": {"order": definition}}}))
+                await until_async(lambda: gateway.state[0] == 3)  # the file of definitions is a part of the version
+                await gateway.change(table("a", a, "timeout = 44"), table("b", b, pinned))
+
+                async def is_offered() -> bool:
+                    return "b_order" in await names_of(client)
+
+                async with asyncio.timeout(WAIT):
+                    while not await is_offered():  # noqa: ASYNC110  it looks once a second
+                        await asyncio.sleep(0.01)
+
+
+async def test_stored_results_outlive_a_change(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        limited = "policy = { result_tokens = 1 }"
+        async with (
+            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            await gateway.change(table("a", a, limited), table("b", b))
+            found = await client.call("a_visit_often")
+            (uri,) = [each.uri for each in found.content if isinstance(each, ResourceLink)]
+            for line in ("timeout = 33", ""):
+                await gateway.change(table("a", a, line, limited), table("b", b, f"timeout = {len(line) + 9}"))
+                assert "many visits" in str(await client.read(uri))
+                assert len([each for each in await client.templates() if "result" in each.uri_template]) == 1
+            await gateway.change(table("a", a), table("b", b))
+            with pytest.raises(ServerError):
+                await client.read(uri)
+
+
+async def test_found_tools_change(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        start = "[settings]\ntool_search = true\n"
+        async with (
+            run_gateway(tmp_path / "gateway.toml", start, table("a", a)) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            assert "b_order" not in (await client.call("search_tools", query="order a book")).text
+            await gateway.change(start, table("a", a), table("b", b))
+            assert "b_order" in (await client.call("search_tools", query="order a book")).text
+
+
+async def test_order_of_the_file_is_the_order_of_lists(tmp_path: Path) -> None:
+    async with serve_shops("a", "b", "c") as shops:
+        a, b, c = (table(name, running.port) for name, (_, running) in shops.items())
+        async with run_gateway(tmp_path / "gateway.toml", a, b) as gateway, Client(gateway.mcp, timeout=WAIT) as client:
+            for texts in ((c, a, b), (b, c, a), (b, a), (a, b, c)):
+                await gateway.change(*texts)
+                order = [tool.name[0] for tool in await client.tools(fresh=True) if tool.name.endswith("order")]
+                assert order == [text[11] for text in texts]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_tasks_of_earlier_upstreams_end_well(changed: bool, tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        async with (
+            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            task = await client.tasks.start("b_prepare", {})
+            await gateway.change(table("a", a), table("b", b, "timeout = 66") if changed else "")
+            shops["b"][0].gate.set()  # type: ignore[attr-defined]
+            assert (await client.tasks.wait(task)).text == "prepared"
