@@ -5,16 +5,17 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from millstream import Client
+from millstream.client import Client, ClientError
 from patience import WAIT
 from processes import free_port
+from redis_parts import RedisServer
 from workers_world import Program, kill, start_program, until_async
 
 pytestmark = pytest.mark.server
@@ -216,3 +217,50 @@ async def test_no_call_fails_on_any_worker_during_ten_changes(tmp_path: Path) ->
         stop.set()
         await asyncio.gather(*calling)
         assert calls >= 300
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("store", ["memory", "sqlite", "redis"])
+async def test_versions_never_go_back_while_workers_are_killed(store: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/store.db"}.get(store, "")
+        if not url:
+            server = RedisServer()
+            stack.callback(server.close)
+            url = server.url
+        start = f'store = "{url}"\n'
+        served = stack.enter_context(run_gateway(tmp_path, "a", 'b\nprefix = "v1"', start=start))
+        stop, floor, calls, lost = asyncio.Event(), 1, 0, 0
+
+        async def keep_calling(revision: str) -> None:
+            nonlocal calls, lost
+            while not stop.is_set():
+                with suppress(ClientError):
+                    async with connect(served, revision=revision) as client:
+                        while not stop.is_set():
+                            lowest = floor
+                            lost += 1
+                            await client.call("a_pid")
+                            tools = {tool.name for tool in await client.tools(fresh=True)}
+                            lost -= 1
+                            calls += 1
+                            (version,) = {int(name.partition("_")[0][1:]) for name in tools if name[0] == "v"}
+                            assert version >= lowest
+
+        calling = [asyncio.create_task(keep_calling(each)) for each in ("2026-07-28", "2025-06-18") * 3]
+        for number in range(2, 12):
+            victim = _pids(await health(served))[number % 2]
+            write(tmp_path, "a", f'b\nprefix = "v{number}"', start=start)
+            await asyncio.sleep(number % 5 / 4)  # before, while, and after it's read
+            kill(victim)
+
+            async def is_everywhere(number: int = number, victim: int = victim) -> bool:
+                pids = _pids(await health(served))
+                return len(pids) == 2 and victim not in pids and await versions(served) == {number}
+
+            await until_true(is_everywhere)
+            floor = number
+        stop.set()
+        await asyncio.gather(*calling)
+        assert calls >= 300
+        assert lost <= 10 * len(calling)  # those of the killed workers
