@@ -12,7 +12,6 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._config import ConfigVersion
@@ -36,14 +35,6 @@ class LivePart(Protocol):
     async def discard(self, upstreams: Iterable[Upstream]) -> None: ...
 
     def use(self, upstreams: Mapping[str, Upstream], configs: Sequence[UpstreamConfig], instructions: str) -> None: ...
-
-
-class _PreparedVersion(Struct, frozen=True):
-    base: int
-    """Number of the version whose unchanged upstreams it uses."""
-    version: ConfigVersion
-    config: GatewayConfig
-    upstreams: dict[str, Upstream]
 
 
 Spread = Callable[[ConfigVersion, GatewayConfig], Awaitable[None]]
@@ -84,7 +75,7 @@ class LiveConfig:
         """Called when the file has been read."""
         self.updating: asyncio.Lock = asyncio.Lock()
         """Held while a version is chosen, or a worker prepares or uses one."""
-        self._prepared: dict[int, _PreparedVersion] = {}
+        self._prepared: tuple[ConfigVersion, GatewayConfig, dict[str, Upstream]] | None = None
 
     def choose(self, config: GatewayConfig) -> Sequence[UpstreamConfig]:
         """Return the upstreams to offer.
@@ -232,30 +223,23 @@ class LiveConfig:
         assert self._part is not None  # noqa: S101  the server has started
         if config is None:
             config = await asyncio.to_thread(load_file, self.path, text=version.text, before=self.config)
+        await self._settle(0)
         try:
             upstreams = await self._part.prepare(self.choose(config))
         except (ValueError, LocalError) as exc:
             raise ConfigError(f"{self.path}: {exc}") from exc
-        self._prepared[version.number] = _PreparedVersion(self.version.number, version, config, upstreams)
+        self._prepared = version, config, upstreams
 
     async def _settle(self, number: int) -> None:
-        """Use the version with a number, if it has been prepared, and forget other ones."""
-        assert self._part is not None  # noqa: S101  the server has started
-        chosen = self._prepared.pop(number, None)
-        if chosen is not None and chosen.base != self.version.number:  # its unchanged upstreams may be others now
-            await self._part.discard(chosen.upstreams.values())
-            await self._prepare(chosen.version, chosen.config)
-            chosen = self._prepared.pop(number)
-        if chosen is not None:
-            self._use(self._part, chosen)
-        if chosen is not None or self.refusal:
-            for each in [self._prepared.pop(other) for other in [*self._prepared] if other < number or self.refusal]:
-                await self._part.discard(each.upstreams.values())
-
-    def _use(self, part: LivePart, chosen: _PreparedVersion) -> None:
-        version, config = chosen.version, chosen.config
+        """Use the prepared version if it has this number, or forget it."""
+        if self._prepared is None or self._part is None:
+            return
+        (version, config, upstreams), self._prepared = self._prepared, None
+        if version.number != number:
+            await self._part.discard(upstreams.values())
+            return
         before, after = ({one.name: one for one in self.choose(each)} for each in (self.config, config))
-        part.use(chosen.upstreams, self.choose(config), config.instructions)
+        self._part.use(upstreams, self.choose(config), config.instructions)
         self.version, self.config = version, config
         changes = {
             "added": [name for name in after if name not in before],

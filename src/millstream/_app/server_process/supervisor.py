@@ -30,6 +30,7 @@ from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, has
 from millstream._app.server_process.worker_process import (
     GRACE,
     KILLED,
+    PATIENCE,
     READY,
     STARTING,
     ConfigState,
@@ -310,31 +311,36 @@ class Supervisor:
         """
         while not (children := self._serving_workers()):  # noqa: ASYNC110  they're restarting
             await asyncio.sleep(PAUSE)
-        tasks = [asyncio.create_task(child.prepare_config(version)) for child in children]
-        await asyncio.wait(tasks, timeout=GRACE + max(each.start_timeout for each in config.upstreams))
-        if errors := [task.result() for task in tasks if task.done() and task.result()]:
-            raise LocalError(errors[0])
+        seconds = GRACE + max(each.start_timeout for each in config.upstreams)
+        errors = await asyncio.gather(*(child.prepare_config(version, seconds) for child in children))
+        if error := next(filter(None, errors), ""):
+            raise LocalError(error)
         self._hello = msgspec.structs.replace(self._hello, config=version)
 
     def _tell_config(self) -> None:
+        """Let the workers use the configuration that's in force. They have usually prepared it."""
         for child in self._serving_workers():
-            self._tasks.spawn(self._use_config(child))
+            if not self._has_config(child):
+                self._tasks.spawn(self._catch_up(child))
 
-    async def _use_config(self, child: WorkerProcess) -> None:
-        """Let a process use the configuration that's in force, which it has usually prepared."""
+    def _has_config(self, child: WorkerProcess) -> bool:
         version = self._hello.config
         if self.live is None or version is None:
-            return
-        if child.config_number != version.number:
-            error = await child.prepare_config(version)
-            if version is not self._hello.config:
-                return
-            if error:
-                logger.error("%s can't use version %d of the configuration: %s", child, version.number, error)
-                self._leave([child])
-                return
+            return True
+        has = version.number in (child.config_number, child.prepared_number)
+        if has:
             child.config_number = version.number
-        child.send(ConfigState(version.number, self.live.refusal))
+            child.send(ConfigState(version.number, self.live.refusal))
+        return has
+
+    async def _catch_up(self, child: WorkerProcess) -> None:
+        """Let a process that started or responded too late use the configuration that's in force, or replace it."""
+        assert self.live is not None and self._hello.config is not None  # noqa: S101, PT018  see `_has_config`
+        async with self.live.updating:
+            error = await child.prepare_config(self._hello.config, PATIENCE)
+            if not self._has_config(child):
+                logger.error("%s can't use the configuration and is replaced: %s", child, error)
+                self._leave([child])
 
     def _missing_workers(self, among: Iterable[WorkerProcess]) -> list[SupervisedWorker]:
         """Return the workers without a serving process."""
@@ -460,7 +466,8 @@ class Supervisor:
             await child.ready()
             child.worker.back_off.serves()
             self._tell()
-            self._tasks.spawn(self._use_config(child))
+            if not self._has_config(child):
+                self._tasks.spawn(self._catch_up(child))
             if child.watchdog:
                 self._tasks.spawn(child.watch())
             await child.left.wait()

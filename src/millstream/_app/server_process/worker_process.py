@@ -554,8 +554,9 @@ class WorkerProcess:
         self.pid = self._process.pid
         self.config_number = 0 if hello.config is None else hello.config.number
         """Version of the configuration that it uses."""
-        self._preparing: dict[int, asyncio.Future[str]] = {}
-        """Version -> why the process can't use it, or an empty string."""
+        self.prepared_number = 0
+        """Version that it has prepared."""
+        self._preparing: asyncio.Future[ConfigPrepared] = self._loop.create_future()
         self._line = MessageChannel(ours)
         ours.setblocking(False)
         self._line.send(hello)
@@ -577,9 +578,8 @@ class WorkerProcess:
             elif isinstance(message, Alive):
                 self._silence = 0
             elif isinstance(message, ConfigPrepared):
-                future = self._preparing.get(message.number)
-                if future is not None and not future.done():
-                    future.set_result(message.error)
+                if not self._preparing.done():
+                    self._preparing.set_result(message)
             elif isinstance(message, StartFailure):
                 self._failed = NotStarted(**msgspec.structs.asdict(message))
             else:
@@ -593,9 +593,7 @@ class WorkerProcess:
         self._line.close()
         self.state = GONE
         self.left.set()
-        for future in self._preparing.values():
-            if not future.done():
-                future.set_result("")
+        self._preparing.cancel()
         if not self._ready.done():
             what = f"Worker {self.worker.number} {how(status)} before it was ready."
             error = NotStarted(what, why="A worker runs your program up to run(). See its output above.")
@@ -645,16 +643,19 @@ class WorkerProcess:
         """Make the process exit immediately, but cleanly."""
         self._line.send(Force())
 
-    async def prepare_config(self, version: ConfigVersion) -> str:
-        """Let the process prepare a configuration. Return why it can't use it, or an empty string.
-
-        Several callers may wait, and each may be canceled separately.
+    async def prepare_config(self, version: ConfigVersion, seconds: float) -> str:
+        """Let the process prepare a configuration, for at most some seconds. Return why it can't use it, or an empty
+        string.
         """
-        if version.number not in self._preparing:
-            self._preparing = {number: each for number, each in self._preparing.items() if not each.done()}
-            self._preparing[version.number] = self._loop.create_future()
-            self.send(NewConfig(version))
-        return await asyncio.shield(self._preparing[version.number])
+        self._preparing = self._loop.create_future()
+        self.send(NewConfig(version))
+        await asyncio.wait((self._preparing,), timeout=seconds)
+        if not self._preparing.done() or self._preparing.cancelled():
+            return ""
+        reply = self._preparing.result()
+        if not reply.error:
+            self.prepared_number = reply.number
+        return reply.error
 
     def send(self, message: WorkerStates | StartFailure | NewConfig | ConfigState) -> None:
         """Send a message that only a serving process reads."""
