@@ -122,6 +122,23 @@ async def test_a_worker_that_starts_later_gets_the_version_in_force(tmp_path: Pa
         assert (await health(served))["status"] == "ok"
 
 
+async def test_reasons_are_shown_to_operators(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, "a", "b", start='serve = ["web"]\n') as served:
+        origin = f"http://127.0.0.1:{served.port}"
+        write(tmp_path, "a", "b\nurll = 1", start='serve = ["web"]\n')
+        reason = "gateway.toml, line 9: upstreams.b.urll: unknown option; did you mean 'url'?"
+        await until_async(lambda: served.count_lines(f"{reason} Version 1 of the configuration stays in force.") == 1)
+        command = [sys.executable, "-m", "millstream", "doctor", f"{origin}/mcp", "--json"]
+        doctor = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        steps = json.loads((await doctor.communicate())[0])["steps"]
+        (step,) = [each for each in steps if each["name"] == "configuration"]
+        assert (step["ok"], reason in step["found"]) == (False, True)
+        async with httpx2.AsyncClient(timeout=WAIT) as http:
+            page = (await http.get(f"{origin}/gateway/upstreams")).json()["configuration"]
+            assert (page["version"], reason in page["refused"]) == (1, True)
+            assert reason in (await http.get(f"{origin}/readyz")).text
+
+
 def _pids(found: dict[str, Any]) -> list[int]:
     return [each["pid"] for each in found["workers"] if each["state"] == "ready"]
 

@@ -307,7 +307,8 @@ class GatewayPart:
             each = upstreams[config.name]
             if each.config != config:
                 each.become(config)
-            if (before := old.get(each.name)) in leaving and before is not None:
+            before = old.get(each.name)
+            if before is not None and before in leaving:
                 each.succeed(before)
             for kind, items in each.offered.items():
                 host.registry.move(kind, items, group)
