@@ -360,3 +360,16 @@ def _nearest(name: str, elsewhere: Mapping[str, str]) -> str:
     if near is not None and near in elsewhere and PREFIX + near.upper() not in _ADDRESS:
         return f" {elsewhere[near]}"
     return f" Did you mean {PREFIX}{near.upper()}?" if near else ""
+
+
+class ConfigVersion(Confidential, Struct, frozen=True):
+    """One version of a configuration file, which may contain secrets."""
+
+    number: int
+    text: str
+    digest: str
+    """Digest of the file, and the files of keys, users, and accepted definitions that it names. It's short, so that it
+    doesn't give away a weak secret in them.
+    """
+    targets: list[tuple[str, str]] = []
+    """Name and target of each upstream in the first version, for the gateway's id, which doesn't change."""

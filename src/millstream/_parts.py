@@ -257,14 +257,23 @@ class PartHost:
         self._gates.append(gate)
         self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
 
-    def observe(self, observer: Observe) -> None:
+    def observe(self, observer: Observe) -> Callable[[], None]:
         """Watch calls: ``host.observe(lambda call, seconds, answer: print(call.name, seconds))``
 
         Args:
             observer: Called after each call.
+
+        Returns:
+            A function that ends it before the server closes.
         """
         self._observers.append(observer)
         self.dispatcher.observe = _chain_observers(self._observers)
+
+        def end() -> None:
+            self._observers.remove(observer)
+            self.dispatcher.observe = _chain_observers(self._observers) if self._observers else None
+
+        return end
 
     def observe_messages(self, observer: ObserveMessage) -> None:
         """Watch messages that don't become calls.
@@ -328,13 +337,17 @@ class PartHost:
 
     # Time
 
-    def every_second(self, work: Callable[[float], None]) -> None:
+    def every_second(self, work: Callable[[float], None]) -> Callable[[], None]:
         """Do periodic work.
 
         Args:
             work: Called once a second, with a monotonic time.
+
+        Returns:
+            A function that ends it before the server closes.
         """
         self.sweep.ticks.append(work)
+        return partial(self.sweep.ticks.remove, work)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background.

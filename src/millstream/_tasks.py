@@ -4,7 +4,7 @@ Delays grow and vary, so that a failing server isn't flooded and its clients don
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from random import uniform
 from threading import Thread
@@ -14,6 +14,8 @@ from weakref import WeakValueDictionary
 from millstream._copies import NotCopyable
 
 T = TypeVar("T")
+_LOOK_SECONDS = 0.3
+"""Seconds between two looks at a file."""
 
 
 class Tasks(NotCopyable):
@@ -112,6 +114,26 @@ async def cancel_all(*tasks: asyncio.Future[Any] | None) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def watch(look: Callable[[], T], known: T) -> AsyncIterator[T]:
+    """Yield what `look` returns whenever it has changed and has stopped changing:
+    ``async for stamp in watch(lambda: stamp_of(path), stamp_of(path))``.
+
+    It polls, which works on every disk and needs no library.
+
+    Args:
+        look: Called in a thread.
+        known: What it has returned before.
+    """
+    before = known
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        now = await asyncio.to_thread(look)
+        if now == before != known:
+            known = now
+            yield now
+        before = now
 
 
 def outcome_of(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:

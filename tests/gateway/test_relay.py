@@ -691,7 +691,7 @@ async def test_slow_list_arrives_late_instead_of_empty(date: str, revision: str)
 async def test_client_of_a_starting_upstream_gets_its_description(
     date: str, revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def open_at_once(part: Any) -> None:
+    async def open_at_once(part: Any, upstreams: Any) -> None:
         pass
 
     monkeypatch.setattr("millstream.gateway._part.GatewayPart._wait_for_lists", open_at_once)

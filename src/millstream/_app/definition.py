@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from millstream._http.server.guard import ServerState
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.gateway._live import LiveConfig
     from millstream.gateway._upstream_config import UpstreamConfig
     from millstream.hub._subscriber import Authorize
 
@@ -199,6 +200,8 @@ class Definition:
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
         """Middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
+        self.live: LiveConfig | None = None
+        """The configuration file that describes the upstreams."""
         self.connected: bool = False
         """Whether a gateway has registered the upstreams' items."""
         """Servers behind this one."""

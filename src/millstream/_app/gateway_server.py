@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from msgspec.structs import replace
-
 from millstream._app.server import Server
-from millstream._config import Settings, VariableError
-from millstream.gateway._config import ConfigError, GatewayConfig, load_file
+from millstream._config import ConfigVersion, Settings, VariableError
+from millstream.gateway._config import ConfigError, GatewayConfig
+from millstream.gateway._live import LiveConfig
 from millstream.gateway._part import check
 from millstream.gateway._programs import hosts_and_origins, library_of
 
@@ -59,18 +58,20 @@ def _name_of(target: str | list[str]) -> str:
     return next((word for word in words[1:] if not word.startswith("-")), words[0])
 
 
-def server_of_file(path: Path, only: str = "") -> Server:
+def server_of_file(path: Path, only: str = "", version: ConfigVersion | None = None) -> Server:
     """Return the server that a file describes, with its upstreams.
 
     Args:
         path: Path of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
         only: Name of the one upstream to offer, under its own names. By default, all of them.
+        version: The version to use, in a worker whose parent process watches the file. By default, the file as it is.
 
     Raises:
         ConfigError: The file can't be used. The message identifies the line.
         VariableError: An environment variable is invalid.
     """
-    config = load_file(path)
+    live = LiveConfig(path, only, version)
+    config = live.config
     try:
         settings = Settings.load(**config.settings)
         made = Server(
@@ -91,11 +92,9 @@ def server_of_file(path: Path, only: str = "") -> Server:
         raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files].")
     if not config.upstreams:
         logger.warning("%s lists no servers that are enabled, so the gateway offers nothing.", path)
-    upstreams = {each.name: each for each in config.upstreams}
-    if only and only not in upstreams:
-        raise ConfigError(f"{path} has no server {only!r}. It has: {', '.join(upstreams)}.")
-    for each in [replace(upstreams[only], prefix="")] if only else config.upstreams:
+    for each in live.choose(config):
         made.definition.add_upstream(each)
+    made.definition.live = live
     return made
 
 

@@ -135,8 +135,16 @@ class _UpstreamState(Struct):
     workers: dict[str, int] = {}
 
 
+class _Configuration(Struct):
+    file: str
+    version: int
+    digest: str
+    refused: str = ""
+
+
 class _Health(Struct):
     gateway: str = ""
+    configuration: _Configuration | None = None
     sharing: list[str] = []
     upstream_states: list[_UpstreamState] = []
 
@@ -242,6 +250,11 @@ def gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
     """Yield what a gateway tells about its upstreams."""
     if health.gateway:
         yield DiagnosticStep("gateway", f"it {health.gateway}")
+    if (found := health.configuration) is not None:
+        text = f"version {found.version} of {found.file} is in force, digest {found.digest}"
+        if found.refused:
+            text += f", but the file has changed and can't be used: {found.refused}"
+        yield DiagnosticStep("configuration", text, ok=not found.refused)
     yield from map(upstream_step, health.upstream_states)
     for text in health.sharing:
         yield DiagnosticStep("isolation", text)

@@ -18,16 +18,19 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import millstream
 from millstream._app import Server
 from millstream._app.server_process import CommandError, RunCalled, mark_import, place_of, show_failure
-from millstream._config import VariableError
+from millstream._config import ConfigVersion, VariableError
 from millstream._override import override
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._telemetry.logs import is_foreign, user_frames
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
+
+if TYPE_CHECKING:
+    from millstream.gateway._live import LiveConfig
 
 T = TypeVar("T")
 
@@ -41,8 +44,12 @@ class NoServer(CommandError):
     """The imported program has no server."""
 
 
-def load(target: str) -> Server:
+def load(target: str, version: ConfigVersion | None = None) -> Server:
     """Return the server for ``FILE[:OBJECT]`` or ``module[:object]``.
+
+    Args:
+        target: The target.
+        version: The version of a configuration file to use, from a parent process that watches it.
 
     Raises:
         CommandError: The file, module, or object doesn't exist, can't be imported, or is ambiguous, or an environment
@@ -58,7 +65,7 @@ def load(target: str) -> Server:
         if Path(source).suffix in _CONFIGURATIONS:
             from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only for gateways
 
-            return server_of_file(Path(source), name)
+            return server_of_file(Path(source), name, version)
     except VariableError as exc:
         raise _import_failure(source, exc) from exc
     except ValueError as exc:
@@ -83,6 +90,23 @@ def _import(source: str, name: str) -> Server:
     except (Exception, SystemExit) as exc:
         raise _import_failure(source, exc) from exc
     return pick(vars(module), name, source)
+
+
+def live_config(target: str) -> "LiveConfig | None":
+    """Return the configuration file that a target names, or None if it's something else.
+
+    Raises:
+        CommandError: The file can't be used.
+    """
+    source, name = split_target(target)
+    if Path(source).suffix not in _CONFIGURATIONS or find_command(target) is not None:
+        return None
+    from millstream.gateway._live import LiveConfig  # noqa: PLC0415  only for gateways
+
+    try:
+        return LiveConfig(Path(source), name)
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def check_target(target: str) -> None:

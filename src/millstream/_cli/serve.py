@@ -17,7 +17,7 @@ from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
 from millstream._app.server_process.worker_process import claim
-from millstream._cli.load import check_target, folder_of, load
+from millstream._cli.load import check_target, folder_of, live_config, load
 from millstream._config import Settings, VariableError
 from millstream.files import EnvFileError, read_env_file
 
@@ -63,10 +63,10 @@ def serve_http(  # noqa: PLR0913  the options of commands
         check_target(target)
         set_up_logs(_settings(), str(settings.get("log_level") or ""))
         watched = folder_of(target) if reload else None
-        supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
+        supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told, live=live_config(target))
         return
     with place.report_errors() if place is not None else nullcontext():
-        server = load(target)
+        server = load(target, None if place is None else place.hello.config)
         configure(server, serve=serve, store=store, web=web, settings=settings)
         set_up_logs(server.settings)
     if place is not None:

@@ -78,6 +78,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     auth: tuple[Any, ...] = ()
     """Who can call the gateway: tables such as [auth.issuer](../guides/gateway.md#people-who-sign-in)."""
     upstreams: tuple[UpstreamConfig, ...] = ()
+    written: "ConfigValue | None" = None
+    """The whole file."""
+    files: tuple[Path, ...] = ()
+    """Files beside it, with keys, users, and accepted definitions."""
 
 
 class ConfigValue(Struct, frozen=True):
@@ -90,6 +94,8 @@ class ConfigValue(Struct, frozen=True):
     value: Any
     """The value as written in the file. Errors show it like this, because variables may be secrets."""
     where: KeyPath = ()
+    files: list[Path] = []
+    """Files that values name, in all parts of the file together."""
 
     def quote(self) -> str:
         """Return text that shows a wrong value in an error, without secrets."""
@@ -222,30 +228,47 @@ class ConfigValue(Struct, frozen=True):
             raise self.error(str(exc)) from exc
 
 
-def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+def read_file(path: Path) -> str:
+    """Return the text of a configuration file.
+
+    Raises:
+        ConfigError: It can't be read.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes. Check that it's a configuration file.")
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
+
+
+def load_file(
+    path: str | Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    text: str | None = None,
+    before: GatewayConfig | None = None,
+) -> GatewayConfig:
     """Read a ``gateway.toml``, or the file of another application, such as one with `mcpServers`.
 
     Args:
         path: Path of the file. JSON may contain comments.
         environ: Variables for ``${NAME}``, by default those of this process.
+        text: Text of the file, if it has been read.
+        before: The configuration that's in force in a running gateway, which can't change some options.
 
     Raises:
-        ConfigError: The file can't be read, or contains a mistake.
+        ConfigError: The file can't be read, contains a mistake, or changes an option that needs a restart.
 
     Example:
         ``load_file("gateway.toml").upstreams``
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_FILE:
-            raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes. Check that it's a configuration file.")
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
+    text = read_file(path) if text is None else text
     variables = os.environ if environ is None else environ
     if path.suffix in (".json", ".jsonc") or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
         return _load_servers(_json_source(path, text, variables))
-    return _load_gateway(path, text, variables)
+    return _load_gateway(path, text, variables, before)
 
 
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
@@ -289,8 +312,8 @@ def _contains(values: Any, where: KeyPath) -> bool:
 
 # gateway.toml
 
-_SET_BY_CODE = ("shared", "text")
-"""Fields of policies and secrets that files can't set."""
+_SET_BY_CODE = ("shared", "text", "written", "files")
+"""Fields of policies, secrets, and configurations that files can't set."""
 _SIGN_IN = ("users", "keys", "issuer", "oidc", "jwt", "introspection")
 """Tables of ``[auth]`` that newcomers write elsewhere."""
 _SIGN_IN_GUIDE = 'See "People who sign in" in the guide "Gateway".'
@@ -330,7 +353,26 @@ def upstream_options() -> Mapping[str, FieldInfo]:
     return {**options_of(_Target), **common}
 
 
-def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayConfig:
+_LIVE = frozenset({"instructions", "policy", "upstreams"})
+"""Members that can change while the gateway runs."""
+
+
+def _check_fixed(before: ConfigValue, after: ConfigValue) -> None:
+    """Raise a `ConfigError` for the first member that has changed, but can't while the gateway runs."""
+    old, new = members(before.value), members(after.value)
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) == new.get(name) or (not after.where and name in _LIVE):
+            continue
+        if not after.where and (is_object(old.get(name)) or is_object(new.get(name))):
+            _check_fixed(before.member(name), after.member(name))
+        raise after.member(name).error(
+            "it can't change while the gateway runs. Restart the gateway, or undo the change."
+        )
+
+
+def _load_gateway(
+    path: Path, text: str, environ: Mapping[str, str], before: GatewayConfig | None = None
+) -> GatewayConfig:
     try:
         written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
@@ -348,7 +390,9 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         if path.suffix in (".yaml", ".yml"):
             hint = "A gateway doesn't read YAML. List the servers in a JSON file, under mcpServers."
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
-    root = ConfigValue(path, partial(_toml_line, text, written), environ, written)
+    root = ConfigValue(path, partial(_toml_line, text, written), environ, written, files=[])
+    if before is not None and before.written is not None:
+        _check_fixed(before.written, root)
     if written.keys() & {"mcp_servers", "mcpServers"} and "upstreams" not in written:
         return _load_servers(root)
     values = root.read(
@@ -361,7 +405,10 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
     shared, upstreams = values.get("policy"), values.pop("upstreams", {})
     configs = [config for name, each in upstreams.items() if (config := _load_upstream(name, each, shared)) is not None]
     _check_upstreams(root.member("upstreams"), configs)
-    return GatewayConfig(**values, upstreams=tuple(configs))
+    files = [*root.files, *(Path(each.policy.pins) for each in configs if each.policy and each.policy.pins)]
+    if keys := values.get("settings", {}).get("auth_keys"):
+        files.append(Path(keys))
+    return GatewayConfig(**values, upstreams=tuple(configs), written=root, files=tuple(dict.fromkeys(files)))
 
 
 def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
@@ -545,7 +592,8 @@ def _file_type(kind: Any) -> Any:
 def _file_path(value: ConfigValue) -> str:
     if not isinstance(value.value, str):
         raise value.error(f"it must be the path of a file, not {value.quote()}.")
-    return str(value.path.resolve().parent / value.expand())
+    value.files.append(path := value.path.resolve().parent / value.expand())
+    return str(path)
 
 
 # mcpServers

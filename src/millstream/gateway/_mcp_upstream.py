@@ -181,20 +181,23 @@ class McpUpstream(Upstream):
                 self._is_websocket = not self._uses_http
             case Command() as command:
                 self.processes = pool.add(config, command)
+                self.stack.push_async_callback(pool.remove, self.processes)
                 self.processes.on_hang = self._take_hang
                 self.serves_one = self.is_relayed and self.gateway.host.has_one_client
             case Program() as program:
                 program.transport = "stdio" if self.gateway.host.has_one_client else "streamable-http"
-                self._stack.push_async_callback(program.settle)
+                self.stack.push_async_callback(program.settle)
             case TransportFactory():
                 pass
             case server:
-                running = await self._stack.enter_async_context(server.running())
+                running = await self.stack.enter_async_context(server.running())
                 self._target = _SharedServer(lambda: nullcontext(running))
-        self.gateway.host.services.session_ends.append(self.links.end_session)
-        self.gateway.host.every_second(self.links.end_idle)
-        self._stack.push_async_callback(self.links.close)
-        self._stack.push_async_callback(self.watches.close)
+        host = self.gateway.host
+        host.services.session_ends.append(self.links.end_session)
+        self.stack.callback(host.services.session_ends.remove, self.links.end_session)
+        self.stack.callback(host.every_second(self.links.end_idle))
+        self.stack.push_async_callback(self.links.close)
+        self.stack.push_async_callback(self.watches.close)
         self.lists.always_asked = self.is_relayed or self.is_program
         self.lists.tasks.spawn(self.lists.run())
 
@@ -255,6 +258,18 @@ class McpUpstream(Upstream):
     def lister(self) -> LinkKey:
         """Key of the connection that reads the lists."""
         return self.lists.lister
+
+    @override
+    def succeed(self, other: Upstream) -> None:
+        """See `Upstream`: each client learns that its session has ended."""
+        for session in other.links.own if isinstance(other, McpUpstream) else ():
+            self.links.lost.keep(session, None)
+
+    @property
+    @override
+    def is_busy(self) -> bool:
+        """See `Upstream`."""
+        return any(link.calls for link in (*self.links.links.values(), *self.links.retired))
 
     @property
     @override
@@ -557,7 +572,7 @@ class McpUpstream(Upstream):
         router = MessageRouter(
             config.name,
             limit_abilities(self._shared_abilities, self.policy.questions) if everything else key.capabilities,
-            sender=self.sender,
+            sender=lambda: self.sender,
             in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),

@@ -391,7 +391,7 @@ class MessageRouter:
         name: str,
         abilities: bytes,
         *,
-        sender: str,
+        sender: Callable[[], str],
         in_process: bool,
         log: Callable[[str, int], object] | None,
         on_change: Callable[[str, bytes], None],
@@ -404,7 +404,7 @@ class MessageRouter:
         Args:
             name: Name of the upstream, for the log.
             abilities: Capabilities that the connection declares (see `abilities_of`).
-            sender: The name that questions show (see `Upstream.sender`).
+            sender: Returns the name that questions show (see `Upstream.sender`).
             in_process: Whether the upstream is a server of this process, which sends nothing about finished calls.
             log: For a process, writes a line of its output to the gateway's log.
             on_change: Called with the method and parameters of each announced change.
@@ -517,7 +517,7 @@ class MessageRouter:
                 return Raw(await recipient.ask(ForwardedQuestion(method, given, given)))
             if recipient is None:
                 raise self._unknown_client_error(method)
-            question = project_question(method, params, recipient, source, self._sender)
+            question = project_question(method, params, recipient, source, self._sender())
             self._note_url(recipient, question.params)
             try:
                 return project_answer(question, await recipient.ask(question), source)

@@ -164,9 +164,9 @@ class ApiUpstream(Upstream):
         if is_application(application):
             context = getattr(getattr(application, "router", None), "lifespan_context", None)
             if context is not None:
-                await self._stack.enter_async_context(context(application))
+                await self.stack.enter_async_context(context(application))
             self.client = client_of_app(application)
-            self._stack.push_async_callback(self.client.aclose)
+            self.stack.push_async_callback(self.client.aclose)
         self.lists.tasks.spawn(self.lists.run())
 
     @override

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -46,10 +46,14 @@ from millstream.gateway._upstream import Gateway, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import Json, members
 
+if TYPE_CHECKING:
+    from millstream.gateway._live import LiveConfig
+
 logger = logging.getLogger("millstream.gateway")
 
 MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
+_LOOK_SECONDS = 0.1
 _READERS = frozenset({"rest", "web"})
 """Parts that read the items of upstreams without a client's request."""
 
@@ -59,6 +63,7 @@ class GatewayDefinition(Protocol):
 
     name: str
     upstreams: list[UpstreamConfig]
+    live: "LiveConfig | None"
     hooks: Hooks | None
     instructions: str
     version: str
@@ -72,6 +77,8 @@ class GatewayDefinition(Protocol):
 
     @property
     def title(self) -> str: ...
+    @property
+    def connects(self) -> bool: ...
 
 
 class GatewayPart:
@@ -100,10 +107,15 @@ class GatewayPart:
         self.offer: Offer = make_offer({}, gateway_id="", starting=0, instructions="", has_own=lambda kind, name: False)
         """What callers see now."""
 
+        self._opened: list[Upstream] = []
+        """Upstreams to close: those in use, those that a new configuration will use, and earlier ones with calls."""
+        self._results_offered: dict[str, Callable[[], None]] = {}
+        """Upstream -> function that removes its template of stored results."""
+
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
 
-    def _warn_about_rules(self, host: PartHost) -> None:
+    def _warn_about_rules(self, host: PartHost, configs: Iterable[UpstreamConfig]) -> None:
         """Warn about rules that hide items from every caller, because none can have a scope or group."""
         found = [each.rights() for each in host.guard.methods] if host.guard is not None else []
         known = [each for each in found if each is not None]
@@ -111,7 +123,7 @@ class GatewayPart:
             return
         scopes = frozenset[str]().union(*(each.scopes for each in known))
         groups = frozenset[str]().union(*(each.groups for each in known))
-        for config in self.definition.upstreams:
+        for config in configs:
             policies = [each for each in (config.policy, config.policy and config.policy.shared) if each]
             for text in [text for each in policies for text in impossible_rules(each, scopes, groups)]:
                 logger.warning(
@@ -135,7 +147,7 @@ class GatewayPart:
             )
         check(self.definition.upstreams)
         pool = ProcessPool(limit=host.settings.max_processes)
-        self._warn_about_rules(host)
+        self._warn_about_rules(host, self.definition.upstreams)
         pool.places.several = pool.starts.several = host.guard is not None and host.guard.has_several()
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)
@@ -145,7 +157,7 @@ class GatewayPart:
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
         self._followed = FollowedResources(host.registry, self.upstreams, self._hides)
-        gateway = Gateway(
+        self._gateway = Gateway(
             id=self._announcement["id"],
             name=self.definition.name,
             host=host,
@@ -153,12 +165,14 @@ class GatewayPart:
             parked_calls=parked,
             sessions=Share(MAX_OWN_SESSIONS),
             proxies=TrustedProxies.from_environment(),
-            has_several=len(self.definition.upstreams) > 1,
+            upstreams=self.upstreams,
             arriving=ArrivingBytes(host.settings.max_incoming_bytes, largest),
             on_change=self._register,
         )
+        host.stack.push_async_callback(self._close_upstreams)
         for config in self.definition.upstreams:
-            self.upstreams[config.name] = self._add_upstream(config, gateway, host)
+            self.upstreams[config.name] = self._add_upstream(config)
+            self._offer_results(self.upstreams[config.name])
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self._followed
@@ -174,20 +188,26 @@ class GatewayPart:
         self._mounts.update((name, self._mount(each)) for name, each in self.upstreams.items())
         await asyncio.gather(*(upstream.lists.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
-            await upstream.open()
-            if not upstream.waits_for_clients or not self.definition.parts.isdisjoint(_READERS):
-                upstream.lists.wanted.set()
+            await self._open_upstream(upstream)
         self._register_metrics(host)
-        await self._wait_for_lists()
-        upstreams = self.upstreams.values()
-        if any(each.may_have_own or each.keeps_callers for each in upstreams):
+        await self._wait_for_lists(self.upstreams.values())
+        self._apply()
+        upstreams, live = self.upstreams.values(), self.definition.live
+        if live is not None:
+            live.open(self, host)
+        if live is not None or any(each.may_have_own or each.keeps_callers for each in upstreams):
             host.services.session_holder = secrets.token_hex(6)
         host.services.keeps_callers = lambda: any(each.keeps_callers for each in upstreams)
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
         if self._name_conflict:
             raise ValueError(self._name_conflict)
 
-    def _add_upstream(self, config: UpstreamConfig, gateway: Gateway, host: PartHost) -> Upstream:
+    async def _open_upstream(self, upstream: Upstream) -> None:
+        await upstream.open()
+        if not upstream.waits_for_clients or not self.definition.parts.isdisjoint(_READERS):
+            upstream.lists.wanted.set()
+
+    def _add_upstream(self, config: UpstreamConfig) -> Upstream:
         """Return an upstream that isn't open yet.
 
         Raises:
@@ -195,32 +215,127 @@ class GatewayPart:
         """
         upstream: Upstream
         if config.openapi is None:
-            upstream = McpUpstream(config, gateway, MCP_ITEMS)
+            upstream = McpUpstream(config, self._gateway, MCP_ITEMS)
         else:
             from millstream.gateway._openapi_upstream import API_ITEMS, ApiUpstream  # noqa: PLC0415  few are APIs
 
-            upstream = ApiUpstream(config, gateway, API_ITEMS)
-        self._set_up_policy(upstream, host)
+            upstream = ApiUpstream(config, self._gateway, API_ITEMS)
+        self._opened.append(upstream)
+        self._set_up_pins(upstream)
         if config.auth is not None or config.forward_headers:
             from millstream.gateway._credentials.setup import create_credentials  # noqa: PLC0415  few have some
 
-            upstream.credentials = credentials = create_credentials(config, upstream.address, host)
+            upstream.credentials = credentials = create_credentials(
+                config, upstream.address, self._host, upstream.stack
+            )
             credentials.on_change = upstream.end_links_of
-            host.stack.push_async_callback(credentials.close)
-        host.stack.push_async_callback(upstream.close)
         return upstream
+
+    async def _close_upstreams(self) -> None:
+        await asyncio.gather(*(each.close() for each in self._opened))
+
+    # Another configuration
+
+    async def prepare(self, configs: Sequence[UpstreamConfig]) -> dict[str, Upstream]:
+        """Return the upstreams of another configuration for `use`: unchanged ones, and new ones, which have opened.
+
+        Raises:
+            ValueError: It's invalid, or a running gateway can't change to it.
+            LocalError: Options of credentials are invalid.
+        """
+        check(configs)
+        new, before = dict[str, Upstream](), list(self._opened)
+        try:
+            for config in configs:
+                kept = self.upstreams.get(config.name)
+                new[config.name] = kept if kept is not None and kept.can_become(config) else self._add_upstream(config)
+            self._check_mode([*new.values()], configs)
+            self._warn_about_rules(self._host, [each for each in configs if each not in self.definition.upstreams])
+            opened = [each for name, each in new.items() if self.upstreams.get(name) is not each]
+            await asyncio.gather(*(each.lists.load() for each in opened))
+            for each in opened:
+                await self._open_upstream(each)
+            await self._wait_for_lists(opened)
+        except BaseException:
+            await self.discard([each for each in self._opened if each not in before])
+            raise
+        return new
+
+    async def discard(self, upstreams: Iterable[Upstream]) -> None:
+        """Close upstreams of `prepare` that won't be used."""
+        for each in upstreams:
+            if each in self._opened and self.upstreams.get(each.name) is not each:
+                await each.close()
+                self._opened.remove(each)
+
+    def _check_mode(self, upstreams: Sequence[Upstream], configs: Sequence[UpstreamConfig]) -> None:
+        """Check that a configuration doesn't change what's decided at the start.
+
+        Raises:
+            ValueError: It does.
+        """
+        relayed = next((each for each in self.upstreams.values() if each.is_relayed), None)
+        if relayed is not None and [*configs] != [relayed.config]:
+            raise ValueError(
+                f"this gateway relays its only upstream, {relayed.name!r}, which can't change while it runs. "
+                "Restart the gateway."
+            )
+        if relayed is None and not self._find_obstacle(upstreams):
+            raise ValueError(
+                f"with {upstreams[0].name!r} as its only upstream, this gateway would relay it, which can't change "
+                "while it runs. Restart it, or give the upstream a prefix."
+            )
+        if any(each.connects for each in configs) and not self.definition.connects:
+            raise ValueError("the first upstream with per_user_oauth needs the page /connections. Restart the gateway.")
+
+    def use(self, upstreams: Mapping[str, Upstream], configs: Sequence[UpstreamConfig], instructions: str) -> None:
+        """Use the result of `prepare`. Callers see either configuration, because nothing waits here. Upstreams that
+        are no longer used close when their calls have ended.
+        """
+        host, old = self._host, dict(self.upstreams)
+        self._gateway.arriving.fit(max(each.max_bytes for each in configs))
+        leaving = [each for name, each in old.items() if upstreams.get(name) is not each]
+        for each in leaving:
+            self._remove_items(each)
+        offered, self._results_offered = self._results_offered, {}
+        for remove in offered.values():
+            remove()
+        self.upstreams.clear()
+        self.upstreams.update(upstreams)
+        self.definition.upstreams[:], self.definition.instructions = configs, instructions
+        for group, config in enumerate(configs, 1):
+            each = upstreams[config.name]
+            if each.config != config:
+                each.become(config)
+            before = old.get(each.name)
+            if before is not None and before in leaving:
+                each.succeed(before)
+            for kind, items in each.offered.items():
+                host.registry.move(kind, items, group)
+            self._offer_results(each)
+        self._mounts = {name: self._mount(each) for name, each in upstreams.items()}
+        self._announce_changes(
+            self._apply() | ({"resources"} if offered.keys() != self._results_offered.keys() else set())
+        )
+        self._followed.follow_again()
+        calls = [call for call in host.dispatcher.calls if not call.long_lived]
+        for each in leaving:
+            host.run(self._end(each, calls))
+
+    async def _end(self, upstream: Upstream, calls: Collection[Call]) -> None:
+        """Close an upstream when the calls that may use it have ended, after at most `drain_timeout`."""
+        until = monotonic() + self._host.settings.drain_timeout
+        await upstream.lists.tasks.close()
+        running = self._host.dispatcher.calls
+        while (upstream.is_busy or not running.isdisjoint(calls)) and monotonic() < until:  # noqa: ASYNC110  as in `drain`
+            await asyncio.sleep(_LOOK_SECONDS)
+        await self.discard([upstream])
 
     def _choose_mode(self, host: PartHost) -> None:
         """Relay a single upstream, unless something prevents it."""
-        upstreams, definition, registry = list(self.upstreams.values()), self.definition, host.registry
-        obstacle = find_obstacle(
-            upstreams,
-            is_api=not isinstance(upstreams[0], McpUpstream),
-            has_items=any(registry.has_any(kind) for kind in METHODS),
-            has_hooks=definition.hooks is not None or host.dispatcher.around is not None,
-            has_search=bool(registry.list_selectors),
-            extends=bool(definition.extensions) or registry.completes is not None,
-        )
+        upstreams, definition = list(self.upstreams.values()), self.definition
+        self._has_items = any(host.registry.has_any(kind) for kind in METHODS)
+        obstacle = self._find_obstacle(upstreams)
         catalog = f"merges its upstreams' lists into its own, because {obstacle}"
         rest = "" if upstreams[0].policy.is_empty else ", except for what its policy changes"
         self._mode = catalog if obstacle else f"relays {upstreams[0].name}{rest}"
@@ -229,6 +344,17 @@ class GatewayPart:
         if not obstacle and isinstance(upstream := upstreams[0], McpUpstream):
             upstream.is_relayed = True
             Passthrough(host, upstream)
+
+    def _find_obstacle(self, upstreams: Sequence[Upstream]) -> str:
+        host, definition = self._host, self.definition
+        return find_obstacle(
+            upstreams,
+            is_api=not isinstance(upstreams[0], McpUpstream),
+            has_items=self._has_items,
+            has_hooks=definition.hooks is not None or host.dispatcher.around is not None,
+            has_search=bool(host.registry.list_selectors),
+            extends=bool(definition.extensions) or host.registry.completes is not None,
+        )
 
     @property
     def _mcp_upstreams(self) -> list[McpUpstream]:
@@ -239,21 +365,25 @@ class GatewayPart:
 
     def _announce(self, host: PartHost) -> None:
         """Announce this gateway to other gateways, unless all upstreams are in this process."""
-        targets = [(each.name, each.address) for each in self.definition.upstreams]
+        live = self.definition.live
+        targets = (live and live.version.targets) or [(each.name, each.address) for each in self.definition.upstreams]
         self._announcement["id"] = identity(host.services.secrets.values[0], self.definition.name, targets)
         if any(target for _, target in targets):
             announced = {CAPABILITY: self._announcement}
             host.extend(RegisteredExtension("experimental", announced, {}, frozenset(BY_DATE)))
 
-    def _set_up_policy(self, upstream: Upstream, host: PartHost) -> None:
+    def _offer_results(self, upstream: Upstream) -> None:
+        """Offer the template of stored results, if the policy stores some."""
         if upstream.policy.has_budgets:
-            template = upstream.results.template()
-            host.registry.exchange("templates", (), {template.name: template})
-            host.registry.offer("resources")
-            host.on_close(partial(host.registry.remove, "templates", template.name))
+            registry, template = self._host.registry, upstream.results.template()
+            registry.exchange("templates", (), {template.name: template})
+            registry.offer("resources")
+            self._results_offered[upstream.name] = partial(registry.exchange, "templates", (template.name,), {})
+
+    def _set_up_pins(self, upstream: Upstream) -> None:
         if (pins := upstream.lists.pins) is not None:
             if pins.file is not None:
-                host.every_second(_refresh_on_change(upstream, pins.file))
+                upstream.stack.callback(self._host.every_second(_refresh_on_change(upstream, pins.file)))
             if pins.is_volatile:
                 logger.warning(
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
@@ -270,23 +400,24 @@ class GatewayPart:
             PersonalCredentials,
         )
 
-        connections = {
-            name: each.credentials
-            for name, each in self.upstreams.items()
-            if isinstance(each.credentials, PersonalCredentials)
-        }
-        ConnectionsPage(self._host, connections, server=self.definition.title)
+        def find_connections() -> dict[str, PersonalCredentials]:
+            return {
+                name: each.credentials
+                for name, each in self.upstreams.items()
+                if isinstance(each.credentials, PersonalCredentials)
+            }
 
-    async def _wait_for_lists(self) -> None:
+        ConnectionsPage(self._host, find_connections, server=self.definition.title)
+
+    async def _wait_for_lists(self, upstreams: Iterable[Upstream]) -> None:
         """Wait for the first lists, up to each upstream's `start_timeout`."""
         started = asyncio.get_running_loop().time()
-        for name, upstream in self.upstreams.items():
+        for upstream in upstreams:
             try:
                 async with asyncio.timeout_at(started + upstream.config.start_timeout):
                     await upstream.lists.ready.wait()
             except TimeoutError:
-                logger.warning("The upstream %s hasn't returned any lists yet", name)
-        self._apply()
+                logger.warning("The upstream %s hasn't returned any lists yet", upstream.name)
 
     def describe(self) -> list[Json]:
         """Return state and statistics of each upstream on this worker."""
@@ -393,18 +524,21 @@ class GatewayPart:
             upstream: Upstream with a new catalog.
             announced: Kinds of lists that the upstream said have changed.
         """
-        if upstream.name not in self._mounts:  # it isn't open yet
+        if upstream.name not in self._mounts or self.upstreams.get(upstream.name) is not upstream:  # it isn't in use
             return
         self._mounts[upstream.name] = self._mount(upstream)
         changed = self._apply() | set(announced)
-        for change in changed:  # other workers have their own copies of the lists, and do the same
-            for listener in self._host.changes:
-                listener(change)
-            self._host.services.changes.emit(ServerChange(change), but=upstream.relayed_sessions)
+        self._announce_changes(changed, but=upstream.relayed_sessions)
         watchable = upstream.is_watchable(), upstream.lists.quarantined
         if "resources" in changed or watchable != self._watchable.get(upstream.name):
             self._watchable[upstream.name] = watchable
             self._followed.follow_again()
+
+    def _announce_changes(self, changed: Collection[str], *, but: Collection[str] = ()) -> None:
+        for change in changed:  # other workers have their own copies of the lists, and do the same
+            for listener in self._host.changes:
+                listener(change)
+            self._host.services.changes.emit(ServerChange(change), but=but)
 
     def _mount(self, upstream: Upstream) -> Mount:
         found, lists = upstream.catalog, upstream.lists
@@ -547,6 +681,7 @@ class GatewayPart:
         original = upstream.names.original_uri(uri)
         return (
             original is None
+            or upstream.name not in self._mounts
             or find_claimant(self._mounts, upstream.name, "resources", uri) != ""
             or upstream.lists.is_quarantined(original)
         )
@@ -566,11 +701,16 @@ class GatewayPart:
                 return found
         return None
 
+    def _remove_items(self, upstream: Upstream) -> None:
+        for kind, names in upstream.offered.items():
+            self._host.registry.exchange(kind, names, {})
+            names.clear()
+
     def _unregister_all(self) -> None:
         for upstream in self.upstreams.values():
-            for kind, names in upstream.offered.items():
-                self._host.registry.exchange(kind, names, {})
-                names.clear()
+            self._remove_items(upstream)
+        for remove in self._results_offered.values():
+            remove()
         self.definition.connected = False
         del self._host.services.changes.source
         self._host.registry.set_hints({})

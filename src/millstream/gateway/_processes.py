@@ -326,6 +326,11 @@ class ProcessPool:
         self._upstreams.append(processes)
         return processes
 
+    async def remove(self, processes: UpstreamProcesses) -> None:
+        """Stop the processes of an upstream."""
+        await processes.close()
+        self._upstreams.remove(processes)
+
     @property
     def running(self) -> list["ProcessTransport"]:
         """All processes that are running, starting, or stopping."""

@@ -8,7 +8,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._http.client import ArrivingBytes, UnsendableRequest
 from millstream._http.hosts import TrustedProxies
@@ -51,8 +51,8 @@ class Gateway(Struct, frozen=True):
     """Runs the processes of commands."""
     parked_calls: ParkedCalls
     """Calls waiting for answers."""
-    has_several: bool
-    """Whether there are several upstreams."""
+    upstreams: "Mapping[str, Upstream]"
+    """Name -> upstream that's in use."""
     sessions: Share
     """Counts the dedicated sessions of all upstreams."""
     proxies: TrustedProxies
@@ -60,6 +60,11 @@ class Gateway(Struct, frozen=True):
     """Counts the bytes of unfinished replies from all upstreams."""
     on_change: Callable[["Upstream", Collection[str]], None]
     """Called after an upstream's `catalog` was replaced, with the kinds of lists that it said have changed."""
+
+    @property
+    def has_several(self) -> bool:
+        """Whether there are several upstreams."""
+        return len(self.upstreams) > 1
 
 
 ItemClasses = Mapping[str, Callable[[Any, str, str, Description], Item]]
@@ -114,7 +119,8 @@ class Upstream(ABC):
         """Protocol revision of the upstream. Until the first connection, the newest one."""
         self.offered: dict[str, dict[str, OfferedItem]] = {kind: {} for kind in METHODS}
         """Kind -> name on this server -> what the registered item was created from."""
-        self._stack = AsyncExitStack()
+        self.stack: AsyncExitStack = AsyncExitStack()
+        """Ends what it has registered."""
 
     @abstractmethod
     def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
@@ -132,7 +138,29 @@ class Upstream(ABC):
     async def close(self) -> None:
         """Close all connections."""
         await self.lists.tasks.close()
-        await self._stack.aclose()
+        await self.stack.aclose()
+
+    def can_become(self, config: UpstreamConfig) -> bool:
+        """Return whether `become` can use a configuration: it's the same, except for rules that connections don't
+        depend on.
+        """
+        if structs.replace(config, policy=self.config.policy) != self.config:
+            return False
+        old, new = self.config.policy or UpstreamPolicy(), config.policy or UpstreamPolicy()
+        same_questions = Policy(new, config.names).questions == self.policy.questions
+        return same_questions and (old.pins, old.new_items) == (new.pins, new.new_items)
+
+    def become(self, config: UpstreamConfig) -> None:
+        """Use other rules, and keep all connections."""
+        self.config, self.policy = config, Policy(config.policy or UpstreamPolicy(), config.names)
+
+    def succeed(self, other: "Upstream") -> None:  # noqa: B027  an API has no sessions
+        """Take the place of an upstream with the same name, whose connections will end."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls use its connections."""
+        return False
 
     @property
     def may_have_own(self) -> bool:

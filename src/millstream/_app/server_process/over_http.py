@@ -37,10 +37,13 @@ from millstream._app.server_process.session_forwarder import SessionForwarder
 from millstream._app.server_process.worker_process import (
     BEATS,
     Alive,
+    ConfigPrepared,
+    ConfigState,
     Departure,
     Drain,
     Force,
     Message,
+    NewConfig,
     Ready,
     StartFailure,
     WorkerSlot,
@@ -366,6 +369,11 @@ class WorkerStops(StopSignals):
         elif isinstance(message, WorkerStates):
             self._place.workers[:] = message.workers
             self._place.takeover.look(message.workers)
+        elif isinstance(message, NewConfig) and (live := self._runtimes.definition.live) is not None:
+            number, send = message.version.number, self._place.line.send
+            live.prepare(message.version, lambda error: send(ConfigPrepared(number, error)))
+        elif isinstance(message, ConfigState) and (live := self._runtimes.definition.live) is not None:
+            live.settle(message.number, message.refusal)
         elif isinstance(message, StartFailure):
             self._place.failure = message if message.what else None
 

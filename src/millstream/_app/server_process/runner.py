@@ -107,7 +107,17 @@ def _innermost(frames: Sequence[FrameType]) -> str:
     return ""
 
 
+def has_terminal() -> bool:
+    """Return whether this process has a terminal. A SIGHUP without one that it had means that it was closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 INTERRUPTED = 128 + signal.SIGINT
+_HANGUP = getattr(signal, "SIGHUP", None)
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -120,8 +130,7 @@ def receive_signals(
     if threading.current_thread() is threading.main_thread():
         # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for background jobs in scripts, but a signal sent to
         # one should still end it.
-        hangup = getattr(signal, "SIGHUP", None)
-        heard = [each for each in numbers if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
+        heard = [each for each in numbers if each != _HANGUP or signal.getsignal(each) is not signal.SIG_IGN]
         before = {number: signal.signal(number, receive) for number in heard}
     try:
         yield
@@ -136,6 +145,8 @@ class StopSignals:
     The first SIGINT, SIGTERM, or SIGHUP shuts the server down gracefully: calls get time to finish, streams end, and
     lifespans close. A second Ctrl-C stops it at once. Before the server is ready, there's nothing to drain, so the
     first signal cancels the task.
+
+    A gateway with a configuration file reads it at SIGHUP, unless its terminal has closed.
     """
 
     _numbers: Collection[int] = _SIGNALS
@@ -152,6 +163,7 @@ class StopSignals:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._stopping = False
+        self._had_terminal = has_terminal()
         self._status: int | None = None
         """Exit status after the task was canceled without draining."""
         self._has_reacted = threading.Event()
@@ -189,7 +201,10 @@ class StopSignals:
                 self._is_over.set()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self._stopping:
+        live = self._runtimes.definition.live
+        if live is not None and number == _HANGUP and (has_terminal() or not self._had_terminal):
+            self._loop.call_soon_threadsafe(live.read_again)
+        elif not self._stopping:
             self._stopping = True
             self._limit_start(number)
             self._loop.call_soon_threadsafe(self._stop, number)

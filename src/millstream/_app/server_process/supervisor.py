@@ -13,25 +13,27 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import cache_from_source
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from millstream._app.server_process import CommandError, report
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import address_of, passed_sockets
-from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, loop_factory, receive_signals
+from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, has_terminal, loop_factory, receive_signals
 from millstream._app.server_process.worker_process import (
     GRACE,
     KILLED,
+    PATIENCE,
     READY,
     STARTING,
+    ConfigState,
     Hello,
     NotStarted,
     Ready,
@@ -44,23 +46,21 @@ from millstream._app.server_process.worker_process import (
     open_sockets,
     own_command,
 )
+from millstream._config import ConfigVersion
+from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for
 from millstream._stores.local.server import run_local_server
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, watch
+
+if TYPE_CHECKING:
+    from millstream.gateway._config import GatewayConfig
+    from millstream.gateway._live import LiveConfig
 
 logger = logging.getLogger("millstream")
+PAUSE = 0.1
+"""Seconds between two looks at whether a worker serves."""
 
 
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-PAUSE = 0.3
-"""Seconds between two scans."""
 MAX_FILES = 5_000
 """Maximum files in a folder. A folder with more isn't a single program."""
 _FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
@@ -71,24 +71,17 @@ Seen = dict[str, tuple[int, int]]
 def changes(folder: Path) -> AsyncIterator[None]:
     """Yield when Python files below a folder have changed since the call and have stopped changing.
 
-    It polls, which works on every disk and needs no library. At the call and after each change, it deletes the compiled
-    code of these files.
+    At the call and after each change, it deletes the compiled code of these files.
     """
     served = look(folder)
     _delete_compiled(served)
-    return _changes(folder, served)
+    return _changes(watch(partial(look, folder), served))
 
 
-async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
-    before = served
-    while True:
-        await asyncio.sleep(PAUSE)
-        now = await asyncio.to_thread(look, folder)
-        if now == before != served:
-            served = now
-            await asyncio.to_thread(_delete_compiled, served)
-            yield
-        before = now
+async def _changes(changed: AsyncIterator[Seen]) -> AsyncIterator[None]:
+    async for seen in changed:
+        await asyncio.to_thread(_delete_compiled, seen)
+        yield
 
 
 def _delete_compiled(files: Iterable[str]) -> None:
@@ -148,6 +141,8 @@ class Supervisor:
     """Folder to watch. When a Python file in it changes, all workers restart."""
     told: Callable[[Facts], None] = show
     """Called once, when the workers are serving."""
+    live: "LiveConfig | None" = None
+    """The configuration file of a gateway, which the workers get from here."""
 
     def __post_init__(self) -> None:
         self._hello = Hello(
@@ -159,6 +154,7 @@ class Supervisor:
             run=self.run_number,
             reloads=self.watched is not None,
             key=secrets.token_urlsafe(32),
+            config=None if self.live is None else self.live.version,
         )
         """Common part of the workers' roles."""
         # Otherwise, workers would write the compiled code that `changes` deletes.
@@ -169,7 +165,7 @@ class Supervisor:
         self._main: asyncio.Task[None]
         self._stopping = self._forced = self._is_ready = self._interrupted = False
         self._restart_requested = asyncio.Event()
-        self._had_terminal = _has_terminal()
+        self._had_terminal = has_terminal()
 
     async def run(self) -> None:
         """Serve until stopped.
@@ -194,7 +190,7 @@ class Supervisor:
         self._main.get_loop().call_soon_threadsafe(self._obey, number)
 
     def _obey(self, number: int) -> None:
-        if number == signal.SIGHUP and (_has_terminal() or not self._had_terminal):
+        if number == signal.SIGHUP and (has_terminal() or not self._had_terminal):
             if not self._stopping:
                 logger.info("Restarting all workers. The current ones stop when the new ones are ready.")
                 self._restart_requested.set()
@@ -230,10 +226,14 @@ class Supervisor:
         self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
             self._tasks.spawn(self._restart_after(changed))
+        if self.live is not None:
+            self.live.on_update = self._tell_config
+            self._tasks.spawn(self.live.watch(self._prepare_config))
         while True:
             await self._restart_requested.wait()
             self._restart_requested.clear()
-            await self._restart()
+            async with self.live.updating if self.live is not None else nullcontext():
+                await self._restart()
 
     async def _start_first(self, worker: SupervisedWorker, changed: AsyncIterator[None] | None) -> Ready:
         """Start a worker. If the program has an error, wait for a change to it, and try again.
@@ -261,9 +261,11 @@ class Supervisor:
 
         They stop together. Otherwise, clients of a stopped worker would reconnect to others that are about to stop.
         """
-        new: list[WorkerProcess] = []
+        new, before = list[WorkerProcess](), self._hello
         self._tell(StartFailure(""))
         try:
+            if self.live is not None:
+                self._hello = msgspec.structs.replace(before, config=await self._read_config(self.live))
             while empty := self._missing_workers(new):  # a process that was ready may have died since
                 worker = empty[0]
                 if len(new) >= STARTS * len(self.workers):
@@ -276,6 +278,7 @@ class Supervisor:
             tell_failure(exc)
             self._tell(msgspec.convert(exc, StartFailure, from_attributes=True))
             logger.error("The restart failed. The current workers keep serving.")
+            self._hello = before
             self._leave(new)
             self._fill()
             return
@@ -286,6 +289,58 @@ class Supervisor:
         await asyncio.gather(*[child.left.wait() for child in old])
         pids = [str(child.pid) for child in self._serving_workers()]
         logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
+
+    async def _read_config(self, live: "LiveConfig") -> ConfigVersion:
+        """Return the configuration for new workers. It may change what running ones can't.
+
+        Raises:
+            NotStarted: It has a mistake.
+        """
+        try:
+            live.version, live.config = await asyncio.to_thread(live.read)
+        except (ValueError, LocalError, OSError) as exc:
+            raise NotStarted(str(exc)) from exc
+        live.refusal = ""
+        return live.version
+
+    async def _prepare_config(self, version: ConfigVersion, config: "GatewayConfig") -> None:
+        """Let all workers prepare a configuration, for `_tell_config`.
+
+        Raises:
+            LocalError: One of them can't use it.
+        """
+        while not (children := self._serving_workers()):  # noqa: ASYNC110  they're restarting
+            await asyncio.sleep(PAUSE)
+        seconds = GRACE + max(each.start_timeout for each in config.upstreams)
+        errors = await asyncio.gather(*(child.prepare_config(version, seconds) for child in children))
+        if error := next(filter(None, errors), ""):
+            raise LocalError(error)
+        self._hello = msgspec.structs.replace(self._hello, config=version)
+
+    def _tell_config(self) -> None:
+        """Let the workers use the configuration that's in force. They have usually prepared it."""
+        for child in self._serving_workers():
+            if not self._has_config(child):
+                self._tasks.spawn(self._catch_up(child))
+
+    def _has_config(self, child: WorkerProcess) -> bool:
+        version = self._hello.config
+        if self.live is None or version is None:
+            return True
+        has = version.number in (child.config_number, child.prepared_number)
+        if has:
+            child.config_number = version.number
+            child.send(ConfigState(version.number, self.live.refusal))
+        return has
+
+    async def _catch_up(self, child: WorkerProcess) -> None:
+        """Let a process that started or responded too late use the configuration that's in force, or replace it."""
+        assert self.live is not None and self._hello.config is not None  # noqa: S101, PT018  see `_has_config`
+        async with self.live.updating:
+            error = await child.prepare_config(self._hello.config, PATIENCE)
+            if not self._has_config(child):
+                logger.error("%s can't use the configuration and is replaced: %s", child, error)
+                self._leave([child])
 
     def _missing_workers(self, among: Iterable[WorkerProcess]) -> list[SupervisedWorker]:
         """Return the workers without a serving process."""
@@ -411,6 +466,8 @@ class Supervisor:
             await child.ready()
             child.worker.back_off.serves()
             self._tell()
+            if not self._has_config(child):
+                self._tasks.spawn(self._catch_up(child))
             if child.watchdog:
                 self._tasks.spawn(child.watch())
             await child.left.wait()
@@ -461,6 +518,7 @@ def supervise(
     descriptor: int | None = None,
     watched: Path | None = None,
     told: Callable[[Facts], None] = show,
+    live: "LiveConfig | None" = None,
 ) -> None:
     """Serve with several workers until stopped.
 
@@ -472,6 +530,7 @@ def supervise(
         descriptor: Descriptor of a socket to listen on instead.
         watched: Folder; when a Python file in it changes, all workers restart.
         told: Called once, when the workers are serving.
+        live: The configuration file of a gateway.
 
     Raises:
         CommandError: The address can't be used, or a worker can't start.
@@ -486,7 +545,7 @@ def supervise(
     try:
         supervised = make_workers(sockets, workers, passed=bool(passed))
         store = partial(run_local_server, backend_for)
-        supervisor = Supervisor(command, supervised, host, run, store, watched, told)
+        supervisor = Supervisor(command, supervised, host, run, store, watched, told, live)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:

@@ -28,6 +28,7 @@ from msgspec import Struct
 from millstream._app.server_process import CommandError
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
+from millstream._config import ConfigVersion
 from millstream._http.hosts import UNIX
 from millstream._override import override
 from millstream._protocol.errors import Confidential
@@ -68,6 +69,30 @@ class Hello(Confidential, WorkerMessage, frozen=True, kw_only=True):
     """Secret shared by all workers, for programs without one."""
     store: str = ""
     """Address of the parent's store, if it serves one."""
+    config: ConfigVersion | None = None
+    """Configuration of a gateway, whose file the parent watches."""
+
+
+class NewConfig(WorkerMessage, frozen=True):
+    """Parent to worker: prepare a version of the configuration file."""
+
+    version: ConfigVersion
+
+
+class ConfigPrepared(WorkerMessage, frozen=True):
+    """Worker to parent: it has prepared the version."""
+
+    number: int
+    error: str
+    """Why it can't be used, or empty if it can."""
+
+
+class ConfigState(WorkerMessage, frozen=True):
+    """Parent to worker: use the version with this number, which has been prepared."""
+
+    number: int
+    refusal: str
+    """Why the file's last version isn't in force, or empty if it is."""
 
 
 class Drain(WorkerMessage, frozen=True):
@@ -127,7 +152,19 @@ class StartFailure(WorkerMessage, frozen=True):
     detail: str = ""
 
 
-Message = Hello | Drain | Force | WorkerStates | Ready | Alive | Departure | StartFailure
+Message = (
+    Hello
+    | Drain
+    | Force
+    | WorkerStates
+    | Ready
+    | Alive
+    | Departure
+    | StartFailure
+    | NewConfig
+    | ConfigPrepared
+    | ConfigState
+)
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
@@ -140,11 +177,33 @@ class MessageChannel:
     def __init__(self, end: socket.socket) -> None:
         self.end = end
         self._buffer = b""
+        self._unsent = bytearray()
 
     def send(self, message: Message) -> None:
-        """Send a message, dropping it if the peer has disconnected or has been unresponsive for long."""
-        with suppress(OSError):
-            self.end.sendall(msgspec.json.encode(message) + b"\n")
+        """Send a message, in the background if the peer doesn't read it yet. It's dropped if the peer has
+        disconnected.
+        """
+        self._unsent += msgspec.json.encode(message) + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self.end.send(self._unsent)]
+        except BlockingIOError:
+            asyncio.get_running_loop().add_writer(self.end, self._flush)
+            return
+        except OSError:
+            self._unsent.clear()
+        with suppress(RuntimeError):  # no loop runs while a worker starts
+            asyncio.get_running_loop().remove_writer(self.end)
+
+    def close(self) -> None:
+        """Close the socket."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.end)
+        loop.remove_writer(self.end)
+        self.end.close()
 
     def read(self) -> list[Message] | None:
         """Return the messages received so far, or None if the peer has closed the socket or sent an invalid message."""
@@ -493,9 +552,14 @@ class WorkerProcess:
                 process_group=0,
             )
         self.pid = self._process.pid
+        self.config_number = 0 if hello.config is None else hello.config.number
+        """Version of the configuration that it uses."""
+        self.prepared_number = 0
+        """Version that it has prepared."""
+        self._preparing: asyncio.Future[ConfigPrepared] = self._loop.create_future()
         self._line = MessageChannel(ours)
-        self._line.send(hello)
         ours.setblocking(False)
+        self._line.send(hello)
         self._loop.add_reader(ours, self._hear)
         self.ended = self._loop.create_task(self._end())
         """Returns the exit status, negative for a signal."""
@@ -513,6 +577,9 @@ class WorkerProcess:
                 self._ready.set_result(message)
             elif isinstance(message, Alive):
                 self._silence = 0
+            elif isinstance(message, ConfigPrepared):
+                if not self._preparing.done():
+                    self._preparing.set_result(message)
             elif isinstance(message, StartFailure):
                 self._failed = NotStarted(**msgspec.structs.asdict(message))
             else:
@@ -523,10 +590,10 @@ class WorkerProcess:
         # asyncio's own waiting needs a child watcher on Python 3.11, which the program may have replaced.
         status = await run_in_thread(self._process.wait, f"{self}")
         self._hear()  # the worker's last messages
-        self._loop.remove_reader(self._line.end)
-        self._line.end.close()
+        self._line.close()
         self.state = GONE
         self.left.set()
+        self._preparing.cancel()
         if not self._ready.done():
             what = f"Worker {self.worker.number} {how(status)} before it was ready."
             error = NotStarted(what, why="A worker runs your program up to run(). See its output above.")
@@ -576,8 +643,22 @@ class WorkerProcess:
         """Make the process exit immediately, but cleanly."""
         self._line.send(Force())
 
-    def send(self, message: WorkerStates | StartFailure) -> None:
-        """Send the state of all workers, or the reason why the changed program can't start."""
+    async def prepare_config(self, version: ConfigVersion, seconds: float) -> str:
+        """Let the process prepare a configuration, for at most some seconds. Return why it can't use it, or an empty
+        string.
+        """
+        self._preparing = self._loop.create_future()
+        self.send(NewConfig(version))
+        await asyncio.wait((self._preparing,), timeout=seconds)
+        if not self._preparing.done() or self._preparing.cancelled():
+            return ""
+        reply = self._preparing.result()
+        if not reply.error:
+            self.prepared_number = reply.number
+        return reply.error
+
+    def send(self, message: WorkerStates | StartFailure | NewConfig | ConfigState) -> None:
+        """Send a message that only a serving process reads."""
         if self.state in (READY, LEAVING):
             self._line.send(message)
 

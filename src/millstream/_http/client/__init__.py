@@ -133,8 +133,14 @@ class ArrivingBytes:
     """
 
     def __init__(self, maximum: int, largest: int) -> None:
-        self.servers: Share = Share(max(maximum, 4 * largest))
-        self.callers: Share = Share(self.servers.maximum, each=self.servers.each // 2)
+        self.servers: Share = Share(maximum)
+        self.callers: Share = Share(maximum, each=self.servers.each // 2)
+        self.fit(largest)
+
+    def fit(self, largest: int) -> None:
+        """Grow, if needed, for messages of this size."""
+        self.servers.fit(2 * largest)
+        self.callers.maximum, self.callers.each = self.servers.maximum, max(1, self.servers.each // 2)
 
 
 class Inflow:

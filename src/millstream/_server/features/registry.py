@@ -7,7 +7,7 @@ page. A cursor contains the last item of a page, so any worker can continue a li
 import base64
 import binascii
 from collections import ChainMap
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import count
 from typing import Any, Protocol, cast
@@ -337,6 +337,13 @@ class Registry:
             kept = (*reversed(items), *disabled)
             self._equivalents[kind] = {_NORMAL_FORMS[kind](name): name for name in kept}
         self._recount(kind)
+        self._forget_pages(kind)
+
+    def move(self, kind: str, names: Iterable[str], group: int) -> None:
+        """Move registered items to another group of `exchange`."""
+        for key in [(kind, name) for name in names if (kind, name) in self._places]:
+            self._places[key] = group, self._places[key][1]
+        self._sort(kind)
         self._forget_pages(kind)
 
     def _recount(self, kind: str) -> None:

@@ -7,7 +7,7 @@ connections page. A call without a connection asks the user to open the page. Ev
 import asyncio
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -452,12 +452,14 @@ class ConnectionsPage:
     The answer is used only if the same browser and user began the login.
     """
 
-    def __init__(self, host: PartHost, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
+    def __init__(
+        self, host: PartHost, connections: Callable[[], Mapping[str, PersonalCredentials]], *, server: str
+    ) -> None:
         """Create the page and add its paths.
 
         Args:
             host: The running server.
-            connections: Connections by name of the upstream.
+            connections: Returns the connections by name of the upstream.
             server: Name of the server.
         """
         self._connections = connections
@@ -487,7 +489,7 @@ class ConnectionsPage:
         if principal is None or len(request.body) > _MAX_FORM:
             return _MALFORMED_FORM
         name, action = query_value("upstream", request.body), query_value("action", request.body)
-        connection = self._connections.get(name)
+        connection = self._connections().get(name)
         if connection is None or action not in ("connect", "disconnect"):
             return _MALFORMED_FORM
         owner = digest_of(principal.id)
@@ -523,7 +525,7 @@ class ConnectionsPage:
         """Create the connection, if the same browser and user began the login. Each state is valid once."""
         pending = await self._vault.take_pending(_PENDING, state, PendingConnection)
         principal = request.principal
-        connection = None if pending is None else self._connections.get(pending.upstream)
+        connection = None if pending is None else self._connections().get(pending.upstream)
         if (
             pending is None
             or principal is None
@@ -549,7 +551,10 @@ class ConnectionsPage:
 
     async def describe(self, request: HttpRequest) -> Response:
         """Handle `GET /connections/client.json`: the client metadata document of this server (CIMD)."""
-        base = next(iter(self._connections.values())).base_for(request, request.headers)
+        connection = next(iter(self._connections().values()), None)
+        if connection is None:
+            return refusal(404, "No upstream needs accounts.")
+        base = connection.base_for(request, request.headers)
         document = {
             "client_id": base + METADATA,
             "client_name": self._server,
@@ -572,7 +577,7 @@ class ConnectionsPage:
             text = "Sign in to this server first: a connection belongs to a user."
             return pages.not_signed_in_page(request, "/sign-in", text, 403)
         owner = digest_of(principal.id)
-        rows = [(name, each.url, await each.load(owner)) for name, each in self._connections.items()]
+        rows = [(name, each.url, await each.load(owner)) for name, each in self._connections().items()]
         rows.sort(key=lambda row: row[0] != first)
         return pages.render(
             _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server, notice=notice,

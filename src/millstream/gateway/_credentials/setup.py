@@ -1,5 +1,6 @@
 """Which credentials an upstream has, from its configuration."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 from millstream._parts import PartHost
@@ -18,7 +19,7 @@ from millstream.gateway._upstream_config import UpstreamConfig
 
 
 def create_credentials(  # noqa: C901, PLR0912  a case for each kind
-    config: UpstreamConfig, address: Any, host: PartHost
+    config: UpstreamConfig, address: Any, host: PartHost, stack: AsyncExitStack
 ) -> UpstreamCredentials:
     """Return the credentials of an upstream that has some or forwards headers.
 
@@ -26,6 +27,7 @@ def create_credentials(  # noqa: C901, PLR0912  a case for each kind
         config: Configuration of the upstream.
         address: URL or target that credentials are sent to.
         host: The running server.
+        stack: Ends the credentials with their upstream.
 
     Raises:
         LocalError: The options are invalid. The message gives the reason.
@@ -74,9 +76,10 @@ def create_credentials(  # noqa: C901, PLR0912  a case for each kind
             from millstream.gateway._credentials.tokens import ExchangedCredentials  # noqa: PLC0415  as above
 
             credentials = ExchangedCredentials(name, forward, url, auth, host.services)
-            host.observe(credentials.observe)
+            stack.callback(host.observe(credentials.observe))
         case PerUserOAuth():
             from millstream.gateway._credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
 
             credentials = PersonalCredentials(name, forward, url, auth, host)
+    stack.push_async_callback(credentials.close)
     return credentials

@@ -12,6 +12,8 @@ const EVERY_MS = 2_000;
 
 /** @type {Json[]} */
 let upstreams = [];
+/** @type {Json} */
+let configuration = {};
 
 /** @param {number} at */
 const ago = (at) => `${duration(Math.max(0, Date.now() / 1_000 - at))} ago`;
@@ -110,17 +112,22 @@ function drawAll() {
       ? ["Connecting", "warn"]
       : people.length
         ? ["Needs an account", "warn"]
-        : ["All reachable", "good"];
+        : configuration.refused
+          ? ["File refused", "warn"]
+          : ["All reachable", "good"];
   write($("verdict"), text);
   $("verdict").className = `badge ${look}`;
   const reasons = [
     down.length &&
       `Down: ${down.map(({ name }) => name).join(", ")}. ${down.length === 1 ? "Calls to it fail" : "Calls to them fail"} at once.`,
     people.length && `Until a user connects an account: ${people.map(({ name }) => name).join(", ")}.`,
-    held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`
+    held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`,
+    configuration.refused && `${configuration.refused} Version ${configuration.version} stays in force.`
   ];
   write($("summary"), reasons.filter(Boolean).join(" "));
   write($("upstream-count"), count(upstreams.length));
+  write($("config-version"), configuration.version ? count(configuration.version) : "–");
+  $("config-version").title = configuration.version ? `${configuration.file}, digest ${configuration.digest}` : "";
   write($("tool-count"), count(sum(({ items }) => items.tools)));
   write($("token-count"), count(sum(({ tokens }) => tokens)));
   write($("call-count"), count(sum(({ calls }) => calls)));
@@ -175,7 +182,7 @@ async function load() {
   const found = await fetchJson("gateway/upstreams", "the upstreams");
   if (found) {
     showReconnected();
-    upstreams = found.upstreams;
+    ({ upstreams, configuration } = found);
     const worst = upstreams.find((row) => row.state === "degraded" || row.quarantined) ?? upstreams[0];
     if (!named(first)) first = worst?.name;
     $("upstreams").style.setProperty("--rows", `${upstreams.length}`);

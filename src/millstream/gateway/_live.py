@@ -1,0 +1,250 @@
+"""The configuration file of a running gateway, which changes without a restart.
+
+The process that watches the file numbers its versions. With several workers, that's their parent: every worker prepares
+a version, and then all use it at once.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from millstream._config import ConfigVersion
+from millstream._parts import PartHost
+from millstream._protocol.errors import LocalError
+from millstream._tasks import watch
+from millstream.files import stamp_of
+from millstream.gateway._config import ConfigError, GatewayConfig, load_file, read_file
+from millstream.gateway._upstream import Upstream
+from millstream.gateway._upstream_config import UpstreamConfig
+from millstream.protocol import Json
+
+logger = logging.getLogger("millstream.gateway")
+
+
+class LivePart(Protocol):
+    """The running gateway, from the perspective of its file. See `GatewayPart`."""
+
+    async def prepare(self, configs: Sequence[UpstreamConfig]) -> dict[str, Upstream]: ...
+
+    async def discard(self, upstreams: Iterable[Upstream]) -> None: ...
+
+    def use(self, upstreams: Mapping[str, Upstream], configs: Sequence[UpstreamConfig], instructions: str) -> None: ...
+
+
+Spread = Callable[[ConfigVersion, GatewayConfig], Awaitable[None]]
+"""Uses a version everywhere. It raises an error to refuse it."""
+
+
+class LiveConfig:
+    """The versions of a configuration file in one process: the one that's in force, and the next one."""
+
+    refusal: str = ""
+    """Why the file's last version isn't in force, or empty if it is."""
+    _part: LivePart | None = None
+    _host: PartHost
+
+    def __init__(self, path: Path, only: str = "", version: ConfigVersion | None = None) -> None:
+        """Read the file.
+
+        Args:
+            path: Path of the file.
+            only: Name of the one upstream to offer, under its own names. By default, all of them.
+            version: The version in force, from the process that watches the file. By default, this one watches it.
+
+        Raises:
+            ConfigError: The file can't be used.
+        """
+        self.path: Path = path
+        self._only = only
+        self._watches = version is None
+        self._requests = 0
+        stamp = stamp_of(path)
+        text = read_file(path) if version is None else version.text
+        self.config: GatewayConfig = load_file(path, text=text)
+        """The configuration in force."""
+        self.version: ConfigVersion = version or self._make_version(1, text, self.config)
+        self._first_look = (0, stamp, *self._look()[2:])
+        self._numbers = count(self.version.number + 1)
+        self.on_update: Callable[[], None] = lambda: None
+        """Called when the file has been read."""
+        self.updating: asyncio.Lock = asyncio.Lock()
+        """Held while a version is chosen, or a worker prepares or uses one."""
+        self._prepared: tuple[ConfigVersion, GatewayConfig, dict[str, Upstream]] | None = None
+
+    def choose(self, config: GatewayConfig) -> Sequence[UpstreamConfig]:
+        """Return the upstreams to offer.
+
+        Raises:
+            ConfigError: The only one to offer doesn't exist.
+        """
+        upstreams = {each.name: each for each in config.upstreams}
+        if self._only and self._only not in upstreams:
+            raise ConfigError(f"{self.path} has no server {self._only!r}. It has: {', '.join(upstreams)}.")
+        return [replace(upstreams[self._only], prefix="")] if self._only else config.upstreams
+
+    def _make_version(self, number: int, text: str, config: GatewayConfig) -> ConfigVersion:
+        digest = hashlib.sha256(text.encode())
+        for each in config.files:
+            digest.update(each.read_bytes() if each.is_file() else b"")
+        targets = [(each.name, each.address) for each in self.choose(config)] if number else self.version.targets
+        return ConfigVersion(number, text, digest.hexdigest()[:8], targets)
+
+    # The process that watches the file
+
+    async def watch(self, spread: Spread) -> None:
+        """Watch the file, and use each new version."""
+        async for _ in watch(self._look, self._first_look):
+            await self.update(spread)
+
+    def _look(self) -> tuple[object, ...]:
+        return self._requests, *(stamp_of(each) for each in (self.path, *self.config.files))
+
+    async def update(self, spread: Spread) -> None:
+        """Read the file, and use it if it has changed."""
+        async with self.updating:
+            try:
+                version, config = await asyncio.to_thread(self.read, self.config)
+                if version is not self.version:
+                    await spread(version, config)
+                    self.version, self.config = version, config
+                refusal = ""
+            except (ValueError, LocalError, OSError) as exc:
+                refusal = str(exc)
+            if refusal not in ("", self.refusal):
+                logger.error("%s Version %d of the configuration stays in force.", refusal, self.version.number)
+            self.refusal = refusal
+            self.on_update()
+
+    def read(self, before: GatewayConfig | None = None) -> tuple[ConfigVersion, GatewayConfig]:
+        """Return the next version of the file, or the one in force if it's the same.
+
+        Args:
+            before: See `load_file`.
+
+        Raises:
+            ConfigError: It can't be used.
+            OSError: A file that it names can't be read.
+        """
+        text = read_file(self.path)
+        config = load_file(self.path, text=text, before=before)
+        if not self.choose(config):
+            raise ConfigError(f"{self.path} has no upstreams. Add one, or stop the gateway.")
+        if not self.config.upstreams:
+            raise ConfigError(f"{self.path}: the gateway started without upstreams. Restart it to add the first one.")
+        version = self._make_version(0, text, config)
+        if version.digest == self.version.digest:
+            return self.version, self.config
+        return replace(version, number=next(self._numbers)), config
+
+    # The process that serves
+
+    def open(self, part: LivePart, host: PartHost) -> None:
+        """Change a gateway with the file until its server closes."""
+        self._part, self._host = part, host
+        host.report("configuration", self.describe)
+        host.check_ready(lambda: self.refusal)
+        if host.metrics is not None:
+            host.metrics.read(
+                "gauge",
+                "gateway_config",
+                "Workers that use this version of the configuration file.",
+                lambda: {(str(self.version.number), self.version.digest): 1},
+                ("version", "digest"),
+            )
+            host.metrics.read(
+                "gauge",
+                "gateway_config_refused",
+                "Whether the configuration file has changed, but can't be used.",
+                lambda: {(): float(bool(self.refusal))},
+                merge="max",
+            )
+        if self._watches:
+            host.run(self.watch(self._spread))
+
+    def read_again(self) -> None:
+        """Read the file soon, even if it looks the same."""
+        self._requests += 1
+
+    def describe(self) -> Json:
+        """Return the file, its version in force, and why its last version isn't."""
+        version = self.version
+        return {
+            "file": str(self.path),
+            "version": version.number,
+            "digest": version.digest,
+            **({"refused": self.refusal} if self.refusal else {}),
+        }
+
+    async def _spread(self, version: ConfigVersion, config: GatewayConfig) -> None:
+        await self._prepare(version, config)
+        await self._settle(version.number)
+
+    def prepare(self, version: ConfigVersion, reply: Callable[[str], None]) -> None:
+        """Prepare a version in the background, for `settle`.
+
+        Args:
+            version: A version from the parent process.
+            reply: Called with the reason if it can't be used, or else with an empty string.
+        """
+
+        async def prepare() -> None:
+            async with self.updating:
+                try:
+                    await self._prepare(version)
+                    error = ""
+                except (ValueError, LocalError, OSError) as exc:
+                    error = str(exc)
+                reply(error)
+
+        self._host.run(prepare())
+
+    def settle(self, number: int, refusal: str) -> None:
+        """Use a prepared version in the background, if it isn't in force here.
+
+        Args:
+            number: The version in force.
+            refusal: Why the file's last version isn't in force, or empty if it is.
+        """
+
+        async def settle() -> None:
+            async with self.updating:
+                self.refusal = refusal
+                await self._settle(number)
+
+        self._host.run(settle())
+
+    async def _prepare(self, version: ConfigVersion, config: GatewayConfig | None = None) -> None:
+        assert self._part is not None  # noqa: S101  the server has started
+        if config is None:
+            config = await asyncio.to_thread(load_file, self.path, text=version.text, before=self.config)
+        await self._settle(0)
+        try:
+            upstreams = await self._part.prepare(self.choose(config))
+        except (ValueError, LocalError) as exc:
+            raise ConfigError(f"{self.path}: {exc}") from exc
+        self._prepared = version, config, upstreams
+
+    async def _settle(self, number: int) -> None:
+        """Use the prepared version if it has this number, or forget it."""
+        if self._prepared is None or self._part is None:
+            return
+        (version, config, upstreams), self._prepared = self._prepared, None
+        if version.number != number:
+            await self._part.discard(upstreams.values())
+            return
+        before, after = ({one.name: one for one in self.choose(each)} for each in (self.config, config))
+        self._part.use(upstreams, self.choose(config), config.instructions)
+        self.version, self.config = version, config
+        changes = {
+            "added": [name for name in after if name not in before],
+            "changed": [name for name in after if name in before and before[name] != after[name]],
+            "removed": [name for name in before if name not in after],
+        }
+        text = ", ".join(f"{what} {', '.join(names)}" for what, names in changes.items() if names)
+        logger.info("Version %d of %s is in force: %s", version.number, self.path, text or "no upstream has changed")

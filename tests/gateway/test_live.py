@@ -1,0 +1,482 @@
+"""Changes to a gateway's file while it runs in one process. tests/workers/test_live_gateways.py has several workers."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.accounts import ALICE, run_scenario
+from http_peer import RunningServer, serve
+from millstream import Context, ResourceLink, Server
+from millstream.client import Client, ServerError
+from millstream.gateway import UpstreamPolicy
+from millstream.gateway._live import LiveConfig
+from patience import WAIT
+from workers_world import until_async
+
+pytestmark = pytest.mark.server
+
+TOOLS = "visit", "wait", "order", "prepare", "visit_often"
+REVISIONS = "2026-07-28", "2025-06-18"
+
+
+@pytest.fixture(autouse=True)
+def _fast_looks(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    monkeypatch.setattr("millstream._tasks._LOOK_SECONDS", 0.02)
+
+
+def make_shop(name: str = "shop") -> Server:
+    mcp = Server(name)
+    mcp.gate = asyncio.Event()  # type: ignore[attr-defined]
+
+    @mcp.tool
+    async def visit(ctx: Context) -> str:
+        """Count the visits of a session."""
+        number = await ctx.session_state.get("visits", 0) + 1
+        await ctx.session_state.set("visits", number)
+        return f"{name} {number}"
+
+    @mcp.tool
+    async def wait() -> str:
+        """Wait until the test ends it."""
+        await mcp.gate.wait()  # type: ignore[attr-defined]
+        return "done"
+
+    @mcp.tool
+    def order() -> str:
+        """Order a book."""
+        return "ordered"
+
+    @mcp.tool(task="allowed")
+    async def prepare() -> str:
+        """Wait as a task."""
+        await mcp.gate.wait()  # type: ignore[attr-defined]
+        return "prepared"
+
+    @mcp.tool
+    def visit_often() -> str:
+        """Visit a thousand times."""
+        return "many visits " * 1000
+
+    @mcp.resource("shop://stock")
+    def stock() -> str:
+        """Books in stock."""
+        return name
+
+    return mcp
+
+
+@asynccontextmanager
+async def serve_shops(*names: str) -> AsyncIterator[dict[str, tuple[Server, RunningServer]]]:
+    async with AsyncExitStack() as stack:
+        shops = {name: make_shop(name) for name in names}
+        for mcp in shops.values():
+            stack.push_async_callback(mcp.stop)
+        yield {name: (mcp, await stack.enter_async_context(serve(mcp))) for name, mcp in shops.items()}
+
+
+def table(name: str, port: int, *lines: str) -> str:
+    start = f"start_timeout = {WAIT}\nconnect_timeout = {WAIT}"
+    return "\n".join((f'[upstreams.{name}]\nurl = "http://127.0.0.1:{port}/mcp"\n{start}', *lines, ""))
+
+
+class LiveGateway:
+    """A gateway in this process, and its file."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        path.write_text(text, "utf-8")
+        self.live = LiveConfig(path)
+        self.mcp = Server(self.live.config.name, settings=None)
+        self.mcp.definition.configure(**self.live.config.settings)
+        self.mcp.definition.live = self.live
+        for each in self.live.config.upstreams:
+            self.mcp.definition.add_upstream(each)
+        self.part: Any = None
+
+    @property
+    def state(self) -> tuple[int, str]:
+        return self.live.version.number, self.live.refusal
+
+    async def change(self, *texts: str) -> None:
+        """Write the file, and wait until the gateway uses it or says why it doesn't."""
+        before, self.live.on_update = self.state, (read := asyncio.Event()).set
+        self.path.write_text("".join(texts), "utf-8")
+        async with asyncio.timeout(WAIT):
+            while self.state == before:
+                await read.wait()
+                read.clear()
+
+
+@asynccontextmanager
+async def run_gateway(path: Path, *texts: str) -> AsyncIterator[LiveGateway]:
+    gateway = LiveGateway(path, "".join(texts))
+    async with gateway.mcp.running() as runtime:
+        gateway.part = runtime.host.gateway
+        yield gateway
+
+
+async def names_of(client: Client) -> set[str]:
+    return {tool.name for tool in await client.tools(fresh=True)}
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_other_upstreams_keep_sessions_and_calls(revision: str, tmp_path: Path) -> None:
+    async with serve_shops("a", "b", "c") as shops, AsyncExitStack() as stack:
+        a, b, c = (table(name, running.port) for name, (_, running) in shops.items())
+        gateway = await stack.enter_async_context(run_gateway(tmp_path / "gateway.toml", a, b))
+        client = await stack.enter_async_context(Client(gateway.mcp, revision=revision, timeout=WAIT))
+        listens, heard = asyncio.Event(), asyncio.Event()
+
+        async def listen() -> None:
+            async with client.watch(tools=True) as changes:
+                listens.set()
+                async for change in changes:
+                    if change.kind == "tools":
+                        heard.set()
+
+        listening = asyncio.create_task(listen())
+        await listens.wait()
+        kept, has_session = gateway.part.upstreams["a"], revision != REVISIONS[0]
+        if has_session:
+            assert (await client.call("a_visit")).text == "a 1"
+        running = [asyncio.create_task(client.call(f"{name}_wait")) for name in "ab"]
+        await until_async(lambda: shops["a"][0].runtimes.calls + shops["b"][0].runtimes.calls == 2)
+        await gateway.change(a, c)
+        assert gateway.state == (2, "")
+        async with asyncio.timeout(WAIT):
+            await heard.wait()
+        assert await names_of(client) == {f"{name}_{tool}" for name in "ac" for tool in TOOLS}
+        assert gateway.part.upstreams["a"] is kept
+        if has_session:
+            assert (await client.call("a_visit")).text == "a 2"
+        assert (await client.call("c_order")).text == "ordered"
+        with pytest.raises(ServerError, match="Unknown tool: 'b_order'"):
+            await client.call("b_order")
+        for name in "ab":
+            shops[name][0].gate.set()  # type: ignore[attr-defined]
+        assert [(await each).text for each in running] == ["done", "done"]
+        listening.cancel()
+    assert set(gateway.part.upstreams) == {"a", "c"}
+
+
+async def test_other_rules_keep_sessions(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (table(name, running.port) for name, (_, running) in shops.items())
+        async with (
+            run_gateway(tmp_path / "gateway.toml", a, b) as gateway,
+            Client(gateway.mcp, revision="2025-06-18", timeout=WAIT) as client,
+        ):
+            assert (await client.call("a_visit")).text == "a 1"
+            await gateway.change(a, '[upstreams.a.policy]\ndeny = ["order"]\n', b)
+            assert "a_order" not in await names_of(client)
+            assert (await client.call("a_visit")).text == "a 2"
+            await gateway.change('[policy]\ndeny = ["b_*"]\n', a, b)
+            assert await names_of(client) == {f"a_{tool}" for tool in TOOLS}
+            assert (await client.call("a_visit")).text == "a 3"
+
+
+async def test_clients_learn_that_sessions_at_a_changed_upstream_have_ended(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (table(name, running.port) for name, (_, running) in shops.items())
+        async with (
+            run_gateway(tmp_path / "gateway.toml", a, b) as gateway,
+            Client(gateway.mcp, revision="2025-06-18", timeout=WAIT) as client,
+        ):
+            assert (await client.call("a_visit")).text == "a 1"
+            assert (await client.call("b_visit")).text == "b 1"
+            await gateway.change(table("a", shops["a"][1].port, "timeout = 77"), b)
+            lost = await client.call("a_visit", raise_on_error=False)
+            assert "has ended its session with you and lost its state. Call again" in lost.text
+            assert (await client.call("a_visit")).text == "a 1"
+            assert (await client.call("b_visit")).text == "b 2"
+
+
+async def test_unusable_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MISSING", raising=False)
+    path = tmp_path / "gateway.toml"
+    async with serve_shops("a", "b") as shops:
+        a, b = (table(name, running.port) for name, (_, running) in shops.items())
+        start = f'name = "front"\n[settings]\nmax_calls = 9\n{a}{b}'
+        other = f'{start}[upstreams.c]\nurl = "http://127.0.0.1:1/mcp"\n'
+        async with run_gateway(path, start) as gateway, Client(gateway.mcp, timeout=WAIT) as client:
+            names = await names_of(client)
+            for text, reason in {
+                f"{start}[upstreams": "isn't valid TOML",
+                f"{start}urll = 1": ": unknown option; did you mean 'url'",
+                f"{start}headers = {{ A = '${{MISSING}}' }}": "MISSING",
+                f'{other}prefix = "a"': "already has the prefix 'a'",
+                f'{other}auth = {{ kind = "per_user_oauth" }}': "'c' has per_user",
+                start.replace("= 9", "= 8"): ", line 3: settings.max_calls: it can't change while the gateway runs.",
+                start.replace("front", "back"): ", line 1: name: it can't change while the gateway runs. Restart",
+                f'{start}[auth.keys]\nfile = "keys.json"': "auth.keys: it can't change while the gateway runs.",
+                f'store = "sqlite:///{tmp_path}/s.db"\n{start}': ", line 1: store: it can't change",
+                'name = "front"\n[settings]\nmax_calls = 9\n': "has no upstreams. Add one, or stop the gateway.",
+            }.items():
+                await gateway.change(text)
+                number, refusal = gateway.state
+                assert number == 1, text
+                assert str(path) in refusal, text
+                assert reason in refusal, refusal
+                assert await names_of(client) == names
+            path.unlink()
+            await until_async(lambda: "can't be read" in gateway.live.refusal)
+            await gateway.change(start)  # nothing has changed, after all
+            assert gateway.state == (1, "")
+            await gateway.change(start, "prefix = 'x'")
+            assert gateway.state == (gateway.live.version.number, "")
+            assert await names_of(client) == {name.replace("b_", "x_") for name in names}
+
+
+async def test_relays_and_catalogs_stay_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        async with (
+            run_gateway(path, table("a", a, 'prefix = ""')) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            await gateway.change(table("a", a, 'prefix = ""'), table("b", b))
+            assert "relays its only upstream, 'a', which can't change while it runs" in gateway.live.refusal
+            assert (await client.call("order")).text == "ordered"
+        async with (
+            run_gateway(path, table("a", a, 'prefix = ""'), table("b", b)) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            await gateway.change(table("a", a, 'prefix = ""'))
+            assert "would relay it, which can't change while it runs" in gateway.live.refusal
+            assert (await client.call("b_order")).text == "ordered"
+
+
+async def test_saves_without_a_change_and_by_renaming(tmp_path: Path) -> None:
+    path, other = tmp_path / "gateway.toml", tmp_path / ".gateway.swp"
+    async with serve_shops("a", "b") as shops:
+        a, b = (table(name, running.port) for name, (_, running) in shops.items())
+        async with run_gateway(path, a, b) as gateway:
+            path.write_text(a + b, "utf-8")
+            await gateway.live.update(_refuse)
+            assert gateway.state == (1, "")
+            other.write_text(f"# comment\n{a}", "utf-8")
+            other.replace(path)
+            await until_async(lambda: gateway.state == (2, ""))
+            path.write_text(a, "utf-8")
+            path.write_text(f"{a}{b}[upstreams.b.policy]\nallow = ['order']\n", "utf-8")
+            await until_async(lambda: gateway.state[0] > 2)
+            await gateway.change(f"{a}{b}[upstreams.b.policy]\nallow = ['visit']\n")
+            async with Client(gateway.mcp, timeout=WAIT) as client:
+                assert await names_of(client) == {*(f"a_{tool}" for tool in TOOLS), "b_visit"}
+
+
+async def _refuse(*version: Any) -> None:
+    raise ValueError("The same text is no new version.")
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_no_call_fails_during_ten_changes(revision: str, tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        async with (
+            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b, 'prefix = "v1"')) as gateway,
+            Client(gateway.mcp, revision=revision, timeout=WAIT) as client,
+        ):
+            stop, calls, seen = asyncio.Event(), 0, list[int]()
+
+            async def keep_calling() -> None:
+                nonlocal calls
+                while not stop.is_set() or calls < 300:
+                    assert (await client.call("a_order")).text == "ordered"
+                    calls += 1
+                    (version,) = {int(name.partition("_")[0][1:]) for name in await names_of(client) if name[0] == "v"}
+                    seen.append(version)
+
+            calling = [asyncio.create_task(keep_calling()) for _ in range(4)]
+            for number in range(2, 12):
+                await gateway.change(table("a", a), table("b", b, f'prefix = "v{number}"'))
+                assert gateway.state == (number, "")
+            stop.set()
+            await asyncio.gather(*calling)
+            assert calls >= 300
+            assert seen == sorted(seen)
+            assert set(seen) == {*range(seen[0], 12)}
+
+
+async def test_processes_of_unchanged_upstreams_stay(tmp_path: Path) -> None:
+    program = tmp_path / "shop.py"
+    program.write_text(
+        "import os\nfrom millstream import Server\nmcp = Server('s')\n@mcp.tool\ndef pid() -> int:\n"
+        "    return os.getpid()\nmcp.run('stdio')\n",
+        "utf-8",
+    )
+
+    def command(name: str, *lines: str) -> str:
+        text = f"[upstreams.{name}]\ncommand = ['{sys.executable}', '{program}']\nstart_timeout = {WAIT}"
+        return "\n".join((text, *lines, ""))
+
+    async with (
+        run_gateway(tmp_path / "gateway.toml", command("a"), command("b")) as gateway,
+        Client(gateway.mcp, timeout=WAIT) as client,
+    ):
+        kept, removed = [(await client.call(f"{name}_pid")).data for name in "ab"]
+        await gateway.change(command("a", "[upstreams.a.policy]", 'allow = ["pid"]'), command("c"))
+        assert (await client.call("a_pid")).data == kept
+        await until_async(lambda: not _exists(removed))
+        await gateway.change(command("a", "env = { A = 'b' }"), command("c"))
+        assert (await client.call("a_pid")).data != kept
+    assert not _exists(kept)
+
+
+def _exists(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_resource_subscriptions_survive(revision: str, tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        async with (
+            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
+            Client(gateway.mcp, revision=revision, timeout=WAIT) as client,
+        ):
+            uris = {each.uri: name for each in await client.resources() for name in "ab" if name in each.uri[:9]}
+            assert len(uris) == 2, uris
+            updates: asyncio.Queue[str] = asyncio.Queue()
+
+            async def listen() -> None:
+                async with client.watch(*uris) as changes:
+                    updates.put_nowait("")
+                    async for change in changes:
+                        if change.kind == "resource" or change.uri:
+                            updates.put_nowait(change.uri)
+
+            listening = asyncio.create_task(listen())
+            async with asyncio.timeout(WAIT):
+                await updates.get()
+                await gateway.change(table("a", a), table("b", b, "timeout = 55"))
+                for uri, name in uris.items():
+                    found = ""
+                    while found != uri:
+                        await shops[name][0].resource_updated("shop://stock")
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(0.2):
+                                found = await updates.get()
+            listening.cancel()
+
+
+async def test_references_to_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLD_PORT", "1")
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        monkeypatch.setenv("NEW_PORT", str(a))
+        monkeypatch.setenv("OLD_PORT", str(a))
+        path = tmp_path / "gateway.toml"
+        text = table("a", 0).replace(":0/", ":${OLD_PORT}/") + table("b", b)
+        async with run_gateway(path, text) as gateway:
+            kept = gateway.part.upstreams["a"]
+            await gateway.change(text.replace("OLD", "NEW"))  # another name of the same value
+            assert gateway.state == (2, "")
+            assert gateway.part.upstreams["a"] is kept
+
+
+async def test_accounts_at_upstreams_stay() -> None:
+    async with run_scenario() as (world, gateway, alice, _):
+        await (await alice.sign_in(ALICE)).connect(world.accounts, "ada")
+        await gateway.wait_for_tool("up_who")
+        part: Any = (await gateway.mcp.start()).host.gateway
+        kept = part.upstreams["up"]
+        rules = UpstreamPolicy(deny=("write",))
+        for config in (replace(kept.config, policy=rules), replace(kept.config, policy=rules, timeout=99.0)):
+            part.use(await part.prepare([config]), [config], "")
+            assert (part.upstreams["up"] is kept) is (config.timeout != 99.0)
+            assert await gateway.call(ALICE, "up_who") == "ada"
+            assert "Disconnect" in await alice.page()
+        await alice.submit("disconnect")
+        assert "up" in await gateway.call(ALICE, "up_who")  # the new upstream ends its connections, too
+
+
+async def test_accepted_definitions_count_after_a_change(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        pinned = 'trust = "pin"\npolicy = { new_items = "quarantine" }'
+        async with run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway:
+            await gateway.change(table("a", a), table("b", b, pinned))
+            async with Client(gateway.mcp, timeout=WAIT) as client:
+                assert await names_of(client) == {f"a_{tool}" for tool in TOOLS}
+                order = gateway.part.upstreams["b"].lists.quarantined
+                (definition,) = [each.offered for each in order if each.name == "order"]
+                (tmp_path / "gateway.lock").write_text(json.dumps({"b": {"tools": {"order": definition}}}))
+                await until_async(lambda: gateway.state[0] == 3)  # the file of definitions is a part of the version
+                await gateway.change(table("a", a, "timeout = 44"), table("b", b, pinned))
+
+                async def is_offered() -> bool:
+                    return "b_order" in await names_of(client)
+
+                async with asyncio.timeout(WAIT):
+                    while not await is_offered():  # noqa: ASYNC110  it looks once a second
+                        await asyncio.sleep(0.01)
+
+
+async def test_stored_results_outlive_a_change(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        limited = "policy = { result_tokens = 1 }"
+        async with (
+            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            await gateway.change(table("a", a, limited), table("b", b))
+            found = await client.call("a_visit_often")
+            (uri,) = [each.uri for each in found.content if isinstance(each, ResourceLink)]
+            for line in ("timeout = 33", ""):
+                await gateway.change(table("a", a, line, limited), table("b", b, f"timeout = {len(line) + 9}"))
+                assert "many visits" in str(await client.read(uri))
+                assert len([each for each in await client.templates() if "result" in each.uri_template]) == 1
+            await gateway.change(table("a", a), table("b", b))
+            with pytest.raises(ServerError):
+                await client.read(uri)
+
+
+async def test_found_tools_change(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        start = "[settings]\ntool_search = true\n"
+        async with (
+            run_gateway(tmp_path / "gateway.toml", start, table("a", a)) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            assert "b_order" not in (await client.call("search_tools", query="order a book")).text
+            await gateway.change(start, table("a", a), table("b", b))
+            assert "b_order" in (await client.call("search_tools", query="order a book")).text
+
+
+async def test_order_of_the_file_is_the_order_of_lists(tmp_path: Path) -> None:
+    async with serve_shops("a", "b", "c") as shops:
+        a, b, c = (table(name, running.port) for name, (_, running) in shops.items())
+        async with run_gateway(tmp_path / "gateway.toml", a, b) as gateway, Client(gateway.mcp, timeout=WAIT) as client:
+            for texts in ((c, a, b), (b, c, a), (b, a), (a, b, c)):
+                await gateway.change(*texts)
+                order = [tool.name[0] for tool in await client.tools(fresh=True) if tool.name.endswith("order")]
+                assert order == [text[11] for text in texts]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_tasks_of_earlier_upstreams_end_well(changed: bool, tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (running.port for _, running in shops.values())
+        async with (
+            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
+            Client(gateway.mcp, timeout=WAIT) as client,
+        ):
+            task = await client.tasks.start("b_prepare", {})
+            await gateway.change(table("a", a), table("b", b, "timeout = 66") if changed else "")
+            shops["b"][0].gate.set()  # type: ignore[attr-defined]
+            assert (await client.tasks.wait(task)).text == "prepared"
