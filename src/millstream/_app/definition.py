@@ -18,6 +18,7 @@ from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
 from millstream._server.calls.services import ServerChange
+from millstream._server.dispatch import Address
 from millstream._server.features import Hooks, hooks_of
 from millstream._server.features.registry import Registry
 from millstream._server.features.sources import Completer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from millstream._http.server.guard import ServerState
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.gateway._sets import SetConfig
     from millstream.gateway._upstream_config import UpstreamConfig
     from millstream.hub._subscriber import Authorize
 
@@ -61,6 +63,7 @@ TABLE: dict[str, PartEntry] = {
         extension=True,
     ),  # before the upstreams' tools are registered
     "gateway": PartEntry("millstream.gateway._part:GatewayPart", lambda it: bool(it.upstreams)),
+    "sets": PartEntry("millstream.gateway._sets:SetsPart", lambda it: bool(it.sets)),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),
     "probes": PartEntry("millstream._app.parts.operations:ProbesPart"),
@@ -186,15 +189,16 @@ class Definition:
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
-        self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
-        self.registry.private = self.protected
+        self.registry: Registry = self.make_registry()
         self.registry.on_change = lambda kind: self.emit(ServerChange(kind))
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
         """Middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
+        """Servers behind this one."""
         self.connected: bool = False
         """Whether a gateway has registered the upstreams' items."""
-        """Servers behind this one."""
+        self.sets: list[SetConfig] = []
+        """Choices of items with addresses of their own."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
         """The servers that this one is mounted on, each with the prefix."""
@@ -207,6 +211,19 @@ class Definition:
         self.removed: dict[ItemRemoval, None] = {}
         self.switched: dict[tuple[str, str], ItemSwitch] = {}
         """Changes while running, for workers that start later."""
+
+    def make_registry(self) -> Registry:
+        """Return an empty registry with the server's settings."""
+        registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        registry.private = self.protected
+        return registry
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The main address, then the addresses of the sets."""
+        settings = self.settings
+        main = Address("", settings.path, settings.sse_path, settings.messages_path)
+        return [main, *(each.address(settings.path) for each in self.sets)]
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Override the program's options with the command line's, before the server runs.
@@ -249,6 +266,7 @@ class Definition:
             or settings.limit_address
             or settings.limit_quota
             or settings.limit_concurrency
+            or any(each.limit for each in self.sets)
         ) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
 
     def describe(self) -> dict[str, Any]:
@@ -367,6 +385,22 @@ class Definition:
         self._check_addable(f"the upstream {config.name!r}")
         self.upstreams.append(config)
 
+    def add_set(self, config: "SetConfig") -> None:
+        """Serve a set of the items at an address of its own.
+
+        Raises:
+            ValueError: Another set has the name, or the path is taken.
+            LocalError: The server is running, or is mounted on another one.
+        """
+        self._check_addable(f"the set {config.name!r}")
+        if any(each.name == config.name for each in self.sets):
+            raise ValueError(f"There is already a set {config.name!r}. Rename one.")
+        if taken := set(config.address(self.settings.path).paths).intersection(self.mcp_paths):
+            raise ValueError(f"The set {config.name!r} can't use {min(taken)}, because the server serves it already.")
+        self.sets.append(config)
+        if any(self.paths()):
+            self._check_paths()
+
     def admit_extension(self, name: str, hooks: object | None) -> None:
         """Check that an extension can be added now, and add its hooks inside the existing ones, for items that are
         registered later.
@@ -476,6 +510,11 @@ class Definition:
             self.user_routes.remove(added)
             raise
 
+    @property
+    def mcp_paths(self) -> list[str]:
+        """Paths where MCP is served over HTTP."""
+        return [path for each in self.addresses for path in each.paths]
+
     def paths(self, before: str = "") -> "Iterator[tuple[str, UserRoute]]":
         """Yield the program's own paths, and the paths of mounted servers with their prefixes."""
         yield from ((before, each) for each in self.user_routes)
@@ -488,7 +527,7 @@ class Definition:
         """Raise ValueError if two of the program's own paths are the same, here or where this server is mounted."""
         from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  only for programs with pages of their own
 
-        UserRoutes(self.paths(), served=self.settings.mcp_paths, show_errors=bool)
+        UserRoutes(self.paths(), served=self.mcp_paths, show_errors=bool)
         for parent, _ in self._mounted_on:
             parent._check_paths()
 

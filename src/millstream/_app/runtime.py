@@ -264,16 +264,23 @@ class Runtime:
             self.services.open()
             self.services.overrides_of = lambda home: home.all_overrides()
             self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)
+            main, *addresses = self.services.addresses = definition.addresses
             self.dispatcher = Dispatcher(
-                definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
+                definition.registry,
+                self.services,
+                info=definition.describe(),
+                instructions=definition.instructions,
+                address=main,
             )
-            Handlers(self.dispatcher)
+            for address in addresses:
+                self.dispatcher.branch(definition.make_registry(), address)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
             if definition.mounted:  # otherwise, registering each name has already warned
                 _warn_of_names([name for name in definition.registry.tools if not works_everywhere(name)])
-            if definition.has_wide_hooks():
-                hooks = definition.hooks or Hooks(definition)
-                self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
+            hooks = (definition.hooks or Hooks(definition)) if definition.has_wide_hooks() else None
+            for each in self.dispatcher.everywhere:
+                Handlers(each)
+                each.around = None if hooks is None else MiddlewareChain(hooks, each.registry)
             self.sweep = Sweep(self.dispatcher)
             self.sweep.beats += (self.streams.beat, self._extend_logs)
             self.host = host = PartHost(
@@ -380,7 +387,7 @@ class Runtime:
 
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
-        self.dispatcher.stopping = True
+        self._stop_dispatchers()
         await self.dispatcher.notification_tasks.close(1.0)
         await self.sweep.close()
         self._end_subscriptions()
@@ -399,7 +406,8 @@ class Runtime:
 
         Calls that don't finish are stopped with an error.
         """
-        self.draining = self.dispatcher.stopping = True
+        self.draining = True
+        self._stop_dispatchers()
         calls, clock = self.dispatcher.calls, self.sweep.clock
         deadline = clock() + seconds
         self._end_subscriptions()
@@ -415,6 +423,10 @@ class Runtime:
         self.streams.close()
         for drain in self.host.drains:
             await drain(max(1.0, deadline - clock()))
+
+    def _stop_dispatchers(self) -> None:
+        for each in self.dispatcher.everywhere:
+            each.stopping = True
 
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):

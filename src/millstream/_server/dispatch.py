@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from copy import copy
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -56,6 +57,38 @@ from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
 _DISCOVER_TTL_MS = 3_600_000
 """Cache hint of `server/discover`."""
+
+
+class Address(Struct, frozen=True):
+    """Paths of a server where it serves all of its items, or a set of them."""
+
+    name: str
+    """Name of the set, or empty at the main address."""
+    path: str
+    """Path of Streamable HTTP."""
+    sse: str
+    """Path of HTTP+SSE."""
+    messages: str
+    """Path of messages to HTTP+SSE."""
+    websocket: str = "/ws"
+    tools: str = "/tools/"
+    """Prefix of the paths of tools."""
+    openapi: str = "/openapi.json"
+    scopes: frozenset[str] = frozenset()
+    """Scopes that a caller needs here. All are required."""
+    groups: tuple[str, ...] = ()
+    """Values of the claim `groups`, of which a caller needs one."""
+    limit: str = ""
+    """Maximum rate of tool calls per caller."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of MCP."""
+        return self.path, self.path.rstrip("/") + "/", self.sse, self.messages
+
+
+MAIN = Address("", "/mcp", "/sse", "/messages/")
+"""Main address of a server with the default settings."""
 
 
 class ServerDescription:
@@ -152,7 +185,7 @@ class Around(Protocol):
 
 
 class Dispatcher:
-    """Runs the calls of one server."""
+    """Runs the calls at one address of a server: what's served there, and the calls that run at any address."""
 
     def __init__(
         self,
@@ -161,7 +194,11 @@ class Dispatcher:
         *,
         info: Json,
         instructions: str = "",
+        address: Address = MAIN,
     ) -> None:
+        self.address: Address = address
+        self.everywhere: list[Dispatcher] = [self]
+        """The dispatcher of each address, the main one first."""
         self.registry: Registry = registry
         self.services: Services = services
         self.info: Json = info
@@ -174,6 +211,8 @@ class Dispatcher:
         """Called for every finished call."""
         self.begin: Callable[[Call], None] | None = None
         """Called for every call that starts, if tracing is on."""
+        self.read_resource: Callable[[str, Call], Awaitable[Any]]
+        """Reads a resource of this address as part of a call. Set by the handlers."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         self._tool_timeout = services.settings.tool_timeout
@@ -188,6 +227,18 @@ class Dispatcher:
         """The running handlers of notifications."""
         self._notification_share = Share(self.load.max_calls, each=self.load.max_each)
 
+    def branch(self, registry: Registry, address: Address) -> "Dispatcher":
+        """Return a dispatcher for another address, which shares the running calls. Add its handlers next."""
+        other = copy(self)
+        other.registry, other.address, other.around, other._handlers = registry, address, None, {}
+        other.announcement = ServerDescription(registry, self.info, "")
+        self.everywhere.append(other)
+        return other
+
+    def find_address(self, name: str) -> "Dispatcher | None":
+        """Return the dispatcher of a set, or of the main address if the name is empty."""
+        return next((each for each in self.everywhere if each.address.name == name), None)
+
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients."""
         self.announcement.instructions = instructions
@@ -198,7 +249,8 @@ class Dispatcher:
         self.info.clear()
         self.info.update(info)
         self._heads.update((revision.date, _head(self.info, revision, None)) for revision in ALL)
-        self.announcement.forget()
+        for each in self.everywhere:
+            each.announcement.forget()
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers by method."""
@@ -230,7 +282,7 @@ class Dispatcher:
                 return refusal_message(call.id, over or ProtocolError(INVALID_REQUEST, _IN_FLIGHT))
             scope = ""
         self.calls.add(call)
-        call.services = self.services
+        call.services, call.dispatcher = self.services, self
         observe = self.observe
         started = perf_counter() if observe is not None else 0.0
         if self.begin is not None:
@@ -441,7 +493,7 @@ class Dispatcher:
             self.notification_tasks.spawn(self._run_notification(call)).add_done_callback(release)
 
     async def _run_notification(self, call: Call) -> None:
-        call.services = self.services
+        call.services, call.dispatcher = self.services, self
         try:
             if self.gate is not None and (asked := self.gate(call)) is not None:
                 await asked

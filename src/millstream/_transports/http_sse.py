@@ -91,7 +91,7 @@ class HttpSse:
         self._streams.add(sink, request, ("sse", ""), finish=connection.finish)
         self._connections[session_id] = (connection, owner, sink)
         try:
-            sink.write(sse.endpoint(f"{request.root_path}{services.settings.messages_path}?session_id={session_id}"))
+            sink.write(sse.endpoint(f"{request.root_path}{self._dispatcher.address.messages}?session_id={session_id}"))
             await sink.wait_closed()
         finally:
             del self._connections[session_id]

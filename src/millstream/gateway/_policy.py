@@ -193,6 +193,8 @@ def _has_claim(claim: Any, value: Any) -> bool:
     return any(type(each) is type(value) and each == value for each in (claim if is_array(claim) else (claim,)))
 
 
+Visible = Callable[[Principal | None], bool]
+"""Returns whether a caller sees an item."""
 SaveResult = Callable[[Call, bytes, float], Awaitable[Json | None]]
 """Stores an oversized result: ``await keep(call, result, seconds)`` returns the resource link to it, or None if it
 doesn't fit.
@@ -205,7 +207,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     name: str = ""
     """Name of a tool or prompt, without the prefix."""
     scopes: frozenset[str] = frozenset()
-    visible: Callable[[Principal | None], bool] | None = None
+    visible: Visible | None = None
     tags: frozenset[str] = frozenset()
     limit: str = ""
     cost: float = 1.0
@@ -323,6 +325,29 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
 
+    def narrow(self, item: Item) -> None:
+        """Apply the rules of a set to its copy of an item, in addition to the item's own rules."""
+        item._described = self.describe(item.describe())
+        item.tags |= self.tags
+        item.scopes |= self.scopes
+        item.run = require_scopes(item.run, self.scopes)
+        if self.visible is not None:
+            item.visible = _both(item.visible, self.visible)
+        if self.defaults or self.hidden:
+            read, parameters = item.read, tuple(each for each in item.parameters if each not in self.hidden)
+            item.parameters = parameters
+            item.read = lambda raw: read(self.fill(raw, parameters))
+        if isinstance(item, Tool):
+            item.timeout = self.timeout or item.timeout
+            item.headers = tuple(each for each in item.headers if each.path[0] not in self.hidden)
+            item.plain = item.plain and not (self.timeout or item.visible or self.defaults or self.hidden)
+        if isinstance(item, Template) and self.rules_of is not None:
+            item.template = RestrictedPattern(item.template, self.rules_of)
+            run, ruled = item.run, _with_uri_rules(item.run, self.rules_of)
+            # Other methods read templates of this server for its own functions, and don't name the URI.
+            is_own = not item.origin
+            item.run = lambda values, call: (run if is_own and call.method != "resources/read" else ruled)(values, call)
+
     def _wrap(self, run: Run, keep: SaveResult, parameters: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
             if self.changes_arguments:
@@ -334,6 +359,10 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             return preview(result, self.budget, await keep(call, result, self.result_seconds))
 
         return run_by_rules
+
+
+def _both(first: Visible | None, second: Visible) -> Visible:
+    return second if first is None else lambda principal: first(principal) and second(principal)
 
 
 _NO_RULES = ItemRules()

@@ -188,6 +188,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     # Lifecycle
     services: Services = cast("Services", None)
     """The shared services of the running server, set by the dispatcher."""
+    dispatcher: Any = None
+    """The dispatcher of the address at which the call arrived. It sets itself."""
     stop: Callable[[str], object] | None = None
     """Cancels the task of the call, if its origin can't."""
     release: Callable[[], object] | None = None

@@ -250,6 +250,14 @@ class Item:
 
     kind: ClassVar[str]
     """The kind for hooks: tools, prompts, or resources."""
+    origin: str = ""
+    """Name of the upstream that it comes from, if any."""
+    short_name: str = ""
+    """Name without the upstream's prefix."""
+    is_companion: bool = False
+    """Whether a set (`Server.offer`) has it without choosing it. If it has an origin, only together with other items of
+    that upstream.
+    """
     naming: ClassVar[str] = "name"
     """The member of the description that identifies the item."""
     _described: Json
