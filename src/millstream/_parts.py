@@ -18,10 +18,11 @@ from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._protocol.revisions import Revision
+from millstream._server.address import Address
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ObserveMessage, Services
 from millstream._server.control import Gate
-from millstream._server.dispatch import Address, Dispatcher, Observe
+from millstream._server.dispatch import Dispatcher, Observe
 from millstream._server.features.registry import Handler as MethodHandler
 from millstream._server.features.registry import RegisteredExtension, Registry, RelayedServer
 from millstream._server.features.resources import Resource
@@ -322,6 +323,11 @@ class PartHost:
         self.stack.callback(hooks.remove, hook)
 
     # HTTP
+
+    def known_scopes(self, path: str = "") -> set[str]:
+        """Return the scopes that the server currently uses, at all addresses or at the address with a path."""
+        found = [each for each in self.dispatcher.everywhere if path in ("", *each.address.endpoints)]
+        return {scope for each in found for scope in each.registry.scopes | each.address.scopes}
 
     def route_for(self, address: Address, handlers: Mapping[str, Handler], **rules: Any) -> Route:
         """Return a route for callers who may use an address.

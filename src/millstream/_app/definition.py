@@ -17,8 +17,8 @@ from msgspec import Struct
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
+from millstream._server.address import Address
 from millstream._server.calls.services import ServerChange
-from millstream._server.dispatch import Address
 from millstream._server.features import Hooks, hooks_of
 from millstream._server.features.registry import Registry
 from millstream._server.features.sources import Completer
@@ -221,9 +221,7 @@ class Definition:
     @property
     def addresses(self) -> list[Address]:
         """The main address, then the addresses of the sets."""
-        settings = self.settings
-        main = Address("", settings.path, settings.sse_path, settings.messages_path)
-        return [main, *(each.address(settings.path) for each in self.sets)]
+        return [Address.main(self.settings), *(each.address(self.settings.path) for each in self.sets)]
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Override the program's options with the command line's, before the server runs.

@@ -96,6 +96,11 @@ def server_of_file(path: Path, only: str = "") -> Server:
         raise ConfigError(f"{path} has no server {only!r}. It has: {', '.join(upstreams)}.")
     for each in [replace(upstreams[only], prefix="")] if only else config.upstreams:
         made.definition.add_upstream(each)
+    for chosen in () if only else config.sets:
+        try:
+            made.definition.add_set(chosen)
+        except ValueError as exc:
+            raise ConfigError(f"{path}: {exc}") from exc
     return made
 
 

@@ -343,6 +343,7 @@ class Runtime:
                 limits=self.services.request_limits,
                 sockets=bool(host.sockets),
                 mcp_path=settings.path,
+                set_paths=[each.path for each in self.services.addresses[1:]],
                 title=self.definition.title,
             )
             self.policy.show = self.routes.refusal_for

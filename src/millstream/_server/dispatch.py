@@ -43,6 +43,7 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
+from millstream._server.address import Address
 from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, CallFailure
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.questions import resolve_group
@@ -57,38 +58,6 @@ from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
 _DISCOVER_TTL_MS = 3_600_000
 """Cache hint of `server/discover`."""
-
-
-class Address(Struct, frozen=True):
-    """Paths of a server where it serves all of its items, or a set of them."""
-
-    name: str
-    """Name of the set, or empty at the main address."""
-    path: str
-    """Path of Streamable HTTP."""
-    sse: str
-    """Path of HTTP+SSE."""
-    messages: str
-    """Path of messages to HTTP+SSE."""
-    websocket: str = "/ws"
-    tools: str = "/tools/"
-    """Prefix of the paths of tools."""
-    openapi: str = "/openapi.json"
-    scopes: frozenset[str] = frozenset()
-    """Scopes that a caller needs here. All are required."""
-    groups: tuple[str, ...] = ()
-    """Values of the claim `groups`, of which a caller needs one."""
-    limit: str = ""
-    """Maximum rate of tool calls per caller."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Paths of MCP."""
-        return self.path, self.path.rstrip("/") + "/", self.sse, self.messages
-
-
-MAIN = Address("", "/mcp", "/sse", "/messages/")
-"""Main address of a server with the default settings."""
 
 
 class ServerDescription:
@@ -194,9 +163,9 @@ class Dispatcher:
         *,
         info: Json,
         instructions: str = "",
-        address: Address = MAIN,
+        address: Address | None = None,
     ) -> None:
-        self.address: Address = address
+        self.address: Address = address or services.addresses[0]
         self.everywhere: list[Dispatcher] = [self]
         """The dispatcher of each address, the main one first."""
         self.registry: Registry = registry

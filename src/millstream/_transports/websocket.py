@@ -241,7 +241,8 @@ class Dialect(Struct, eq=False):
 
     def _need_hub(self) -> Hub:
         if self._hub is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Start it with --serve hub.")
+            where = "Connect to /ws" if self._dispatcher.address.name else "Start it with --serve hub"
+            raise ProtocolError(METHOD_NOT_FOUND, f"This server has no channels. {where}.")
         return self._hub
 
     async def subscribe(self, message: _Subscribe, id: Raw) -> None:

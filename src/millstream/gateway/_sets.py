@@ -19,8 +19,9 @@ from msgspec import Struct, field, structs
 
 from millstream._config import RateText
 from millstream._parts import PartHost
+from millstream._server.address import Address
 from millstream._server.calls.services import ServerChange
-from millstream._server.dispatch import Address, Dispatcher
+from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import Item

@@ -411,6 +411,11 @@ class CallInfo:
         return self._call.id
 
     @property
+    def set_name(self) -> str:
+        """Name of the set of items that the caller uses (`Server.offer`), or empty at the server's main address."""
+        return str(self._call.dispatcher.address.name)
+
+    @property
     def revision(self) -> str:
         """The date of the protocol revision. Compare it as text: ``if ctx.revision < newest: …``."""
         return self._call.revision.date

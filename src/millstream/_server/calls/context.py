@@ -155,11 +155,6 @@ class Context(CallInfo, NotCopyable):
         only = self._call.transport in ("stdio", "memory")
         return UserState(self._services, self.principal, is_only_client=only)
 
-    @property
-    def set_name(self) -> str:
-        """Name of the set of items that the caller uses (`Server.offer`), or empty at the server's main address."""
-        return str(self._call.dispatcher.address.name)
-
     async def read_resource(self, uri: str) -> Any:
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.
 

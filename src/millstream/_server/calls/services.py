@@ -27,6 +27,7 @@ from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._protocol.uri import normalize_uri
+from millstream._server.address import Address
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords, spellings
@@ -408,8 +409,8 @@ class Services:
         self.settings: Settings = settings
         self.store: Store = store
         self.hub: Publisher | None = None
-        self.addresses: Sequence[Any] = ()
-        """The `Address` of all items, and those of sets."""
+        self.addresses: Sequence[Address] = [Address.main(settings)]
+        """The main address, then those of sets."""
         self.note: ObserveMessage = ignore_message
         """Observer of messages that don't become calls."""
         self.request_limits: RequestLimits = UNLIMITED

@@ -96,7 +96,7 @@ class Issuer(Struct, frozen=True, eq=False):
         """
         config = self.config
         audience = config.audience or config.base + services.settings.path.rstrip("/")
-        addresses = frozenset(addresses_for(audience, services.settings).values())
+        addresses = frozenset(addresses_for(audience, services.addresses).values())
         running = replace(config, audience=audience, addresses=addresses, known=known)
         return RunningIssuer(running, services, name)
 
