@@ -4,21 +4,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
-from millstream import Client, Context, Server, Settings
-from millstream._app.gateway_server import server_of_file
+from millstream import Client, Context, ResourceLink, Server, Settings
 from millstream.client import Options, ServerError
 from millstream.gateway import ResourcePolicy, SetConfig, ToolPolicy, UpstreamPolicy
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next
 from patience import WAIT
-from wire import POST, Wire, per_request, request, routing, run_wire
+from wire import POST, per_request, request, routing, run_wire
 
 ERAS = ("2024-11-05", "2025-06-18", "2026-07-28")
 
@@ -137,7 +134,13 @@ async def test_names_outside_a_set_fail_like_names_that_do_not_exist() -> None:
     mcp = make_shop()
     mcp.offer("/mcp/interns", allow=["add", "greet", "doc://files/index"])
     outside = {"tool": "order", "upstream": "files_delete", "bare": "delete", "prompt": "files_review"}
-    uris = "doc://files/secret", "doc://secret", "DOC://files/%73ecret", "doc://files/x/../secret", "shop://opening-hours"
+    uris = (
+        "doc://files/secret",
+        "doc://secret",
+        "DOC://files/%73ecret",
+        "doc://files/x/../secret",
+        "shop://opening-hours",
+    )
     async with serve(mcp) as running:
         for era in ERAS:
             async with open_at(running.port, "/mcp/interns", era) as client:
@@ -220,3 +223,250 @@ async def test_selectors_choose_by_upstream_tag_hint_scope_and_group() -> None:
         for name, (_, tools) in expected.items():
             chosen = mcp.runtimes.current.dispatcher.find_address(name)  # some callers see less
             assert {*chosen.registry.tools} == {*tools}, name
+
+
+async def test_names_are_short_unless_two_items_would_have_one_name() -> None:
+    mcp = make_shop()
+    mcp.upstream("other", make_files(), start_timeout=WAIT)
+    mcp.offer("/one", upstreams=["files"], short_names=True)
+    mcp.offer("/two", allow=["*_read", "files_delete", "*_review", "add"], short_names=True)
+    async with serve(mcp) as running:
+        async with open_at(running.port, "/one") as client:
+            found = await list_all(client)
+            assert found["tools"] == ["read", "delete"]
+            assert found["prompts"] == ["review"]
+            assert found["resources"] == ["doc://files/index", "doc://files/secret"]
+            assert (await client.call("read", path="a")).text == "text of a"
+            assert "Review a." in str(await client.prompt("review", path="a"))
+            assert (await client.complete("path", "", prompt="review")).values == ["a.txt"]
+            assert "Unknown tool" in await find_error(client.call("files_read", path="a"))
+        async with open_at(running.port, "/two") as client:
+            assert (await list_all(client))["tools"] == ["add", "files_read", "delete", "other_read"]
+
+
+async def test_rules_of_a_set_change_its_items_only_there() -> None:
+    mcp = make_shop()
+    rules = {
+        "order": ToolPolicy(name="buy", description="Buy one.", hidden={"copies": 1}),
+        "files_delete": ToolPolicy(hidden={"force": False}, annotations={"destructiveHint": True}),
+        "add": ToolPolicy(defaults={"b": 5}),
+    }
+    mcp.offer("/interns", tools=rules, resources={"doc://files/index": ResourcePolicy(title="Index")})
+    async with serve(mcp) as running:
+        for era in ERAS:
+            async with open_at(running.port, "/interns", era) as client:
+                tools = {each.name: each for each in await client.tools()}
+                assert tools["buy"].description == "Buy one."
+                assert [*tools["buy"].input_schema["properties"]] == ["isbn"]
+                assert [*tools["files_delete"].input_schema["properties"]] == ["path"]
+                deleted = await client.call("files_delete", {"path": "a", "force": True})
+                assert deleted.text == "deleted a False"
+                assert (await client.call("add", a=1)).text == "6"
+                if era != "2024-11-05":
+                    assert (await client.resources())[0].uri == "shop://opening-hours"
+            async with open_at(running.port, "/mcp", era) as client:
+                tools = {each.name: each for each in await client.tools()}
+                assert "copies" in tools["order"].input_schema["properties"]
+                assert (await client.call("files_delete", path="a", force=True)).text == "deleted a True"
+        async with open_at(running.port, "/interns") as client:
+            assert (await client.call("buy", isbn="7")).text == "1 of 7"
+
+
+def test_rules_that_cannot_differ_between_addresses_are_rejected() -> None:
+    for rule in ({"limit": "1/hour"}, {"redact_results": ["x"]}, {"result_bytes": 9}, {"concurrency": 1}):
+        with pytest.raises(ValueError, match="can't differ between addresses"):
+            SetConfig(path="/a", tools={"x": ToolPolicy(**rule)})
+    for path in ("mcp", "/a b", "/", "/a/"):
+        with pytest.raises(ValueError, match=r"can't be|path"):
+            SetConfig(name="a", path=path)
+    with pytest.raises(ValueError, match="allow"):
+        SetConfig(path="/a", allow="files_*")  # pyright: ignore[reportArgumentType]  one pattern per character
+
+
+def test_paths_of_sets_must_be_free() -> None:
+    mcp = make_shop()
+    mcp.offer("/mcp/interns")
+    for path in ("/mcp", "/sse", "/mcp/interns", "/messages", "/other/interns"):
+        with pytest.raises(ValueError, match="already"):
+            mcp.offer(path)
+    with pytest.raises(TypeError, match="allowed"):
+        mcp.offer("/b", allowed=["x"])  # type: ignore[call-arg]
+
+
+async def test_limits_of_tools_are_shared_by_addresses_and_a_set_can_have_its_own() -> None:
+    mcp = make_shop(auth=make_key_auth())
+    mcp.offer("/interns", tools={"order": ToolPolicy(name="buy")})
+    mcp.offer("/staff", limit="3/hour")
+
+    async with run_guarded(mcp) as running:
+
+        async def call(path: str, tool: str, key: str = ALICE) -> int:
+            arguments = {"isbn": "7"} if tool != "add" else {"a": 1, "b": 2}
+            body = json.dumps(per_request("tools/call", {"name": tool, "arguments": arguments})).encode()
+            headers = {name.replace("-", "_"): value for name, value in routing("tools/call", tool).items()}
+            return (await running.ask(key, "POST", path, body, **headers)).status
+
+        assert [await call("/mcp", "order"), await call("/interns", "buy"), await call("/interns", "buy")] == [
+            200,
+            200,
+            429,
+        ]
+        assert await call("/staff", "order") == 429
+        assert [await call("/staff", "add", BOB) for _ in range(4)] == [200, 200, 200, 429]
+        assert await call("/mcp", "add", BOB) == 200
+
+
+async def test_clients_learn_of_changes_at_their_own_address_only() -> None:
+    mcp = make_shop()
+    mcp.offer("/interns", allow=["add", "doc://files/index"])
+    async with serve(mcp) as running:
+        for era in ("2025-06-18", "2026-07-28"):
+            async with (
+                open_at(running.port, "/interns", era) as interns,
+                open_at(running.port, "/mcp", era) as main,
+                interns.watch() as inside,
+                main.watch() as everything,
+            ):
+                mcp.disable("tool", "order")
+                assert (await anext(everything)).kind == "tools"
+                assert len(await interns.tools()) == 1
+                mcp.disable("tool", "add")
+                assert (await anext(inside)).kind == "tools"
+                assert await interns.tools() == []
+                assert "Unknown tool" in await find_error(interns.call("add", a=1, b=2))
+                mcp.enable("tool", "add")
+                mcp.enable("tool", "order")
+                assert (await anext(inside)).kind == "tools"
+                assert (await interns.call("add", a=1, b=2)).text == "3"
+
+
+async def test_updates_of_resources_outside_a_set_are_not_reported() -> None:
+    mcp = make_shop()
+    mcp.offer("/interns", allow=["shop://opening-hours"])
+    mcp.resource("shop://stock", name="stock")(lambda: "9")
+    async with (
+        serve(mcp) as running,
+        open_at(running.port, "/interns") as client,
+        client.watch("shop://stock", "shop://opening-hours") as changes,
+    ):
+        await mcp.resource_updated("shop://stock")
+        await mcp.resource_updated("shop://opening-hours")
+        assert (await anext(changes)).uri == "shop://opening-hours"
+
+
+async def test_search_finds_and_calls_only_tools_of_the_set() -> None:
+    mcp = make_shop(settings=Settings(tool_search=True))
+    mcp.offer("/interns", upstreams=["files"], deny=["*delete"], short_names=True)
+    async with serve(mcp) as running:
+        for era in ERAS:
+            async with open_at(running.port, "/interns", era) as client:
+                assert [each.name for each in await client.tools()] == ["search_tools", "call_tool"]
+                found = json.loads((await client.call("search_tools", query="file book add delete order")).text)
+                assert [each["name"] for each in found["tools"]] == ["read"]
+                inside = await client.call("call_tool", name="read", arguments={"path": "a"})
+                assert inside.text == "text of a"
+                for name in ("order", "files_delete", "delete", "files_read"):
+                    assert "Unknown tool" in await find_error(client.call("call_tool", name=name, arguments={}))
+            async with open_at(running.port, "/mcp", era) as client:
+                found = json.loads((await client.call("search_tools", query="order a book")).text)
+                assert found["tools"][0]["name"] == "order"
+
+
+async def test_stored_results_are_read_only_at_their_own_address() -> None:
+    policy = UpstreamPolicy(result_bytes=20)
+    large = Server("large")
+    large.tool(lambda: "x" * 5000, name="much")
+    mcp = Server("shop")
+    mcp.upstream("large", large, policy=policy, start_timeout=WAIT)
+    mcp.upstream("files", make_files(), start_timeout=WAIT)
+    mcp.offer("/one", upstreams=["large"])
+    mcp.offer("/two", upstreams=["files"])
+    async with serve(mcp) as running:
+        async with open_at(running.port, "/one") as client:
+            result = await client.call("large_much")
+            uri = next(each.uri for each in result.content if isinstance(each, ResourceLink))
+            assert len((await client.read(uri))[0].text or "") >= 5000
+        for path in ("/two", "/mcp"):
+            async with open_at(running.port, path) as client:
+                assert "Resource not found" in await find_error(client.read(uri))
+
+
+async def test_tasks_belong_to_the_address_of_their_call() -> None:
+    mcp, done = make_shop(), asyncio.Event()
+
+    @mcp.tool(task="required")
+    async def slow() -> str:
+        await done.wait()
+        return "slow"
+
+    mcp.offer("/interns", tools={"slow": ToolPolicy(name="long")})
+    async with serve(mcp) as running:
+        async with open_at(running.port, "/interns") as client, open_at(running.port, "/mcp") as main:
+            task = await client.tasks.start("long", {})
+            assert "Unknown task" in await find_error(main.tasks.get(task.task_id))
+            assert "Unknown task" in await find_error(main.tasks.cancel(task.task_id))
+            done.set()
+            assert (await client.tasks.wait(task)).text == "slow"
+
+
+async def test_answers_of_one_address_are_not_accepted_at_another() -> None:
+    mcp = make_shop()
+
+    @mcp.tool
+    async def ask(ctx: Context) -> int:
+        return await ctx.elicit("How many?", int)
+
+    mcp.offer("/interns")
+    async with run_wire(mcp, "own") as wire:
+        params: dict[str, Any] = {"name": "ask", "arguments": {}}
+        first = await wire.post(
+            per_request("tools/call", params, elicitation={}), routing("tools/call", "ask"), "/interns"
+        )
+        result = json.loads(first.body)["result"]
+        key = next(iter(result["inputRequests"]))
+        again = {
+            **params,
+            "requestState": result["requestState"],
+            "inputResponses": {key: {"action": "accept", "content": {"value": 3}}},
+        }
+        message = per_request("tools/call", again, elicitation={})
+        foreign = await wire.post(message, routing("tools/call", "ask"), "/mcp")
+        assert "Invalid requestState" in json.loads(foreign.body)["error"]["message"]
+        own = await wire.post(message, routing("tools/call", "ask"), "/interns")
+        assert json.loads(own.body)["result"]["structuredContent"] == 3
+
+
+async def test_middleware_sees_calls_and_lists_of_sets() -> None:
+    seen: list[str] = []
+
+    class Watch(Middleware):
+        async def on_message(self, request: MessageRequest, next: Next) -> Any:
+            seen.append(f"{request.context.set_name or '-'} {request.method}")
+            return await next(request)
+
+        async def on_list(self, request: ListRequest, next: Next) -> Any:
+            return [each for each in await next(request) if each.get("name") != "order"]
+
+    mcp = make_shop(middleware=[Watch()])
+    mcp.offer("/interns", allow=["add", "order"])
+    async with serve(mcp) as running, open_at(running.port, "/interns") as client:
+        assert [each.name for each in await client.tools()] == ["add"]
+        assert (await client.call("add", a=1, b=2)).text == "3"
+    assert "interns tools/call" in seen
+
+
+async def test_functions_read_resources_of_their_own_address() -> None:
+    mcp = make_shop()
+
+    @mcp.tool
+    async def peek(uri: str, ctx: Context) -> str:
+        return f"{ctx.set_name}: {await ctx.read_resource(uri)}"
+
+    mcp.offer("/interns", allow=["peek", "shop://*"])
+    async with serve(mcp) as running:
+        async with open_at(running.port, "/interns") as client:
+            assert (await client.call("peek", uri="shop://opening-hours")).text == "interns: always"
+            hidden = await find_error(client.call("peek", uri="doc://files/index"))
+            assert hidden == await find_error(client.call("peek", uri="doc://files/nothing"))
+        async with open_at(running.port, "/mcp") as client:
+            assert (await client.call("peek", uri="doc://files/index")).text == ": index"

@@ -220,7 +220,7 @@ def choose_items(config: SetConfig, policy: Policy, items: Items) -> dict[str, l
             if name in views:
                 chosen[kind][name] = _Chosen(item, ItemRules(), name)
             elif rules is not None and not item.is_companion and config.admits(item):
-                chosen[kind][name] = _Chosen(item, rules, rules.name or name)
+                chosen[kind][name] = _Chosen(item, structs.replace(rules, name=""), rules.name or name)
                 views |= _views_of(item) if kind == "tools" else set()
     origins = {each.source.origin for some in chosen.values() for each in some.values()}
     for kind, some in items.items():
