@@ -326,7 +326,7 @@ class PartHost:
 
     def known_scopes(self, path: str = "") -> set[str]:
         """Return the scopes that the server currently uses, at all addresses or at the address with a path."""
-        found = [each for each in self.dispatcher.everywhere if path in ("", *each.address.endpoints)]
+        found = [each for each in self.dispatcher.served if path in ("", *each.address.endpoints)]
         return {scope for each in found for scope in each.registry.scopes | each.address.scopes}
 
     def route_for(self, address: Address, handlers: Mapping[str, Handler], **rules: Any) -> Route:

@@ -232,7 +232,7 @@ async def test_sets_in_a_file_share_the_process_of_their_upstream(tmp_path: Path
         ("[sets.a]\npath = 'x'", "path can't be 'x'"),
         ("[sets.a.tools.x]\nlimit = '1/hour'", "can't differ between addresses"),
         ("[sets.'a b']", "name can't be 'a b'"),
-        ("[sets.a]\npath = '/mcp'", "serves it already"),
+        ("[sets.a]\npath = '/sse'", "serves it already"),
     ],
 )
 def test_mistakes_in_sets_are_explained(text: str, hint: str, tmp_path: Path) -> None:

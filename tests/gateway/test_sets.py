@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
@@ -286,7 +287,7 @@ def test_rules_that_cannot_differ_between_addresses_are_rejected() -> None:
 def test_paths_of_sets_must_be_free() -> None:
     mcp = make_shop()
     mcp.offer("/mcp/interns")
-    for path in ("/mcp", "/sse", "/mcp/interns", "/messages", "/other/interns"):
+    for path in ("/sse", "/mcp/interns", "/messages", "/other/interns"):
         with pytest.raises(ValueError, match="already"):
             mcp.offer(path)
     with pytest.raises(TypeError, match="allowed"):
@@ -470,3 +471,19 @@ async def test_functions_read_resources_of_their_own_address() -> None:
             assert hidden == await find_error(client.call("peek", uri="doc://files/nothing"))
         async with open_at(running.port, "/mcp") as client:
             assert (await client.call("peek", uri="doc://files/index")).text == ": index"
+
+
+async def test_a_set_at_the_main_path_replaces_everything_there() -> None:
+    mcp = make_shop(serve="rest")
+    mcp.offer("/mcp", name="public", allow=["add"])
+    mcp.offer("/mcp/all")
+    for era in ERAS:
+        async with Client(mcp, revision=era, timeout=WAIT) as client:
+            assert [each.name for each in await client.tools()] == ["add"]
+    async with serve(mcp) as running:
+        for path, count in (("/mcp", 1), ("/sse", 1), ("/mcp/all", 4)):
+            async with Client(f"http://127.0.0.1:{running.port}{path}", timeout=WAIT) as client:
+                assert len(await client.tools()) == count
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}") as http:
+            assert (await http.post("/tools/order", json={"isbn": "7"})).status_code == 404
+            assert "Unknown tool" in (await http.post("/mcp/tools/call", json={"name": "order"})).text

@@ -220,8 +220,11 @@ class Definition:
 
     @property
     def addresses(self) -> list[Address]:
-        """The main address, then the addresses of the sets."""
-        return [Address.main(self.settings), *(each.address(self.settings.path) for each in self.sets)]
+        """The main address, or that of the set that's served there instead, then the addresses of other sets."""
+        main = Address.main(self.settings)
+        sets = [each.address(main) for each in self.sets]
+        front = next((each for each in sets if each.path == main.path), main)
+        return [front, *(each for each in sets if each is not front)]
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Override the program's options with the command line's, before the server runs.
@@ -393,7 +396,10 @@ class Definition:
         self._check_addable(f"the set {config.name!r}")
         if any(each.name == config.name for each in self.sets):
             raise ValueError(f"There is already a set {config.name!r}. Rename one.")
-        if taken := set(config.address(self.settings.path).paths).intersection(self.mcp_paths):
+        main, before = Address.main(self.settings), self.addresses
+        address = config.address(main)
+        others = before[1:] if before[0] == main and address.path == main.path else before
+        if taken := set(address.paths).intersection(path for each in others for path in each.paths):
             raise ValueError(f"The set {config.name!r} can't use {min(taken)}, because the server serves it already.")
         self.sets.append(config)
         if any(self.paths()):

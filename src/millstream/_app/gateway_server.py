@@ -19,7 +19,11 @@ from millstream.gateway._part import check
 from millstream.gateway._programs import hosts_and_origins, library_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from millstream.gateway._programs.program import ProgramApplication
+    from millstream.gateway._sets import SetConfig
+    from millstream.gateway._upstream_config import UpstreamConfig
 
 logger = logging.getLogger("millstream.gateway")
 START_TIMEOUT = 30.0
@@ -64,7 +68,7 @@ def server_of_file(path: Path, only: str = "") -> Server:
 
     Args:
         path: Path of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
-        only: Name of the one upstream to offer, under its own names. By default, all of them.
+        only: Name of the one upstream to offer, under its own names, or of the only set. By default, all of them.
 
     Raises:
         ConfigError: The file can't be used. The message identifies the line.
@@ -91,17 +95,33 @@ def server_of_file(path: Path, only: str = "") -> Server:
         raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files].")
     if not config.upstreams:
         logger.warning("%s lists no servers that are enabled, so the gateway offers nothing.", path)
-    upstreams = {each.name: each for each in config.upstreams}
-    if only and only not in upstreams:
-        raise ConfigError(f"{path} has no server {only!r}. It has: {', '.join(upstreams)}.")
-    for each in [replace(upstreams[only], prefix="")] if only else config.upstreams:
+    offered, chosen = _select(config, only, path, settings.path)
+    for each in offered:
         made.definition.add_upstream(each)
-    for chosen in () if only else config.sets:
+    for some in chosen:
         try:
-            made.definition.add_set(chosen)
+            made.definition.add_set(some)
         except ValueError as exc:
             raise ConfigError(f"{path}: {exc}") from exc
     return made
+
+
+def _select(
+    config: GatewayConfig, only: str, path: Path, main_path: str
+) -> "tuple[Sequence[UpstreamConfig], Sequence[SetConfig]]":
+    """Return the upstreams and sets to serve.
+
+    Raises:
+        ConfigError: The file has no upstream or set with the only name.
+    """
+    upstreams, sets = {each.name: each for each in config.upstreams}, {each.name: each for each in config.sets}
+    if not only:
+        return config.upstreams, config.sets
+    if only in upstreams:
+        return [replace(upstreams[only], prefix="")], ()
+    if only in sets:
+        return config.upstreams, [replace(sets[only], path=main_path)]
+    raise ConfigError(f"{path} has no server {only!r}. It has: {', '.join([*upstreams, *sets])}.")
 
 
 def server_of(value: Any) -> Server:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.definition import SERVABLE, Bind, Definition, make_parts
 from millstream._http.hosts import HostPolicy
 from millstream._parts import PartHost, order_parts
+from millstream._server.address import Address
 from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.dispatch import Dispatcher
@@ -264,16 +265,16 @@ class Runtime:
             self.services.open()
             self.services.overrides_of = lambda home: home.all_overrides()
             self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)
-            main, *addresses = self.services.addresses = definition.addresses
+            self.services.addresses = definition.addresses
             self.dispatcher = Dispatcher(
                 definition.registry,
                 self.services,
                 info=definition.describe(),
                 instructions=definition.instructions,
-                address=main,
+                address=Address.main(settings),
             )
-            for address in addresses:
-                self.dispatcher.branch(definition.make_registry(), address)
+            for chosen in definition.sets:
+                self.dispatcher.branch(definition.make_registry(), chosen.address(self.dispatcher.address))
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
             if definition.mounted:  # otherwise, registering each name has already warned
                 _warn_of_names([name for name in definition.registry.tools if not works_everywhere(name)])
@@ -388,7 +389,7 @@ class Runtime:
 
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
-        self._stop_dispatchers()
+        self.dispatcher.stop()
         await self.dispatcher.notification_tasks.close(1.0)
         await self.sweep.close()
         self._end_subscriptions()
@@ -408,7 +409,7 @@ class Runtime:
         Calls that don't finish are stopped with an error.
         """
         self.draining = True
-        self._stop_dispatchers()
+        self.dispatcher.stop()
         calls, clock = self.dispatcher.calls, self.sweep.clock
         deadline = clock() + seconds
         self._end_subscriptions()
@@ -424,10 +425,6 @@ class Runtime:
         self.streams.close()
         for drain in self.host.drains:
             await drain(max(1.0, deadline - clock()))
-
-    def _stop_dispatchers(self) -> None:
-        for each in self.dispatcher.everywhere:
-            each.stopping = True
 
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):

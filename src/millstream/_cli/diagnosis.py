@@ -135,8 +135,17 @@ class _UpstreamState(Struct):
     workers: dict[str, int] = {}
 
 
+class _Set(Struct):
+    name: str
+    path: str
+    items: dict[str, int]
+    scopes: list[str] = []
+    groups: list[str] = []
+
+
 class _Health(Struct):
     gateway: str = ""
+    sets: list[_Set] = []
     sharing: list[str] = []
     upstream_states: list[_UpstreamState] = []
 
@@ -243,8 +252,23 @@ def gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
     if health.gateway:
         yield DiagnosticStep("gateway", f"it {health.gateway}")
     yield from map(upstream_step, health.upstream_states)
+    for each in health.sets:
+        yield set_step(each)
     for text in health.sharing:
         yield DiagnosticStep("isolation", text)
+
+
+def set_step(found: _Set) -> DiagnosticStep:
+    """Return the step for a set of items with an address of its own."""
+    counts = [f"{count} {kind if count != 1 else kind[:-1]}" for kind, count in found.items.items() if count]
+    needed = [f"scope {each}" for each in found.scopes] + [f"group {each}" for each in found.groups]
+    text = f"{found.name} at {found.path} has {', '.join(counts) or 'no items'}"
+    return DiagnosticStep(
+        "set",
+        f"{text}, for callers with the {' and the '.join(needed)}" if needed else text,
+        ok=bool(counts),
+        remedy="" if counts else "Compare its patterns with the names that `millstream list` prints.",
+    )
 
 
 async def count_items(client: Client) -> DiagnosticStep:
@@ -386,9 +410,11 @@ def _local_time(seconds: float) -> str:
 
 async def read_health(url: Url, headers: Mapping[str, str], seconds: float) -> _Health:
     """Return what a gateway of ours tells about itself, which depends on the credentials."""
-    with suppress(ClientError, TimeoutError, msgspec.DecodeError):
-        reply = await request("GET", url.join("health"), headers, max_body=1 << 20, seconds=seconds)
-        return msgspec.json.decode(reply.body, type=_Health)
+    for reference in ("health", "../health", "/health"):  # the URL may be that of a set
+        with suppress(ClientError, TimeoutError, msgspec.DecodeError):
+            reply = await request("GET", url.join(reference), headers, max_body=1 << 20, seconds=seconds)
+            if reply.status != 404:
+                return msgspec.json.decode(reply.body, type=_Health)
     return _Health()
 
 

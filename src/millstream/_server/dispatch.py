@@ -204,6 +204,17 @@ class Dispatcher:
         self.everywhere.append(other)
         return other
 
+    @property
+    def served(self) -> "list[Dispatcher]":
+        """The dispatchers of the addresses that clients can reach, the one at the main path first."""
+        found = {each.address: each for each in self.everywhere}
+        return [found[each] for each in self.services.addresses]
+
+    def stop(self) -> None:
+        """Begin to shut down. See `stopping`."""
+        for each in self.everywhere:
+            each.stopping = True
+
     def find_address(self, name: str) -> "Dispatcher | None":
         """Return the dispatcher of a set, or of the main address if the name is empty."""
         return next((each for each in self.everywhere if each.address.name == name), None)

@@ -241,7 +241,8 @@ class Dialect(Struct, eq=False):
 
     def _need_hub(self) -> Hub:
         if self._hub is None:
-            where = "Connect to /ws" if self._dispatcher.address.name else "Start it with --serve hub"
+            is_front = self._dispatcher.address == self._dispatcher.services.addresses[0]
+            where = "Start it with --serve hub" if is_front else "Connect to /ws"
             raise ProtocolError(METHOD_NOT_FOUND, f"This server has no channels. {where}.")
         return self._hub
 

@@ -37,7 +37,7 @@ from millstream.gateway._policy import (
     ToolPolicy,
     UpstreamPolicy,
 )
-from millstream.protocol import SuggestionMeta, members
+from millstream.protocol import Json, SuggestionMeta, members
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -83,7 +83,9 @@ class SetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, m
     name: str = ""
     """Name for logs and pages. By default, the last part of `path`."""
     path: str = ""
-    """Path of MCP, by default the main path, followed by the name."""
+    """Path of MCP, by default the main path, followed by the name. With the main path, clients can use only the set
+    there, and items that no set has can't be reached.
+    """
     instructions: str = ""
     """Instructions for the client's model, by default the server's own."""
     upstreams: Texts = ()
@@ -142,24 +144,22 @@ class SetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, m
                         "policy of its upstream."
                     )
 
-    def address(self, main_path: str) -> Address:
-        """Return the paths of the set.
+    def address(self, main: Address) -> Address:
+        """Return the address of the set.
 
         Args:
-            main_path: Path of MCP at the main address.
+            main: The server's main address. A set with its path is served at all of its paths.
         """
-        path = self.path or f"{main_path.rstrip('/')}/{self.name}"
-        return Address(
-            self.name,
-            path,
-            f"{path}/sse",
-            f"{path}/messages/",
-            f"{path}/ws",
-            f"{path}/tools/",
-            f"{path}/openapi.json",
-            frozenset(self.scopes),
-            self.groups,
-            self.limit,
+        path = self.path or f"{main.path.rstrip('/')}/{self.name}"
+        paths = Address(
+            "", path, f"{path}/sse", f"{path}/messages/", f"{path}/ws", f"{path}/tools/", f"{path}/openapi.json"
+        )
+        return structs.replace(
+            main if path == main.path else paths,
+            name=self.name,
+            scopes=frozenset(self.scopes),
+            groups=self.groups,
+            limit=self.limit,
         )
 
     def make_policy(self) -> Policy:
@@ -287,10 +287,24 @@ class SetsPart:
             assert dispatcher is not None  # noqa: S101  each set has one
             self._sets.append(_ServedSet(config, dispatcher, host.registry))
         host.on_change(self._update)
+        host.report("sets", self.describe)
         self._update("")
 
     async def close(self) -> None:
         """Do nothing, because the addresses end with the server."""
+
+    def describe(self) -> list[Json]:
+        """Return the address of each set, how many items it has, and what it requires."""
+        return [
+            {
+                "name": each.config.name,
+                "path": each.dispatcher.address.path,
+                "items": {kind: len(getattr(each.dispatcher.registry, kind)) for kind in METHODS},
+                "scopes": each.config.scopes,
+                "groups": each.config.groups,
+            }
+            for each in self._sets
+        ]
 
     def _update(self, kind: str) -> None:
         for each in self._sets:

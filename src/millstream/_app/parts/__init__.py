@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import LIFESPANS, Definition
 from millstream._override import override
-from millstream._parts import PartHost, Route
+from millstream._parts import PartHost
 from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class McpPart(HttpPart):
 
         streams = host.streams
         sessions = HttpSessions(host.services) if host.settings.sessions else None
-        for dispatcher in host.dispatcher.everywhere:
+        for dispatcher in host.dispatcher.served:
             address = dispatcher.address
             endpoint = StreamableEndpoint(dispatcher, streams, sessions)
             sse = HttpSse(dispatcher, streams)
@@ -278,12 +278,13 @@ class RestPart(HttpPart):
         from millstream._web.pages import add_pages, redirect_to_docs  # noqa: PLC0415
 
         routes = host.routes
-        for dispatcher in host.dispatcher.everywhere:
+        for dispatcher in host.dispatcher.served:
             address = dispatcher.address
-            rest = RestRoutes(dispatcher, events=host.hub is not None and not address.name)
-            if not address.name:
-                routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}, charged="message"))
-                routes.add("/mcp/tools/call", Route({"POST": rest.call_tool}, charged="message"))
+            is_front = dispatcher is host.dispatcher.served[0]
+            rest = RestRoutes(dispatcher, events=host.hub is not None and is_front)
+            if is_front:
+                routes.add("/mcp/tools/list", host.route_for(address, {"POST": rest.list_tools}, charged="message"))
+                routes.add("/mcp/tools/call", host.route_for(address, {"POST": rest.call_tool}, charged="message"))
             routes.add(address.openapi, host.route_for(address, {"GET": rest.describe}))
             routes.add_prefix(address.tools, host.route_for(address, {"POST": rest.run_tool}, charged="message"))
         if "web" not in self.definition.parts:

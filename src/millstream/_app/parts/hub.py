@@ -78,16 +78,16 @@ class HubPart(OwnPart):
                 return host.is_local(address, headers, False)  # WebSockets need HTTP/1.1
             return hooked or (principal is not None and principal.has((PUBLISH,)))
 
-        for dispatcher in host.dispatcher.everywhere:
-            address = dispatcher.address
+        for dispatcher in host.dispatcher.served:
+            address, is_front = dispatcher.address, dispatcher is host.dispatcher.served[0]
             socket = WebSocketRoute(
                 dispatcher,
-                None if address.name else hub,
+                hub if is_front else None,
                 host.policy,
                 host.streams,
                 guard=guard and partial(_admit, host, address),
                 may_publish=may_publish,
-                publish_scope="" if guard is None or hooked or address.name else PUBLISH,
+                publish_scope="" if guard is None or hooked or not is_front else PUBLISH,
             )
             host.sockets[address.websocket] = socket
             host.on_drain(socket.close)

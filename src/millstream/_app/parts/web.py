@@ -320,7 +320,7 @@ def _serve(host: PartHost, definition: Definition) -> None:
     server = {"title": definition.title, "version": definition.version}
     playground = Playground(host, definition.name, server)
     socket = WebSocketRoute(
-        host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.open
+        host.dispatcher.served[0], None, host.policy, host.streams, guard=playground.admit, dialect=playground.open
     )
     host.sockets[SOCKET_PATH] = socket
     host.on_drain(socket.close)
