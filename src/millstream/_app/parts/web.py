@@ -249,7 +249,7 @@ class WebPart(OwnPart):
         }
         if host.gateway is not None:
             info = {"title": definition.title, "version": definition.version}
-            dashboard |= _upstream_handlers(host.gateway, info)
+            dashboard |= _upstream_handlers(host.gateway, info, host.reports.get("sets", list))
         for path, handler in dashboard.items():
             is_stream = path == "/dashboard/events"
             host.routes.add(path, Route({"GET": handler}, stream=is_stream, scope=WATCH, private=True, charged=""))
@@ -282,12 +282,14 @@ def _query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
     return {"/dashboard/history": history, "/dashboard/calls": calls, "/dashboard/readers": readers}
 
 
-def _upstream_handlers(gateway: UpstreamReports, info: Mapping[str, str]) -> Mapping[str, Handler]:
+def _upstream_handlers(
+    gateway: UpstreamReports, info: Mapping[str, str], describe_sets: Callable[[], list[Json]]
+) -> Mapping[str, Handler]:
     """Return the GET handlers of the gateway's page by path. `info` is the title and version of the server."""
 
     async def describe(request: HttpRequest) -> Response:
         await gateway.ask_workers()
-        return reply({**info, "upstreams": gateway.describe_all()})
+        return reply({**info, "upstreams": gateway.describe_all(), "sets": describe_sets()})
 
     async def items(request: HttpRequest) -> Response:
         """Handle ``?upstream=``, the name of an upstream."""
