@@ -38,7 +38,7 @@ from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
 from millstream.client import Options
 from millstream.client import _errors as errors
-from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, SetConfig, ToolPolicy, UpstreamPolicy
 from millstream.gateway._config import GatewayConfig, options_of, upstream_options
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
@@ -208,6 +208,7 @@ def test_gateway_options_are_listed_with_defaults() -> None:
         "Tools": own(ToolPolicy),
         "Prompts": own(PromptPolicy),
         "Resources": own(ResourcePolicy),
+        "Sets": [each for each in fields(SetConfig) if each.name != "name"],
     }
     text = (REFERENCE / "gateway.md").read_text("utf-8")
     for title, options in kinds.items():

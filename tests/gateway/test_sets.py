@@ -401,13 +401,16 @@ async def test_tasks_belong_to_the_address_of_their_call() -> None:
         return "slow"
 
     mcp.offer("/interns", tools={"slow": ToolPolicy(name="long")})
-    async with serve(mcp) as running:
-        async with open_at(running.port, "/interns") as client, open_at(running.port, "/mcp") as main:
-            task = await client.tasks.start("long", {})
-            assert "Unknown task" in await find_error(main.tasks.get(task.task_id))
-            assert "Unknown task" in await find_error(main.tasks.cancel(task.task_id))
-            done.set()
-            assert (await client.tasks.wait(task)).text == "slow"
+    async with (
+        serve(mcp) as running,
+        open_at(running.port, "/interns") as client,
+        open_at(running.port, "/mcp") as main,
+    ):
+        task = await client.tasks.start("long", {})
+        assert "Unknown task" in await find_error(main.tasks.get(task.task_id))
+        assert "Unknown task" in await find_error(main.tasks.cancel(task.task_id))
+        done.set()
+        assert (await client.tasks.wait(task)).text == "slow"
 
 
 async def test_answers_of_one_address_are_not_accepted_at_another() -> None:
