@@ -4,6 +4,7 @@ A `Definition` is a node in the tree of mounted servers. Items registered on it 
 wherever it's mounted. Each change reaches the runtimes of all these servers. Definitions don't depend on an event loop.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -222,7 +223,11 @@ class Definition:
     def addresses(self) -> list[Address]:
         """The main address, or that of the set that's served there instead, then the addresses of other sets."""
         main = Address.main(self.settings)
-        sets = [each.address(main) for each in self.sets]
+        if not self.sets:
+            return [main]
+        from millstream.gateway._sets import find_address  # noqa: PLC0415  few servers have sets
+
+        sets = [find_address(each, main) for each in self.sets]
         front = next((each for each in sets if each.path == main.path), main)
         return [front, *(each for each in sets if each is not front)]
 
@@ -396,14 +401,16 @@ class Definition:
         self._check_addable(f"the set {config.name!r}")
         if any(each.name == config.name for each in self.sets):
             raise ValueError(f"There is already a set {config.name!r}. Rename one.")
-        main, before = Address.main(self.settings), self.addresses
-        address = config.address(main)
-        others = before[1:] if before[0] == main and address.path == main.path else before
-        if taken := set(address.paths).intersection(path for each in others for path in each.paths):
-            raise ValueError(f"The set {config.name!r} can't use {min(taken)}, because the server serves it already.")
         self.sets.append(config)
-        if any(self.paths()):
-            self._check_paths()
+        try:
+            counts = Counter(path for each in self.addresses for path in {*each.paths})
+            if taken := [path for path, count in counts.items() if count > 1]:
+                raise ValueError(f"The set {config.name!r} can't use {taken[0]}, because the server serves it already.")
+            if any(self.paths()):
+                self._check_paths()
+        except ValueError:
+            self.sets.remove(config)
+            raise
 
     def admit_extension(self, name: str, hooks: object | None) -> None:
         """Check that an extension can be added now, and add its hooks inside the existing ones, for items that are

@@ -273,8 +273,9 @@ class Runtime:
                 instructions=definition.instructions,
                 address=Address.main(settings),
             )
-            for chosen in definition.sets:
-                self.dispatcher.branch(definition.make_registry(), chosen.address(self.dispatcher.address))
+            for address in self.services.addresses:
+                if address.name:
+                    self.dispatcher.branch(definition.make_registry(), address)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
             if definition.mounted:  # otherwise, registering each name has already warned
                 _warn_of_names([name for name in definition.registry.tools if not works_everywhere(name)])

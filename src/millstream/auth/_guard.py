@@ -81,7 +81,7 @@ class Addresses(Struct):
     def scopes(self, request: HttpRequest) -> frozenset[str]:
         """Return the scopes that every caller of the requested address needs."""
         found = (each.scopes for each in self.served if request.path in (*each.endpoints, *each.paths))
-        return next(found, frozenset())
+        return next(found, frozenset[str]())
 
     def metadata_url(self, request: HttpRequest | None) -> str:
         """Return the URL of the metadata for the address that was requested, or for the MCP endpoint."""
@@ -125,7 +125,7 @@ class ChallengeResponses(Struct, kw_only=True):
                 "Sec-Fetch-Site: same-origin."
             )
         page = self.form(request)
-        head = self._challenge(request, "", self._needed(request))
+        head = self._challenge(request, "", self._scopes_for(request))
         return (
             plain_problem(401, text, head + _NO_STORE) if page is None else Response(page.body, 401, page.head + head)
         )
@@ -136,7 +136,7 @@ class ChallengeResponses(Struct, kw_only=True):
         """
         if self.oauth:
             reason = reason[:MAX_SHOWN].encode("utf-8", "replace").decode()
-            head = self._head(request, "invalid_token", self._needed(request), reason)
+            head = self._head(request, "invalid_token", self._scopes_for(request), reason)
             return plain_problem(401, reason or "The token is invalid or has expired.", head)
         return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
 
@@ -150,7 +150,7 @@ class ChallengeResponses(Struct, kw_only=True):
 
     def insufficient(self, request: HttpRequest, needed: Collection[str]) -> Response:
         """Respond to a valid credential with insufficient scope."""
-        wanted = {*needed, *self._needed(request)}
+        wanted = {*needed, *self._scopes_for(request)}
         return plain_problem(403, _missing_scope_text(needed), self._head(request, "insufficient_scope", wanted))
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
@@ -164,7 +164,7 @@ class ChallengeResponses(Struct, kw_only=True):
             head=self._head(None, "insufficient_scope", {*self.scopes, *needed}),
         )
 
-    def _needed(self, request: HttpRequest) -> set[str]:
+    def _scopes_for(self, request: HttpRequest) -> set[str]:
         return {*self.scopes, *(() if self.addresses is None else self.addresses.scopes(request))}
 
     def _scope_text(self, scopes: Collection[str]) -> str:

@@ -42,7 +42,7 @@ from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._passthrough import Passthrough, find_obstacle
 from millstream.gateway._policy import CHARACTERS_PER_TOKEN, RestrictedPattern, impossible_rules
 from millstream.gateway._processes import ProcessPool
-from millstream.gateway._sets import SetConfig
+from millstream.gateway._sets import SetConfig, reveals
 from millstream.gateway._upstream import Gateway, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import Json, members
@@ -338,7 +338,7 @@ class GatewayPart:
         down, sets = list[Upstream](), {each.name: each for each in self.definition.sets}
         for upstream in self.upstreams.values():
             own_name = upstream.names.original("tools", name) if name else ""
-            if (chosen := sets.get(call.dispatcher.address.name)) and not chosen.reveals(upstream.name):
+            if (chosen := sets.get(call.dispatcher.address.name)) and not reveals(chosen, upstream.name):
                 continue
             if own_name is None or upstream.catalog.taken_at or upstream.lists.report_state()[0] != "degraded":
                 continue

@@ -327,7 +327,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
 
     def narrow(self, item: Item) -> None:
         """Apply the rules of a set to its copy of an item, in addition to the item's own rules."""
-        item._described = self.describe(item.describe())
+        item.set_description(self.describe(item.describe()))
         item.tags |= self.tags
         item.scopes |= self.scopes
         item.run = require_scopes(item.run, self.scopes)

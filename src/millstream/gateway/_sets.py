@@ -144,54 +144,62 @@ class SetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, m
                         "policy of its upstream."
                     )
 
-    def address(self, main: Address) -> Address:
-        """Return the address of the set.
 
-        Args:
-            main: The server's main address. A set with its path is served at all of its paths.
-        """
-        path = self.path or f"{main.path.rstrip('/')}/{self.name}"
-        paths = Address(
-            "", path, f"{path}/sse", f"{path}/messages/", f"{path}/ws", f"{path}/tools/", f"{path}/openapi.json"
-        )
-        return structs.replace(
-            main if path == main.path else paths,
-            name=self.name,
-            scopes=frozenset(self.scopes),
-            groups=self.groups,
-            limit=self.limit,
-        )
+def find_address(config: SetConfig, main: Address) -> Address:
+    """Return the address of a set.
 
-    def make_policy(self) -> Policy:
-        """Return the choice by name and the rules."""
-        return Policy(
-            UpstreamPolicy(
-                allow=self.allow, deny=self.deny, tools=self.tools, prompts=self.prompts, resources=self.resources
-            )
-        )
+    Args:
+        config: The set.
+        main: The server's main address. A set with its path is served at all of its paths.
+    """
+    path = config.path or f"{main.path.rstrip('/')}/{config.name}"
+    paths = Address(
+        "", path, f"{path}/sse", f"{path}/messages/", f"{path}/ws", f"{path}/tools/", f"{path}/openapi.json"
+    )
+    return structs.replace(
+        main if path == main.path else paths,
+        name=config.name,
+        scopes=frozenset(config.scopes),
+        groups=config.groups,
+        limit=config.limit,
+    )
 
-    def admits(self, item: Item) -> bool:
-        """Return whether the selectors other than those by name choose an item."""
-        hints = members(item.describe().get("annotations")) if isinstance(item, Tool) else self.with_hints
-        groups = {group for each in getattr(item.visible, "groups", ()) for group in each}
-        return (
-            (not self.upstreams or (item.origin != "" and self._names(item.origin)))
-            and (not self.with_tags or not item.tags.isdisjoint(self.with_tags))
-            and all(hints.get(name) is value for name, value in self.with_hints.items())
-            and (not self.with_scopes or not item.scopes.isdisjoint(self.with_scopes))
-            and (not self.with_groups or not groups.isdisjoint(self.with_groups))
-        )
 
-    def reveals(self, upstream: str) -> bool:
-        """Return whether callers may learn of an upstream without having any of its items."""
-        return (
-            self._names(upstream)
-            if self.upstreams
-            else not (self.allow or self.with_tags or self.with_hints or self.with_scopes or self.with_groups)
+def _compile(config: SetConfig) -> Policy:
+    """Return the choice by name and the rules."""
+    return Policy(
+        UpstreamPolicy(
+            allow=config.allow,
+            deny=config.deny,
+            tools=config.tools,
+            prompts=config.prompts,
+            resources=config.resources,
         )
+    )
 
-    def _names(self, upstream: str) -> bool:
-        return any(fnmatchcase(upstream, each) for each in self.upstreams)
+
+def _admits(config: SetConfig, item: Item) -> bool:
+    """Return whether the selectors other than those by name choose an item."""
+    hints = members(item.describe().get("annotations")) if isinstance(item, Tool) else config.with_hints
+    groups = {group for each in getattr(item.visible, "groups", ()) for group in each}
+    return (
+        (not config.upstreams or (item.origin != "" and _names(config, item.origin)))
+        and (not config.with_tags or not item.tags.isdisjoint(config.with_tags))
+        and all(hints.get(name) is value for name, value in config.with_hints.items())
+        and (not config.with_scopes or not item.scopes.isdisjoint(config.with_scopes))
+        and (not config.with_groups or not groups.isdisjoint(config.with_groups))
+    )
+
+
+def reveals(config: SetConfig, upstream: str) -> bool:
+    """Return whether a set's callers may learn of an upstream without having any of its items."""
+    if config.upstreams:
+        return _names(config, upstream)
+    return not (config.allow or config.with_tags or config.with_hints or config.with_scopes or config.with_groups)
+
+
+def _names(config: SetConfig, upstream: str) -> bool:
+    return any(fnmatchcase(upstream, each) for each in config.upstreams)
 
 
 class _Chosen(Struct, frozen=True):
@@ -208,7 +216,7 @@ def choose_items(config: SetConfig, policy: Policy, items: Items) -> dict[str, l
 
     Args:
         config: The set.
-        policy: Its `SetConfig.make_policy`.
+        policy: Its choice by name and its rules.
         items: All items of the main address.
     """
     chosen = dict[str, dict[str, _Chosen]]()
@@ -219,7 +227,7 @@ def choose_items(config: SetConfig, policy: Policy, items: Items) -> dict[str, l
             rules = policy.item(kind, name)
             if name in views:
                 chosen[kind][name] = _Chosen(item, ItemRules(), name)
-            elif rules is not None and not item.is_companion and config.admits(item):
+            elif rules is not None and not item.is_companion and _admits(config, item):
                 chosen[kind][name] = _Chosen(item, structs.replace(rules, name=""), rules.name or name)
                 views |= _views_of(item) if kind == "tools" else set()
     origins = {each.source.origin for some in chosen.values() for each in some.values()}
@@ -324,7 +332,7 @@ class _ServedSet:
         self.config = config
         self.dispatcher = dispatcher
         self._registry, self._whole = dispatcher.registry, whole
-        self._policy = config.make_policy()
+        self._policy = _compile(config)
         self._made: dict[str, dict[str, tuple[_Chosen, Any]]] = {kind: {} for kind in METHODS}
         """Kind -> name -> what the registered item was created from, and the item."""
         self._registry.whole = whole
@@ -373,7 +381,7 @@ class _ServedSet:
         """Return a resource that isn't listed, if the set would have it."""
         found = next((match for find in self._whole.resource_finders if (match := find(uri))), None)
         rules = self._policy.rules_of(uri)
-        if found is None or rules is None or not self._has(uri) or not self.config.admits(found):
+        if found is None or rules is None or not self._has(uri) or not _admits(self.config, found):
             return None
         made: Resource = self._make(_Chosen(found, rules, found.name))
         return made

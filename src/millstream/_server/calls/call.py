@@ -412,7 +412,10 @@ class CallInfo:
 
     @property
     def set_name(self) -> str:
-        """Name of the set of items that the caller uses (`Server.offer`), or empty at the server's main address."""
+        """Name of the set of items that the caller uses: ``if ctx.set_name == "interns": …``.
+
+        It's empty at the server's main address. See `Server.offer`.
+        """
         return str(self._call.dispatcher.address.name)
 
     @property

@@ -282,6 +282,14 @@ class Item:
         """Return the description in the newest shape."""
         return self._described
 
+    def set_description(self, description: Json) -> None:
+        """Replace the description of an item that isn't registered yet.
+
+        Args:
+            description: The description in the newest shape.
+        """
+        self._described = description
+
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
         """Return the members of a completion result, or None to use the registry's completers.
 
