@@ -70,15 +70,27 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Raises:
             ValueError: A value has the wrong type or is out of range.
         """
-        for each in fields(type(self)):
-            value = getattr(self, each.name)
-            try:
-                converted = msgspec.convert(value, each.type)
-            except msgspec.ValidationError as exc:
-                words = [f"It must be {meta.description}." for meta in getattr(each.type, "__metadata__", ())]
-                raise ValueError(f"{each.name} can't be {value!r}. {words[0] if words else f'{exc}.'}") from None
-            if converted is not value:
-                force_setattr(self, each.name, converted)
+        convert_fields(self)
+
+
+def convert_fields(options: Struct) -> None:
+    """Check the types of a new Struct's values, and convert lists.
+
+    Args:
+        options: The Struct, which is otherwise frozen.
+
+    Raises:
+        ValueError: A value has the wrong type or is out of range.
+    """
+    for each in fields(type(options)):
+        value = getattr(options, each.name)
+        try:
+            converted = msgspec.convert(value, each.type)
+        except msgspec.ValidationError as exc:
+            words = [f"It must be {meta.description}." for meta in getattr(each.type, "__metadata__", ())]
+            raise ValueError(f"{each.name} can't be {value!r}. {words[0] if words else f'{exc}.'}") from None
+        if converted is not value:
+            force_setattr(options, each.name, converted)
 
 
 class ToolRules(CommonRules, frozen=True, kw_only=True):

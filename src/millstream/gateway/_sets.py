@@ -10,11 +10,8 @@ from asyncio import get_running_loop
 from collections import Counter
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from functools import partial
-from threading import get_ident
 from typing import Any, Protocol, TypedDict
 
-import msgspec
 from msgspec import Struct, field, structs
 
 from millstream._config import RateText
@@ -36,6 +33,7 @@ from millstream.gateway._policy import (
     Texts,
     ToolPolicy,
     UpstreamPolicy,
+    convert_fields,
 )
 from millstream.protocol import Json, SuggestionMeta, members
 
@@ -123,12 +121,7 @@ class SetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, m
         Raises:
             ValueError: A value has the wrong type, or can't be set for a set.
         """
-        for each in structs.fields(type(self)):
-            value = getattr(self, each.name)
-            try:
-                structs.force_setattr(self, each.name, msgspec.convert(value, each.type, str_keys=True))
-            except msgspec.ValidationError as exc:
-                raise ValueError(f"{each.name} can't be {value!r}. {exc}.") from None
+        convert_fields(self)
         if not self.name:
             structs.force_setattr(self, "name", self.path.rpartition("/")[2])
         if not _NAME.fullmatch(self.name):
@@ -283,7 +276,7 @@ class SetsPart:
         Raises:
             ValueError: A set requires a sign-in that the server doesn't have.
         """
-        self._host, self._thread, self._loop = host, get_ident(), get_running_loop()
+        self._host, self._loop = host, get_running_loop()
         self._sets = list[_ServedSet]()
         for config in self._definition.sets:
             if (config.scopes or config.groups) and host.guard is None:
@@ -318,11 +311,9 @@ class SetsPart:
         for each in self._sets:
             each.dispatcher.instruct(each.config.instructions or self._definition.instructions)
             for change in each.update():
-                work = partial(self._host.services.changes.emit, ServerChange(change, address=each.config.name))
-                if get_ident() == self._thread:
-                    work()
-                elif not self._loop.is_closed():
-                    self._loop.call_soon_threadsafe(work)
+                if not self._loop.is_closed():  # items can change in any thread
+                    emit = self._host.services.changes.emit
+                    self._loop.call_soon_threadsafe(emit, ServerChange(change, address=each.config.name))
 
 
 class _ServedSet:
