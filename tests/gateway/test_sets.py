@@ -12,8 +12,8 @@ import pytest
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Context, ResourceLink, Server, Settings
-from millstream.client import Options, ServerError
-from millstream.gateway import ResourcePolicy, SetConfig, ToolPolicy, UpstreamPolicy
+from millstream.client import ClientError, ServerError
+from millstream.gateway import PromptPolicy, ResourcePolicy, SetConfig, ToolPolicy, UpstreamPolicy
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next
 from patience import WAIT
 from wire import POST, per_request, request, routing, run_wire
@@ -85,11 +85,10 @@ def make_shop(**options: Any) -> Server:
 
 
 @asynccontextmanager
-async def open_at(port: int, path: str, revision: str = "2026-07-28", **options: Any) -> AsyncIterator[Client]:
+async def open_at(port: int, path: str, revision: str = "2026-07-28", *, key: str = "") -> AsyncIterator[Client]:
     """Connect to an address of a server."""
-    async with Client(
-        f"http://127.0.0.1:{port}{path}", revision=revision, timeout=WAIT, options=Options(**options)
-    ) as client:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with Client(f"http://127.0.0.1:{port}{path}", revision=revision, timeout=WAIT, headers=headers) as client:
         yield client
 
 
@@ -490,3 +489,89 @@ async def test_a_set_at_the_main_path_replaces_everything_there() -> None:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}") as http:
             assert (await http.post("/tools/order", json={"isbn": "7"})).status_code == 404
             assert "Unknown tool" in (await http.post("/mcp/tools/call", json={"name": "order"})).text
+
+
+async def test_listed_resources_outside_a_set_are_not_read_through_its_templates_or_as_unlisted_ones() -> None:
+    mcp = Server("shop")
+
+    @mcp.resource("shop://plan")
+    async def plan() -> str:
+        return "the plan"
+
+    @mcp.resource("shop://{name}", tags=["public"])
+    async def page(name: str) -> str:
+        return f"page {name}"
+
+    rules = {"doc://files/open/*": ResourcePolicy(tags=("public",)), "doc://files/{*": ResourcePolicy(tags=("public",))}
+    shared = UpstreamPolicy(shared=UpstreamPolicy(resources=rules))
+    mcp.upstream("files", make_files(), start_timeout=WAIT, policy=shared)
+    mcp.offer("/tagged", with_tags=["public"])
+    mcp.offer("/denied", deny=["doc://files/secret", "shop://plan"])
+    async with serve(mcp) as running:
+        for era in ERAS:
+            for path in ("/tagged", "/denied"):
+                async with open_at(running.port, path, era) as client:
+                    assert (await client.read("shop://news"))[0].text == "page news"
+                    for uri in ("shop://plan", "SHOP://pl%61n", "doc://files/secret", "doc://files/%73ecret"):
+                        assert "Resource not found" in await find_error(client.read(uri)), (path, uri)
+
+
+async def test_scopes_and_visibility_of_a_sets_rules_hide_items_there() -> None:
+    mcp = make_shop(auth=make_key_auth())
+    mcp.offer(
+        "/interns",
+        tools={"add": ToolPolicy(scopes=("orders:write",)), "files_delete": ToolPolicy(groups=("staff",))},
+        resources={"doc://files/secret": ResourcePolicy(scopes=("secrets",))},
+    )
+    async with run_guarded(mcp) as running:
+        for key, tools, can_read in (
+            (ALICE, {"add", "order", "files_read"}, True),
+            (BOB, {"order", "files_read"}, False),
+        ):
+            for era in ERAS:
+                async with open_at(running.running.port, "/interns", era, key=key) as client:
+                    assert {each.name for each in await client.tools()} == tools
+                    assert ("doc://files/secret" in [each.uri for each in await client.resources()]) is can_read
+                    if not can_read:
+                        with pytest.raises(ClientError, match="secrets"):
+                            await client.read("doc://files/secret")
+                        with pytest.raises(ClientError, match="orders:write"):
+                            await client.call("add", a=1, b=2)
+                    assert "Unknown tool" in await find_error(client.call("files_delete", path="a"))
+
+
+async def test_limits_of_a_set_apply_beside_those_of_the_server() -> None:
+    mcp = make_shop(auth=make_key_auth(), settings=Settings(limit_calls="100/hour"))
+    mcp.offer("/staff", limit="1/hour")
+    async with run_guarded(mcp) as running:
+        async with open_at(running.running.port, "/staff", key=ALICE) as client:
+            assert (await client.call("add", a=1, b=2)).text == "3"
+            assert "Too many" in await find_error(client.call("add", a=1, b=2))
+        async with open_at(running.running.port, "/mcp", key=ALICE) as client:
+            assert (await client.call("add", a=1, b=2)).text == "3"
+
+
+async def test_completers_complete_the_arguments_of_renamed_prompts() -> None:
+    mcp = make_shop()
+
+    @mcp.complete("greet", argument="name")
+    def names(value: str, arguments: dict[str, str]) -> list[str]:
+        return ["Ada"]
+
+    mcp.offer("/interns", prompts={"greet": PromptPolicy(name="hello")})
+    async with serve(mcp) as running, open_at(running.port, "/interns") as client:
+        assert (await client.complete("name", "", prompt="hello")).values == ["Ada"]
+        assert "Hello Bob" in str(await client.prompt("hello", name="Bob"))
+        assert "Unknown prompt" in await find_error(client.complete("name", "", prompt="greet"))
+
+
+async def test_failures_of_upstreams_outside_a_set_are_not_mentioned_there() -> None:
+    mcp = Server("shop")
+    mcp.upstream("files", make_files(), start_timeout=WAIT)
+    mcp.upstream("mail", "http://127.0.0.1:9/mcp", start_timeout=0.1)
+    mcp.offer("/inside", upstreams=["files"])
+    mcp.offer("/all")
+    async with serve(mcp) as running:
+        for path, is_shown in (("/mcp", True), ("/all", True), ("/inside", False)):
+            async with open_at(running.port, path) as client:
+                assert ("'mail'" in await find_error(client.call("mail_send"))) is is_shown
