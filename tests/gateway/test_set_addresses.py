@@ -11,6 +11,7 @@ from auth_world import ALICE, BOB, ROOT, run_guarded
 from http_peer import serve
 from issuer_world import claims, run_issuer, token
 from millstream import Client, Server, auth
+from millstream.gateway import ToolPolicy
 from patience import WAIT
 from wire import POST, request
 
@@ -177,3 +178,18 @@ async def test_pages_and_health_show_the_sets_that_a_caller_can_use() -> None:
             (staff, interns) = json.loads((await running.ask(ROOT, "GET", path)).body)["sets"]
             assert (staff["path"], staff["items"]["tools"], staff["scopes"]) == ("/staff", 1, ["orders:write"])
             assert interns["items"]["tools"] == 0
+
+
+async def test_metrics_and_health_name_the_tools_of_sets_only_to_operators() -> None:
+    keys = auth.keys(ROOT, named_keys={"bob": BOB})
+    mcp = Server("shop", serve="metrics", auth=keys)
+    mcp.tool(lambda: "done", name="add")
+    mcp.offer("/staff", tools={"add": ToolPolicy(name="sum")})
+    async with run_guarded(mcp) as running:
+        headers = {"authorization": f"Bearer {BOB}"}
+        async with Client(f"http://127.0.0.1:{running.running.port}/staff", timeout=WAIT, headers=headers) as client:
+            assert (await client.call("sum")).text == "done"
+        metrics = (await running.ask(ROOT, "GET", "/metrics")).body.decode()
+        assert 'tool="sum"' in metrics or 'name="sum"' in metrics
+        assert "sets" in json.loads((await running.ask(ROOT, "GET", "/health")).body)
+        assert b"staff" not in (await running.ask(BOB, "GET", "/health")).body

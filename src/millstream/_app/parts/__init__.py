@@ -7,6 +7,7 @@ observer of calls, and REST. The other parts have their own modules, so a server
 import asyncio
 import logging
 import sys
+from collections import ChainMap
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -250,8 +251,9 @@ class ObservationPart(OwnPart):
         from millstream._server.observability.observer import Observer, Tracer  # noqa: PLC0415
         from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
 
+        tools = [each.registry.tools for each in host.dispatcher.everywhere]
         host.observer = observer = Observer(
-            host.registry.tools,
+            tools[0] if len(tools) == 1 else ChainMap(*tools),
             log=MessageLog(sys.stderr) if access_log else None,
             tracing=Tracer(spans) if spans is not None else None,
             metrics=host.metrics,
