@@ -16,8 +16,9 @@ from msgspec import Struct
 
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import Handler
+from millstream._http.message import Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._protocol.revisions import Revision
+from millstream._server.address import Address
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ObserveMessage, Services
 from millstream._server.control import Gate
@@ -234,17 +235,19 @@ class PartHost:
 
     # Protocol
 
-    def extend(self, extension: RegisteredExtension) -> None:
+    def extend(self, extension: RegisteredExtension, *, in_sets: bool = False) -> None:
         """Add methods, notifications, and a capability until the server closes.
 
         Args:
             extension: The methods and the capability.
+            in_sets: Whether to also add them at the addresses of sets.
 
         Raises:
             ValueError: MCP or another part has one of the methods.
         """
-        self.registry.extend(extension)
-        self.stack.callback(self.registry.retract, extension)
+        for each in self.dispatcher.everywhere if in_sets else (self.dispatcher,):
+            each.registry.extend(extension)
+            self.stack.callback(each.registry.retract, extension)
 
     # Calls
 
@@ -255,7 +258,8 @@ class PartHost:
             gate: Called with each call. It raises `ProtocolError` to reject the call, directly or when awaited.
         """
         self._gates.append(gate)
-        self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
+        for each in self.dispatcher.everywhere:
+            each.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
 
     def observe(self, observer: Observe) -> Callable[[], None]:
         """Watch calls: ``host.observe(lambda call, seconds, answer: print(call.name, seconds))``
@@ -267,7 +271,8 @@ class PartHost:
             A function that ends it before the server closes.
         """
         self._observers.append(observer)
-        self.dispatcher.observe = _chain_observers(self._observers)
+        for each in self.dispatcher.everywhere:
+            each.observe = _chain_observers(self._observers)
 
         def end() -> None:
             self._observers.remove(observer)
@@ -317,15 +322,50 @@ class PartHost:
         Args:
             select: Returns the items to list among the ones that the previous hooks chose.
         """
-        self._hook(self.registry.list_selectors, select)
-        self.registry.forget_lists()
-        self.stack.callback(self.registry.forget_lists)
+        for each in self.dispatcher.everywhere:
+            self._hook(each.registry.list_selectors, select)
+            each.registry.forget_lists()
+            self.stack.callback(each.registry.forget_lists)
 
     def _hook(self, hooks: list[T], hook: T) -> None:
         hooks.append(hook)
         self.stack.callback(hooks.remove, hook)
 
     # HTTP
+
+    def known_scopes(self, path: str = "") -> set[str]:
+        """Return the scopes that the server currently uses, at all addresses or at the address with a path."""
+        found = [each for each in self.dispatcher.served if path in ("", *each.address.endpoints)]
+        return {scope for each in found for scope in each.registry.scopes | each.address.scopes}
+
+    def route_for(self, address: Address, handlers: Mapping[str, Handler], **rules: Any) -> Route:
+        """Return a route for callers who may use an address.
+
+        Args:
+            address: The address.
+            handlers: HTTP method -> handler.
+            rules: Other fields of the route.
+        """
+        if address.scopes or address.groups:
+            handlers = {method: self._restrict(address, handler) for method, handler in handlers.items()}
+        return Route(handlers, **rules)
+
+    def _restrict(self, address: Address, handler: Handler) -> Handler:
+        async def check(request: HttpRequest) -> Response | Sink | None:
+            return self.refuse(address, request) or await handler(request)
+
+        return check
+
+    def refuse(self, address: Address, request: HttpRequest) -> Response | None:
+        """Return the refusal of a caller who may not use an address, or None."""
+        principal, guard = request.principal, self.guard
+        if guard is None or principal is None or not principal.has(address.scopes):
+            return None if guard is None else guard.challenges.insufficient(request, address.scopes)
+        groups = principal.claims.get("groups", ())
+        if not address.groups or not {*address.groups}.isdisjoint(groups):
+            return None
+        needed = " or ".join(map(repr, address.groups))
+        return plain_problem(403, f"This address is for members of the group {needed}, which you aren't.")
 
     def on_http(self, register: Callable[[], None]) -> None:
         """Prepare for HTTP.

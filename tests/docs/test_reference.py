@@ -44,6 +44,7 @@ from millstream.gateway import (
     OpenApi,
     PromptPolicy,
     ResourcePolicy,
+    SetConfig,
     ToolPolicy,
     UpstreamPolicy,
 )
@@ -218,6 +219,7 @@ def test_gateway_options_are_listed_with_defaults() -> None:
         "Tools": own(ToolPolicy),
         "Prompts": own(PromptPolicy),
         "Resources": own(ResourcePolicy),
+        "Sets": [each for each in fields(SetConfig) if each.name != "name"],
     }
     text = (REFERENCE / "gateway.md").read_text("utf-8")
     for title, options in kinds.items():

@@ -65,6 +65,7 @@ QUERIES = {
     "guides/routes-of-your-own": ("custom route", "webhook", "static files", "html page"),
     "guides/rest-and-openapi-for-every-tool": ("rest api", "swagger", "curl", "http api"),
     "guides/gateway": ("gateway", "proxy servers", "aggregate", "upstream", "combine servers"),
+    "guides/sets": ("toolset", "namespace", "virtual server", "subset of tools", "multiple endpoints"),
     "guides/gateway-policies": ("policy", "hide tools", "allow list", "filter tools", "redact"),
     "guides/credentials-for-upstreams": ("upstream credentials", "token exchange", "per user oauth"),
     "guides/openapi": ("openapi", "swagger to tools", "convert api"),

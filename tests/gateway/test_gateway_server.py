@@ -1,17 +1,24 @@
-"""The table ``[auth]`` of a gateway.toml: users, keys, and issuers, with the names of the Python functions."""
+"""The tables ``[auth]`` and ``[sets]`` of a gateway.toml: users, keys, issuers, and sets of items."""
 
 import json
 import logging
+import shutil
+import sys
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from auth.issuing.test_server_paths import signed_in
 from auth_world import run_guarded
 from cases import for_each
 from command_line import run_in_process
+from http_peer import serve
+from millstream import Client, Server
 from millstream._app.gateway_server import server_of_file
+from patience import WAIT
 from processes import ROOT
 from wire import request
 
@@ -190,3 +197,152 @@ async def test_documented_gateway_file_is_served(tmp_path: Path) -> None:
     async with run_guarded(served(write(tmp_path, text))) as world:
         for credential in (await signed_in(world), key):
             assert (await world.ask(credential, "POST", "/mcp", LIST, **JSON)).status == 200
+
+
+SETS = """
+name = "tools"
+
+[upstreams.files]
+command = ["{python}", "{program}"]
+start_timeout = 60
+
+[sets.readers]
+upstreams = ["files"]
+allow = ["files_read"]
+instructions = "Only read."
+short_names = true
+
+[sets.writers]
+path = "/write"
+deny = ["*_read"]
+
+[sets.writers.tools.files_delete]
+description = "Delete a file for good."
+hidden = {{ force = true }}
+"""
+FILES_PROGRAM = """
+from millstream import Server
+mcp = Server("files")
+
+@mcp.tool
+async def read(path: str) -> str:
+    return "text of " + path
+
+@mcp.tool
+async def delete(path: str, force: bool = False) -> str:
+    return f"deleted {path} {force}"
+
+mcp.run("stdio")
+"""
+
+
+async def test_sets_in_a_file_share_the_process_of_their_upstream(tmp_path: Path) -> None:
+    program, file = tmp_path / "files.py", tmp_path / "gateway.toml"
+    program.write_text(FILES_PROGRAM)
+    file.write_text(SETS.format(python=sys.executable, program=program))
+    mcp = server_of_file(file)
+    async with serve(mcp) as running:
+        base = f"http://127.0.0.1:{running.port}"
+        async with Client(f"{base}/mcp/readers", timeout=WAIT) as client:
+            assert client.instructions == "Only read."
+            assert [each.name for each in await client.tools()] == ["read"]
+            assert (await client.call("read", path="a")).text == "text of a"
+        async with Client(f"{base}/write", timeout=WAIT) as client:
+            (tool,) = await client.tools()
+            assert tool.description == "Delete a file for good."
+            assert (await client.call("files_delete", path="a")).text == "deleted a True"
+        runtime = mcp.runtimes.current
+        assert runtime is not None
+        (report,) = runtime.host.gateway.describe()
+        assert report["processes"]["running"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("[sets.a]\nallowed = []", "allow"),
+        ("[sets.a]\nname = 'b'", "unknown option"),
+        ("[sets.a]\nallow = 'x'", "a list"),
+        ("[sets.a]\npath = 'x'", "path can't be 'x'"),
+        ("[sets.a.tools.x]\nlimit = '1/hour'", "can't differ between addresses"),
+        ("[sets.'a b']", "name can't be 'a b'"),
+        ("[sets.a]\npath = '/sse'", "serves it already"),
+    ],
+)
+def test_mistakes_in_sets_are_explained(text: str, hint: str, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(f"[upstreams.files]\ncommand = 'true'\n{text}\n")
+    with pytest.raises(ValueError, match=hint) as caught:
+        server_of_file(file)
+    assert "gateway.toml" in str(caught.value)
+
+
+async def test_documented_sets_have_the_same_items_in_a_file_and_in_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "examples" / "gateway", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    servers = server_of_file(tmp_path / "sets.toml"), run_path("sets.py")["mcp"]
+    for mcp in servers:
+        async with serve(mcp) as running:
+            found = {}
+            for name in ("readers", "buyers", "warehouse"):
+                async with Client(f"http://127.0.0.1:{running.port}/mcp/{name}", timeout=WAIT) as client:
+                    found[name] = [each.name for each in await client.tools()]
+                    if name == "buyers":
+                        bought = await client.call("buy", isbn="9780261103573")
+                        assert bought.text.startswith("Ordered 9780261103573 for company")
+                    else:
+                        assert [each.uri for each in await client.resources()] == ["stock://warehouse/empty"]
+        assert found == {
+            "readers": ["shop_search_books", "warehouse_count"],
+            "buyers": ["shop_search_books", "buy"],
+            "warehouse": ["count"],
+        }
+    assert servers[0].definition.sets == [structs.replace(each, path="") for each in servers[1].definition.sets]
+
+
+@pytest.mark.parametrize(
+    ("file", "upstreams", "expected"),
+    [
+        (
+            "from_litellm.toml",
+            {
+                "github": ["list_issues", "add_issue_comment", "pull_request_read", "pull_request_review_write"],
+                "deepwiki": ["ask_question", "read_wiki_structure"],
+            },
+            {
+                "/mcp/triage": ["github_list_issues", "github_add_issue_comment"],
+                "/mcp/review": [
+                    "github_pull_request_read", "github_pull_request_review_write", "deepwiki_ask_question",
+                ],
+                "/mcp/research": ["deepwiki_ask_question", "deepwiki_read_wiki_structure"],
+            },
+        ),
+        (
+            "from_metamcp.toml",
+            {"filesystem": ["read_text_file", "write_file", "move_file"], "time": ["get_current_time"]},
+            {"/metamcp/development/mcp": ["read_file", "time_get_current_time"]},
+        ),
+    ],
+)  # fmt: skip
+async def test_configurations_of_other_gateways_move_to_sets(
+    file: str, upstreams: dict[str, list[str]], expected: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "x")
+    config = server_of_file(ROOT / "examples" / "gateway" / file).definition
+    mcp = Server("gateway")
+    assert [each.name for each in config.upstreams] == [*upstreams]
+    for name, tools in upstreams.items():
+        upstream = Server(name)
+        for tool in tools:
+            upstream.tool(lambda: "done", name=tool)
+        mcp.upstream(name, upstream, start_timeout=WAIT)
+    for chosen in config.sets:
+        mcp.definition.add_set(chosen)
+    async with serve(mcp) as running:
+        for path, names in expected.items():
+            async with Client(f"http://127.0.0.1:{running.port}{path}", timeout=WAIT) as client:
+                assert [each.name for each in await client.tools()] == names
+                assert (await client.call(names[0])).text == "done"

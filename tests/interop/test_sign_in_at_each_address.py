@@ -46,6 +46,10 @@ async def test_official_clients_sign_in_at_each_address(client: str) -> None:
             found = await signed_in(client, url, path)
             assert found["said"] == "ada shop:use", path
             assert found["resource"] in (url + path, f"{url}/mcp"), path
+        for path in ("/mcp/buyers", "/mcp/buyers/sse"):
+            found = await signed_in(client, url, path)
+            assert found["said"] == "ada orders:write shop:use", path
+            assert found["resource"] in (url + path, f"{url}/mcp"), path
 
 
 async def test_our_client_signs_in_at_an_official_server_that_gives_it_a_secret(tmp_path: Path) -> None:

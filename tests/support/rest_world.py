@@ -13,7 +13,7 @@ from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpLimits, HttpRequest, Response
 from millstream._http.server import Endpoints
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._transports.rest import TOOLS_PATH, RestRoutes
+from millstream._transports.rest import RestRoutes
 from millstream._web.pages import pages
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -170,7 +170,7 @@ def make_router(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
         return Response(b"Method not allowed.\n", 405, b"content-type: text/plain\r\nallow: POST\r\n")
 
     def find(method: str, path: str) -> Handler | None:
-        if path.startswith(TOOLS_PATH):
+        if path.startswith("/tools/"):
             return rest.run_tool if method == "POST" else not_allowed
         return fixed.get((method, path))
 

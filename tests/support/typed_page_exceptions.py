@@ -206,6 +206,18 @@ PAGES = {
             "[settings]": "It's one more line in a file.",
         },
     ),
+    "docs/guides/sets.md": Page(
+        files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
+        untyped={
+            "sets.py": "tests/gateway/test_gateway_server.py compares it with sets.toml.",
+            "api.githubcopilot.com": "Its servers aren't there. tests/gateway/test_gateway_server.py has others.",
+            "server-filesystem": "The same.",
+            '[sets.buyers]\nallow = ["shop_search_books", "shop_order"]\nscopes': (
+                "It needs a sign-in. tests/gateway/test_set_addresses.py has such sets."
+            ),
+            "[sets.public]": "tests/gateway/test_sets.py has such sets.",
+        },
+    ),
     "docs/guides/credentials-for-upstreams.md": Page(
         untyped={
             "accounts.py": "Its servers aren't there. tests/gateway/test_credentials.py imports it.",

@@ -4,6 +4,7 @@ A `Definition` is a node in the tree of mounted servers. Items registered on it 
 wherever it's mounted. Each change reaches the runtimes of all these servers. Definitions don't depend on an event loop.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from msgspec import Struct
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
+from millstream._server.address import Address
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks, hooks_of
 from millstream._server.features.registry import Registry
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.gateway._live import LiveConfig
+    from millstream.gateway._sets import SetConfig
     from millstream.gateway._upstream_config import UpstreamConfig
     from millstream.hub._subscriber import Authorize
 
@@ -69,6 +72,7 @@ TABLE: dict[str, PartEntry] = {
         extension=True,
     ),  # before the upstreams' tools are registered
     "gateway": PartEntry("millstream.gateway._part:GatewayPart", lambda it: bool(it.upstreams)),
+    "sets": PartEntry("millstream.gateway._sets:SetsPart", lambda it: bool(it.sets)),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),
     "probes": PartEntry("millstream._app.parts.operations:ProbesPart"),
@@ -194,17 +198,18 @@ class Definition:
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
-        self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
-        self.registry.private = self.protected
+        self.registry: Registry = self.make_registry()
         self.registry.on_change = lambda kind: self.emit(ServerChange(kind))
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
         """Middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
+        """Servers behind this one."""
         self.live: LiveConfig | None = None
         """The configuration file that describes the upstreams."""
         self.connected: bool = False
         """Whether a gateway has registered the upstreams' items."""
-        """Servers behind this one."""
+        self.sets: list[SetConfig] = []
+        """Choices of items with addresses of their own."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str, MountOptions]] = []
         """The servers that this one is mounted on, each with the prefix and the options."""
@@ -217,6 +222,24 @@ class Definition:
         self.removed: dict[ItemRemoval, None] = {}
         self.switched: dict[tuple[str, str], ItemSwitch] = {}
         """Changes while running, for workers that start later."""
+
+    def make_registry(self) -> Registry:
+        """Return an empty registry with the server's settings."""
+        registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        registry.private = self.protected
+        return registry
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The main address, or that of the set that's served there instead, then the addresses of other sets."""
+        main = Address.main(self.settings)
+        if not self.sets:
+            return [main]
+        from millstream.gateway._sets import find_address  # noqa: PLC0415  few servers have sets
+
+        sets = [find_address(each, main) for each in self.sets]
+        front = next((each for each in sets if each.path == main.path), main)
+        return [front, *(each for each in sets if each is not front)]
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Override the program's options with the command line's, before the server runs.
@@ -265,6 +288,7 @@ class Definition:
             or settings.limit_address
             or settings.limit_quota
             or settings.limit_concurrency
+            or any(each.limit for each in self.sets)
         ) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
 
     def describe(self) -> dict[str, Any]:
@@ -384,6 +408,27 @@ class Definition:
         self._check_addable(f"the upstream {config.name!r}")
         self.upstreams.append(config)
 
+    def add_set(self, config: "SetConfig") -> None:
+        """Serve a set of the items at an address of its own.
+
+        Raises:
+            ValueError: Another set has the name, or the path is taken.
+            LocalError: The server is running, or is mounted on another one.
+        """
+        self._check_addable(f"the set {config.name!r}")
+        if any(each.name == config.name for each in self.sets):
+            raise ValueError(f"There is already a set {config.name!r}. Rename one.")
+        self.sets.append(config)
+        try:
+            counts = Counter(path for each in self.addresses for path in {*each.paths})
+            if taken := [path for path, count in counts.items() if count > 1]:
+                raise ValueError(f"The set {config.name!r} can't use {taken[0]}, because the server serves it already.")
+            if any(self.paths()):
+                self._check_paths()
+        except ValueError:
+            self.sets.remove(config)
+            raise
+
     def admit_extension(self, name: str, hooks: object | None) -> None:
         """Check that an extension can be added now, and add its hooks inside the existing ones, for items that are
         registered later.
@@ -496,6 +541,11 @@ class Definition:
             self.user_routes.remove(added)
             raise
 
+    @property
+    def mcp_paths(self) -> list[str]:
+        """Paths where MCP is served over HTTP."""
+        return [path for each in self.addresses for path in each.paths]
+
     def paths(self, before: str = "") -> "Iterator[tuple[str, UserRoute]]":
         """Yield the program's own paths, and the paths of mounted servers with their prefixes."""
         yield from ((before, each) for each in self.user_routes)
@@ -508,7 +558,7 @@ class Definition:
         """Raise ValueError if two of the program's own paths are the same, here or where this server is mounted."""
         from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  only for programs with pages of their own
 
-        UserRoutes(self.paths(), served=self.settings.mcp_paths, show_errors=bool)
+        UserRoutes(self.paths(), served=self.mcp_paths, show_errors=bool)
         for parent, *_ in self._mounted_on:
             parent._check_paths()
 

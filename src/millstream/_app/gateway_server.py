@@ -63,7 +63,7 @@ def server_of_file(path: Path, only: str = "", version: ConfigVersion | None = N
 
     Args:
         path: Path of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
-        only: Name of the one upstream to offer, under its own names. By default, all of them.
+        only: Name of the one upstream to offer, under its own names, or of the only set. By default, all of them.
         version: The version to use, in a worker whose parent process watches the file. By default, the file as it is.
 
     Raises:
@@ -94,6 +94,11 @@ def server_of_file(path: Path, only: str = "", version: ConfigVersion | None = N
         logger.warning("%s lists no servers that are enabled, so the gateway offers nothing.", path)
     for each in live.choose(config):
         made.definition.add_upstream(each)
+    for some in live.choose_sets(config, settings.path):
+        try:
+            made.definition.add_set(some)
+        except ValueError as exc:
+            raise ConfigError(f"{path}: {exc}") from exc
     made.definition.live = live
     return made
 

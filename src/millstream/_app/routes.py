@@ -5,7 +5,7 @@ If callers have to sign in, every path requires a credential unless its route is
 """
 
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING
@@ -116,6 +116,7 @@ class Routes:
         limits: RequestLimits,
         sockets: bool,
         mcp_path: str,
+        set_paths: Collection[str] = (),
         title: str,
     ) -> None:
         """Wrap each route in its checks, once.
@@ -127,6 +128,7 @@ class Routes:
             limits: Rate limits of requests.
             sockets: Whether the server has a WebSocket.
             mcp_path: Path of the MCP endpoint.
+            set_paths: Paths of MCP for sets of items.
             title: The server's display name.
         """
         self._title = title
@@ -170,14 +172,19 @@ class Routes:
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
         nothing = self._limit(_refuse(404, f"{self._mcp} Give that address to an MCP client."))
         self._nothing_at_home = self._enter(nothing, mcp_path)
-        for path in (mcp_path, mcp_path.rstrip("/") + "/"):
-            if served := self._exact.get(path):
-                pages = {method: self._enter(served[method], mcp_path) for method in _READING if method in served}
-                self._exact[path] = {**served, **pages}
+        for path in (mcp_path, *set_paths):
+            self._add_entry(path)
         if table.home is not None and "/" not in self._exact and self._below("/") is None:
             page, redirect = table.home
             redirects = protect(Route({"GET": redirect}, private=table.exact[page].private))
             self._exact["/"] = {"GET": _as_if(page, redirects["GET"])}
+
+    def _add_entry(self, mcp_path: str) -> None:
+        """Show browsers a page at a path of MCP."""
+        for path in (mcp_path, mcp_path.rstrip("/") + "/"):
+            if served := self._exact.get(path):
+                pages = {method: self._enter(served[method], mcp_path) for method in _READING if method in served}
+                self._exact[path] = {**served, **pages}
 
     def find(self, method: str, path: str) -> Handler | None:
         """Return the handler of a path under the mount point, or None for 404."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.definition import SERVABLE, Bind, Definition, make_parts
 from millstream._http.hosts import HostPolicy
 from millstream._parts import PartHost, order_parts
+from millstream._server.address import Address
 from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.dispatch import Dispatcher
@@ -264,16 +265,24 @@ class Runtime:
             self.services.open()
             self.services.overrides_of = lambda home: home.all_overrides()
             self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)
+            self.services.addresses = definition.addresses
             self.dispatcher = Dispatcher(
-                definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
+                definition.registry,
+                self.services,
+                info=definition.describe(),
+                instructions=definition.instructions,
+                address=Address.main(settings),
             )
-            Handlers(self.dispatcher)
+            for address in self.services.addresses:
+                if address.name:
+                    self.dispatcher.branch(definition.make_registry(), address)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
             if definition.mounted:  # otherwise, registering each name has already warned
                 _warn_of_names([name for name in definition.registry.tools if not works_everywhere(name)])
-            if definition.has_wide_hooks():
-                hooks = definition.hooks or Hooks(definition)
-                self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
+            hooks = (definition.hooks or Hooks(definition)) if definition.has_wide_hooks() else None
+            for each in self.dispatcher.everywhere:
+                Handlers(each)
+                each.around = None if hooks is None else MiddlewareChain(hooks, each.registry)
             self.sweep = Sweep(self.dispatcher)
             self.sweep.beats += (self.streams.beat, self._extend_logs)
             self.host = host = PartHost(
@@ -336,6 +345,7 @@ class Runtime:
                 limits=self.services.request_limits,
                 sockets=bool(host.sockets),
                 mcp_path=settings.path,
+                set_paths=[each.path for each in self.services.addresses[1:]],
                 title=self.definition.title,
             )
             self.policy.show = self.routes.refusal_for
@@ -380,7 +390,7 @@ class Runtime:
 
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
-        self.dispatcher.stopping = True
+        self.dispatcher.stop()
         await self.dispatcher.notification_tasks.close(1.0)
         await self.sweep.close()
         self._end_subscriptions()
@@ -399,7 +409,8 @@ class Runtime:
 
         Calls that don't finish are stopped with an error.
         """
-        self.draining = self.dispatcher.stopping = True
+        self.draining = True
+        self.dispatcher.stop()
         calls, clock = self.dispatcher.calls, self.sweep.clock
         deadline = clock() + seconds
         self._end_subscriptions()

@@ -176,7 +176,8 @@ class Runtimes:
 
     def _close(self, record: LoopRecord, runtime: "Runtime") -> Coroutine[Any, Any, None]:
         """Close a runtime, which no caller gets from now on."""
-        record.runtime, runtime.dispatcher.stopping = None, True
+        record.runtime = None
+        runtime.dispatcher.stop()
         record.holders -= {REQUEST, SUPERVISOR}
         self.definition.listeners.discard(runtime)
         if self.current is runtime:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.extensions import Extension
+    from millstream.gateway._sets import SetOptions
     from millstream.gateway._upstream_config import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
@@ -689,6 +690,30 @@ class Server(NotCopyable):
         from millstream.gateway._upstream_config import UpstreamConfig  # noqa: PLC0415  few servers are gateways
 
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
+
+    def offer(self, path: str, **options: "Unpack[SetOptions]") -> None:
+        """Serve a set of this server's items, its own and its upstreams', at another address.
+
+        The set is a server of its own to its clients: other items don't exist there. It shares the connections,
+        processes, and limits of the tools. It's also served over HTTP+SSE at ``PATH/sse`` and, if the server serves
+        them, over WebSockets at ``PATH/ws`` and as REST at ``PATH/tools/NAME``.
+
+        Args:
+            path: Path of MCP, such as ``/mcp/interns``.
+            options: See `millstream.gateway.SetConfig`: which items, under which names, and who can use them.
+
+        Raises:
+            ValueError: The path or name is taken, or an option is invalid.
+            TypeError: An option is unknown.
+            LocalError: This server is already running, or is mounted on another one.
+
+        Example:
+            ``mcp.offer("/mcp/interns", allow=["files_read*", "add"], instructions="Read only.")``
+        """
+        from millstream.gateway._sets import SetConfig  # noqa: PLC0415  few servers have sets
+
+        values: dict[str, Any] = {"path": path, **options}
+        self.definition.add_set(SetConfig(**values))
 
     @suggest_keywords
     def mount(

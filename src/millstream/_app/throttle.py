@@ -50,7 +50,6 @@ class Throttle(RequestLimits):
 
     def __init__(self, host: PartHost) -> None:
         settings, store = host.settings, host.store
-        self._registry = host.registry
         self._pool = host.pool
         self._run = host.run
         self._time = store.time
@@ -58,6 +57,9 @@ class Throttle(RequestLimits):
         self._requests = self._of("requests", settings.limit_requests)
         self._calls = self._of("calls", settings.limit_calls)
         self._address = self._of("address", settings.limit_address)
+        limits = ((each.name, self._of(f"set {each.name}", each.limit)) for each in host.services.addresses)
+        self._sets = {name: limiter for name, limiter in limits if limiter is not None}
+        """Name of a set -> its limit of calls."""
         self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
         self._concurrency = settings.limit_concurrency
         self.refused = Counter[str]()
@@ -78,7 +80,7 @@ class Throttle(RequestLimits):
         """
         rates = [each for each in (self._requests, self._calls, self._address) if each is not None]
         only = rates[0] if len(rates) == 1 else None
-        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency:
+        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency or self._sets:
             return self._check
         return self._quick(only)
 
@@ -145,8 +147,11 @@ class Throttle(RequestLimits):
         is_tool_call = call.method == "tools/call"
         tool: Tool | None = call.tool
         if is_tool_call and tool is None:
-            tool = self._registry.find("tools", call.name or target_name(call.method, call.params), call)
+            registry = call.dispatcher.registry
+            tool = registry.find("tools", call.name or target_name(call.method, call.params), call)
         paces = self._paces(owner, peer, tool, is_tool_call=is_tool_call)
+        if is_tool_call and owner and (of_set := self._sets.get(call.dispatcher.address.name)) is not None:
+            paces.append(_Pace(of_set, owner, 1.0))
         self._refuse_early(paces)
         charges = self._more(tool, owner) if is_tool_call else []
         spent = _spend(paces)
@@ -173,7 +178,7 @@ class Throttle(RequestLimits):
         if self._quota is not None and owner:
             cost = 1.0 if tool is None else tool.cost
             charges.append((self._quota.name, self._quota.at(owner, cost, self._time())))
-        named, of_tool = ("", 0) if tool is None else (tool.name, tool.concurrency)
+        named, of_tool = ("", 0) if tool is None else (tool.limit_name or tool.name, tool.concurrency)
         for name, key, most in concurrency_limits(owner, self._concurrency, named, of_tool):
             charges.append((name, ConcurrencySlot(hash_key(name, key), most, f"{next(self._holders):x}")))
         return charges
@@ -239,9 +244,9 @@ class Throttle(RequestLimits):
         return self._limiter(name, Rate.of(rate)) if rate else None
 
     def _of_tool(self, tool: Tool) -> Limiter | SharedLimiter:
-        key = (tool.name, tool.limit)
+        key = name, _ = (tool.limit_name or tool.name, tool.limit)
         if key not in self._tools:
-            self._tools[key] = self._limiter(limit_name("tool", tool.name), Rate.of(tool.limit))
+            self._tools[key] = self._limiter(limit_name("tool", name), Rate.of(tool.limit))
         return self._tools[key]
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:

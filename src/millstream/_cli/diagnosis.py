@@ -33,6 +33,7 @@ from millstream._cli.connect_options import (
 )
 from millstream._cli.errors import finite
 from millstream._cli.items import check_resource, wait_for_upstreams
+from millstream._cli.load import split_target
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style, value_of
@@ -142,9 +143,18 @@ class _Configuration(Struct):
     refused: str = ""
 
 
+class _Set(Struct):
+    name: str
+    path: str
+    items: dict[str, int]
+    scopes: list[str] = []
+    groups: list[str] = []
+
+
 class _Health(Struct):
     gateway: str = ""
     configuration: _Configuration | None = None
+    sets: list[_Set] = []
     sharing: list[str] = []
     upstream_states: list[_UpstreamState] = []
 
@@ -223,7 +233,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         if url.secure and proxy is None:
             yield await check_certificate(url, options.timeout)
     begun = time.perf_counter()
-    async with open_target(target, options) as (client, describe_states):
+    async with open_target(target, options) as (client, describe):
         took = (time.perf_counter() - begun) * 1000
         yield DiagnosticStep(
             "protocol", f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)"
@@ -235,8 +245,8 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 "questions and log messages on stdio don't identify the call they belong to",
                 remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
-        for state in read_states(describe_states()):
-            yield upstream_step(state)
+        for step in gateway_steps(describe()):
+            yield step
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
         health = await read_health(place.url, headers, options.timeout)
@@ -256,8 +266,23 @@ def gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
             text += f", but the file has changed and can't be used: {found.refused}"
         yield DiagnosticStep("configuration", text, ok=not found.refused)
     yield from map(upstream_step, health.upstream_states)
+    for each in health.sets:
+        yield set_step(each)
     for text in health.sharing:
         yield DiagnosticStep("isolation", text)
+
+
+def set_step(found: _Set) -> DiagnosticStep:
+    """Return the step for a set of items with an address of its own."""
+    counts = [f"{count} {kind if count != 1 else kind[:-1]}" for kind, count in found.items.items() if count]
+    needed = [f"scope {each}" for each in found.scopes] + [f"group {each}" for each in found.groups]
+    text = f"{found.name} at {found.path} has {', '.join(counts) or 'no items'}"
+    return DiagnosticStep(
+        "set",
+        f"{text}, for callers with the {' and the '.join(needed)}" if needed else text,
+        ok=bool(counts),
+        remedy="" if counts else "Compare its patterns with the names that `millstream list` prints.",
+    )
 
 
 async def count_items(client: Client) -> DiagnosticStep:
@@ -320,17 +345,15 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
 
 def gateway_file(target: str) -> Path | None:
     """Return the path of a gateway's configuration, or None if the target is something else."""
-    path = Path(target)
+    path = Path(split_target(target)[0])
     if path.suffix not in (".toml", ".json", ".jsonc") or not path.is_file():
         return None
     return path if path.suffix == ".toml" or needs_gateway(path) else None
 
 
 @asynccontextmanager
-async def open_target(
-    target: str, options: ConnectOptions
-) -> AsyncGenerator[tuple[Client, Callable[[], list[dict[str, Any]]]]]:
-    """Connect to a server. Yields a client, and a function that returns the states of a file's upstreams.
+async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tuple[Client, Callable[[], _Health]]]:
+    """Connect to a server. Yields a client, and a function that returns the states of a file's upstreams and its sets.
 
     The gateway of a file runs in this process without its store, which a running gateway may use.
 
@@ -340,21 +363,26 @@ async def open_target(
     path = gateway_file(target)
     if path is None:
         async with options.client(target) as client:
-            yield client, list
+            yield client, _Health
         return
     from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  the other commands are clients
     from millstream._config import VariableError  # noqa: PLC0415
     from millstream.gateway._config import ConfigError  # noqa: PLC0415
 
     try:
-        server = server_of_file(path)
+        server = server_of_file(path, split_target(target)[1])
     except (ConfigError, VariableError) as exc:
         raise ClientError(str(exc)) from exc
     server.definition.store = "memory://"
     connecting = Client(server, revision=options.revision or None, timeout=options.timeout)
     async with server.running() as runtime, connecting as client:
-        reports = runtime.host.gateway
-        yield client, list if reports is None else reports.describe_states
+        reports, sets = runtime.host.gateway, runtime.host.reports.get("sets", list)
+
+        def describe() -> _Health:
+            states = [] if reports is None else reports.describe_states()
+            return _Health(sets=msgspec.convert(sets(), list[_Set]), upstream_states=read_states(states))
+
+        yield client, describe
 
 
 def read_states(found: list[dict[str, Any]]) -> list[_UpstreamState]:
@@ -399,9 +427,11 @@ def _local_time(seconds: float) -> str:
 
 async def read_health(url: Url, headers: Mapping[str, str], seconds: float) -> _Health:
     """Return what a gateway of ours tells about itself, which depends on the credentials."""
-    with suppress(ClientError, TimeoutError, msgspec.DecodeError):
-        reply = await request("GET", url.join("health"), headers, max_body=1 << 20, seconds=seconds)
-        return msgspec.json.decode(reply.body, type=_Health)
+    for reference in ("health", "../health", "/health"):  # the URL may be that of a set
+        with suppress(ClientError, TimeoutError, msgspec.DecodeError):
+            reply = await request("GET", url.join(reference), headers, max_body=1 << 20, seconds=seconds)
+            if reply.status != 404:
+                return msgspec.json.decode(reply.body, type=_Health)
     return _Health()
 
 

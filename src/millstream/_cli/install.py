@@ -46,6 +46,8 @@ from millstream.gateway._jsonc import JsonSyntaxError
 Entry = dict[str, Any]
 """A server's entry in an application's configuration."""
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
+_SET = re.compile(r"/mcp/([a-z0-9_-]{1,20})/?$")
+"""The end of a path with the name of a set of items. Longer names may be secrets."""
 
 
 class Launch(Confidential, Struct, frozen=True, kw_only=True):
@@ -131,7 +133,7 @@ def _words(path: Path, name: str, python: str) -> list[str]:
     program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
     own = python == sys.executable and program.is_file()
     start = [str(program)] if own else [python, "-m", "millstream"]
-    what = ["gateway", str(path)] if gateway else ["run", f"{path}:{name}" if name else str(path)]
+    what = ["gateway", str(path)] if gateway and not name else ["run", f"{path}:{name}" if name else str(path)]
     return [*start, *what, "--transport", "stdio"]
 
 
@@ -163,12 +165,15 @@ def hyphenate(name: str) -> str:
 
 
 def name_of(target: str) -> str:
-    """Return the default name of a server: the file, or the first part of the host."""
+    """Return the default name of a server: the file, or the first part of the host, with the set at its URL."""
     if "://" in target:
         host = urlsplit(target).hostname or "server"
         parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]
-        return parts[0] if parts and not host.replace(".", "").isdigit() else "server"
-    return hyphenate(Path(split_target(target)[0]).stem)
+        name = parts[0] if parts and not host.replace(".", "").isdigit() else "server"
+        chosen = _SET.search(urlsplit(target).path)
+        return f"{name}-{chosen[1]}" if chosen else name
+    source, name = split_target(target)
+    return hyphenate(name if name and Path(source).suffix == ".toml" else Path(source).stem)
 
 
 class System(Struct, frozen=True, kw_only=True):

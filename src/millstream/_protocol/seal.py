@@ -189,6 +189,8 @@ class SessionToken(Struct, frozen=True, gc=False, array_like=True):
     """Whether the session has had a record from the start. A worker that finds none must not assume that it's empty."""
     worker: str = ""
     """The worker that holds state of the session, or empty if any worker can serve it."""
+    address: str = ""
+    """The set whose address the session belongs to, or empty for the main address."""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from copy import copy
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -42,6 +43,7 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
+from millstream._server.address import Address
 from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, CallFailure
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.questions import resolve_group
@@ -152,7 +154,7 @@ class Around(Protocol):
 
 
 class Dispatcher:
-    """Runs the calls of one server."""
+    """Runs the calls at one address of a server: what's served there, and the calls that run at any address."""
 
     def __init__(
         self,
@@ -161,7 +163,11 @@ class Dispatcher:
         *,
         info: Json,
         instructions: str = "",
+        address: Address | None = None,
     ) -> None:
+        self.address: Address = address or services.addresses[0]
+        self.everywhere: list[Dispatcher] = [self]
+        """The dispatcher of each address, the main one first."""
         self.registry: Registry = registry
         self.services: Services = services
         self.info: Json = info
@@ -174,6 +180,8 @@ class Dispatcher:
         """Called for every finished call."""
         self.begin: Callable[[Call], None] | None = None
         """Called for every call that starts, if tracing is on."""
+        self.read_resource: Callable[[str, Call], Awaitable[Any]]
+        """Reads a resource of this address as part of a call. Set by the handlers."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         self._tool_timeout = services.settings.tool_timeout
@@ -188,6 +196,29 @@ class Dispatcher:
         """The running handlers of notifications."""
         self._notification_share = Share(self.load.max_calls, each=self.load.max_each)
 
+    def branch(self, registry: Registry, address: Address) -> "Dispatcher":
+        """Return a dispatcher for another address, which shares the running calls. Add its handlers next."""
+        other = copy(self)
+        other.registry, other.address, other.around, other._handlers = registry, address, None, {}
+        other.announcement = ServerDescription(registry, self.info, "")
+        self.everywhere.append(other)
+        return other
+
+    @property
+    def served(self) -> "list[Dispatcher]":
+        """The dispatchers of the addresses that clients can reach, the one at the main path first."""
+        found = {each.address: each for each in self.everywhere}
+        return [found[each] for each in self.services.addresses]
+
+    def stop(self) -> None:
+        """Begin to shut down. See `stopping`."""
+        for each in self.everywhere:
+            each.stopping = True
+
+    def find_address(self, name: str) -> "Dispatcher | None":
+        """Return the dispatcher of a set, or of the main address if the name is empty."""
+        return next((each for each in self.everywhere if each.address.name == name), None)
+
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients."""
         self.announcement.instructions = instructions
@@ -198,7 +229,8 @@ class Dispatcher:
         self.info.clear()
         self.info.update(info)
         self._heads.update((revision.date, _head(self.info, revision, None)) for revision in ALL)
-        self.announcement.forget()
+        for each in self.everywhere:
+            each.announcement.forget()
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers by method."""
@@ -249,7 +281,7 @@ class Dispatcher:
                 return refusal_message(call.id, over or ProtocolError(INVALID_REQUEST, _IN_FLIGHT))
             scope = ""
         self.calls.add(call)
-        call.services = self.services
+        call.services, call.dispatcher = self.services, self
         observe = self.observe
         started = perf_counter() if observe is not None else 0.0
         if self.begin is not None:
@@ -460,7 +492,7 @@ class Dispatcher:
             self.notification_tasks.spawn(self._run_notification(call)).add_done_callback(release)
 
     async def _run_notification(self, call: Call) -> None:
-        call.services = self.services
+        call.services, call.dispatcher = self.services, self
         try:
             if self.gate is not None and (asked := self.gate(call)) is not None:
                 await asked

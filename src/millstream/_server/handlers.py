@@ -136,7 +136,7 @@ class Handlers:
         self._registry = dispatcher.registry
         self._services = dispatcher.services
         self._announcement = dispatcher.announcement
-        self._services.read_resource = self._read_inside
+        dispatcher.read_resource = self._read_inside
         dispatcher.serve(
             {
                 **{method: partial(self._list, kind) for method, (kind, *_) in _LISTS.items()},
@@ -364,7 +364,7 @@ class Handlers:
                 for uri in filter(reports, affected_uris(change, watched)):
                     pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
 
-            ends.callback(changes.watch(watcher))
+            ends.callback(changes.watch(watcher, call.dispatcher.address.name))
             end = pushes.over.set
             endings.add(end)
             ends.callback(endings.discard, end)

@@ -163,7 +163,9 @@ class ClientConnection(Confidential, Struct, eq=False):
             if kept is None:
                 return None
             if kept.method == "notifications/initialized" and self._stop_watching is None and self.session is not None:
-                self._stop_watching = dispatcher.services.changes.watch(self._forward_change, self.session)
+                self._stop_watching = dispatcher.services.changes.watch(
+                    self._forward_change, dispatcher.address.name, self.session
+                )
             dispatcher.control.notify(kept, self.id)
             if dispatcher.registry.notification_handler(kept.method) is not None:
                 named = per_request_revision(message)

@@ -48,6 +48,7 @@ class _Address(Struct, frozen=True, gc=False, array_like=True):
     worker: str
     unique: bytes
     rights_hash: bytes
+    set_name: str = ""
 
 
 _KIND = b"sse"
@@ -77,7 +78,8 @@ class HttpSse:
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
         services, owner = self._services, _hash_rights(principal)
-        address = _Address(services.store.workers.me, secrets.token_bytes(16), owner)
+        name = self._dispatcher.address.name
+        address = _Address(services.store.workers.me, secrets.token_bytes(16), owner, name)
         session_id = services.ring.seal(_KIND, _encode(address), services.nonce())
         connection = ClientConnection(
             self._dispatcher,
@@ -91,7 +93,7 @@ class HttpSse:
         self._streams.add(sink, request, ("sse", ""), finish=connection.finish)
         self._connections[session_id] = (connection, owner, sink)
         try:
-            sink.write(sse.endpoint(f"{request.root_path}{services.settings.messages_path}?session_id={session_id}"))
+            sink.write(sse.endpoint(f"{request.root_path}{self._dispatcher.address.messages}?session_id={session_id}"))
             await sink.wait_closed()
         finally:
             del self._connections[session_id]
@@ -159,7 +161,8 @@ class HttpSse:
             address = _decode(services.ring.open(_KIND, session_id) or b"")
         except msgspec.DecodeError:
             return ""
-        if address.rights_hash != _hash_rights(principal) or services.peers.is_me(address.worker):
+        is_foreign = address.set_name != self._dispatcher.address.name
+        if is_foreign or address.rights_hash != _hash_rights(principal) or services.peers.is_me(address.worker):
             return ""
         return address.worker
 

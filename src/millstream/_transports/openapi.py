@@ -135,7 +135,6 @@ _MAKERS: Mapping[Any, Callable[[Schema, int], Any]] = {
 }
 
 
-TOOLS_PATH = "/tools/"
 _CONTENT: Json = {
     "type": "object",
     "description": "Content blocks of a tool whose result has no structured value.",
@@ -162,6 +161,7 @@ def document(
     *,
     instructions: str,
     root_path: str,
+    tools_path: str,
     mcp: Mapping[str, Any],
 ) -> bytes:
     """Return the document as JSON.
@@ -171,10 +171,11 @@ def document(
         info: The server's name, version, and description.
         instructions: The description, if `info` has none.
         root_path: The path at which the server is mounted.
+        tools_path: Prefix of the tools' paths under it.
         mcp: The path of the MCP endpoint, and the published events.
     """
     schemas: Json = {"Content": _CONTENT, "Problem": _PROBLEM}
-    paths = {f"{TOOLS_PATH}{quote(tool.name)}": {"post": _operation(tool, schemas)} for tool in tools}
+    paths = {f"{tools_path}{quote(tool.name)}": {"post": _operation(tool, schemas)} for tool in tools}
     about: Json = {"title": info.get("title") or info["name"], "version": info["version"]}
     description = info.get("description") or instructions
     if description:

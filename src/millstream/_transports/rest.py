@@ -52,7 +52,6 @@ from millstream._server.functions.plan import ArgumentError
 from millstream._transports import openapi
 from millstream._transports.open_streams import NOT_JSON, error_response, silent_call
 
-TOOLS_PATH = openapi.TOOLS_PATH
 _MAX_DESCRIBED = 64
 """Maximum number of cached documents, for mount points and for callers that see different tools."""
 
@@ -94,11 +93,11 @@ class RestRoutes:
             dispatcher: Runs the tools.
             events: Whether the server has the routes of the hub.
         """
-        settings = dispatcher.services.settings
+        self._address = dispatcher.address
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry
         self._note = dispatcher.services.note
-        self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
+        self._mcp = {"endpoint": self._address.path.lstrip("/"), "events": events}
         # Prepared
         self._described: Recent[tuple[str, Audience], tuple[bytes, Callable[[HttpRequest], Response]]] = Recent(
             _MAX_DESCRIBED
@@ -165,7 +164,8 @@ class RestRoutes:
 
     async def run_tool(self, request: HttpRequest) -> Response:
         """`POST /tools/{name}`: the body is the arguments, the reply is the structured result."""
-        root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
+        root, address = request.root_path, self._address
+        name = request.path.removeprefix(address.tools)
         refuse = partial(self._refuse, request, name)
         if self._dispatcher.load.full(request.owner):
             return refuse(BUSY, "Too many calls are running. Try again later.")
@@ -173,8 +173,10 @@ class RestRoutes:
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
         tool = self._registry.find("tools", name, request)
         if tool is None:
-            text = f"There is no tool {name[:128]!r}." if name else f"Specify the tool: POST to {root}/tools/NAME."
-            return refuse(UNKNOWN_TOOL, f"{text} {root}/openapi.json lists the tools.")
+            text = (
+                f"There is no tool {name[:128]!r}." if name else f"Specify the tool: POST to {root}{address.tools}NAME."
+            )
+            return refuse(UNKNOWN_TOOL, f"{text} {root}{address.openapi} lists the tools.")
         scopes = scopes_of(request.principal)
         if scopes is not None and not tool.scopes <= scopes:
             lacking = self._dispatcher.services.scope_error(tool.scopes)
@@ -231,6 +233,7 @@ class RestRoutes:
                 self._dispatcher.info,
                 instructions=self._dispatcher.announcement.instructions,
                 root_path=root,
+                tools_path=self._address.tools,
                 mcp=self._mcp,
             )
             found = respond_with_tag(body, JSON_HEAD + b"cache-control: no-cache\r\n")

@@ -244,7 +244,9 @@ class Dialect(Struct, eq=False):
 
     def _need_hub(self) -> Hub:
         if self._hub is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Start it with --serve hub.")
+            is_front = self._dispatcher.address == self._dispatcher.services.addresses[0]
+            where = "Start it with --serve hub" if is_front else "Connect to /ws"
+            raise ProtocolError(METHOD_NOT_FOUND, f"This server has no channels. {where}.")
         return self._hub
 
     async def subscribe(self, message: _Subscribe, id: Raw) -> None:

@@ -56,7 +56,7 @@ def audit_handler(path: str) -> Handler:
 
 
 def connect_handler(host: PartHost, pages: Collection[str], *, public: Collection[str]) -> Handler:
-    """Return the handler of `GET /connect/server`, with both responses prepared.
+    """Return the handler of `GET /connect/server`.
 
     It provides what the connect page can't get over MCP: the endpoint, and how callers sign in.
 
@@ -76,15 +76,17 @@ def connect_handler(host: PartHost, pages: Collection[str], *, public: Collectio
     }
     open_pages = pages if guard is not None else [each for each in pages if each in public]
     unwatched = [each for each in pages if PRIVATE.get(f"/{each}") != WATCH]
-    local, remote, limited = (reply({**facts, "pages": list(each)}) for each in (pages, open_pages, unwatched))
+    local, remote, limited = ({**facts, "pages": list(each)} for each in (pages, open_pages, unwatched))
+    sets = host.services.addresses[1:]
 
     async def get(request: HttpRequest) -> Response:
         """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
-        and ``oauth`` are accepted, and the ``pages`` that the caller can reach.
+        and ``oauth`` are accepted, and the ``pages`` and the paths of ``sets`` that the caller can reach.
         """
+        found = local if host.is_local(request.peer, request.headers, request.is_http_1_0) else remote
         if request.principal is not None and not request.principal.has((WATCH,)):
-            return limited
-        return local if host.is_local(request.peer, request.headers, request.is_http_1_0) else remote
+            found = limited
+        return reply({**found, "sets": [each.path for each in sets if host.refuse(each, request) is None]})
 
     return get
 

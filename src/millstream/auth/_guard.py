@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 from msgspec.structs import replace
 
-from millstream._config import Settings
 from millstream._http.hosts import parse_authority
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server import HeaderLineCache
@@ -24,6 +23,7 @@ from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, MAX_SHOWN, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
+from millstream._server.address import Address
 from millstream._server.calls.services import UNLIMITED, ObserveMessage, RequestLimits, ignore_message
 from millstream.auth._method import (
     AuthMethod,
@@ -31,7 +31,6 @@ from millstream.auth._method import (
     Clock,
     Identity,
     KeyedSemaphore,
-    KnownScopes,
     Rejection,
     RejectionCache,
     Unavailable,
@@ -55,8 +54,8 @@ class Addresses(Struct):
 
     resource: str
     """URL of the MCP endpoint. If it's empty, metadata contains the requested URL, which has an allowed host."""
-    settings: Settings
-    """Settings with the paths."""
+    served: Sequence[Address]
+    """The main address, and those of sets."""
     root: str = ""
     """Path at which an application mounts the server."""
 
@@ -76,13 +75,18 @@ class Addresses(Struct):
                 return {}
             name = f"[{host.name}]" if ":" in host.name else host.name
             port = f":{host.port.decode()}" if host.port else ""
-            resource = f"{request.scheme}://{name}{port}{request.root_path}{self.settings.path}"
-        return addresses_for(resource, self.settings)
+            resource = f"{request.scheme}://{name}{port}{request.root_path}{self.served[0].path}"
+        return addresses_for(resource, self.served)
+
+    def scopes(self, request: HttpRequest) -> frozenset[str]:
+        """Return the scopes that every caller of the requested address needs."""
+        found = (each.scopes for each in self.served if request.path in (*each.endpoints, *each.paths))
+        return next(found, frozenset[str]())
 
     def metadata_url(self, request: HttpRequest | None) -> str:
         """Return the URL of the metadata for the address that was requested, or for the MCP endpoint."""
         urls = self.urls(request)
-        url = urls.get(request.path if request else "") or urls.get(self.settings.path)
+        url = urls.get(request.path if request else "") or urls.get(self.served[0].path)
         if not url:
             return ""
         # The well-known path precedes the resource's path (RFC 9728 §3), and follows the one of a mounted server.
@@ -121,7 +125,7 @@ class ChallengeResponses(Struct, kw_only=True):
                 "Sec-Fetch-Site: same-origin."
             )
         page = self.form(request)
-        head = self._challenge(request, "", self.scopes)
+        head = self._challenge(request, "", self._scopes_for(request))
         return (
             plain_problem(401, text, head + _NO_STORE) if page is None else Response(page.body, 401, page.head + head)
         )
@@ -132,7 +136,7 @@ class ChallengeResponses(Struct, kw_only=True):
         """
         if self.oauth:
             reason = reason[:MAX_SHOWN].encode("utf-8", "replace").decode()
-            head = self._head(request, "invalid_token", self.scopes, reason)
+            head = self._head(request, "invalid_token", self._scopes_for(request), reason)
             return plain_problem(401, reason or "The token is invalid or has expired.", head)
         return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
 
@@ -146,7 +150,8 @@ class ChallengeResponses(Struct, kw_only=True):
 
     def insufficient(self, request: HttpRequest, needed: Collection[str]) -> Response:
         """Respond to a valid credential with insufficient scope."""
-        return plain_problem(403, _missing_scope_text(needed), self._head(request, "insufficient_scope", needed))
+        wanted = {*needed, *self._scopes_for(request)}
+        return plain_problem(403, _missing_scope_text(needed), self._head(request, "insufficient_scope", wanted))
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
         """Return the error for one MCP method, with all scopes that the client should request."""
@@ -158,6 +163,9 @@ class ChallengeResponses(Struct, kw_only=True):
             status=403,
             head=self._head(None, "insufficient_scope", {*self.scopes, *needed}),
         )
+
+    def _scopes_for(self, request: HttpRequest) -> set[str]:
+        return {*self.scopes, *(() if self.addresses is None else self.addresses.scopes(request))}
 
     def _scope_text(self, scopes: Collection[str]) -> str:
         return " ".join(self.scope_prefix + each for each in sorted({*scopes}))
@@ -186,7 +194,7 @@ def _missing_scope_text(needed: Collection[str]) -> str:
 
 
 def metadata_paths(
-    methods: Sequence[AuthMethod], name: str, known: KnownScopes, addresses: Addresses
+    methods: Sequence[AuthMethod], name: str, known: Callable[[str], Collection[str]], addresses: Addresses
 ) -> Mapping[str, Handler]:
     """Return the GET handlers of one server's metadata by path: at the root, and with the internal and external path of
     each MCP address.
@@ -198,15 +206,15 @@ def metadata_paths(
     Args:
         methods: Auth methods. At least one has an issuer.
         name: Display name of the server.
-        known: Returns all scopes that the server currently uses.
+        known: Returns all scopes that the server currently uses at one of its paths.
         addresses: Addresses of MCP.
     """
     methods = [each for each in methods if each.issuers]
     discovery = Discovery(methods[0].issuers[0])
-    endpoint = addresses.settings.path
-    served = {endpoint, f"{endpoint.rstrip('/')}/", addresses.settings.sse_path, "/ws"} - {"/"}
+    endpoint = addresses.served[0].path
+    served = {path for each in addresses.served for path in each.endpoints} - {"/"}
     inside = {METADATA_PATH: endpoint, **{METADATA_PATH + each: each for each in sorted(served)}}
-    urls = addresses_for(addresses.resource, addresses.settings)
+    urls = addresses_for(addresses.resource, addresses.served)
     outside = {METADATA_PATH + urlsplit(urls[each]).path: each for each in sorted(served)}
     # A proxy may have removed a path in front of the server's. Clients leave out a slash at the end.
     paths = {path.rstrip("/"): each for path, each in outside.items()} | outside | inside
@@ -225,7 +233,7 @@ def metadata_paths(
 
     async def describe_resource(request: HttpRequest) -> Response:
         """Respond with the metadata of the requested address."""
-        scopes = {scope for each in methods for scope in each.scopes} | set(known())
+        scopes = {scope for each in methods for scope in each.scopes} | set(known(paths[request.path]))
         named = [methods[0].scope_prefix + each for each in sorted(scopes - {"offline_access"})]
         url = addresses.urls(request).get(paths[request.path])
         members = {

@@ -15,12 +15,12 @@ from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
 
-from millstream._config import Settings
 from millstream._copies import CopyableError
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._override import override
 from millstream._protocol.errors import shorten
 from millstream._protocol.principal import Principal
+from millstream._server.address import Address
 from millstream._server.calls.services import Services
 from millstream.auth.providers import RedirectTarget
 
@@ -112,23 +112,26 @@ async def prefetch_all(those: Iterable[Prefetchable]) -> None:
         raise ExceptionGroup("Failed to prefetch issuers' metadata or keys", failed)
 
 
-def addresses_for(resource: str, settings: Settings) -> dict[str, str]:
+def addresses_for(resource: str, addresses: Sequence[Address]) -> dict[str, str]:
     """Return a server's MCP URLs, by path under its mount point. Metadata contains the requested URL (RFC 9728 §3.3),
     and a token for one URL is valid at all of them.
 
     Args:
         resource: URL of the MCP endpoint as clients know it. If it doesn't end with the endpoint's path, a proxy maps
             it to another path. The other URLs are then unknown, so metadata always contains this one.
-        settings: Settings with the paths.
+        addresses: The main address, and those of sets.
     """
-    endpoint, sse, messages = settings.path, settings.sse_path, settings.messages_path.rstrip("/")
-    urls = dict.fromkeys((f"{endpoint.rstrip('/')}/", endpoint, sse, "/ws"), resource)
+    endpoint = addresses[0].path
+    urls = dict.fromkeys((path for each in addresses for path in each.endpoints), resource)
     base, path = resource.rstrip("/"), urlsplit(resource).path.rstrip("/")
     if path.endswith(endpoint.rstrip("/")):
         base = base.removesuffix(endpoint.rstrip("/"))
         urls = {each: resource if each == "/" else base + each for each in urls}
     # The messages of HTTP+SSE belong to its stream.
-    return {**urls, **dict.fromkeys((messages, f"{messages}/", "/message"), urls[sse])}
+    for each in addresses:
+        messages = each.messages.rstrip("/")
+        urls |= dict.fromkeys((messages, f"{messages}/"), urls[each.sse])
+    return {**urls, "/message": urls[addresses[0].sse]}
 
 
 Paths = Mapping[str, Mapping[str, Handler]]

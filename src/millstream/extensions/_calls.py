@@ -196,6 +196,8 @@ class SavedCall(Struct, frozen=True):
     transport: str
     owner: str
     """The owner against whose limits the call counts."""
+    set_name: str = ""
+    """See `Context.set_name`."""
 
 
 class PendingCall(Struct, NotCopyable, eq=False):
@@ -220,6 +222,11 @@ class PendingCall(Struct, NotCopyable, eq=False):
     def principal(self) -> Principal | None:
         """The caller."""
         return self._call.principal
+
+    @property
+    def set_name(self) -> str:
+        """See `Context.set_name`."""
+        return str(self._call.dispatcher.address.name)
 
     @property
     def handshake(self) -> bool:
@@ -256,6 +263,7 @@ class PendingCall(Struct, NotCopyable, eq=False):
             call.principal,
             call.transport,
             call.owner,
+            self.set_name,
         )
 
     def keep_slots(self) -> Callable[[], object]:

@@ -98,6 +98,10 @@ class Extension(Middleware):
     """Required extensions, by identifier, and parts, by name, such as ``hub``."""
     settings: Mapping[str, Any] | None = {}
     """Settings that the server announces under `name`. With None, `open` decides whether to announce the extension."""
+    in_sets: bool = False
+    """Whether it's also served at the addresses of sets (`Server.offer`). Its methods then have to keep to the items of
+    `Context.set_name`.
+    """
     client_settings: Mapping[str, Any] = {}
     """Settings that the client declares under `name`."""
     revisions: Collection[str] = ()
@@ -241,7 +245,8 @@ class ExtensionPart:
         lacking = "" if server is None else extension.unmet(server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
-        server_host = Host(host, extension.name, frozenset(extension.revisions or BY_DATE))
+        revisions = frozenset(extension.revisions or BY_DATE)
+        server_host = Host(host, extension.name, revisions, extension.in_sets)
         if extension.settings is not None:
             server_host.capability(extension.settings)
         for marked, handler in marked_methods(extension, "server"):

@@ -100,6 +100,7 @@ class Host(Struct, NotCopyable, eq=False):
     _host: PartHost
     _name: str
     _revisions: frozenset[str]
+    _in_sets: bool = False
 
     def __post_init__(self) -> None:
         self._host.services.peers.on(ExtensionBroadcast, self._deliver_broadcast, own=True)
@@ -277,7 +278,7 @@ class Host(Struct, NotCopyable, eq=False):
         names = {name: HeaderParam(header, header_required)} if header else {}
         dates = frozenset(revisions or self._revisions)
         answer = self._answer(handler, declared=declared)
-        self._host.extend(Registered("", {}, {name: answer}, dates, header_params=names))
+        self._extend(Registered("", {}, {name: answer}, dates, header_params=names))
 
     def _answer(self, handler: Handler, *, declared: bool = False) -> Callable[[Call], Awaitable[bytes]]:
         run = with_decoded_params(handler, CallContext)
@@ -314,7 +315,10 @@ class Host(Struct, NotCopyable, eq=False):
             if call.revision.date in dates:
                 await run(call.params, CallContext(call))
 
-        self._host.extend(Registered("", {}, {}, dates, notifications={name: handle}))
+        self._extend(Registered("", {}, {}, dates, notifications={name: handle}))
+
+    def _extend(self, extension: Registered) -> None:
+        self._host.extend(extension, in_sets=self._in_sets)
 
     def filter_notifications(self, each: NotificationFilter) -> None:
         """Add ``each(message)`` as a filter of notifications. See `Extension.filter_notification`.
@@ -339,7 +343,7 @@ class Host(Struct, NotCopyable, eq=False):
         """
         key, members = name or self._name, {**value}
         dates = frozenset(revisions or self._revisions)
-        self._host.extend(Registered(member or key, {key: members} if member else members, {}, dates))
+        self._extend(Registered(member or key, {key: members} if member else members, {}, dates))
 
     def serves(self, method: str, revision: str = NEWEST.date) -> bool:
         """Return whether clients of a revision can call a method.
@@ -450,13 +454,18 @@ class Host(Struct, NotCopyable, eq=False):
         """Whether any tool of the server has ``task=``."""
         return any(tool.task is not None for tool in self._host.registry.tools.values())
 
-    def has_tool(self, name: str) -> bool:
+    def has_tool(self, name: str, set_name: str = "") -> bool:
         """Return whether the server has a tool.
 
         Args:
             name: Name of the tool.
+            set_name: Name of a set, to look only there (see `Context.set_name`).
         """
-        return name in self._host.registry.tools
+        return self._find_tool(name, set_name) is not None
+
+    def _find_tool(self, name: str, set_name: str) -> Tool | None:
+        found = self._host.dispatcher.find_address(set_name)
+        return None if found is None else found.registry.tools.get(name)
 
     def on_task_call(self, begin: Callable[[PendingCall], Awaitable[bytes] | None]) -> None:
         """Call ``begin(call)`` before each call of a tool with ``task=``.
@@ -514,7 +523,9 @@ class Host(Struct, NotCopyable, eq=False):
             long_lived=True,
         )
         call.reply_channel = ReportChannel(report)
-        return CallRun(self._host.dispatcher, call, saved.owner)
+        dispatcher = self._host.dispatcher.find_address(saved.set_name)
+        assert dispatcher is not None  # noqa: S101  `has_tool` has found its tool there, or the client has called it
+        return CallRun(dispatcher, call, saved.owner)
 
     async def acquire_slots(self, holder: str, limits: Sequence[SlotLimit], *, call: SavedCall | None = None) -> Slots:
         """Take one slot from every limit, or none. If the worker dies, its slots become free.
@@ -528,8 +539,9 @@ class Host(Struct, NotCopyable, eq=False):
             LimitReached: A limit has no free slot.
         """
         all_limits = [(each.name, each.key, each.most) for each in limits]
-        if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
-            all_limits += concurrency_limits(call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency)
+        if call is not None and (tool := self._find_tool(call.tool, call.set_name)) is not None:
+            most = self.settings.limit_concurrency
+            all_limits += concurrency_limits(call.owner, most, tool.limit_name or tool.name, tool.concurrency)
         slots = [ConcurrencySlot(hash_key(name, key), most, holder) for name, key, most in all_limits]
         decision = await self._host.pool.take(slots) if slots else None
         if decision is not None:
@@ -569,7 +581,7 @@ class Host(Struct, NotCopyable, eq=False):
             subscription = ListenSubscription(call, push)
             return await open(wanted, subscription, CallContext(call)), subscription.end
 
-        self._host.extend(Registered("", {}, {}, self._revisions, filters={member: serve}))
+        self._extend(Registered("", {}, {}, self._revisions, filters={member: serve}))
 
     def broadcast(self, method: str, params: Any = None, *, everyone: bool = False) -> None:
         """Send a notification to all handshake-era sessions on every worker, without waiting.
@@ -596,7 +608,7 @@ class Host(Struct, NotCopyable, eq=False):
 
     def _deliver_broadcast(self, message: ExtensionBroadcast, worker: str) -> None:
         if message.source == self._name:
-            self._host.services.changes.emit(Broadcast("broadcast", "", message.to, message.message))
+            self._host.services.changes.emit(Broadcast("broadcast", extension=message.to, message=message.message))
 
     def _check_declared(self, call: Call) -> None:
         require_capabilities(call.client.capabilities, {"extensions": {self._name: {}}})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from millstream.gateway._openapi_tools import OpenApi, RouteKind, RouteMap
     from millstream.gateway._policy import GroupPolicy, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
     from millstream.gateway._results import Redaction
+    from millstream.gateway._sets import SetConfig
     from millstream.gateway._upstream_config import UpstreamConfig
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "RouteKind": "_openapi_tools",
     "RouteMap": "_openapi_tools",
     "Secret": "_credentials",
+    "SetConfig": "_sets",
     "ToolPolicy": "_policy",
     "UpstreamConfig": "_upstream",
     "UpstreamPolicy": "_policy",
@@ -52,6 +54,7 @@ __all__ = [
     "RouteKind",
     "RouteMap",
     "Secret",
+    "SetConfig",
     "ToolPolicy",
     "UpstreamConfig",
     "UpstreamPolicy",

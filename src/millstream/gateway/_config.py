@@ -34,6 +34,7 @@ from millstream.gateway._jsonc import JsonSyntaxError
 from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
+from millstream.gateway._sets import SetConfig
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import is_array, is_object, members
 
@@ -78,6 +79,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     auth: tuple[Any, ...] = ()
     """Who can call the gateway: tables such as [auth.issuer](../guides/gateway.md#people-who-sign-in)."""
     upstreams: tuple[UpstreamConfig, ...] = ()
+    sets: tuple[SetConfig, ...] = ()
+    """Sets of items with addresses of their own, as [tables by name](../guides/sets.md)."""
     written: "ConfigValue | None" = None
     """The whole file."""
     files: tuple[Path, ...] = ()
@@ -401,6 +404,7 @@ def _load_gateway(
         policy=_load_policy,
         auth=_load_auth,
         upstreams=ConfigValue.table,
+        sets=_load_sets,
     )
     shared, upstreams = values.get("policy"), values.pop("upstreams", {})
     configs = [config for name, each in upstreams.items() if (config := _load_upstream(name, each, shared)) is not None]
@@ -422,6 +426,11 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
         policy = structs.replace(policy, shared=shared)
     target = _pop_target(entry, values)
     return UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
+
+
+def _load_sets(value: ConfigValue) -> tuple[SetConfig, ...]:
+    known = {name: each for name, each in options_of(SetConfig).items() if name != "name"}
+    return tuple(each.call(partial(SetConfig, name=name), known) for name, each in value.table().items())
 
 
 def _load_policy(value: ConfigValue) -> Any:

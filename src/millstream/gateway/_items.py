@@ -413,16 +413,21 @@ class ExtensionForwarding:
         """Identifier -> settings, as the registry announces them."""
         self._upstreams: dict[str, McpUpstream] = {}
         """Identifier -> the upstream that has it."""
-        host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
+        self._settings_in_sets: Json = {}
+        """The same, for extensions that only concern the results of items."""
+        for settings in self._settings, self._settings_in_sets:
+            in_sets = settings is self._settings_in_sets
+            host.extend(RegisteredExtension("extensions", settings, {}, frozenset(BY_DATE)), in_sets=in_sets)
         host.find_methods(self.find)
 
     def update(self, upstreams: Collection[McpUpstream]) -> None:
         """Announce the extensions of the upstreams, and route their methods."""
         claims = dict[str, list[McpUpstream]]()
+        ours = id(self._settings), id(self._settings_in_sets)
         own = {
             name
             for each in self._host.registry.extensions
-            if each.capability == "extensions" and each.settings is not self._settings
+            if each.capability == "extensions" and id(each.settings) not in ours
             for name in each.settings
         }
         for upstream in upstreams:
@@ -450,7 +455,10 @@ class ExtensionForwarding:
         if announced != self._settings:
             self._settings.clear()
             self._settings.update(announced)
-            self._host.dispatcher.announcement.forget()
+            self._settings_in_sets.clear()
+            self._settings_in_sets.update((name, announced[name]) for name in (TASKS, UI) if name in announced)
+            for each in self._host.dispatcher.everywhere:
+                each.announcement.forget()
         self._upstreams = found
         self._host.services.forwarded_extensions = frozenset(found)
 

@@ -20,6 +20,7 @@ from millstream._protocol.errors import LocalError
 from millstream._tasks import watch
 from millstream.files import stamp_of
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file, read_file
+from millstream.gateway._sets import SetConfig
 from millstream.gateway._upstream import Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import Json
@@ -81,12 +82,21 @@ class LiveConfig:
         """Return the upstreams to offer.
 
         Raises:
-            ConfigError: The only one to offer doesn't exist.
+            ConfigError: The only upstream or set to offer doesn't exist.
         """
-        upstreams = {each.name: each for each in config.upstreams}
-        if self._only and self._only not in upstreams:
-            raise ConfigError(f"{self.path} has no server {self._only!r}. It has: {', '.join(upstreams)}.")
-        return [replace(upstreams[self._only], prefix="")] if self._only else config.upstreams
+        upstreams, sets = {each.name: each for each in config.upstreams}, {each.name for each in config.sets}
+        if not self._only or (self._only in sets and self._only not in upstreams):
+            return config.upstreams
+        if self._only not in upstreams:
+            raise ConfigError(f"{self.path} has no server {self._only!r}. It has: {', '.join([*upstreams, *sets])}.")
+        return [replace(upstreams[self._only], prefix="")]
+
+    def choose_sets(self, config: GatewayConfig, main_path: str) -> Sequence[SetConfig]:
+        """Return the sets to serve. The only one has the main path."""
+        if not self._only:
+            return config.sets
+        chosen = [each for each in config.sets if each.name == self._only]
+        return [replace(each, path=main_path) for each in chosen if self.choose(config) is config.upstreams]
 
     def _make_version(self, number: int, text: str, config: GatewayConfig) -> ConfigVersion:
         digest = hashlib.sha256(text.encode())

@@ -42,6 +42,7 @@ from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._passthrough import Passthrough, find_obstacle
 from millstream.gateway._policy import CHARACTERS_PER_TOKEN, RestrictedPattern, impossible_rules
 from millstream.gateway._processes import ProcessPool
+from millstream.gateway._sets import SetConfig, reveals
 from millstream.gateway._upstream import Gateway, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import Json, members
@@ -64,6 +65,7 @@ class GatewayDefinition(Protocol):
     name: str
     upstreams: list[UpstreamConfig]
     live: "LiveConfig | None"
+    sets: list[SetConfig]
     hooks: Hooks | None
     instructions: str
     version: str
@@ -179,7 +181,8 @@ class GatewayPart:
         host.services.explain_missing = self._explain_missing
         host.find_resources(self._find_unlisted)
         self.definition.connected = True
-        host.dispatcher.wrap([method for method, *_ in METHODS.values()], self._list)
+        for each in host.dispatcher.everywhere:
+            each.wrap([method for method, *_ in METHODS.values()], self._list)
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
@@ -351,6 +354,7 @@ class GatewayPart:
             upstreams,
             is_api=not isinstance(upstreams[0], McpUpstream),
             has_items=self._has_items,
+            has_sets=bool(definition.sets),
             has_hooks=definition.hooks is not None or host.dispatcher.around is not None,
             has_search=bool(host.registry.list_selectors),
             extends=bool(definition.extensions) or host.registry.completes is not None,
@@ -376,6 +380,7 @@ class GatewayPart:
         """Offer the template of stored results, if the policy stores some."""
         if upstream.policy.has_budgets:
             registry, template = self._host.registry, upstream.results.template()
+            template.origin, template.is_companion = upstream.name, True
             registry.exchange("templates", (), {template.name: template})
             registry.offer("resources")
             self._results_offered[upstream.name] = partial(registry.exchange, "templates", (template.name,), {})
@@ -461,9 +466,11 @@ class GatewayPart:
 
     def _explain_missing(self, call: Call, name: str) -> str:
         """See `Services.explain_missing`: name the upstreams that can't be used and have no lists from before."""
-        down: list[Upstream] = []
+        down, sets = list[Upstream](), {each.name: each for each in self.definition.sets}
         for upstream in self.upstreams.values():
             own_name = upstream.names.original("tools", name) if name else ""
+            if (chosen := sets.get(call.dispatcher.address.name)) and not reveals(chosen, upstream.name):
+                continue
             if own_name is None or upstream.catalog.taken_at or upstream.lists.report_state()[0] != "degraded":
                 continue
             rules = upstream.policy.item("tools", own_name)
@@ -657,6 +664,7 @@ class GatewayPart:
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.lists.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
         offered.rules.apply(item, upstream.results.save)
+        item.origin, item.short_name = upstream.name, upstream.names.original(kind, name) or name
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _report_conflict(self, conflict: Conflict) -> None:

@@ -386,7 +386,14 @@ def _decode_strictly(value: bytes) -> Any:
 
 
 def find_obstacle(
-    upstreams: Sequence[Upstream], *, is_api: bool, has_items: bool, has_hooks: bool, has_search: bool, extends: bool
+    upstreams: Sequence[Upstream],
+    *,
+    is_api: bool,
+    has_items: bool,
+    has_sets: bool,
+    has_hooks: bool,
+    has_search: bool,
+    extends: bool,
 ) -> str:
     """Return why a server creates items from its upstreams' lists instead of relaying one, or an empty string if it
     relays.
@@ -395,6 +402,7 @@ def find_obstacle(
         upstreams: The upstreams.
         is_api: Whether the first one is an OpenAPI document.
         has_items: Whether the server has items of its own.
+        has_sets: Whether it has sets of items at other addresses.
         has_hooks: Whether it has middleware.
         has_search: Whether models search its tools.
         extends: Whether it has extensions.
@@ -408,6 +416,7 @@ def find_obstacle(
         "the upstream's definitions are pinned": config.trust == "pin",
         "the upstream's revision is fixed": config.revision is not None,
         "this server has items of its own": has_items,
+        "this server has sets": has_sets,
         "this server has middleware": has_hooks,
         "this server has tool search": has_search,
         "this server has extensions": extends,

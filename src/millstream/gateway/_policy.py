@@ -20,7 +20,7 @@ from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
 from millstream._server.features import Run
 from millstream._server.features.resources import Pattern, Template
-from millstream._server.features.sources import Item, require_scopes
+from millstream._server.features.sources import Item, Visible, both, require_scopes
 from millstream._server.features.tools import Tool
 from millstream.gateway._approval import ApprovalPolicy, with_approval
 from millstream.gateway._names import Names, with_safe_names
@@ -67,15 +67,27 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Raises:
             ValueError: A value has the wrong type or is out of range.
         """
-        for each in fields(type(self)):
-            value = getattr(self, each.name)
-            try:
-                converted = msgspec.convert(value, each.type)
-            except msgspec.ValidationError as exc:
-                words = [f"It must be {meta.description}." for meta in getattr(each.type, "__metadata__", ())]
-                raise ValueError(f"{each.name} can't be {value!r}. {words[0] if words else f'{exc}.'}") from None
-            if converted is not value:
-                force_setattr(self, each.name, converted)
+        convert_fields(self)
+
+
+def convert_fields(options: Struct) -> None:
+    """Check the types of a new Struct's values, and convert lists.
+
+    Args:
+        options: The Struct, which is otherwise frozen.
+
+    Raises:
+        ValueError: A value has the wrong type or is out of range.
+    """
+    for each in fields(type(options)):
+        value = getattr(options, each.name)
+        try:
+            converted = msgspec.convert(value, each.type)
+        except msgspec.ValidationError as exc:
+            words = [f"It must be {meta.description}." for meta in getattr(each.type, "__metadata__", ())]
+            raise ValueError(f"{each.name} can't be {value!r}. {words[0] if words else f'{exc}.'}") from None
+        if converted is not value:
+            force_setattr(options, each.name, converted)
 
 
 class ToolRules(CommonRules, frozen=True, kw_only=True):
@@ -223,7 +235,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     name: str = ""
     """Name of a tool or prompt, without the prefix."""
     scopes: frozenset[str] = frozenset()
-    visible: Callable[[Principal | None], bool] | None = None
+    visible: Visible | None = None
     tags: frozenset[str] = frozenset()
     limit: str = ""
     cost: float = 1.0
@@ -345,6 +357,29 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
 
+    def narrow(self, item: Item) -> None:
+        """Apply the rules of a set to its copy of an item, in addition to the item's own rules."""
+        item.set_description(self.describe(item.describe()))
+        item.tags |= self.tags
+        item.scopes |= self.scopes
+        item.run = require_scopes(item.run, self.scopes)
+        item.visible = both(item.visible, self.visible)
+        if self.defaults or self.hidden:
+            read, parameters = item.read, tuple(each for each in item.parameters if each not in self.hidden)
+            item.parameters = parameters
+            item.read = lambda raw: read(self.fill(raw, parameters))
+        if isinstance(item, Tool):
+            item.timeout = self.timeout or item.timeout
+            item.headers = tuple(each for each in item.headers if each.path[0] not in self.hidden)
+            item.plain = item.plain and not (self.timeout or item.visible or self.defaults or self.hidden)
+        if isinstance(item, Template) and self.rules_of is not None:
+            item.template = RestrictedPattern(item.template, self.rules_of)
+            item.find_rules = _each_of(item.find_rules, self.rules_of)
+            run, ruled = item.run, _with_uri_rules(item.run, self.rules_of)
+            # Other methods read templates of this server for its own functions, and don't name the URI.
+            is_own = not item.origin
+            item.run = lambda values, call: (run if is_own and call.method != "resources/read" else ruled)(values, call)
+
     def _wrap(self, run: Run, keep: SaveResult, parameters: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
             if self.changes_arguments:
@@ -356,6 +391,24 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             return preview(result, self.budget, await keep(call, result, self.result_seconds))
 
         return run_by_rules
+
+
+FindRules = Callable[[str], ItemRules | None]
+"""Returns the rules of a URI, or None if it isn't offered."""
+
+
+def _each_of(first: FindRules | None, second: FindRules) -> FindRules:
+    """Return a function that returns the conditions of two policies for a URI."""
+    if first is None:
+        return second
+
+    def find(uri: str) -> ItemRules | None:
+        one, two = first(uri), second(uri)
+        if one is None or two is None:
+            return None
+        return ItemRules(visible=both(one.visible, two.visible), scopes=one.scopes | two.scopes)
+
+    return find
 
 
 _NO_RULES = ItemRules()

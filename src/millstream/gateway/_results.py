@@ -308,8 +308,8 @@ _MAX_ISSUED = 1000
 class StoredResults(Struct, frozen=True):
     """Stores results that were too large for their caller, so that the same caller can read them as resources.
 
-    They're temporary. The key is a hash of the caller and a random id, so no other caller can read a result, even with
-    its link.
+    They're temporary. The key is a hash of the caller, the set, and a random id, so no other caller can read a result,
+    even with its link.
     """
 
     kv: Map
@@ -362,7 +362,9 @@ class StoredResults(Struct, frozen=True):
 
 def _key(call: Call, id: str) -> str:
     owner = b"" if call.principal is None else call.principal.binding
-    name = sha256(b"%b %b" % (owner, id.encode("utf-8", "surrogatepass"))).hexdigest()
+    address: str = call.dispatcher.address.name
+    readers = owner + b"\0" + address.encode() if address else owner
+    name = sha256(b"%b %b" % (readers, id.encode("utf-8", "surrogatepass"))).hexdigest()
     share, dot, _ = id.partition(".")
     return f"result:{share}.{name}" if dot else f"result:{name}"
 

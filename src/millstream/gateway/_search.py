@@ -132,11 +132,12 @@ class SearchPart:
 
     name: str = "search"
     needs: Collection[str] = ()
-    _index: asyncio.Future[ToolIndex] | None = None
 
     def __init__(self, definition: object) -> None:
         """Create the part. The definition isn't used."""
         self._searches = Threads(1)
+        self._indexes: dict[str, asyncio.Future[ToolIndex]] = {}
+        """Name of an address -> the index of its tools."""
 
     async def open(self, host: PartHost) -> None:
         """Register both tools and hide the others from the list.
@@ -144,7 +145,6 @@ class SearchPart:
         Raises:
             ValueError: The server has a tool with one of these names.
         """
-        self._registry, self._dispatcher = host.registry, host.dispatcher
         for name, run, decode, about in (
             (SEARCH, self._search, _decode_search, SEARCH_DESCRIPTION),
             (CALL, _reject_call, _decode_call, CALL_DESCRIPTION),
@@ -152,7 +152,9 @@ class SearchPart:
             text, schema = about["description"], about["inputSchema"]
             source = ItemSource(name, run, partial(_read, decode, name), description=text, schema=schema)
             annotations = {"readOnlyHint": True} if name == SEARCH else None
-            host.registry.add("tools", name, Tool(source, annotations=annotations))
+            tool = Tool(source, annotations=annotations)
+            tool.is_companion = True
+            host.registry.add("tools", name, tool)
             host.on_close(partial(host.registry.remove, "tools", name))
         host.select_listed(self._select_listed)
         host.on_change(self._discard_index)
@@ -165,7 +167,7 @@ class SearchPart:
 
     def _discard_index(self, kind: str) -> None:
         if kind == "tools":
-            self._index = None
+            self._indexes.clear()
 
     @staticmethod
     def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -175,18 +177,18 @@ class SearchPart:
         return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED_TAG in item.tags}
 
     async def _search(self, arguments: SearchArguments, call: Call) -> ToolResult:
-        registry = self._registry
-        if self._index is None:
+        registry, address = call.dispatcher.registry, call.dispatcher.address.name
+        if address not in self._indexes:
             tools = {name: each.describe() for name, each in registry.tools.items() if name not in (SEARCH, CALL)}
             # Converting thousands of an upstream's tools takes seconds.
-            self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
-        index = await asyncio.shield(self._index)
+            self._indexes[address] = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
+        index = await asyncio.shield(self._indexes[address])
         # It takes .1 s for thousands of tools, and SQLite searches one at a time.
         ranked = await self._searches.run(index.search, arguments.query, owner=call.owner)
         visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))
         matching = [visible[name] for name in ranked if name in visible]
         most, count = max(1, min(arguments.limit, MAX_RESULTS)), len(matching)
-        if (around := self._dispatcher.around) is None:
+        if (around := call.dispatcher.around) is None:
             found = [tool.describe() for tool in matching[:most]]
         else:  # list hooks may hide tools, or change copies of their descriptions
             copies = msgspec.json.decode(encode([tool.describe() for tool in matching]))
@@ -219,7 +221,7 @@ class SearchPart:
             raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
         call.name, call.arguments = inner.name[:128], None
         call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
-        tool: Tool | None = self._registry.find("tools", inner.name, call)
+        tool: Tool | None = call.dispatcher.registry.find("tools", inner.name, call)
         if tool is None:
             return  # the handler rejects it
         if tool.requires and not call.revision.handshake:

@@ -7,13 +7,14 @@ observer of calls, and REST. The other parts have their own modules, so a server
 import asyncio
 import logging
 import sys
+from collections import ChainMap
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import LIFESPANS, Definition
 from millstream._override import override
-from millstream._parts import PartHost, Route
+from millstream._parts import PartHost
 from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
@@ -140,12 +141,12 @@ class PathsPart(HttpPart):
     @override
     def serve(self, host: PartHost) -> None:
         """Add the paths of the user's routes."""
-        definition, settings = self.definition, host.settings
+        definition = self.definition
         if any(definition.paths()):
             from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  it loads Starlette
 
             user = UserRoutes(
-                definition.paths(), served=settings.mcp_paths, show_errors=lambda: definition.settings.show_errors
+                definition.paths(), served=definition.mcp_paths, show_errors=lambda: definition.settings.show_errors
             )
             user.join(host.routes)
 
@@ -203,30 +204,33 @@ class McpPart(HttpPart):
         from millstream._transports.streamable.get import SessionStreams  # noqa: PLC0415
         from millstream._transports.streamable.post import Streamable  # noqa: PLC0415
 
-        settings, streams = host.settings, host.streams
-        sessions = HttpSessions(host.services) if settings.sessions else None
-        endpoint = StreamableEndpoint(host.dispatcher, streams, sessions)
-        sse = HttpSse(host.dispatcher, streams)
-        standing = SessionStreams(endpoint, first=sse.get)
-        mcp = Route(
-            {"POST": Streamable(endpoint).post, "GET": standing.get, "DELETE": standing.delete},
-            stream=True,
-            charged="message",
-            reserved=True,
-        )
-        messages = Route({"POST": sse.post}, charged="message", reserved=True)
-        path, posts = settings.path, settings.messages_path
-        routes = {
-            path: mcp,
-            path.rstrip("/") + "/": mcp,
-            settings.sse_path: Route({"GET": sse.get}, stream=True, reserved=True),
-            posts: messages,
-            posts.rstrip("/") or "/": messages,
-        }
-        if posts == "/messages/":
-            routes.setdefault("/message", messages)  # the name used by other servers and documents
-        for each, route in routes.items():
-            host.routes.add(each, route)
+        streams = host.streams
+        sessions = HttpSessions(host.services) if host.settings.sessions else None
+        for dispatcher in host.dispatcher.served:
+            address = dispatcher.address
+            endpoint = StreamableEndpoint(dispatcher, streams, sessions)
+            sse = HttpSse(dispatcher, streams)
+            standing = SessionStreams(endpoint, first=sse.get)
+            mcp = host.route_for(
+                address,
+                {"POST": Streamable(endpoint).post, "GET": standing.get, "DELETE": standing.delete},
+                stream=True,
+                charged="message",
+                reserved=True,
+            )
+            messages = host.route_for(address, {"POST": sse.post}, charged="message", reserved=True)
+            path, posts = address.path, address.messages
+            routes = {
+                path: mcp,
+                path.rstrip("/") + "/": mcp,
+                address.sse: host.route_for(address, {"GET": sse.get}, stream=True, reserved=True),
+                posts: messages,
+                posts.rstrip("/") or "/": messages,
+            }
+            if posts == "/messages/":
+                routes.setdefault("/message", messages)  # the name used by other servers and documents
+            for each, route in routes.items():
+                host.routes.add(each, route)
 
 
 class ObservationPart(OwnPart):
@@ -247,15 +251,17 @@ class ObservationPart(OwnPart):
         from millstream._server.observability.observer import Observer, Tracer  # noqa: PLC0415
         from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
 
+        tools = [each.registry.tools for each in host.dispatcher.everywhere]
         host.observer = observer = Observer(
-            host.registry.tools,
+            tools[0] if len(tools) == 1 else ChainMap(*tools),
             log=MessageLog(sys.stderr) if access_log else None,
             tracing=Tracer(spans) if spans is not None else None,
             metrics=host.metrics,
             connections=host.streams.by_kind,
         )
         host.observe(observer.__call__)
-        host.dispatcher.begin = observer.begin
+        for each in host.dispatcher.everywhere:
+            each.begin = observer.begin
         host.observe_messages(observer.note)
         host.report("sessions", observer.sessions)
         host.on_close(observer.close)
@@ -270,14 +276,19 @@ class RestPart(HttpPart):
     @override
     def serve(self, host: PartHost) -> None:
         """Add the paths of REST and the API documentation."""
-        from millstream._transports.rest import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
+        from millstream._transports.rest import RestRoutes  # noqa: PLC0415  see the part of MCP
         from millstream._web.pages import add_pages, redirect_to_docs  # noqa: PLC0415
 
-        rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes
-        routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}, charged="message"))
-        routes.add("/mcp/tools/call", Route({"POST": rest.call_tool}, charged="message"))
-        routes.add("/openapi.json", Route({"GET": rest.describe}))
-        routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}, charged="message"))
+        routes = host.routes
+        for dispatcher in host.dispatcher.served:
+            address = dispatcher.address
+            is_front = dispatcher is host.dispatcher.served[0]
+            rest = RestRoutes(dispatcher, events=host.hub is not None and is_front)
+            if is_front:
+                routes.add("/mcp/tools/list", host.route_for(address, {"POST": rest.list_tools}, charged="message"))
+                routes.add("/mcp/tools/call", host.route_for(address, {"POST": rest.call_tool}, charged="message"))
+            routes.add(address.openapi, host.route_for(address, {"GET": rest.describe}))
+            routes.add_prefix(address.tools, host.route_for(address, {"POST": rest.run_tool}, charged="message"))
         if "web" not in self.definition.parts:
             add_pages(routes, ("docs",), account=host.guard is not None)
             routes.home = "/docs", redirect_to_docs

@@ -52,9 +52,9 @@ class AuthPart(OwnPart):
                 settings.path,
             )
         for each in issuing:
-            each.serve_at(set(addresses_for(each.resource, settings).values()))
+            each.serve_at(set(addresses_for(each.resource, services.addresses).values()))
         challenges = ChallengeResponses(
-            addresses=Addresses(resource, settings) if issuing else None,
+            addresses=Addresses(resource, services.addresses) if issuing else None,
             oauth=any(each.issuers or each.shows for each in methods),
             scope_prefix=issuing[0].scope_prefix if issuing else "",
             scopes=[scope for each in methods for scope in each.scopes],
@@ -88,7 +88,7 @@ class AuthPart(OwnPart):
         if (addresses := guard.challenges.addresses) is not None:
             from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
 
-            found = metadata_paths(guard.methods, self.definition.title, lambda: host.registry.scopes, addresses)
+            found = metadata_paths(guard.methods, self.definition.title, host.known_scopes, addresses)
             paths |= {path: {"GET": handler} for path, handler in found.items()}
         if "rest" in self.definition.parts or self.definition.connects:
             paths |= self._sign_in(host, guard)
@@ -140,9 +140,9 @@ def _methods(definition: Definition, host: PartHost) -> "list[AuthMethod]":
     """
     from millstream.auth._method import NeedsServer, PageMethod  # noqa: PLC0415  only where callers sign in
 
-    settings, registry = host.settings, host.registry
+    settings = host.settings
     methods: list[AuthMethod] = [
-        each.bind(host.services, definition.title, lambda: registry.scopes) if isinstance(each, NeedsServer) else each
+        each.bind(host.services, definition.title, host.known_scopes) if isinstance(each, NeedsServer) else each
         for each in definition.auth
     ]
     served: set[str] = set()

@@ -16,11 +16,12 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from millstream._app.parts import OwnPart
-from millstream._http.message import HttpRequest
+from millstream._http.message import HttpRequest, Response
 from millstream._parts import PUBLISH, PartHost, Route
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import RequestId, error_message
+from millstream._server.address import Address
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream.hub import Hub, HubLimits
 from millstream.hub._channels import EventTooLarge, InvalidName, check_client_id
@@ -77,17 +78,20 @@ class HubPart(OwnPart):
                 return host.is_local(address, headers, False)  # WebSockets need HTTP/1.1
             return hooked or (principal is not None and principal.has((PUBLISH,)))
 
-        socket = WebSocketRoute(
-            host.dispatcher,
-            hub,
-            host.policy,
-            host.streams,
-            guard=guard,
-            may_publish=may_publish,
-            publish_scope="" if guard is None or hooked else PUBLISH,
-        )
-        host.sockets["/ws"] = socket
-        host.on_drain(socket.close)
+        for dispatcher in host.dispatcher.served:
+            address, is_front = dispatcher.address, dispatcher is host.dispatcher.served[0]
+            socket = WebSocketRoute(
+                dispatcher,
+                hub if is_front else None,
+                host.policy,
+                host.streams,
+                guard=guard and partial(_admit, host, address),
+                may_publish=may_publish,
+                publish_scope="" if guard is None or hooked or not is_front else PUBLISH,
+            )
+            host.sockets[address.websocket] = socket
+            host.on_drain(socket.close)
+            host.routes.add(address.websocket, host.route_for(address, {"GET": socket.plain}))
         handlers = HubRoutes(
             hub,
             host.streams,
@@ -101,8 +105,17 @@ class HubPart(OwnPart):
         publish = Route({"POST": handlers.publish}, scope=scope, private=True, message="hub/publish")
         add("/publish", publish)
         add("/members", Route({"GET": handlers.members}))
-        add("/ws", Route({"GET": socket.plain}))
         host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True))
+
+
+async def _admit(host: PartHost, address: Address, request: HttpRequest) -> "Principal | Response":
+    """Return a caller who may use an address, or the refusal."""
+    assert host.guard is not None  # noqa: S101  the caller has looked
+    found = await host.guard(request)
+    if isinstance(found, Response):
+        return found
+    request.principal = found
+    return host.refuse(address, request) or found
 
 
 def _measure(metrics: "Metrics", hub: Hub) -> None:

@@ -287,8 +287,8 @@ def _upstream_handlers(host: PartHost, gateway: UpstreamReports, info: Mapping[s
 
     async def describe(request: HttpRequest) -> Response:
         await gateway.ask_workers()
-        read_configuration = host.reports.get("configuration", dict)
-        return reply({**info, "upstreams": gateway.describe_all(), "configuration": read_configuration()})
+        configuration, sets = host.reports.get("configuration", dict), host.reports.get("sets", list)
+        return reply({**info, "upstreams": gateway.describe_all(), "configuration": configuration(), "sets": sets()})
 
     async def items(request: HttpRequest) -> Response:
         """Handle ``?upstream=``, the name of an upstream."""
@@ -321,7 +321,7 @@ def _serve(host: PartHost, definition: Definition) -> None:
     server = {"title": definition.title, "version": definition.version}
     playground = Playground(host, definition.name, server)
     socket = WebSocketRoute(
-        host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.open
+        host.dispatcher.served[0], None, host.policy, host.streams, guard=playground.admit, dialect=playground.open
     )
     host.sockets[SOCKET_PATH] = socket
     host.on_drain(socket.close)

@@ -42,6 +42,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     version: str
     url: str
     sse_url: str
+    sets: list[str]
+    """URLs of sets of items."""
     pages: list[str]
     """Pages to open in a browser."""
     counts: dict[str, int]
@@ -80,6 +82,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         version=definition.version,
         url=url,
         sse_url=origin + settings.sse_path if settings.sessions and not local else "",
+        sets=[] if local else [origin + each.path for each in definition.addresses[1:]],
         pages=[f"{origin}/{page}" for page in pages],
         counts={
             **({"upstreams": len(definition.upstreams)} if definition.upstreams else {}),
@@ -165,6 +168,8 @@ def draw(told: Facts, console: "Console") -> None:
     table.add_row("MCP", Text(told.url, style="bold cyan"))
     if told.sse_url:
         table.add_row("HTTP+SSE", Text(told.sse_url, style="cyan"))
+    if told.sets:
+        table.add_row("sets", Text("\n".join(told.sets), style="cyan"))
     if told.pages:
         first, *more = told.pages
         table.add_row(
@@ -199,8 +204,9 @@ def show(told: Facts, *, stream: TextIO | None = None) -> None:
     fields = {
         key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("call", "name", "warning")
     }
-    if not told.workers:
-        del fields["workers"]
+    for name in ("workers", "sets"):
+        if not fields[name]:
+            del fields[name]
     logger.info("%s is serving on %s", told.name, told.url, extra={"server": told.name, **fields})
     if told.warning:
         logger.warning(told.warning)

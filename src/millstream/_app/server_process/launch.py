@@ -131,6 +131,6 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
             runtime = await runtimes.start_supervised()
             stops.set_ready()
         try:
-            await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)
+            await serve_stdio(runtime.dispatcher.served[0], stdout=stdout, stop=stop)
         finally:
             await runtimes.stop()

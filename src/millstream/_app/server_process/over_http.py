@@ -143,7 +143,7 @@ class HttpServer:
                 await self._serve(runtime, endpoints)
             finally:
                 if stops.forced:
-                    runtime.dispatcher.stopping = True
+                    runtime.dispatcher.stop()
                     for task in list(self._state.tasks):
                         task.cancel()
                 try:

@@ -44,8 +44,6 @@ from millstream._transports.streamable import MAX_CACHED_SESSIONS
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
 
-_REST = "/mcp/tools/call", "/tools/"
-"""Beginnings of paths that call tools without MCP."""
 _CLIENT = b"millstream-client"
 """Header with the scheme and address of the client."""
 _IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
@@ -100,9 +98,11 @@ class SessionForwarder:
         self._guard = guard
         self._workers = workers
         services.session_holder = f"{number}-{services.session_holder}"
-        path = services.settings.path
-        self._paths = (path, path.rstrip("/") + "/")
-        self._sse_path = services.settings.sse_path
+        addresses = services.addresses
+        self._paths = frozenset(path for each in addresses for path in (each.path, each.path.rstrip("/") + "/"))
+        self._sse_paths = frozenset(each.sse for each in addresses)
+        self._call_paths = ("/mcp/tools/call", *(each.tools for each in addresses))
+        """Beginnings of paths that call tools without MCP."""
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
         self._listener = SocketListener(self._wrap(endpoints, _receive))
@@ -126,7 +126,7 @@ class SessionForwarder:
         return msgspec.structs.replace(endpoints, find=find, hot=hot)
 
     def _is_forwarded(self, path: str) -> bool:
-        return path in self._paths or path == self._sse_path or path.startswith(_REST)
+        return path in self._paths or path in self._sse_paths or path.startswith(self._call_paths)
 
     async def listen(self) -> None:
         """Receive requests from other workers.
@@ -165,7 +165,7 @@ class SessionForwarder:
                 worker = self._holders.get(sealed) or self._find_holder(sealed)
             if worker:
                 return handler(request) if worker == holder else self._forward(worker, request)
-            is_call, keeps = request.method == "POST" or request.path == self._sse_path, services.keeps_callers
+            is_call, keeps = request.method == "POST" or request.path in self._sse_paths, services.keeps_callers
             if guard is None or not is_call or keeps is None or not keeps():
                 return handler(request)
             return self._serve_caller(handler, request)

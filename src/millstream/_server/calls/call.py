@@ -188,6 +188,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     # Lifecycle
     services: Services = cast("Services", None)
     """The shared services of the running server, set by the dispatcher."""
+    dispatcher: Any = None
+    """The dispatcher of the address at which the call arrived. It sets itself."""
     stop: Callable[[str], object] | None = None
     """Cancels the task of the call, if its origin can't."""
     release: Callable[[], object] | None = None
@@ -407,6 +409,14 @@ class CallInfo:
     def request_id(self) -> RequestId:
         """The JSON-RPC id of the request: ``log.info("call %s", ctx.request_id)``."""
         return self._call.id
+
+    @property
+    def set_name(self) -> str:
+        """Name of the set of items that the caller uses: ``if ctx.set_name == "interns": …``.
+
+        It's empty at the server's main address. See `Server.offer`.
+        """
+        return str(self._call.dispatcher.address.name)
 
     @property
     def revision(self) -> str:

@@ -176,7 +176,8 @@ class Context(CallInfo, NotCopyable):
     async def read_resource(self, uri: str) -> Any:
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.
 
-        The function runs as part of this call, for the same caller.
+        The function runs as part of this call, for the same caller. At the address of a set (`Server.offer`), only the
+        set's resources exist.
 
         Args:
             uri: The URI that clients use. For a template, the URI with its variables filled in.
@@ -184,7 +185,7 @@ class Context(CallInfo, NotCopyable):
         Raises:
             ProtocolError: The resource doesn't exist, or the caller lacks its scopes.
         """
-        return await self._services.read_resource(uri, self._call)
+        return await self._call.dispatcher.read_resource(uri, self._call)
 
     # Messages to the caller
 
@@ -507,8 +508,12 @@ def call_binding(call: Call) -> bytes:
         call: The call.
     """
     if not call.binding:
+        address = call.dispatcher.address.name
         call.binding = binding_hash(
-            hash_principal(call.principal), call.method, call.name, bytes(params_of(call).arguments)
+            hash_principal(call.principal),
+            f"{call.method} {address}" if address else call.method,
+            call.name,
+            bytes(params_of(call).arguments),
         )
     return call.binding
 

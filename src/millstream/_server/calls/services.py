@@ -9,7 +9,7 @@ to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, a
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from secrets import token_bytes
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._protocol.uri import normalize_uri
+from millstream._server.address import Address
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords, spellings
@@ -55,6 +56,8 @@ class ServerChange(Struct, frozen=True, gc=False):
 
     kind: str
     uri: str = ""
+    address: str = ""
+    """Name of the `Address` whose list has changed. A resource is the same at each address."""
 
     @property
     def method(self) -> str:
@@ -166,21 +169,23 @@ class ChangeFeed:
     """The outside source of changes."""
 
     def __init__(self) -> None:
-        self._watchers: dict[object, Watcher] = {}
+        self._watchers: dict[object, tuple[Watcher, str]] = {}
+        """Watchers, each with the name of its `Address`."""
         self._sessions: dict[str, tuple[object, Session]] = {}
         """Id of a session -> its newest watcher, and the session."""
         self._arrival = asyncio.Event()
         """Set when a session has a new watcher."""
 
-    def watch(self, watcher: Watcher, session: Session | None = None) -> Callable[[], None]:
+    def watch(self, watcher: Watcher, address: str, session: Session | None = None) -> Callable[[], None]:
         """Add a watcher. Return a function that removes it.
 
         Args:
             watcher: The watcher.
+            address: Name of the `Address` whose lists it watches.
             session: The session whose `SessionChange` changes it receives.
         """
         token = object()
-        self._watchers[token] = watcher
+        self._watchers[token] = watcher, address
         if session is not None:
             self._sessions[session.id] = token, session
             self._arrival.set()
@@ -233,7 +238,10 @@ class ChangeFeed:
         if not watchers:
             return
         message = encode_change(change)
-        for watcher in list(watchers.values()):
+        is_list = change.kind in LIST_CHANGED
+        for watcher, address in list(watchers.values()):
+            if is_list and address != change.address:
+                continue
             try:
                 watcher(change, message)
             except Exception:  # for example an error of a `visible` function, which must not affect other callers
@@ -431,6 +439,8 @@ class Services:
         self.settings: Settings = settings
         self.store: Store = store
         self.hub: Publisher | None = None
+        self.addresses: Sequence[Address] = [Address.main(settings)]
+        """The main address, then those of sets."""
         self.note: ObserveMessage = ignore_message
         """Observer of messages that don't become calls."""
         self.request_limits: RequestLimits = UNLIMITED
@@ -480,9 +490,6 @@ class Services:
         """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
         """Returns the user's lifespan value for a server, which can be a mounted one."""
-
-        self.read_resource: Callable[[str, Any], Awaitable[Any]]
-        """Reads a resource as part of a call. Set by the handlers."""
 
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """Returns the dependency overrides of a server, set by tests."""

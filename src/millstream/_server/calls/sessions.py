@@ -73,6 +73,8 @@ class Session(Struct, eq=False):
     """Unix time, or 0 if a record can be older than the session's first request."""
     expires_at: float = math.inf
     """Unix time. A connection's session ends with the connection instead."""
+    address: str = ""
+    """Name of the `Address` that it belongs to."""
 
     @property
     def size(self) -> int:

@@ -205,6 +205,8 @@ class Registry:
         self.extensions: list[RegisteredExtension] = []
         self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
+        self.whole: Registry | None = None
+        """The registry of all of the server's items, if this one has a set of them."""
         self.relayed: RelayedServer | None = None
         """The relayed server, which decides which items exist."""
         self.header_params: dict[str, HeaderParam] = {}
@@ -367,6 +369,25 @@ class Registry:
     def _forget_pages(self, kind: str) -> None:
         for page in [each for each in self._pages if each[0] == kind]:
             del self._pages[page]
+
+    def mirror(self, whole: "Registry", kind: str, items: Mapping[str, Any]) -> bool:
+        """Replace all items of a kind by a set of another registry's items. Return whether anything has changed.
+
+        Args:
+            whole: The other registry, whose capabilities and cache hints apply.
+            kind: The kind of items.
+            items: Name -> item, in the order of the list.
+        """
+        own: dict[str, Any] = getattr(self, kind)
+        self.set_hints(whole._hints)
+        self._offered_capabilities |= whole._offered_capabilities
+        if list(own) == list(items) and all(own[name] is item for name, item in items.items()):
+            return False
+        self.exchange(kind, own, items)
+        self._places.update(((kind, name), (0, place)) for place, name in enumerate(items))
+        self._sort(kind)
+        self._forget_pages(kind)
+        return True
 
     def forget_lists(self) -> None:
         """Forget all encoded lists."""
@@ -626,7 +647,7 @@ class Registry:
         """
         item, scopes = self.find_readable(uri)[0], granted_scopes(caller)
         if item is None:
-            return True
+            return self.whole is None or self.whole.find_readable(uri)[0] is None
         if not sees(caller, item):  # as for reading, another item may have it
             item = self.find_readable(uri, partial(sees, caller))[0]
         return item is not None and (scopes is None or item.scopes <= scopes)

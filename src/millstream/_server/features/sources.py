@@ -274,6 +274,14 @@ class Item:
 
     kind: ClassVar[str]
     """The kind for hooks: tools, prompts, or resources."""
+    origin: str = ""
+    """Name of the upstream that it comes from, if any."""
+    short_name: str = ""
+    """Name without the upstream's prefix."""
+    is_companion: bool = False
+    """Whether a set (`Server.offer`) has it without choosing it. If it has an origin, only together with other items of
+    that upstream.
+    """
     naming: ClassVar[str] = "name"
     """The member of the description that identifies the item."""
     _described: Json
@@ -297,6 +305,14 @@ class Item:
     def describe(self) -> Json:
         """Return the description in the newest shape."""
         return self._described
+
+    def set_description(self, description: Json) -> None:
+        """Replace the description of an item that isn't registered yet.
+
+        Args:
+            description: The description in the newest shape.
+        """
+        self._described = description
 
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
         """Return the members of a completion result, or None to use the registry's completers.

@@ -346,9 +346,11 @@ class HttpSessions:
         """Number of sessions ended in this period, by caller."""
         services.records.on_forget = self._remembered.clear
 
-    async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
-        """Create a session for a handshake and return it with its sealed id. The store gets only data that doesn't fit
-        into the id. The session's record counts against the share of its creator.
+    async def mint(self, opening: Handshake, request: HttpRequest, address: str) -> tuple[Session, str]:
+        """Create a session for a handshake at an address and return it with its sealed id.
+
+        The store gets only data that doesn't fit into the id. The session's record counts against the share of its
+        creator.
 
         Unknown capabilities above the limits are dropped, and the session begins with those in the id, so a flood of
         handshakes can't prevent others.
@@ -361,7 +363,7 @@ class HttpSessions:
         owner, id = request.owner, secrets.token_hex(16)
         if owner:
             id = f"{share_for(owner)}.{id}"
-        session = Session(id, opening.revision, opening.client, issued_at=now, expires_at=expires_at)
+        session = Session(id, opening.revision, opening.client, issued_at=now, expires_at=expires_at, address=address)
         self._start_period(now)
         recorded = not exact and self._kept.take(owner, len(encode(capabilities)))
         if recorded:
@@ -381,6 +383,7 @@ class HttpSessions:
             epoch=services.store.epoch,
             recorded=recorded,
             worker=services.session_holder,
+            address=address,
         )
         return session, seal.encode(token, services.ring, services.nonce())
 
@@ -389,8 +392,8 @@ class HttpSessions:
         if now - self._since > self._services.settings.session_ttl:
             self._since, self._kept, self._ended = now, Share(_CAPABILITIES_ROOM), Share()
 
-    def find_known(self, value: bytes, principal: Principal | None) -> Session | None:
-        """Return a session of the caller that has no record, or None to use `find`."""
+    def find_known(self, value: bytes, principal: Principal | None, address: str) -> Session | None:
+        """Return a session of the caller at an address that has no record, or None to use `find`."""
         remembered = self._remembered.get(value)
         known = self._open(value) if remembered is None else remembered
         if known is None:
@@ -398,6 +401,7 @@ class HttpSessions:
         session, principal_hash, expires_at = known
         if (
             (b"" if principal is None else principal.binding) != principal_hash
+            or session.address != address
             or session.id in self._recorded
             or expires_at <= self._services.clock()
             or (remembered is None and self._services.records.may_exist(session))
@@ -407,15 +411,21 @@ class HttpSessions:
             self._remembered.keep(value, known)
         return session
 
-    async def find(self, request: HttpRequest) -> Session:
-        """Return the session that a request names.
+    async def find(self, request: HttpRequest, address: str) -> Session:
+        """Return the session that a request to an address names.
 
         Raises:
-            ProtocolError: There is none. Unknown, expired, ended, and foreign sessions give the same error.
+            ProtocolError: There is none. Unknown, expired, ended, and foreign sessions, and those of other addresses,
+                give the same error.
         """
         value = request.headers[b"mcp-session-id"]
         known = self._remembered.get(value) or self._open(value)
-        if known is None or known[1] != hash_principal(request.principal) or known[2] <= self._services.clock():
+        if (
+            known is None
+            or known[0].address != address
+            or known[1] != hash_principal(request.principal)
+            or known[2] <= self._services.clock()
+        ):
             raise unknown_session()
         session, records = known[0], self._services.records
         record = await records.get(session) if records.may_exist(session) else NO_RECORD
@@ -438,7 +448,15 @@ class HttpSessions:
         client = ClientInfo(capabilities_of(token.capabilities), token.client_name, token.client_version)
         current = token.epoch == services.store.epoch
         issued_at = 0 if token.recorded else token.issued_at
-        session = Session(token.id, revision, client, current=current, issued_at=issued_at, expires_at=token.expires_at)
+        session = Session(
+            token.id,
+            revision,
+            client,
+            current=current,
+            issued_at=issued_at,
+            expires_at=token.expires_at,
+            address=token.address,
+        )
         return session, token.principal_hash, token.expires_at + int(services.leeway)
 
     async def end(self, session: Session, owner: str) -> bool:
@@ -462,7 +480,7 @@ _JSON_ONLY = "Not acceptable. This server responds with application/json."
 
 
 class StreamableEndpoint:
-    """The shared state of all requests to the MCP endpoint of one server."""
+    """The shared state of all requests to one MCP endpoint of a server."""
 
     def __init__(
         self,
@@ -471,6 +489,7 @@ class StreamableEndpoint:
         sessions: HttpSessions | None,
     ) -> None:
         self.dispatcher = dispatcher
+        self.address: str = dispatcher.address.name
         self.services = dispatcher.services
         self.json_only = dispatcher.services.settings.json_only
         self.sessions = sessions
@@ -550,7 +569,7 @@ class StreamableExchange(Struct, eq=False):
         """
         headers, sessions = self.request.headers, self.endpoint.sessions
         if sessions is not None and b"mcp-session-id" in headers:
-            session = await sessions.find(self.request)
+            session = await sessions.find(self.request, self.endpoint.address)
             if self.endpoint.services.session_holder and self.endpoint.dispatcher.stopping:
                 raise unknown_session()  # it ends with this worker, which still takes its answers
             return session, check_handshake_header(headers, session.revision) or session.revision

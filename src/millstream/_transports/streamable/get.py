@@ -317,7 +317,7 @@ class StandaloneStreams(_NewestStreams):
         registry = self._endpoint.dispatcher.registry
         reports = partial(registry.reports, request)
         standing = _StandaloneStream(stream, session.client, services, request, reports)
-        stop = services.changes.watch(standing.watcher, session)
+        stop = services.changes.watch(standing.watcher, session.address, session)
         services.records.watch(session.id, standing.update_record)
         try:
             if not await self._claim(session.id, standing):

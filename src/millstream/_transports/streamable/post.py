@@ -156,13 +156,13 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
         await exchange.admit()
     known: Session | None = None
     if sessions is not None and b"mcp-session-id" in request.headers:
-        known = await sessions.find(request)
+        known = await sessions.find(request, endpoint.address)
     if known is not None and not opening.repeats(known.revision, known.client):
         raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is already initialized", status=400)
     assert message.id is not None  # noqa: S101  the caller has looked
     head, session, result = b"", known, b""
     if sessions is not None and session is None and not opening.sessionless:
-        session, sealed = await sessions.mint(opening, request)
+        session, sealed = await sessions.mint(opening, request, endpoint.address)
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
     if (relayed := endpoint.dispatcher.registry.relayed) is not None:
         result = await relayed.open_session(exchange.handshake_call(message, session, opening.revision))
@@ -178,7 +178,7 @@ async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Respo
         raise ProtocolError(
             INVALID_REQUEST, "Invalid request: a response must be sent in the session of its request", status=400
         )
-    session = await endpoint.sessions.find(request)
+    session = await endpoint.sessions.find(request, endpoint.address)
     await endpoint.dispatcher.control.answer_anywhere(message, session.id, request.owner)
     exchange.note("response", session)
     return _ACCEPTED
@@ -277,7 +277,7 @@ class Streamable:
         elif value is None:
             session, revision = None, None if b"mcp-protocol-version" in headers else ASSUMED
         else:
-            session = sessions.find_known(value, request.principal)
+            session = sessions.find_known(value, request.principal, self._endpoint.address)
             revision = None if session is None or self._dispatcher.stopping else session.revision
             if headers.get(b"mcp-protocol-version") not in _BY_HEADER:
                 return None

@@ -101,7 +101,7 @@ class Issuer(Struct, frozen=True, eq=False):
         """
         config = self.config
         audience = config.audience or config.base + services.settings.path.rstrip("/")
-        addresses = frozenset(addresses_for(audience, services.settings).values())
+        addresses = frozenset(addresses_for(audience, services.addresses).values())
 
         async def keep_tokens(user: User, response: Json) -> None:
             if services.provider_tokens is not None:

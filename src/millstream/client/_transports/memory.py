@@ -38,7 +38,7 @@ class MemoryTransport(DuplexTransport):
     async def open(self) -> None:
         """Start the server in this event loop."""
         running = await self._stack.enter_async_context(self._server.running())
-        self._pipe = self._new_pipe(running.dispatcher)
+        self._pipe = self._new_pipe(running.dispatcher.served[0])
         self._stack.push_async_callback(self._pipe.close)
         self._background.spawn(self._read(self._pipe))
 

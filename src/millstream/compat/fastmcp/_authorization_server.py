@@ -97,7 +97,7 @@ class ServedProvider(Provider):
             url=self.issuer,
             audience=str(settings.resource_server_url or origin).rstrip("/"),
             # Clients may send the URL that they connect to instead of the audience.
-            resources=tuple(origin + path.rstrip("/") for path in services.settings.mcp_paths),
+            resources=tuple(origin + path.rstrip("/") for each in services.addresses for path in each.paths),
             scopes=tuple(settings.required_scopes or ()),
             described=dict.fromkeys(getattr(registration, "valid_scopes", None) or (), ""),
             implied={},

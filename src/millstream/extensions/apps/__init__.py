@@ -73,6 +73,7 @@ class Apps(Extension):
 
     name = "io.modelcontextprotocol/ui"
     settings: Mapping[str, Any] | None = {}
+    in_sets = True
 
     def __init__(self) -> None:
         self._tool_of_view: dict[str, str] = {}

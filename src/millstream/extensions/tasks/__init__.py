@@ -40,6 +40,7 @@ class TasksExtension(Extension):
     name: str = TASKS
     settings: Mapping[str, Any] | None = None
     revisions: Collection[str] = PER_REQUEST
+    in_sets: bool = True
     _host: Host
     _runner: TaskRunner
 
@@ -92,7 +93,7 @@ class TasksExtension(Extension):
     # Methods
 
     async def _get(self, params: TaskParams, ctx: Context) -> Json:
-        record = await self._runner.get_settled(name_of(params.task_id, ctx.principal))
+        record = await self._runner.get_settled(name_of(params.task_id, ctx.principal, ctx.set_name))
         if record is None:
             raise _unknown_task()
         return record.describe()
@@ -102,11 +103,11 @@ class TasksExtension(Extension):
         for key, response in responses.items():
             if not response.startswith(b"{"):
                 raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: {key[:100]!r} must be an object")
-        if not await self._runner.answer(name_of(params.task_id, ctx.principal), responses):
+        if not await self._runner.answer(name_of(params.task_id, ctx.principal, ctx.set_name), responses):
             raise _unknown_task()
 
     async def _cancel(self, params: TaskParams, ctx: Context) -> None:
-        if not await self._runner.cancel(name_of(params.task_id, ctx.principal)):
+        if not await self._runner.cancel(name_of(params.task_id, ctx.principal, ctx.set_name)):
             raise _unknown_task()
 
     # Notifications
@@ -120,7 +121,7 @@ class TasksExtension(Extension):
         limit = self._host.settings.max_subscriptions
         if len(ids) > limit:
             raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks.")
-        names = {name_of(each, ctx.principal): each for each in ids}
+        names = {name_of(each, ctx.principal, ctx.set_name): each for each in ids}
         existing = {name: each for name, each in names.items() if await self._runner.get(name) is not None}
         if existing:
             follower = _Follower(self._runner.get_settled, subscription, frozenset(existing), dict.fromkeys(existing))

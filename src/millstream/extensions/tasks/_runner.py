@@ -122,12 +122,15 @@ _decode_record = msgspec.msgpack.Decoder(TaskRecord).decode
 _decode_call = msgspec.msgpack.Decoder(SavedCall).decode
 
 
-def name_of(task_id: str, principal: Principal | None) -> str:
-    """Return the common part of a task's store keys. It includes the principal, so that others can't find the task."""
+def name_of(task_id: str, principal: Principal | None, set_name: str) -> str:
+    """Return the common part of a task's store keys.
+
+    It includes the principal and the set, so that others can't find the task, nor the same caller at another address.
+    """
     owner = _ANONYMOUS if principal is None else principal.binding.hex()
     # Tasks of older versions have shorter ids, and names without the mark of a share.
     share = share_for(owner) if len(task_id) > _OLD_ID else owner
-    return f"{share}.{task_id}"
+    return f"{share}.{set_name}.{task_id}" if set_name else f"{share}.{task_id}"
 
 
 class TaskRecords:
@@ -343,7 +346,7 @@ class TaskRunner(TaskRecords):
         self._check_open()
         # In hexadecimal, an id never begins with a hyphen, which commands take for an option.
         task_id, now, saved = secrets.token_hex(25), self._host.now(), call.save()
-        name = name_of(task_id, call.principal)
+        name = name_of(task_id, call.principal, call.set_name)
         slots = await self._take_slots(task_id, saved.owner)
         settings, rules = self._settings, call.rules
         record = TaskRecord(
@@ -614,7 +617,7 @@ class TaskRunner(TaskRecords):
         if record is None or record.over or record.worker != worker:
             return True
         saved = await self.call_of(name)
-        if saved is None or not self._host.has_tool(saved.tool):
+        if saved is None or not self._host.has_tool(saved.tool, saved.set_name):
             text = "The server no longer has this tool."
         elif not record.retry:
             text = _WORKER_STOPPED

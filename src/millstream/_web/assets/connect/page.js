@@ -20,8 +20,8 @@ const PAGES = {
   gateway: ["Gateway", "The servers behind this one."]
 };
 
-/** @type {{path: string, url: string, keys: boolean, oauth: boolean, pages: string[]}} */
-let facts = { path: "/mcp", url: "", keys: false, oauth: false, pages: [] };
+/** @type {{path: string, url: string, keys: boolean, oauth: boolean, pages: string[], sets: string[]}} */
+let facts = { path: "/mcp", url: "", keys: false, oauth: false, pages: [], sets: [] };
 /** @type {ReturnType<typeof clients>} */
 let entries = [];
 
@@ -52,7 +52,7 @@ function drawClients(name, tool) {
     entries.map(({ id, title }) => ({ id, title, panel: "client" })),
     (id) => {
       drawSteps(id);
-      history.replaceState(null, "", `#${id}`);
+      history.replaceState(null, "", `${location.search}#${id}`);
     }
   );
   const wanted = location.hash.slice(1);
@@ -71,6 +71,15 @@ function drawSignIn() {
           ? "Callers send a key as Authorization: Bearer KEY. This server's operator can give you one."
           : "No sign-in: every program that reaches this address can call every tool.";
   $("sign-in").replaceChildren(icon(oauth || keys ? "person" : "eye"), element("span", {}, says));
+}
+
+/** Link to this page for the other addresses, which have a choice of the items. @param {string} main */
+function drawSets(main) {
+  const links = [main, ...facts.sets].map((path) =>
+    element("a", { href: path === main ? "connect" : `connect?at=${encodeURIComponent(path)}` }, path)
+  );
+  $("sets").hidden = !facts.sets.length;
+  $("sets").replaceChildren("This server has several addresses: ", ...links.flatMap((each) => [each, " "]));
 }
 
 function drawPages() {
@@ -145,6 +154,13 @@ async function start() {
   const response = await fetch("connect/server", { cache: "no-store" });
   if (!response.ok) throw new Error(await errorMessage(response));
   facts = await response.json();
+  const main = facts.path;
+  const wanted = new URLSearchParams(location.search).get("at");
+  if (wanted && facts.sets.includes(wanted)) {
+    facts.url = facts.url && facts.url.slice(0, -main.length) + wanted;
+    facts.path = wanted;
+  }
+  drawSets(main);
   write($("address"), url());
   $("address-copy").replaceChildren(copyButton(url, "Copy the URL"));
   drawSignIn();

@@ -82,6 +82,25 @@ const table = new LiveTable($("upstreams"), {
   ]
 });
 
+const sets = new LiveTable($("sets"), {
+  name: "Sets",
+  sort: "name",
+  empty: ["No sets", "This server has one address."],
+  key: ({ name }) => name,
+  columns: [
+    column("name", "Name", undefined, { head: true }),
+    column("path", "Address", undefined, { wide: true }),
+    column("needs", "For callers with", ({ scopes, groups }) => [...scopes, ...groups].join(", ") || "–", {
+      hint: "Scopes and groups that a caller needs"
+    }),
+    number("tools", "Tools", ({ items }) => count(items.tools), { sort: ({ items }) => items.tools }),
+    number("resources", "Resources", ({ items }) => count(items.resources + items.templates), {
+      sort: ({ items }) => items.resources + items.templates
+    }),
+    number("prompts", "Prompts", ({ items }) => count(items.prompts), { sort: ({ items }) => items.prompts })
+  ]
+});
+
 let first = ""; // shown until one is selected: a problem, if there was one
 
 /** @param {string | null} wanted */
@@ -190,6 +209,8 @@ async function load() {
     write($("server-version"), found.version);
     document.title = `${found.title} · Gateway`;
     drawAll();
+    $("sets-card").hidden = !found.sets.length;
+    sets.show(found.sets);
     drawRates();
     drawChosen();
     refresh();

@@ -1,0 +1,378 @@
+"""Sets: choices of a server's items, each served at an address of its own.
+
+A set is a pure function of its configuration and of all items at the main address: `choose_items`. So it can only have
+what the main address has, with its rules, and needs no connections of its own. URIs are the same at each address.
+"""
+
+import logging
+import re
+from asyncio import get_running_loop
+from collections import Counter
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Protocol, TypedDict
+
+from msgspec import Struct, field, structs
+
+from millstream._config import RateText
+from millstream._parts import PartHost
+from millstream._server.address import Address
+from millstream._server.calls.services import ServerChange
+from millstream._server.dispatch import Dispatcher
+from millstream._server.features.registry import Registry
+from millstream._server.features.resources import Resource, Template
+from millstream._server.features.sources import Item
+from millstream._server.features.tools import Tool
+from millstream.gateway._catalog import METHODS
+from millstream.gateway._policy import (
+    ItemRules,
+    Policy,
+    PromptPolicy,
+    ResourcePolicy,
+    RestrictedPattern,
+    Texts,
+    ToolPolicy,
+    UpstreamPolicy,
+    convert_fields,
+)
+from millstream.protocol import Json, SuggestionMeta, members
+
+logger = logging.getLogger("millstream.gateway")
+
+_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
+_PATH = re.compile("(/[A-Za-z0-9_.~-]+)+")
+_RULES = frozenset((
+    "name", "title", "description", "defaults", "hidden", "annotations", "scopes", "groups", "claims", "tags",
+    "timeout",
+))  # fmt: skip
+"""Rules that a set can have for its items. The others apply at each address."""
+Items = Mapping[str, Mapping[str, Any]]
+"""Kind -> name -> item."""
+
+
+class SetOptions(TypedDict, total=False):
+    """Options of `Server.offer`. See `SetConfig`."""
+
+    name: str
+    instructions: str
+    upstreams: Collection[str]
+    allow: Collection[str]
+    deny: Collection[str]
+    with_tags: Collection[str]
+    with_hints: Mapping[str, bool]
+    with_scopes: Collection[str]
+    with_groups: Collection[str]
+    short_names: bool
+    scopes: Collection[str]
+    groups: Collection[str]
+    limit: str
+    tools: Mapping[str, ToolPolicy]
+    prompts: Mapping[str, PromptPolicy]
+    resources: Mapping[str, ResourcePolicy]
+
+
+class SetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+    """A set of a server's items, with an address of its own: ``SetConfig(name="interns", allow=("files_read*",))``
+
+    An item is in the set if each selector that's given chooses it: `upstreams`, `allow`, `deny`, and those that begin
+    with ``with_``. Names and patterns are those of the main address.
+    """
+
+    name: str = ""
+    """Name for logs and pages. By default, the last part of `path`."""
+    path: str = ""
+    """Path of MCP, by default the main path, followed by the name. With the main path, clients can use only the set
+    there, and items that no set has can't be reached.
+    """
+    instructions: str = ""
+    """Instructions for the client's model, by default the server's own."""
+    upstreams: Texts = ()
+    """Patterns of upstreams' names. If there are any, the set has only items of these upstreams."""
+    allow: Texts = ()
+    """Patterns of names and URIs."""
+    deny: Texts = ()
+    """Patterns of names and URIs that aren't in the set, even if `allow` matches."""
+    with_tags: Texts = ()
+    """Tags of which an item needs one."""
+    with_hints: dict[str, bool] = field(default_factory=dict[str, bool])
+    """Annotations that a tool needs, such as ``readOnlyHint``. They choose only among tools."""
+    with_scopes: Texts = ()
+    """Chooses items that require one of these scopes."""
+    with_groups: Texts = ()
+    """Chooses upstreams' items that require one of these groups."""
+    short_names: bool = False
+    """Whether tools and prompts are named without their upstream's prefix, except where two would have one name."""
+    scopes: Texts = ()
+    """Scopes that a caller needs to use the set. All are required."""
+    groups: Texts = ()
+    """Values of the claim `groups`. A caller needs one of them to use the set."""
+    limit: RateText = ""
+    """Maximum rate of tool calls per caller at this address, such as ``60/minute``."""
+    tools: dict[str, ToolPolicy] = field(default_factory=dict[str, ToolPolicy])
+    """Pattern -> rules of the set's tools, in addition to those of the main address."""
+    prompts: dict[str, PromptPolicy] = field(default_factory=dict[str, PromptPolicy])
+    """Pattern -> rules of the set's prompts."""
+    resources: dict[str, ResourcePolicy] = field(default_factory=dict[str, ResourcePolicy])
+    """Pattern -> rules of the set's resources and templates."""
+
+    def __post_init__(self) -> None:
+        """Check the values, and convert lists.
+
+        Raises:
+            ValueError: A value has the wrong type, or can't be set for a set.
+        """
+        convert_fields(self)
+        if not self.name:
+            structs.force_setattr(self, "name", self.path.rpartition("/")[2])
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"The set's name can't be {self.name!r}. Use letters, digits, underscores, and hyphens.")
+        if self.path and not _PATH.fullmatch(self.path):
+            raise ValueError(f"path can't be {self.path!r}. Write a path such as /mcp/{self.name}.")
+        for pattern, rules in {**self.tools, **self.prompts, **self.resources}.items():
+            default = type(rules)()
+            for rule in structs.fields(rules):
+                if rule.name not in _RULES and getattr(rules, rule.name) != getattr(default, rule.name):
+                    raise ValueError(
+                        f"{pattern!r}: {rule.name} can't differ between addresses. Set it on the tool, or in the "
+                        "policy of its upstream."
+                    )
+
+
+def find_address(config: SetConfig, main: Address) -> Address:
+    """Return the address of a set.
+
+    Args:
+        config: The set.
+        main: The server's main address. A set with its path is served at all of its paths.
+    """
+    path = config.path or f"{main.path.rstrip('/')}/{config.name}"
+    paths = Address(
+        "", path, f"{path}/sse", f"{path}/messages/", f"{path}/ws", f"{path}/tools/", f"{path}/openapi.json"
+    )
+    return structs.replace(
+        main if path == main.path else paths,
+        name=config.name,
+        scopes=frozenset(config.scopes),
+        groups=config.groups,
+        limit=config.limit,
+    )
+
+
+def _compile(config: SetConfig) -> Policy:
+    """Return the choice by name and the rules."""
+    return Policy(
+        UpstreamPolicy(
+            allow=config.allow,
+            deny=config.deny,
+            tools=config.tools,
+            prompts=config.prompts,
+            resources=config.resources,
+        )
+    )
+
+
+def _admits(config: SetConfig, item: Item) -> bool:
+    """Return whether the selectors other than those by name choose an item."""
+    hints = members(item.describe().get("annotations")) if isinstance(item, Tool) else config.with_hints
+    groups = {group for each in getattr(item.visible, "groups", ()) for group in each}
+    return (
+        (not config.upstreams or (item.origin != "" and _names(config, item.origin)))
+        and (not config.with_tags or not item.tags.isdisjoint(config.with_tags))
+        and all(hints.get(name) is value for name, value in config.with_hints.items())
+        and (not config.with_scopes or not item.scopes.isdisjoint(config.with_scopes))
+        and (not config.with_groups or not groups.isdisjoint(config.with_groups))
+    )
+
+
+def reveals(config: SetConfig, upstream: str) -> bool:
+    """Return whether a set's callers may learn of an upstream without having any of its items."""
+    if config.upstreams:
+        return _names(config, upstream)
+    return not (config.allow or config.with_tags or config.with_hints or config.with_scopes or config.with_groups)
+
+
+def _names(config: SetConfig, upstream: str) -> bool:
+    return any(fnmatchcase(upstream, each) for each in config.upstreams)
+
+
+class _Chosen(Struct, frozen=True):
+    """An item of a set."""
+
+    source: Any
+    """The item at the main address."""
+    rules: ItemRules
+    name: str
+
+
+def choose_items(config: SetConfig, policy: Policy, items: Items) -> dict[str, list[_Chosen]]:
+    """Return the items of a set by kind, in the order of the list.
+
+    Args:
+        config: The set.
+        policy: Its choice by name and its rules.
+        items: All items of the main address.
+    """
+    chosen = dict[str, dict[str, _Chosen]]()
+    views = set[Any]()
+    for kind in ("tools", "prompts", "templates", "resources"):
+        chosen[kind] = {}
+        for name, item in items[kind].items():
+            rules = policy.item(kind, name)
+            if name in views:
+                chosen[kind][name] = _Chosen(item, ItemRules(), name)
+            elif rules is not None and not item.is_companion and _admits(config, item):
+                chosen[kind][name] = _Chosen(item, structs.replace(rules, name=""), rules.name or name)
+                views |= _views_of(item) if kind == "tools" else set()
+    origins = {each.source.origin for some in chosen.values() for each in some.values()}
+    for kind, some in items.items():
+        for name, item in some.items():
+            if item.is_companion and (not item.origin or item.origin in origins):
+                chosen[kind][name] = _Chosen(item, ItemRules(), name)
+    if config.short_names:
+        for kind in ("tools", "prompts"):
+            chosen[kind] = _shorten(chosen[kind])
+    return {kind: [some[name] for name in items[kind] if name in some] for kind, some in chosen.items()}
+
+
+def _views_of(tool: Item) -> set[Any]:
+    """Return the URIs of the views that show a tool's results, which have to be readable where the tool is."""
+    meta = members(tool.describe().get("_meta"))
+    return {meta.get("ui/resourceUri"), members(meta.get("ui")).get("resourceUri")}
+
+
+def _shorten(chosen: Mapping[str, _Chosen]) -> dict[str, _Chosen]:
+    """Return items without their upstreams' prefixes, unless another one has the short name, or could fall back to
+    it.
+    """
+    short = {name: each.source.short_name if each.name == name else "" for name, each in chosen.items()}
+    counts = Counter(short[name] or each.name for name, each in chosen.items())
+    return {
+        name: structs.replace(each, name=short[name])
+        if short[name] and counts[short[name]] == 1 and (short[name] not in chosen)
+        else each
+        for name, each in chosen.items()
+    }
+
+
+class SetDefinition(Protocol):
+    """The part of the server's definition that sets use."""
+
+    sets: list[SetConfig]
+    instructions: str
+
+
+class SetsPart:
+    """Fills the addresses of the sets with their items."""
+
+    name: str = "sets"
+    needs: Collection[str] = ("lifespan",)
+
+    def __init__(self, definition: SetDefinition) -> None:
+        self._definition = definition
+
+    async def open(self, host: PartHost) -> None:
+        """Fill the addresses, now and after each change of the items at the main address.
+
+        Raises:
+            ValueError: A set requires a sign-in that the server doesn't have.
+        """
+        self._host, self._loop = host, get_running_loop()
+        self._sets = list[_ServedSet]()
+        for config in self._definition.sets:
+            if (config.scopes or config.groups) and host.guard is None:
+                raise ValueError(
+                    f"The set {config.name!r} requires scopes or groups, which no caller has without sign-in. Add "
+                    "auth=, or leave them out."
+                )
+            dispatcher = host.dispatcher.find_address(config.name)
+            assert dispatcher is not None  # noqa: S101  each set has one
+            self._sets.append(_ServedSet(config, dispatcher, host.registry))
+        host.on_change(self._update)
+        host.report("sets", self.describe)
+        self._update("")
+
+    async def close(self) -> None:
+        """Do nothing, because the addresses end with the server."""
+
+    def describe(self) -> list[Json]:
+        """Return the address of each set, how many items it has, and what it requires."""
+        return [
+            {
+                "name": each.config.name,
+                "path": each.dispatcher.address.path,
+                "items": {kind: len(getattr(each.dispatcher.registry, kind)) for kind in METHODS},
+                "scopes": each.config.scopes,
+                "groups": each.config.groups,
+            }
+            for each in self._sets
+        ]
+
+    def _update(self, kind: str) -> None:
+        for each in self._sets:
+            each.dispatcher.instruct(each.config.instructions or self._definition.instructions)
+            for change in each.update():
+                if not self._loop.is_closed():  # items can change in any thread
+                    emit = self._host.services.changes.emit
+                    self._loop.call_soon_threadsafe(emit, ServerChange(change, address=each.config.name))
+
+
+class _ServedSet:
+    """The items of one set at its address."""
+
+    def __init__(self, config: SetConfig, dispatcher: Dispatcher, whole: Registry) -> None:
+        self.config = config
+        self.dispatcher = dispatcher
+        self._registry, self._whole = dispatcher.registry, whole
+        self._policy = _compile(config)
+        self._made: dict[str, dict[str, tuple[_Chosen, Any]]] = {kind: {} for kind in METHODS}
+        """Kind -> name -> what the registered item was created from, and the item."""
+        self._registry.whole = whole
+        self._registry.resource_finders.append(self._find_unlisted)
+
+    def update(self) -> set[str]:
+        """Offer the items that are chosen now. Return the kinds of lists that have changed."""
+        changed, names = set[str](), dict[tuple[str, str], str]()
+        found = choose_items(self.config, self._policy, {kind: dict(getattr(self._whole, kind)) for kind in METHODS})
+        for kind, chosen in found.items():
+            before, made = self._made[kind], dict[str, tuple[_Chosen, Any]]()
+            for each in chosen:
+                if each.name in made:
+                    logger.warning("The set %s has two %s named %r. Rename one.", self.config.name, kind, each.name)
+                    continue
+                known = before.get(each.name)
+                same = known is not None and known[0].source is each.source and known[0].rules == each.rules
+                made[each.name] = known if known is not None and same else (each, self._make(each))
+                names[kind, each.source.name] = each.name
+            self._made[kind] = made
+            if self._registry.mirror(self._whole, kind, {name: item for name, (_, item) in made.items()}):
+                changed.add(METHODS[kind][0].partition("/")[0])
+        self._registry.completers = {
+            (names[kind, reference], argument): completer
+            for (reference, argument), completer in self._whole.completers.items()
+            for kind in ("prompts", "templates")
+            if (kind, reference) in names
+        }
+        return changed
+
+    def _make(self, chosen: _Chosen) -> Any:
+        item = chosen.source.with_name(chosen.name)
+        if isinstance(item, Tool):
+            item.limit_name = chosen.source.limit_name or chosen.source.name
+        if isinstance(item, Template):
+            item.template = RestrictedPattern(item.template, self._has)
+        chosen.rules.narrow(item)
+        return item
+
+    def _has(self, uri: str) -> bool:
+        """Return whether a URI isn't that of a resource outside the set."""
+        listed = self._whole.find_equivalent("resources", uri)
+        return not self._whole.has("resources", listed) or listed in self._registry.resources
+
+    def _find_unlisted(self, uri: str) -> Resource | None:
+        """Return a resource that isn't listed, if the set would have it."""
+        found = next((match for find in self._whole.resource_finders if (match := find(uri))), None)
+        rules = self._policy.rules_of(uri)
+        if found is None or rules is None or not self._has(uri) or not _admits(self.config, found):
+            return None
+        made: Resource = self._make(_Chosen(found, rules, found.name))
+        return made
