@@ -395,7 +395,7 @@ async def test_accounts_at_upstreams_stay() -> None:
         kept = part.upstreams["up"]
         rules = UpstreamPolicy(deny=("write",))
         for config in (replace(kept.config, policy=rules), replace(kept.config, policy=rules, timeout=99.0)):
-            part.use(await part.prepare([config]), [config], "")
+            await part.reconfigure([config])
             assert (part.upstreams["up"] is kept) is (config.timeout != 99.0)
             assert await gateway.call(ALICE, "up_who") == "ada"
             assert "Disconnect" in await alice.page()

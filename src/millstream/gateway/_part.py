@@ -236,6 +236,15 @@ class GatewayPart:
 
     # Another configuration
 
+    async def reconfigure(self, configs: Sequence[UpstreamConfig]) -> None:
+        """Use another configuration. Upstreams that haven't changed keep their connections, sessions, and lists.
+
+        Raises:
+            ValueError: See `prepare`.
+            LocalError: As above.
+        """
+        self.use(await self.prepare(configs), configs, self.definition.instructions)
+
     async def prepare(self, configs: Sequence[UpstreamConfig]) -> dict[str, Upstream]:
         """Return the upstreams of another configuration for `use`: unchanged ones, and new ones, which have opened.
 
