@@ -216,7 +216,7 @@ async def test_unusable_files_change_nothing(tmp_path: Path, monkeypatch: pytest
                 f'{other}auth = {{ kind = "per_user_oauth" }}': "'c' has per_user",
                 start.replace("= 9", "= 8"): ", line 3: settings.max_calls: it can't change while the gateway runs.",
                 start.replace("front", "back"): ", line 1: name: it can't change while the gateway runs. Restart",
-                f'{start}[auth.keys]\nfile = "keys.json"': "auth.keys: it can't change while the gateway runs.",
+                f'{start}[auth.keys]\nfile = "keys.json"': ", line 12: auth.keys: ",
                 f'store = "sqlite:///{tmp_path}/s.db"\n{start}': ", line 1: store: it can't change",
                 'name = "front"\n[settings]\nmax_calls = 9\n': "has no upstreams. Add one, or stop the gateway.",
             }.items():
@@ -395,7 +395,7 @@ async def test_accounts_at_upstreams_stay() -> None:
         kept = part.upstreams["up"]
         rules = UpstreamPolicy(deny=("write",))
         for config in (replace(kept.config, policy=rules), replace(kept.config, policy=rules, timeout=99.0)):
-            part.use(await part.prepare([config]), [config], "")
+            await part.reconfigure([config])
             assert (part.upstreams["up"] is kept) is (config.timeout != 99.0)
             assert await gateway.call(ALICE, "up_who") == "ada"
             assert "Disconnect" in await alice.page()

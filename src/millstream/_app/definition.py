@@ -71,7 +71,7 @@ TABLE: dict[str, PartEntry] = {
         lambda it: bool(it.upstreams) or any(tool.task is not None for tool in it.registry.tools.values()),
         extension=True,
     ),  # before the upstreams' tools are registered
-    "gateway": PartEntry("millstream.gateway._part:GatewayPart", lambda it: bool(it.upstreams)),
+    "gateway": PartEntry("millstream.gateway._live_part:LiveGatewayPart", lambda it: bool(it.upstreams)),
     "sets": PartEntry("millstream.gateway._sets:SetsPart", lambda it: bool(it.sets)),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),

@@ -250,7 +250,6 @@ def load_file(
     environ: Mapping[str, str] | None = None,
     *,
     text: str | None = None,
-    before: GatewayConfig | None = None,
 ) -> GatewayConfig:
     """Read a ``gateway.toml``, or the file of another application, such as one with `mcpServers`.
 
@@ -258,10 +257,9 @@ def load_file(
         path: Path of the file. JSON may contain comments.
         environ: Variables for ``${NAME}``, by default those of this process.
         text: Text of the file, if it has been read.
-        before: The configuration that's in force in a running gateway, which can't change some options.
 
     Raises:
-        ConfigError: The file can't be read, contains a mistake, or changes an option that needs a restart.
+        ConfigError: The file can't be read, or contains a mistake.
 
     Example:
         ``load_file("gateway.toml").upstreams``
@@ -271,7 +269,7 @@ def load_file(
     variables = os.environ if environ is None else environ
     if path.suffix in (".json", ".jsonc") or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
         return _load_servers(_json_source(path, text, variables))
-    return _load_gateway(path, text, variables, before)
+    return _load_gateway(path, text, variables)
 
 
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
@@ -356,26 +354,7 @@ def upstream_options() -> Mapping[str, FieldInfo]:
     return {**options_of(_Target), **common}
 
 
-_LIVE = frozenset({"instructions", "policy", "upstreams"})
-"""Members that can change while the gateway runs."""
-
-
-def _check_fixed(before: ConfigValue, after: ConfigValue) -> None:
-    """Raise a `ConfigError` for the first member that has changed, but can't while the gateway runs."""
-    old, new = members(before.value), members(after.value)
-    for name in dict.fromkeys((*old, *new)):
-        if old.get(name) == new.get(name) or (not after.where and name in _LIVE):
-            continue
-        if not after.where and (is_object(old.get(name)) or is_object(new.get(name))):
-            _check_fixed(before.member(name), after.member(name))
-        raise after.member(name).error(
-            "it can't change while the gateway runs. Restart the gateway, or undo the change."
-        )
-
-
-def _load_gateway(
-    path: Path, text: str, environ: Mapping[str, str], before: GatewayConfig | None = None
-) -> GatewayConfig:
+def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayConfig:
     try:
         written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
@@ -394,8 +373,6 @@ def _load_gateway(
             hint = "A gateway doesn't read YAML. List the servers in a JSON file, under mcpServers."
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
     root = ConfigValue(path, partial(_toml_line, text, written), environ, written, files=[])
-    if before is not None and before.written is not None:
-        _check_fixed(before.written, root)
     if written.keys() & {"mcp_servers", "mcpServers"} and "upstreams" not in written:
         return _load_servers(root)
     values = root.read(

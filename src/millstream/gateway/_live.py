@@ -19,17 +19,34 @@ from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
 from millstream._tasks import watch
 from millstream.files import stamp_of
-from millstream.gateway._config import ConfigError, GatewayConfig, load_file, read_file
+from millstream.gateway._config import ConfigError, ConfigValue, GatewayConfig, load_file, read_file
 from millstream.gateway._sets import SetConfig
 from millstream.gateway._upstream import Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
-from millstream.protocol import Json
+from millstream.protocol import Json, is_object, members
 
 logger = logging.getLogger("millstream.gateway")
 
 
+_LIVE = frozenset({"instructions", "policy", "upstreams"})
+"""Members that can change while the gateway runs."""
+
+
+def _check_fixed(before: ConfigValue, after: ConfigValue) -> None:
+    """Raise a `ConfigError` for the first member that has changed, but can't while the gateway runs."""
+    old, new = members(before.value), members(after.value)
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) == new.get(name) or (not after.where and name in _LIVE):
+            continue
+        if not after.where and (is_object(old.get(name)) or is_object(new.get(name))):
+            _check_fixed(before.member(name), after.member(name))
+        raise after.member(name).error(
+            "it can't change while the gateway runs. Restart the gateway, or undo the change."
+        )
+
+
 class LivePart(Protocol):
-    """The running gateway, from the perspective of its file. See `GatewayPart`."""
+    """The running gateway, from the perspective of its file. See `LiveGatewayPart`."""
 
     async def prepare(self, configs: Sequence[UpstreamConfig]) -> dict[str, Upstream]: ...
 
@@ -135,14 +152,16 @@ class LiveConfig:
         """Return the next version of the file, or the one in force if it's the same.
 
         Args:
-            before: See `load_file`.
+            before: The configuration of a running gateway, which can't change some options.
 
         Raises:
             ConfigError: It can't be used.
             OSError: A file that it names can't be read.
         """
         text = read_file(self.path)
-        config = load_file(self.path, text=text, before=before)
+        config = load_file(self.path, text=text)
+        if before is not None and before.written is not None and config.written is not None:
+            _check_fixed(before.written, config.written)
         if not self.choose(config):
             raise ConfigError(f"{self.path} has no upstreams. Add one, or stop the gateway.")
         if not self.config.upstreams:
@@ -232,7 +251,7 @@ class LiveConfig:
     async def _prepare(self, version: ConfigVersion, config: GatewayConfig | None = None) -> None:
         assert self._part is not None  # noqa: S101  the server has started
         if config is None:
-            config = await asyncio.to_thread(load_file, self.path, text=version.text, before=self.config)
+            config = await asyncio.to_thread(load_file, self.path, text=version.text)
         await self._settle(0)
         try:
             upstreams = await self._part.prepare(self.choose(config))
