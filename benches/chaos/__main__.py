@@ -133,7 +133,7 @@ async def upstreams(given: argparse.Namespace) -> int:
                 replace_upstreams(
                     Path(folder),
                     replaced,
-                    store=store,
+                    store=store.replace("chaos.db", "replaced.db"),  # a SQLite store has one owner
                     workers=given.workers or 1,
                     until=lambda: time.monotonic() >= end,
                 )

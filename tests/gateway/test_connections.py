@@ -231,58 +231,6 @@ async def test_session_that_could_not_be_opened_is_not_reported_as_lost() -> Non
                 assert (await client.call("up_who")).text == "brian"
 
 
-@for_each("path", ["/mcp", "/ws"])
-async def test_call_whose_account_is_disconnected_reports_the_lost_session(path: str) -> None:
-    started = asyncio.Event()
-
-    async def wait() -> None:
-        started.set()
-        await asyncio.get_running_loop().create_future()
-
-    async with run_world(path=path) as other:
-        other.mcp.tool(wait)
-        url = other.url.replace("http:", "ws:") if path == "/ws" else other.url
-        async with run_gateway(url, timeout=WAIT) as gate, Browser(gate.base) as alice:
-            await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
-            await gate.wait_for_tool("up_wait")
-            async with gate.client(ALICE, revision="2025-11-25") as client:
-                call = asyncio.create_task(client.call("up_wait", raise_on_error=False))
-                await started.wait()
-                started.clear()
-                await alice.submit("disconnect")
-                assert (await call).text.endswith("Its session with you and its state are lost.")
-                await alice.connect(other.accounts, "ada")
-                assert (await client.call("up_who")).text == "ada"
-
-
-@for_each("how", ["disconnected", "ended"])
-async def test_upstream_that_restarts_while_no_account_can_read_its_lists_stays_usable(how: str) -> None:
-    options = per_user_oauth(lists_from="alice")
-    async with (
-        run_world() as other,
-        run_gateway(other.url, auth=options) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
-        other.accounts.expires_in = 0.001
-        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
-        await gate.wait_for_tool("up_who")
-        other.accounts.expires_in = 600
-        await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
-        async with gate.client(BOB, revision="2025-11-25") as client:
-            assert (await client.call("up_who")).text == "brian"
-            if how == "disconnected":
-                await alice.submit("disconnect")
-            else:
-                other.accounts.refresh.clear()  # Alice's token has expired
-            await other.stop()
-            for _ in range(2):
-                assert (await client.call("up_who", raise_on_error=False)).is_error
-            await other.start()
-            texts = [(await client.call("up_who", raise_on_error=False)).text for _ in range(3)]
-            assert texts[1:] == ["brian", "brian"], texts
-
-
 @pytest.mark.server
 async def test_failing_account_does_not_hide_the_upstream_from_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -599,3 +547,55 @@ async def test_metadata_with_foreign_or_private_urls_is_rejected() -> None:
         outbound = outbound_for(parse_url("https://mcp.example.com/mcp"), private_addresses=False)
         with pytest.raises(ConnectFailed, match="isn't on the public Internet"):
             await fetch("GET", other.accounts.url, outbound=outbound)
+
+
+@for_each("path", ["/mcp", "/ws"])
+async def test_call_whose_account_is_disconnected_reports_the_lost_session(path: str) -> None:
+    started = asyncio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with run_world(path=path) as other:
+        other.mcp.tool(wait)
+        url = other.url.replace("http:", "ws:") if path == "/ws" else other.url
+        async with run_gateway(url, timeout=WAIT) as gate, Browser(gate.base) as alice:
+            await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+            await gate.wait_for_tool("up_wait")
+            async with gate.client(ALICE, revision="2025-11-25") as client:
+                call = asyncio.create_task(client.call("up_wait", raise_on_error=False))
+                await started.wait()
+                started.clear()
+                await alice.submit("disconnect")
+                assert (await call).text.endswith("Its session with you and its state are lost.")
+                await alice.connect(other.accounts, "ada")
+                assert (await client.call("up_who")).text == "ada"
+
+
+@for_each("how", ["disconnected", "ended"])
+async def test_upstream_that_restarts_while_no_account_can_read_its_lists_stays_usable(how: str) -> None:
+    options = per_user_oauth(lists_from="alice")
+    async with (
+        run_world() as other,
+        run_gateway(other.url, auth=options) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
+        other.accounts.expires_in = 0.001
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        await gate.wait_for_tool("up_who")
+        other.accounts.expires_in = 600
+        await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
+        async with gate.client(BOB, revision="2025-11-25") as client:
+            assert (await client.call("up_who")).text == "brian"
+            if how == "disconnected":
+                await alice.submit("disconnect")
+            else:
+                other.accounts.refresh.clear()  # Alice's token has expired
+            await other.stop()
+            for _ in range(2):
+                assert (await client.call("up_who", raise_on_error=False)).is_error
+            await other.start()
+            texts = [(await client.call("up_who", raise_on_error=False)).text for _ in range(3)]
+            assert texts[1:] == ["brian", "brian"], texts
