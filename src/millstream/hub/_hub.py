@@ -217,7 +217,10 @@ class Hub(NotCopyable):
             data: The data. Text is sent unchanged, anything else as JSON.
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, as for `publish`.
-            principal: The client's owner. Without one, only clients without sign-in receive the message.
+            principal: The client's owner, such as ``ctx.principal`` for the caller's own client. For another person,
+                pass ``Principal("Ada", client="Ada")`` for an API key with the name Ada, or ``Principal(subject,
+                issuer, client)`` as in that person's tokens. Without a principal, only clients without sign-in receive
+                the message.
             publisher: The caller that sends it, as for `publish`.
 
         Raises:
