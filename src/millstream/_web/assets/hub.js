@@ -263,6 +263,7 @@ export class Parser {
   #data = [];
   #type = "";
   #id = "";
+  #hasId = false;
 
   /** @param {string} [lastEventId] @param {boolean} [positions] whether to yield ids without an event, with empty data */
   constructor(lastEventId = "", positions = false) {
@@ -287,9 +288,10 @@ export class Parser {
     const [type, data] = [this.#type || "message", this.#data];
     this.#data = [];
     this.#type = "";
-    const moved = this.lastEventId !== this.#id;
+    const isPosition = this.positions && this.#hasId;
+    this.#hasId = false;
     this.lastEventId = this.#id;
-    if (data.length || (moved && this.positions)) yield { type, data: data.join("\n"), id: this.#id };
+    if (data.length || isPosition) yield { type, data: data.join("\n"), id: this.#id };
   }
 
   /** @param {string} line */
@@ -297,7 +299,7 @@ export class Parser {
     const [, name, value] = /^([^:]*)(?:: ?(.*))?$/s.exec(line) ?? [];
     if (name === "data") this.#data.push(value ?? "");
     else if (name === "event") this.#type = value ?? "";
-    else if (name === "id" && !value?.includes("\0")) this.#id = value ?? "";
+    else if (name === "id" && !value?.includes("\0")) [this.#id, this.#hasId] = [value ?? "", true];
     else if (name === "retry" && /^\d+$/.test(value ?? "")) this.retryMs = Number(value);
   }
 }
