@@ -11,8 +11,12 @@ stream.addEventListener("gap", () => console.log("Some messages are gone."));
 // endregion
 
 // region: presence
-const doors = new EventSource("http://127.0.0.1:8000/events?channel=$presence.room.lobby");
+const doors = new EventSource("http://127.0.0.1:8000/events?channel=$presence.room.lobby&members=1");
 
+doors.addEventListener("members", (event) => {
+  const { members } = JSON.parse(event.data);
+  console.log(`here: ${members.map((member) => member.name).join(", ")}`);
+});
 doors.addEventListener("join", (event) => console.log(`${JSON.parse(event.data).name} came`));
 doors.addEventListener("leave", (event) => console.log(`${JSON.parse(event.data).name} left`));
 // endregion

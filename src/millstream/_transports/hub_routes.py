@@ -1,4 +1,4 @@
-"""The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `POST /publish`.
+"""The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `GET /members`, `POST /publish`.
 
 Streams are server-sent events. A plain event has no ``event`` field, so `EventSource.onmessage` receives it. A gap is
 ``event: gap``, and a stream that the hub ends, because its reader is too slow, closes with ``event: cut``. Between
@@ -38,13 +38,14 @@ from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams, drop_head
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
-from millstream.hub._channels import DEFAULT, check_encoded_size
+from millstream.hub._channels import DEFAULT, check_encoded_size, is_presence
 from millstream.hub._event import encode_object
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
 _RETRY_AFTER = b"retry-after: 5\r\n"
+_NO_STORE = JSON_HEAD + b"cache-control: no-store\r\n"
 _PARTIAL = "Calls handled by the server's other processes don't appear here. The server's log describes the fix."
 
 
@@ -119,12 +120,12 @@ class HubRoutes(Struct, frozen=True):
         return client_id if client_id and client_id != path and "/" not in client_id else None
 
     async def events(self, request: HttpRequest) -> Response | Sink:
-        """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=
+        """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history= ?members=
         ?envelope=``.
         """
         query, principal, address = query_values(request.query), request.principal, request.peer
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
-        client_id, name, envelope = _last(query, "client_id"), _last(query, "name"), _last(query, "envelope")
+        client_id, name = _last(query, "client_id"), _last(query, "name")
 
         def admit() -> int:
             # Refuse misspelled parameters: without its ``channel``, a stream would stay open and empty.
@@ -134,17 +135,21 @@ class HubRoutes(Struct, frozen=True):
                 if near := closest_name(each, _NAMES):
                     raise InvalidName(f"There is no parameter {each[:20]!r}. Did you mean {near!r}?")
             self.hub.admission.subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
-            if envelope not in ("", "0", "1"):
-                raise InvalidName(f"The parameter 'envelope' must be 0 or 1, not {envelope[:20]!r}.")
+            _flag(query, "envelope")
+            if _flag(query, "members") and not any(map(is_presence, channels)):
+                raise InvalidName(
+                    "The parameter 'members' needs a channel such as '$presence.room', without wildcards."
+                )
             return _count(query)
 
         async def begin(sink: Sink, gzip: bool, full: bool) -> None:
             await self.hub.subscribe(
                 channels,
                 sink,
-                encode=_encoder(gzip, full, envelope == "1"),
+                encode=_encoder(gzip, full, _flag(query, "envelope")),
                 last_event_id=last_event_id(request),
                 history=_count(query),
+                members=_flag(query, "members"),
                 client_id=client_id,
                 name=name,
                 principal=principal,
@@ -210,6 +215,22 @@ class HubRoutes(Struct, frozen=True):
             drop_head(request)
             return sink
 
+    async def members(self, request: HttpRequest) -> Response:
+        """Return who is on ``?channel=``: ``{"channel", "members", "event"}``."""
+        principal, address = request.principal, request.peer
+        channel = _last(query_values(request.query), "channel")
+        try:
+            self.hub.admission.members(channel, principal=principal, address=address)
+            found = (await self.hub.members(channel)).visible(knows_identities(principal))
+            reply = Response(encode(found), 200, _NO_STORE)
+        except (InvalidName, Forbidden, LimitExceeded) as exc:
+            reply = _refusal(exc)
+        except StoreUnavailable:
+            reply = plain_problem(503, "The store didn't respond in time.", _RETRY_AFTER)
+        status = "" if reply.status == 200 else str(reply.status)
+        self.note("hub/members", "http", status=status, target=channel, principal=principal, address=address)
+        return reply
+
     async def publish(self, request: HttpRequest) -> Response:
         """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
         channel, principal = "", request.principal
@@ -273,12 +294,19 @@ def _refusal(exc: Exception) -> Response:
     return plain_problem(status, text or str(exc), _RETRY_AFTER if status == 503 else b"")
 
 
-_NAMES = ("channel", "client_id", "name", "history", "last_event_id", "envelope")
+_NAMES = ("channel", "client_id", "name", "history", "members", "last_event_id", "envelope")
 """Parameters of `HubRoutes.events`."""
 
 
 def _last(query: dict[str, list[str]], name: str) -> str:
     return query[name][-1] if name in query else ""
+
+
+def _flag(query: dict[str, list[str]], name: str) -> bool:
+    text = _last(query, name)
+    if text not in ("", "0", "1"):
+        raise InvalidName(f"The parameter {name!r} must be 0 or 1, not {text[:20]!r}.")
+    return text == "1"
 
 
 def _count(query: dict[str, list[str]]) -> int:

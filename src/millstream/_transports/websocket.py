@@ -17,6 +17,7 @@ Each message is an object with a ``type``. An ``id`` (text or number) is returne
     {"type": "unsubscribe", "channel"?}                           {"type": "unsubscribed", "channel"}
     {"type": "publish", "data", "channel"?, "event"?, "event_id"?}
                                                                   {"type": "published", "event_id", "subscribers"}
+    {"type": "members", "channel"?}                               {"type": "members", "channel", "members", "event"}
     {"type": "ping"}                                              {"type": "pong"}
 
 Errors are ``{"type": "error", "error": {"code", "message"}}``. Unsolicited messages are ``{"type": "event", "channel",
@@ -89,7 +90,9 @@ class _Subscribe(Struct, gc=False):
     history: int = 0
 
 
-class _Unsubscribe(Struct, gc=False):
+class _Channel(Struct, gc=False):
+    """A message about a channel."""
+
     channel: str = DEFAULT
 
 
@@ -266,7 +269,7 @@ class Dialect(Struct, eq=False):
         )
         self._reply(id, "subscribed", channel=channel)
 
-    async def unsubscribe(self, message: _Unsubscribe, id: Raw) -> None:
+    async def unsubscribe(self, message: _Channel, id: Raw) -> None:
         """Unsubscribe from a channel."""
         subscription = self._subscriptions.pop(message.channel, None)
         if subscription is None:
@@ -287,6 +290,13 @@ class Dialect(Struct, eq=False):
         done = await hub.publish(channel, data, event=event, id=message.event_id, publisher=principal)
         self._reply(id, "published", channel=channel, event_id=done.id, subscribers=done.subscribers)
 
+    async def members(self, message: _Channel, id: Raw) -> None:
+        """Respond with who is on a channel. Presence events that were sent before are included, later ones aren't."""
+        hub, peer = self._need_hub(), self._peer
+        hub.admission.members(message.channel, principal=peer.principal, address=peer.peer)
+        found = (await hub.members(message.channel)).visible(knows_identities(peer.principal))
+        self._reply(id, "members", channel=found.channel, members=found.members, event=found.event)
+
     async def ping(self, message: _Head, id: Raw) -> None:
         """Respond to a ping."""
         self._reply(id, "pong")
@@ -295,8 +305,9 @@ class Dialect(Struct, eq=False):
 _VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Awaitable[None]], str, str]] = {
     "mcp_call": (decoder(_CallMessage), Dialect.start_call, "tools/call", "tool"),
     "subscribe": (decoder(_Subscribe), Dialect.subscribe, "hub/subscribe", "channel"),
-    "unsubscribe": (decoder(_Unsubscribe), Dialect.unsubscribe, "hub/unsubscribe", "channel"),
+    "unsubscribe": (decoder(_Channel), Dialect.unsubscribe, "hub/unsubscribe", "channel"),
     "publish": (decoder(_Publish), Dialect.publish, "hub/publish", "channel"),
+    "members": (decoder(_Channel), Dialect.members, "hub/members", "channel"),
     "ping": (_decode_head, Dialect.ping, "ping", ""),
 }
 """Type -> decoder, handler, method name for observers, and the member with its target."""

@@ -9,7 +9,7 @@ from millstream.hub._admission import AccessRules
 from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, LimitExceeded, check_channel
 from millstream.hub._event import Event, PublishResult
 from millstream.hub._hub import Hub, HubStats
-from millstream.hub._presence import Member
+from millstream.hub._presence import Member, MemberList
 from millstream.hub._subscriber import Encode, Subscription
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "InvalidName",
     "LimitExceeded",
     "Member",
+    "MemberList",
     "OutputStream",
     "Profile",
     "PublishResult",

@@ -135,6 +135,22 @@ class AccessRules(Struct, NotCopyable):
         self._audience.check_room(names, address, principal)
         return names
 
+    def members(self, channel: str, *, principal: Principal | None = None, address: str = "") -> None:
+        """Check that a peer can read who is on a channel: whether it can subscribe to the channel's presence.
+
+        Args:
+            channel: The channel.
+            principal: The peer.
+            address: The peer's address, for the cap per address.
+
+        Raises:
+            InvalidName, Forbidden, LimitExceeded: The list can't be read.
+        """
+        check_channel(channel)
+        if channel.startswith("$"):
+            raise Forbidden("subscribe", channel)
+        self.subscribe((PRESENCE + channel,), principal=principal, address=address)
+
     def receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
         """Return the mailbox of a principal's client, if a connection can listen to it.
 

@@ -206,6 +206,11 @@ def is_pattern(name: str) -> bool:
     return ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split("."))
 
 
+def is_presence(name: str) -> bool:
+    """Return whether a valid name is the presence of a single channel."""
+    return name.startswith(PRESENCE) and not is_pattern(name)
+
+
 def topic_for(pattern: str) -> str | None:
     """Return the journal topic for a channel or pattern, or None if its events can be in any topic."""
     if not is_pattern(pattern):

@@ -18,6 +18,7 @@ from millstream.hub._channels import InvalidName
 
 GAP = "gap"
 CUT = "cut"
+MEMBERS = "members"
 RESERVED_NAMES = frozenset({GAP, CUT})
 """Event names that only the hub uses."""
 

@@ -7,6 +7,7 @@ and mailboxes and presence track clients. This module does no network I/O.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from heapq import nlargest
 from typing import Any
 
@@ -24,10 +25,12 @@ from millstream._tasks import cancel_all
 from millstream.hub._admission import AccessRules, check_target, deny_on_errors
 from millstream.hub._channels import (
     CLIENT,
+    PRESENCE,
     EventTooLarge,
     HubLimits,
     check_channel,
     check_client_id,
+    is_presence,
     owned_id,
     owner_of,
 )
@@ -42,7 +45,8 @@ from millstream.hub._event import (
     position_id,
 )
 from millstream.hub._mailbox import EventListener, logger
-from millstream.hub._presence import Member, Place, Presence
+from millstream.hub._presence import Member, MemberList, Place, Presence, Roster
+from millstream.hub._reader import SharedReads
 from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
@@ -51,6 +55,8 @@ _REFRESHES_PER_READ = 6
 interruptions, so this is rarely needed, and it costs an idle worker two commands.
 """
 _MAX_PROFILES = 1024
+_ROSTER_BYTES, _MEMBER_BYTES = 600, 800
+"""Memory for a channel's members, and for each member, in bytes."""
 _PUBLICATIONS_PER_YIELD = 32
 """Publications after which the hub yields to the event loop, so sockets can send."""
 
@@ -121,6 +127,7 @@ class Hub(NotCopyable):
         )
         """Access checks that transports run before they respond."""
         self._presence = Presence(store, self._journal, clock, self._wait_for_delivery)
+        self._rosters = SharedReads[Roster](lambda roster: _ROSTER_BYTES + len(roster.members) * _MEMBER_BYTES)
         self._departures: asyncio.Queue[Sequence[Place]] = asyncio.Queue()
         """Departures to publish in the background. Bounded by the number of subscribers."""
         self._presence_outage = LogOnce(
@@ -160,6 +167,7 @@ class Hub(NotCopyable):
         await self._delivery.mailboxes.save()
         await self._presence.leave_all()
         await self._delivery.reader.close()
+        await self._rosters.tasks.close()
 
     # Publishing
 
@@ -220,7 +228,7 @@ class Hub(NotCopyable):
 
     # Subscribing
 
-    async def subscribe(
+    async def subscribe(  # noqa: PLR0913  the options of a subscription
         self,
         channels: Sequence[str],
         outlet: OutputStream,
@@ -228,6 +236,7 @@ class Hub(NotCopyable):
         encode: Encode,
         last_event_id: str = "",
         history: int = 0,
+        members: bool = False,
         client_id: str = "",
         name: str = "",
         principal: Caller = None,
@@ -243,6 +252,8 @@ class Hub(NotCopyable):
             last_event_id: The id of the last received event. Missed events are written first, after a `gap` event if
                 some of them are no longer stored.
             history: The number of recent events to write first, without a last event id.
+            members: Whether to write a ``members`` event for each ``$presence.<channel>``, after missed events and the
+                history, and before the arrivals and departures that aren't in it.
             client_id: The id to show in the channels' presence (not for patterns) until the outlet closes.
             name: The client's display name.
             principal: The caller, for the authorization hook.
@@ -268,7 +279,7 @@ class Hub(NotCopyable):
             authorize=self.admission.reaches,
             transport=transport,
         )
-        return await self._start(subscription, last_event_id, history)
+        return await self._start(subscription, last_event_id, history, members)
 
     @asynccontextmanager
     async def hold_interest(self, channels: Sequence[str]) -> AsyncGenerator[None]:
@@ -379,6 +390,18 @@ class Hub(NotCopyable):
         check_channel(channel)
         return await self._presence.members(channel)
 
+    async def members(self, channel: str) -> MemberList:
+        """Return the clients on a channel, and the id of the last presence event that the list includes.
+
+        Args:
+            channel: The channel, without wildcards.
+
+        Raises:
+            InvalidName: The channel name is invalid.
+        """
+        check_channel(channel)
+        return (await self._member_lists([channel]))[0]
+
     async def history(self, channel: str, count: int = 50) -> list[Event]:
         """Return the newest events of a channel, oldest first: ``await mcp.hub.history("room.den", 20)``.
 
@@ -453,6 +476,7 @@ class Hub(NotCopyable):
         delivery = self._delivery
         delivery.interest.sweep()
         delivery.reader.forget()
+        self._rosters.forget()
         await (delivery.catch_up() if read else delivery.event_tail.settle())
         await self._presence.refresh()
         delivery.write(delivery.position_event(), None)
@@ -492,7 +516,34 @@ class Hub(NotCopyable):
         await self._count_publication()
         return PublishResult(id or event_id, subscribers)
 
-    async def _start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
+    async def _member_lists(self, channels: Sequence[str]) -> list[MemberList]:
+        """Return the members of channels, all as of this worker's last presence event.
+
+        Reads of the store are shared. An earlier result is brought up to date with the changes since.
+        """
+        changes = self._delivery.presence_changes
+        while True:
+            rosters = [
+                await self._rosters.get(
+                    channel,
+                    partial(self._presence.roster, channel, number := changes.last.number),
+                    since=number,
+                    usable=lambda since, _: changes.reaches(since),
+                )
+                for channel in channels
+            ]
+            await self._delivery.change_tail.settle()
+            if all(changes.reaches(roster.number) for roster in rosters):
+                break
+        event = f"{self._journal.current_id()}-{changes.last.number}"
+        return [
+            MemberList(channel, changes.apply(roster, channel), event)
+            for channel, roster in zip(channels, rosters, strict=True)
+        ]
+
+    async def _start(
+        self, subscription: Subscription, last_event_id: str, history: int, members: bool = False
+    ) -> Subscription:
         """Bring a subscriber up to date and deliver future events to it."""
         delivery, outlet, mailbox = self._delivery, subscription.outlet, subscription.mailbox
         self._audience.enter(subscription)
@@ -508,6 +559,9 @@ class Hub(NotCopyable):
             await replay.mailbox(mailbox)
         elif history:
             await replay.newest(history)
+        if members:
+            watched = [each.removeprefix(PRESENCE) for each in subscription.channels if is_presence(each)]
+            await replay.members(await self._member_lists(watched))  # nothing runs in between
         replay.finish()
         if last_event_id or mailbox:
             self._replays["gap" if replay.gap_sent else "full"] += 1

@@ -45,6 +45,26 @@ class Member(Struct, frozen=True, omit_defaults=True):
         return replace(self, owner="", user=user)
 
 
+class MemberList(Struct, frozen=True):
+    """The clients on a channel: ``for member in (await mcp.hub.members("room.den")).members: print(member.name)``."""
+
+    channel: str
+    members: list[Member]
+    """In order of arrival, without `Member.owner`."""
+    event: str
+    """The id of the last presence event that's included. A subscriber to ``$presence.<channel>`` that resumes after it
+    receives each later arrival and departure once.
+    """
+
+    def visible(self, full: bool) -> "MemberList":
+        """Return the list as a reader can see it.
+
+        Args:
+            full: Whether the reader has the scope ``millstream:identities``.
+        """
+        return replace(self, members=[member.visible(full) for member in self.members])
+
+
 Place = tuple[str, str]
 """A channel and a client's key, by which presence is tracked."""
 
@@ -63,6 +83,17 @@ class MemberRecord(Struct, array_like=True):
 Record = dict[str, MemberRecord]
 """Some clients of a channel, by key."""
 
+
+class Roster(Struct):
+    """The clients on a channel as stored, by their presence events' data, and what's needed to bring it up to date."""
+
+    number: int
+    """Later changes must be applied. Earlier ones are included, except for clients in `announcing`."""
+    members: dict[bytes, Member] = {}
+    announcing: set[bytes] = set()
+    """Clients whose last change may not be in the stream of changes yet. They're in `members` if that's a departure."""
+
+
 RECORDS = 128
 """Maximum number of records per channel."""
 _RECORD_TTL = 86400.0
@@ -74,6 +105,7 @@ _PAGE = 200
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
+_decode_json = msgspec.json.Decoder(Member).decode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 
 
@@ -126,17 +158,28 @@ class Presence(Struct):
 
     async def members(self, channel: str) -> list[Member]:
         """Return all clients on a channel, in order of arrival."""
+        records = await self._read(channel)
+        return sorted((_decode(held.value) for held in records if self._has_worker(held)), key=_arrival)
+
+    async def roster(self, channel: str, number: int) -> Roster:
+        """Return the clients on a channel, to be brought up to date with the changes after a number."""
+        roster = Roster(number)
+        for held in await self._read(channel):
+            member = _decode(held.value)
+            data = encode_data(member.visible(full=False))
+            if is_announced := self._is_announced(held):
+                roster.announcing.add(data)
+            if is_announced is not self._has_worker(held):
+                roster.members[data] = member.visible(full=True)
+        return roster
+
+    async def _read(self, channel: str) -> list[MemberRecord]:
         await self._store.workers.read()
         found = await self._store.kv.get_many([_name(channel, number) for number in range(RECORDS)])
-        members = [
-            _decode(held.value)
-            for raw in found
-            if raw is not None
-            for held in _decode_record(raw).values()
-            if any(not self._is_gone(each) for each in held.workers)
-        ]
-        members.sort(key=lambda member: (member.since, member.client_id))
-        return members
+        return [held for raw in found if raw is not None for held in _decode_record(raw).values()]
+
+    def _has_worker(self, held: MemberRecord) -> bool:
+        return any(not self._is_gone(each) for each in held.workers)
 
     async def refresh(self) -> None:
         """Retry failed operations and report the clients of dead workers as departed.
@@ -320,8 +363,12 @@ class Presence(Struct):
         return worker in self._store.workers.dead
 
     def _is_announced(self, held: MemberRecord) -> bool:
-        """Return whether another worker is announcing a change to a client."""
+        """Return whether a live worker is announcing a change to a client."""
         return bool(held.announcer) and not self._is_gone(held.announcer)
+
+
+def _arrival(member: Member) -> tuple[float, str]:
+    return member.since, member.client_id
 
 
 def _number(client: str) -> int:
@@ -398,6 +445,26 @@ class PresenceChanges:
         """Drop all changes after some were lost. The journal is at `offset`."""
         self._last_dropped = replace(self.last, journal_offset=offset, announced=0)
         self._changes.clear()
+
+    def reaches(self, number: int) -> bool:
+        """Return whether all changes after a number are known."""
+        return self._last_dropped.number <= number
+
+    def apply(self, roster: Roster, channel: str) -> list[Member]:
+        """Return the members of a roster after all known changes, in order of arrival."""
+        members = roster.members.copy()
+        for change in self._changes:
+            event = change.event
+            data = event.data or b""
+            if event.channel != PRESENCE + channel or (
+                change.number <= roster.number and data not in roster.announcing
+            ):
+                continue
+            if event.event == "join":
+                members[data] = replace(_decode_json(data), user=event.user)
+            else:
+                members.pop(data, None)
+        return sorted(members.values(), key=_arrival)
 
     def since(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
         """Return the changes after an event id, and whether they are complete."""

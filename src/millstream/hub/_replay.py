@@ -22,12 +22,13 @@ from msgspec.structs import replace
 
 from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate
+from millstream._protocol.principal import knows_identities
 from millstream._stores.base import Gap
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
 from millstream.hub._delivery import Delivery
-from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_header
+from millstream.hub._event import MEMBERS, Event, encode_data, gap, parse_position, position_id, unpack, unpack_header
 from millstream.hub._journal import history_stream
-from millstream.hub._presence import PresenceChange
+from millstream.hub._presence import MemberList, PresenceChange
 from millstream.hub._reader import HistoryCursor, HistoryIndex
 from millstream.hub._subscriber import Subscription
 
@@ -104,7 +105,7 @@ class CatchUp:
         if offset is None:
             offset = max((each.index.ids[id] for each in await self._histories() if id in each.index.ids), default=None)
         if offset is not None:
-            await self._read_until(offset)
+            await self._read_until(offset, number or 0)
         await self._wait_for_turn(journal.offset - (offset or 0))
         if offset is None or offset > journal.offset:
             # The id is from before a restart, was never published, or is no longer stored.
@@ -139,6 +140,17 @@ class CatchUp:
         end = self._journal.offset
         newest = iter(deque(self._merge(await self._histories(count), 0, end), maxlen=count))
         await self._write(next(newest, None), newest)
+        await self._write_new()
+
+    async def members(self, lists: Sequence[MemberList]) -> None:
+        """Write the members of channels as of this worker's last presence change, and the events since."""
+        subscription, number = self._subscription, self._delivery.presence_changes.last.number
+        self._changes_after, subscription.last_change = (0, number), number
+        id = f"{position_id(self._epoch, self._position)}-{number}"
+        full = knows_identities(subscription.principal)
+        for each in lists:
+            subscription.write(Event("", encode_data(replace(each, event=id).visible(full)), MEMBERS, id))
+        await self._delivery.drain(subscription.outlet)
         await self._write_new()
 
     async def _wait_for_turn(self, entries: int) -> None:
@@ -182,9 +194,9 @@ class CatchUp:
                 place = position_id(journal.epoch, max(change.journal_offset, self._last_written))
                 subscription.write(replace(event, id=f"{place}-{change.number}"))
 
-    async def _read_until(self, offset: int) -> None:
-        """Read up to an offset that another worker may already have reached."""
-        if offset > self._journal.offset:
+    async def _read_until(self, offset: int, change: int = 0) -> None:
+        """Read up to an offset and a presence change that another worker may already have reached."""
+        if offset > self._journal.offset or change > self._delivery.presence_changes.last.number:
             await self._delivery.catch_up()
 
     async def _write_new(self) -> None:

@@ -101,6 +101,7 @@ class HubPart(OwnPart):
         add("/events", Route({"GET": handlers.events}, stream=True))
         publish = Route({"POST": handlers.publish}, scope=scope, private=True, message="hub/publish")
         add("/publish", publish)
+        add("/members", Route({"GET": handlers.members}))
         add("/ws", Route({"GET": socket.plain}))
         add("/hub.js", Route({"GET": hub_client}, public=True, charged=""))
         host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True))

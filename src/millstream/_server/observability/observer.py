@@ -125,6 +125,7 @@ _METHODS = frozenset(
         "hub/publish",
         "hub/subscribe",
         "hub/unsubscribe",
+        "hub/members",
         *(method for revision in ALL for method in (*revision.requests, *revision.notifications)),
     )
 )
