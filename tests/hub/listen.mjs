@@ -7,7 +7,7 @@ import { connect } from "../../src/millstream/_web/assets/hub.js";
 
 const [url, options, patterns] = process.argv.slice(2);
 const print = (...line) => console.log(JSON.stringify(line));
-const { token, ...given } = JSON.parse(options);
+const { token, impatient, ...given } = JSON.parse(options);
 const tokens = token?.split(" ");
 const hub = connect(url, { ...given, ...(tokens && { token: () => (tokens.length > 1 ? tokens.shift() : tokens[0]) }) });
 
@@ -18,7 +18,10 @@ function follow(pattern, { name = pattern, ...rest }) {
   return subscription;
 }
 
-hub.on("state", (state) => print("state", state));
+hub.on("state", (state) => {
+  print("state", state);
+  if (impatient && state.state === "waiting") setTimeout(() => hub.retryNow(), 50);
+});
 const followed = JSON.parse(patterns).map(([pattern, rest = {}]) => follow(pattern, rest));
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -142,23 +142,23 @@ async def test_subscription_without_events_resumes_where_it_began(hub: int, tran
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("seed", range(3))
-async def test_connections_that_break_anywhere_lose_and_repeat_nothing(hub: int, transport: str, seed: int) -> None:
+async def test_connections_that_break_anywhere_lose_and_repeat_nothing(hub: int, transport: str) -> None:
     """Connections break after a random number of bytes: in a head, a frame, a replay, or between two subscriptions."""
-    chance = random.Random(seed)
-    room = f"broken-{transport}-{seed}"
-    texts = [str(number) for number in range(120)]
+    chance = random.Random(0)
+    room = f"broken-{transport}"
+    texts = [str(number) for number in range(80)]
     patterns = {
         f"{room}.>": {"history": 500, "name": "all"},
         f"{room}.a": {"history": 500, "name": "a"},
         f"{room}.b": {"history": 500, "name": "b"},
     }
     await publish(hub, f"{room}.a", *texts[:40])
-    with faulty_proxy(hub, lambda: chance.randrange(200, 6_000)) as proxy:
-        async with listening(proxy.port, patterns, transport=transport) as listener:
+    with faulty_proxy(hub, lambda: chance.randrange(400, 3_000)) as proxy:
+        async with listening(proxy.port, patterns, transport=transport, impatient=True) as listener:
             await listener.until("a", "39")
-            for number in range(40, 120):
-                await publish(hub, f"{room}.{'ab'[number % 2]}", str(number))
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{hub}", timeout=WAIT) as http:
+                for number in range(40, 80):
+                    await http.post("/publish", json={"channel": f"{room}.{'ab'[number % 2]}", "data": str(number)})
             expected = {"a": texts[:40] + texts[40::2], "b": texts[41::2], "all": texts}
             while any(len(listener.values(name)) < len(each) for name, each in expected.items()):
                 await listener.line()
@@ -198,7 +198,7 @@ async def test_restart_behind_a_proxy_loses_nothing(tmp_path: Path, proxy: str) 
         server = running.enter_context(ExitStack())
         server.enter_context(run_server(command, backend, tmp_path / "log"))
         port = running.enter_context(SITES[proxy](tmp_path / proxy, backend))
-        async with listening(port, {"restart": {"history": 9}}) as listener:
+        async with listening(port, {"restart": {"history": 9}}, impatient=True) as listener:
             await listener.until("ready")
             await publish(backend, "restart", "0")
             for number in (1, 2):

@@ -14,7 +14,6 @@ const MIN_WAIT_MS = 500;
 const MAX_WAIT_MS = 15_000;
 const STABLE_MS = 5_000; // A connection that ends earlier counts as a failure.
 const MAX_CHANNELS = 16; // on one WebSocket
-const MAX_UPGRADES = 2; // that fail while the server is reachable
 const RATE_LIMITED = -31429;
 const UPGRADE_REQUIRED = 426;
 /** @type {State} */
@@ -520,10 +519,13 @@ class Socket extends Connection {
           const message = JSON.parse(data);
           this.alive();
           if (message.type !== "connected") return this.#take(message);
+          const waiting = [...this.#requests]; // until the subscriptions are sent
+          this.#requests.clear();
           this.#socket = socket;
           // Browsers hide the pings of the WebSocket protocol.
           pings = setInterval(() => this.request({ type: "ping" }).catch(() => {}), PING_MS);
           for (const subscription of this.subscriptions.keys()) this.#subscribe(subscription);
+          for (const [id, request] of waiting) this.#requests.set(id, request);
           this.#send();
           opened();
           this.#onConnected(message);
@@ -665,7 +667,6 @@ export class Hub extends Emitter {
   }
 
   #openSocket() {
-    let failures = 0;
     /** @type {Socket} */
     const socket = new Socket(
       new URL("ws", this.#base),
@@ -674,9 +675,9 @@ export class Hub extends Emitter {
         this.emit("connected", message);
       },
       (state) => {
-        failures = state === CONNECTING ? failures : state.status === UPGRADE_REQUIRED ? failures + 1 : 0;
-        if (failures < MAX_UPGRADES) this.#report(socket, state);
-        else this.#fallBack();
+        const isBlocked = state.status === UPGRADE_REQUIRED && this.ids.size === 0;
+        if (isBlocked) this.#fallBack();
+        else this.#report(socket, state);
       }
     );
     this.#start(socket);

@@ -287,8 +287,7 @@ function hearPresence(channel, event) {
 /** @param {string} channel */
 async function fetchMembers(channel) {
   const conversation = rooms.get(channel);
-  /** @type {Json[] | null} */
-  const members = await fetchJson(`chat/members?${new URLSearchParams({ channel })}`, "the members of this channel");
+  const { members } = await hub.members(channel).catch(() => ({ members: null }));
   if (!members || !conversation) return; // presence events continue, and the next connection tries again
   conversation.members = new Map(members.map((member) => [memberKey(member), member]));
   conversation.present = true;
