@@ -167,6 +167,52 @@ async def test_connections_that_break_anywhere_lose_and_repeat_nothing(hub: int,
             assert proxy.connections > 3
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_subscription_that_follows_a_closed_one_gets_its_own_history(hub: int, transport: str) -> None:
+    room = f"again-{transport}"
+    await publish(hub, room, "1")
+    async with listening(hub, {room: {"history": 9, "name": "first"}}, transport=transport) as listener:
+        await listener.until("ready")
+        for name in ("second", "third"):
+            listener.call("unfollow", 0)
+            listener.call("follow", room, {"history": 9, "name": name})
+            await listener.until("ready")
+        await publish(hub, room, "2")
+        await listener.until("third", "2")
+        assert [listener.values(name) for name in ("first", "third")] == [["1"], ["1", "2"]]
+        assert listener.values("second") in (["1"], ["1", "2"])
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_refused_requests_do_not_disturb_other_subscriptions(hub: int, transport: str) -> None:
+    room = f"allowed-{transport}"
+    async with listening(hub, {"$client.eve": {}, "a..b": {}, room: {}}, transport=transport) as listener:
+        while len(listener.values("error")) < 2 or not listener.values("ready"):
+            await listener.line()
+        assert {each["pattern"] for each in listener.values("error")} == {"$client.eve", "a..b"}
+        listener.call("publish", "$client.eve", "Hello")
+        assert (await listener.until("failed"))[1]["name"] == "Refused"
+        listener.call("publish", room, {"text": "Hello"}, {"event": "said", "id": f"own-{transport}"})
+        listener.call("publish", room, {"text": "Hello"}, {"event": "said", "id": f"own-{transport}"})
+        await listener.until("publish", {"id": f"own-{transport}", "subscribers": 0})  # a repeated one
+        listener.call("publish", room, "end")
+        await listener.until(room, "end")
+        assert [each[1:] for each in listener.lines if each[0] == room] == [['{"text":"Hello"}', "said"], ["end"]]
+
+
+async def test_token_is_renewed_for_each_connection(tmp_path: Path) -> None:
+    port, key = free_port(), "key-of-the-hub-0123"
+    with run_server(run_command(HUB, port, "--auth", key), port, tmp_path / "log"):
+        async with listening(port, {"news": {}}, token=f"expired-key-of-the-hub {key}") as listener:
+            while (await listener.until("state"))[1].get("status") != 403:
+                pass
+            await listener.until("ready")
+            listener.call("publish", "news", "Hello")
+            await listener.until("news", "Hello")
+        async with listening(port, {"news": {}}, token="a-wrong-key-for-the-hub") as listener:
+            await listener.until("error", {"pattern": "news", "message": "The key is invalid or has been removed."})
+
+
 SITES: dict[str, Callable[[Path, int], Any]] = {
     "nginx": lambda folder, port: nginx_site(
         folder,

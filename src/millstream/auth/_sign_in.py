@@ -52,8 +52,7 @@ aren't affected.
 """
 _REQUEST_PATHS = (
     "/events", "/ws", "/mcp", "/mcp/tools/call", "/mcp/tools/list", "/openapi.json", "/publish", "/members",
-    "/connect/server",
-    "/chat/members", "/chat/playground", "/chat/playground/talk",
+    "/connect/server", "/chat/playground", "/chat/playground/talk",
     "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/app", "/inspect/sign-in/", "/inspect/via/", "/connections",

@@ -16,6 +16,7 @@ const STABLE_MS = 5_000; // A connection that ends earlier counts as a failure.
 const MAX_CHANNELS = 16; // on one WebSocket
 const RATE_LIMITED = -31429;
 const UPGRADE_REQUIRED = 426;
+const TOO_SLOW = "This page was too slow, so the server disconnected it.";
 /** @type {State} */
 const CONNECTING = { state: "connecting", reason: "" };
 /** @type {State} */
@@ -236,7 +237,8 @@ class Connection {
       clearTimeout(this.#watchdog);
       if (stopped.aborted) return;
       if (Date.now() - openedAt > STABLE_MS) failures = 0;
-      const wait = Math.min(MIN_WAIT_MS * 2 ** Math.min(failures, 10), MAX_WAIT_MS);
+      const longest = end.status === 401 ? 4 * MAX_WAIT_MS : MAX_WAIT_MS; // servers count failed sign-ins
+      const wait = Math.min(MIN_WAIT_MS * 2 ** Math.min(failures, 10), longest);
       // With jitter, so that clients don't all reconnect at once. Also offline: a local server needs no network.
       const pause = this.retryMs + wait * (0.5 + Math.random());
       if (globalThis.navigator?.onLine === false) end = { state: "offline", reason: "This device is offline." };
@@ -514,7 +516,7 @@ class Socket extends Connection {
       await new Promise((_, reject) => {
         signal.addEventListener("abort", () => reject(signal.reason)); // a dead socket doesn't close soon
         socket.onerror = () => {}; // a close follows
-        socket.onclose = ({ reason }) => reject(new Error(reason || "The connection was lost."));
+        socket.onclose = ({ reason }) => reject(new Error(reason === "slow" ? TOO_SLOW : "The connection was lost."));
         socket.onmessage = ({ data }) => {
           const message = JSON.parse(data);
           this.alive();
@@ -600,6 +602,8 @@ export class Hub extends Emitter {
     super();
     this.#base = base;
     this.#token = token;
+    if (token && transport === "websocket")
+      throw new TypeError("A WebSocket can't send a token. Use the transport sse.");
     if (transport === "websocket") this.#socket = this.#openSocket();
     else this.ids.add(crypto.randomUUID());
   }
@@ -700,6 +704,7 @@ export class Hub extends Emitter {
     const { pattern, history, name, last } = subscription;
     const client_id = [...this.ids].at(-1);
     const query = { channel: pattern, envelope: "1", history: String(history), ...(name && { name, client_id }) };
+    let refusals = 0;
     /** @type {Feed} */
     const feed = new Feed(
       new URL(`events?${new URLSearchParams(query)}`, this.#base),
@@ -711,8 +716,10 @@ export class Hub extends Emitter {
       },
       (state) => {
         subscription.ready = false;
-        this.#report(feed, state.refused ? null : state);
-        if (state.refused) subscription.take({ error: { message: state.reason } });
+        refusals = state === OPEN ? 0 : refusals + (state.refused ? 1 : 0);
+        const isFinal = refusals > (typeof this.#token === "function" ? 1 : 0); // it may return another token
+        this.#report(feed, isFinal ? null : state);
+        if (isFinal) subscription.take({ error: { message: state.reason } });
       },
       { lastEventId: last, token: this.#token, positions: true }
     );
