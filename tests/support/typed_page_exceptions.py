@@ -242,6 +242,7 @@ PAGES = {
             "rooms.js": "It's the script of a page: tests/pages/test_hub_client_in_pages.py runs it.",
             "eventsource.js": "It's the script of a page: tests/pages/test_news_page.py runs it.",
             "curl -so hub.js": "tests/pages/test_hub_client_in_pages.py loads it.",
+            'import { connect } from "./hub.js"': "test_hub_client.py and test_hub_client_in_pages.py do it with keys.",
             "MILLSTREAM_ALLOWED_ORIGINS": "tests/security tries other origins.",
             **dict.fromkeys(
                 ("millstream run board.py", "curl -s http://127.0.0.1:8000/publish --oauth2-bearer"),
