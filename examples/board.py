@@ -5,10 +5,11 @@ from starlette.responses import HTMLResponse, Response
 
 from millstream import Server
 
-PAGE = """<!doctype html><title>Board</title><ul id="news"></ul><script>
-new EventSource("events").onmessage = ({ data }) => {
+PAGE = """<!doctype html><title>Board</title><ul id="news"></ul><script type="module">
+import { connect } from "./hub.js";
+connect().subscribe("broadcast").on("event", ({ data }) => {
   news.append(Object.assign(document.createElement("li"), { textContent: data }));
-};
+});
 </script>"""
 
 mcp = Server("board", serve="all")

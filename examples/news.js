@@ -1,5 +1,6 @@
-const stream = new EventSource("http://127.0.0.1:8000/events?channel=news,orders.created");
+const { connect } = await import("http://127.0.0.1:8000/hub.js");
+const hub = connect();
 
-stream.onmessage = (event) => console.log(JSON.parse(event.data).text);
-stream.addEventListener("order", (event) => console.log(`ordered: ${JSON.parse(event.data).isbn}`));
-stream.addEventListener("gap", () => location.reload());
+hub.subscribe("news").on("event", ({ data }) => console.log(JSON.parse(data).text));
+hub.subscribe("orders.created").on("event", ({ data, event }) => console.log(`${event}: ${JSON.parse(data).isbn}`));
+hub.on("gap", () => location.reload());

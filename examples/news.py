@@ -24,13 +24,15 @@ PAGE = """<!doctype html>
 <h1>News</h1>
 <ul id="list"></ul>
 <script type="module">
+  import { connect } from "/hub.js";
+
   const list = document.getElementById("list");
-  const stream = new EventSource("/events?channel=news&history=20");
-  stream.onmessage = (event) => {
+  const news = connect().subscribe("news", { history: 20 });
+  news.on("event", ({ data }) => {
     const item = document.createElement("li");
-    item.textContent = JSON.parse(event.data).text;
+    item.textContent = JSON.parse(data).text;
     list.append(item);
-  };
+  });
 </script>
 """
 

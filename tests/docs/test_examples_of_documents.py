@@ -18,7 +18,7 @@ from millstream.compat.memory import create_connected_server_and_client_session
 from millstream.testing import connect
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_command, run_server, share_server
-from seeds.programs import browser_script, running
+from seeds.programs import running
 
 
 async def test_chat_rooms_keep_messages() -> None:
@@ -74,13 +74,6 @@ async def test_prometheus_example_scrapes_the_metrics(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
-    """`examples/rooms.py`, started."""
-    with share_server(partial(run_command, "examples/rooms.py"), tmp_path_factory.mktemp("rooms")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """`examples/hub.py`, started."""
     with share_server(partial(run_command, "examples/hub.py"), tmp_path_factory.mktemp("hub")) as server:
@@ -91,33 +84,6 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServe
 def hub_port(shared_hub: SharedServer) -> int:
     """The port of `examples/hub.py`."""
     return shared_hub.port()
-
-
-@pytest.fixture
-def rooms(shared_rooms: SharedServer) -> int:
-    """The port of the running example."""
-    return shared_rooms.port()
-
-
-@pytest.mark.server
-async def test_page_script_receives_posts_and_presence(rooms: int) -> None:
-    source = (ROOT / "examples" / "rooms.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{rooms}")
-    async with browser_script(source, rooms) as page:
-        await page.until(lambda line: line == "Ada: Good morning\n")
-
-
-@pytest.mark.server
-async def test_news_page_script_receives_both_channels(tmp_path: Path) -> None:
-    port = free_port()
-    source = (ROOT / "examples" / "news.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-    with run_server(run_command("examples/news.py", port), port, tmp_path / "log"):
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
-            history = source.replace("orders.created", "orders.created&history=10")
-            await client.post("/publish", json={"channel": "news", "data": {"text": "Hello"}})
-            await client.post("/publish", json={"channel": "orders.created", "data": {"isbn": "7"}, "event": "order"})
-            async with browser_script(history, port) as page:
-                await page.until(lambda line: line == "Hello\n")
-                await page.until(lambda line: line == "ordered: 7\n")
 
 
 @pytest.mark.server

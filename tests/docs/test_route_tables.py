@@ -8,8 +8,8 @@ pytestmark = pytest.mark.check
 
 PAGES = {"limits": ["guides/rate-limits-and-quotas.md"], "public-paths": ["reference/routes.md", "security.md"]}
 NOT_COUNTED = (
-    "/health /livez /readyz /metrics /assets/* /files /files/* /dashboard/history /dashboard/calls /dashboard/readers "
-    "/dashboard/audit /dashboard/events /gateway/upstreams /gateway/items /chat/members /inspect/log"
+    "/health /livez /readyz /metrics /assets/* /hub.js /files /files/* /dashboard/history /dashboard/calls "
+    "/dashboard/readers /dashboard/audit /dashboard/events /gateway/upstreams /gateway/items /inspect/log"
 )
 """Health checks, scrapes, files, and what pages poll."""
 

@@ -21,7 +21,7 @@ from wire import encode_request
 ROUTES = [
     "/mcp", "/mcp/", "/sse", "/messages/", "/health", "/livez", "/readyz", "/events", "/publish", "/ws",
     "/mcp/sse/x", "/mcp/tools/list", "/mcp/tools/call", "/tools/add_numbers", "/tools/x", "/openapi.json", "/docs",
-    "/dashboard", "/dashboard/events", "/dashboard/audit", "/chat", "/chat/members", "/inspect", "/metrics",
+    "/dashboard", "/dashboard/events", "/dashboard/audit", "/chat", "/members", "/hub.js", "/inspect", "/metrics",
     "/connect", "/connect/server",
     "/inspect/servers", "/inspect/callback", "/inspect/sign-in/1", "/inspect/via/1",
     "/assets/base.css", "/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server",

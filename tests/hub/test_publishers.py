@@ -189,8 +189,8 @@ async def test_presence_distinguishes_verified_names_from_chosen_ones() -> None:
         member = json.loads(change["data"])
         assert (member["name"], member["user"], "owner" in member) == ("bob", {"name": "eve"}, False)
         for key, user in ((DESK, {"name": "eve"}), (OFFICE, {"name": "eve", "subject": "eve"})):
-            reply = await world.ask(key, "GET", "/chat/members?channel=room")
-            [found] = json.loads(reply.body)
+            reply = await world.ask(key, "GET", "/members?channel=room")
+            [found] = json.loads(reply.body)["members"]
             assert (found["name"], found["user"], "owner" in found) == ("bob", user, False)
         [known] = await world.server.hub.presence("room")
         assert known.user is not None
@@ -225,7 +225,7 @@ async def test_other_workers_identify_the_publisher() -> None:
                         pass
             await publish(one, EVE)
             assert (await hear(desk))["user"] == {"name": "eve"}
-            [member] = json.loads((await two.ask(DESK, "GET", "/chat/members?channel=room")).body)
+            [member] = json.loads((await two.ask(DESK, "GET", "/members?channel=room")).body)["members"]
             assert (member["name"], member["user"]) == ("bob", {"name": "eve"})
 
 

@@ -177,8 +177,8 @@ def test_rejected_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) ->
         expect(failed).to_have_count(0)
         page.evaluate("location.hash = 'channel=secret'")
         expect(page.locator("#note")).to_contain_text("You can't listen to this channel.")
-        assert page.request.get(f"{address}/chat/members?channel=secret").status == 403
-        assert page.request.get(f"{address}/chat/members?channel=a..b").status == 400
+        assert page.request.get(f"{address}/members?channel=secret").status == 403
+        assert page.request.get(f"{address}/members?channel=a..b").status == 400
         page.get_by_role("button", name="Leave secret").click()
         expect(page.get_by_role("heading", name="# broadcast")).to_be_visible()
         expect(page.get_by_label("Message", exact=True)).to_have_value("")

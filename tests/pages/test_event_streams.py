@@ -17,7 +17,7 @@ EVENTS = [
     {"type": "message", "data": "ä€😀", "id": "2"},
 ]
 PARSE = """async (pieces) => {
-  const { Parser } = await import(new URL("assets/sse.js", document.baseURI));
+  const { Parser } = await import(new URL("assets/hub.js", document.baseURI));
   const parser = new Parser();
   return { events: pieces.flatMap((piece) => [...parser.feed(piece)]), id: parser.lastEventId, retry: parser.retryMs };
 }"""
@@ -33,7 +33,7 @@ def test_chunk_boundaries_do_not_change_events(hub: str, open_page: OpenPage) ->
 
 
 FEED = """async () => {
-  const { Feed } = await import(new URL("assets/sse.js", document.baseURI));
+  const { Feed } = await import(new URL("assets/hub.js", document.baseURI));
   const asked = [];
   const heard = [];
   window.fetch = async (url) => {
@@ -65,7 +65,7 @@ def test_failing_event_handler_does_not_drop_later_events(hub: str, open_page: O
 
 
 TAKEN = """async () => {
-  const { Parser } = await import(new URL("assets/sse.js", document.baseURI));
+  const { Parser } = await import(new URL("assets/hub.js", document.baseURI));
   const parser = new Parser();
   const ids = [];
   const chunk = "id: 1\\ndata: one\\n\\nid: 2\\ndata: two\\n\\nid: 3\\n\\n";

@@ -19,7 +19,7 @@ pytestmark = [
 ]
 SITE = (ROOT / "examples" / "nginx.conf").read_text("utf-8")
 GUARD = re.compile(r"    location ~ .*?\n    }\n", re.DOTALL)
-HERE_ONLY = ["/dashboard", "/chat", "/inspect", "/metrics", "/dashboard/audit", "/dashboard/events", "/chat/members"]
+HERE_ONLY = ["/dashboard", "/chat", "/inspect", "/metrics", "/dashboard/audit", "/dashboard/events"]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from millstream import Server
 
 HERE_ONLY = [
     "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers",
-    "/dashboard/audit", "/chat", "/chat/members", "/inspect", "/inspect/servers", "/inspect/via/1",
+    "/dashboard/audit", "/chat", "/inspect", "/inspect/servers", "/inspect/via/1",
     "/gateway", "/gateway/upstreams", "/gateway/items", "/metrics",
 ]  # fmt: skip
 OUTSIDE = ("10.0.0.5", 1)

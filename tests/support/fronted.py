@@ -102,7 +102,7 @@ async def check_sessions_and_paths(fronted: Fronted) -> None:
     for revision in ("2025-11-25", "2026-07-28"):
         async with Client(f"http://127.0.0.1:{fronted.port}/mcp", revision=revision) as client:
             assert [(await client.call("add", a=n, b=1)).text for n in range(6)] == ["1", "2", "3", "4", "5", "6"]
-    for path in ("/dashboard", "/chat", "/inspect", "/metrics", "/publish", "/chat/members"):
+    for path in ("/dashboard", "/chat", "/inspect", "/metrics", "/publish"):
         assert await fronted.status(path) == 404
 
 

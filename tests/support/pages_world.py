@@ -17,10 +17,11 @@ OpenPage = Callable[..., Page]
 """``open_page(url, name="", lossy=False, fresh=False, **options of the context)``, a fixture."""
 
 EXPECTED_ERRORS = re.compile(
-    r"Failed to load resource: net::ERR_|status of (40[01349]|50[23])|^WebSocket connection to .+ failed: .*ERR_"
+    r"Failed to load resource: net::ERR_|status of (40[01349]|426|50[23])|"
+    r"^WebSocket connection to .+ failed: .*(ERR_|426)"
 )
-"""Chromium's console messages for dropped connections, unknown sessions, missing keys, wrong passwords, wrong links,
-and failing tools."""
+"""Chromium's console messages for dropped connections, WebSockets behind a proxy that can't have them, unknown
+sessions, missing keys, wrong passwords, wrong links, and failing tools."""
 
 _BLANK = "/assets/mark.svg"
 """A file without scripts that each server with pages has."""

@@ -19,8 +19,7 @@ from millstream._protocol.principal import Share
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._transports.open_streams import OpenStreams
 from millstream._web import live
-from millstream._web.live import MAX_BUFFERED, DashboardFeed, LogTail, members_handler
-from millstream.hub import Forbidden, InvalidName, Member
+from millstream._web.live import MAX_BUFFERED, DashboardFeed, LogTail
 from patience import WAIT
 
 INFO = {"name": "mill", "version": "1", "started": 1.0, "facts": {"Python": "3"}}
@@ -253,35 +252,6 @@ async def test_unformattable_log_records_are_harmless(monkeypatch: pytest.Monkey
     world = World()
     world.logger.warning("%d", "no number")
     assert world.log.after(0) == ([], 0)
-
-
-async def test_chat_members_are_listed() -> None:
-    asked: list[str] = []
-
-    class Room:
-        admission: Any
-
-        async def presence(self, channel: str) -> list[Member]:
-            asked.append(channel)
-            return [Member("1", "Ada")]
-
-        def subscribe(self, channels: tuple[str, ...], **about: Any) -> None:
-            asked.extend(channels)
-            if channels == ("$presence.closed",):
-                raise Forbidden("subscribe", "closed")
-            if channels == ("$presence.a..b",):
-                raise InvalidName("Channel names have no empty parts.")
-
-    room = Room()
-    room.admission = room
-    response = await members_handler(room)(HttpRequest("GET", "/chat/members", [], {}))
-    assert json.loads(response.body) == [{"client_id": "1", "name": "Ada"}]
-    assert asked == ["$presence.chat", "chat"]
-    refused = await members_handler(room)(HttpRequest("GET", "/chat/members", [], {}, query=b"channel=closed"))
-    assert refused.status == 403
-    assert asked[-1] == "$presence.closed"
-    invalid = await members_handler(room)(HttpRequest("GET", "/chat/members", [], {}, query=b"channel=a..b"))
-    assert invalid.status == 400
 
 
 class Refusing:

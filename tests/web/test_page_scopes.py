@@ -13,22 +13,23 @@ OPEN = {"/livez", "/sign-out"}
 """What anybody may ask."""
 NAMED = {
     ("chat/playground.js", "address"): ["/chat/playground/talk"],
-    ("chat/socket.js", "address"): ["/ws"],
-    ("chat/socket.js", "this.#probe"): ["/chat/members"],
     ("docs/operation.js", "path"): ["/tools/x"],
     ("dom.js", "path"): [],
+    ("hub.js", "String(this.#url"): ["/ws"],
+    ("hub.js", "path"): ["/publish", "/members"],
+    ("hub.js", "this.#url"): ["/ws"],
+    ("hub.js", "url"): [],
     ("inspect/sign-in.js", "route(server"): ["/inspect/sign-in/x"],
     ("mcp/transports.js", "this.#postUrl"): ["/mcp"],
     ("mcp/transports.js", "this.#url"): ["/mcp", "/inspect/via/x", "/ws"],
     ("shell/connection.js", "path"): [],
-    ("sse.js", "url"): [],
 }
 """What is called by a name, in which file: the paths that it stands for, where the caller doesn't write them down."""
 ELSEWHERE = {"inspect/exports.js"}
 """What these write is run by others."""
 DEVELOPING = {"/inspect/log"}
 """`millstream dev` serves these to this machine, without a cookie."""
-BY_HAND = {"/connections", "/events", "/inspect/app", "/publish", "/mcp/sse/"}
+BY_HAND = {"/connections", "/inspect/app", "/mcp/sse/"}
 """Paths that a form, a frame, or an operator's own page requests with the same cookie."""
 
 

@@ -354,7 +354,7 @@ def _as_if(path: str, handler: Handler) -> Handler:
 _BY_PART = {
     "web": ("/connect", "/dashboard", "/chat", "/inspect"),
     "rest": ("/docs", "/openapi.json", "/tools", "/mcp/tools"),
-    "hub": ("/events", "/publish", "/ws"),
+    "hub": ("/events", "/hub.js", "/members", "/publish", "/ws"),
     "metrics": ("/metrics",),
 }
 """Well-known paths that each part would serve."""

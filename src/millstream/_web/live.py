@@ -1,4 +1,4 @@
-"""Data of open pages: the dashboard's stream and audit records, the connect page's facts, and the chat's members."""
+"""Data of open pages: the dashboard's stream and audit records, and the connect page's facts."""
 
 import asyncio
 import logging
@@ -20,14 +20,12 @@ from millstream._http.message import (
 )
 from millstream._override import override
 from millstream._parts import WATCH, PartHost
-from millstream._protocol.principal import knows_identities
 from millstream._protocol.sse import encode_event
 from millstream._stores.health import LogOnce
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.pages import PRIVATE
-from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.protocol import encode
 
 _MAX_WORDS = 200
@@ -267,27 +265,3 @@ class DashboardFeed:
         if not self._watchers:
             self._has_watchers.clear()
             self._latest = b""  # no more snapshots are taken, so this one becomes outdated
-
-
-def members_handler(hub: Hub) -> Handler:
-    """Return the handler of `GET /chat/members`: the members of a channel."""
-
-    async def get(request: HttpRequest) -> Response:
-        """Return a JSON array of ``{client_id, name, since, user?}``, in order of arrival. ``?channel=`` is ``chat`` by
-        default.
-
-        Callers who may not subscribe to the channel get 403, because the hub's access rules apply here as well.
-        """
-        channel = query_value("channel", request.query) or "chat"
-        try:
-            hub.admission.subscribe((f"$presence.{channel}",), principal=request.principal, address=request.peer)
-            full = knows_identities(request.principal)
-            return reply([each.visible(full) for each in await hub.presence(channel)])
-        except Forbidden as exc:
-            return plain_problem(403, str(exc))
-        except InvalidName as exc:
-            return plain_problem(400, str(exc))
-        except LimitExceeded as exc:
-            return plain_problem(503, str(exc), b"retry-after: 5\r\n")
-
-    return get

@@ -190,8 +190,22 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
         shown: Names of the served pages, or None for all.
     """
     found = _load(shown).get(path)
-    if found is None:
-        return _NOT_FOUND
+    return _NOT_FOUND if found is None else _respond(found, known, query)
+
+
+async def hub_client(request: HttpRequest) -> Response:
+    """Handle `GET` of the hub's client for programs and other pages. It has its JSDoc, because people copy it."""
+    return _respond(_read_hub_client(), request.headers.get(b"if-none-match", b""))
+
+
+@cache
+def _read_hub_client() -> Asset:
+    body = (_FOLDER / "hub.js").read_bytes()
+    head = f"content-type: {TYPES['js']}\r\nx-content-type-options: nosniff\r\n"
+    return Asset(body, _digest(body), head.encode())
+
+
+def _respond(found: Asset, known: bytes, query: bytes = b"") -> Response:
     tag = b'"%b"' % found.digest
     head = b"etag: %b\r\n%b" % (tag, _FOREVER if query == found.digest else _REVALIDATE)
     if tag in known:

@@ -51,8 +51,8 @@ _SIGN_OUT_RATE = Rate(60, 60)
 aren't affected.
 """
 _REQUEST_PATHS = (
-    "/events", "/ws", "/mcp", "/mcp/tools/call", "/mcp/tools/list", "/openapi.json", "/publish", "/connect/server",
-    "/chat/members", "/chat/playground", "/chat/playground/talk",
+    "/events", "/ws", "/mcp", "/mcp/tools/call", "/mcp/tools/list", "/openapi.json", "/publish", "/members",
+    "/connect/server", "/chat/playground", "/chat/playground/talk",
     "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/app", "/inspect/sign-in/", "/inspect/via/", "/connections",

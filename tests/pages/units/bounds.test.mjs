@@ -14,7 +14,7 @@ const { present } = await import(`${assets}/schema/resolve.js`);
 const { sample } = await import(`${assets}/schema/sample.js`);
 const { validate } = await import(`${assets}/schema/validate.js`);
 const { groupItems } = await import(`${assets}/shell/long-list.js`);
-const { Parser } = await import(`${assets}/sse.js`);
+const { Parser } = await import(`${assets}/hub.js`);
 
 /** Return a schema that refers to itself, with the definition that `make` returns for the reference. */
 const recursive = (make) => ({ $ref: "#/$defs/N", $defs: { N: make({ $ref: "#/$defs/N" }) } });

@@ -69,6 +69,7 @@ class HubPart(OwnPart):
         # A server without HTTP doesn't need these.
         from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes  # noqa: PLC0415
         from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
+        from millstream._web.pages import hub_client  # noqa: PLC0415
 
         settings, guard = host.settings, host.guard
         hooked = self.definition.authorize_channel is not None
@@ -105,6 +106,7 @@ class HubPart(OwnPart):
         publish = Route({"POST": handlers.publish}, scope=scope, private=True, message="hub/publish")
         add("/publish", publish)
         add("/members", Route({"GET": handlers.members}))
+        add("/hub.js", Route({"GET": hub_client}, public=True, charged=""))
         host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True))
 
 

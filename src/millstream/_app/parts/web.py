@@ -36,7 +36,6 @@ from millstream._web.live import (
     audit_handler,
     connect_handler,
     log_handler,
-    members_handler,
     reply,
 )
 
@@ -253,7 +252,6 @@ class WebPart(OwnPart):
         for path, handler in dashboard.items():
             is_stream = path == "/dashboard/events"
             host.routes.add(path, Route({"GET": handler}, stream=is_stream, scope=WATCH, private=True, charged=""))
-        host.routes.add("/chat/members", Route({"GET": members_handler(hub)}, private=True, charged=""))
         if host.settings.show_errors:
             host.on_close(capture_prints(feed.log))
             from millstream._app.server_process.worker_process import failed_restart  # noqa: PLC0415  in development

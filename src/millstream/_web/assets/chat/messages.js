@@ -133,7 +133,8 @@ export class Conversation {
   ready = false; // its history has arrived
   live = false; // its subscription is active
   present = false; // its members are loaded
-  lostAt = 0; // when the server reported missing messages
+  /** @type {import("../hub.js").Subscription | null} */
+  subscription = null;
   failed = "";
   draft = "";
   /** @type {Map<string, number>} name -> expiry time */

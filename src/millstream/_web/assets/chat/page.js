@@ -2,21 +2,21 @@
 // channels. The presence of a channel lists its members.
 
 import { $, hashParameters, onSubmit, showText, store, stored, write } from "../dom.js";
-import { fetchJson } from "../shell/connection.js";
+import { connect, Refused } from "../hub.js";
+import { fetchJson, showState } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { toast } from "../shell/controls.js";
-import { showState } from "../sse.js";
 import { append, connectList, redraw, remove, reveal, search, showRoom, update } from "./list.js";
 import { Conversation, read } from "./messages.js";
 import { openPlayground } from "./playground.js";
 import { beginRooms, closeDrawer, room as place } from "./rooms.js";
 import { drawChannels, drawPeople, drawTyping, nameOf, wrong } from "./side.js";
-import { Hub, Refused } from "./socket.js";
 import { callTool, findTool, mayTake, toolName } from "./tool.js";
 
 /** @typedef {import("./messages.js").Entry} Entry */
 /** @typedef {import("./messages.js").Own} Own */
-/** @typedef {import("./socket.js").HubEvent} HubEvent */
+/** @typedef {import("../hub.js").HubEvent} HubEvent */
+/** @typedef {import("../hub.js").Subscription} Subscription */
 
 const FIRST = "broadcast"; // the hub's default channel
 const HISTORY = 200;
@@ -45,15 +45,20 @@ const typingOf = (channel) => `${channel}.typing`;
 /** @param {string} channel */
 const presenceOf = (channel) => `$presence.${channel}`;
 
-const hub = new Hub(
-  (state) => {
-    showState($("state"), state, () => hub.now());
+/** @type {import("../hub.js").Hub} */
+let hub;
+/** @type {Subscription[]} presence and typing of the open channel */
+let around = [];
+
+function connectHub() {
+  hub = connect(".");
+  hub.on("state", (state) => {
+    showState($("state"), state, () => hub.retryNow());
     if (state.state === "open") return;
     for (const conversation of rooms.values()) conversation.live = false;
     for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
-  },
-  "chat/members",
-  (server, missingScope) => {
+  });
+  hub.on("connected", ({ server, missing_scope: missingScope = "" }) => {
     showServer(server);
     $("composer").hidden = Boolean(missingScope);
     showText(
@@ -61,8 +66,8 @@ const hub = new Hub(
       missingScope &&
         `You can read here. Writing takes the scope ${missingScope}, which your account doesn't have. Ask this server's operator for it.`
     );
-  }
-);
+  });
+}
 
 /** Write the name of the server into the bar. Servers without a version send "0". */
 function showServer({ name = "", title = "", version = "" } = {}) {
@@ -180,7 +185,11 @@ async function sendByTool(entry) {
   try {
     // Not every tool takes a name, so tell the channel first whose message comes.
     if (hub.open)
-      await hub.publish(typingOf(entry.channel), { name: me.name, from: me.id, sends: entry.text }, "typing");
+      await hub.publish(
+        typingOf(entry.channel),
+        { name: me.name, from: me.id, sends: entry.text },
+        { event: "typing" }
+      );
   } catch {
     // It's only shown without a sender then.
   }
@@ -200,7 +209,7 @@ async function send(entry) {
   if (!hub.open || !rooms.get(entry.channel)?.live) return fate(entry, "waiting");
   fate(entry, "sending");
   try {
-    const { event_id: id } = await hub.publish(entry.channel, {
+    const { id } = await hub.publish(entry.channel, {
       name: me.name,
       message: entry.text,
       time: entry.at.getTime() / 1_000,
@@ -278,8 +287,7 @@ function hearPresence(channel, event) {
 /** @param {string} channel */
 async function fetchMembers(channel) {
   const conversation = rooms.get(channel);
-  /** @type {Json[] | null} */
-  const members = await fetchJson(`chat/members?${new URLSearchParams({ channel })}`, "the members of this channel");
+  const { members } = await hub.members(channel).catch(() => ({ members: null }));
   if (!members || !conversation) return; // presence events continue, and the next connection tries again
   conversation.members = new Map(members.map((member) => [memberKey(member), member]));
   conversation.present = true;
@@ -303,7 +311,7 @@ function hearTyping(channel, event) {
 function sayTyping() {
   if (!hub.open || !$("text").value.trim() || Date.now() - saidTyping < TYPING_MS) return;
   saidTyping = Date.now();
-  hub.publish(typingOf(current), { name: me.name, from: me.id }, "typing").catch(() => {});
+  hub.publish(typingOf(current), { name: me.name, from: me.id }, { event: "typing" }).catch(() => {});
 }
 
 const showChannels = () => drawChannels(rooms, current, FIRST, part);
@@ -315,33 +323,27 @@ function enterChannel(channel) {
   if (known || rooms.size >= MAX_CHANNELS) return known;
   const conversation = new Conversation();
   rooms.set(channel, conversation);
-  hub.subscribe(channel, {
-    name: me.name,
-    history: HISTORY,
-    hear: (event) => hear(channel, event),
-    gap: () => {
-      if (Date.now() - conversation.lostAt < BACK_MS) return; // each subscription of this page reports it
-      conversation.lostAt = Date.now();
-      show(channel, {
-        kind: "event",
-        text: "The server no longer has some older messages, so they're missing here.",
-        look: "gap"
-      });
-    },
-    ready: () => {
-      conversation.ready = conversation.live = true;
-      conversation.failed = "";
-      if (channel === current) note();
-      if (channel === current && wantedMessage) setTimeout(() => find(wantedMessage), 0);
-      // Messages that aren't in the history weren't published, so send them again.
-      for (const entry of pending.values()) if (entry.channel === channel && entry.state) send(entry);
-    },
-    failed: (reason) => {
-      conversation.failed = reason;
-      conversation.live = true;
-      if (channel === current) note();
-      showChannels();
-    }
+  const subscription = hub.subscribe(channel, { name: me.name, history: HISTORY });
+  conversation.subscription = subscription;
+  subscription.on("event", (event) => hear(channel, event));
+  subscription.on("gap", () =>
+    show(channel, {
+      kind: "event",
+      text: "The server no longer has some older messages, so they're missing here.",
+      look: "gap"
+    })
+  );
+  subscription.on("ready", () => {
+    conversation.ready = conversation.live = true;
+    if (channel === current && wantedMessage) setTimeout(() => find(wantedMessage), 0);
+    // Messages that aren't in the history weren't published, so send them again.
+    for (const entry of pending.values()) if (entry.channel === channel && entry.state) send(entry);
+  });
+  subscription.on("error", ({ message }) => {
+    conversation.failed = message;
+    conversation.live = true;
+    if (channel === current) note();
+    showChannels();
   });
   keep();
   return conversation;
@@ -361,16 +363,14 @@ function open(channel) {
   if (before) {
     before.draft = $("text").value;
     if (!before.unread) before.mark = null;
-    hub.unsubscribe(presenceOf(current));
-    hub.unsubscribe(typingOf(current));
+    for (const each of around) each.close();
     before.present = false;
   }
   current = channel;
-  hub.subscribe(presenceOf(channel), {
-    hear: (event) => hearPresence(channel, event),
-    ready: () => fetchMembers(channel)
-  });
-  hub.subscribe(typingOf(channel), { hear: (event) => hearTyping(channel, event) });
+  const presence = hub.subscribe(presenceOf(channel));
+  presence.on("event", (event) => hearPresence(channel, event));
+  presence.on("ready", () => fetchMembers(channel));
+  around = [presence, hub.subscribe(typingOf(channel)).on("event", (event) => hearTyping(channel, event))];
   next.unread = 0;
   endSearch();
   offerTool();
@@ -388,7 +388,7 @@ function open(channel) {
 /** @param {string} channel */
 function part(channel) {
   if (channel === current) open(FIRST);
-  hub.unsubscribe(channel);
+  rooms.get(channel)?.subscription?.close();
   rooms.delete(channel);
   for (const entry of pending.values()) if (entry.channel === channel) pending.delete(entry.key);
   keep();
@@ -477,13 +477,13 @@ function enter(name) {
   if (!me.known) store("local", NAME, name);
   $("leave").hidden = Boolean(me.known);
   showJoined(true);
+  connectHub();
   /** @type {string[]} */
   const known = stored("local", CHANNELS, []);
   const kept = known.filter((channel) => typeof channel === "string" && channel !== FIRST);
   for (const channel of [FIRST, ...kept]) enterChannel(channel);
   const first = wanted();
   open(first && !wrong(first) ? first : FIRST);
-  hub.start();
   findTool().then(
     () => current && offerTool(),
     () => {}
@@ -492,7 +492,7 @@ function enter(name) {
 }
 
 function leave() {
-  hub.stop();
+  hub.close();
   pending.clear();
   rooms.clear();
   current = "";

@@ -6,7 +6,7 @@ import { $, element, icon, isAtEnd, labelOf, makeButton, onSubmit, showText, wra
 import { markdown } from "../render/markdown.js";
 import { copyable } from "../shell/controls.js";
 import { commands, shortcut } from "../shell/palette.js";
-import { errorMessage } from "../sse.js";
+import { errorMessage } from "../hub.js";
 import { Card, formCard } from "./calls.js";
 import { room } from "./rooms.js";
 

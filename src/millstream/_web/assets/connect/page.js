@@ -7,7 +7,7 @@ import { connect } from "../mcp/offers.js";
 import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
 import { copyable, copyButton, tabs } from "../shell/controls.js";
 import { commands } from "../shell/palette.js";
-import { errorMessage } from "../sse.js";
+import { errorMessage } from "../hub.js";
 import { clients } from "./clients.js";
 
 const SHOWN = 8; // names in the list

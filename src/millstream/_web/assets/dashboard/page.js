@@ -2,10 +2,10 @@
 // selected range come from the history.
 
 import { $, count, figure, makeButton, ms, save, store, stored, write } from "../dom.js";
-import { fetchJson } from "../shell/connection.js";
+import { fetchJson, showState } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { tabs } from "../shell/controls.js";
-import { Feed, showState } from "../sse.js";
+import { Feed } from "../hub.js";
 import { lookForAudit, showAudit } from "./audit.js";
 import { OTHER, OTHER_SAYS, callsBetween, connectCalls, showCalls } from "./calls.js";
 import { LineChart, markTime, onPick } from "./charts.js";

@@ -100,11 +100,9 @@ export function drawEvents(base) {
     element(
       "p",
       {},
-      "Every listener of a channel gets its events in order. A client that was disconnected gets what it missed: ",
-      element("code", {}, "EventSource"),
-      " sends ",
-      element("code", {}, "Last-Event-ID"),
-      " automatically."
+      "Every listener of a channel gets its events in order. A client that was disconnected gets what it missed, if it sends the last id that it saw, as ",
+      element("code", {}, "hub.js"),
+      " does."
     ),
     element(
       "dl",
@@ -120,7 +118,7 @@ export function drawEvents(base) {
     ),
     code(
       "Listen in a browser",
-      `const stream = new EventSource(${JSON.stringify(at("events?channel=news"))});\nstream.onmessage = (event) => console.log(event.data);\n`
+      `import { connect } from ${JSON.stringify(at("hub.js"))};\n\nconnect().subscribe("news").on("event", ({ data }) => console.log(data));\n`
     ),
     code("Listen in a terminal", `curl -N '${at("events?channel=news")}'\n`),
     code(

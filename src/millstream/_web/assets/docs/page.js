@@ -8,7 +8,7 @@ import { showLost, showReconnected, watchConnection } from "../shell/connection.
 import { copyable } from "../shell/controls.js";
 import { groupItems, LongList } from "../shell/long-list.js";
 import { commands, shortcut } from "../shell/palette.js";
-import { errorMessage } from "../sse.js";
+import { errorMessage } from "../hub.js";
 import { drawEvents, drawPrompts, drawResources } from "./offers.js";
 import { draw } from "./operation.js";
 

@@ -19,7 +19,7 @@ import {
 } from "../dom.js";
 import { FIRST, hasHandshake, REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/transports.js";
-import { Feed, events } from "../sse.js";
+import { Feed, events } from "../hub.js";
 import { copy, copyable, tabs, toast } from "../shell/controls.js";
 import { groupItems, LongList, tagsOf } from "../shell/long-list.js";
 import { commands, shortcut } from "../shell/palette.js";

@@ -1,6 +1,6 @@
 // The transports, their errors, and their headers.
 
-import { errorMessage, events, Parser } from "../sse.js";
+import { errorMessage, events, Parser } from "../hub.js";
 
 // Errors, headers, and helpers shared by transports and the client.
 

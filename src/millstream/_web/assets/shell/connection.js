@@ -69,6 +69,30 @@ export function clearTrouble(what) {
   return existed;
 }
 
+/** @typedef {import("../hub.js").State} State */
+
+const STATE_NAMES = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
+
+/**
+ * Show the state of a feed in a badge, and the reason for a lost connection in the banner. `retry` reconnects.
+ *
+ * @param {HTMLElement} badge
+ * @param {State} state
+ * @param {(() => void) | null} [retry]
+ */
+export function showState(badge, { state, reason, status = 0 }, retry = null) {
+  badge.textContent = STATE_NAMES[state];
+  badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
+  if (state === "open") showReconnected();
+  else if (status === 401)
+    showLost("You're signed out. Sign in again to continue.", () => location.reload(), "Sign in");
+  else if (reason)
+    showLost(
+      `${reason} ${state === "waiting" ? "This page continues when it's back." : "This page continues when you're back online."}`,
+      state === "waiting" ? retry : null
+    );
+}
+
 /** Check periodically whether the server responds while the page is visible. */
 export function watchConnection(ms = CHECK_MS) {
   const check = async () => {
