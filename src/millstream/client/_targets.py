@@ -61,14 +61,14 @@ def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> P
         target: A URL; a command as a string or list; a `.py` or `.js` file; a ``gateway.toml``; a `.json` file with
             `mcpServers`, followed by ``#name`` if it has several; such a configuration as a dict; or a server object.
         env: Environment variables for a command.
-        cwd: Working directory of a command.
+        cwd: Working directory of a command, and the folder of a relative file.
 
     Raises:
         TargetError: The target doesn't identify exactly one server.
     """
     base = Command((), env, cwd)
     if isinstance(target, Path):
-        return _file(target, "", base)
+        return _file(_locate(target, base), "", base)
     if isinstance(target, str):
         return _text(target.strip(), base)
     if isinstance(target, Mapping):
@@ -80,6 +80,11 @@ def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> P
     raise TargetError(f"{type(target).__name__} isn't a server. Use a URL, a command, a script, or a Server.")
 
 
+def _locate(source: str | Path, base: Command) -> Path:
+    """Return the path of a file for a process that may start in another folder."""
+    return Path(source) if base.cwd is None else Path(base.cwd).expanduser().absolute() / source
+
+
 def _text(text: str, base: Command) -> Place:
     if not text:
         raise TargetError("There is no server to connect to: the target is empty.")
@@ -87,11 +92,11 @@ def _text(text: str, base: Command) -> Place:
         return Remote(parse_url(text))
     split = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)  # "shop.py:admin" or "servers.json#web"
     source, name = (split[1] or split[3], split[2] or split[4]) if split else (text, "")
-    path = Path(source)
+    path = _locate(source, base)
     if path.suffix in _FILES and (not re.search(r"\s", text) or path.is_file()):
         return _file(path, name, base)
     if not re.search(r"\s", text) and not shutil.which(text):
-        _check_no_file(text)
+        _check_no_file(text, base.cwd or "")
     if re.fullmatch(r"(localhost|[\w.-]+\.[a-z]{2,}|\d+(\.\d+){3})(:\d+)?(/\S*)?", text) and not shutil.which(text):
         raise TargetError(f"{text} is neither a file nor a command. If it's a URL, write http://{text}")
     try:
@@ -101,15 +106,16 @@ def _text(text: str, base: Command) -> Place:
     return _command(words, base)
 
 
-def _check_no_file(text: str) -> None:
+def _check_no_file(text: str, folder: str) -> None:
     """Raise a helpful error if a word is the path of a file or folder instead of a program."""
-    if os.path.isdir(text):  # noqa: PTH112  unlike a Path, it accepts names of any length
+    path = os.path.join(os.path.expanduser(folder), text)  # noqa: PTH111, PTH118  unlike a Path, it accepts any length
+    if os.path.isdir(path):  # noqa: PTH112
         raise TargetError(f"{text} is a folder. Use a .py, .js, or .json file in it, a command, or a URL.")
-    if os.path.isfile(text):  # noqa: PTH113
+    if os.path.isfile(path) and not os.access(path, os.X_OK):  # noqa: PTH113
         raise TargetError(
             f"{text} isn't a program. Use a .py, .js, or .json file, a command, or a running server's URL."
         )
-    if os.path.isfile(f"{text}.py"):  # noqa: PTH113
+    if os.path.isfile(f"{path}.py"):  # noqa: PTH113
         raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
 
 

@@ -374,7 +374,10 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
     if shared is not None:
         policy = structs.replace(policy, shared=shared)
     target = _pop_target(entry, values)
-    return UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
+    config = UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
+    folder = entry.path.absolute().parent / Path(config.cwd or "").expanduser()
+    placed = structs.replace(config, cwd=str(folder))
+    return config if placed.find_ignored_option()[0] else placed
 
 
 def _load_policy(value: ConfigValue) -> Any:
