@@ -314,7 +314,10 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
         text = text if closest_name(found[2], [near.rstrip("?")]) else shown
         if command == "dev" and found[1] == "--reload":
             text, remedy = "dev always reloads, so it has no option --reload.", "Leave it out."
-        if other := _other_option(command, found, arguments):
+        if command == "gateway add":
+            text = "A command with arguments comes after --."
+            remedy = shlex.join(["millstream", *arguments[:3], "--", *arguments[3:]])
+        elif other := _other_option(command, found, arguments):
             text, remedy = f"{command} has no option {found[1]}.", other
     elif command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"

@@ -122,7 +122,9 @@ def _check_no_file(text: str, folder: str) -> None:
 def nearest_file(path: Path) -> str:
     """Return a hint for a missing file: the closest name in its folder, or what to check."""
     near = closest_name(path.name, [each.name for each in path.parent.glob(f"*{path.suffix}")])
-    return f"Did you mean {path.parent / near}?" if near else "Check the path. It's relative to the current folder."
+    if near:
+        return f"Did you mean {path.parent / near}?"
+    return "Check the path." if path.is_absolute() else "Check the path. It's relative to the current folder."
 
 
 def _command(words: Sequence[str], base: Command) -> Command:
@@ -299,6 +301,10 @@ def as_texts(values: Mapping[str, object]) -> dict[str, str]:
     return {str(key): as_text(each) for key, each in values.items() if each is not None}
 
 
+class UnsetVariable(ValueError):
+    """A variable in a configuration file has neither a value nor a default."""
+
+
 def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> str:
     """Replace ``${NAME}`` in a text of a configuration file: ``expand_variables("${HOST}:80", os.environ, Path())``.
 
@@ -332,6 +338,6 @@ def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> s
             return default
         near = closest_name(name, [each for each in variables if each.isupper()])
         hint = f" (did you mean {near}?)" if near else ""
-        raise ValueError(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
+        raise UnsetVariable(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
 
     return VARIABLE.sub(replace, text)

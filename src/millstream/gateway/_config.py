@@ -167,7 +167,7 @@ class ConfigValue(Struct, frozen=True):
             try:
                 return expand_variables(value, self.environ, self.path.parent)
             except ValueError as exc:
-                raise self.error(str(exc)) from None
+                raise self.error(str(exc)) from exc
         if is_array(value):
             return [structs.replace(self, value=each).expand() for each in value]
         return {name: each.expand() for name, each in self.table().items()} if is_object(value) else value
@@ -242,10 +242,18 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
-    variables = os.environ if environ is None else environ
+    return parse(path, text, os.environ if environ is None else environ)
+
+
+def parse(path: Path, text: str, environ: Mapping[str, str]) -> GatewayConfig:
+    """Return the configuration in the text of a file. See `load_file`.
+
+    Raises:
+        ConfigError: The text contains a mistake. Its cause is `UnsetVariable` if only a variable is missing.
+    """
     if path.suffix in (".json", ".jsonc") or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
-        return _load_servers(_json_source(path, text, variables))
-    return _load_gateway(path, text, variables)
+        return _load_servers(_json_source(path, text, environ))
+    return _load_gateway(path, text, environ)
 
 
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
@@ -265,21 +273,30 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigVal
 
 def _toml_line(text: str, values: Any, where: KeyPath) -> int:
     """Return the line of a value in a TOML document. Values in inline tables are on the line of the table."""
-    while not _contains(values, where):
+    while not contains(values, where):
         where = where[:-1]
-    header, depth, start = "", 0, 0
-    for token in _TOKEN.finditer(text + "\n"):
-        depth += (token[0] in "[{") - (token[0] in "]}")
-        if token[0] == "\n" and not depth:  # the end of a statement, so that each one is parsed once
-            statement = text[start : token.end()]
-            header = statement if statement.lstrip()[:1] == "[" else header
-            if _contains(tomllib.loads(statement if header is statement else header + statement), where):
-                break
-            start = token.end()
+    start = next((at for at, _, source in toml_statements(text) if contains(tomllib.loads(source), where)), len(text))
     return text.count("\n", 0, start) + 1
 
 
-def _contains(values: Any, where: KeyPath) -> bool:
+def toml_statements(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end, and parsable text of each table header, key, comment, and blank line of a TOML document.
+
+    Args:
+        text: A valid document.
+    """
+    header, depth, start = "", 0, 0
+    for token in _TOKEN.finditer(text + "\n"):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if token[0] == "\n" and not depth:
+            statement = text[start : token.end()]
+            header = statement if statement.lstrip()[:1] == "[" else header
+            yield start, token.end(), statement if header is statement else header + statement
+            start = token.end()
+
+
+def contains(values: Any, where: KeyPath) -> bool:
+    """Return whether a value has a member at a path: ``contains({"a": {"b": 1}}, ("a", "b"))``."""
     for name in where:
         if not is_object(values) or name not in values:
             return False
