@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from cyclopts import Group, Parameter
@@ -15,6 +16,7 @@ from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
+from millstream._modules import is_module, split_target
 from millstream._override import override
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
@@ -52,7 +54,8 @@ Target = Annotated[
     str,
     Parameter(
         name="SERVER",
-        help="A URL, a command in quotes, a .py, .js, or gateway.toml file, or .json with mcpServers: FILE#NAME.",
+        help="A URL, a command in quotes, a .py, .js, or gateway.toml file, a module, or .json with mcpServers: "
+        "FILE#NAME.",
     ),
 ]
 Header = Annotated[tuple[str, ...], Parameter(alias="-H")]
@@ -171,8 +174,8 @@ def _key_for(target: str) -> str:
 
 
 def _is_program(target: str) -> bool:
-    """Return whether a target is a Python file, optionally with an object: ``shop.py:admin``."""
-    return target.endswith(".py") or target.rpartition(":")[0].endswith(".py")
+    """Return whether a target is a Python file or module, optionally with an object: ``shop.py:admin``."""
+    return split_target(target)[0].endswith(".py") or is_module(target, Path.cwd())
 
 
 def version_of(client: Client) -> str:
