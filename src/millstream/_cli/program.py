@@ -1,19 +1,16 @@
 """The ``millstream`` program, with all commands or only the requested one, and the options that several commands share.
 
-The commands ``completion`` and ``version`` are here, too. Usually, `millstream._cli.main` handles ``version`` without
-loading this module.
+The command ``version`` is here, too. Usually, `millstream._cli.main` handles it without loading this module.
 """
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from inspect import Signature, cleandoc, iscoroutinefunction
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -30,7 +27,8 @@ MODULES = {
         "gateway": "gateway",
         "install": "install",
         "items": "call list prompt read tasks",
-        "program": "completion version",
+        "completion": "completion",
+        "program": "version",
         "project": "init publish",
         "record": "record",
         "run": "run",
@@ -132,38 +130,6 @@ Port = Annotated[
     int | None, Parameter(alias="-p", metavar="PORT", help="Port to listen on; 0 picks a free port. [default: 8000]")
 ]
 Yes = Annotated[bool, Parameter(alias="-y", help="Don't ask.")]
-
-
-Shell = Literal["bash", "zsh", "fish"]
-
-
-def completion(shell: Shell | None = None, /, *, install: bool = False) -> None:
-    """Print a script that completes commands, options, and choices in your shell, or install it.
-
-    **Examples**
-
-    - `millstream completion --install`
-
-    - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
-
-    Args:
-        shell: Your shell: bash, zsh, or fish. Detected from SHELL by default.
-        install: Install it in your shell's folder.
-    """
-    from millstream._app.server_process import CommandError  # noqa: PLC0415  loads a server
-
-    app, own = program(), Path(os.environ.get("SHELL", "")).name
-    chosen: Shell | None = shell or next((each for each in get_args(Shell) if each == own), None)
-    if chosen is None:
-        raise CommandError("Your shell couldn't be detected.", fix="Specify it: bash, zsh, or fish.")
-    if not install:
-        sys.stdout.write(app.generate_completion(prog_name="millstream", shell=chosen))
-        return
-    try:
-        path = app.install_completion(shell=chosen)
-    except OSError as exc:
-        raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
-    print(f"Wrote {path}. Open a new shell to use it.")
 
 
 def version(*, json: Json = False) -> None:
