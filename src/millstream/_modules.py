@@ -21,7 +21,7 @@ def split_target(target: str) -> tuple[str, str]:
     path.
     """
     configuration, hash_sign, server = target.rpartition("#")
-    if hash_sign and configuration.endswith(CONFIGURATIONS):
+    if hash_sign and configuration.endswith((".py", *CONFIGURATIONS)):
         return configuration, server
     source, colon, name = target.rpartition(":")
     dotted = all(word.isidentifier() for word in name.split("."))  # for example mcp.app, which an error explains

@@ -54,7 +54,7 @@ WRONG: list[tuple[list[str], int, str]] = [
         3,
         "There is no file far/away.py. Check the path. It's relative to the current folder.",
     ),
-    (["list", "shop"], 3, "There is no program 'shop'. Did you mean shop.py?"),
+    (["list", "my-shop"], 3, "There is no program 'my-shop'. Did you mean my-shop.py?"),
     (["list", "."], 3, ". is a folder. Use a .py, .js, or .json file in it, a command, or a URL."),
     (
         ["list", "gateway.toml"],
@@ -98,6 +98,7 @@ WRONG: list[tuple[list[str], int, str]] = [
 )
 def test_errors_suggest_a_fix(arguments: list[str], status: int, words: str, here: Path) -> None:
     (here / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
+    (here / "my-shop.py").touch()
     (here / "plain.py").write_text("x = 1\n")
     (here / "gateway.toml").touch()
     code, out, error = run(*(each.replace("{port}", str(free_port())) for each in arguments))
