@@ -20,6 +20,7 @@ from millstream._modules import is_module, split_target
 from millstream._override import override
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
+from millstream._protocol.metadata import TASKS
 from millstream._tasks import run_in_thread
 from millstream.client import (
     AccessDenied,
@@ -247,7 +248,10 @@ def explain(error: ClientError) -> tuple[str, str, str]:
 
 def _cannot(error: ServerError) -> tuple[str, str]:
     """Return the message and the remedy for missing client capabilities."""
-    names = list(members(members(error.data).get("requiredCapabilities")))
+    required = members(members(error.data).get("requiredCapabilities"))
+    if TASKS in members(required.get("extensions")):
+        return "The tool runs only as a task.", "Add --task."
+    names = list(required)
     if names == ["elicitation"]:
         return "The server has a question for the user, but there's no terminal.", "Run this command in a terminal."
     needed = " and ".join(names) or "more capabilities"

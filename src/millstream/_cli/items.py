@@ -196,9 +196,8 @@ def _save_media(result: Result, output: Path) -> None:
         ClientError: A file exists, or can't be written.
     """
     media = [each.data for each in result.content if isinstance(each, Image | Audio)]
-    media += [
-        each.resource.blob for each in result.content if isinstance(each, EmbeddedResource) and each.resource.blob
-    ]
+    resources = [each.resource for each in result.content if isinstance(each, EmbeddedResource)]
+    media += [each.blob for each in resources if each is not None and each.blob]
     if not media:
         print_text(f"The result has no image or audio, so {output} wasn't written.", sys.stderr)
     for number, data in enumerate(media, start=1):

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from millstream._protocol.errors import pluralize
 from millstream.agent._events import (
     ConfigurationError,
     ContextWindowExceeded,
@@ -315,7 +316,8 @@ class LanguageModel:
             return self._explain_status(exc)
         if isinstance(exc, exceptions.ModelTimeoutError):
             return ModelServerError(
-                f"The model at {self.url} didn't respond within {self._timeout:g} seconds.", temporary=started
+                f"The model at {self.url} didn't respond within {pluralize(self._timeout, 'second')}.",
+                temporary=started,
             )
         lost = ModelServerError("The connection to the model was lost.", temporary=True)
         if not isinstance(exc, exceptions.ModelAPIError):  # raised by a provider's own client while reading the stream

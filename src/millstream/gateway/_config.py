@@ -130,7 +130,9 @@ class ConfigValue(Struct, frozen=True):
                 hint = suggest(key, tuple(known)) if closest_name(key, known) else f"use one of {', '.join(known)}."
                 if len(self.where) < 2 and (key.startswith("auth") or (not self.where and key in _SIGN_IN)):
                     hint = f"callers' sign-in is configured in tables such as [auth.issuer]. {_SIGN_IN_GUIDE}"
-                if key in _COMMAND_OPTIONS:
+                if self.where == ("settings",) and key != "auth" and key in GatewayConfig.__struct_fields__:
+                    hint = f"write it above the first table{', or use --serve' if key == 'serve' else ''}."
+                elif key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
                 elif self.where[:-1] == ("upstreams",) and key in ("document", "base_url", "operations"):
                     hint = f"write it under [{'.'.join(self.where)}.openapi]."

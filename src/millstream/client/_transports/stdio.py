@@ -95,9 +95,9 @@ _SHORT_GRACE = 1.0
 _MAX_SHOWN = 400
 _OUTPUT_TIMEOUT = 1.0
 LAST_OUTPUT = " Its last output: "
-_NEVER_SERVED = (
-    "It exited without serving. Start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
-)
+_NEVER_SERVED = "It exited without serving MCP on its standard input and output."
+_START_IT = " Start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
+"""Addition for Python."""
 _MAX_STDERR = 4096
 """Maximum bytes of standard error to keep."""
 _MAX_NOISE = 1000
@@ -379,7 +379,8 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         command = self._command
         if command.argv[0] == sys.executable and not command.ours and "No module named" in last:
             return f"Install the module into the environment of {sys.executable}."
-        return command.advice or _NEVER_SERVED if code == 0 else ""
+        is_python = Path(command.argv[0]).name.startswith("python")
+        return command.advice or _NEVER_SERVED + _START_IT * is_python if code == 0 else ""
 
     @override
     def process_exited(self) -> None:
