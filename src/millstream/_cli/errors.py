@@ -30,10 +30,10 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
-        from millstream._protocol.errors import fit  # noqa: PLC0415  only for errors
+        from millstream._protocol.errors import fit, is_colored  # noqa: PLC0415  only for errors
 
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-        colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        colored = is_colored(sys.stderr)
         text = shown or fit("Error: ", error, columns).replace("Error:", _RED_ERROR if colored else "Error:", 1)
         text += "\n" + fit("  Cause: ", why, columns) if why else ""
         sys.stderr.write(f"{text}\n{fit('  Fix:   ', remedy, columns)}\n" if remedy else f"{text}\n")

@@ -10,12 +10,14 @@ from importlib import import_module
 from inspect import Signature, cleandoc, iscoroutinefunction
 from itertools import chain
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from millstream._cli.errors import join_command, usage_errors
 from millstream._cli.help import COMMANDS, print_version, show
+from millstream._protocol.errors import fit_command
 
 MODULES = {
     name: module
@@ -97,7 +99,7 @@ def print_help(app: App, words: Sequence[str]) -> None:
         arguments = app.assemble_argument_collection(default_parameter=default, parse_docstring=True)
     for each in (one for one in arguments if one.show):
         option: Any = each.parameter
-        text, choices, group = " ".join(option.help.split()), each.get_choices(), option.group[0].name
+        text, choices, group = " ".join(option.help.replace("`", "").split()), each.get_choices(), option.group[0].name
         if choices:
             text += f" [choices: {', '.join(choices)}]"
         value = each.field_info.default
@@ -112,11 +114,24 @@ def print_help(app: App, words: Sequence[str]) -> None:
             usage += f" {many}" if each.required else f" [{many}]"
         panels.setdefault("Options" if group == "Parameters" else group, {})[label] = text
     # The descriptions of arguments are in the panels.
-    text = cleandoc(app.help).partition("\n\nArgs:\n")[0].replace("**", "")
-    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+    text = cleandoc(app.help).partition("\n\nArgs:\n")[0]
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text).replace("**", "")
+    text = re.sub(r"\n\n(?=- `)", "\n", text)
+    text = re.sub(r"^- `([^`]*)`(?:: (.*))?$", _show_example, text, flags=re.MULTILINE).replace("`", "")
     show(f"Usage: {usage}\n\n{text}", panels)
 
 
+def _show_example(found: re.Match[str]) -> str:
+    """Return an example as a shell shows it, with its comment behind it, or above if the line were too long."""
+    command, comment = found.groups()
+    line = f"{command}  # {comment}" if comment else command
+    if len(line) > _COLUMNS - 2:
+        line = (f"# {comment}\n" if comment else "") + fit_command(command, _COLUMNS - 2)
+    return indent(line, "  ")
+
+
+_COLUMNS = 80
+"""Columns of the usual terminal."""
 EnvFile = Annotated[Path | None, Parameter(help="Set the variables in this file that aren't already set.")]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[

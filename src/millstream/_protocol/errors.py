@@ -8,13 +8,14 @@ versions before 3.13 suggest nothing.
 
 import difflib
 import json
+import os
 import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from msgspec import StructMeta
 
@@ -233,6 +234,11 @@ def unknown_name_message(where: str, name: str, names: Collection[str], elsewher
     return f"{where} has no option {name!r}; {suggest(name, names, other)}"
 
 
+def is_colored(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal with colors, and they're wanted (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 _NARROWEST = 20
 """Minimum width of a text beside its label, in columns."""
 
@@ -255,6 +261,23 @@ def fit(label: str, text: str, columns: int | None) -> str:
         for line in text.splitlines()
     ]
     return label + "\n".join(lines)[len(label) :]
+
+
+def fit_command(command: str, columns: int) -> str:
+    """Return a shell command on lines that end with a backslash where they're broken, between words.
+
+    Args:
+        command: The command.
+        columns: Width of the terminal.
+    """
+    first, *words = re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", command)
+    lines = [first]
+    for word in words:
+        if len(lines[-1]) + len(word) > columns - 3:
+            lines.append(f"    {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
 
 
 def no_attribute(owner: object, name: str, elsewhere: Alternatives) -> AttributeError:
