@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -265,3 +266,15 @@ async def test_library_errors_suggest_a_fix() -> None:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
             pass
     assert raised.value.remedy == "Check the host and port, and that the server is running."
+
+
+def test_help_shows_examples_that_can_be_pasted() -> None:
+    for name in MODULES:
+        text = run(name, "--help")[1]
+        assert "`" not in text, name
+        assert "**" not in text, name
+        examples = text.partition("\nExample")[2].partition("\n\n")[0].partition("\n")[2]
+        assert all(line.startswith("  ") and len(line) <= 80 for line in examples.splitlines()), examples
+        for line in examples.replace("\\\n", "").splitlines():
+            assert shlex.split(line, comments=True) or line.strip().startswith("#"), line
+    assert len(run("run", "--help")[1].splitlines()) <= 80
