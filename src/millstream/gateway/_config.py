@@ -95,7 +95,8 @@ class ConfigValue(Struct, frozen=True):
         """Return text that shows a wrong value in an error, without secrets."""
         if any(is_secret(each.replace("keys", "key")) for each in self.where):
             return f"another type ({type(self.value).__name__})"
-        return f"{self.value!r:.60}"
+        shown = self.value if isinstance(self.value, str) else json.dumps(self.value, default=str, ensure_ascii=False)
+        return f"{shown!r:.60}" if shown is self.value else f"{shown:.60}"
 
     def error(self, what: str) -> ConfigError:
         """Return an error about the value."""
@@ -115,7 +116,8 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The value isn't a table.
         """
         if not is_object(self.value):
-            raise self.error(f"it must be a table of options, not {self.quote()}.")
+            kind = "a table of options" if self.path.suffix == ".toml" else 'an object such as {"name": {…}}'
+            raise self.error(f"it must be {kind}, not {self.quote()}.")
         return {name: self.member(name) for name in self.value}
 
     def options(self, known: Mapping[str, FieldInfo]) -> "dict[str, ConfigValue]":
