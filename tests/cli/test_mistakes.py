@@ -14,7 +14,6 @@ import pytest
 from cases import for_each
 from command_line import run_in_process
 from millstream import Client, Context, Field, Image, Server, Settings, auth
-from millstream._protocol.errors import add_article, pluralize
 from millstream.client import BlockingClient, Options, ServerError
 from millstream.testing import connect
 from processes import ROOT
@@ -567,14 +566,6 @@ def test_a_command_that_exits_without_serving_gets_advice_for_its_language(tmp_p
     assert "It exited without serving MCP on its standard input and output." in failed.stderr
     assert "millstream run FILE" not in failed.stderr
     assert "millstream run FILE" in run_in_process("list", f"{sys.executable} -c pass").stderr
-
-
-def test_numbers_and_articles_agree() -> None:
-    shown = [pluralize(number, "second") for number in (1, 1.0, 0.5, 2, 60.0, 1_000_000)]
-    assert shown == ["1 second", "1 second", "0.5 seconds", "2 seconds", "60 seconds", "1,000,000 seconds"]
-    assert [add_article(each) for each in ("int", "elicitation", "user", "bool", "Order")] == [
-        "an int", "an elicitation", "a user", "a bool", "an Order",
-    ]  # fmt: skip
 
 
 def test_messages_quoted_on_the_page_exist() -> None:

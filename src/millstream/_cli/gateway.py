@@ -89,10 +89,11 @@ def add(
     """
     if not target:
         raise UsageError("Add a URL or a command: millstream gateway add NAME URL_OR_COMMAND")
-    is_url = "://" in target[0]
-    if is_url and len(target) > 1:
-        raise UsageError(f"Unexpected argument: {target[1]}. A URL is one argument.")
-    value = json_module.dumps(target[0] if len(target) == 1 else target, ensure_ascii=False).replace("\x7f", "\\u007f")
+    first, *rest = target
+    is_url = "://" in first
+    if is_url and rest:
+        raise UsageError(f"Unexpected argument: {rest[0]}. A URL is one argument.")
+    value = json_module.dumps(target if rest else first, ensure_ascii=False).replace("\x7f", "\\u007f")
     key = name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json_module.dumps(name, ensure_ascii=False)
     table = f"[upstreams.{key}]\n{'url' if is_url else 'command'} = {value}\n"
 
@@ -100,12 +101,13 @@ def add(
         if name in upstreams:
             fix = f"Choose another name, or remove it: millstream gateway remove {name}"
             raise CommandError(f"{file} already has an upstream {name}.", fix=fix)
-        if is_url and not VARIABLE.search(target[0]):
-            parse_url(target[0])
+        if is_url and not VARIABLE.search(first):
+            parse_url(first)
         before = f"{text}\n" if text and not text.endswith("\n") else text
         _check(file, "\n" * (before.count("\n") + 1) + table)  # an unset variable above would hide a mistake here
         added = f"\n{table}" if before else table
-        return before + (added.replace("\n", "\r\n") if "\r\n" in before else added)
+        line_break = re.search(r"\r?\n", before)
+        return before + (added if line_break is None else added.replace("\n", line_break[0]))
 
     _edit(file, insert)
     report(f"Added {escape(name)} to {file}.", {"added": name, "file": str(file)}, json=json)

@@ -116,8 +116,9 @@ def launch_of(
         words = with_packages(packages, editable) + words
     if headers:
         raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --env NAME=VALUE")
-    variables = {} if path.suffix in SCRIPTS else python_path(*([Path.cwd()] if module else []))
-    return Launch(command=words[0], args=tuple(words[1:]), env={**variables, **env})
+    if path.suffix not in SCRIPTS:
+        env = {**python_path(*([Path.cwd()] if module else [])), **env}
+    return Launch(command=words[0], args=tuple(words[1:]), env=env)
 
 
 def _words(path: Path, name: str, python: str) -> list[str]:

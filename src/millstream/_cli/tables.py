@@ -17,8 +17,9 @@ from typing import Any, TextIO
 import msgspec
 
 from millstream._cli.signals import interrupt_reads
-from millstream._protocol.errors import INVISIBLE, escape, fit, is_colored
+from millstream._protocol.errors import INVISIBLE, escape, fit
 from millstream._protocol.json_schema import is_array, members
+from millstream._telemetry.logs import is_colored
 from millstream.client._questions import ElicitAnswer, Question
 
 _NARROWEST = 20

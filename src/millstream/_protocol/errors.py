@@ -8,14 +8,13 @@ versions before 3.13 suggest nothing.
 
 import difflib
 import json
-import os
 import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
 
@@ -232,11 +231,6 @@ def unknown_name_message(where: str, name: str, names: Collection[str], elsewher
     if other and other not in names:
         return f"{where} has no option {name!r}. {other}"
     return f"{where} has no option {name!r}; {suggest(name, names, other)}"
-
-
-def is_colored(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal with colors, and they're wanted (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 _NARROWEST = 20

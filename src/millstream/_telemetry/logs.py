@@ -34,7 +34,7 @@ import msgspec
 from millstream._config import Settings
 from millstream._override import override
 from millstream._protocol.errors import escape as escape_invisible
-from millstream._protocol.errors import fit, is_colored
+from millstream._protocol.errors import fit
 from millstream._protocol.redaction import is_secret
 from millstream._recent import Recent
 
@@ -416,6 +416,11 @@ class JsonLines(_ErrorFormatter):
         text = msgspec.json.encode(line, enc_hook=repr).decode()
         # JSON escapes C0 itself. The others are valid in a string, but some readers break lines there.
         return text if text.isascii() and "\x7f" not in text else escape_invisible(text)
+
+
+def is_colored(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal with colors, and they're wanted (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class HumanLines(_ErrorFormatter):

@@ -22,11 +22,11 @@ from typing import Any, TextIO
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import LocalError, is_colored
+from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import Json
 from millstream._recent import Recent
-from millstream._telemetry.logs import HumanLines, JsonLines, escape, outlet_for, redact_text
+from millstream._telemetry.logs import HumanLines, JsonLines, escape, is_colored, outlet_for, redact_text
 
 LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2

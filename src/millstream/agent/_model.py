@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._protocol.errors import pluralize
 from millstream.agent._events import (
     ConfigurationError,
     ContextWindowExceeded,
@@ -316,7 +315,7 @@ class LanguageModel:
             return self._explain_status(exc)
         if isinstance(exc, exceptions.ModelTimeoutError):
             return ModelServerError(
-                f"The model at {self.url} didn't respond within {pluralize(self._timeout, 'second')}.",
+                f"The model at {self.url} didn't respond within {self._timeout:g} seconds.",
                 temporary=started,
             )
         lost = ModelServerError("The connection to the model was lost.", temporary=True)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from millstream._config import Settings
-from millstream._protocol.errors import LocalError, fit, is_colored
+from millstream._protocol.errors import LocalError, fit
 from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
-from millstream._telemetry.logs import PROGRAM, is_foreign, user_frames
+from millstream._telemetry.logs import PROGRAM, is_colored, is_foreign, user_frames
 
 
 class CommandError(Exception):

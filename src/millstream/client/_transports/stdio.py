@@ -74,9 +74,10 @@ def print_line(line: str) -> None:
     out = sys.stderr
     if out is None:  # pyright: ignore[reportUnnecessaryComparison]  it may be closed (2>&-)
         return
-    clear = "" if os.environ.get("TERM") == "dumb" else "\r\x1b[K"
     with suppress(OSError, ValueError):
-        out.write(f"{clear}{INVISIBLE.sub(chr(0xFFFD), line)}\n" if out.isatty() else f"{line}\n")
+        clean = INVISIBLE.sub(chr(0xFFFD), line) if out.isatty() else line
+        moves = out.isatty() and os.environ.get("TERM") != "dumb"
+        out.write(f"\r\x1b[K{clean}\n" if moves else f"{clean}\n")
         out.flush()
 
 
