@@ -235,7 +235,6 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("call shop.py order isbn= 978", "isbn= is followed by a space.", "Write isbn=978."),
     ("prompt shop.py pitch title= Emma", "title= is followed by a space.", "Write title=Emma."),
     ("completion nosh", 'Invalid value "nosh"', 'Choose from: "bash"'),
-    ("run shop.txt", "There is no module shop.txt.", "Fix:   Did you mean shop.py?"),
     ("run shop.py --tls-cert missing.pem", "missing.pem: No such file or directory.", "Fix:   Check the path"),
     ("run shop.py --uds nowhere/x.sock", "Can't listen on the UNIX socket", "Fix:   Create the folder"),
     ("run shop.py --uds wrong.toml", "There is already a file, which isn't a socket.", "Fix:   Remove it"),
@@ -272,6 +271,7 @@ def test_the_server_may_be_a_command_after_two_hyphens(tmp_path: Path, monkeypat
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("folder")
 def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "inside").mkdir()
     for name, text in FILES.items():
