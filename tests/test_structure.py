@@ -22,6 +22,7 @@ LAYERS = [
     "_override",
     "_copies",
     "_tasks",
+    "_modules",
     "_recent",
     "files",
     "_oauth",

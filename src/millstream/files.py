@@ -13,8 +13,8 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
@@ -247,6 +247,30 @@ def open_lock(path: Path, *, wait: bool = True) -> int | None:
         os.close(handle)
         raise
     return handle
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Generator[None]:
+    """Lock a folder against other processes in the block: ``with lock_folder(path.parent):``. Unlike `open_lock`, it
+    leaves no file. On Windows, nothing is locked.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: The folder can't be opened.
+    """
+    try:
+        import fcntl  # noqa: PLC0415  not on Windows
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 _LONG_GAP = re.compile(r"(?<![^\S\r\n])[^\S\r\n]{1001}")

@@ -475,3 +475,48 @@ def test_list_reports_upstreams_that_do_not_start_in_time(tmp_path: Path) -> Non
     gateway.write_text(GATEWAY.format(program=str(program)))
     done = start("list", str(gateway), "--revision", "2025-11-25")
     assert "Warning: items are missing, because servers behind this gateway are starting." in done.stderr
+
+
+MEDIA = """
+from millstream import Audio, EmbeddedResource, Image, Server, ToolResult
+mcp = Server("media")
+
+@mcp.tool
+def draw() -> ToolResult:
+    blob = EmbeddedResource(uri="a://b", blob=b"blob")
+    return ToolResult([Image(b"GIF8", "image/gif"), Audio(b"wave", "audio/wav"), blob], meta={"example.com/page": 3})
+
+@mcp.tool
+def say() -> str:
+    return "hi"
+"""
+
+
+@pytest.mark.server
+def test_media_of_a_call_are_saved_in_new_files_only(tmp_path: Path) -> None:
+    (tmp_path / "media.py").write_text(MEDIA)
+    server, picture = str(tmp_path / "media.py"), tmp_path / "picture.gif"
+    done = run("call", server, "draw", "--output", str(picture))
+    assert done.exit_code == 0
+    saved = {path.name: path.read_bytes() for path in tmp_path.glob("picture*")}
+    assert saved == {"picture.gif": b"GIF8", "picture-2.gif": b"wave", "picture-3.gif": b"blob"}
+    again = run("call", server, "draw", "-o", str(picture))
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert f"{picture} already exists. Use another file: --output FILE" in again.stderr
+    picture.unlink()
+    (tmp_path / "picture-2.gif").write_bytes(b"mine")
+    partly = run("call", server, "draw", "-o", str(picture))
+    assert (partly.exit_code, (tmp_path / "picture-2.gif").read_bytes()) == (1, b"mine")
+    assert "[image/gif, 4 bytes]" in partly.stdout
+    nothing = run("call", server, "say", "-o", str(tmp_path / "text"))
+    assert (nothing.exit_code, nothing.stdout) == (0, "hi\n")
+    assert "no image or audio" in nothing.stderr
+    assert "[image/gif, 4 bytes: save it with --output FILE]" in at_terminal("call", server, "draw")
+
+
+@pytest.mark.server
+def test_json_of_a_call_has_the_metadata_of_the_result(tmp_path: Path) -> None:
+    (tmp_path / "media.py").write_text(MEDIA)
+    found = as_json("call", str(tmp_path / "media.py"), "draw")
+    assert found["_meta"]["example.com/page"] == 3
+    assert [each["type"] for each in found["content"]] == ["image", "audio", "resource"]

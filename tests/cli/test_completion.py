@@ -1,10 +1,16 @@
+import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from command_line import CliRunner, program
 from patience import WAIT
+from programs import needs
+from terminal_world import Terminal, needs_tmux
 
 
 def test_completion_scripts_contain_commands_and_options() -> None:
@@ -39,3 +45,89 @@ def test_completion_script_can_be_installed(tmp_path: Path, monkeypatch: pytest.
     assert [path for path in tmp_path.rglob("*") if path.is_file() and "millstream" in path.read_text("utf-8")]
     monkeypatch.setenv("SHELL", "/bin/other")
     assert CliRunner().invoke(program("completion"), ["completion"]).exit_code == 1
+
+
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], "PATH=$PWD/bin:$PATH; source ./millstream.bash"),
+    "zsh": (
+        ["zsh", "-f", "-i"],
+        "PATH=$PWD/bin:$PATH PS1='$ '; fpath=($PWD $fpath); autoload -U compinit; compinit -u -d ./dump",
+    ),
+    "fish": (["fish", "--no-config", "-i"], "set -x PATH $PWD/bin $PATH; source ./millstream.fish"),
+}
+"""Shell -> how to start it, and what a person's files run."""
+NAMES = {"bash": "millstream.bash", "zsh": "_cyclopts_millstream", "fish": "millstream.fish"}
+PROGRAM = """
+from millstream import Server
+mcp = Server("apple")
+other = Server("other")
+
+@mcp.tool
+def weigh() -> int:
+    "Weigh."
+    return 1
+
+@mcp.prompt
+def weather() -> str:
+    "Ask."
+    return ""
+
+@other.tool
+def wash() -> None:
+    "Wash."
+"""
+
+
+@pytest.fixture(params=[pytest.param(name, marks=needs(name)) for name in SHELLS])
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
+    """A shell with the completion script, in a folder with some files."""
+    name: str = request.param
+    script = CliRunner().invoke(program("completion"), ["completion", name]).stdout
+    (tmp_path / NAMES[name]).write_text(script, "utf-8")
+    for each in ("servers.json", "other.txt", "two words.py", "folder/inside.py"):
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).touch()
+    (tmp_path / "apple.py").write_text(PROGRAM)
+    (tmp_path / "bin").mkdir()
+    installed = Path(sys.executable).with_name("millstream")
+    (tmp_path / "bin" / "millstream").symlink_to(installed)
+    command, setup = SHELLS[name]
+    with TemporaryDirectory() as short:
+        opened = Terminal(Path(short) / "tmux")
+        home = {"HOME": str(tmp_path), "PS1": "$ ", "INPUTRC": "/dev/null"}
+        opened.start([shutil.which(command[0]) or "", *command[1:]], 100, 50, home, tmp_path)
+        try:
+            opened.type(f"{setup}; echo rea''dy")
+            opened.until("ready")
+            yield opened
+        finally:
+            opened.end()
+
+
+@pytest.mark.server
+@needs_tmux
+def test_tab_completes_files_and_tools_in_each_shell(shell: Terminal) -> None:
+    for number, (typed, wanted) in enumerate(
+        [
+            ("millstream run app", "run apple.py"),
+            ("millstream dev app", "dev apple.py"),
+            ("millstream list ./app", "list ./apple.py"),
+            ("millstream install app", "install apple.py"),
+            ("millstream doctor fol", "doctor folder/"),
+            ("millstream call two", "call two\\ words.py"),
+            ("millstream gateway ser", "gateway servers.json"),
+            ("millstream run apple.py --auth-keys ser", "--auth-keys servers.json"),
+            ("millstream run apple.py --env-file oth", "--env-file other.txt"),
+            ("millstream call apple.py we", "call apple.py weigh"),
+            ("millstream call apple.py:mcp we", "call apple.py:mcp weigh"),
+            ("millstream call apple.py:other wa", "call apple.py:other wash"),
+            ("millstream prompt apple.py wea", "prompt apple.py weather"),
+            ("millstream call apple.py weigh --ti", "weigh --timeout"),
+        ]
+    ):
+        shell.press("C-u")
+        shell.type(f"echo ro''und {number}")
+        shell.until(f"round {number}")
+        shell.press("-l", typed)
+        shell.press("Tab")
+        shell.until(f"round {number}", wanted)

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ WRONG: list[tuple[list[str], int, str]] = [
         3,
         "There is no file far/away.py. Check the path. It's relative to the current folder.",
     ),
-    (["list", "shop"], 3, "There is no program 'shop'. Did you mean shop.py?"),
+    (["list", "my-shop"], 3, "There is no program 'my-shop'. Did you mean my-shop.py?"),
     (["list", "."], 3, ". is a folder. Use a .py, .js, or .json file in it, a command, or a URL."),
     (
         ["list", "gateway.toml"],
@@ -98,6 +99,7 @@ WRONG: list[tuple[list[str], int, str]] = [
 )
 def test_errors_suggest_a_fix(arguments: list[str], status: int, words: str, here: Path) -> None:
     (here / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
+    (here / "my-shop.py").touch()
     (here / "plain.py").write_text("x = 1\n")
     (here / "gateway.toml").touch()
     code, out, error = run(*(each.replace("{port}", str(free_port())) for each in arguments))
@@ -264,3 +266,15 @@ async def test_library_errors_suggest_a_fix() -> None:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
             pass
     assert raised.value.remedy == "Check the host and port, and that the server is running."
+
+
+def test_help_shows_examples_that_can_be_pasted() -> None:
+    for name in MODULES:
+        text = run(name, "--help")[1]
+        assert "`" not in text, name
+        assert "**" not in text, name
+        examples = text.partition("\nExample")[2].partition("\n\n")[0].partition("\n")[2]
+        assert all(line.startswith("  ") and len(line) <= 80 for line in examples.splitlines()), examples
+        for line in examples.replace("\\\n", "").splitlines():
+            assert shlex.split(line, comments=True) or line.strip().startswith("#"), line
+    assert len(run("run", "--help")[1].splitlines()) <= 80

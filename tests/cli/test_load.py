@@ -10,7 +10,8 @@ import pytest
 
 from cases import for_each
 from millstream._app.server_process import CommandError, report
-from millstream._cli.load import compatible_imports, load, split_target
+from millstream._cli.load import compatible_imports, load
+from millstream._modules import split_target
 from patience import WAIT
 
 ONE = 'from millstream import Server\nshop = Server("shop")\n'

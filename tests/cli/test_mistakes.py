@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from command_line import run_in_process
-from millstream import Client, Context, Image, Server, Settings, auth
-from millstream.client import BlockingClient, Options
+from millstream import Client, Context, Field, Image, Server, Settings, auth
+from millstream.client import BlockingClient, Options, ServerError
 from millstream.testing import connect
 from processes import ROOT
 
@@ -66,6 +67,7 @@ def pitch(title: str) -> str:
     "broken.json": "{",
     "empty.json": "{}",
     "wrong.toml": "[nonsense]\nx=1\n",
+    "placed.toml": "[settings]\nserve = ['web']\n",
 }
 URL = "https://shop.example.com/mcp"
 COMMANDS: list[tuple[str, str, str]] = [
@@ -233,6 +235,11 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("call shop.py order isbn= 978", "isbn= is followed by a space.", "Write isbn=978."),
     ("prompt shop.py pitch title= Emma", "title= is followed by a space.", "Write title=Emma."),
     ("completion nosh", 'Invalid value "nosh"', 'Choose from: "bash"'),
+    ("run shop.py --tls-cert missing.pem", "missing.pem: No such file or directory.", "Fix:   Check the path"),
+    ("run shop.py --uds nowhere/x.sock", "Can't listen on the UNIX socket", "Fix:   Create the folder"),
+    ("run shop.py --uds wrong.toml", "There is already a file, which isn't a socket.", "Fix:   Remove it"),
+    (f"run shop.py --uds {'x' * 200}", "Can't listen on the UNIX socket", "fewer than 100 characters"),
+    ("gateway placed.toml", "settings.serve: unknown option;", "write it above the first table, or use --serve"),
 ]
 
 
@@ -265,6 +272,8 @@ def test_the_server_may_be_a_command_after_two_hyphens(tmp_path: Path, monkeypat
 
 @pytest.mark.server
 def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shop", sys)  # restored afterwards
+    del sys.modules["shop"]
     (tmp_path / "inside").mkdir()
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
@@ -438,6 +447,126 @@ def test_a_mistake_in_a_program_is_explained() -> None:
             wrong.append(f"{number}, {wanted[0]}: nothing was raised")
     assert not wrong, "\n".join(wrong)
     assert len(COMMANDS) + len(PROGRAMS) >= 60
+
+
+VOCABULARIES = {
+    "ge": "minimum min min_value gte",
+    "le": "maximum max max_value lte",
+    "gt": "exclusiveMinimum exclusive_minimum",
+    "lt": "exclusiveMaximum",
+    "multiple_of": "multipleOf",
+    "min_length": "minLength minItems min_items",
+    "max_length": "maxLength maxItems max_items",
+    "pattern": "regex",
+    "description": "help_text describe",
+    "title": "verbose_name",
+    "examples": "example",
+    "extra": "json_schema_extra",
+    "Literal": "enum choices",
+    "T | None": "nullable blank required optional",
+    "datetime": "format",
+    "ToolError": "validators",
+}
+"""Option of `Field` -> its names in JSON Schema, pydantic, Django, and zod."""
+
+
+def test_constraints_of_other_libraries_suggest_the_one_that_means_the_same() -> None:
+    for right, names in VOCABULARIES.items():
+        for name in names.split():
+            with pytest.raises(TypeError, match=rf"Field has no option '{name}'[.;] .*{re.escape(right)}") as caught:
+                Field(**{name: 1})  # type: ignore[arg-type]
+            assert "did you mean" not in str(caught.value) or f"did you mean '{right}'?" in str(caught.value)
+
+
+@for_each(
+    ("annotation", "written"),
+    [
+        ((int, None), "int | None"),
+        ((int, str), "int | str"),
+        ({int}, "int"),
+        ([int, None], "list[int | None]"),
+        ([str], "list[str]"),
+        ((list[int], None), "list[int] | None"),
+        (("a", "b"), "Literal['a', 'b']"),
+        (("a", int), "a type, such as str"),
+    ],
+)
+def test_annotations_that_are_no_types_suggest_python(annotation: object, written: str) -> None:
+    def tool(a: Any) -> None: ...
+
+    tool.__annotations__["a"] = annotation
+    with pytest.raises(TypeError, match=re.escape(written)) as caught:
+        Server("s").tool(tool)
+    assert "<class" not in str(caught.value)
+
+
+async def test_questions_without_await_are_named_in_expressions() -> None:
+    uses: list[Callable[[Any], object]] = [
+        lambda it: "said " + it, lambda it: it + " said", int, float, len, lambda it: "a" in it,
+        lambda it: it * 2, lambda it: it < 3, lambda it: it >= 3, lambda it: [1, 2][it],
+        str, bool, lambda it: it["x"], lambda it: f"{it}", lambda it: it == 1,
+    ]  # fmt: skip
+    mcp = Server("s", settings=Settings(show_errors=True))
+
+    @mcp.tool
+    async def ask(ctx: Context, number: int) -> str:
+        return str(uses[number](ctx.elicit("Which?", str)))
+
+    async with Client(mcp) as client:
+        for number in range(len(uses)):
+            failed = await client.call("ask", number=number, raise_on_error=False)
+            assert "isn't awaited in line" in failed.text, (number, failed.text)
+
+
+def test_parameters_named_context_suggest_its_type() -> None:
+    mcp = Server("s")
+
+    @mcp.tool
+    def one(context) -> None:  # type: ignore[no-untyped-def]
+        "D."
+
+    @mcp.tool
+    def two(count) -> None:  # type: ignore[no-untyped-def]
+        "D."
+
+    warnings = [mcp.definition.registry.tools[name].unclear for name in ("one", "two")]
+    assert "context: Context" in warnings[0]
+    assert "count: int" in warnings[1]
+
+
+REQUIRED = """
+from millstream import Server
+mcp = Server("s")
+
+@mcp.tool(task="required")
+async def publish() -> str:
+    "Publish."
+    return "done"
+"""
+
+
+@pytest.mark.server
+def test_tools_that_require_a_task_name_the_way_to_start_one(tmp_path: Path) -> None:
+    file = tmp_path / "publisher.py"
+    file.write_text(REQUIRED)
+    failed = run_in_process("call", str(file), "publish")
+    assert (failed.exit_code, failed.stderr) == (1, "Error: The tool runs only as a task. Add --task.\n")
+    assert run_in_process("call", str(file), "publish", "--task").stdout == "done\n"
+    with BlockingClient(str(file)) as client:
+        with pytest.raises(ServerError, match="task=True"):
+            client.call("publish")
+        assert client.call("publish", task=True).text == "done"
+
+
+@pytest.mark.server
+def test_a_command_that_exits_without_serving_gets_advice_for_its_language(tmp_path: Path) -> None:
+    script = tmp_path / "server.sh"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    failed = run_in_process("list", str(script))
+    assert "It exited without serving MCP on its standard input and output." in failed.stderr
+    assert "millstream run FILE" not in failed.stderr
+    assert "millstream run FILE" in run_in_process("list", f"{sys.executable} -c pass").stderr
 
 
 def test_messages_quoted_on_the_page_exist() -> None:

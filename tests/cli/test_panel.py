@@ -1,5 +1,9 @@
 import io
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +13,7 @@ from rich.console import Console
 
 from millstream import Server, auth
 from millstream._app.server_process import facts
+from millstream._protocol.errors import fit_command
 from millstream._transports.openapi import example_of
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
@@ -52,9 +57,58 @@ def test_panel_shows_url_contents_and_next_step() -> None:
     assert "warning" not in text
 
 
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
 def test_command_can_be_copied_from_a_narrow_terminal() -> None:
-    last = drawn(shop(), width=60).splitlines()[-1]
-    assert last == "millstream call http://127.0.0.1:8000/mcp order isbn=hello"
+    assert drawn(shop(), width=62).splitlines()[-1] == "millstream call http://127.0.0.1:8000/mcp order isbn=hello"
+    words = ["millstream", "call", "http://127.0.0.1:8000/mcp", "order", "isbn=hello"]
+    for width in (20, 44, 60):
+        lines = drawn(shop(), width=width).partition("server.\n")[2] or drawn(shop(), width=width)
+        command = lines[lines.index("millstream call") :]
+        done = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[:-1] == words
+        assert all(len(line) <= width for line in command.splitlines() if len(line.rstrip("\\").split()) > 1)
+
+
+def test_words_with_spaces_stay_whole_in_a_broken_command() -> None:
+    command = """call "$TOKEN" 'a b' --x='c "d" e' --header "A: b's" f"""
+    for width in (10, 20, 40, 200):
+        done = subprocess.run(
+            ["sh", "-c", f"printf '%s\\n' {fit_command(command, width)}"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split("\n")[:-1] == ["call", "", "a b", '--x=c "d" e', "--header", "A: b's", "f"]
+
+
+def test_command_is_found_without_an_activated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = Path(sys.executable).with_name("millstream")
+    monkeypatch.chdir(tmp_path)
+    assert f"{program} call" in drawn(shop(), width=300)
+    monkeypatch.chdir(program.parent.parent)
+    assert f"\n{program.parent.name}/millstream call" in drawn(shop(), width=300)
+
+
+def test_command_signs_in_where_people_do(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:8000"
+    login = auth.login_provider(url, allow=["*"], client_id="a", client_secret="b")
+    for method, option in (
+        (auth.issuer(url, users=login), " --login"),
+        (auth.oidc(url, audience=f"{url}/mcp"), " --login"),
+        (auth.keys("k" * 20), ' --auth "$MCP_SERVER_AUTH_KEY"'),
+        ([auth.keys("k" * 20), auth.oidc(url, audience="a")], ' --auth "$MCP_SERVER_AUTH_KEY"'),
+    ):
+        told = facts.facts(Server("shop", auth=method).definition, host="127.0.0.1", port=8000)
+        assert told.call == f"millstream list {url}/mcp{option}"
+
+
+def test_panel_shows_each_page_as_an_address_the_start_page_first() -> None:
+    text = drawn(Server("shop", serve="all"))
+    pages = [line.split("http", 1)[1].split()[0] for line in text.splitlines() if "8000/" in line and "│" in line]
+    names = ["mcp", "sse", "", "dashboard", "chat", "inspect", "docs"]
+    assert pages == [f"://127.0.0.1:8000/{name}" for name in names]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +123,7 @@ def test_public_addresses_cause_a_warning(warned: bool, hosts: tuple[str, ...]) 
 def test_panel_lists_only_served_pages() -> None:
     server = Server("shop", serve="all").definition
     here = facts.facts(server, host="127.0.0.1", port=8000).pages
-    assert [page.rsplit("/", 1)[1] for page in here] == ["dashboard", "chat", "inspect", "docs"]
+    assert [page.rsplit("/", 1)[1] for page in here] == ["", "dashboard", "chat", "inspect", "docs"]
     assert facts.facts(server, host=EVERY_ADDRESS, port=8000).pages == ["http://127.0.0.1:8000/docs"]
 
 

@@ -242,6 +242,8 @@ def shown_default(option: FieldInfo) -> str:
         return "required"
     if option.name == "prefix":  # None
         return "the name"
+    if option.name == "cwd":  # in Python, None
+        return "the folder of the file"
     default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default
     if default and isinstance(default, tuple):
         return f"`{json.dumps(default)}`"

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,64 @@ def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
         failed = run(*arguments)
         assert failed.returncode == 1, arguments
         assert reason.lower() in failed.stderr.lower(), failed.stderr
+
+
+OTHER = 'from millstream import Server\nmcp = Server("s")\n@mcp.tool\ndef {}() -> str:\n    "D."\n    return ""\n'
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f'"{sys.executable} own.py"',
+        f'["{sys.executable}", "own.py"]',
+        '"own.py"',
+        '"own.py:mcp"',
+        '"bin/own"',
+        '["./bin/own"]',
+        f'"{sys.executable} own.py"\ncwd = "."',
+        '"../own.py"\ncwd = "bin"',
+    ],
+)
+def test_commands_of_a_gateway_file_start_in_its_folder(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "conf", tmp_path / "elsewhere"
+    for place, tool in ((folder, "right"), (elsewhere, "wrong")):
+        (place / "bin").mkdir(parents=True)
+        (place / "own.py").write_text(OTHER.format(tool) + "mcp.run('stdio') if __name__ == '__main__' else None\n")
+    program = folder / "bin" / "own"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} own.py\n")
+    program.chmod(0o755)
+    (folder / "gateway.toml").write_text(f"[upstreams.own]\ncommand = {command}\n")
+    monkeypatch.chdir(elsewhere)
+    listed = run_in_process("list", "../conf/gateway.toml", "--json")
+    assert [each["name"] for each in json.loads(listed.stdout)["tools"]] == ["own_right"], listed
+
+
+def test_log_names_program_and_folder_of_a_command(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("raise SystemExit(7)")
+    file, port, log = tmp_path / "gateway.toml", free_port(), tmp_path / "log"
+    file.write_text(
+        f"[upstreams.fails]\ncommand = ['{sys.executable}', 'fails.py']\n[upstreams.gone]\ncommand = 'bin/gone'\n"
+    )
+    with run_server([*COMMAND, str(file), "--port", str(port)], port, log):
+        while (text := log.read_text("utf-8")).count("bin/gone") < 1 or "exited with code" not in text:
+            pass
+    place = f"{sys.executable} in {tmp_path}"
+    assert re.search(rf"fails: started process \d+, {re.escape(place)}\W", text)
+    assert re.search(rf"fails: process \d+ exited with code 7 \({re.escape(place)}\)", text)
+    assert f"There is no program '{tmp_path}/bin/gone'." in text
+
+
+def test_command_of_a_shared_json_file_starts_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "conf", tmp_path / "elsewhere"
+    for place, tool in ((folder, "beside"), (elsewhere, "current")):
+        place.mkdir()
+        (place / "own.py").write_text(OTHER.format(tool) + "mcp.run('stdio') if __name__ == '__main__' else None\n")
+    own = {"command": sys.executable, "args": ["own.py"]}
+    (folder / "mcp.json").write_text("// comment\n" + json.dumps({"mcpServers": {"own": own}}))
+    monkeypatch.chdir(elsewhere)
+    listed = run_in_process("list", str(folder / "mcp.json"), "--json")
+    assert [each["name"] for each in json.loads(listed.stdout)["tools"]] == ["own_current"]

@@ -152,7 +152,7 @@ MISTAKES = {
     "[settings]\nport = 8001": "line 2: settings.port: unknown option; set it on the command line, with --port",
     '[upstreams.a]\ncommand = "x"\nenv = {PORT = 1}': "line 3: upstreams.a.env.PORT: it must be a string, not 1.",
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
-    '[[policy]]\ndeny = ["x"]': "line 1: policy: it must be a table of options, not [{'deny': ['x']}]",
+    '[[policy]]\ndeny = ["x"]': 'line 1: policy: it must be a table of options, not [{"deny": ["x"]}]',
     "x = ": "isn't valid TOML: Invalid value (at end of document). Write key = ",
     '{"mcpServers": {}}': "Name a JSON file NAME.json.",
     '[upstreams.a]\nurl = "http://a/mcp"\nauth = "sesame"': "line 3: upstreams.a.auth: it must be a table such as {",
@@ -514,7 +514,7 @@ def test_names_without_ascii_letters_get_different_prefixes(tmp_path: Path) -> N
 def test_errors_show_the_invalid_element_of_a_list(tmp_path: Path) -> None:
     file = tmp_path / "mcp.json"
     file.write_text(json.dumps({"mcpServers": {"a": {"command": "x", "args": [*["--long-argument"] * 9, ["b"]]}}}))
-    with pytest.raises(ConfigError, match=r"not \['b'\]"):
+    with pytest.raises(ConfigError, match=r'not \["b"\]'):
         load_file(file)
 
 
@@ -594,3 +594,10 @@ def test_mistakes_in_groups_and_approvals_name_the_option(tmp_path: Path) -> Non
         path.write_text(f"[upstreams.shop]\nurl = 'http://127.0.0.1:1'\n[upstreams.shop.policy]\n{text}\n")
         with pytest.raises(ConfigError, match=re.escape(says)):
             load_file(path)
+
+
+def test_a_list_of_servers_is_explained_in_the_words_of_json(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"mcpServers": [{"command": "python"}]}', "mcp.json")
+    with pytest.raises(ConfigError, match="mcpServers: it must be an object such as") as caught:
+        load_file(path)
+    assert str(caught.value).endswith('not [{"command": "python"}].')

@@ -308,8 +308,9 @@ async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: p
         upstream = add(pool, "printer", Command(("sh", str(path))))
         assert await call(upstream)
         lines = [record.getMessage() for record in caplog.records]
-        assert lines[0] == "printer: one[2J"
-        assert len(lines[1]) < 2100
+        assert lines[0].endswith(f", sh in {Path.cwd()}")
+        assert lines[1] == "printer: one[2J"
+        assert len(lines[2]) < 2100
         assert "printer: part" in lines
         async with Client(upstream.target()) as client:
             with contextlib.suppress(ClientError):

@@ -14,6 +14,7 @@ _PACKAGES = {
     "caddy": "caddy",
     "cc": "gcc libc6-dev",
     "chromium-headless-shell": "chromium",
+    "fish": "fish",
     "go": "golang-go",
     "haproxy": "haproxy",
     "nginx": "nginx",
@@ -23,6 +24,7 @@ _PACKAGES = {
     "strace": "strace",
     "systemd-analyze": "systemd",
     "tmux": "tmux",
+    "zsh": "zsh",
 }
 """Debian's package of each program."""
 _TARGETS = {"java-sdk": ".bench/java-sdk/.ready", "kafka": ".bench/kafka/.ready", "traefik": ".bench/traefik"}

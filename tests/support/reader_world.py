@@ -26,7 +26,8 @@ from scripts.docs import blocks
 FILE_LANGUAGES = frozenset(("python", "ini", "js", "json", "yaml", "nginx", "toml"))
 """Languages of blocks that the reader saves."""
 SERVERS = re.compile(
-    r"(\w+=\S+ )*(millstream (run|dev|gateway (?!accept)) ?(?!.*--transport stdio)|uvicorn |python several_workers)"
+    r"(\w+=\S+ )*(millstream (run|dev|gateway (?!accept|add|remove)) ?(?!.*--transport stdio)|uvicorn "
+    r"|python several_workers)"
 )
 """Commands that run until they're stopped."""
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")

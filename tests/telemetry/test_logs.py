@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import logging.config
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -75,14 +76,29 @@ def test_terminals_get_short_lines_with_fields() -> None:
     assert line.endswith("WARNING  shop: sold  copies=3\n")
 
 
-def test_terminals_get_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for present in (False, True):
+def test_terminals_get_colors_unless_they_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variables, colored in (
+        ({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False),
+    ):  # fmt: skip
+        monkeypatch.setenv("TERM", "xterm")
         monkeypatch.delenv("NO_COLOR", raising=False)
-        if present:
-            monkeypatch.setenv("NO_COLOR", "1")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
         stream = Terminal()
         logs.configure("info", stream=stream)
-        assert ("\x1b[" in write(stream, "hello")) is not present
+        assert ("\x1b[" in write(stream, "hello")) is colored
+
+
+def test_lines_on_a_terminal_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = " ".join(f"word{number:06}" for number in range(40)) + " " + "x" * 100
+    for color in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", color)
+        stream = Terminal()
+        logs.configure("info", stream=stream)
+        lines = re.sub(r"\x1b\[\d+m", "", write(stream, said)).splitlines()
+        assert [line for line in lines if len(line) > 80] == [f"    {'x' * 100}"]
+        assert " ".join(" ".join(lines).split()).endswith(said)
 
 
 def test_extra_fields_cannot_replace_standard_fields() -> None:

@@ -26,7 +26,7 @@ from millstream._limits import (
 from millstream._override import override
 from millstream._parts import PartHost
 from millstream._protocol.admission import target_name
-from millstream._protocol.errors import RATE_LIMITED, ProtocolError
+from millstream._protocol.errors import RATE_LIMITED, ProtocolError, pluralize
 from millstream._protocol.principal import Principal, Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import RequestLimits
@@ -251,7 +251,7 @@ class Throttle(RequestLimits):
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
         """Return the refusal of a caller over its rate limit."""
-        text = f"Too many requests. Try again in {max(1, ceil(wait))} seconds"
+        text = f"Too many requests. Try again in {pluralize(max(1, ceil(wait)), 'second')}"
         head = rate_lines(policy, rate, left, wait)
         return self._refuse(policy, text, f"{rate.count} per {rate.seconds} s", wait, head)
 

@@ -214,7 +214,10 @@ def add_user(
         scope: Scope that they can grant to clients; repeat it, or use '*' for all.
         group: Group for policies of a gateway; repeat it for several.
     """
+    from millstream.auth._authorization_server.users import check_user_name  # noqa: PLC0415  loads cryptography
+
     with convert_errors():
+        check_user_name(name)  # before the password is typed
         _people(file).add(name, _password(), scope, time.time(), group)
     report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from cyclopts import Group, Parameter
@@ -15,9 +16,11 @@ from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
+from millstream._modules import is_module, split_target
 from millstream._override import override
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
+from millstream._protocol.metadata import TASKS
 from millstream._tasks import run_in_thread
 from millstream.client import (
     AccessDenied,
@@ -52,7 +55,8 @@ Target = Annotated[
     str,
     Parameter(
         name="SERVER",
-        help="A URL, a command in quotes, a .py, .js, or gateway.toml file, or .json with mcpServers: FILE#NAME.",
+        help="A URL, a command in quotes, a .py, .js, or gateway.toml file, a module, or .json with mcpServers: "
+        "FILE#NAME.",
     ),
 ]
 Header = Annotated[tuple[str, ...], Parameter(alias="-H")]
@@ -171,8 +175,8 @@ def _key_for(target: str) -> str:
 
 
 def _is_program(target: str) -> bool:
-    """Return whether a target is a Python file, optionally with an object: ``shop.py:admin``."""
-    return target.endswith(".py") or target.rpartition(":")[0].endswith(".py")
+    """Return whether a target is a Python file or module, optionally with an object: ``shop.py:admin``."""
+    return split_target(target)[0].endswith(".py") or is_module(target, Path.cwd())
 
 
 def version_of(client: Client) -> str:
@@ -244,7 +248,10 @@ def explain(error: ClientError) -> tuple[str, str, str]:
 
 def _cannot(error: ServerError) -> tuple[str, str]:
     """Return the message and the remedy for missing client capabilities."""
-    names = list(members(members(error.data).get("requiredCapabilities")))
+    required = members(members(error.data).get("requiredCapabilities"))
+    if TASKS in members(required.get("extensions")):
+        return "The tool runs only as a task.", "Add --task."
+    names = list(required)
     if names == ["elicitation"]:
         return "The server has a question for the user, but there's no terminal.", "Run this command in a terminal."
     needed = " and ".join(names) or "more capabilities"

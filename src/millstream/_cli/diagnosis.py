@@ -33,13 +33,13 @@ from millstream._cli.connect_options import (
 )
 from millstream._cli.errors import finite
 from millstream._cli.items import check_resource, wait_for_upstreams
-from millstream._cli.load import split_target
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style, value_of
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
 from millstream._http.client.url import Url, proxy_for
-from millstream._protocol.errors import fit
+from millstream._modules import split_target
+from millstream._protocol.errors import fit, pluralize
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import cancel_all
@@ -310,7 +310,7 @@ async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
         async with asyncio.timeout(seconds):
             known = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except TimeoutError as exc:
-        raise ConnectFailed(f"The name {url.host} couldn't be resolved within {seconds:g} seconds.") from exc
+        raise ConnectFailed(f"The name {url.host} couldn't be resolved within {pluralize(seconds, 'second')}.") from exc
     except OSError as exc:
         raise ConnectFailed(f"The name {url.host} can't be resolved: {os_error_text(exc)}.") from exc
     addresses = sorted({str(each[4][0]) for each in known})
@@ -335,7 +335,7 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
             _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
     except TimeoutError as exc:
         hint = "Use http:// instead of https:// if that's intended."
-        raise ConnectFailed(f"{url.origin} sent no certificate within {seconds:g} seconds. {hint}") from exc
+        raise ConnectFailed(f"{url.origin} sent no certificate within {pluralize(seconds, 'second')}. {hint}") from exc
     except OSError as exc:
         raise connect_error(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}

@@ -31,9 +31,10 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
     """
     if not wants_json():
         from millstream._protocol.errors import fit  # noqa: PLC0415  only for errors
+        from millstream._telemetry.logs import is_colored  # noqa: PLC0415
 
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-        colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        colored = is_colored(sys.stderr)
         text = shown or fit("Error: ", error, columns).replace("Error:", _RED_ERROR if colored else "Error:", 1)
         text += "\n" + fit("  Cause: ", why, columns) if why else ""
         sys.stderr.write(f"{text}\n{fit('  Fix:   ', remedy, columns)}\n" if remedy else f"{text}\n")
@@ -314,7 +315,10 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
         text = text if closest_name(found[2], [near.rstrip("?")]) else shown
         if command == "dev" and found[1] == "--reload":
             text, remedy = "dev always reloads, so it has no option --reload.", "Leave it out."
-        if other := _other_option(command, found, arguments):
+        if command == "gateway add":
+            text = "A command with arguments comes after --."
+            remedy = shlex.join(["millstream", *arguments[:3], "--", *arguments[3:]])
+        elif other := _other_option(command, found, arguments):
             text, remedy = f"{command} has no option {found[1]}.", other
     elif command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"

@@ -1,8 +1,13 @@
-"""``millstream gateway``: serve the upstreams of a file, and accept changed definitions."""
+"""``millstream gateway``: serve the upstreams of a file, edit the file, and accept changed definitions."""
 
 import asyncio
 import difflib
+import json as json_module
+import os
+import re
 import sys
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +15,18 @@ import msgspec
 from cyclopts import App, Parameter
 
 from millstream._app.server_process import CommandError
-from millstream._cli.program import Yes
+from millstream._cli.errors import UsageError
+from millstream._cli.install import read, replace
+from millstream._cli.program import Json, Yes
 from millstream._cli.run import DEFAULTS, ServeOptions
-from millstream._cli.tables import confirm, print_json, print_text
+from millstream._cli.tables import confirm, print_json, print_text, report
 from millstream._protocol.errors import LocalError, escape, suggest
-from millstream.client import Client, ClientError, Options
+from millstream.client import Client, ClientError, Options, TargetError, parse_url
+from millstream.client._targets import VARIABLE, UnsetVariable
+from millstream.files import lock_folder
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
-from millstream.gateway._config import ConfigError, GatewayConfig, load_file
+from millstream.gateway._config import ConfigError, GatewayConfig, contains, load_file, parse, toml_statements
 from millstream.gateway._questions import ALL_ABILITIES
 from millstream.gateway._upstream_config import UpstreamConfig
 
@@ -54,6 +63,145 @@ def serve(file: File, /, *, options: ServeOptions = DEFAULTS) -> None:
     if file.suffix not in (".toml", ".json", ".jsonc"):
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
     options.start(str(file))
+
+
+Name = Annotated[str, Parameter(name="NAME", help="Name of the upstream.")]
+TomlFile = Annotated[Path, Parameter(help="The gateway.toml.")]
+
+
+@gateway.command
+def add(
+    name: Name,
+    /,
+    *target: Annotated[str, Parameter(name="URL_OR_COMMAND", help="Its URL, or its command. Options come after --.")],
+    file: TomlFile = Path("gateway.toml"),
+    json: Json = False,
+) -> None:
+    """Add an upstream to a gateway.toml.
+
+    The rest of the file stays as it is. A command starts in the folder of the file.
+
+    **Examples**
+
+    - `millstream gateway add shop https://shop.example.com/mcp`
+
+    - `millstream gateway add time -- uvx mcp-server-time --local-timezone UTC`
+    """
+    if not target:
+        raise UsageError("Add a URL or a command: millstream gateway add NAME URL_OR_COMMAND")
+    first, *rest = target
+    is_url = "://" in first
+    if is_url and rest:
+        raise UsageError(f"Unexpected argument: {rest[0]}. A URL is one argument.")
+    value = json_module.dumps(target if rest else first, ensure_ascii=False).replace("\x7f", "\\u007f")
+    key = name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json_module.dumps(name, ensure_ascii=False)
+    table = f"[upstreams.{key}]\n{'url' if is_url else 'command'} = {value}\n"
+
+    def insert(text: str, upstreams: Mapping[str, object]) -> str:
+        if name in upstreams:
+            fix = f"Choose another name, or remove it: millstream gateway remove {name}"
+            raise CommandError(f"{file} already has an upstream {name}.", fix=fix)
+        if is_url and not VARIABLE.search(first):
+            parse_url(first)
+        before = f"{text}\n" if text and not text.endswith("\n") else text
+        _check(file, "\n" * (before.count("\n") + 1) + table)  # an unset variable above would hide a mistake here
+        added = f"\n{table}" if before else table
+        line_break = re.search(r"\r?\n", before)
+        return before + (added if line_break is None else added.replace("\n", line_break[0]))
+
+    _edit(file, insert)
+    report(f"Added {escape(name)} to {file}.", {"added": name, "file": str(file)}, json=json)
+
+
+@gateway.command
+def remove(name: Name, /, *, file: TomlFile = Path("gateway.toml"), json: Json = False) -> None:
+    """Remove an upstream, with its tables, from a gateway.toml.
+
+    The rest of the file stays as it is.
+
+    **Example**
+
+    - `millstream gateway remove shop`
+    """
+
+    def cut(text: str, upstreams: Mapping[str, object]) -> str:
+        if name not in upstreams:
+            known = suggest(name, tuple(upstreams)) if upstreams else "it has none."
+            raise CommandError(f"{file} has no upstream {name}; {known}")
+        after = _remove(text, name)
+        left = tomllib.loads(after).get("upstreams", {})
+        if left != {each: value for each, value in upstreams.items() if each != name}:
+            raise CommandError(f"{file} lists several upstreams in one value.", fix=f"Remove {name} in an editor.")
+        return after
+
+    _edit(file, cut)
+    report(f"Removed {escape(name)} from {file}.", {"removed": name, "file": str(file)}, json=json)
+
+
+def _edit(file: Path, change: Callable[[str, Mapping[str, object]], str]) -> None:
+    """Replace the text of a file under a lock, after checking the new text.
+
+    Args:
+        file: The file.
+        change: Returns the new text for the old one and its upstreams.
+
+    Raises:
+        CommandError: The file can't be read or written, or would contain a mistake. It's left as it is.
+    """
+    if file.suffix != ".toml":
+        raise CommandError(f"{file} isn't a .toml file.", fix="Edit a gateway.toml: --file FILE")
+    try:
+        with lock_folder(file.absolute().parent):
+            before = read(file)
+            if before is None:
+                raise CommandError(f"There is no file {file}.", fix="Create it, or name another one with --file.")
+            text = before.removeprefix("\ufeff")
+            _check(file, text, syntax_only=True)
+            after = change(text, tomllib.loads(text).get("upstreams", {}))
+            _check(file, after)
+            replace(file, before[: len(before) - len(text)] + after)
+    except (ConfigError, TargetError, UnicodeError) as exc:
+        raise CommandError(str(exc), why=f"{file} was left as it is.") from exc
+    except FileNotFoundError as exc:
+        raise CommandError(f"There is no folder {file.parent}.", fix="Create it, or name another file.") from exc
+    except OSError as exc:
+        raise CommandError(f"{exc.filename or file} can't be written: {exc.strerror}.") from exc
+
+
+def _check(file: Path, text: str, *, syntax_only: bool = False) -> None:
+    """Check a file's text. Variables that the gateway will have may be missing here.
+
+    Raises:
+        ConfigError: It has a mistake.
+    """
+    try:
+        parse(file, text, os.environ)
+    except ConfigError as exc:
+        accepts_rest = syntax_only or isinstance(exc.__cause__, UnsetVariable)
+        if isinstance(exc.__cause__, tomllib.TOMLDecodeError) or not accepts_rest:
+            raise
+
+
+def _remove(text: str, name: str) -> str:
+    """Return a document without an upstream. Comments before and after it stay, and so do blank lines but one."""
+    kept: list[str] = []
+    rest = ""  # comments and blank lines that may belong to what follows
+    inside = False
+    for start, end, source in toml_statements(text):
+        line = text[start:end]
+        if line.strip()[:1] in ("", "#"):
+            if inside:
+                rest += line
+            else:
+                kept.append(line)
+        elif contains(tomllib.loads(source), ("upstreams", name)):
+            if not inside and kept and not kept[-1].strip():
+                kept.pop()
+            inside, rest = True, ""
+        else:
+            kept.append(rest + line)
+            inside, rest = False, ""
+    return "".join(kept) + rest
 
 
 @gateway.command

@@ -29,12 +29,12 @@ from msgspec import Struct
 from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import Header, pairs
 from millstream._cli.errors import report_error
-from millstream._cli.load import split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
 from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
+from millstream._modules import SCRIPTS, is_module, python_path, split_target
 from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import value_at
 from millstream.client._errors import TargetError
@@ -108,19 +108,23 @@ def launch_of(
         return Launch(url=str(url), headers=headers)
     source, name = split_target(target)
     path = Path(source)
-    if not path.is_file():
-        fix = "Use a .py, .js, .json, or .toml file, or a URL like https://example.com/mcp."
+    module = not path.is_file() and is_module(target, Path.cwd())
+    if not path.is_file() and not module:
+        fix = "Use a .py, .js, .json, or .toml file, a module, or a URL like https://example.com/mcp."
         raise CommandError(f"{path} is a folder." if path.is_dir() else f"There is no file {path}.", fix=fix)
-    words = _words(path.resolve(), name, "python" if packages or editable else sys.executable)
+    python = "python" if packages or editable else sys.executable
+    words = _run_words(python, "run", target) if module else _words(path.resolve(), name, python)
     if packages or editable:
         words = with_packages(packages, editable) + words
     if headers:
         raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --env NAME=VALUE")
+    if path.suffix not in SCRIPTS:
+        env = {**python_path(*([Path.cwd()] if module else [])), **env}
     return Launch(command=words[0], args=tuple(words[1:]), env=env)
 
 
 def _words(path: Path, name: str, python: str) -> list[str]:
-    if path.suffix in (".js", ".mjs", ".cjs"):
+    if path.suffix in SCRIPTS:
         return [shutil.which("node") or "node", str(path)]
     gateway = path.suffix in (".json", ".toml")
     if not gateway and path.suffix != ".py":
@@ -130,11 +134,13 @@ def _words(path: Path, name: str, python: str) -> list[str]:
         )
     if not gateway and not name and python == sys.executable and _has_no_server(path):
         return [python, str(path)]
+    return _run_words(python, "gateway" if gateway and not name else "run", f"{path}:{name}" if name else str(path))
+
+
+def _run_words(python: str, command: str, target: str) -> list[str]:
     program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
     own = python == sys.executable and program.is_file()
-    start = [str(program)] if own else [python, "-m", "millstream"]
-    what = ["gateway", str(path)] if gateway and not name else ["run", f"{path}:{name}" if name else str(path)]
-    return [*start, *what, "--transport", "stdio"]
+    return [*([str(program)] if own else [python, "-m", "millstream"]), command, target, "--transport", "stdio"]
 
 
 def _has_no_server(path: Path) -> bool:

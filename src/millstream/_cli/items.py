@@ -129,6 +129,7 @@ async def call(
     /,
     *arguments: Annotated[str, Parameter(name="NAME=VALUE")],
     input: Annotated[str, Parameter(metavar="JSON", allow_leading_hyphen=True)] = "",
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
     task: bool = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
@@ -151,8 +152,11 @@ async def call(
         tool: Name of the tool.
         arguments: Arguments, converted to the types in the tool's schema, or one JSON object.
         input: All arguments as one JSON object; - reads it from standard input.
+        output: Save the image or audio of the result in this new file, and others beside it, with numbers.
         task: Let the server run the call as a task, which continues after this command ends.
     """
+    if output is not None and output.exists():  # before the call, which may have effects
+        raise UsageError(f"{output} already exists. Use another file: --output FILE")
     label = "--input"
     if len(arguments) == 1 and arguments[0].startswith("{") and not input:
         label, input, arguments = "The argument", arguments[0], ()
@@ -179,21 +183,57 @@ async def call(
             if exc.code == INVALID_PARAMS:
                 raise (await _missing(client, "tool", tool, target) or exc) from exc
             raise
-        return print_result(result, as_json=json)
+        status = print_result(result, as_json=json, hint="" if output or json else ": save it with --output FILE")
+    if output is not None:
+        _save_media(result, output)
+    return status
 
 
-def print_result(result: Result, *, as_json: bool) -> int:
-    """Print the result of a tool and return the exit status."""
+def _save_media(result: Result, output: Path) -> None:
+    """Save images, audio, and embedded binary resources in files that don't exist yet.
+
+    Raises:
+        ClientError: A file exists, or can't be written.
+    """
+    media = [each.data for each in result.content if isinstance(each, Image | Audio)]
+    resources = [each.resource for each in result.content if isinstance(each, EmbeddedResource)]
+    media += [each.blob for each in resources if each is not None and each.blob]
+    if not media:
+        print_text(f"The result has no image or audio, so {output} wasn't written.", sys.stderr)
+    for number, data in enumerate(media, start=1):
+        path = output if number == 1 else output.with_stem(f"{output.stem}-{number}")
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except OSError as exc:
+            text = f"{path} can't be written: {exc.strerror}. Use another file: --output FILE"
+            raise ClientError(text) from exc
+        print_text(f"Wrote {path}.", sys.stderr)
+
+
+def print_result(result: Result, *, as_json: bool, hint: str = "") -> int:
+    """Print the result of a tool and return the exit status.
+
+    Args:
+        result: The result.
+        as_json: Whether to print all of it as JSON.
+        hint: How to save binary content, which isn't printed.
+    """
     structured = result.structured_content
     if as_json:
         shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
         if isinstance(structured, msgspec.Raw):
             shown["structuredContent"] = result.data
+        if result.meta:
+            shown["_meta"] = result.meta
         print_json(shown)
     else:
         file = sys.stderr if result.is_error else None
         for block in result.content:
-            print_block(describe(block), file)
+            text = describe(block)
+            if hint and isinstance(block, Image | Audio) and sys.stdout.isatty():
+                text = f"{text[:-1]}{hint}]"
+            print_block(text, file)
         if isinstance(structured, msgspec.Raw) and not result.text:
             print_block(bytes(structured).decode("utf-8", "replace"), file)
     return FAILED if result.is_error else 0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType
@@ -24,8 +24,9 @@ import millstream
 from millstream._app import Server
 from millstream._app.server_process import CommandError, RunCalled, mark_import, place_of, show_failure
 from millstream._config import ConfigVersion, VariableError
+from millstream._modules import CONFIGURATIONS, SCRIPTS, find_import_folders, is_module, split_target
 from millstream._override import override
-from millstream._protocol.errors import LocalError, MissingExtra
+from millstream._protocol.errors import LocalError, MissingExtra, closest_name
 from millstream._telemetry.logs import is_foreign, user_frames
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SCRIPTS = (".js", ".mjs", ".cjs")
-_CONFIGURATIONS = (".toml", ".json", ".jsonc")
-"""Extensions of gateway configuration files."""
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
 
@@ -62,7 +60,7 @@ def load(target: str, version: ConfigVersion | None = None) -> Server:
 
             return server_of_upstream(command)
         check_target(target)
-        if Path(source).suffix in _CONFIGURATIONS:
+        if Path(source).suffix in CONFIGURATIONS:
             from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only for gateways
 
             return server_of_file(Path(source), name, version)
@@ -99,7 +97,7 @@ def live_config(target: str) -> "LiveConfig | None":
         CommandError: The file can't be used.
     """
     source, name = split_target(target)
-    if Path(source).suffix not in _CONFIGURATIONS or find_command(target) is not None:
+    if Path(source).suffix not in CONFIGURATIONS or find_command(target) is not None:
         return None
     from millstream.gateway._live import LiveConfig  # noqa: PLC0415  only for gateways
 
@@ -134,12 +132,12 @@ def find_command(target: str) -> str | list[str] | None:
         CommandError: There is no such program.
     """
     suffix, source, words = Path(target).suffix, Path(split_target(target)[0]), target.split()
-    if "://" in target or suffix in _SCRIPTS:
+    if "://" in target or suffix in SCRIPTS:
         return target
-    if suffix not in (".py", *_CONFIGURATIONS) and shutil.which(target) is not None:
-        package = target.partition(".")[0]  # modules take precedence
-        if not package.isidentifier() or PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None:
-            return [target]
+    if is_module(target, Path.cwd()):
+        return None
+    if suffix not in (".py", *CONFIGURATIONS) and shutil.which(target) is not None:
+        return [target]
     with suppress(OSError):  # a command can be too long for a file name
         if len(words) < 2 or source.is_file():
             return None
@@ -162,20 +160,8 @@ def folder_of(target: str) -> Path:
     return path.resolve().parent if path.is_file() else Path.cwd()
 
 
-def split_target(target: str) -> tuple[str, str]:
-    """Split ``"shop.py:mcp"`` into ``("shop.py", "mcp")``, and ``"mcp.json#shop"`` likewise. Other colons belong to the
-    path.
-    """
-    configuration, hash_sign, server = target.rpartition("#")
-    if hash_sign and configuration.endswith(_CONFIGURATIONS):
-        return configuration, server
-    source, colon, name = target.rpartition(":")
-    dotted = all(word.isidentifier() for word in name.split("."))  # for example mcp.app, which an error explains
-    return (source, name) if colon and source and dotted else (target, "")
-
-
 def load_file(path: Path) -> ModuleType:
-    """Import a file, with its directory first on the path, like ``python FILE``."""
+    """Import a file, with its directory first on the path, like ``python FILE``, and the one above its package."""
     _check_file(path)
     path = path.resolve()
     if path.stem == "millstream":
@@ -183,7 +169,9 @@ def load_file(path: Path) -> ModuleType:
             "Warning: Rename millstream.py. Otherwise, `python millstream.py` and other files in the folder import it "
             "instead of the package.\n"
         )
-    name = f"_served_{path.stem}"
+    folders = find_import_folders(path)
+    package = ".".join(path.parent.relative_to(folders[-1]).parts)  # for relative imports
+    name = f"{package}._served_{path.stem}".lstrip(".")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise CommandError(
@@ -192,7 +180,9 @@ def load_file(path: Path) -> ModuleType:
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
-    sys.path.insert(0, str(path.parent))
+    sys.path[:0] = folders
+    if path.is_relative_to(Path.cwd()):  # as with python -m
+        sys.path.append(str(Path.cwd()))
     spec.loader.exec_module(module)
     return module
 
@@ -219,8 +209,16 @@ def load_module(name: str) -> ModuleType:
         raise CommandError(
             f"There is no module {name}.",
             why=f"It's neither in {Path.cwd()} nor in the packages of {sys.executable}.",
-            fix=f"Check the spelling, or use the file: millstream run {name.replace('.', '/')}.py",
+            fix=_file_for(name),
         ) from exc
+
+
+def _file_for(name: str) -> str:
+    """Return a hint about the file that was meant by a module that doesn't exist."""
+    files = [Path(name.replace(".", "/") + ".py"), Path(name).with_suffix(".py")]
+    near = closest_name(files[0].stem, [each.stem for each in files[0].parent.glob("*.py")])
+    found = [*(each for each in files if each.is_file()), *([files[0].with_stem(near)] if near else [])]
+    return f"Did you mean {found[0]}?" if found else f"Check the spelling, or use a file: millstream run {files[0]}"
 
 
 def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:

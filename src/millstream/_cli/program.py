@@ -1,24 +1,23 @@
 """The ``millstream`` program, with all commands or only the requested one, and the options that several commands share.
 
-The commands ``completion`` and ``version`` are here, too. Usually, `millstream._cli.main` handles ``version`` without
-loading this module.
+The command ``version`` is here, too. Usually, `millstream._cli.main` handles it without loading this module.
 """
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from inspect import Signature, cleandoc, iscoroutinefunction
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from textwrap import indent
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from millstream._cli.errors import join_command, usage_errors
 from millstream._cli.help import COMMANDS, print_version, show
+from millstream._protocol.errors import fit_command
 
 MODULES = {
     name: module
@@ -30,7 +29,8 @@ MODULES = {
         "gateway": "gateway",
         "install": "install",
         "items": "call list prompt read tasks",
-        "program": "completion version",
+        "completion": "completion",
+        "program": "version",
         "project": "init publish",
         "record": "record",
         "run": "run",
@@ -99,7 +99,7 @@ def print_help(app: App, words: Sequence[str]) -> None:
         arguments = app.assemble_argument_collection(default_parameter=default, parse_docstring=True)
     for each in (one for one in arguments if one.show):
         option: Any = each.parameter
-        text, choices, group = " ".join(option.help.split()), each.get_choices(), option.group[0].name
+        text, choices, group = " ".join(option.help.replace("`", "").split()), each.get_choices(), option.group[0].name
         if choices:
             text += f" [choices: {', '.join(choices)}]"
         value = each.field_info.default
@@ -114,11 +114,24 @@ def print_help(app: App, words: Sequence[str]) -> None:
             usage += f" {many}" if each.required else f" [{many}]"
         panels.setdefault("Options" if group == "Parameters" else group, {})[label] = text
     # The descriptions of arguments are in the panels.
-    text = cleandoc(app.help).partition("\n\nArgs:\n")[0].replace("**", "")
-    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+    text = cleandoc(app.help).partition("\n\nArgs:\n")[0]
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", text).replace("**", "")
+    text = re.sub(r"\n\n(?=- `)", "\n", text)
+    text = re.sub(r"^- `([^`]*)`(?:: (.*))?$", _show_example, text, flags=re.MULTILINE).replace("`", "")
     show(f"Usage: {usage}\n\n{text}", panels)
 
 
+def _show_example(found: re.Match[str]) -> str:
+    """Return an example as a shell shows it, with its comment behind it, or above if the line were too long."""
+    command, comment = found.groups()
+    line = f"{command}  # {comment}" if comment else command
+    if len(line) > _COLUMNS - 2:
+        line = (f"# {comment}\n" if comment else "") + fit_command(command, _COLUMNS - 2)
+    return indent(line, "  ")
+
+
+_COLUMNS = 80
+"""Columns of the usual terminal."""
 EnvFile = Annotated[Path | None, Parameter(help="Set the variables in this file that aren't already set.")]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
@@ -132,38 +145,6 @@ Port = Annotated[
     int | None, Parameter(alias="-p", metavar="PORT", help="Port to listen on; 0 picks a free port. [default: 8000]")
 ]
 Yes = Annotated[bool, Parameter(alias="-y", help="Don't ask.")]
-
-
-Shell = Literal["bash", "zsh", "fish"]
-
-
-def completion(shell: Shell | None = None, /, *, install: bool = False) -> None:
-    """Print a script that completes commands, options, and choices in your shell, or install it.
-
-    **Examples**
-
-    - `millstream completion --install`
-
-    - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
-
-    Args:
-        shell: Your shell: bash, zsh, or fish. Detected from SHELL by default.
-        install: Install it in your shell's folder.
-    """
-    from millstream._app.server_process import CommandError  # noqa: PLC0415  loads a server
-
-    app, own = program(), Path(os.environ.get("SHELL", "")).name
-    chosen: Shell | None = shell or next((each for each in get_args(Shell) if each == own), None)
-    if chosen is None:
-        raise CommandError("Your shell couldn't be detected.", fix="Specify it: bash, zsh, or fish.")
-    if not install:
-        sys.stdout.write(app.generate_completion(prog_name="millstream", shell=chosen))
-        return
-    try:
-        path = app.install_completion(shell=chosen)
-    except OSError as exc:
-        raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
-    print(f"Wrote {path}. Open a new shell to use it.")
 
 
 def version(*, json: Json = False) -> None:

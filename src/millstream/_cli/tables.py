@@ -19,6 +19,7 @@ import msgspec
 from millstream._cli.signals import interrupt_reads
 from millstream._protocol.errors import INVISIBLE, escape, fit
 from millstream._protocol.json_schema import is_array, members
+from millstream._telemetry.logs import is_colored
 from millstream.client._questions import ElicitAnswer, Question
 
 _NARROWEST = 20
@@ -135,8 +136,8 @@ _COLORS = {"bold": "1", "green": "32", "red": "31", "yellow": "33", "cyan": "36"
 
 
 def style(text: str, color: str) -> str:
-    """Color text, or make it bold, if standard output is a terminal and NO_COLOR isn't set (https://no-color.org)."""
-    if not (color and text) or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    """Color text, or make it bold, if standard output is a terminal with colors."""
+    if not (color and text) or not is_colored(sys.stdout):
         return text
     return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 
@@ -157,7 +158,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._open = False
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def step(self, value: float, total: float | None, message: str | None) -> None:
         """Show a step. Used as a progress handler of `Client.call`."""

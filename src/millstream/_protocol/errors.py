@@ -167,7 +167,7 @@ def escape(text: str) -> str:
 F = TypeVar("F", bound=Callable[..., Any])
 _WORD = re.compile(r"[^\W\d_]{3,}")
 Alternatives = Mapping[str, str]
-"""Name that users try -> a sentence with the alternative."""
+"""Name that users try -> a sentence with the alternative, or the name that means the same."""
 FEW = 16
 """Maximum number of names that an error lists."""
 
@@ -195,18 +195,29 @@ def closest_name(name: str, names: Collection[str]) -> str | None:
     return by_case[near[0]] if near else None
 
 
-def suggest(name: str, names: Collection[str]) -> str:
+def pluralize(number: float, noun: str) -> str:
+    """Return a number with its noun: ``pluralize(1, "second")``."""
+    return f"{f'{number:,.3f}'.rstrip('0').rstrip('.')} {noun}{'' if number == 1 else 's'}"
+
+
+def add_article(noun: str) -> str:
+    """Return a noun with its indefinite article, by its first letter: ``add_article("int")``."""
+    return f"an {noun}" if noun[:1].lower() in tuple("aeio") else f"a {noun}"
+
+
+def suggest(name: str, names: Collection[str], near: str | None = None) -> str:
     """Return the suggestion to end an error about an unknown name with: the closest name, and all names if there are
     few.
 
     Args:
         name: The unknown name.
         names: The known names. A list or tuple keeps its order.
+        near: The name to suggest, if it isn't the closest one.
 
     Example:
         ``raise LookupError(f"There is no tool {name!r}; {suggest(name, tools)}")``
     """
-    near = closest_name(name, names)
+    near = near or closest_name(name, names)
     if len(names) > FEW:
         return f"did you mean {near!r}?" if near else f"there are {len(names)} others."
     all_names = names if isinstance(names, list | tuple) else sorted(names)
@@ -215,10 +226,11 @@ def suggest(name: str, names: Collection[str]) -> str:
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Alternatives) -> str:
     """Return the error text for an unknown name (see `refuse_unknown`)."""
-    near = closest_name(name, {*names, *elsewhere})
-    if near is not None and near in elsewhere:
-        return f"{where} has no option {name!r}. {elsewhere[near]}"
-    return f"{where} has no option {name!r}; {suggest(name, names)}"
+    near = name if name in elsewhere else closest_name(name, {*names, *elsewhere})
+    other = elsewhere.get(near or "", "")
+    if other and other not in names:
+        return f"{where} has no option {name!r}. {other}"
+    return f"{where} has no option {name!r}; {suggest(name, names, other)}"
 
 
 _NARROWEST = 20
@@ -243,6 +255,23 @@ def fit(label: str, text: str, columns: int | None) -> str:
         for line in text.splitlines()
     ]
     return label + "\n".join(lines)[len(label) :]
+
+
+def fit_command(command: str, columns: int) -> str:
+    """Return a shell command on lines that end with a backslash where they're broken, between words.
+
+    Args:
+        command: The command.
+        columns: Width of the terminal.
+    """
+    first, *words = re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", command)
+    lines = [first]
+    for word in words:
+        if len(lines[-1]) + len(word) > columns - 3:
+            lines.append(f"    {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
 
 
 def no_attribute(owner: object, name: str, elsewhere: Alternatives) -> AttributeError:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import select
+import shutil
 import stat
 import sys
 import sysconfig
@@ -33,6 +34,7 @@ import msgspec
 from millstream._config import Settings
 from millstream._override import override
 from millstream._protocol.errors import escape as escape_invisible
+from millstream._protocol.errors import fit
 from millstream._protocol.redaction import is_secret
 from millstream._recent import Recent
 
@@ -123,7 +125,7 @@ def configure(
             "Logs can't be written to standard output, because it carries the protocol on stdio. Use another stream."
         )
     lines = (not target.isatty()) if json is None else json
-    formatter = JsonLines() if lines else HumanLines(color=target.isatty() and "NO_COLOR" not in os.environ)
+    formatter = JsonLines() if lines else HumanLines(color=is_colored(target), wrap=target.isatty())
     handler = _OurHandler(outlet_for(target, formatter))
     handler.stream.formatter = formatter
     handler.setFormatter(formatter)
@@ -416,19 +418,23 @@ class JsonLines(_ErrorFormatter):
         return text if text.isascii() and "\x7f" not in text else escape_invisible(text)
 
 
+def is_colored(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal with colors, and they're wanted (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 class HumanLines(_ErrorFormatter):
     """``12:00:00 INFO  logger: message  field=value``. Continuation lines (tracebacks) are indented."""
 
-    def __init__(self, *, color: bool) -> None:
+    def __init__(self, *, color: bool, wrap: bool = False) -> None:
         super().__init__()
         self.color = color
+        self._wraps = wrap
 
     @override
     def format(self, record: logging.LogRecord) -> str:
         clock = self.formatTime(record, "%H:%M:%S")
         level = f"{record.levelname:<8}"
-        if self.color:
-            level = f"\x1b[{_COLORS.get(record.levelname, '0')}m{level}\x1b[0m"
         said = record.getMessage()
         fields = extra_fields(record).items()
         shown = "".join(
@@ -437,6 +443,10 @@ class HumanLines(_ErrorFormatter):
             if name != "incident" or str(value) not in said
         )
         text = f"{clock} {level} {record.name}: {escape(redact_text(said))}{shown}"
+        if self._wraps:
+            text = fit("    ", text, shutil.get_terminal_size().columns).lstrip()
+        if self.color:
+            text = text.replace(level, f"\x1b[{_COLORS.get(record.levelname, '0')}m{level}\x1b[0m", 1)
         if error := self.describe_error(record):
             text += "".join(f"\n    {escape(line)}" for line in error["stack"].split("\n"))
         return text

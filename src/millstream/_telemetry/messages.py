@@ -26,7 +26,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import Json
 from millstream._recent import Recent
-from millstream._telemetry.logs import HumanLines, JsonLines, escape, outlet_for, redact_text
+from millstream._telemetry.logs import HumanLines, JsonLines, escape, is_colored, outlet_for, redact_text
 
 LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2
@@ -93,7 +93,7 @@ class MessageLog:
         """
         self._worker = worker or str(os.getpid())
         self._json = (not stream.isatty()) if json is None else json
-        color = stream.isatty() and "NO_COLOR" not in os.environ
+        color = is_colored(stream)
         self._outlet = outlet_for(stream, JsonLines() if self._json else HumanLines(color=color))
         self._dim = ("\x1b[2m", "\x1b[0m") if color else ("", "")
         self._pending: list[str] = []

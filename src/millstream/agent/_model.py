@@ -315,7 +315,8 @@ class LanguageModel:
             return self._explain_status(exc)
         if isinstance(exc, exceptions.ModelTimeoutError):
             return ModelServerError(
-                f"The model at {self.url} didn't respond within {self._timeout:g} seconds.", temporary=started
+                f"The model at {self.url} didn't respond within {self._timeout:g} seconds.",
+                temporary=started,
             )
         lost = ModelServerError("The connection to the model was lost.", temporary=True)
         if not isinstance(exc, exceptions.ModelAPIError):  # raised by a provider's own client while reading the stream

@@ -20,6 +20,7 @@ from msgspec import UNSET, Struct, field
 from msgspec.structs import replace
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
+from millstream._protocol.errors import pluralize
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._protocol.principal import EVERYTHING, Principal
@@ -171,7 +172,7 @@ def _ago(value: object, now: float) -> str:
     if not is_time(value):
         return "not a time"
     seconds = round(value - now)
-    return f"in {seconds} seconds" if seconds > 0 else f"{-seconds} seconds ago"
+    return f"in {pluralize(seconds, 'second')}" if seconds > 0 else f"{pluralize(-seconds, 'second')} ago"
 
 
 def client_of(claims: Claims) -> str:

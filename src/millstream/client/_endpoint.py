@@ -15,7 +15,7 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Url
-from millstream._protocol.errors import INVISIBLE
+from millstream._protocol.errors import INVISIBLE, pluralize
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._protocol.redaction import (
@@ -342,7 +342,7 @@ _MAX_DIGITS = 10
 
 def try_again(exc: ClientError) -> str:
     """Return the sentence about when to try again, or an empty string if the server didn't specify it."""
-    return "" if exc.retry_after is None else f"Try again in {exc.retry_after:,.0f} seconds."
+    return "" if exc.retry_after is None else f"Try again in {pluralize(round(exc.retry_after), 'second')}."
 
 
 def error_detail(reply: HttpReply) -> str:

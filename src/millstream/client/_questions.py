@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, cast
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Text
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, add_article
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json
@@ -195,9 +195,8 @@ async def answer_all(
         try:
             answers[key] = await handler.answer(question.method, bytes(question.params), request_id)
         except ProtocolError as exc:
-            raise InvalidResponse(
-                f"{sender} sent a {question.method} request that this client can't answer: {exc.message.rstrip('.')}."
-            ) from exc
+            what = f"{sender} sent {add_article(question.method)} request that this client can't answer"
+            raise InvalidResponse(f"{what}: {exc.message.rstrip('.')}.") from exc
     return answers
 
 

@@ -22,7 +22,7 @@ from millstream._copies import NotCopyable
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, Confidential, shorten
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, Confidential, pluralize, shorten
 from millstream._protocol.foreign import MAX_WARNINGS, drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json, PeerError, decoder, encode, notification_message
@@ -31,6 +31,7 @@ from millstream._protocol.metadata import (
     CLIENT_KEY,
     LOG_LEVEL_KEY,
     SERVER_KEY,
+    TASKS,
     VERSION_KEY,
     Implementation,
     ParamHeader,
@@ -209,9 +210,11 @@ _HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
 
 def _handler_for(data: Any) -> str:
     """Return a hint with the `Client` options that declare the required capabilities."""
+    required = members(members(data).get("requiredCapabilities"))
+    if TASKS in members(required.get("extensions")):
+        return "Call the tool with task=True, or start it with client.tasks.start(…)."
     options = [
-        f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(extra_capabilities=…)"
-        for each in members(members(data).get("requiredCapabilities"))
+        f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(extra_capabilities=…)" for each in required
     ]
     return f"Declare it with Client(…, {', '.join(dict.fromkeys(options))})." if options else ""
 
@@ -484,7 +487,7 @@ class Requests(Confidential, Struct, kw_only=True):
         except asyncio.CancelledError as exc:
             if pending.end():
                 remedy = "If it starts slowly, set a longer timeout." if request.method == "initialize" else ""
-                text = f"The server didn't respond to {request.method} within {seconds:g} seconds."
+                text = f"The server didn't respond to {request.method} within {pluralize(seconds, 'second')}."
                 raise RequestTimeout(text, remedy=remedy) from exc
             raise
         finally:
@@ -764,7 +767,9 @@ class Requests(Confidential, Struct, kw_only=True):
             async with asyncio.timeout(self.timeout):
                 await transport.send(message, method)
         except TimeoutError as exc:
-            raise RequestTimeout(f"The server didn't accept {method} within {self.timeout:g} seconds.") from exc
+            raise RequestTimeout(
+                f"The server didn't accept {method} within {pluralize(self.timeout, 'second')}."
+            ) from exc
 
     async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
         request_id = next(self.ids)

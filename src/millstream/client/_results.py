@@ -14,6 +14,7 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._override import override
 from millstream._protocol.content import Text
+from millstream._protocol.errors import add_article
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.notifications import CallToolResult
@@ -259,7 +260,7 @@ def _read(raw: bytes, wanted: type[T]) -> T:
         return cast("T", _decoder(kind)(raw))
     except MALFORMED as exc:  # msgspec's and Pydantic's errors are ValueErrors
         name = getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
-        raise InvalidResponse(f"The tool's value isn't a {name}: {exc}.") from exc
+        raise InvalidResponse(f"The tool's value isn't {add_article(name)}: {exc}.") from exc
 
 
 @lru_cache(256)

@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.client.url import Url, parse_url
+from millstream._modules import CONFIGURATIONS, SCRIPTS, is_module, python_path, split_target
 from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.client._errors import TargetError
@@ -24,8 +25,7 @@ from millstream.files import read_env_file
 
 _RUN_CODE = "from millstream._cli import main; main()"
 _SERVE_CODE = "import sys; from millstream._cli import serve_file; serve_file(*sys.argv[1:])"
-_SCRIPTS = (".js", ".mjs", ".cjs")
-_FILES = (".py", ".toml", ".json", ".jsonc", *_SCRIPTS)
+_FILES = (".py", *CONFIGURATIONS, *SCRIPTS)
 SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp.mcpServers")
 """Members that list servers in files: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
 `mcpServers` in Claude, Cursor, and most others.
@@ -58,17 +58,18 @@ def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> P
     """Return the address of a target's server: ``find_server("uvx mcp-server-time", env={}, cwd=None)``.
 
     Args:
-        target: A URL; a command as a string or list; a `.py` or `.js` file; a ``gateway.toml``; a `.json` file with
-            `mcpServers`, followed by ``#name`` if it has several; such a configuration as a dict; or a server object.
+        target: A URL; a command as a string or list; a `.py` or `.js` file; a module; a ``gateway.toml``; a `.json`
+            file with `mcpServers`, followed by ``#name`` if it has several; such a configuration as a dict; or a server
+            object.
         env: Environment variables for a command.
-        cwd: Working directory of a command.
+        cwd: Working directory of a command, and the folder of a relative file.
 
     Raises:
         TargetError: The target doesn't identify exactly one server.
     """
     base = Command((), env, cwd)
     if isinstance(target, Path):
-        return _file(target, "", base)
+        return _file(_locate(target, base), "", base)
     if isinstance(target, str):
         return _text(target.strip(), base)
     if isinstance(target, Mapping):
@@ -80,18 +81,24 @@ def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> P
     raise TargetError(f"{type(target).__name__} isn't a server. Use a URL, a command, a script, or a Server.")
 
 
+def _locate(source: str | Path, base: Command) -> Path:
+    """Return the path of a file for a process that may start in another folder."""
+    return Path(source) if base.cwd is None else Path(base.cwd).expanduser().absolute() / source
+
+
 def _text(text: str, base: Command) -> Place:
     if not text:
         raise TargetError("There is no server to connect to: the target is empty.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return Remote(parse_url(text))
-    split = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)  # "shop.py:admin" or "servers.json#web"
-    source, name = (split[1] or split[3], split[2] or split[4]) if split else (text, "")
-    path = Path(source)
+    source, name = split_target(text)
+    path = _locate(source, base)
     if path.suffix in _FILES and (not re.search(r"\s", text) or path.is_file()):
         return _file(path, name, base)
+    if is_module(text, _locate("", base)):
+        return _run(text, base)
     if not re.search(r"\s", text) and not shutil.which(text):
-        _check_no_file(text)
+        _check_no_file(text, base.cwd or "")
     if re.fullmatch(r"(localhost|[\w.-]+\.[a-z]{2,}|\d+(\.\d+){3})(:\d+)?(/\S*)?", text) and not shutil.which(text):
         raise TargetError(f"{text} is neither a file nor a command. If it's a URL, write http://{text}")
     try:
@@ -101,22 +108,25 @@ def _text(text: str, base: Command) -> Place:
     return _command(words, base)
 
 
-def _check_no_file(text: str) -> None:
+def _check_no_file(text: str, folder: str) -> None:
     """Raise a helpful error if a word is the path of a file or folder instead of a program."""
-    if os.path.isdir(text):  # noqa: PTH112  unlike a Path, it accepts names of any length
+    path = os.path.join(os.path.expanduser(folder), text)  # noqa: PTH111, PTH118  unlike a Path, it accepts any length
+    if os.path.isdir(path):  # noqa: PTH112
         raise TargetError(f"{text} is a folder. Use a .py, .js, or .json file in it, a command, or a URL.")
-    if os.path.isfile(text):  # noqa: PTH113
+    if os.path.isfile(path) and not os.access(path, os.X_OK):  # noqa: PTH113
         raise TargetError(
             f"{text} isn't a program. Use a .py, .js, or .json file, a command, or a running server's URL."
         )
-    if os.path.isfile(f"{text}.py"):  # noqa: PTH113
+    if os.path.isfile(f"{path}.py"):  # noqa: PTH113
         raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
 
 
 def nearest_file(path: Path) -> str:
     """Return a hint for a missing file: the closest name in its folder, or what to check."""
     near = closest_name(path.name, [each.name for each in path.parent.glob(f"*{path.suffix}")])
-    return f"Did you mean {path.parent / near}?" if near else "Check the path. It's relative to the current folder."
+    if near:
+        return f"Did you mean {path.parent / near}?"
+    return "Check the path." if path.is_absolute() else "Check the path. It's relative to the current folder."
 
 
 def _command(words: Sequence[str], base: Command) -> Command:
@@ -125,24 +135,29 @@ def _command(words: Sequence[str], base: Command) -> Command:
     return replace(base, argv=tuple(words))
 
 
+def _run(target: str, base: Command) -> Command:
+    """Return the command that serves a configuration file or a module on stdio."""
+    argv = (sys.executable, "-P", "-c", _RUN_CODE, "run", target, "--transport", "stdio")
+    return replace(base, argv=argv, env={**python_path(), **base.env}, ours=True)
+
+
 def _file(path: Path, name: str, base: Command) -> Place:
     if not path.is_file():
         raise TargetError(f"There is no file {path}. {nearest_file(path)}")
     if path.suffix in (".json", ".jsonc") and not needs_gateway(path):
         return _from_configuration(read_json(path), name, str(path), base, path.parent)
-    if path.suffix in (".toml", ".json", ".jsonc"):
-        source = f"{path}#{name}" if name else str(path)
-        argv: tuple[str, ...] = (sys.executable, "-P", "-c", _RUN_CODE, "run", source, "--transport", "stdio")
-        return replace(base, argv=argv, ours=True)
+    if path.suffix in CONFIGURATIONS:
+        return _run(f"{path}#{name}" if name else str(path), base)
     if path.suffix == ".py":  # its `__main__` block may serve HTTP, or nothing
         advice = (
             f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
         )
+        base = replace(base, env={**python_path(), **base.env})
         if not name and is_plain_program(path):
             return replace(base, argv=(sys.executable, str(path)), advice=advice)
         argv = (sys.executable, "-P", "-c", _SERVE_CODE, str(path), *([name] if name else []))
         return replace(base, argv=argv, ours=True, advice=advice)
-    if path.suffix in _SCRIPTS:
+    if path.suffix in SCRIPTS:
         return replace(base, argv=("node", str(path)))
     return replace(base, argv=(str(path),))
 
@@ -293,6 +308,10 @@ def as_texts(values: Mapping[str, object]) -> dict[str, str]:
     return {str(key): as_text(each) for key, each in values.items() if each is not None}
 
 
+class UnsetVariable(ValueError):
+    """A variable in a configuration file has neither a value nor a default."""
+
+
 def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> str:
     """Replace ``${NAME}`` in a text of a configuration file: ``expand_variables("${HOST}:80", os.environ, Path())``.
 
@@ -326,6 +345,6 @@ def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> s
             return default
         near = closest_name(name, [each for each in variables if each.isupper()])
         hint = f" (did you mean {near}?)" if near else ""
-        raise ValueError(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
+        raise UnsetVariable(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
 
     return VARIABLE.sub(replace, text)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from millstream._copies import NotCopyable
-from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
+from millstream._protocol.errors import OVERLOADED, RATE_LIMITED, pluralize
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
@@ -214,7 +214,7 @@ class ClientTasks(Struct, NotCopyable, eq=False):
             if not limit.expired():
                 raise
             raise RequestTimeout(
-                f"The task {task_id} didn't end within {timeout:g} seconds. It continues on the server."
+                f"The task {task_id} didn't end within {pluralize(timeout, 'second')}. It continues on the server."
             ) from exc
         result = ended.outcome()
         if raise_on_error:

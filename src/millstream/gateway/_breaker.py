@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._tasks import retry_delay
@@ -115,7 +116,7 @@ class Breaker:
             if own is not None and own.retry_at > now:
                 text = (
                     f"failed your last {own.count} calls to {call.name!r:.200}, so this one wasn't sent. Try again in "
-                    f"{math.ceil(own.retry_at - now)} seconds."
+                    f"{pluralize(math.ceil(own.retry_at - now), 'second')}."
                 )
         self.refused_count += text != ""
         return text

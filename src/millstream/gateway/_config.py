@@ -104,7 +104,8 @@ class ConfigValue(Struct, frozen=True):
         """Return text that shows a wrong value in an error, without secrets."""
         if any(is_secret(each.replace("keys", "key")) for each in self.where):
             return f"another type ({type(self.value).__name__})"
-        return f"{self.value!r:.60}"
+        shown = self.value if isinstance(self.value, str) else json.dumps(self.value, default=str, ensure_ascii=False)
+        return f"{shown!r:.60}" if shown is self.value else f"{shown:.60}"
 
     def error(self, what: str) -> ConfigError:
         """Return an error about the value."""
@@ -124,7 +125,8 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The value isn't a table.
         """
         if not is_object(self.value):
-            raise self.error(f"it must be a table of options, not {self.quote()}.")
+            kind = "a table of options" if self.path.suffix == ".toml" else 'an object such as {"name": {…}}'
+            raise self.error(f"it must be {kind}, not {self.quote()}.")
         return {name: self.member(name) for name in self.value}
 
     def options(self, known: Mapping[str, FieldInfo]) -> "dict[str, ConfigValue]":
@@ -139,7 +141,9 @@ class ConfigValue(Struct, frozen=True):
                 hint = suggest(key, tuple(known)) if closest_name(key, known) else f"use one of {', '.join(known)}."
                 if len(self.where) < 2 and (key.startswith("auth") or (not self.where and key in _SIGN_IN)):
                     hint = f"callers' sign-in is configured in tables such as [auth.issuer]. {_SIGN_IN_GUIDE}"
-                if key in _COMMAND_OPTIONS:
+                if self.where == ("settings",) and key != "auth" and key in GatewayConfig.__struct_fields__:
+                    hint = f"write it above the first table{', or use --serve' if key == 'serve' else ''}."
+                elif key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
                 elif self.where[:-1] == ("upstreams",) and key in ("document", "base_url", "operations"):
                     hint = f"write it under [{'.'.join(self.where)}.openapi]."
@@ -176,7 +180,7 @@ class ConfigValue(Struct, frozen=True):
             try:
                 return expand_variables(value, self.environ, self.path.parent)
             except ValueError as exc:
-                raise self.error(str(exc)) from None
+                raise self.error(str(exc)) from exc
         if is_array(value):
             return [structs.replace(self, value=each).expand() for each in value]
         return {name: each.expand() for name, each in self.table().items()} if is_object(value) else value
@@ -266,10 +270,18 @@ def load_file(
     """
     path = Path(path)
     text = read_file(path) if text is None else text
-    variables = os.environ if environ is None else environ
+    return parse(path, text, os.environ if environ is None else environ)
+
+
+def parse(path: Path, text: str, environ: Mapping[str, str]) -> GatewayConfig:
+    """Return the configuration in the text of a file. See `load_file`.
+
+    Raises:
+        ConfigError: The text contains a mistake. Its cause is `UnsetVariable` if only a variable is missing.
+    """
     if path.suffix in (".json", ".jsonc") or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
-        return _load_servers(_json_source(path, text, variables))
-    return _load_gateway(path, text, variables)
+        return _load_servers(_json_source(path, text, environ))
+    return _load_gateway(path, text, environ)
 
 
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
@@ -289,21 +301,30 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigVal
 
 def _toml_line(text: str, values: Any, where: KeyPath) -> int:
     """Return the line of a value in a TOML document. Values in inline tables are on the line of the table."""
-    while not _contains(values, where):
+    while not contains(values, where):
         where = where[:-1]
-    header, depth, start = "", 0, 0
-    for token in _TOKEN.finditer(text + "\n"):
-        depth += (token[0] in "[{") - (token[0] in "]}")
-        if token[0] == "\n" and not depth:  # the end of a statement, so that each one is parsed once
-            statement = text[start : token.end()]
-            header = statement if statement.lstrip()[:1] == "[" else header
-            if _contains(tomllib.loads(statement if header is statement else header + statement), where):
-                break
-            start = token.end()
+    start = next((at for at, _, source in toml_statements(text) if contains(tomllib.loads(source), where)), len(text))
     return text.count("\n", 0, start) + 1
 
 
-def _contains(values: Any, where: KeyPath) -> bool:
+def toml_statements(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end, and parsable text of each table header, key, comment, and blank line of a TOML document.
+
+    Args:
+        text: A valid document.
+    """
+    header, depth, start = "", 0, 0
+    for token in _TOKEN.finditer(text + "\n"):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if token[0] == "\n" and not depth:
+            statement = text[start : token.end()]
+            header = statement if statement.lstrip()[:1] == "[" else header
+            yield start, token.end(), statement if header is statement else header + statement
+            start = token.end()
+
+
+def contains(values: Any, where: KeyPath) -> bool:
+    """Return whether a value has a member at a path: ``contains({"a": {"b": 1}}, ("a", "b"))``."""
     for name in where:
         if not is_object(values) or name not in values:
             return False
@@ -402,7 +423,10 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
     if shared is not None:
         policy = structs.replace(policy, shared=shared)
     target = _pop_target(entry, values)
-    return UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
+    config = UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
+    folder = entry.path.absolute().parent / Path(config.cwd or "").expanduser()
+    placed = structs.replace(config, cwd=str(folder))
+    return config if placed.find_ignored_option()[0] else placed
 
 
 def _load_sets(value: ConfigValue) -> tuple[SetConfig, ...]:

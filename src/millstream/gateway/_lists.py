@@ -10,7 +10,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from millstream._override import override
-from millstream._protocol.errors import closest_name
+from millstream._protocol.errors import closest_name, pluralize
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
@@ -365,7 +365,7 @@ class ListKeeper(ABC):
         connected."""
         late = monotonic() - self._created_at > self.config.connect_timeout
         if self.state == "connecting" and not self.reason and late:
-            return "degraded", f"It hasn't responded within {self.config.connect_timeout:g} seconds."
+            return "degraded", f"It hasn't responded within {pluralize(self.config.connect_timeout, 'second')}."
         return self.state, self.reason
 
 

@@ -15,6 +15,7 @@ from msgspec import Raw, Struct, structs
 from millstream import ProtocolError, __version__
 from millstream._http.client import Inflow
 from millstream._override import override
+from millstream._protocol.errors import pluralize
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import Implementation
 from millstream._protocol.notifications import ResourceUpdatedNotificationParams
@@ -679,7 +680,7 @@ class McpUpstream(Upstream):
         except UNREACHABLE as exc:
             return exc
         except TimeoutError:
-            return RequestTimeout(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
+            return RequestTimeout(f"It didn't respond within {pluralize(self.config.connect_timeout, 'second')}.")
         except (ClientError, OSError):
             return None  # the upstream has responded, or isn't to blame
         await conversation.close()

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from millstream import Audio, EmbeddedResource, Image, ResourceContents, ToolError, ToolResult
+from millstream._protocol.errors import pluralize
 from millstream._protocol.foreign import decode_text, repair_json
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._server.functions.problems import MAX_DECIDING_STEPS, find_problems, problem_text
@@ -84,7 +85,11 @@ class ApiReply(Confidential, Struct, frozen=True):
         if 300 <= status < 400 and "location" in headers:
             parts.append(f"It redirects to {shorten(headers['location'], 200)}.")
         if when := headers.get("retry-after", "").strip():
-            parts.append(f"Try again in {when} seconds." if when.isdecimal() else f"Try again after {when[:60]}.")
+            parts.append(
+                f"Try again in {pluralize(int(when), 'second')}."
+                if when.isdecimal()
+                else f"Try again after {when[:60]}."
+            )
         return " - ".join(filter(None, parts))
 
 

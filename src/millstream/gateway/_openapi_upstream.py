@@ -24,7 +24,7 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.errors import MissingExtra
+from millstream._protocol.errors import MissingExtra, pluralize
 from millstream._server.calls.call import Call
 from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
@@ -265,7 +265,7 @@ class ApiUpstream(Upstream):
                     method, request.headers, body, repeatable=method in ("GET", "HEAD"), target=target, owner=call.owner
                 )
         except TimeoutError as exc:
-            raise RequestTimeout(f"The API didn't respond within {config.timeout:g} seconds.") from exc
+            raise RequestTimeout(f"The API didn't respond within {pluralize(config.timeout, 'second')}.") from exc
         if reply.stream is not None:
             reply.discard()
             raise ToolError("The API responded with a stream, which a tool can't return.")

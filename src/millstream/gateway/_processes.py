@@ -389,6 +389,7 @@ class ProcessTransport(StdioTransport):
             show=lambda line: processes.log.write(line, self.pid, self.owner),
         )
         self._processes = processes
+        self._origin = f"{command.argv[0]} in {Path(command.cwd or '').expanduser().absolute()}"
         self.last_used: float = monotonic()
         self._output = RateMeter(_LINES_PER_SECOND)
         self._messages = RateMeter(_MESSAGES_PER_SECOND)
@@ -426,6 +427,8 @@ class ProcessTransport(StdioTransport):
         super().connection_made(transport)
         processes = self._processes
         processes.counts["started"] += 1
+        level = logging.INFO if processes.counts["started"] == 1 else logging.DEBUG  # each session may start one
+        _logger.log(level, "%s: started process %d, %s", processes.config.name, self.pid, self._origin)
         if processes.config.memory_limit is not None:
             _limit_memory(self.pid, processes.config.memory_limit, processes.config.name)
         processes.pool.watchdog.add(self.pid)
@@ -535,7 +538,8 @@ class ProcessTransport(StdioTransport):
             longest = _LONGEST_DELAY_AFTER_CALL if self.has_served and self.waiting > 0 else _LONGEST_DELAY
             crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
         exit_code = self.process and self.process.get_returncode()
-        _logger.warning("%s: process %d exited with code %s", processes.config.name, self.pid, exit_code)
+        message = "%s: process %d exited with code %s (%s)"
+        _logger.warning(message, processes.config.name, self.pid, exit_code, self._origin)
 
     def _forget(self) -> None:
         """Release what the process holds."""

@@ -44,7 +44,9 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     env: Mapping[str, str] = {}
     """Environment variables for a command, in addition to the few that every program needs."""
     cwd: str | None = None
-    """Working directory of a command."""
+    """Working directory of a command. In a ``gateway.toml``, it's relative to the folder of the file, and by default
+    that folder.
+    """
     auth: Credentials | None = None
     """Source of credentials that aren't fixed headers: `bearer`, `per_user_oauth`, and others."""
     forward_headers: Sequence[str] = ()

@@ -94,7 +94,8 @@ async def test_new_passwords_and_recreated_users_end_old_grants(desk: Desk, path
 
 @pytest.mark.usefixtures("quick_hashes")
 @for_each(("arguments", "typed", "said"), [
-    (("add", "a b"), "long enough\n", "isn't a valid user name"), (("add", "ada"), "short\n", "8 to 1024"),
+    (("add", "a b"), "long enough\n", "isn't a valid user name"), (("add", ""), "", "'' isn't a valid"),
+    (("add", "ada"), "short\n", "8 to 1024"),
     (("add", "ada", "--scope", "a b"), "long enough\n", "valid scope"), (("remove", "eve"), "", "no user 'eve'"),
     (("password", "eve"), "long enough\n", "no user 'eve'"),
 ])  # fmt: skip

@@ -4,7 +4,6 @@ reports.
 A command-line error has three parts: the problem, the reason, and a fix.
 """
 
-import os
 import shutil
 import sys
 import traceback
@@ -16,7 +15,7 @@ from millstream._config import Settings
 from millstream._protocol.errors import LocalError, fit
 from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
-from millstream._telemetry.logs import PROGRAM, is_foreign, user_frames
+from millstream._telemetry.logs import PROGRAM, is_colored, is_foreign, user_frames
 
 
 class CommandError(Exception):
@@ -74,7 +73,7 @@ def check_not_importing(server: object = None) -> None:
 
 def report(error: CommandError) -> None:
     """Write the message to standard error, one part per line."""
-    colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    colored = is_colored(sys.stderr)
     bold, dim, plain = ("\x1b[1;31m", "\x1b[2m", "\x1b[0m") if colored else ("", "", "")
     columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
     lines = [fit("Error: ", error.what, columns).replace("Error:", f"{bold}Error:{plain}", 1)]

@@ -5,8 +5,10 @@ Both go to standard error, like all logs. The facts are the addresses, items, an
 
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 from urllib.parse import urlsplit
 
@@ -16,6 +18,7 @@ from msgspec import UNSET, Struct
 from millstream._app.definition import KINDS, Definition
 from millstream._config import Settings
 from millstream._http.hosts import UNIX, is_loopback
+from millstream._protocol.errors import fit_command
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.features.tools import Tool
 from millstream._transports.openapi import example_of
@@ -66,7 +69,9 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     url, public = host if local else origin + settings.path, not (local or is_loopback(host))
     if local:  # curl needs a host name, and the server accepts this one
         origin = f"{scheme}://localhost"
-    curl, call = example_calls(origin + settings.path, registry.tools, signed_in=_variable(definition))
+    variable = _variable(definition)
+    login = variable == "TOKEN" and any(getattr(each, "issuers", None) != () for each in definition.auth)
+    curl, call = example_calls(origin + settings.path, registry.tools, signed_in=variable, login=login)
     if local:
         curl = call = curl.replace("curl", f"curl --unix-socket {shlex.quote(host.removeprefix(UNIX))}", 1)
     warned = public and not definition.protected
@@ -76,7 +81,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     if local:
         pages = []
     elif "web" in definition.parts and not warned:  # without sign-in, private pages require a loopback address
-        pages = ["dashboard", *(["gateway"] if definition.upstreams else []), "chat", "inspect", "docs"]
+        pages = ["", "dashboard", *(["gateway"] if definition.upstreams else []), "chat", "inspect", "docs"]
     return Facts(
         name=definition.name,
         version=definition.version,
@@ -133,25 +138,36 @@ def _variable(definition: Definition) -> str:
     return "MCP_SERVER_AUTH_KEY" if keys else "TOKEN"
 
 
-def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> tuple[str, str]:
+def _command() -> str:
+    """Return the command that starts this program in another window."""
+    if shutil.which("millstream"):
+        return "millstream"
+    path = Path(sys.executable).with_name("millstream")
+    if not path.is_file():
+        return f"{shlex.quote(sys.executable)} -m millstream"
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
+def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "", login: bool = False) -> tuple[str, str]:
     """Return commands that call the first tool that every caller sees and that has an example, or list tools if there's
     none: with curl and with this program.
 
-    The credential comes from a variable, `signed_in`, because the commands appear in logs and on screens.
+    The credential comes from a variable, `signed_in`, because the commands appear in logs and on screens. With `login`,
+    this program signs in instead.
     """
     message: Json = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    words = ["millstream list", url]
+    words = [f"{_command()} list", url]
     visible = (each for each in tools.values() if each.enabled and each.visible is None)
     examples = ((each.name, example_of(each.describe()["inputSchema"])) for each in visible)
     name, arguments = next((each for each in examples if each[1] is not UNSET), ("", Json()))
     if name:
         message |= {"method": "tools/call", "params": {"name": name, "arguments": arguments}}
         given = (f"{key}={each if isinstance(each, str) else encode(each).decode()}" for key, each in arguments.items())
-        words = ["millstream call", url, shlex.join([name, *given])]
+        words = [f"{_command()} call", url, shlex.join([name, *given])]
     body, key = shlex.quote(encode(message).decode()), ""
     if signed_in:
         key = f' --oauth2-bearer "${signed_in}"'
-        words.append(f'--auth "${signed_in}"')
+        words.append("--login" if login else f'--auth "${signed_in}"')
     return f"curl -s {url}{key} -H content-type:application/json -d {body}", " ".join(words)
 
 
@@ -171,10 +187,7 @@ def draw(told: Facts, console: "Console") -> None:
     if told.sets:
         table.add_row("sets", Text("\n".join(told.sets), style="cyan"))
     if told.pages:
-        first, *more = told.pages
-        table.add_row(
-            "pages", Text(" · ".join([first, *("/" + page.rsplit("/", 1)[1] for page in more)]), style="cyan")
-        )
+        table.add_row("pages", Text("\n".join(told.pages), style="cyan"))
     table.add_row("has", " · ".join(items) or "nothing yet")
     table.add_row("guard", " · ".join(told.protections))
     if len(told.workers) > 1:
@@ -187,7 +200,7 @@ def draw(told: Facts, console: "Console") -> None:
     panel.border_style = "yellow" if told.warning else "green"
     console.print(panel)
     console.print(Text("Try it in another window; Ctrl-C stops the server.", style="dim"))
-    console.print(Text(told.call), soft_wrap=True)
+    console.print(Text(fit_command(told.call, console.width)), soft_wrap=True)
 
 
 logger = logging.getLogger("millstream")

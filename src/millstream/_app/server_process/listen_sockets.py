@@ -127,15 +127,22 @@ def _listen_at(path: Path) -> socket.socket:
             path.unlink()
         return UnixListener(path)
     except OSError as exc:
-        why = f"{exc.strerror or exc}."
+        why, fix = f"{exc.strerror or exc}.", _FIXES.get(exc.errno or 0, "Use a path of fewer than 100 characters.")
         if exc.errno == errno.EADDRINUSE:
-            why = (
-                "Another program is listening there."
+            why, fix = (
+                ("Another program is listening there.", "Stop it, or use another path.")
                 if path.is_socket()
-                else "There is already a file, which isn't a socket."
+                else ("There is already a file, which isn't a socket.", "Remove it, or use another path.")
             )
-        fix = "Use a path of fewer than 100 characters, in a folder that you can write to."
         raise CommandError(f"Can't listen on the UNIX socket {path}.", why=why, fix=fix) from exc
+
+
+_FIXES = {
+    errno.ENOENT: "Create the folder, or use another path.",
+    errno.ENOTDIR: "Use a path in a folder.",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Use a path in a folder that you can write to."),
+}
+"""Error of a UNIX socket's path -> what to do."""
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -263,15 +270,14 @@ class Certificate:
             self._seen = self._stamps()
             self.context = self._load()
         except (OSError, ssl.SSLError, ValueError) as exc:
-            raise CommandError(
-                "The certificate can't be used.",
-                why=f"{exc.filename}: {exc.strerror}."
-                if isinstance(exc, OSError) and exc.filename
-                else f"The key in {self._key} doesn't belong to the certificate in {self._cert}."
-                if "KEY_VALUES_MISMATCH" in str(exc)
-                else f"{' and '.join(dict.fromkeys((str(self._cert), str(self._key))))}: {exc}.",
-                fix="Use a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
-            ) from exc
+            why = f"{' and '.join(dict.fromkeys((str(self._cert), str(self._key))))}: {exc}."
+            fix = "Use a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key"
+            if isinstance(exc, OSError) and exc.filename:
+                why, fix = f"{exc.filename}: {exc.strerror}.", "Check the path, and that this user can read the file."
+            elif "KEY_VALUES_MISMATCH" in str(exc):
+                why = f"The key in {self._key} doesn't belong to the certificate in {self._cert}."
+                fix = "Use the key that the certificate was issued for: --tls-key FILE"
+            raise CommandError("The certificate can't be used.", why=why, fix=fix) from exc
 
     def _stamps(self) -> list[Stamp | None]:
         return [stamp_of(self._cert), stamp_of(self._key)]

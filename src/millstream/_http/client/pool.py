@@ -33,6 +33,7 @@ from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Proxy, Url, no_proxy, parse_url, proxy_error, proxy_for
 from millstream._http.hosts import is_loopback
+from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._tasks import run_in_thread
 
@@ -325,7 +326,7 @@ class ConnectionPool:
                 return await self._dial_function(self._connection, url, self._tls)
         except TimeoutError as exc:
             hint = " Use http:// if the server has no TLS." if url.secure else ""
-            text = f"{url.origin} didn't accept a connection within {self._timeout:g} seconds.{hint}"
+            text = f"{url.origin} didn't accept a connection within {pluralize(self._timeout, 'second')}.{hint}"
             raise ConnectFailed(text) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
@@ -489,7 +490,7 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
         case TargetError():
             return "The URL is malformed."
         case TimeoutError():
-            return f"{host} didn't respond within {seconds:g} seconds."
+            return f"{host} didn't respond within {pluralize(seconds, 'second')}."
         case ConnectionLost():
             return f"{host} closed the connection in the middle of its response."
         case TooLarge():

@@ -38,6 +38,7 @@ from millstream._http.server.connection import BAD_REQUEST
 from millstream._http.server.guard import ServerSocket
 from millstream._http.websocket import CompactQueue, DirectSocket
 from millstream._override import override
+from millstream._protocol.errors import pluralize
 
 MAX_FRAMES = 512
 """Frames after which parsing yields to the event loop, at the end of the current piece."""
@@ -158,8 +159,8 @@ class WebSocketProtocol(ServerSocket):
         limits, heartbeat = self.guard.limits, self.table.heartbeat
         if self._counted and now - self._unfinished_since > limits.body_timeout:
             reason = (
-                f"The message arrived too slowly: it took more than {limits.body_timeout:g} seconds. Send it faster, "
-                "or send smaller messages."
+                f"The message arrived too slowly: it took more than {pluralize(limits.body_timeout, 'second')}. "
+                "Send it faster, or send smaller messages."
             )
             self._fail_with(CloseCode.POLICY_VIOLATION, reason)
             return True

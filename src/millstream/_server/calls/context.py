@@ -84,7 +84,9 @@ class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
             self._refuse()
         return True
 
-    __str__ = __format__ = __getitem__ = __iter__ = __eq__ = _refuse
+    __str__ = __format__ = __getitem__ = __iter__ = __eq__ = __len__ = __contains__ = _refuse
+    __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __mod__ = __rmod__ = _refuse
+    __int__ = __float__ = __index__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __hash__ = object.__hash__
 
     def __getattr__(self, name: str) -> Any:

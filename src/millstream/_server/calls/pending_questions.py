@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shorten
+from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, pluralize, shorten
 from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notification_message, request_message
 from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.principal import Share
@@ -103,7 +103,9 @@ class PendingQuestions:
             future.cancel()
             telling = self._tell(send, question_id, "No answer arrived in time.", asked)
             await asyncio.shield(telling)
-            raise ToolError(f"The client didn't respond to {method} within {self._timeout:g} seconds.") from None
+            raise ToolError(
+                f"The client didn't respond to {method} within {pluralize(self._timeout, 'second')}."
+            ) from None
         except asyncio.CancelledError as exc:
             if _lacks_answer(future):
                 future.cancel()

@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
-from millstream._protocol.errors import ToolUnavailable, suggest
+from millstream._protocol.errors import ToolUnavailable, pluralize, suggest
 from millstream._protocol.json_schema import is_object, members, walk
 from millstream._protocol.jsonrpc import Json, decoder
 from millstream._protocol.jsonrpc import encode as encode_json
@@ -267,7 +267,9 @@ def _unclear(source: ItemSource, described: Mapping[str, Any]) -> str:
     found: list[str] = []
     if source.untyped:
         names = ", ".join(map(repr, source.untyped))
-        found.append(f"clients see no type for {names}. Annotate the parameters, as in {source.untyped[0]}: int")
+        first = source.untyped[0]
+        kind = "Context" if first.strip("_") in ("context", "ctx", "mcp_context", "mcp_ctx") else "int"
+        found.append(f"clients see no type for {names}. Annotate the parameters, as in {first}: {kind}")
     if source.code is not None and "description" not in described:
         found.append("models see no description. Write a docstring")
     return "; ".join(found)
@@ -347,7 +349,9 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
     except TimeoutError:
         if scope.expired():
             call.cancelled = call.expired = True
-            raise ToolUnavailable(f"The tool {call.name} didn't finish within {seconds:g} seconds.") from None
+            raise ToolUnavailable(
+                f"The tool {call.name} didn't finish within {pluralize(seconds, 'second')}."
+            ) from None
         raise
 
 

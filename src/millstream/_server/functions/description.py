@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from math import isfinite
 from typing import Any, TypedDict, cast
@@ -271,7 +272,34 @@ def constraint_text(meta: Meta) -> str:
     return f"Field({', '.join(f'{name}={value!r}' for name, value in said if value is not None)})"
 
 
-@suggest_keywords
+_LITERAL = "List the values in the type: Literal['a', 'b']."
+_OPTIONAL = "Write the type as `T | None`, and give the parameter a default to make it optional."
+_CONSTRAINTS_ELSEWHERE = {
+    # JSON Schema, pydantic 1, Django, and zod, in this order
+    **dict.fromkeys(("minimum", "min", "min_value", "gte", "nonnegative"), "ge"),
+    **dict.fromkeys(("maximum", "max", "max_value", "lte", "nonpositive"), "le"),
+    **dict.fromkeys(("exclusiveMinimum", "exclusive_minimum", "positive"), "gt"),
+    **dict.fromkeys(("exclusiveMaximum", "exclusive_maximum", "negative"), "lt"),
+    **dict.fromkeys(("multipleOf", "step", "step_size"), "multiple_of"),
+    **dict.fromkeys(("minLength", "minItems", "min_items", "nonempty"), "min_length"),
+    **dict.fromkeys(("maxLength", "maxItems", "max_items"), "max_length"),
+    **dict.fromkeys(("regex", "regexp"), "pattern"),
+    **dict.fromkeys(("help_text", "help", "describe", "doc"), "description"),
+    **dict.fromkeys(("verbose_name", "label"), "title"),
+    "example": "examples",
+    "json_schema_extra": "extra",
+    **dict.fromkeys(("enum", "choices", "oneOf", "const"), _LITERAL),
+    **dict.fromkeys(("null", "nullable", "blank", "optional", "allow_none", "required"), _OPTIONAL),
+    **dict.fromkeys(("alias", "validation_alias"), "Name the parameter as clients send it."),
+    "default_factory": "Write default=…, or set the value in the function if it's None.",
+    "format": "Write a type with this format, such as datetime, date, UUID, or Decimal, or a pattern.",
+    **dict.fromkeys(("validate", "validator", "validators", "refine"), "Check the value in the function: ToolError."),
+    **dict.fromkeys(("length", "len"), "Write min_length=… and max_length=…"),
+}
+"""Names for the options of `Field` in other packages."""
+
+
+@partial(suggest_keywords, elsewhere=_CONSTRAINTS_ELSEWHERE)
 def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]`; one argument for each keyword
     *,
     ge: float | None = None,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import partial
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -71,18 +71,20 @@ def may_be_type(annotation: Any) -> bool:
 def what_to_write(value: object) -> str:
     """Suggest a type to write in place of a value."""
     kind = type(value)
-    if isinstance(value, list) and all(isinstance(each, type) for each in cast("list[object]", value)):
-        return (
-            f"it isn't a type. For a list, write list[{' | '.join(map(type_text, cast('list[type]', value))) or 'str'}]"
-        )
-    if isinstance(value, list | tuple | set | frozenset) and value:
-        choices = ", ".join(map(repr, cast("Iterable[object]", value)))
+    parts = list(cast("Iterable[object]", value)) if isinstance(value, list | tuple | set | frozenset) else []
+    types = [each for each in parts if each is None or isinstance(each, type | GenericAlias | UnionType)]
+    if kind is list and len(types) == len(parts):
+        return f"it isn't a type. For a list, write list[{' | '.join(map(type_text, types)) or 'str'}]"
+    if types and len(types) == len(parts):
+        return f"it isn't a type. For a value of one of these types, write {' | '.join(map(type_text, types))}"
+    if parts and not types:
+        choices = ", ".join(map(repr, parts))
         return f"it isn't a type. For one of these values, write Literal[{choices}]"
     if isinstance(value, dict):
         return "it isn't a type. Write a dataclass, TypedDict, or pydantic model with these fields"
     if value is None:
         return "it isn't a type. To let the user confirm, write bool"
-    if kind in _BUILTINS:
+    if kind in _BUILTINS and not parts:
         return f"it isn't a type. Write {kind.__name__}, or Literal[{value!r}] for this value alone"
     return "it isn't a type. Write a type, such as str or a dataclass"
 
@@ -581,7 +583,8 @@ def _check_hint(hint: Any, where: str, name: str) -> None:
     if isinstance(hint, str):
         raise TypeError(f"{where}: the annotation {hint!r} can't be resolved. Import it where {name} is defined.")
     if not may_be_type(hint):
-        raise TypeError(f"{where} is annotated with {hint!r}: {what_to_write(hint)}.")
+        shown = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", repr(hint))
+        raise TypeError(f"{where} is annotated with {shown}: {what_to_write(hint)}.")
 
 
 def finish_schema(schema: Schema) -> Schema:

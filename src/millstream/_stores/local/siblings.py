@@ -5,7 +5,6 @@ worker. The workers find it through the listening socket that they share.
 """
 
 import asyncio
-import fcntl
 import os
 import select
 import signal
@@ -14,8 +13,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +24,7 @@ from millstream._stores.local.calls import ELSEWHERE, LONGEST_PATH, VERSION
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalBackend
 from millstream._stores.memory.store import MemoryBackend
+from millstream.files import lock_folder
 
 IDLE: Final = 10
 """Seconds without a connected worker after which the store's process exits, even if their parent is running. A restart
@@ -136,7 +136,7 @@ def _join(shared: str) -> tuple[socket.socket, str]:
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise PermissionError(f"{folder} isn't a folder that only this user can access.")
     path = folder / f"{shared}.{VERSION}"
-    with _hold_lock(folder):
+    with lock_folder(folder):
         try:
             return _connect(path), str(path)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -170,17 +170,6 @@ def _connect(path: Path) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-@contextmanager
-def _hold_lock(folder: Path) -> Generator[None, None, None]:
-    """Let one process at a time start or end the store."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _make_backend(url: str) -> Backend:
@@ -218,7 +207,7 @@ async def _keep(listener: socket.socket, path: Path, parent: int) -> None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ending.wait(), 1)
             quiet = 0 if server.peers else quiet + 1
-        with _hold_lock(path.parent):
+        with lock_folder(path.parent):
             await asyncio.sleep(_ACCEPTED)
             served = bool(server.peers)
             if not served:

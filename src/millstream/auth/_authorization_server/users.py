@@ -91,6 +91,16 @@ class _Users(Struct, forbid_unknown_fields=True):
     users: tuple[StoredUser, ...] = ()
 
 
+def check_user_name(name: str) -> None:
+    """Check the name of a user.
+
+    Raises:
+        ValueError: It's invalid.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} isn't a valid user name. Use up to 64 letters, digits, dots, dashes, @, + and _.")
+
+
 class UserFile(RecordFile[StoredUser]):
     """A file of names, scopes, and password hashes, as a login method (`millstream.auth.providers.Passwords`).
 
@@ -155,10 +165,7 @@ class UserFile(RecordFile[StoredUser]):
             ValueError: The name, a scope, or the password is invalid, or the name is taken.
             LocalError: The file can't be used.
         """
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{name!r} isn't a valid user name. Use up to 64 letters, digits, dots, dashes, @, + and _."
-            )
+        check_user_name(name)
         if wrong := [each for each in groups if not _NAME.fullmatch(each)]:
             raise ValueError(f"{wrong[0]!r} isn't a valid group. Use the same characters as in user names.")
         user = StoredUser(name, hash_password(password), now, check_scopes(scopes), groups)

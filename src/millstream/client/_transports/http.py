@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from millstream._http.client import Body, UnsendableRequest
 from millstream._http.client.connection import HttpReply
 from millstream._override import override
-from millstream._protocol.errors import Confidential, ProtocolError
+from millstream._protocol.errors import Confidential, ProtocolError, pluralize
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
@@ -477,7 +477,7 @@ class HttpSseTransport(DuplexTransport):
                 await named
         except TimeoutError as exc:
             if reply is None:
-                raise ConnectFailed(f"{url.origin} didn't respond within {seconds:g} seconds.") from exc
+                raise ConnectFailed(f"{url.origin} didn't respond within {pluralize(seconds, 'second')}.") from exc
             raise NotMcp(f"{url} opens an event stream, but doesn't send MCP's endpoint event.") from exc
 
     async def _read(self, stream: Body, named: asyncio.Future[None]) -> None:

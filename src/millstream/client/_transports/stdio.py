@@ -75,7 +75,9 @@ def print_line(line: str) -> None:
     if out is None:  # pyright: ignore[reportUnnecessaryComparison]  it may be closed (2>&-)
         return
     with suppress(OSError, ValueError):
-        out.write(f"\r\x1b[K{INVISIBLE.sub(chr(0xFFFD), line)}\n" if out.isatty() else f"{line}\n")
+        clean = INVISIBLE.sub(chr(0xFFFD), line) if out.isatty() else line
+        moves = out.isatty() and os.environ.get("TERM") != "dumb"
+        out.write(f"\r\x1b[K{clean}\n" if moves else f"{clean}\n")
         out.flush()
 
 
@@ -95,9 +97,9 @@ _SHORT_GRACE = 1.0
 _MAX_SHOWN = 400
 _OUTPUT_TIMEOUT = 1.0
 LAST_OUTPUT = " Its last output: "
-_NEVER_SERVED = (
-    "It exited without serving. Start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
-)
+_NEVER_SERVED = "It exited without serving MCP on its standard input and output."
+_START_IT = " Start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
+"""Addition for Python."""
 _MAX_STDERR = 4096
 """Maximum bytes of standard error to keep."""
 _MAX_NOISE = 1000
@@ -135,7 +137,7 @@ def _find_folder(command: Command) -> Path | None:
     """
     if command.cwd is None:
         return None
-    folder = Path(command.cwd).expanduser()
+    folder = Path(command.cwd).expanduser().absolute()
     if not folder.is_dir():
         raise TargetError(f"{command.argv[0]} can't be started in {folder}, because there's no such folder.")
     return folder
@@ -205,14 +207,16 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         """
         command = self._command
         environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ} | dict(command.env)
-        program = shutil.which(command.argv[0], path=environment.get("PATH"))
+        name, folder = command.argv[0], _find_folder(command)
+        if folder is not None and Path(name).name != name:  # it isn't looked up on the PATH
+            name = str(folder / name)
+        program = shutil.which(name, path=environment.get("PATH"))
         if program is None:
             fix = "Check its name, and that it is on the PATH."
-            words = command.argv[0].split()
+            words = name.split()
             if len(words) > 1 and shutil.which(words[0], path=environment.get("PATH")):
                 fix += f' Separate its arguments: "command": {json.dumps(words[0])}, "args": {json.dumps(words[1:])}'
-            raise TargetError(f"There is no program {command.argv[0]!r}. {fix}")
-        folder = _find_folder(command)
+            raise TargetError(f"There is no program {name!r}. {fix}")
         loop = asyncio.get_running_loop()
         try:
             await loop.subprocess_exec(
@@ -224,10 +228,10 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
                 start_new_session=sys.platform != "win32",  # so the process's children end with it
             )
         except OSError as exc:
-            raise ConnectFailed(f"{command.argv[0]} couldn't be started: {exc.strerror or exc}.") from exc
+            raise ConnectFailed(f"{name} couldn't be started: {exc.strerror or exc}.") from exc
         except NotImplementedError as exc:
             raise ConnectFailed(
-                f"{command.argv[0]} couldn't be started, because this event loop can't start processes.",
+                f"{name} couldn't be started, because this event loop can't start processes.",
                 remedy="On Windows, use the default loop, asyncio.ProactorEventLoop.",
             ) from exc
 
@@ -377,7 +381,8 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         command = self._command
         if command.argv[0] == sys.executable and not command.ours and "No module named" in last:
             return f"Install the module into the environment of {sys.executable}."
-        return command.advice or _NEVER_SERVED if code == 0 else ""
+        is_python = Path(command.argv[0]).name.startswith("python")
+        return command.advice or _NEVER_SERVED + _START_IT * is_python if code == 0 else ""
 
     @override
     def process_exited(self) -> None:

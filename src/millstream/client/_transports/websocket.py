@@ -18,6 +18,7 @@ from millstream._http.client.pool import connect_error
 from millstream._http.client.url import Url, parse_url, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
+from millstream._protocol.errors import pluralize
 from millstream._protocol.redaction import environment_secrets, find_query_secrets, find_secrets, redact, secret_parts
 from millstream._tasks import Tasks
 from millstream.client._endpoint import challenge_reason, check_headers, redact_error
@@ -179,7 +180,7 @@ class WebSocketTransport(DuplexTransport):
                 raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
             raise NotMcp(f"{url} isn't a WebSocket: {exc}.", remedy=_path_hint(url)) from exc
         except TimeoutError as exc:  # also if the server responds with an event stream, as at /mcp
-            what = f"{url.origin} didn't accept a WebSocket within {options.connect_timeout:g} seconds."
+            what = f"{url.origin} didn't accept a WebSocket within {pluralize(options.connect_timeout, 'second')}."
             raise ConnectFailed(f"{what} {_path_hint(url)}".rstrip()) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc

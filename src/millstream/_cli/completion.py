@@ -1,0 +1,112 @@
+"""``millstream completion``: scripts that complete commands, options, choices, files, and the tools of a file."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Literal, get_args
+
+from millstream._app.server_process import CommandError
+from millstream._cli.program import program
+
+Shell = Literal["bash", "zsh", "fish"]
+
+_ITEMS = {
+    # Text from the server isn't expanded: compgen -W would run $(…) in it.
+    "bash": r"""
+_millstream_items() {
+  local line="${COMP_LINE:0:COMP_POINT}" current="" wanted=tool kind name rest quoted
+  local -a typed
+  read -ra typed <<< "$line"
+  if [[ -n $line && $line != *[[:space:]] ]]; then
+    current="${typed[${#typed[@]}-1]}"
+    unset "typed[${#typed[@]}-1]"
+  fi
+  if [[ ${#typed[@]} != 3 || ! ${typed[1]} =~ ^(call|prompt)$ || ! ${typed[2]} =~ \.py(:[^:]*)?$ || $current == -* ||
+        ! -f ${typed[2]%:*} ]]; then
+    _millstream "$@"
+    return
+  fi
+  [[ ${typed[1]} == prompt ]] && wanted=prompt
+  COMPREPLY=()
+  while IFS=$'\t' read -r kind name rest; do
+    [[ $kind == "$wanted" && $name == "$current"* ]] && { printf -v quoted '%q' "$name"; COMPREPLY+=("$quoted"); }
+  done < <("$1" list "${typed[2]}" 2> /dev/null < /dev/null)
+}
+complete -o bashdefault -o default -F _millstream_items millstream
+""",
+    "zsh": r"""
+_millstream_items() {
+  local file=${(Q)words[2]} kind name rest
+  local -a names
+  [[ $file =~ '\.py(:[^:]*)?$' && -f ${file%:*} ]] || return 1
+  while IFS=$'\t' read -r kind name rest; do
+    [[ $kind == $1 ]] && names+=("$name")
+  done < <(${(Q)_comp_command1:-millstream} list $file 2> /dev/null < /dev/null)
+  compadd -a names
+}
+""",
+    "fish": r"""
+function __millstream_items
+    set -l words (commandline -opc)
+    string match -qr -- '\.py(:[^:]*)?$' $words[3]; or return
+    test -f (string replace -r -- ':[^:]*$' '' $words[3]); or return
+    $words[1] list $words[3] 2> /dev/null < /dev/null | string replace -rf "^$argv[1]\t" ''
+end
+complete -c millstream \
+    -n '__fish_millstream_using_command call; and test (__fish_millstream_positional_index 1) = 1' \
+    -f -a '(__millstream_items tool)'
+complete -c millstream \
+    -n '__fish_millstream_using_command prompt; and test (__fish_millstream_positional_index 1) = 1' \
+    -f -a '(__millstream_items prompt)'
+""",
+}
+"""Shell -> code that completes the names of a file's tools or prompts."""
+_ZSH_VALUE = re.compile(r"^( +'(?:\d+|\*|\*?-[\w-]+\[(?:[^\]\\]|\\.)*\]):(?:[^:\\]|\\.)*)(?=' \\$)", re.MULTILINE)
+"""Matches an argument, or the value of an option, without an action that completes it."""
+
+
+def completion(shell: Shell | None = None, /, *, install: bool = False) -> None:
+    """Print a script that completes commands, options, choices, files, and a file's tools in your shell, or install it.
+
+    To complete a tool, it runs the file.
+
+    **Examples**
+
+    - `millstream completion --install`
+
+    - `millstream completion bash > /etc/bash_completion.d/millstream`: for all users
+
+    Args:
+        shell: Your shell: bash, zsh, or fish. Detected from SHELL by default.
+        install: Install it in your shell's folder.
+    """
+    app, own = program(), Path(os.environ.get("SHELL", "")).name
+    chosen: Shell | None = shell or next((each for each in get_args(Shell) if each == own), None)
+    if chosen is None:
+        raise CommandError("Your shell couldn't be detected.", fix="Specify it: bash, zsh, or fish.")
+    script = _complete_files(app.generate_completion(prog_name="millstream", shell=chosen), chosen)
+    if not install:
+        sys.stdout.write(script)
+        return
+    try:
+        path = app.install_completion(shell=chosen)
+        path.write_text(script, "utf-8")
+    except OSError as exc:
+        raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
+    print(f"Wrote {path}. Open a new shell to use it.")
+
+
+def _complete_files(script: str, shell: Shell) -> str:
+    """Return a script that completes a file's tools, and files wherever nothing else is known, as fish does."""
+    if shell == "bash":  # compgen splits names with spaces; the shell's own completion doesn't
+        script = script.replace('COMPREPLY=( $(compgen -f -- "${cur}") )', "COMPREPLY=()")
+        return re.sub(r"complete -F _millstream millstream\n$", "", script) + _ITEMS[shell]
+    if shell == "zsh":
+        script = _ZSH_VALUE.sub(r"\1:_default", script)
+        for name, kind in (("call", "tool"), ("prompt", "prompt")):
+            own_part = re.compile(rf"^( {{8}}{name}\)\n(?:.*\n)*?.* '2:.*:)_default(?=')", re.MULTILINE)
+            script = own_part.sub(rf"\1 _millstream_items {kind}", script)
+        start = "_cyclopts_millstream() {\n"  # zsh calls a file's only function when it loads the file
+        return script.replace(start, start + _ITEMS[shell].lstrip(), 1)
+    return script + _ITEMS[shell]
