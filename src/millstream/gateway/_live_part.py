@@ -7,6 +7,7 @@ from time import monotonic
 from millstream._override import override
 from millstream._parts import PartHost
 from millstream._server.calls.call import Call
+from millstream.gateway._mcp_upstream import McpUpstream
 from millstream.gateway._part import GatewayPart, check
 from millstream.gateway._upstream import Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
@@ -105,8 +106,9 @@ class LiveGatewayPart(GatewayPart):
             if each.config != config:
                 each.become(config)
             before = old.get(each.name)
-            if before is not None and before in leaving:
-                each.succeed(before)
+            if before is not each and isinstance(before, McpUpstream) and isinstance(each, McpUpstream):
+                for session in before.links.own:  # each client learns that its session has ended
+                    each.links.lost.keep(session, None)
             for kind, items in each.offered.items():
                 host.registry.move(kind, items, group)
             self._offer_results(each)
@@ -124,6 +126,11 @@ class LiveGatewayPart(GatewayPart):
         until = monotonic() + self._host.settings.drain_timeout
         await upstream.lists.tasks.close()
         running = self._host.dispatcher.calls
-        while (upstream.is_busy or not running.isdisjoint(calls)) and monotonic() < until:  # noqa: ASYNC110  as in `drain`
+        while (_has_calls(upstream) or not running.isdisjoint(calls)) and monotonic() < until:  # noqa: ASYNC110  as in `drain`
             await asyncio.sleep(_LOOK_SECONDS)
         await self.discard([upstream])
+
+
+def _has_calls(upstream: Upstream) -> bool:
+    links = upstream.links if isinstance(upstream, McpUpstream) else None
+    return links is not None and any(link.calls for link in (*links.links.values(), *links.retired))

@@ -260,18 +260,6 @@ class McpUpstream(Upstream):
         """Key of the connection that reads the lists."""
         return self.lists.lister
 
-    @override
-    def succeed(self, other: Upstream) -> None:
-        """See `Upstream`: each client learns that its session has ended."""
-        for session in other.links.own if isinstance(other, McpUpstream) else ():
-            self.links.lost.keep(session, None)
-
-    @property
-    @override
-    def is_busy(self) -> bool:
-        """See `Upstream`."""
-        return any(link.calls for link in (*self.links.links.values(), *self.links.retired))
-
     @property
     @override
     def may_have_own(self) -> bool:

@@ -154,14 +154,6 @@ class Upstream(ABC):
         """Use other rules, and keep all connections."""
         self.config, self.policy = config, Policy(config.policy or UpstreamPolicy(), config.names)
 
-    def succeed(self, other: "Upstream") -> None:  # noqa: B027  an API has no sessions
-        """Take the place of an upstream with the same name, whose connections will end."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether calls use its connections."""
-        return False
-
     @property
     def may_have_own(self) -> bool:
         """Whether client sessions can have dedicated sessions at this upstream."""
