@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
+from http_peer import serve
 from millstream import Client, Context, Image, Server, Settings
 from millstream.client import AccessDenied, Options
 from millstream.gateway import ResourcePolicy, ToolPolicy, UpstreamPolicy
@@ -185,3 +186,23 @@ async def test_their_names_are_taken() -> None:
 async def test_they_are_listed_beside_tool_search() -> None:
     async with Client(make_library(settings=for_all(tool_search=True)), timeout=WAIT) as client:
         assert {each.name for each in await client.tools()} == {"search_tools", "call_tool", *TOOLS}
+
+
+@pytest.mark.server
+async def test_tools_at_another_address_keep_to_its_set() -> None:
+    mcp = make_library(settings=for_all())
+    mcp.offer("/mcp/readers", allow=["doc://hours"])
+    async with mcp.running(), serve(mcp) as running:
+        url = f"http://127.0.0.1:{running.port}/mcp/readers"
+        for revision in ("2025-11-25", "2026-07-28"):
+            async with Client(url, timeout=WAIT, revision=revision) as client:
+                assert {each.name for each in await client.tools()} == set(TOOLS)
+                assert [each["uri"] for each in json.loads(await ask(client, "list_resources"))["resources"]] == [
+                    "doc://hours"
+                ]
+                assert await ask(client, "read_resource", uri="doc://hours") == "9 to 5"
+                assert await ask(client, "read_resource", uri="doc://cover") == "Resource not found: doc://cover"
+                assert (
+                    await ask(client, "get_prompt", name="review", arguments={"book": "x"})
+                    == "Unknown prompt: 'review'"
+                )

@@ -65,7 +65,6 @@ class ResourceToolsPart:
         Raises:
             ValueError: The server has a tool with one of these names.
         """
-        self._dispatcher = host.dispatcher
         cursor = {"properties": {"cursor": _CURSOR}}
         uri = {"properties": {"uri": {"type": "string", "description": "URI of the resource"}}, "required": ["uri"]}
         prompt = {
@@ -86,11 +85,14 @@ class ResourceToolsPart:
         for name, description, schema, kind, run in tools:
             read = partial(_read, decoder(kind), name)
             source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema})
-            host.registry.add("tools", name, Tool(source, annotations={"readOnlyHint": True}, tags=[LISTED_TAG]))
+            tool = Tool(source, annotations={"readOnlyHint": True}, tags=[LISTED_TAG])
+            tool.is_companion = True
+            host.registry.add("tools", name, tool)
             host.on_close(partial(host.registry.remove, "tools", name))
         self._names = frozenset(name for name, *_ in tools)
         if not self._is_for_all:
-            host.dispatcher.wrap(["tools/list"], self._list_tools)
+            for each in host.dispatcher.everywhere:
+                each.wrap(["tools/list"], self._list_tools)
 
     async def close(self) -> None:
         """Do nothing, because the host removes the tools."""
@@ -135,7 +137,7 @@ class ResourceToolsPart:
 
     async def _ask(self, call: Call, method: str, params: Json) -> Json:
         try:
-            return decode_object(b"{%b}" % await self._dispatcher.run_inside(call, method, encode(params)))
+            return decode_object(b"{%b}" % await call.dispatcher.run_inside(call, method, encode(params)))
         except ProtocolError as exc:
             if exc.code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS):
                 raise
