@@ -7,7 +7,7 @@ nothing to a call.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
@@ -164,6 +164,18 @@ class RouteRegistry:
         routes[path] = route
 
 
+class ServedSets(Protocol):
+    """Sets of a server's items at addresses of their own."""
+
+    def check(self, configs: Sequence[Any]) -> None:
+        """Raise ValueError if a running server can't change to other configurations of its sets."""
+        ...
+
+    def use(self, configs: Sequence[Any]) -> None:
+        """Use other configurations."""
+        ...
+
+
 class PartHost:
     """The running server, as parts can extend it: ``host.on_close(connection.close)``"""
 
@@ -214,6 +226,8 @@ class PartHost:
         self.observer: Observer | None = None
         self.gateway: UpstreamReports | None = None
         """Describes the upstreams, or None without upstreams."""
+        self.sets: ServedSets | None = None
+        """The sets of items at other addresses, or None without sets."""
         # Items that parts register
         self.routes: RouteRegistry = RouteRegistry()
         self.sockets: dict[str, SocketHandler] = {}

@@ -99,6 +99,8 @@ class LiveGateway:
         self.mcp.definition.live = self.live
         for each in self.live.config.upstreams:
             self.mcp.definition.add_upstream(each)
+        for some in self.live.config.sets:
+            self.mcp.definition.add_set(some)
         self.part: Any = None
 
     @property
@@ -480,3 +482,32 @@ async def test_tasks_of_earlier_upstreams_end_well(changed: bool, tmp_path: Path
             await gateway.change(table("a", a), table("b", b, "timeout = 66") if changed else "")
             shops["b"][0].gate.set()  # type: ignore[attr-defined]
             assert (await client.tasks.wait(task)).text == "prepared"
+
+
+async def test_choice_of_a_set_changes_and_its_address_does_not(tmp_path: Path) -> None:
+    async with serve_shops("a") as shops:
+        upstream = table("a", shops["a"][1].port)
+        visits = '[sets.visitors]\nallow = ["a_visit"]\n'
+        async with run_gateway(tmp_path / "gateway.toml", upstream, visits) as gateway, serve(gateway.mcp) as running:
+            url = f"http://127.0.0.1:{running.port}/mcp/visitors"
+            async with AsyncExitStack() as stack:
+                clients = [
+                    await stack.enter_async_context(Client(url, timeout=WAIT, revision=each)) for each in REVISIONS
+                ]
+                assert [await names_of(each) for each in clients] == [{"a_visit"}] * 2
+                assert (await clients[1].call("a_visit")).text == "a 1"
+                watches = [await stack.enter_async_context(each.watch(tools=True)) for each in clients]
+                await gateway.change(upstream, '[sets.visitors]\nallow = ["a_visit", "a_order"]\n')
+                assert gateway.state == (2, "")
+                async with asyncio.timeout(WAIT):
+                    for each in watches:
+                        await anext(each)
+                assert [await names_of(each) for each in clients] == [{"a_visit", "a_order"}] * 2
+                assert (await clients[1].call("a_visit")).text == "a 2"
+                for text, says in (
+                    ('[sets.visitors]\npath = "/visitors"\n', "'visitors' can't change"),
+                    ('[sets.guests]\nallow = ["a_visit"]\n', "'guests' can't be added or removed"),
+                ):
+                    await gateway.change(upstream, text)
+                    assert says in gateway.state[1]
+                assert await names_of(clients[0]) == {"a_visit", "a_order"}

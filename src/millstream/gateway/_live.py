@@ -28,7 +28,7 @@ from millstream.protocol import Json, is_object, members
 logger = logging.getLogger("millstream.gateway")
 
 
-_LIVE = frozenset({"instructions", "policy", "upstreams"})
+_LIVE = frozenset({"instructions", "policy", "sets", "upstreams"})
 """Members that can change while the gateway runs."""
 
 
@@ -255,9 +255,17 @@ class LiveConfig:
         await self._settle(0)
         try:
             upstreams = await self._part.prepare(self.choose(config))
+            self._check_sets(config)
         except (ValueError, LocalError) as exc:
             raise ConfigError(f"{self.path}: {exc}") from exc
         self._prepared = version, config, upstreams
+
+    def _check_sets(self, config: GatewayConfig) -> None:
+        sets = self.choose_sets(config, self._host.settings.path)
+        if self._host.sets is not None:
+            self._host.sets.check(sets)
+        elif sets:
+            raise ValueError("the first set can't be added while the gateway runs. Restart it.")
 
     async def _settle(self, number: int) -> None:
         """Use the prepared version if it has this number, or forget it."""
@@ -269,6 +277,8 @@ class LiveConfig:
             return
         before, after = ({one.name: one for one in self.choose(each)} for each in (self.config, config))
         self._part.use(upstreams, self.choose(config), config.instructions)
+        if self._host.sets is not None:
+            self._host.sets.use(self.choose_sets(config, self._host.settings.path))
         self.version, self.config = version, config
         changes = {
             "added": [name for name in after if name not in before],

@@ -8,7 +8,7 @@ import logging
 import re
 from asyncio import get_running_loop
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypedDict
 
@@ -289,10 +289,32 @@ class SetsPart:
             self._sets.append(_ServedSet(config, dispatcher, host.registry))
         host.on_change(self._update)
         host.report("sets", self.describe)
+        host.sets = self
         self._update("")
 
     async def close(self) -> None:
         """Do nothing, because the addresses end with the server."""
+
+    def check(self, configs: Sequence[SetConfig]) -> None:
+        """See `ServedSets`. Paths and the conditions for them are decided at the start."""
+        main = Address.main(self._host.settings)
+        before, after = ({each.name: each for each in some} for some in (self._definition.sets, configs))
+        for name in sorted(before.keys() ^ after.keys()):
+            raise ValueError(f"the set {name!r} can't be added or removed while the server runs. Restart it.")
+        for name, config in after.items():
+            if find_address(config, main) != find_address(before[name], main):
+                raise ValueError(
+                    f"the path, scopes, groups, and limit of the set {name!r} can't change while the server runs. "
+                    "Restart it."
+                )
+
+    def use(self, configs: Sequence[SetConfig]) -> None:
+        """See `ServedSets`."""
+        named = {each.name: each for each in configs}
+        for each in self._sets:
+            each.choose(named[each.config.name])
+        self._definition.sets[:] = configs
+        self._update("")
 
     def describe(self) -> list[Json]:
         """Return the address of each set, how many items it has, and what it requires."""
@@ -320,14 +342,18 @@ class _ServedSet:
     """The items of one set at its address."""
 
     def __init__(self, config: SetConfig, dispatcher: Dispatcher, whole: Registry) -> None:
-        self.config = config
         self.dispatcher = dispatcher
         self._registry, self._whole = dispatcher.registry, whole
-        self._policy = _compile(config)
+        self.choose(config)
         self._made: dict[str, dict[str, tuple[_Chosen, Any]]] = {kind: {} for kind in METHODS}
         """Kind -> name -> what the registered item was created from, and the item."""
         self._registry.whole = whole
         self._registry.resource_finders.append(self._find_unlisted)
+
+    def choose(self, config: SetConfig) -> None:
+        """Use a configuration from the next update on."""
+        self.config: SetConfig = config
+        self._policy = _compile(config)
 
     def update(self) -> set[str]:
         """Offer the items that are chosen now. Return the kinds of lists that have changed."""
