@@ -111,12 +111,12 @@ class ResourceToolsPart:
         cursor = arguments.cursor
         if not cursor.startswith(_TEMPLATES):
             page = await self._ask(call, "resources/list", {"cursor": cursor} if cursor else {})
-            found = _shown(page, "resources")
+            found = _page_of(page, "resources")
             cursor = found.get("nextCursor", _TEMPLATES)
         if cursor.startswith(_TEMPLATES):
             cursor = cursor.removeprefix(_TEMPLATES)
             page = await self._ask(call, "resources/templates/list", {"cursor": cursor} if cursor else {})
-            templates = _shown(page, "resourceTemplates")
+            templates = _page_of(page, "resourceTemplates")
             found |= {name: value for name, value in templates.items() if name != "nextCursor"}
             if "nextCursor" in templates:
                 found["nextCursor"] = _TEMPLATES + templates["nextCursor"]
@@ -124,7 +124,7 @@ class ResourceToolsPart:
 
     async def _list_prompts(self, arguments: _Page, call: Call) -> ToolResult:
         page = await self._ask(call, "prompts/list", {"cursor": arguments.cursor} if arguments.cursor else {})
-        found = _shown(page, "prompts")
+        found = _page_of(page, "prompts")
         return ToolResult(encode(found).decode(), found)
 
     async def _read_resource(self, arguments: _Resource, call: Call) -> ToolResult:
@@ -144,7 +144,7 @@ class ResourceToolsPart:
             raise ToolError(f"{exc.message}: {params['uri']}" if "uri" in params else exc.message) from None
 
 
-def _shown(page: Json, member: str) -> Json:
+def _page_of(page: Json, member: str) -> Json:
     found: Json = {member: [{key: each[key] for key in _SHOWN if key in each} for each in page[member]]}
     return found | ({"nextCursor": page["nextCursor"]} if page.get("nextCursor") else {})
 
