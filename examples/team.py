@@ -16,5 +16,5 @@ mcp = Server("team", serve="all", auth=people)
 @mcp.tool
 async def tell(person: str, text: str) -> str:
     """Send a message to the phone of a member of the team."""
-    await mcp.hub.send("phone", {"text": text}, principal=Principal(person))
+    await mcp.hub.send("phone", {"text": text}, principal=Principal(person, client=person))
     return "Sent."

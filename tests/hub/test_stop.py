@@ -18,39 +18,17 @@ from cases import for_each
 from millstream import Server
 from millstream.testing import connect as connect_here
 from patience import WAIT
-from processes import free_port, run_command, uvicorn_command
+from processes import ROOT, free_port, run_command, uvicorn_command
 from workers_world import Program, start_program, until_async
 
-PROGRAM = """
-import os
-from contextlib import asynccontextmanager
-
-from millstream import Server
-
-
-@asynccontextmanager
-async def lifespan(server):
-    async def say_goodbye():
-        await server.hub.publish("news", f"goodbye from {os.getpid()}", event="stopping")
-
-    server.hub.on_stop(say_goodbye)
-    yield
-
-
-mcp = Server("shop", serve="hub", lifespan=lifespan)
-
-
-@mcp.tool
-def who() -> int:
-    return os.getpid()
-"""
+PROGRAM = ROOT / "examples" / "closing.py"
 
 
 async def read_stream(port: int, ready: list[str]) -> list[str]:
     """Return the data of an event stream's events, once the server has closed it."""
     async with (
         httpx2.AsyncClient(timeout=WAIT) as http,
-        http.stream("GET", f"http://127.0.0.1:{port}/events?channel=news") as response,
+        http.stream("GET", f"http://127.0.0.1:{port}/events") as response,
     ):
         found = []
         async for line in response.aiter_lines():
@@ -65,7 +43,7 @@ async def read_socket(port: int, ready: list[str]) -> list[str]:
     """Return the data of a WebSocket's events, once the server has closed it."""
     found = []
     async with connect(f"ws://127.0.0.1:{port}/ws", proxy=None) as socket:
-        await socket.send(json.dumps({"type": "subscribe", "channel": "news"}))
+        await socket.send(json.dumps({"type": "subscribe", "channel": "broadcast"}))
         try:
             while True:
                 message = json.loads(await socket.recv())
@@ -90,22 +68,20 @@ async def read_until_stopped(served: Program, *reads: Any) -> list[list[str]]:
 @pytest.mark.server
 @for_each("workers", [1, 3])
 async def test_subscribers_receive_what_is_published_while_the_server_stops(tmp_path: Path, workers: int) -> None:
-    (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
-    command = run_command(str(tmp_path / "shop.py"), port, "--workers", str(workers))
+    command = run_command(str(PROGRAM), port, "--workers", str(workers))
     with start_program(command, port, tmp_path / "log") as served:
         received = await read_until_stopped(served, read_stream, read_socket)
         assert served.process.wait(WAIT) == 0
     assert all(1 <= len(each) <= workers for each in received), received
-    assert all(text.startswith("goodbye from ") for each in received for text in each)
+    assert {text for each in received for text in each} == {"Back in a minute"}
 
 
 @pytest.mark.server
 async def test_event_streams_receive_what_is_published_while_uvicorn_stops(tmp_path: Path) -> None:
     """Uvicorn closes WebSockets itself, before the application knows that it stops."""
-    (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
-    command = uvicorn_command("shop:mcp", port, "--app-dir", str(tmp_path), "--log-level", "info")
+    command = uvicorn_command("closing:mcp", port, "--app-dir", str(PROGRAM.parent), "--log-level", "info")
     with start_program(command, port, tmp_path / "log", ready=False) as served:
         await until_async(lambda: "Uvicorn running" in served.log, "start")
         received = await read_until_stopped(served, read_stream)

@@ -243,7 +243,7 @@ class Hub(NotCopyable):
         message reaches only the principal that you pass. That can be another person than the caller of your tool. The
         hub doesn't check who may write to whom, so your tool has to. A principal is identified by its `subject`,
         `issuer`, and `client`: store these when the person calls a tool, and later pass ``Principal(subject, issuer,
-        client)``. For a named API key, it's ``Principal("Ada")``.
+        client)``. For a named API key, it's ``Principal("Ada", client="Ada")``.
 
         While the client is offline, its mailbox stores up to `HubLimits.mailbox` messages, each for
         `HubLimits.mailbox_age` seconds, even if the client has never connected.
