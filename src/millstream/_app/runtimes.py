@@ -327,7 +327,7 @@ class HubAccess:
         Raises:
             LocalError: The hub hasn't been opened yet.
         """
-        self._opened().on_stop(hook)
+        self._require_open().on_stop(hook)
 
     def stats(self) -> "HubStats":
         """Return the statistics of this worker's part of the hub.
@@ -335,9 +335,9 @@ class HubAccess:
         Raises:
             LocalError: The hub hasn't been opened yet.
         """
-        return self._opened().stats()
+        return self._require_open().stats()
 
-    def _opened(self) -> "Hub":
+    def _require_open(self) -> "Hub":
         hub = self._runtimes.hub
         if hub is None:
             raise LocalError("The hub isn't open here yet. The first request or publication opens it.")
