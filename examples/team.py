@@ -2,7 +2,7 @@
 
 import os
 
-from millstream import Server, auth
+from millstream import Principal, Server, auth
 
 people = auth.keys(
     named_keys={
@@ -11,3 +11,10 @@ people = auth.keys(
     }
 )
 mcp = Server("team", serve="all", auth=people)
+
+
+@mcp.tool
+async def tell(person: str, text: str) -> str:
+    """Send a message to the phone of a member of the team."""
+    await mcp.hub.send("phone", {"text": text}, principal=Principal(person, client=person))
+    return "Sent."

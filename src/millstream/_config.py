@@ -214,6 +214,8 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Maximum hub subscribers. 0 means that only `max_connections` applies. ``MAX_CONNECTIONS`` also sets it."""
     hub_subscribers_per_channel: Cap = 0
     """Maximum subscribers per channel. 0 means that only `max_connections` applies."""
+    hub_channels_per_subscriber: Size = 100
+    """Maximum channels per event stream or WebSocket. A WebSocket's channels each count as a subscriber."""
     hub_history: Size = 1_000
     """Number of events per channel that a new or returning subscriber can get."""
     hub_history_age: Seconds = 3600.0

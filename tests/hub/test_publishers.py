@@ -168,6 +168,19 @@ async def test_messages_to_a_client_identify_their_sender() -> None:
         assert (event["data"], json.loads(event["user"])) == ("psst", {"name": "eve"})
 
 
+async def test_messages_to_another_person_wait_for_that_person() -> None:
+    """Two people can have clients with the same id."""
+    server = make_rooms()
+    async with run_guarded(server) as world:
+        for text, person in (("for eve", "eve"), ("for the desk", "desk"), ("for all", "")):
+            principal = Principal(person, client=person) if person else None
+            sent = await server.hub.send("phone", text, principal=principal)
+            assert sent.subscribers == 0
+        for key, text in ((DESK, "for the desk"), (EVE, "for eve")):
+            found = fields(await read(world, key, "/mcp/sse/phone", b"for "))
+            assert [each["data"] for each in found[1:]] == [text]
+
+
 async def test_subjects_reach_only_readers_with_the_scope() -> None:
     async with run_guarded(make_rooms()) as world, world.socket(OFFICE) as office, world.socket(DESK) as desk:
         for socket in (office, desk):

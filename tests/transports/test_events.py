@@ -361,6 +361,52 @@ async def test_excess_connections_get_a_retry_time(lane: bool) -> None:
         await here.stream()
 
 
+@for_each("limit", ["max_connections", "max_subscribers_per_channel", "max_streams"])
+async def test_refused_event_sources_reconnect(lane: bool, limit: str) -> None:
+    """An `EventSource` fails permanently at any status other than 200."""
+    limits: dict[str, Any] = {limit: 1}
+    async with world(lane, **limits) as here:
+        first = await here.stream()
+        for accept in (b"text/event-stream", b"application/json, Text/Event-Stream;q=0.5"):
+            peer = await here.server.connect()
+            await peer.send(request("GET", "/events", extra=b"Accept: %b\r\nLast-Event-ID: 7\r\n" % accept))
+            status, headers, body = await peer.reply()
+            peer.close()
+            assert (status, headers[b"content-type"]) == (200, b"text/event-stream")
+            decoder = Decoder(last_event_id="7")
+            (event,) = decoder.feed(body)
+            assert (event.event, json.loads(event.data)["status"]) == ("unavailable", 503)
+            assert "Too many" in json.loads(event.data)["detail"]
+            assert decoder.retry_ms is not None
+            assert 5_000 <= decoder.retry_ms <= 10_000
+            assert decoder.last_event_id == "7"
+        for accept in (b"", b"Accept: */*\r\n"):
+            peer = await here.server.connect()
+            await peer.send(request("GET", "/events", extra=accept))
+            status, headers, _ = await peer.reply()
+            peer.close()
+            assert (status, headers[b"retry-after"]) == (503, b"5")
+        await first.close()
+        await here.subscribers(0)
+        await here.stream(extra=b"Accept: text/event-stream\r\n")
+
+
+@for_each("path", ["/mcp/sse/me", "/events?channel=$client.me", "/events?history=x"])
+async def test_only_temporary_refusals_let_event_sources_reconnect(lane: bool, path: str) -> None:
+    async with world(lane, authorize=lambda *_: False) as here:
+        peer = await here.server.connect()
+        await peer.send(request("GET", path, extra=b"Accept: text/event-stream\r\n"))
+        status, _, _ = await peer.reply()
+        peer.close()
+        assert status in (400, 403)
+
+
+async def test_events_of_publishers_are_not_named_as_the_hubs_own(lane: bool) -> None:
+    async with world(lane) as here:
+        for name in ("gap", "cut", "unavailable"):
+            assert (await here.publish({"data": 1, "event": name}))[0] == 400
+
+
 async def test_hub_streams_count_toward_the_stream_cap(lane: bool) -> None:
     async with world(lane, max_streams=1) as here:
         await here.stream()

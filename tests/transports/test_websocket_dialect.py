@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from cases import for_each
-from millstream import Principal
+from millstream import Principal, Settings
 from millstream.hub import HubLimits
 from socket_world import TRANSPORTS, ask, recv_json, send_json, world
 from wire import per_request
@@ -202,6 +202,26 @@ async def test_hub_limits_are_dialect_errors() -> None:
             answer = await ask(socket, {"type": "subscribe", "channel": channel})
             answers.append(answer["error"]["code"] if answer["type"] == "error" else (await recv_json(socket))["type"])
         assert answers == ["subscribed", "subscribed", -32000, "subscribed", -32000]
+
+
+async def test_sockets_subscribe_to_as_many_channels_as_the_setting_allows() -> None:
+    for settings, most in ((Settings(), 100), (Settings(hub_channels_per_subscriber=17), 17)):
+        async with world(limits=HubLimits.of(settings)) as app, app.client() as socket:
+            await recv_json(socket)
+
+            async def change(kind: str, channel: str) -> Any:
+                answer = await ask(socket, {"type": kind, "channel": channel})
+                while answer["type"] == "position":
+                    answer = await recv_json(socket)
+                return answer
+
+            for number in range(most):
+                assert (await change("subscribe", f"c{number}"))["type"] == "subscribed"
+            assert (await change("subscribe", "more"))["error"]["message"] == (
+                f"Too many subscribers (channels on one socket: {most}). Unsubscribe from one first."
+            )
+            assert (await change("unsubscribe", "c0"))["type"] == "unsubscribed"
+            assert (await change("subscribe", "more"))["type"] == "subscribed"
 
 
 TOO_BIG_A_NUMBER = "1e400"

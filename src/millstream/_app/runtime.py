@@ -398,9 +398,7 @@ class Runtime:
         ending, until = [call for call in calls if call.long_lived], clock() + HALT_SECONDS
         while any(each in calls for each in ending) and clock() < until:  # noqa: ASYNC110  no event signals it
             await asyncio.sleep(0.01)
-        self.streams.close()
-        for drain in self.host.drains:
-            await drain(1.0)
+        await self._close_streams(clock())
         await self._stack.aclose()
 
     async def drain(self, seconds: float) -> None:
@@ -423,6 +421,12 @@ class Runtime:
             for call in list(calls):
                 call.halt()
             await asyncio.sleep(0.01)
+        await self._close_streams(deadline)
+
+    async def _close_streams(self, deadline: float) -> None:
+        clock = self.sweep.clock
+        if self.hub is not None:
+            await self.hub.run_stop_hooks(max(1.0, deadline - clock()))
         self.streams.close()
         for drain in self.host.drains:
             await drain(max(1.0, deadline - clock()))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -322,16 +322,27 @@ class HubAccess:
             async for event in events:
                 yield event
 
+    def on_stop(self, hook: Callable[[], Awaitable[object]]) -> None:
+        """Await a function before the hub's streams close (see `Hub.on_stop`). Call this in the lifespan.
+
+        Raises:
+            LocalError: The hub hasn't been opened yet.
+        """
+        self._require_open().on_stop(hook)
+
     def stats(self) -> "HubStats":
         """Return the statistics of this worker's part of the hub.
 
         Raises:
             LocalError: The hub hasn't been opened yet.
         """
+        return self._require_open().stats()
+
+    def _require_open(self) -> "Hub":
         hub = self._runtimes.hub
         if hub is None:
             raise LocalError("The hub isn't open here yet. The first request or publication opens it.")
-        return hub.stats()
+        return hub
 
 
 def no_hub(name: str) -> LocalError:

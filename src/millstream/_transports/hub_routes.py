@@ -1,15 +1,16 @@
 """The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `GET /members`, `POST /publish`.
 
 Streams are server-sent events. A plain event has no ``event`` field, so `EventSource.onmessage` receives it. A gap is
-``event: gap``, and a stream that the hub ends, because its reader is too slow, closes with ``event: cut``. Between
-events, the position to resume from is sent as an id alone, which clients store without dispatching an event. Errors are
-problem details (RFC 9457).
+``event: gap``, and a stream that the hub ends, because its reader is too slow, closes with ``event: cut``. If there's
+no room for a stream, `EventSource` gets ``event: unavailable`` and reconnects. Between events, the position to resume
+from is sent as an id alone, which clients store without dispatching an event. Errors are problem details (RFC 9457).
 """
 
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, lru_cache, partial
 from itertools import islice
+from random import randint
 from typing import Any
 
 import msgspec
@@ -39,12 +40,14 @@ from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams, drop_head
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.hub._channels import DEFAULT, check_encoded_size, is_presence
-from millstream.hub._event import encode_object
+from millstream.hub._event import UNAVAILABLE, encode_object
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
 _RETRY_AFTER = b"retry-after: 5\r\n"
+_REFUSED_MS = (5_000, 10_000)
+"""Range of reconnection times sent when there's no room for a stream, with jitter."""
 _NO_STORE = JSON_HEAD + b"cache-control: no-store\r\n"
 _PARTIAL = "Calls handled by the server's other processes don't appear here. The server's log describes the fix."
 
@@ -196,12 +199,12 @@ class HubRoutes(Struct, frozen=True):
         try:
             admit()
         except (InvalidName, Forbidden, LimitExceeded) as exc:
-            return _refusal(exc)
+            return _refuse_stream(request, str(exc)) if isinstance(exc, LimitExceeded) else _refusal(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
         async with self.hub.hold_interest(channels):
             if self.streams.full(request):
-                return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
+                return _refuse_stream(request, "Too many open streams. Close some, or try again later.")
             gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
             sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
             if gzip:
@@ -292,6 +295,16 @@ server."""
 def _refusal(exc: Exception) -> Response:
     status, text = _REFUSALS[type(exc)]
     return plain_problem(status, text or str(exc), _RETRY_AFTER if status == 503 else b"")
+
+
+def _refuse_stream(request: HttpRequest, text: str) -> Response:
+    """Return a 503, or for ``Accept: text/event-stream`` an event, after which an `EventSource` reconnects. It fails
+    permanently if the status isn't 200 (HTML standard, 9.2.3).
+    """
+    if b"text/event-stream" not in request.headers.get(b"accept", b"").lower():
+        return plain_problem(503, text, _RETRY_AFTER)
+    event = sse.encode_event(encode({"status": 503, "detail": text}), event=UNAVAILABLE)
+    return Response(sse.retry(randint(*_REFUSED_MS)) + event, 200, STREAM_HEAD)  # noqa: S311  spreads load
 
 
 _NAMES = ("channel", "client_id", "name", "history", "members", "last_event_id", "envelope")

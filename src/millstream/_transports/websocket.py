@@ -54,7 +54,7 @@ from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection, is_batch
 from millstream._transports.open_streams import OpenStreams, silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded, Subscription
-from millstream.hub._channels import DEFAULT, check_encoded_size
+from millstream.hub._channels import DEFAULT, SOCKET_CHANNELS, check_encoded_size
 from millstream.hub._event import CUT, encode_object
 
 FORBIDDEN = -32003
@@ -256,7 +256,7 @@ class Dialect(Struct, eq=False):
             raise ProtocolError(INVALID_REQUEST, f"This socket is already subscribed to {channel!r}.")
         most = hub.limits.max_channels_per_subscriber
         if len(self._subscriptions) >= most:
-            raise LimitExceeded("channels on one socket", most)
+            raise LimitExceeded(SOCKET_CHANNELS, most)
         self._subscriptions[channel] = await hub.subscribe(
             (channel,),
             self._outbox,
@@ -329,7 +329,7 @@ _NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 
 _STOPS = "The server is stopping"
 _AGED = "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
-_BUSY = refusal(503, "Too many open connections. Try again later.", retry_after="5")
+_BUSY = refusal(503, "Too many open connections. Close some, or try again later.", retry_after="5")
 _LEAVING = refusal(503, "The server is stopping. Connect again in a few seconds.", retry_after="5")
 _NOT_A_PAGE = refusal(
     426,

@@ -31,7 +31,7 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     max_connections: int = _DEFAULTS.max_connections
     max_connections_per_address: int = _DEFAULTS.max_connections_per_address
     max_subscribers_per_channel: int = _DEFAULTS.hub_subscribers_per_channel
-    max_channels_per_subscriber: int = 16
+    max_channels_per_subscriber: int = _DEFAULTS.hub_channels_per_subscriber
     max_event: int = 256 * 1024
     """Maximum size of an event's data."""
     max_buffered: int = 512 * 1024
@@ -60,6 +60,7 @@ class HubLimits(Struct, frozen=True, kw_only=True):
             max_connections=settings.hub_connections or settings.max_connections,
             max_connections_per_address=settings.max_connections_per_address,
             max_subscribers_per_channel=settings.hub_subscribers_per_channel,
+            max_channels_per_subscriber=settings.hub_channels_per_subscriber,
             max_event=min(cls().max_event, settings.stream_buffer // 4),
             max_buffered=settings.stream_buffer // 2,
             journal=settings.hub_replay_events,
@@ -109,11 +110,19 @@ class Forbidden(ToolError):
         self.channel = channel
 
 
+YOUR_SUBSCRIBERS = "yours"
+YOUR_CHANNELS = "bytes of your channels and patterns"
+SOCKET_CHANNELS = "channels on one socket"
+_FREE_SOME = "Unsubscribe from a channel or close a stream first."
+_OWN_LIMITS = {YOUR_SUBSCRIBERS: _FREE_SOME, YOUR_CHANNELS: _FREE_SOME, SOCKET_CHANNELS: "Unsubscribe from one first."}
+"""Limits that don't depend on other clients -> what to do."""
+
+
 class LimitExceeded(CopyableError):
-    """A limit on subscribers is reached. The client can try again later.
+    """A limit on subscribers is reached. The text tells the client to try again later, if that can help.
 
     Args:
-        scope: The kind of limit: connections, yours, address, or channel.
+        scope: The kind of limit: connections, address, channel, or one of the client's own.
         limit: The maximum number of subscribers.
 
     Example:
@@ -121,7 +130,8 @@ class LimitExceeded(CopyableError):
     """
 
     def __init__(self, scope: str, limit: int) -> None:
-        super().__init__(f"Too many subscribers ({scope}: {limit}). Try again later.")
+        fix = _OWN_LIMITS.get(scope, "Try again later.")
+        super().__init__(f"Too many subscribers ({scope}: {limit}). {fix}")
         self.scope = scope
         self.limit = limit
 

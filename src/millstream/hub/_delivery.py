@@ -21,7 +21,16 @@ from millstream._recent import Recent
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
-from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
+from millstream.hub._channels import (
+    CLIENT,
+    PRESENCE,
+    YOUR_CHANNELS,
+    YOUR_SUBSCRIBERS,
+    HubLimits,
+    LimitExceeded,
+    is_pattern,
+    topic_for,
+)
 from millstream.hub._event import Event, cut, gap
 from millstream.hub._journal import JOURNAL, Journal
 from millstream.hub._mailbox import Mailboxes, logger
@@ -79,9 +88,9 @@ class Audience:
         if cap and address and self._by_address.count(peer_network(address)) >= cap:
             raise LimitExceeded("address", cap)
         if not self._share.has_room(_owner(address, principal)):
-            raise LimitExceeded("yours", self._share.each)
+            raise LimitExceeded(YOUR_SUBSCRIBERS, self._share.each)
         if not self._memory.has_room(_owner(address, principal), _size(channels)):
-            raise LimitExceeded("bytes of your channels and patterns", self._memory.each)
+            raise LimitExceeded(YOUR_CHANNELS, self._memory.each)
         cap = limits.max_subscribers_per_channel
         if cap and any(self.by_channel.count(channel) >= cap for channel in channels):
             raise LimitExceeded("channel", cap)

@@ -18,8 +18,9 @@ from millstream.hub._channels import InvalidName
 
 GAP = "gap"
 CUT = "cut"
+UNAVAILABLE = "unavailable"
 MEMBERS = "members"
-RESERVED_NAMES = frozenset({GAP, CUT})
+RESERVED_NAMES = frozenset({GAP, CUT, UNAVAILABLE})
 """Event names that only the hub uses."""
 
 MAX_EVENT_NAME = 100

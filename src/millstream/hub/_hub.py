@@ -5,7 +5,7 @@ and mailboxes and presence track clients. This module does no network I/O.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from heapq import nlargest
@@ -140,6 +140,7 @@ class Hub(NotCopyable):
         self._refresh_needed = asyncio.Event()
         self._refreshes = 0
         self._stops: list[Callable[[], None]] = []
+        self._stop_hooks: list[Callable[[], Awaitable[object]]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -152,6 +153,35 @@ class Hub(NotCopyable):
         refreshes = run_on(self._refresh_needed, self._refresh, outage, every=self.limits.refresh)
         jobs = self._run_departures(), self._delivery.mailboxes.run_saves(), refreshes
         self._tasks = [asyncio.create_task(job) for job in jobs]
+
+    def on_stop(self, hook: Callable[[], Awaitable[object]]) -> None:
+        """Await a function when the server stops, after its calls have ended and before the hub's streams close.
+
+        Each worker does this. Together, the functions have what's left of `Settings.drain_timeout`, but at least a
+        second. An error is logged, and doesn't keep the server from closing.
+
+        Args:
+            hook: An async function without arguments.
+
+        Example:
+            ``mcp.hub.on_stop(lambda: mcp.hub.publish("news", "Back in a minute", event="stopping"))``
+        """
+        self._stop_hooks.append(hook)
+
+    async def run_stop_hooks(self, seconds: float) -> None:
+        """Run the functions of `on_stop` once, then deliver what other workers have published until now.
+
+        Args:
+            seconds: The time limit.
+        """
+        hooks, self._stop_hooks = self._stop_hooks, []
+        until = asyncio.get_running_loop().time() + seconds
+        for hook in (*hooks, self._delivery.event_tail.settle) if hooks else ():
+            try:
+                async with asyncio.timeout_at(until):
+                    await hook()
+            except Exception:
+                logger.exception("A function that runs before the hub's streams close failed.")
 
     async def close(self) -> None:
         """End all subscriptions and save what clients need for their next connection. Idempotent."""
@@ -207,10 +237,16 @@ class Hub(NotCopyable):
         principal: Caller = None,
         publisher: Caller = None,
     ) -> PublishResult:
-        """Publish to one client of a principal: ``await mcp.hub.send("ada-7f3a", {"n": 1})``.
+        """Publish to one client of a person: ``await mcp.hub.send("phone", {"n": 1}, principal=ctx.principal)``.
+
+        With sign-in, a client id belongs to the principal that connects with it, so two people can use the same id. The
+        message reaches only the principal that you pass. That can be another person than the caller of your tool. The
+        hub doesn't check who may write to whom, so your tool has to. A principal is identified by its `subject`,
+        `issuer`, and `client`: store these when the person calls a tool, and later pass ``Principal(subject, issuer,
+        client)``. For a named API key, it's ``Principal("Ada", client="Ada")``.
 
         While the client is offline, its mailbox stores up to `HubLimits.mailbox` messages, each for
-        `HubLimits.mailbox_age` seconds.
+        `HubLimits.mailbox_age` seconds, even if the client has never connected.
 
         Args:
             client_id: The client's id, at most 128 characters.
