@@ -709,7 +709,8 @@ export class Hub extends Emitter {
     const feed = new Feed(
       new URL(`events?${new URLSearchParams(query)}`, this.#base),
       ({ type, data, id }) => {
-        if (data && !["cut", "unavailable"].includes(type)) subscription.take({ ...(type === "gap" && { type }), ...JSON.parse(data) });
+        if (data && !["cut", "unavailable"].includes(type))
+          subscription.take({ ...(type === "gap" && { type }), ...JSON.parse(data) });
         if (data) return;
         subscription.take({ type: "position", id });
         if (!subscription.ready) subscription.take({ type: "subscribed" }); // a position follows the earlier events
