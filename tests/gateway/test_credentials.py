@@ -137,9 +137,13 @@ async def test_invalid_credential_options_prevent_startup(monkeypatch: pytest.Mo
         mcp.upstream("up", url, **options)  # type: ignore[arg-type]
         with pytest.raises(LocalError, match=words):
             await mcp.start()
+    behalf = {"kind": "token_exchange", "on_behalf_of": True, "issuer": "https://as.example", "client_id": "x",
+              "client_secret": {"env": "S"}, "scope": ["x"]}  # fmt: skip
+    convert(behalf, Credentials)
     for given in (
         {"kind": "bearer", "text": "in a file"}, {"kind": "bearer"}, {"kind": "per_user_oauth", "client_id": "x"},
         {"kind": "client_credentials", "client_id": "x", "issuer": "https://as.example"},
+        {**behalf, "scope": []}, {**behalf, "audience": "x"}, {**behalf, "client_secret": None},
     ):  # fmt: skip
         with pytest.raises(ValidationError):
             convert(given, Credentials)

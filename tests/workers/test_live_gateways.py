@@ -182,6 +182,34 @@ async def test_restart_uses_changes_that_need_one(tmp_path: Path) -> None:
         assert await names(served) == {"a_pid", "a_wait", "b_pid", "b_wait"}
 
 
+async def test_failed_restart_leaves_the_version_in_force(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, "a", "b") as served:
+        before = (await health(served))["configuration"]
+        store = f'store = "sqlite:///{tmp_path}/missing/x.db"\n'
+        write(tmp_path, "a", "b", start=f'{store}[settings]\nauth_keys = "keys.json"\n')
+        await until_async(lambda: served.count_lines("it can't change while the gateway runs") == 1)
+        served.process.send_signal(signal.SIGHUP)
+        await until_async(lambda: served.count_lines("The restart failed. The current workers keep serving.") == 1)
+        assert (await health(served))["configuration"]["digest"] == before["digest"]
+        (tmp_path / "missing").mkdir()
+        write(tmp_path, "a", "c", start=f'{store}[settings]\nauth_keys = "keys.json"\n')
+        await until_async(lambda: served.count_lines("it can't change while the gateway runs") >= 2)
+        assert {(await health(served))["configuration"]["digest"] for _ in range(6)} == {before["digest"]}
+        write(tmp_path, "a", "c")
+        await until_async(lambda: served.count_lines("is in force: added c, removed b") >= 2)
+        assert await names(served) == {"a_pid", "a_wait", "c_pid", "c_wait"}
+
+
+async def test_deeply_nested_file_is_refused(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, "a", "b") as served:
+        (tmp_path / "gateway.toml").write_text(f"x = {'[' * 20_000}{']' * 20_000}", "utf-8")
+        await until_async(lambda: served.count_lines("nested too deeply") == 1)
+        served.process.send_signal(signal.SIGHUP)
+        await until_async(lambda: served.count_lines("The restart failed. The current workers keep serving.") == 1)
+        write(tmp_path, "a", "c")
+        await wait_for_version(served, (await health(served))["configuration"]["version"] + 1)
+
+
 async def test_large_and_secret_texts_reach_workers_by_their_pipe(tmp_path: Path) -> None:
     start = f'instructions = "{"long " * 100_000}"\n'  # more than a socket's buffer
     with run_gateway(tmp_path, "a", "b\nenv = { KEY = 'sesame-1' }", start=start) as served:

@@ -4,6 +4,7 @@ import hmac
 import logging
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -39,19 +40,27 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
 
     Raises:
         SignInFailed: The request failed. The reason is logged. The message contains only `title`, the upstream's name.
-        GrantRefused: The upstream refused it with 400 or 401.
+        GrantRefused: The upstream says that the grant has ended.
     """
     body = None if form is None else urlencode(form).encode()
     try:
         return _decode((await fetch(url, form=body, headers=headers, is_allowed=allow_any)).body)
     except (OutboundError, *MALFORMED) as exc:
         logger.error("A sign-in request to %s failed: %s", url, exc)
-        kind = GrantRefused if getattr(exc, "status", 0) in (400, 401) else SignInFailed
+        reply = None
+        with suppress(*MALFORMED):
+            reply = _decode(getattr(exc, "body", b""))
+        kind = GrantRefused if has_ended(reply) else SignInFailed
         raise kind(f"{title} isn't responding as expected. Try again later.") from None
 
 
+def has_ended(reply: Any) -> bool:
+    """Return whether a reply says that a grant has ended (RFC 6749 §5.2, and GitHub's word for it)."""
+    return members(reply).get("error") in ("invalid_grant", "bad_refresh_token")
+
+
 class GrantRefused(SignInFailed):
-    """The upstream refused a request for tokens."""
+    """The grant has ended, so its user has to sign in again."""
 
 
 def code_of(query: Mapping[str, str], title: str) -> str:

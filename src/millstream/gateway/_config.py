@@ -393,6 +393,8 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         if path.suffix in (".yaml", ".yml"):
             hint = "A gateway doesn't read YAML. List the servers in a JSON file, under mcpServers."
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
+    except RecursionError:
+        raise ConfigError(f"{path} has values that are nested too deeply.") from None
     root = ConfigValue(path, partial(_toml_line, text, written), environ, written, files=[])
     if written.keys() & {"mcp_servers", "mcpServers"} and "upstreams" not in written:
         return _load_servers(root)

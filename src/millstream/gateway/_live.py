@@ -143,6 +143,9 @@ class LiveConfig:
                 refusal = ""
             except (ValueError, LocalError, OSError) as exc:
                 refusal = str(exc)
+            except Exception:
+                logger.exception("%s can't be used", self.path)
+                refusal = f"{self.path} can't be used, because of an unexpected error, which is in the log."
             if refusal not in ("", self.refusal):
                 logger.error("%s Version %d of the configuration stays in force.", refusal, self.version.number)
             self.refusal = refusal
@@ -229,6 +232,9 @@ class LiveConfig:
                     error = ""
                 except (ValueError, LocalError, OSError) as exc:
                     error = str(exc)
+                except Exception:
+                    logger.exception("%s can't be used", self.path)
+                    error = f"{self.path} can't be used, because of an unexpected error, which is in the log."
                 reply(error)
 
         self._host.run(prepare())

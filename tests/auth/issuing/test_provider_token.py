@@ -1,6 +1,7 @@
 """Tools that act at the provider as the person who signed in there."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -30,7 +31,9 @@ class Provider:
 
     def __init__(self, issuer: Issuer) -> None:
         self.issuer, self.forms, self.nonce, self.person = issuer, list[dict[str, str]](), "", "ada"
-        self.expires_in, self.refuses, self.numbers = 3_600, False, iter(range(1, 100))
+        self.expires_in, self.refuses, self.numbers = 3_600, "", iter(range(1, 100))
+        self.said: dict[str, Any] = {}
+        """Changes to the response."""
         issuer.answers["/.well-known/openid-configuration"] = {
             "issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys", "authorization_endpoint": f"{issuer.url}/auth",
             "token_endpoint": f"{issuer.url}/token", "scopes_supported": ["openid", "offline_access"],
@@ -41,14 +44,15 @@ class Provider:
         form = dict(parse_qsl(request.partition(b"\r\n\r\n")[2].decode()))
         self.forms.append(form)
         if self.refuses:
-            return b'HTTP/1.1 400 Bad Request\r\ncontent-length: 25\r\n\r\n{"error":"invalid_grant"}'
+            body = json.dumps({"error": self.refuses}).encode()
+            return b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
         now, number = int(time.time()), next(self.numbers)
         claims = {"iss": self.issuer.url, "aud": "desk", "sub": self.person, "nonce": self.nonce, "iat": now,
                   "exp": now + 600, "email": f"{self.person}@example.com", "email_verified": True}  # fmt: skip
         return {
             "id_token": token(claims, typ="JWT"),
             "access_token": f"access-{number}", "refresh_token": f"refresh-{number}", "token_type": "Bearer",
-            "expires_in": self.expires_in, "scope": "openid calendar",
+            "expires_in": self.expires_in, "scope": "openid calendar", **self.said,
         }  # fmt: skip
 
 
@@ -148,7 +152,7 @@ async def test_caller_hears_what_to_do_after_the_provider_has_ended_it() -> None
         provider.expires_in = 1
         async with client_of(url, Browser(provider)) as client:
             await client.call("who")
-            provider.refuses = True
+            provider.refuses = "invalid_grant"
 
             async def refused() -> bool:
                 return "connect it again" in (await client.call("events", raise_on_error=False)).text
@@ -156,10 +160,53 @@ async def test_caller_hears_what_to_do_after_the_provider_has_ended_it() -> None
             await until(refused)
 
 
-async def test_token_is_deleted_when_a_sign_in_is_revoked() -> None:
+async def test_token_survives_what_only_the_operator_can_fix() -> None:
+    async with world() as (provider, url):
+        provider.expires_in = 1
+        async with client_of(url, Browser(provider)) as client:
+            await client.call("who")
+            provider.refuses = "invalid_client"
+
+            async def refused() -> bool:
+                return "isn't responding" in (await client.call("events", raise_on_error=False)).text
+
+            await until(refused)
+            provider.refuses, provider.expires_in = "", 3_600
+
+            async def renewed() -> bool:
+                return (await client.call("events", raise_on_error=False)).text.startswith("2-")
+
+            await until(renewed)
+
+
+@pytest.mark.parametrize(
+    ("said", "scopes"),
+    [
+        ({"scope": "calendar,mail"}, "calendar mail"), ({"scope": None}, "calendar"), ({"scope": ["a"]}, "calendar"),
+        ({"expires_in": "3600"}, "openid calendar"), ({"expires_in": 10**400}, "openid calendar"),
+    ],
+)  # fmt: skip
+async def test_members_of_other_types_are_read_or_ignored(said: dict[str, Any], scopes: str) -> None:
+    async with world() as (provider, url):
+        provider.said = said
+        async with client_of(url, Browser(provider)) as client:
+            assert (await client.call("events")).text == f"1-ssecca {scopes}"
+
+
+@pytest.mark.parametrize("token", [None, {"a": 1}, "", "x" * 20_000, "a\nb"])
+async def test_tokens_that_cannot_be_sent_are_not_kept(token: Any) -> None:
+    async with world() as (provider, url):
+        provider.said = {"access_token": token}
+        async with client_of(url, Browser(provider)) as client:
+            assert "can't act in your name" in (await client.call("events", raise_on_error=False)).text
+
+
+@pytest.mark.parametrize("person", ["ada", "auth0|ada lovelace"])
+async def test_token_is_deleted_when_a_sign_in_is_revoked(person: str) -> None:
     async with world() as (provider, url):
         kept = MemoryTokenStore()
-        async with client_of(url, Browser(provider), kept) as one, client_of(url, Browser(provider)) as two:
+        first, second = Browser(provider, person), Browser(provider, person)
+        async with client_of(url, first, kept) as one, client_of(url, second) as two:
             assert (await one.call("events")).text
             assert (await two.call("events")).text == "2-ssecca openid calendar"
             (tokens,) = kept.load().tokens.values()

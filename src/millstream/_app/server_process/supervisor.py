@@ -261,7 +261,8 @@ class Supervisor:
 
         They stop together. Otherwise, clients of a stopped worker would reconnect to others that are about to stop.
         """
-        new, before = list[WorkerProcess](), self._hello
+        new, before, live = list[WorkerProcess](), self._hello, self.live
+        in_force = None if live is None else (live.version, live.config)
         self._tell(StartFailure(""))
         try:
             if self.live is not None:
@@ -279,6 +280,8 @@ class Supervisor:
             self._tell(msgspec.convert(exc, StartFailure, from_attributes=True))
             logger.error("The restart failed. The current workers keep serving.")
             self._hello = before
+            if live is not None and in_force is not None:
+                (live.version, live.config), live.refusal = in_force, str(exc)
             self._leave(new)
             self._fill()
             return
@@ -300,6 +303,9 @@ class Supervisor:
             live.version, live.config = await asyncio.to_thread(live.read)
         except (ValueError, LocalError, OSError) as exc:
             raise NotStarted(str(exc)) from exc
+        except Exception as exc:
+            logger.exception("%s can't be read", live.path)
+            raise NotStarted(f"{live.path} can't be read.") from exc
         live.refusal = ""
         return live.version
 

@@ -407,6 +407,8 @@ class OutboundError(ValueError):
 
     status: int = 0
     """Status of the response, if it isn't 200."""
+    body: bytes = b""
+    """Its body."""
 
 
 class FetchedDocument(Struct, frozen=True):
@@ -474,7 +476,7 @@ async def fetch(
         raise OutboundError(_reason(exc, host or "", seconds)) from exc
     if reply.status != 200:
         refused = OutboundError(f"{host} responded with {reply.status}.")
-        refused.status = reply.status
+        refused.status, refused.body = reply.status, reply.body
         raise refused
     if reply.stream is not None:
         raise OutboundError(f"{host} sent a stream instead of a complete response.")

@@ -190,6 +190,10 @@ class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchang
         super().__post_init__()
         if self.on_behalf_of and not self.scope:
             raise ValueError('on_behalf_of requires scope, such as ["api://orders/.default"].')
+        if self.on_behalf_of and (self.audience or self.resource):
+            raise ValueError("on_behalf_of identifies the upstream by scope. Leave out audience and resource.")
+        if self.on_behalf_of and self.client_secret is None and self.private_key is None:
+            raise ValueError("on_behalf_of requires a client_id, and a client_secret or a private_key.")
 
 
 class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from millstream import ToolError
 from millstream._override import override
@@ -12,15 +13,16 @@ from millstream._protocol.jsonrpc import Json
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ProviderToken, Services
 from millstream.auth._authorization_server.grants import ENDED
-from millstream.auth._oidc import GrantRefused
+from millstream.auth._oidc import GrantRefused, has_ended
 from millstream.auth.providers import SignInFailed
-from millstream.client import ClientError, ConnectFailed, Tokens
-from millstream.gateway._credentials.source import LinkCaller, digest_of
+from millstream.client import ClientError, ConnectFailed, Registration, Tokens
+from millstream.gateway._credentials.source import LinkCaller, digest_of, logger
 from millstream.gateway._credentials.tokens import StoredGrant, TokenCredentials, make_grant
 
 _SECONDS = 180 * 86_400.0
 """Seconds that a refresh token is kept after its last use."""
 _MAX_TOKEN = 16_384
+_MAX_LIFETIME = 100 * 365 * 86_400.0
 _AGAIN = "Disconnect this server in your application, and connect it again."
 
 
@@ -49,8 +51,11 @@ class KeptTokens(TokenCredentials):
 
     async def keep(self, principal: str, response: Json) -> None:
         """Store the tokens in a response."""
-        name = digest_of(principal)
-        await self._vault.kv.put(self._prefix + name, *self._seal(name, _grant_of(response, "")))
+        name, grant = digest_of(principal), _grant_of(response, "", " ".join(self.provider.token_scopes))
+        if grant is None:
+            logger.error("%s returned no access token that tools can use.", self.title)
+            return
+        await self._vault.kv.put(self._prefix + name, *self._seal(name, grant))
         await self._notify_workers(name)
 
     async def forget(self, principal: str) -> None:
@@ -83,19 +88,39 @@ class KeptTokens(TokenCredentials):
             return None  # the user or the provider has ended it
         except SignInFailed as exc:
             raise ConnectFailed(str(exc)) from None
-        if not response.get("access_token"):  # GitHub also refuses with status 200
+        if has_ended(response):  # GitHub also refuses with status 200
             return None
-        return _grant_of({"scope": old.tokens.scope, **response}, old.tokens.refresh_token)
+        grant = _grant_of(response, old.tokens.refresh_token, old.tokens.scope)
+        if grant is None:
+            raise ConnectFailed(f"{self.title} returned no access token.")
+        return grant
 
 
-def _grant_of(response: Json, refresh_token: str) -> StoredGrant:
-    """Return the grant in a response. A provider that returns no other refresh token expects the old one again."""
-    token, refresh, scope = (
-        str(response.get(name) or "")[:_MAX_TOKEN] for name in ("access_token", "refresh_token", "scope")
+def _grant_of(response: Json, refresh_token: str, scope: str) -> StoredGrant | None:
+    """Return the grant in a response, or None if it has no usable access token.
+
+    Args:
+        response: The response of the token endpoint.
+        refresh_token: The token to keep if there's no other.
+        scope: The scopes if the response doesn't list them (RFC 6749 §5.1). GitHub separates them by commas.
+    """
+    token, refresh, granted = (response.get(name) for name in ("access_token", "refresh_token", "scope"))
+    if not _is_token(token):
+        return None
+    given, lifetime = response.get("expires_in"), 0.0
+    with suppress(ValueError, OverflowError):
+        lifetime = float(given) if isinstance(given, str | int | float) else 0.0
+    tokens = Tokens(
+        token,
+        refresh_token=refresh if _is_token(refresh) else refresh_token,
+        scope=granted.replace(",", " ") if isinstance(granted, str) and granted else scope,
+        expires_at=time.time() + lifetime if 0 < lifetime < _MAX_LIFETIME else 0.0,
     )
-    lifetime = response.get("expires_in")
-    expires_at = time.time() + lifetime if isinstance(lifetime, int | float) and lifetime > 0 else 0.0
-    return make_grant(Tokens(token, refresh_token=refresh or refresh_token, scope=scope, expires_at=expires_at))
+    return make_grant(tokens, Registration())
+
+
+def _is_token(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TOKEN and value.isascii() and value.isprintable()
 
 
 class ProviderTokensPart:
@@ -123,7 +148,7 @@ class ProviderTokensPart:
     def _on_end(self, host: PartHost, data: bytes) -> None:
         """Delete the tokens of a user whose sign-in has been revoked somewhere."""
         principal = data.decode("utf-8", "replace")
-        kept = self._kept.get(principal.rpartition(" ")[2].partition(":")[0])
+        kept = self._kept.get(principal.partition(" ")[2].partition(":")[0])
         if kept is not None:
             host.run(kept.forget(principal))
 

@@ -328,8 +328,10 @@ class _IssuedCredentials(TokenCredentials):
         if isinstance(options, TokenExchange):
             self.lists_from = options.lists_from
         self._target = options.resource or str(url)
-        parts = (upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
-                 " ".join(options.scope), self._target)  # fmt: skip
+        parts = [upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
+                 " ".join(options.scope), self._target]  # fmt: skip
+        if isinstance(options, TokenExchange):
+            parts += options.audience, "on behalf" * options.on_behalf_of
         digest = digest_of("\n".join(parts))
         super().__init__(upstream, forward, services, f"gateway-token:{digest}:")
         self._outbound = outbound_for(url, private_addresses=options.private_addresses)
