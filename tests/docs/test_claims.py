@@ -15,7 +15,7 @@ from tests.support.cases import for_each
 
 pytestmark = pytest.mark.check
 
-PAGES = ["docs/security.md"]
+PAGES = ["docs/security.md", "README.md"]
 # Sections of links and of advice to the reader.
 WITHOUT_CLAIMS = ("Where next", "What's left to you")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -28,15 +28,18 @@ UNIVERSAL = re.compile(r"\b(?:all|every|any|always|never|only|nothing|no)\b", re
 ROW_OR_BULLET = re.compile(r"- |\|(?! \*\*[^|]*\*\* \|[ |]*$)")
 
 
+def is_universal(line: str) -> bool:
+    return UNIVERSAL.search(CODE_OR_TARGET.sub("", line)) is not None
+
+
 def claims(text: str) -> list[str]:
     """Return the table rows, bullets, and paragraphs with a universal word."""
-    found = []
+    found: list[str] = []
     for section in re.split(r"^##+ ", text, flags=re.MULTILINE):
         title, _, body = section.partition("\n")
         if title not in WITHOUT_CLAIMS:
-            for line in HEADER.sub("", GENERATED.sub("", FENCE.sub("", body))).splitlines():
-                if ROW_OR_BULLET.match(line) or UNIVERSAL.search(CODE_OR_TARGET.sub("", line)):
-                    found.append(line)
+            lines = HEADER.sub("", GENERATED.sub("", FENCE.sub("", body))).splitlines()
+            found += [each for each in lines if ROW_OR_BULLET.match(each) or is_universal(each)]
     return found
 
 
