@@ -15,7 +15,7 @@ from tests.support.cases import for_each
 
 pytestmark = pytest.mark.check
 
-PAGES = ["docs/security.md", "README.md", "docs/comparison.md"]
+PAGES = ["docs/security.md", "README.md", "docs/comparison.md", "docs/reliability.md"]
 # Sections of links and of advice to the reader.
 WITHOUT_CLAIMS = ("Where next", "What's left to you")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -65,7 +65,7 @@ def test_named_tests_and_files_exist(page: str) -> None:
             if kind == "test":
                 assert (ROOT / "tests" / path).is_file(), name
                 assert function in names_in(path), name
-            elif path.startswith(("benches/", "tests/")):
+            elif path.startswith(("benches/", "docs/", "tests/")):
                 assert (ROOT / path).is_file(), name
 
 
