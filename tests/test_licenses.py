@@ -75,3 +75,12 @@ def test_license_expressions_are_parsed() -> None:
     assert is_allowed("Apache-2.0 AND BSD-3-Clause")
     assert is_allowed("Apache-2.0 AND GPL-3.0-only") is False
     assert is_allowed("none") is False
+
+
+def test_locked_packages_have_hashes() -> None:
+    locks = sorted(LOCK.parent.glob("*.lock"))
+    assert LOCK in locks
+    for path in locks:
+        lines = path.read_text("utf-8").splitlines()
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            assert "==" not in line or line.startswith((" ", "#")) or following.startswith("    --hash=sha256:"), line

@@ -172,3 +172,4 @@ async def test_recorded_stderr_cannot_control_the_terminal(tmp_path: Path) -> No
         _, error = await recorder.communicate()
     assert b"broken" in error
     assert b"\x1b" not in error
+    assert "broken" in (tmp_path / "r").read_text("utf-8")

@@ -21,3 +21,8 @@ def test_application_files_are_listed(key: str) -> None:
         assert shown_as.startswith(f"`{place}`") or shown_as == f"`{place.replace('/', chr(92))}`"
     assert project == (f"`{APPLICATIONS[key].project}`" if APPLICATIONS[key].project else "")
     assert place_of(key, project=False)[1] is APPLICATIONS[key]
+
+
+def test_comparison_has_the_number_of_applications() -> None:
+    text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    assert ("| `install` into applications | ten |" in text, len(APPLICATIONS)) == (True, 10)

@@ -1,6 +1,8 @@
+from itertools import product
+
 import pytest
 
-from route_tables import LIMITS, TABLES, judge_messages, judge_routes, public_paths, routes_of, running
+from route_tables import LIMITS, TABLES, judge_messages, judge_routes, key_of, public_paths, routes_of, running
 from scripts.docs import ROOT, TABLE
 from wire import encode_headers, encode_request
 
@@ -12,6 +14,8 @@ NOT_COUNTED = (
     "/dashboard/readers /dashboard/audit /dashboard/events /gateway/upstreams /gateway/items /inspect/log"
 )
 """Health checks, scrapes, files, and what pages poll."""
+PROBES = ("/health", "/livez", "/readyz")
+FOREIGN = {"host": "evil.com", "origin": "https://evil.com"}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -54,3 +58,20 @@ async def test_only_listed_paths_need_no_credential() -> None:
                 peer.close()
                 is_listed = path in public or "/assets/" in path
                 assert (status != 401) == is_listed, (method, path, status)
+
+
+async def test_foreign_hosts_and_origins_are_rejected_except_at_probes_and_what_every_page_may_read() -> None:
+    async with running(card_url="https://mcp.example.com/mcp") as world:
+        accepted: dict[str, set[str]] = {"host": set(), "origin": set()}
+        for path, route in routes_of(world).items():
+            for method, (header, value) in product(route.handlers, FOREIGN.items()):
+                peer = await world.running.connect()
+                fields = {"host": "127.0.0.1:8000", "authorization": f"Bearer {key_of(0)}", header: value}
+                await peer.send(encode_request(method, path.replace("*", "x"), encode_headers(fields), b""))
+                status, _ = await peer.head()
+                peer.close()
+                if status not in (403, 421):
+                    accepted[header].add(path)
+    assert accepted["host"] == set(PROBES)
+    others = {path for path in accepted["origin"] - set(PROBES) if not path.startswith("/.well-known/")}
+    assert others == {"/mcp/server-card", "/register", "/revoke", "/token"}

@@ -294,3 +294,14 @@ async def test_store_key_survives_a_full_restart() -> None:
         assert load_secrets("").values[0] not in kept
     async with fleet(make_keyless, 2) as (_, other):
         assert await other.call("add", headers, a=1, b=2) == "3"
+
+
+async def test_long_streams_on_dead_workers_end_without_an_error() -> None:
+    async with fleet(make_talking) as (first, second):
+        headers = await first.initialize()
+        line = await talk(first, headers, words=1_100)
+        allow(first, 1_050)
+        await line.until(1_051)
+        await first.die()
+        followed = await second.get(headers, line.last_id)
+        assert await followed.end() == []

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from html import unescape
 from re import search
@@ -80,9 +80,9 @@ class Browser:
             return str(back.headers["location"])
 
 
-def calendar(url: str, issuer: str, **options: Any) -> Server:
+def calendar(url: str, issuer: str, token_scopes: Sequence[str] = ("calendar",), **options: Any) -> Server:
     users = auth.login_provider(
-        issuer, allow=["@example.com"], client_id="desk", client_secret="s" * 32, token_scopes=["calendar"]
+        issuer, allow=["@example.com"], client_id="desk", client_secret="s" * 32, token_scopes=token_scopes
     )
     server = Server("calendar", auth=auth.issuer(url, users=users), **options)
 
@@ -231,3 +231,18 @@ async def test_callers_who_signed_in_elsewhere_hear_where_to_sign_in() -> None:
     async with Client(plain, timeout=WAIT) as client:
         found = await client.call("kept", raise_on_error=False)
         assert "token_scopes=" in found.text
+
+
+@pytest.mark.parametrize("scopes", [["calendar"], []])
+async def test_store_has_tokens_of_the_provider_sealed_and_only_with_token_scopes(scopes: list[str]) -> None:
+    async with run_issuer() as issuer:
+        provider, port = Provider(issuer), free_port()
+        url = f"http://127.0.0.1:{port}"
+        server = calendar(url, issuer.url, token_scopes=scopes)
+        async with run_guarded(server, port=port) as guarded, client_of(url, Browser(provider)) as client:
+            assert (await client.call("who")).text == "openid:ada"
+            kv = guarded.runtime.store.kv
+            keys = await kv.keys("")
+            assert any(key.startswith("provider-token") for key in keys) == bool(scopes), keys
+            kept = b"".join(each or b"" for each in await kv.get_many(keys))
+            assert not any(secret.encode() in kept for secret in SECRETS)
