@@ -87,6 +87,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Files beside it, with keys, users, and accepted definitions."""
 
 
+_NAMES_OF_SETS = frozenset(("endpoints", "namespaces", "profiles", "toolsets", "virtual_servers"))
+"""What other gateways call sets."""
+
+
 class ConfigValue(Struct, frozen=True):
     """A value of a configuration file, and its place in the file."""
 
@@ -149,6 +153,8 @@ class ConfigValue(Struct, frozen=True):
                     hint = f"write it under [{'.'.join(self.where)}.openapi]."
                 elif self.where[:-1] == ("upstreams",) and key in UpstreamPolicy.__struct_fields__:
                     hint = f"write it under [{'.'.join(self.where)}.policy]."
+                elif not self.where and key in _NAMES_OF_SETS:
+                    hint = "write [sets.NAME], which is a choice of items with an address of its own."
                 elif self.where != ("settings",) and key in Settings.__struct_fields__:
                     hint = "write it under [settings]."
                 raise each.error(f"unknown option; {hint}")
