@@ -107,18 +107,23 @@ async def test_server_stops_while_waiting_for_an_issuer() -> None:
 
 
 @for_each(
-    ("methods", "variable"),
+    ("methods", "variable", "options"),
     [
-        (lambda url: auth.oidc(url, audience=AUDIENCE), "$TOKEN"),
+        (lambda url: auth.oidc(url, audience=AUDIENCE), "$TOKEN", "--login"),
         (
             lambda url: auth.issuer(url, users=auth.login_provider(url, allow=["*"], client_id="a", client_secret="b")),
             "$TOKEN",
+            "--login",
         ),
-        (lambda url: [auth.oidc(url, audience=AUDIENCE), auth.keys("k" * 20)], "$MCP_SERVER_AUTH_KEY"),
+        (
+            lambda url: [auth.oidc(url, audience=AUDIENCE), auth.keys("k" * 20)],
+            "$MCP_SERVER_AUTH_KEY",
+            '--auth "$MCP_SERVER_AUTH_KEY"',  # unquoted, an unset variable would leave --auth without a value
+        ),
     ],
 )
-def test_suggested_command_accepts_the_same_issuer(methods: Any, variable: str) -> None:
+def test_suggested_command_accepts_the_same_issuer(methods: Any, variable: str, options: str) -> None:
     server = Server("shop", auth=methods("http://127.0.0.1:9"))
     shown = facts(server.runtimes.definition, host="127.0.0.1", port=8000)
     assert f'--oauth2-bearer "{variable}"' in shown.curl
-    assert shown.call.endswith(f'--auth "{variable}"'), "unquoted, an unset variable would leave --auth without a value"
+    assert shown.call.endswith(options)

@@ -18,7 +18,17 @@ from millstream.auth._method import AuthMethod, Identity
 from wire import encode_headers, encode_request, request
 
 PING = request("ping", id=5)
-OPEN = ("/health", "/livez", "/readyz", "/assets/", "/sign-in", "/sign-out", "/inspect/callback", "/inspect/app")
+OPEN = (
+    "/health",
+    "/livez",
+    "/readyz",
+    "/assets/",
+    "/hub.js",
+    "/sign-in",
+    "/sign-out",
+    "/inspect/callback",
+    "/inspect/app",
+)
 """The callback identifies its browser by another cookie (tests/web/test_inspect_sign_in.py); the frame of apps is an
 empty document.
 """

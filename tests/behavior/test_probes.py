@@ -158,7 +158,7 @@ async def test_upstream_that_hangs_while_connecting_is_reported_and_does_not_fai
         told = await facts(server)
         assert (told["status"], told["upstreams"]) == ("degraded", {"slow": "degraded"})
         (report,) = describe()
-        assert report["reason"] == "It hasn't responded within 1 seconds."
+        assert report["reason"] == "It hasn't responded within 1 second."
         reply = await ask(server, "GET", "/health", x_forwarded_for="192.0.2.1")
         assert (reply.status, json.loads(reply.body)) == (
             200, {"status": "degraded", "upstreams": {"ready": 0, "all": 1}},

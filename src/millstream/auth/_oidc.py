@@ -54,6 +54,12 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
         raise kind(f"{title} isn't responding as expected. Try again later.") from None
 
 
+def access_of(reply: Json) -> str:
+    """Return the access token in a reply, or an empty text."""
+    token = reply.get("access_token")
+    return token if isinstance(token, str) else ""
+
+
 def has_ended(reply: Any) -> bool:
     """Return whether a reply says that a grant has ended (RFC 6749 §5.2, and GitHub's word for it)."""
     return members(reply).get("error") in ("invalid_grant", "bad_refresh_token")
@@ -346,7 +352,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
     @override
     async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
         """Return the user's token and its remaining lifetime."""
-        token = str((await self._flow.finish(callback))[1].get("access_token", ""))
+        token = access_of((await self._flow.finish(callback))[1])
         try:
             found = await self.examine(token)
         except Unavailable as exc:

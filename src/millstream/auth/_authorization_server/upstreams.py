@@ -22,7 +22,7 @@ from millstream.auth._authorization_server.records import CALLBACK, fingerprint,
 from millstream.auth._authorization_server.server import Issuer, issuer
 from millstream.auth._jose import Claims
 from millstream.auth._key_file import check_scopes
-from millstream.auth._oidc import CodeFlow, ask, code_of, text
+from millstream.auth._oidc import CodeFlow, access_of, ask, code_of, text
 from millstream.auth._provider_token import ProviderUser
 from millstream.auth._tokens import several
 from millstream.auth.providers import (
@@ -265,7 +265,7 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
         claims, given = await self.flow.finish(callback)
         subject = str(claims["sub"])
         if "email_verified" not in claims and "userinfo_endpoint" in await self.flow.metadata():
-            claims = await self.flow.userinfo(str(given.get("access_token", "")), subject)
+            claims = await self.flow.userinfo(access_of(given), subject)
         name, email = text(claims.get("name")), text(claims.get("email"))
         allowed = self.allowlist.find(self.names_of(claims), email or name or subject)
         return self._person(User(subject, name or email or subject, *allowed), given)
