@@ -92,6 +92,8 @@ def sample(annotation: Any) -> Any:
         frozenset: frozenset(),
         collections.abc.Sequence: [],
     }
+    if origin in (dict, Mapping):
+        return {"a": sample(options[1])}
     for each in (annotation, origin):
         if isinstance(each, collections.abc.Hashable) and each in values:
             return values[each]

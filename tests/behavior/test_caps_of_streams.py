@@ -66,7 +66,7 @@ STREAMS = {
         per_request("subscriptions/listen", LISTENING, 1),
     ),
     "http+sse": ("GET", "/sse", {**POST, "accept": "text/event-stream"}, None),
-    "hub": ("GET", "/events", {**POST, "accept": "text/event-stream"}, None),
+    "hub": ("GET", "/events", {**POST, "accept": "*/*"}, None),  # EventSource gets an event instead
 }
 
 

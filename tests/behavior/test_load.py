@@ -133,10 +133,10 @@ async def test_overload_code_is_outside_the_reserved_range() -> None:
 async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, go, find = asyncio.Semaphore(0), asyncio.Event(), HttpSessions.find
 
-    async def find_late(self: HttpSessions, request: HttpRequest) -> Session:
+    async def find_late(self: HttpSessions, request: HttpRequest, address: str) -> Session:
         waiting.release()
         await go.wait()
-        return await find(self, request)
+        return await find(self, request, address)
 
     mcp, release, _ = make_holding_server(max_calls=4)
     async with run_wire(mcp, "asgi") as wire:

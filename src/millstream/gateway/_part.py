@@ -615,6 +615,7 @@ class GatewayPart:
             names.clear()
 
     def _unregister_all(self) -> None:
+        self._mounts.clear()  # lists that arrive from now on aren't offered
         for upstream in self.upstreams.values():
             self._remove_items(upstream)
         for remove in self._results_offered.values():
