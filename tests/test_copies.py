@@ -24,7 +24,7 @@ from millstream.agent import LanguageModel
 from millstream.client import BlockingClient, Options, Question
 from millstream.compat import fastmcp, types
 from millstream.extensions import events
-from millstream.gateway import PromptPolicy, Secret, ToolPolicy, UpstreamConfig, UpstreamPolicy
+from millstream.gateway import PromptPolicy, Secret, SetConfig, ToolPolicy, UpstreamConfig, UpstreamPolicy
 from millstream.items import ItemSource, Template, Tool
 from millstream.protocol import NotCopyable, SuggestionMeta
 from millstream.testing import TestClient, connect
@@ -36,6 +36,7 @@ SAMPLES: dict[type[Any], Callable[[], object]] = {
     LanguageModel: lambda: LanguageModel("gpt", key="text"),
     PromptPolicy: lambda: PromptPolicy(defaults={"a": "b"}),
     Secret: lambda: Secret(env="KEY"),
+    SetConfig: lambda: SetConfig(name="interns", allow=("a",), with_hints={"readOnlyHint": True}, limit="5/second"),
     Template: lambda: Template("shop://{isbn}", ItemSource("book", len, len, schema={"properties": {"isbn": {}}})),
     TestClient: lambda: TestClient("http://127.0.0.1:9/mcp"),  # type: ignore[arg-type]  a server can't be pickled
     Tool: lambda: Tool(ItemSource("book", len, len)),
@@ -92,8 +93,6 @@ def sample(annotation: Any) -> Any:
         frozenset: frozenset(),
         collections.abc.Sequence: [],
     }
-    if origin in (dict, Mapping):
-        return {"a": sample(options[1])}
     for each in (annotation, origin):
         if isinstance(each, collections.abc.Hashable) and each in values:
             return values[each]
