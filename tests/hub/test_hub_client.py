@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from faulty_proxy import faulty_proxy
 from patience import WAIT
@@ -97,10 +98,9 @@ def hub(shared_hub: SharedServer) -> int:
 
 @pytest.fixture(scope="module")
 def small_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A hub with room for one event and one subscriber of each channel."""
+    """A hub with room for one subscriber of each channel."""
     port, log = free_port(), tmp_path_factory.mktemp("small") / "log"
-    limits = {"MILLSTREAM_HUB_REPLAY_EVENTS": "1", "MILLSTREAM_HUB_SUBSCRIBERS_PER_CHANNEL": "1"}
-    with run_server(run_command(HUB, port), port, log, **limits):
+    with run_server(run_command(HUB, port), port, log, MILLSTREAM_HUB_SUBSCRIBERS_PER_CHANNEL="1"):
         yield port
 
 
@@ -256,16 +256,25 @@ async def test_subscriptions_wait_until_the_hub_has_room(small_hub: int, transpo
             assert second.values("error") == []
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_gap_belongs_to_the_subscription_after_a_refused_one(small_hub: int, transport: str) -> None:
-    room = f"gap-{transport}"
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{small_hub}", timeout=WAIT) as http:
-        first = (await http.post("/publish", json={"channel": room, "data": "1"})).json()["id"]
-    await publish(small_hub, room, "2", "3", "4")
-    async with listening(small_hub, {"a..b": {}, room: {"from": first}, "c..d": {}}, transport=transport) as listener:
-        while len(listener.values("error")) < 2 or not listener.values("ready"):
-            await listener.line()
-        assert listener.values("gap") == [{"pattern": room, "reason": "trimmed"}]
+async def test_gap_belongs_to_the_subscription_after_a_refused_one() -> None:
+    async def respond(socket: ServerConnection) -> None:
+        await socket.send('{"type":"connected","client_id":"a"}')
+        refused, started = [json.loads(await socket.recv())["id"] for _ in range(2)]
+        error = {"code": -32003, "message": "Forbidden."}
+        for message in (
+            {"type": "error", "id": refused, "error": error},
+            {"type": "gap", "reason": "trimmed"},
+            {"type": "subscribed", "id": started, "channel": "second"},
+        ):
+            await socket.send(json.dumps(message))
+        await socket.wait_closed()
+
+    async with serve(respond, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with listening(port, {"first": {}, "second": {}}) as listener:
+            await listener.until("ready")
+            assert listener.values("gap") == [{"pattern": "second", "reason": "trimmed"}]
+            assert listener.values("error") == [{"pattern": "first", "message": "Forbidden."}]
 
 
 async def test_token_is_renewed_for_each_connection(tmp_path: Path) -> None:
