@@ -510,7 +510,12 @@ def test_media_of_a_call_are_saved_in_new_files_only(tmp_path: Path) -> None:
     assert numbered.exit_code == 0
     assert "[image/gif, 4 bytes]" in numbered.stdout
     saved = {path.name: path.read_bytes() for path in tmp_path.glob("picture*")}
-    assert saved == {"picture.gif": b"GIF8", "picture-2.gif": b"mine", "picture-3.gif": b"wave", "picture-4.gif": b"blob"}
+    assert saved == {
+        "picture.gif": b"GIF8",
+        "picture-2.gif": b"mine",
+        "picture-3.gif": b"wave",
+        "picture-4.gif": b"blob",
+    }
     nothing = run("call", server, "say", "-o", str(tmp_path / "text"))
     assert (nothing.exit_code, nothing.stdout) == (0, "hi\n")
     assert "no image or audio" in nothing.stderr
