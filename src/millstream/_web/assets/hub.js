@@ -487,9 +487,10 @@ class Socket extends Connection {
   async remove(subscription) {
     if (!this.subscriptions.has(subscription)) return; // another one may have its pattern now
     this.#stopWaiting(subscription);
-    this.#reportOpen();
     if (this.#socket) await this.request({ type: "unsubscribe", channel: subscription.pattern }).catch(() => {});
     this.subscriptions.delete(subscription);
+    this.#stopWaiting(subscription); // its request may have been refused since
+    this.#reportOpen();
   }
 
   /** @override */
