@@ -505,13 +505,40 @@ def test_media_of_a_call_are_saved_in_new_files_only(tmp_path: Path) -> None:
     assert f"{picture} already exists. Use another file: --output FILE" in again.stderr
     picture.unlink()
     (tmp_path / "picture-2.gif").write_bytes(b"mine")
-    partly = run("call", server, "draw", "-o", str(picture))
-    assert (partly.exit_code, (tmp_path / "picture-2.gif").read_bytes()) == (1, b"mine")
-    assert "[image/gif, 4 bytes]" in partly.stdout
+    (tmp_path / "picture-3.gif").unlink()
+    numbered = run("call", server, "draw", "-o", str(picture))
+    assert numbered.exit_code == 0
+    assert "[image/gif, 4 bytes]" in numbered.stdout
+    saved = {path.name: path.read_bytes() for path in tmp_path.glob("picture*")}
+    assert saved == {
+        "picture.gif": b"GIF8",
+        "picture-2.gif": b"mine",
+        "picture-3.gif": b"wave",
+        "picture-4.gif": b"blob",
+    }
     nothing = run("call", server, "say", "-o", str(tmp_path / "text"))
     assert (nothing.exit_code, nothing.stdout) == (0, "hi\n")
     assert "no image or audio" in nothing.stderr
     assert "[image/gif, 4 bytes: save it with --output FILE]" in at_terminal("call", server, "draw")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("link", "link already exists. Use another file: --output FILE"),
+        ("no/picture.gif", "There is no folder no. Create it, or use another file: --output FILE"),
+        ("file/picture.gif", "There is no folder file. Create it, or use another file: --output FILE"),
+    ],
+)
+def test_files_that_cannot_be_created_are_refused_before_the_call(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nothing")
+    Path("file").touch()
+    failed = run_in_process("call", "http://127.0.0.1:9/mcp", "draw", "--output", name)  # nothing listens there
+    assert (failed.exit_code, failed.stdout) == (2, "")
+    assert message in failed.stderr
 
 
 @pytest.mark.server

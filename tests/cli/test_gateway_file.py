@@ -101,6 +101,17 @@ MISTAKES = {
 }
 
 
+def test_add_creates_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = run_in_process("gateway", "remove", "shop")
+    assert (missing.exit_code, Path("gateway.toml").exists()) == (1, False)
+    assert "There is no file gateway.toml.\n  Fix:   Create it, or name another one with --file." in missing.stderr
+    assert run_in_process("gateway", "add", "shop", "ftp://shop.example.com").exit_code == 1
+    assert not Path("gateway.toml").exists()
+    assert run_in_process("gateway", "add", "shop", "https://shop.example.com/mcp").exit_code == 0
+    assert Path("gateway.toml").read_text() == '[upstreams.shop]\nurl = "https://shop.example.com/mcp"\n'
+
+
 @pytest.mark.parametrize("words", MISTAKES)
 @pytest.mark.parametrize("start", ["", '[upstreams.first]\nurl = "${NOWHERE}"\n'])
 def test_mistakes_leave_the_file_as_it_is(
@@ -119,7 +130,6 @@ def test_mistakes_leave_the_file_as_it_is(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("gateway.toml", None, "There is no file gateway.toml.\n  Fix:   Create it, or name another one with --file."),
         ("no/gateway.toml", None, "There is no folder no."),
         ("mcp.json", "{}", "mcp.json isn't a .toml file."),
         ("gateway.toml", "[upstreams.shop\n", "gateway.toml isn't valid TOML"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from faulty_proxy import faulty_proxy
 from patience import WAIT
@@ -93,6 +94,14 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServe
 @pytest.fixture
 def hub(shared_hub: SharedServer) -> int:
     return shared_hub.port()
+
+
+@pytest.fixture(scope="module")
+def small_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A hub with room for one subscriber of each channel."""
+    port, log = free_port(), tmp_path_factory.mktemp("small") / "log"
+    with run_server(run_command(HUB, port), port, log, MILLSTREAM_HUB_SUBSCRIBERS_PER_CHANNEL="1"):
+        yield port
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -198,6 +207,75 @@ async def test_refused_requests_do_not_disturb_other_subscriptions(hub: int, tra
         listener.call("publish", room, "end")
         await listener.until(room, "end")
         assert [each[1:] for each in listener.lines if each[0] == room] == [['{"text":"Hello"}', "said"], ["end"]]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_events_that_the_server_cannot_read_are_refused(hub: int, transport: str) -> None:
+    room = f"readable-{transport}"
+    async with listening(hub, {room: {}}, transport=transport) as listener:
+        await listener.until("ready")
+        for data in ("\ud83d", {"\udc00": 1}, "x" * 2**21):
+            listener.call("publish", room, data)
+            assert (await listener.until("failed"))[1]["name"] == "Refused"
+        listener.call("publish", room, r"an escape, \ud83d, and a face, 😀")
+        await listener.until(room, r"an escape, \ud83d, and a face, 😀")
+        assert "waiting" not in [each["state"] for each in listener.values("state")]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_subscription_closed_twice_leaves_the_next_one_alone(hub: int, transport: str) -> None:
+    room = f"twice-{transport}"
+    async with listening(hub, {room: {"name": "first"}}, transport=transport) as listener:
+        await listener.until("ready")
+        for step in ("follow", "publish"):
+            listener.call("unfollow", 0)
+            listener.call("members", room)  # the reply comes after the end of the subscription
+            await listener.until("members")
+            listener.call(step, room, {"name": "second"} if step == "follow" else "Hello")
+            await listener.until(*(["ready"] if step == "follow" else ["second", "Hello"]))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_subscriptions_wait_until_the_hub_has_room(small_hub: int, transport: str) -> None:
+    room, other = f"full-{transport}", f"free-{transport}"
+    async with listening(small_hub, {room: {}}, transport=transport) as first:
+        await first.until("ready")
+        async with listening(small_hub, {other: {}, room: {}}, transport=transport, impatient=True) as second:
+            while (await second.until("state"))[1]["state"] != "waiting":
+                pass
+            if transport == "websocket":
+                assert second.values("state")[-1]["reason"] == "Too many subscribers (channel: 1). Try again later."
+            second.call("publish", other, "still here")
+            await second.until(other, "still here")
+            first.call("unfollow", 0)
+            await second.until("ready", {"pattern": room, "resumed": False})
+            while second.values("state")[-1]["state"] != "open":
+                await second.line()
+            second.call("publish", room, "Hello")
+            await second.until(room, "Hello")
+            assert second.values("error") == []
+
+
+async def test_gap_belongs_to_the_subscription_after_a_refused_one() -> None:
+    async def respond(socket: ServerConnection) -> None:
+        await socket.send('{"type":"connected","client_id":"a"}')
+        refused, started = [json.loads(await socket.recv())["id"] for _ in range(2)]
+        error = {"code": -32003, "message": "Forbidden."}
+        async with socket.send_context():  # in one packet
+            for message in (
+                {"type": "error", "id": refused, "error": error},
+                {"type": "gap", "reason": "trimmed"},
+                {"type": "subscribed", "id": started, "channel": "second"},
+            ):
+                socket.protocol.send_text(json.dumps(message).encode())
+        await socket.wait_closed()
+
+    async with serve(respond, "127.0.0.1", 0, compression=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with listening(port, {"first": {}, "second": {}}) as listener:
+            await listener.until("ready")
+            assert listener.values("gap") == [{"pattern": "second", "reason": "trimmed"}]
+            await listener.until("error", {"pattern": "first", "message": "Forbidden."})
 
 
 async def test_token_is_renewed_for_each_connection(tmp_path: Path) -> None:

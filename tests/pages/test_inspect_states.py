@@ -389,14 +389,29 @@ def test_keys_can_be_entered_for_protected_servers(hub: str, open_page: OpenPage
     expect(page.get_by_text("Connected again.")).to_be_visible()
 
 
+@pytest.mark.parametrize("width", [1024, 1440])
+def test_ways_to_copy_have_a_row_of_their_own_until_one_is_chosen(hub: str, open_page: OpenPage, width: int) -> None:
+    page = inspect(hub, open_page, "#tool=greet", permissions=["clipboard-read", "clipboard-write"])
+    page.set_viewport_size({"width": width, "height": 900})
+    page.locator("#detail").get_by_label("name").fill("Ada")
+    copies = page.locator("details", has=page.locator("summary", has_text="Copy as"))
+    copies.locator("summary").click()
+    assert copies.evaluate("(fold) => fold.clientWidth === fold.parentElement.clientWidth")
+    assert page.locator("#activity-tabs").evaluate("(tabs) => tabs.scrollWidth === tabs.clientWidth")
+    copies.get_by_role("button", name="Link to this page").click()
+    expect(page.get_by_text("Copied.")).to_be_visible()
+    expect(copies).not_to_have_attribute("open", "")
+    expect(copies.locator("summary")).to_be_focused()
+
+
 def test_copied_commands_run_elsewhere(hub: str, open_page: OpenPage) -> None:
     page = inspect(hub, open_page, permissions=["clipboard-read", "clipboard-write"])
     page.evaluate(
         """location.hash = '#tool=greet&args=' + encodeURIComponent('{"name": "O\\'Hara \\\\"é\\\\" $HOME"}')"""
     )
     expect(page.locator("#detail").get_by_label("name")).to_have_value('O\'Hara "é" $HOME')
-    page.locator("summary", has_text="Copy as").click()
     for kind, command in (("curl", ["sh", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.locator("summary", has_text="Copy as").click()
         page.evaluate("navigator.clipboard.writeText('')")
         page.get_by_role("button", name=kind, exact=True).click()
         page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")

@@ -77,7 +77,7 @@ def add(
     file: TomlFile = Path("gateway.toml"),
     json: Json = False,
 ) -> None:
-    """Add an upstream to a gateway.toml.
+    """Add an upstream to a gateway.toml, which is created if it doesn't exist.
 
     The rest of the file stays as it is. A command starts in the folder of the file.
 
@@ -109,7 +109,7 @@ def add(
         line_break = re.search(r"\r?\n", before)
         return before + (added if line_break is None else added.replace("\n", line_break[0]))
 
-    _edit(file, insert)
+    _edit(file, insert, create=True)
     report(f"Added {escape(name)} to {file}.", {"added": name, "file": str(file)}, json=json)
 
 
@@ -138,12 +138,13 @@ def remove(name: Name, /, *, file: TomlFile = Path("gateway.toml"), json: Json =
     report(f"Removed {escape(name)} from {file}.", {"removed": name, "file": str(file)}, json=json)
 
 
-def _edit(file: Path, change: Callable[[str, Mapping[str, object]], str]) -> None:
+def _edit(file: Path, change: Callable[[str, Mapping[str, object]], str], *, create: bool = False) -> None:
     """Replace the text of a file under a lock, after checking the new text.
 
     Args:
         file: The file.
         change: Returns the new text for the old one and its upstreams.
+        create: Whether to create the file if it doesn't exist.
 
     Raises:
         CommandError: The file can't be read or written, or would contain a mistake. It's left as it is.
@@ -153,6 +154,8 @@ def _edit(file: Path, change: Callable[[str, Mapping[str, object]], str]) -> Non
     try:
         with lock_folder(file.absolute().parent):
             before = read(file)
+            if before is None and create:
+                before = ""
             if before is None:
                 raise CommandError(f"There is no file {file}.", fix="Create it, or name another one with --file.")
             text = before.removeprefix("\ufeff")

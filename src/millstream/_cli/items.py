@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -152,11 +152,11 @@ async def call(
         tool: Name of the tool.
         arguments: Arguments, converted to the types in the tool's schema, or one JSON object.
         input: All arguments as one JSON object; - reads it from standard input.
-        output: Save the image or audio of the result in this new file, and others beside it, with numbers.
+        output: Save the image or audio of the result in this new file, and others beside it, with free numbers.
         task: Let the server run the call as a task, which continues after this command ends.
     """
-    if output is not None and output.exists():  # before the call, which may have effects
-        raise UsageError(f"{output} already exists. Use another file: --output FILE")
+    if output is not None:
+        _check_new(output)  # before the call, which may have effects
     label = "--input"
     if len(arguments) == 1 and arguments[0].startswith("{") and not input:
         label, input, arguments = "The argument", arguments[0], ()
@@ -189,26 +189,45 @@ async def call(
     return status
 
 
-def _save_media(result: Result, output: Path) -> None:
-    """Save images, audio, and embedded binary resources in files that don't exist yet.
+def _check_new(file: Path) -> None:
+    """Check that a file can be created.
 
     Raises:
-        ClientError: A file exists, or can't be written.
+        UsageError: It exists, also as a link to nothing, or its folder can't be written to.
+    """
+    folder = file.parent
+    if os.path.lexists(file):
+        raise UsageError(f"{file} already exists. Use another file: --output FILE")
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}. Create it, or use another file: --output FILE")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"The folder {folder} can't be written to. Use another file: --output FILE")
+
+
+def _save_media(result: Result, output: Path) -> None:
+    """Save images, audio, and embedded binary resources, each in a new file.
+
+    Raises:
+        ClientError: A file can't be written.
     """
     media = [each.data for each in result.content if isinstance(each, Image | Audio)]
     resources = [each.resource for each in result.content if isinstance(each, EmbeddedResource)]
     media += [each.blob for each in resources if each is not None and each.blob]
     if not media:
         print_text(f"The result has no image or audio, so {output} wasn't written.", sys.stderr)
-    for number, data in enumerate(media, start=1):
-        path = output if number == 1 else output.with_stem(f"{output.stem}-{number}")
-        try:
-            with path.open("xb") as file:
-                file.write(data)
-        except OSError as exc:
-            text = f"{path} can't be written: {exc.strerror}. Use another file: --output FILE"
-            raise ClientError(text) from exc
-        print_text(f"Wrote {path}.", sys.stderr)
+    paths = chain([output], (output.with_stem(f"{output.stem}-{number}") for number in count(2)))
+    for data in media:
+        for path in paths:
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                continue  # with the next number
+            except OSError as exc:
+                text = f"{path} can't be written: {exc.strerror}. Use another file: --output FILE"
+                raise ClientError(text) from exc
+            print_text(f"Wrote {path}.", sys.stderr)
+            break
 
 
 def print_result(result: Result, *, as_json: bool, hint: str = "") -> int:

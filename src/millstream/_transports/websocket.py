@@ -65,6 +65,8 @@ _CODES: dict[type[Exception], int] = {
     Forbidden: FORBIDDEN,
     LimitExceeded: TOO_MANY,
 }
+_RETRY_AFTER_MS = 5_000
+"""How long a client should wait when there are too many subscribers."""
 _REFUSALS: tuple[type[Exception], ...] = (ProtocolError, msgspec.ValidationError, *_CODES)
 MAX_HISTORY = 1_000
 """Maximum number of past events that a subscription can request."""
@@ -140,9 +142,10 @@ class Dialect(Struct, eq=False):
     _subscriptions: dict[str, Subscription] = {}
 
     def __post_init__(self) -> None:
+        most = self._dispatcher.services.settings.max_message
         hello = {"type": "connected", "client_id": self._connection.id, "server": self._dispatcher.info}
         missing = {} if self._may_publish or not self._publish_scope else {"missing_scope": self._publish_scope}
-        self._outbox.answer(encode({**hello, **missing}))
+        self._outbox.answer(encode({**hello, "max_message": most, **missing}))
 
     async def take(self, data: bytes) -> None:
         """Process one message. Calls run concurrently, everything else in order of arrival."""
@@ -187,11 +190,12 @@ class Dialect(Struct, eq=False):
         exc = over or exc
         if isinstance(exc, ProtocolError):
             error = revisions.error(exc, NEWEST_HANDSHAKE)
-            return self._fail(head.id, error.code, error.message)
+            return self._fail(head.id, error.code, error.message, error.data)
         if isinstance(exc, msgspec.ValidationError):
             code = INVALID_PARAMS if head.type else INVALID_REQUEST
             return self._fail(head.id, code, f"Invalid message: {shorten(str(exc))}")
-        return self._fail(head.id, _CODES[type(exc)], str(exc))
+        data = {"retryAfterMs": _RETRY_AFTER_MS} if isinstance(exc, LimitExceeded) else None
+        return self._fail(head.id, _CODES[type(exc)], str(exc), data)
 
     def _fail(self, id: Raw, code: int, message: str, data: Any = None, **about: Any) -> int:
         error = present({"code": code, "message": message, "data": data})

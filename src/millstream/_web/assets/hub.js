@@ -14,7 +14,7 @@ const MIN_WAIT_MS = 500;
 const MAX_WAIT_MS = 15_000;
 const STABLE_MS = 2_000; // A connection that ends earlier counts as a failure.
 const MAX_CHANNELS = 16; // on one WebSocket
-const RATE_LIMITED = -31429;
+const INVALID_PARAMS = -32602;
 const UPGRADE_REQUIRED = 426;
 const TOO_SLOW = "This page was too slow, so the server disconnected it.";
 /** @type {State} */
@@ -68,12 +68,13 @@ const OPEN = { state: "open", reason: "" };
  *   connected
  */
 
-/** An error that the server sent. Repeating the request won't help. */
+/** A request that the server refuses. Repeating it won't help, except after `retryMs` if that isn't 0. */
 export class Refused extends Error {
-  /** @param {string} message @param {number} code of the WebSocket message, or HTTP status */
-  constructor(message, code) {
+  /** @param {string} message @param {number} code of the WebSocket message, or HTTP status @param {number} [retryMs] */
+  constructor(message, code, retryMs = 0) {
     super(message);
     this.code = code;
+    this.retryMs = retryMs;
   }
 }
 
@@ -87,6 +88,11 @@ class ResponseError extends Error {
     const ours = response.headers.get("content-type")?.startsWith("application/problem+json");
     this.refused = Boolean(ours) && [400, 403].includes(response.status); // not by a proxy
   }
+}
+
+/** Return the time before the next attempt, with jitter, so that clients don't all return at once. @param {number} failures */
+function backOff(failures, longest = MAX_WAIT_MS) {
+  return Math.min(MIN_WAIT_MS * 2 ** Math.min(failures, 10), longest) * (0.5 + Math.random());
 }
 
 /** Return the message of an error response, or its status if it has none. @param {Response} response */
@@ -144,7 +150,6 @@ class Connection {
   #stop = null;
   /** @type {AbortController | null} */
   #current = null;
-  #onState;
   #heardAt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #watchdog;
@@ -153,7 +158,7 @@ class Connection {
 
   /** @param {(state: State) => void} onState called with each new state */
   constructor(onState) {
-    this.#onState = onState;
+    this.onState = onState;
   }
 
   /**
@@ -219,13 +224,13 @@ class Connection {
       let openedAt = Number.POSITIVE_INFINITY;
       this.#current = new AbortController();
       this.retryMs = 0;
-      this.#onState(CONNECTING);
+      this.onState(CONNECTING);
       this.alive(OPEN_MS);
       try {
         await this.attempt(AbortSignal.any([stopped, this.#current.signal]), () => {
           openedAt = Date.now();
           this.alive();
-          this.#onState(OPEN);
+          this.onState(OPEN);
         });
       } catch (/** @type {any} */ error) {
         end.reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
@@ -238,15 +243,13 @@ class Connection {
       if (stopped.aborted) return;
       if (Date.now() - openedAt > STABLE_MS) failures = 0;
       const longest = end.status === 401 ? 4 * MAX_WAIT_MS : MAX_WAIT_MS; // servers count failed sign-ins
-      const wait = Math.min(MIN_WAIT_MS * 2 ** Math.min(failures, 10), longest);
-      // With jitter, so that clients don't all reconnect at once. Also offline: a local server needs no network.
-      const pause = this.retryMs + wait * (0.5 + Math.random());
+      const pause = this.retryMs + backOff(failures, longest); // also offline: a local server needs no network
       if (globalThis.navigator?.onLine === false) end = { state: "offline", reason: "This device is offline." };
       const woken = new Promise((resolve) => {
         this.#wake = resolve;
       });
       const timer = setTimeout(this.#wake, pause);
-      this.#onState(end);
+      this.onState(end);
       await woken;
       clearTimeout(timer);
     }
@@ -411,8 +414,7 @@ export class Subscription extends Emitter {
 
   /** Unsubscribe. */
   close() {
-    this.take = () => {}; // events may still be on their way
-    this.ready = true; // and a gap
+    this.take = () => {}; // messages may still be on their way
     this.leave();
   }
 
@@ -448,8 +450,14 @@ export class Subscription extends Emitter {
 class Socket extends Connection {
   /** @type {Map<Subscription, string>} with the pattern, also closed ones until the server confirms */
   subscriptions = new Map();
-  /** @type {Map<number, {text: string, sent: boolean, resolve: (reply: any) => void, reject: (error: Error) => void}>} */
+  /**
+   * @type {Map<number, {text: string, sent: boolean, subscription: Subscription | undefined,
+   *   resolve: (reply: any) => void, reject: (error: Error) => void}>} without a reply, in the order of sending
+   */
   #requests = new Map();
+  /** @type {Map<Subscription, ReturnType<typeof setTimeout>>} that wait until the server has room */
+  #waiting = new Map();
+  #maxMessage = Number.POSITIVE_INFINITY; // in bytes
   /** @type {WebSocket | null} */
   #socket = null; // after the server's first message
   #number = 0;
@@ -477,16 +485,43 @@ class Socket extends Connection {
 
   /** @param {Subscription} subscription */
   async remove(subscription) {
+    if (!this.subscriptions.has(subscription)) return; // another one may have its pattern now
+    this.#stopWaiting(subscription);
     if (this.#socket) await this.request({ type: "unsubscribe", channel: subscription.pattern }).catch(() => {});
     this.subscriptions.delete(subscription);
+    this.#stopWaiting(subscription); // its request may have been refused since
+    this.#reportOpen();
   }
 
-  /** Send a request, once the socket is open, and return the reply. @param {object} message @returns {Promise<any>} */
-  request(message) {
+  /** @override */
+  retryNow() {
+    super.retryNow();
+    for (const subscription of [...this.#waiting.keys()]) this.#subscribe(subscription);
+  }
+
+  #reportOpen() {
+    if (this.#socket && !this.stopped && this.#waiting.size === 0) this.onState(OPEN);
+  }
+
+  /** @param {Subscription} subscription */
+  #stopWaiting(subscription) {
+    clearTimeout(this.#waiting.get(subscription));
+    this.#waiting.delete(subscription);
+  }
+
+  /**
+   * Send a request, once the socket is open, and return the reply.
+   *
+   * @param {object} message
+   * @param {Subscription} [subscription] that it starts
+   * @returns {Promise<any>}
+   */
+  async request(message, subscription) {
     const id = ++this.#number;
+    const text = JSON.stringify({ ...message, id });
     const { promise, resolve, reject } = Promise.withResolvers();
     const timer = setTimeout(() => reject(new Error("The server didn't respond in time.")), REPLY_MS);
-    this.#requests.set(id, { text: JSON.stringify({ ...message, id }), sent: false, resolve, reject });
+    this.#requests.set(id, { text, sent: false, subscription, resolve, reject });
     this.#send();
     return promise.finally(() => {
       clearTimeout(timer);
@@ -502,9 +537,18 @@ class Socket extends Connection {
 
   #send() {
     for (const request of this.#socket ? this.#requests.values() : []) {
-      if (!request.sent) this.#socket?.send(request.text);
+      const fault = request.sent ? "" : this.#fault(request.text);
+      if (fault) request.reject(new Refused(fault, INVALID_PARAMS));
+      else if (!request.sent) this.#socket?.send(request.text);
       request.sent = true;
     }
+  }
+
+  /** Return why the server can't read a message, whose id it wouldn't find for a reply. @param {string} text */
+  #fault(text) {
+    if (/(?<!\\)(\\\\)*\\ud[89a-f]/.test(text)) return "The message contains half of a surrogate pair."; // escaped as JSON
+    const size = new TextEncoder().encode(text).length;
+    return size > this.#maxMessage ? `A message must have at most ${this.#maxMessage} bytes, not ${size}.` : "";
   }
 
   /** @override @param {AbortSignal} signal @param {() => void} opened */
@@ -524,6 +568,7 @@ class Socket extends Connection {
           const waiting = [...this.#requests]; // until the subscriptions are sent
           this.#requests.clear();
           this.#socket = socket;
+          this.#maxMessage = message.max_message ?? this.#maxMessage;
           // Browsers hide the pings of the WebSocket protocol.
           pings = setInterval(() => this.request({ type: "ping" }).catch(() => {}), PING_MS);
           for (const subscription of this.subscriptions.keys()) this.#subscribe(subscription);
@@ -543,21 +588,33 @@ class Socket extends Connection {
       socket.close();
       clearInterval(pings);
       this.#socket = null;
-      for (const subscription of this.subscriptions.keys()) subscription.ready = false;
+      for (const subscription of this.subscriptions.keys()) {
+        subscription.ready = false;
+        this.#stopWaiting(subscription);
+      }
       for (const request of this.#requests.values())
         if (request.sent) request.reject(new Error("The connection was lost."));
     }
   }
 
-  /** @param {Subscription} subscription */
-  async #subscribe(subscription) {
+  /** @param {Subscription} subscription @param {number} [failures] */
+  async #subscribe(subscription, failures = 0) {
+    this.#stopWaiting(subscription);
     const { pattern, last, history, name } = subscription;
     const start = last ? { last_event_id: last } : { history };
     try {
-      await this.request({ type: "subscribe", channel: pattern, ...start, ...(name && { name }) });
+      await this.request({ type: "subscribe", channel: pattern, ...start, ...(name && { name }) }, subscription);
+      this.#reportOpen();
     } catch (/** @type {any} */ error) {
-      if (error.code === RATE_LIMITED) this.drop(error.message);
-      else if (error instanceof Refused) {
+      if (!(error instanceof Refused) || this.stopped || !this.subscriptions.has(subscription)) return;
+      if (error.retryMs) {
+        const wait = error.retryMs + backOff(failures);
+        this.#waiting.set(
+          subscription,
+          setTimeout(() => this.#subscribe(subscription, failures + 1), wait)
+        );
+        this.onState({ state: "waiting", reason: error.message });
+      } else {
         this.subscriptions.delete(subscription);
         subscription.take({ error });
       }
@@ -569,15 +626,18 @@ class Socket extends Connection {
     const all = [...this.subscriptions.keys()];
     const on = all.find(({ pattern }) => message.channel && overlap(pattern, message.channel));
     const request = this.#requests.get(message.id);
+    this.#requests.delete(message.id); // before the next message, which may come before the caller continues
     if (message.type === "event") on?.take(message);
     else if (message.type === "position") for (const each of all) each.take(message);
     else if (message.type === "gap") {
       // The server starts subscriptions one by one, in their order.
-      const started = all.find(({ ready }) => !ready);
+      const started = [...this.#requests.values()].find(({ subscription }) => subscription)?.subscription;
       const everywhere = !started || ["epoch", "lost"].includes(message.reason);
       for (const each of everywhere ? all : [started]) each.take(message);
-    } else if (message.type === "error") request?.reject(new Refused(message.error.message, message.error.code));
-    else {
+    } else if (message.type === "error") {
+      const { code, message: text, data } = message.error;
+      request?.reject(new Refused(text, code, data?.retryAfterMs));
+    } else {
       if (message.type === "subscribed") on?.take(message);
       request?.resolve(message);
     }
@@ -768,7 +828,7 @@ export class Hub extends Emitter {
     });
     if (response.ok) return response.json();
     const error = new ResponseError(response, await errorMessage(response));
-    throw error.status < 500 ? new Refused(error.message, error.status) : error;
+    throw error.status < 500 ? new Refused(error.message, error.status, error.retryMs) : error;
   }
 }
 

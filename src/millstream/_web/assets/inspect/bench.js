@@ -102,7 +102,10 @@ export function bench(work) {
   /** @param {{text: (request: Json, values: Json) => string}} copy */
   const copied = ({ text }) => {
     const values = read(true);
-    if (values) copy(text(work.request(values), values));
+    if (!values || !as) return;
+    copy(text(work.request(values), values));
+    as.open = false;
+    as.querySelector("summary")?.focus(); // instead of the button, which is hidden now
   };
   const as = copies.length
     ? fold("Copy as", ...copies.map((each) => makeButton({ className: "quiet" }, () => copied(each), each.title)))
