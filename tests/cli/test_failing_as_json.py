@@ -32,6 +32,8 @@ FAILURES: dict[str, tuple[int, str]] = {
     "users password ada": (1, "no password"),
     "audit verify no.jsonl": (1, "no.jsonl"),
     "gateway accept no.toml shop": (1, "no.toml can't be read"),
+    "gateway add shop ftp://x": (1, "isn't a server URL"),
+    "gateway remove shop --file no.toml": (1, "no file no.toml"),
     "install no.py --client claude": (1, "no file no.py"),
     "init taken": (1, "taken"),
     # Wrong use
