@@ -60,8 +60,17 @@ class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Argument -> pattern of its value. An argument that's missing counts as matching, because of defaults."""
 
 
-def with_approval(tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Collection[str]) -> Run:
-    """Return a tool's `run` that first asks a person about some calls. It gets the upstream's arguments."""
+def with_approval(
+    tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Collection[str], names: Mapping[str, str]
+) -> Run:
+    """Return a tool's `run` that first asks a person about some calls. It gets the upstream's arguments.
+
+    Args:
+        tool: The tool.
+        approvals: The calls to ask about.
+        hidden: Names of the arguments that the operator has fixed at each address.
+        names: Name of an argument as callers see it -> the tool's own, where these differ.
+    """
     run, origin = tool.run, f"{getattr(tool, 'upstream', tool).name} {getattr(tool, 'own_name', tool.name)}"
 
     async def run_if_approved(arguments: Any, call: Call) -> Any:
@@ -72,7 +81,9 @@ def with_approval(tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Colle
             except MALFORMED as exc:
                 raise ToolError("The arguments must be a JSON object.") from exc
         if any(_matches_values(each.arguments, sent) for each in approvals):
-            await _require(call, origin, sent, hidden)
+            called = None if call.dispatcher is None else call.dispatcher.registry.tools.get(call.name)
+            fixed = () if called is None else called.fixed
+            await _require(call, origin, sent, {*hidden, *(names.get(each, each) for each in fixed)})
         return await run(arguments, call)
 
     return run_if_approved
