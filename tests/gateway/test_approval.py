@@ -311,6 +311,33 @@ async def test_approval_follows_hints_tags_and_values(shop: Shop) -> None:
         assert bool(person.asked) is asks, (policy, tool, arguments)
 
 
+async def find_asked(shop: Shop, name: str, pattern: str, calls: list[Json]) -> list[bool]:
+    """Return about which calls a rule for an argument asks."""
+    policy, found = UpstreamPolicy(approve=ApprovalPolicy(arguments={name: pattern})), list[bool]()
+    person = Person("decline")
+    async with Client(shop.front(policy), elicit=person, timeout=WAIT) as client:
+        for arguments in calls:
+            person.asked.clear()
+            await call(client, "s_order", **arguments)
+            found.append(bool(person.asked))
+    return found
+
+
+async def test_argument_in_another_case_does_not_replace_the_one_that_a_rule_names(shop: Shop) -> None:
+    calls: list[Json] = [{"Account": "own"}, {"account": None, "ACCOUNT": "own"}, {"account": "own", "Account": "co"}]
+    assert await find_asked(shop, "account", "co*", calls) == [True] * 3
+    assert await find_asked(shop, "account", "co*", [{"account": "own", "Account": "own"}]) == [False]
+
+
+async def test_numbers_match_in_each_notation(shop: Shop) -> None:
+    same: list[Any] = [100, 100.0, 1e2, "0100", "+100", " 1e2 ", "0x64", ["100.00"], "\uff11\uff10\uff10.0"]
+    for pattern in ("100", "100.0", "1e2", "10?"):
+        assert await find_asked(shop, "copies", pattern, [{"copies": each} for each in same]) == [True] * len(same)
+    other: list[Any] = [1, 1000, 100.5, "1e20", "100 books", True, "nan", "inf", "1e400", "1" * 5000, "0x" + "1" * 5000]
+    assert await find_asked(shop, "copies", "100", [{"copies": each} for each in other]) == [False] * len(other)
+    assert await find_asked(shop, "copies", "1.5", [{"copies": "1.50"}]) == [True]
+
+
 @for_each("revision", ASKING)
 async def test_relayed_upstream_is_asked_only_after_approval(shop: Shop, revision: str) -> None:
     shop.calls.clear()

@@ -484,6 +484,22 @@ async def test_tasks_of_earlier_upstreams_end_well(changed: bool, tmp_path: Path
             assert (await client.tasks.wait(task)).text == "prepared"
 
 
+async def test_search_finds_what_a_set_has_after_a_change(tmp_path: Path) -> None:
+    async with serve_shops("a") as shops:
+        upstream = table("a", shops["a"][1].port) + "\n[settings]\ntool_search = true\n"
+        one, other = ('[sets.visitors]\nallow = ["a_visit"]\n', '[sets.visitors]\nallow = ["a_order"]\n')
+        async with (
+            run_gateway(tmp_path / "gateway.toml", upstream, one) as gateway,
+            serve(gateway.mcp) as running,
+            Client(f"http://127.0.0.1:{running.port}/mcp/visitors", timeout=WAIT) as client,
+        ):
+            for choice, name in (("", "a_visit"), (other, "a_order"), (one, "a_visit")):
+                if choice:
+                    await gateway.change(upstream, choice)
+                found = json.loads((await client.call("search_tools", query="visit order")).text)
+                assert [each["name"] for each in found["tools"]] == [name]
+
+
 async def test_choice_of_a_set_changes_and_its_address_does_not(tmp_path: Path) -> None:
     async with serve_shops("a") as shops:
         upstream = table("a", shops["a"][1].port)

@@ -372,6 +372,75 @@ async def test_search_finds_and_calls_only_tools_of_the_set() -> None:
                 assert found["tools"][0]["name"] == "order"
 
 
+async def test_views_of_tools_are_in_a_set_by_its_rules_for_them() -> None:
+    apps = Server("apps")
+    views = ("ui://map", "ui://private", "doc://plans", "ui://{page}", "review")
+    for number, uri in enumerate(views):
+        apps.tool(lambda: "shown", name=f"show_{number}", meta={"ui": {"resourceUri": uri}})
+    apps.tool(lambda: "shown", name="take", meta={"ui/resourceUri": "ui://bank/money"})
+    apps.resource("ui://map", name="map")(lambda: "the map")
+    apps.resource("ui://private", name="private")(lambda: "private")
+    apps.resource("doc://plans", name="plans")(lambda: "plans")
+    apps.resource("ui://{page}", name="page")(lambda page: f"page {page}")
+    apps.prompt(lambda: "a review", name="review")
+    bank = Server("bank")
+    bank.resource("ui://money", name="money")(lambda: "the bank's")
+    mcp = Server("front", auth=make_key_auth())
+    mcp.upstream("apps", apps, prefix="", start_timeout=WAIT)
+    mcp.upstream("bank", bank, start_timeout=WAIT)
+    mcp.offer("/all", allow=["show_*", "take"])
+    mcp.offer("/denied", allow=["show_*"], deny=["ui://private"])
+    mcp.offer("/ruled", allow=["show_*"], resources={"ui://p*": ResourcePolicy(groups=("staff",))})
+    async with run_guarded(mcp) as running:
+        for path, expected in (
+            ("/all", ["ui://map", "ui://private"]),
+            ("/denied", ["ui://map"]),
+            ("/ruled", ["ui://map"]),
+        ):
+            for era in ERAS:
+                async with open_at(running.running.port, path, era, key=ALICE) as client:
+                    found = await list_all(client)
+                    assert (found["resources"], found["templates"], found["prompts"]) == (expected, [], []), path
+                    assert (await client.read("ui://map"))[0].text == "the map"
+                    for uri in {"ui://map", "ui://private", "ui://bank/money", "doc://plans", "ui://other"}.difference(
+                        expected
+                    ):
+                        assert "Resource not found" in await find_error(client.read(uri)), (path, uri)
+
+
+async def test_hidden_secrets_of_a_set_are_not_shown_to_the_person_who_approves() -> None:
+    asked = list[str]()
+
+    async def decline(question: Any) -> str:
+        asked.append(question.message)
+        return "decline"
+
+    shop = Server("shop")
+    shop.tool(lambda book, account, api_key="": book, name="order")
+    rules = {"order": ToolPolicy(approve=True, hidden={"token": "t0p"})}
+    for search in (False, True):
+        mcp = Server("front", settings=Settings(tool_search=search))
+        mcp.upstream("s", shop, start_timeout=WAIT, policy=UpstreamPolicy(tools=rules))
+        hidden = {"api_key": "s3cret", "account": "company"}
+        mcp.offer("/b", short_names=True, tools={"s_order": ToolPolicy(hidden=hidden)})
+        async with serve(mcp) as running:
+            for era in ERAS[1:]:
+                async with Client(
+                    f"http://127.0.0.1:{running.port}/b", revision=era, elicit=decline, timeout=WAIT
+                ) as client:
+                    arguments = {"book": "Dune"}
+                    called = (
+                        ("call_tool", {"name": "order", "arguments": arguments}) if search else ("order", arguments)
+                    )
+                    with pytest.raises(ClientError):
+                        await client.call(*called)
+                question = asked.pop()
+                assert "s3cret" not in question
+                assert "t0p" not in question
+                assert '"account": "company"' in question
+                assert '"api_key": "[redacted]"' in question
+
+
 async def test_stored_results_are_read_only_at_their_own_address() -> None:
     policy = UpstreamPolicy(result_bytes=20)
     large = Server("large")
@@ -408,6 +477,8 @@ async def test_tasks_belong_to_the_address_of_their_call() -> None:
         task = await client.tasks.start("long", {})
         assert "Unknown task" in await find_error(main.tasks.get(task.task_id))
         assert "Unknown task" in await find_error(main.tasks.cancel(task.task_id))
+        assert "Unknown task" in await find_error(main.tasks.get(f"interns.{task.task_id}"))
+        assert "Unknown task" in await find_error(main.tasks.cancel(f"interns.{task.task_id}"))
         done.set()
         assert (await client.tasks.wait(task)).text == "slow"
 

@@ -8,7 +8,8 @@ the only one to do so, on any worker: its digest is claimed in the store. So is 
 which a tool's own questions create.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -59,8 +60,17 @@ class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Argument -> pattern of its value. An argument that's missing counts as matching, because of defaults."""
 
 
-def with_approval(tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Collection[str]) -> Run:
-    """Return a tool's `run` that first asks a person about some calls. It gets the upstream's arguments."""
+def with_approval(
+    tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Collection[str], names: Mapping[str, str]
+) -> Run:
+    """Return a tool's `run` that first asks a person about some calls. It gets the upstream's arguments.
+
+    Args:
+        tool: The tool.
+        approvals: The calls to ask about.
+        hidden: Names of the arguments that the operator has fixed at each address.
+        names: Name of an argument as callers see it -> the tool's own, where these differ.
+    """
     run, origin = tool.run, f"{getattr(tool, 'upstream', tool).name} {getattr(tool, 'own_name', tool.name)}"
 
     async def run_if_approved(arguments: Any, call: Call) -> Any:
@@ -71,7 +81,9 @@ def with_approval(tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Colle
             except MALFORMED as exc:
                 raise ToolError("The arguments must be a JSON object.") from exc
         if any(_matches_values(each.arguments, sent) for each in approvals):
-            await _require(call, origin, sent, hidden)
+            called = None if call.dispatcher is None else call.dispatcher.registry.tools.get(call.name)
+            fixed = () if called is None else called.fixed
+            await _require(call, origin, sent, {*hidden, *(names.get(each, each) for each in fixed)})
         return await run(arguments, call)
 
     return run_if_approved
@@ -79,9 +91,11 @@ def with_approval(tool: Tool, approvals: Sequence[ApprovalPolicy], hidden: Colle
 
 def _matches_values(patterns: Mapping[str, str], values: Mapping[str, Any]) -> bool:
     for wanted, pattern in patterns.items():
+        if values.get(wanted) is None:
+            continue  # an upstream that tells names apart by case uses its default, whatever the other names have
         # Many programs ignore case in names.
         found = [each for name, each in values.items() if name.casefold() == wanted.casefold() and each is not None]
-        if found and not any(_matches_value(pattern, each) for each in found):
+        if not any(_matches_value(pattern, each) for each in found):
             return False
     return True
 
@@ -90,10 +104,18 @@ def _matches_value(pattern: str, value: Any) -> bool:
     if is_array(value) or is_object(value):
         return any(_matches_value(pattern, each) for each in (value.values() if is_object(value) else value))
     text = value if isinstance(value, str) else encode(value).decode()
-    return (
-        matcher((pattern,))(text) is not None
-        or matcher((pattern.casefold(),))(without_hidden(text).casefold()) is not None
-    )
+    shown, matches = without_hidden(text).casefold(), matcher((pattern.casefold(), _decimal(pattern.casefold())))
+    return matcher((pattern,))(text) is not None or any(matches(each) for each in (shown, _decimal(shown)))
+
+
+def _decimal(text: str) -> str:
+    """Return a number in decimal notation, without an exponent if it's whole, or other text unchanged."""
+    readers: tuple[Callable[[str], int | float], ...] = int, lambda digits: int(digits, 0), float
+    for read in readers:
+        with suppress(ValueError):
+            number = read(text)
+            return str(int(number) if number == number // 1 else number)
+    return text
 
 
 async def _require(call: Call, tool: str, arguments: Mapping[str, Any], hidden: Collection[str]) -> None:

@@ -349,7 +349,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.timeout = self.timeout or None
             item.plain = item.plain and not (self.timeout or self.visible or self.approvals)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
-                item.run = with_approval(item, approvals, self.hidden)
+                item.run = with_approval(item, approvals, self.hidden, self.names)
         if isinstance(item, Template) and self.rules_of is not None:
             item.template, item.find_rules = RestrictedPattern(item.template, self.rules_of), self.rules_of
             item.run = _with_uri_rules(item.run, self.rules_of)
@@ -367,6 +367,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         if self.defaults or self.hidden:
             read, parameters = item.read, tuple(each for each in item.parameters if each not in self.hidden)
             item.parameters = parameters
+            item.fixed |= self.hidden.keys()
             item.read = lambda raw: read(self.fill(raw, parameters))
         if isinstance(item, Tool):
             item.timeout = self.timeout or item.timeout

@@ -136,8 +136,8 @@ class SearchPart:
     def __init__(self, definition: object) -> None:
         """Create the part. The definition isn't used."""
         self._searches = Threads(1)
-        self._indexes: dict[str, asyncio.Future[ToolIndex]] = {}
-        """Name of an address -> the index of its tools."""
+        self._indexes: dict[str, tuple[list[Tool], asyncio.Future[ToolIndex]]] = {}
+        """Name of an address -> its tools, which a set changes on its own, and their index."""
 
     async def open(self, host: PartHost) -> None:
         """Register both tools and hide the others from the list.
@@ -178,11 +178,13 @@ class SearchPart:
 
     async def _search(self, arguments: SearchArguments, call: Call) -> ToolResult:
         registry, address = call.dispatcher.registry, call.dispatcher.address.name
-        if address not in self._indexes:
+        indexed, known = [*registry.tools.values()], self._indexes.get(address)
+        if known is None or known[0] != indexed:
             tools = {name: each.describe() for name, each in registry.tools.items() if name not in (SEARCH, CALL)}
             # Converting thousands of an upstream's tools takes seconds.
-            self._indexes[address] = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
-        index = await asyncio.shield(self._indexes[address])
+            known = indexed, asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
+            self._indexes[address] = known
+        index = await asyncio.shield(known[1])
         # It takes .1 s for thousands of tools, and SQLite searches one at a time.
         ranked = await self._searches.run(index.search, arguments.query, owner=call.owner)
         visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))

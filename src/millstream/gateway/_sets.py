@@ -213,16 +213,21 @@ def choose_items(config: SetConfig, policy: Policy, items: Items) -> dict[str, l
         items: All items of the main address.
     """
     chosen = dict[str, dict[str, _Chosen]]()
-    views = set[Any]()
+    views = set[tuple[str, Any]]()
+    policy_of_views = _compile(structs.replace(config, allow=()))
     for kind in ("tools", "prompts", "templates", "resources"):
         chosen[kind] = {}
         for name, item in items[kind].items():
-            rules = policy.item(kind, name)
-            if name in views:
-                chosen[kind][name] = _Chosen(item, ItemRules(), name)
-            elif rules is not None and not item.is_companion and _admits(config, item):
+            # An upstream names its tools' views, so it must not name another kind of item, or one of another upstream.
+            is_view = (
+                kind == "resources"
+                and name.startswith("ui://")
+                and not views.isdisjoint(((item.origin, name), ("", name)))
+            )
+            rules = (policy_of_views if is_view else policy).item(kind, name)
+            if rules is not None and (is_view or (not item.is_companion and _admits(config, item))):
                 chosen[kind][name] = _Chosen(item, structs.replace(rules, name=""), rules.name or name)
-                views |= _views_of(item) if kind == "tools" else set()
+                views |= {(item.origin, uri) for uri in _views_of(item)} if kind == "tools" else set()
     origins = {each.source.origin for some in chosen.values() for each in some.values()}
     for kind, some in items.items():
         for name, item in some.items():

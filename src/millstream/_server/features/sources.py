@@ -282,6 +282,8 @@ class Item:
     """Whether a set (`Server.offer`) has it without choosing it. If it has an origin, only together with other items of
     that upstream.
     """
+    fixed: frozenset[str] = frozenset()
+    """Names of the arguments that a set has fixed."""
     naming: ClassVar[str] = "name"
     """The member of the description that identifies the item."""
     _described: Json

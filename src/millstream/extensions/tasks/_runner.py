@@ -130,7 +130,8 @@ def name_of(task_id: str, principal: Principal | None, set_name: str) -> str:
     owner = _ANONYMOUS if principal is None else principal.binding.hex()
     # Tasks of older versions have shorter ids, and names without the mark of a share.
     share = share_for(owner) if len(task_id) > _OLD_ID else owner
-    return f"{share}.{set_name}.{task_id}" if set_name else f"{share}.{task_id}"
+    # No id has a period, so that "SET.ID" isn't the task of a set.
+    return f"{share}.{set_name}.{task_id}" if set_name or "." in task_id else f"{share}.{task_id}"
 
 
 class TaskRecords:
