@@ -210,8 +210,8 @@ PAGES = {
         files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
         untyped={
             "sets.py": "tests/gateway/test_gateway_server.py compares it with sets.toml.",
-            "api.githubcopilot.com": "Its servers aren't there. tests/gateway/test_gateway_server.py has others.",
-            "server-filesystem": "The same.",
+            "from_litellm.toml": "Its servers aren't there. tests/gateway/test_gateway_server.py has others.",
+            "from_metamcp.toml": "The same.",
             '[sets.buyers]\nallow = ["shop_search_books", "shop_order"]\nscopes': (
                 "It needs a sign-in. tests/gateway/test_set_addresses.py has such sets."
             ),
@@ -236,6 +236,8 @@ PAGES = {
             "millstream gateway ~/.cursor": "The reader's own file. tests/gateway/test_run_command.py serves others.",
             "millstream install servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
             "millstream run -- uvx": "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
+            "Version 2 of gateway.toml": "tests/gateway/test_live.py reads such lines.",
+            "gateway.toml, line 7": "tests/workers/test_live_gateways.py reads such lines.",
             "The upstream warehouse can't be reached": "tests/gateway/test_blame.py reads such errors.",
             "The server 'warehouse'": "The same.",
         },
@@ -255,7 +257,6 @@ PAGES = {
             "news.js": "It's the script of a page: tests/pages/test_news_page.py runs it.",
             "rooms.js": "It's the script of a page: tests/pages/test_hub_client_in_pages.py runs it.",
             "eventsource.js": "It's the script of a page: tests/pages/test_news_page.py runs it.",
-            "curl -so hub.js": "tests/pages/test_hub_client_in_pages.py loads it.",
             'import { connect } from "./hub.js"': "test_hub_client.py and test_hub_client_in_pages.py do it with keys.",
             "MILLSTREAM_ALLOWED_ORIGINS": "tests/security tries other origins.",
             **dict.fromkeys(
