@@ -12,7 +12,6 @@ PARTS = [
     ("dashboard", "Recent calls", "calls", "the recent calls"),
     ("dashboard", "Streams", "readers", "the readers of streams"),
     ("dashboard", "", "audit", "the audit log"),
-    ("chat", "", "members", "the members of this channel"),
 ]
 WORDS = {
     401: "You're signed out, so {} can't be shown. Sign in again.",
