@@ -524,6 +524,7 @@ async def test_choice_of_a_set_changes_and_its_address_does_not(tmp_path: Path) 
                     ('[sets.visitors]\npath = "/visitors"\n', "'visitors' can't change"),
                     ('[sets.guests]\nallow = ["a_visit"]\n', "'guests' can't be added or removed"),
                 ):
-                    await gateway.change(upstream, text)
+                    await gateway.change(upstream, table("b", 9), text)
                     assert says in gateway.state[1]
+                    assert [each.name for each in gateway.part._opened] == ["a"]
                 assert await names_of(clients[0]) == {"a_visit", "a_order"}

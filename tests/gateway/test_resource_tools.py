@@ -206,3 +206,17 @@ async def test_tools_at_another_address_keep_to_its_set() -> None:
                     await ask(client, "get_prompt", name="review", arguments={"book": "x"})
                     == "Unknown prompt: 'review'"
                 )
+
+
+async def test_malformed_and_unknown_contents_are_explained() -> None:
+    class Odd(Middleware):
+        async def on_message(self, request: MessageRequest, next: Next) -> Any:
+            odd = {
+                "prompts/get": {"messages": [{"role": "user", "content": {"type": "hologram"}}]},
+                "resources/read": {"contents": [{"uri": "doc://hours", "blob": 3}]},
+            }
+            return odd.get(request.method) or await next(request)
+
+    async with Client(make_library(settings=for_all(), middleware=[Odd()]), timeout=WAIT) as client:
+        assert "can't be shown" in await ask(client, "get_prompt", name="review", arguments={"book": "x"})
+        assert await ask(client, "read_resource", uri="doc://hours") == "The contents of doc://hours are malformed."

@@ -302,7 +302,7 @@ async def test_resumes_are_counted_by_outcome() -> None:
 @pytest.mark.parametrize(
     ("channels", "options", "most"),
     [
-        ((">",), {"last_event_id": "nobody published this"}, 2_001),  # those that it sends and that aren't cached
+        ((">",), {"last_event_id": "nobody published this"}, 2_001),  # the ones that it sends, which aren't cached
         (("nothing.*",), {"last_event_id": "nobody published this"}, 0),
         (("broadcast",), {"last_event_id": "nobody published this"}, 202),
         ((">",), {"history": 50}, 0),

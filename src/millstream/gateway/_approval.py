@@ -3,9 +3,9 @@
 An answer counts once, for one question that this server asked. In the handshake era, the question is a request that
 waits for its answer. In the per-request era, the answer arrives with the state of the request that asked, which is
 sealed and bound to the caller, the tool, and the caller's arguments (see `_protocol/seal.py`). The state has to contain
-the mark of the question, which is a digest of the arguments as the upstream receives them. Whoever continues a state is
-the only one to do so, on any worker: its digest is claimed in the store. So is each later state of an approved call,
-which a tool's own questions create.
+the mark of the question, which is a digest of the arguments as the upstream receives them. Only one request can
+continue a state, on any worker, because the digest of the state is claimed in the store. That includes each later state
+of an approved call, which a tool's own questions create.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

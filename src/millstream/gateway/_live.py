@@ -141,11 +141,8 @@ class LiveConfig:
                     await spread(version, config)
                     self.version, self.config = version, config
                 refusal = ""
-            except (ValueError, LocalError, OSError) as exc:
-                refusal = str(exc)
-            except Exception:
-                logger.exception("%s can't be used", self.path)
-                refusal = f"{self.path} can't be used, because of an unexpected error, which is in the log."
+            except Exception as exc:
+                refusal = self._explain(exc)
             if refusal not in ("", self.refusal):
                 logger.error("%s Version %d of the configuration stays in force.", refusal, self.version.number)
             self.refusal = refusal
@@ -230,11 +227,8 @@ class LiveConfig:
                 try:
                     await self._prepare(version)
                     error = ""
-                except (ValueError, LocalError, OSError) as exc:
-                    error = str(exc)
-                except Exception:
-                    logger.exception("%s can't be used", self.path)
-                    error = f"{self.path} can't be used, because of an unexpected error, which is in the log."
+                except Exception as exc:
+                    error = self._explain(exc)
                 reply(error)
 
         self._host.run(prepare())
@@ -260,11 +254,18 @@ class LiveConfig:
             config = await asyncio.to_thread(load_file, self.path, text=version.text)
         await self._settle(0)
         try:
-            upstreams = await self._part.prepare(self.choose(config))
             self._check_sets(config)
+            upstreams = await self._part.prepare(self.choose(config))
         except (ValueError, LocalError) as exc:
             raise ConfigError(f"{self.path}: {exc}") from exc
         self._prepared = version, config, upstreams
+
+    def _explain(self, exc: Exception) -> str:
+        """Return why a version can't be used. An error that isn't about the file is logged."""
+        if isinstance(exc, ValueError | LocalError | OSError):
+            return str(exc)
+        logger.error("%s can't be used", self.path, exc_info=exc)
+        return f"{self.path} can't be used, because of an unexpected error, which is in the log."
 
     def _check_sets(self, config: GatewayConfig) -> None:
         sets = self.choose_sets(config, self._host.settings.path)

@@ -178,7 +178,7 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     groups: Texts | dict[str, GroupPolicy] = ()  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
     """Groups of which a caller needs one. In a table, each has its own rules, and ``*`` is everyone who signs in."""
     trust_hints: bool = False
-    """Whether the upstream's own hints count, such as ``readOnlyHint``, if nobody has accepted them."""
+    """Whether the upstream's own hints count, such as ``readOnlyHint``, if the operator hasn't accepted them."""
     questions: tuple[Question, ...] = _QUESTIONS
     """Kinds of questions that the upstream may ask its callers: ``elicitation``, ``sampling``, and ``roots``."""
     new_items: Literal["accept", "quarantine"] = "accept"
@@ -540,7 +540,7 @@ class Policy:
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
     def item(self, kind: str, name: str, hints: Mapping[str, Any] = {}, *, is_listed: bool = True) -> ItemRules | None:
-        """Return the rules of an item, or None if nobody can see it. The order of the rules, and which of them win, is
+        """Return the rules of an item, or None if it isn't offered. The order of the rules, and which of them win, is
         decided here, as docs/guides/gateway-policies.md shows it.
 
         Args:

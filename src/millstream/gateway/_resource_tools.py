@@ -20,9 +20,8 @@ from millstream._server.calls.call import Call
 from millstream._server.features.registry import Handler
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
-from millstream._server.functions.plan import ArgumentError
-from millstream.gateway._search import LISTED_TAG
-from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decode_object, decoder, encode
+from millstream.gateway._search import LISTED_TAG, read_arguments
+from millstream.protocol import INVALID_PARAMS, Json, decode_object, decoder, encode
 
 _TEMPLATES = "templates:"
 """Beginning of the cursor of a page of templates, which follow the resources."""
@@ -83,7 +82,7 @@ class ResourceToolsPart:
             ("get_prompt", "Get the messages of a prompt.", prompt, _Prompt, self._get_prompt),
         )  # fmt: skip
         for name, description, schema, kind, run in tools:
-            read = partial(_read, decoder(kind), name)
+            read = partial(read_arguments, decoder(kind), name)
             source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema})
             tool = Tool(source, annotations={"readOnlyHint": True}, tags=[LISTED_TAG])
             tool.is_companion = True
@@ -153,31 +152,32 @@ def _block_of(contents: Json) -> Content:
     """Return contents as the block that most clients understand.
 
     Raises:
-        ToolError: An upstream's contents aren't base64.
+        ToolError: An upstream's contents are malformed.
     """
     if "text" in contents:
         return Text(contents["text"])
+    uri = str(contents.get("uri", ""))
     try:
         data = b64decode(contents["blob"])
-    except ValueError:
-        raise ToolError(f"The contents of {contents['uri']} are malformed.") from None
+    except (ValueError, TypeError, KeyError):
+        raise ToolError(f"The contents of {uri} are malformed.") from None
     kind = str(contents.get("mimeType") or "")
     if kind.startswith("image/"):
         return Image(data, kind)
     if kind.startswith("audio/"):
         return Audio(data, kind)
-    return EmbeddedResource(contents["uri"], blob=data, mime_type=kind or None)
+    return EmbeddedResource(uri, blob=data, mime_type=kind or None)
 
 
 def _say(message: Json) -> Any:
-    """Return a message's block. What the model said before is marked, because a result has no roles."""
-    block = msgspec.convert(message["content"], Content)
+    """Return a message's block. What the model said before is marked, because a result has no roles.
+
+    Raises:
+        ToolError: An upstream's message is malformed, or its block is of an unknown kind.
+    """
+    try:
+        block = msgspec.convert(message["content"], Content)
+    except (msgspec.ValidationError, KeyError) as exc:
+        raise ToolError(f"The prompt has a message that can't be shown: {exc}.") from None
     is_text = message["role"] != "user" and isinstance(block, Text)
     return Text(f"[{message['role']}] {block.text}") if is_text else block
-
-
-def _read(decode: Callable[[Any], Any], tool: str, raw: Any) -> Any:
-    try:
-        return decode(raw)
-    except MALFORMED as exc:
-        raise ArgumentError(f"Invalid arguments for tool {tool!r}: {exc}") from exc

@@ -150,7 +150,7 @@ class SearchPart:
             (CALL, _reject_call, _decode_call, CALL_DESCRIPTION),
         ):
             text, schema = about["description"], about["inputSchema"]
-            source = ItemSource(name, run, partial(_read, decode, name), description=text, schema=schema)
+            source = ItemSource(name, run, partial(read_arguments, decode, name), description=text, schema=schema)
             annotations = {"readOnlyHint": True} if name == SEARCH else None
             tool = Tool(source, annotations=annotations)
             tool.is_companion = True
@@ -242,7 +242,17 @@ _decode_search = decoder(SearchArguments)
 _decode_call = decoder(CallArguments)
 
 
-def _read(decode: Callable[[Any], Any], tool: str, raw: Any) -> Any:
+def read_arguments(decode: Callable[[Any], Any], tool: str, raw: Any) -> Any:
+    """Return the arguments of one of the gateway's own tools.
+
+    Args:
+        decode: Decodes the JSON.
+        tool: Name of the tool.
+        raw: The arguments as JSON.
+
+    Raises:
+        ArgumentError: They're invalid.
+    """
     try:
         return decode(raw)
     except MALFORMED as exc:
