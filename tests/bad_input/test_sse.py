@@ -75,11 +75,19 @@ async def test_invalid_json_is_rejected_on_the_post(stream: Stream, name: str) -
 @for_each("name", NOT_A_MESSAGE)
 async def test_invalid_messages_get_invalid_request(stream: Stream, name: str) -> None:
     reply = await stream.wire.post(NOT_A_MESSAGE[name], path=stream.path)
-    if reply.status == 202:
+    if isinstance(NOT_A_MESSAGE[name], list):  # a batch
         message = json.loads(await stream.event())
         assert (message["error"]["code"], message.get("id", "none")) == (-32600, "none")
     else:
         assert reply.error == (400, -32600, "none")
+    await alive(stream)
+
+
+async def test_requests_without_id_are_rejected_on_the_post(stream: Stream) -> None:
+    """As the Go SDK's server does: an error on the stream would name no request."""
+    reply = await stream.wire.post({"jsonrpc": "2.0", "method": "ping"}, path=stream.path)
+    assert reply.error == (400, -32600, "none")
+    assert b"missing id" in reply.body
     await alive(stream)
 
 

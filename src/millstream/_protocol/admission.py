@@ -118,7 +118,7 @@ def check_notification(message: Envelope) -> None:
         ProtocolError: INVALID_REQUEST.
     """
     if message.method in _REQUESTS:
-        raise ProtocolError(INVALID_REQUEST, f'Invalid request: {message.method} needs an "id"', status=400)
+        raise ProtocolError(INVALID_REQUEST, f"Invalid request: missing id: {message.method} needs one", status=400)
 
 
 def admit_per_request(
@@ -266,7 +266,7 @@ def _compare(header: bytes, found: str, expected: str, headers: Headers) -> None
     if header not in headers:
         raise _mismatch(header, "is missing")
     if found != expected:
-        raise _mismatch(header, "differs from the body")
+        raise _mismatch(header, f"header value {shorten(found)!r} doesn't match the body's {shorten(expected)!r}")
 
 
 def _mismatch(header: bytes, what: str) -> ProtocolError:

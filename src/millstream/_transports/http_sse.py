@@ -14,14 +14,15 @@ from msgspec import Struct
 
 from millstream._http.message import STREAM_HEAD, TEXT_HEAD, HttpRequest, Response, Sink, carries_json, query_value
 from millstream._protocol import sse
+from millstream._protocol.admission import check_notification
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
-from millstream._protocol.jsonrpc import check_text, require_json
+from millstream._protocol.jsonrpc import check_text, read, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import hash_principal
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peers import PostedMessage
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._transports.connection import ClientConnection
+from millstream._transports.connection import ClientConnection, is_batch
 from millstream._transports.open_streams import (
     NOT_JSON,
     SESSION_NOT_FOUND,
@@ -124,7 +125,7 @@ class HttpSse:
             return _UNKNOWN
         try:
             check_text(request.body)
-            require_json(request.body)
+            _check_message(request.body)
         except ProtocolError as exc:
             return error_response(exc)
         if found is not None:
@@ -173,6 +174,16 @@ def _hash_rights(principal: Principal | None) -> bytes:
     """
     scopes = " ".join(() if principal is None else sorted(principal.scopes))
     return sha256(hash_principal(principal) + scopes.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def _check_message(body: bytes) -> None:
+    """Refuse a message without an id to answer, which the stream's errors couldn't name."""
+    if is_batch(body):
+        require_json(body)
+        return
+    message = read(body)
+    if message.id is None and message.method:
+        check_notification(message)
 
 
 def _write(sink: Sink, message: bytes) -> bool:
