@@ -8,7 +8,7 @@ transport.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from copy import copy
 from functools import partial
 from time import perf_counter
@@ -40,9 +40,10 @@ from millstream._protocol.jsonrpc import (
     result_message,
 )
 from millstream._protocol.metadata import SERVER_KEY
-from millstream._protocol.principal import Share
+from millstream._protocol.principal import Principal, Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
+from millstream._recent import Recent
 from millstream._server.address import Address
 from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, CallFailure
 from millstream._server.calls.context import call_binding
@@ -50,6 +51,7 @@ from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
 from millstream._server.control import Control, Gate, Load, release_arguments
 from millstream._server.features.registry import DISCOVER, Handler, Registry
+from millstream._server.features.sources import Visible
 from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -58,6 +60,16 @@ from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
 _DISCOVER_TTL_MS = 3_600_000
 """Cache hint of `server/discover`."""
+_MAX_MADE = 256
+"""Maximum number of results that are kept, of which there's one for each revision and text of the instructions."""
+
+
+class Instruction(Struct, frozen=True):
+    """A part of the instructions for clients' models."""
+
+    text: str
+    visible: Visible | None = None
+    """Returns whether a caller reads it, or None if every caller does."""
 
 
 class ServerDescription:
@@ -70,10 +82,10 @@ class ServerDescription:
     def __init__(self, registry: Registry, info: Json, instructions: str) -> None:
         self._registry = registry
         self._info = info
-        self.instructions: str = instructions
+        self.instructions: tuple[Instruction, ...] = (Instruction(instructions),)
         """Instructions for the client's model. Call `forget` after a change."""
         # Prepared
-        self._made: dict[tuple[str, str, bool], bytes] = {}
+        self._made = Recent[tuple[str, str, bool, str], bytes](_MAX_MADE)
         self._cached_count = 0
         """Number of capabilities when the cache was filled."""
 
@@ -81,31 +93,37 @@ class ServerDescription:
         """Clear the cache when the instructions or a capability's value have changed."""
         self._made.clear()
 
-    def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
-        """Return the result of `initialize`. `streams` is as for `Registry.capabilities`."""
-        made = self._cache()
-        key = ("initialize", revision.date, streams)
+    def instruct(self, principal: Principal | None) -> str:
+        """Return the instructions for a caller's model."""
+        parts = (each.text for each in self.instructions if each.visible is None or each.visible(principal))
+        return "\n\n".join(filter(None, parts))
+
+    def initialize(self, revision: Revision, principal: Principal | None = None, *, streams: bool = True) -> bytes:
+        """Return the result of `initialize` for a caller. `streams` is as for `Registry.capabilities`."""
+        made, text = self._cache(), self.instruct(principal)
+        key = ("initialize", revision.date, streams, text)
         if key not in made:
             offered = self._registry.capabilities(revision, streams=streams)
-            made[key] = initialize_result(revision, offered, self._info, self.instructions)
+            made.keep(key, initialize_result(revision, offered, self._info, text))
         return made[key]
 
-    def discover(self, revision: Revision) -> bytes:
-        """Return the members of the `server/discover` result."""
-        made = self._cache()
-        key = ("server/discover", revision.date, True)
+    def discover(self, revision: Revision, principal: Principal | None = None) -> bytes:
+        """Return the members of the `server/discover` result for a caller."""
+        made, text = self._cache(), self.instruct(principal)
+        key = ("server/discover", revision.date, True, text)
         if key not in made:
             registry = self._registry
-            ttl_ms, private = registry.cache_hint(DISCOVER, _DISCOVER_TTL_MS, private=registry.private)
+            differs = registry.private or any(each.visible is not None for each in self.instructions)
+            ttl_ms, private = registry.cache_hint(DISCOVER, _DISCOVER_TTL_MS, private=differs)
             result: Json = {
                 "supportedVersions": list(PER_REQUEST),
                 "capabilities": registry.capabilities(revision),
                 "ttlMs": ttl_ms,
                 "cacheScope": "private" if private else "public",
             }
-            if self.instructions:
-                result["instructions"] = self.instructions
-            made[key] = encode(result)[1:-1]
+            if text:
+                result["instructions"] = text
+            made.keep(key, encode(result)[1:-1])
         return made[key]
 
     def discover_meta(self, revision: Revision) -> Json:
@@ -114,7 +132,7 @@ class ServerDescription:
         """
         return {SERVER_KEY: revisions.implementation(self._info, revision)}
 
-    def _cache(self) -> dict[tuple[str, str, bool], bytes]:
+    def _cache(self) -> Recent[tuple[str, str, bool, str], bytes]:
         """Return the cache for the current capabilities."""
         if self._cached_count != self._registry.capability_count:
             self._made.clear()
@@ -219,9 +237,9 @@ class Dispatcher:
         """Return the dispatcher of a set, or of the main address if the name is empty."""
         return next((each for each in self.everywhere if each.address.name == name), None)
 
-    def instruct(self, instructions: str) -> None:
+    def instruct(self, instructions: Iterable[Instruction]) -> None:
         """Set the instructions for clients."""
-        self.announcement.instructions = instructions
+        self.announcement.instructions = tuple(instructions)
         self.announcement.forget()
 
     def introduce(self, info: Mapping[str, Any]) -> None:

@@ -99,7 +99,7 @@ class RestRoutes:
         self._note = dispatcher.services.note
         self._mcp = {"endpoint": self._address.path.lstrip("/"), "events": events}
         # Prepared
-        self._described: Recent[tuple[str, Audience], tuple[bytes, Callable[[HttpRequest], Response]]] = Recent(
+        self._described: Recent[tuple[str, Audience, str], tuple[bytes, Callable[[HttpRequest], Response]]] = Recent(
             _MAX_DESCRIBED
         )
         """(mount point, audience) -> the encoded list of tools, and the OpenAPI document. The registry returns
@@ -225,13 +225,14 @@ class RestRoutes:
         registry = self._registry
         audience = registry.audience("tools", request.principal, partial(scopes_of, request.principal))
         page = registry.page("tools", NEWEST, None, audience)
-        key = (root, audience)
+        instructions = self._dispatcher.announcement.instruct(request.principal)
+        key = (root, audience, instructions)
         made_from, found = self._described.get(key, (b"", None))
         if found is None or made_from is not page:
             body = openapi.document(
                 registry.visible("tools", audience).values(),
                 self._dispatcher.info,
-                instructions=self._dispatcher.announcement.instructions,
+                instructions=instructions,
                 root_path=root,
                 tools_path=self._address.tools,
                 mcp=self._mcp,

@@ -8,7 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from msgspec import Struct, field, structs
 
+from millstream import Principal
+from millstream._server.calls.call import scopes_of
+from millstream._server.dispatch import Instruction
 from millstream._server.features.registry import normal_form
+from millstream._server.features.sources import Visible
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway._catalog import METHODS, Catalog, Description
 from millstream.gateway._names import (
@@ -76,7 +80,8 @@ class Offer(Struct, frozen=True):
     """Kind -> name -> item, in the order of the configuration."""
     hints: Mapping[str, tuple[int, bool]]
     """Kind -> maximum cache time in milliseconds, and whether only the caller can cache it."""
-    instructions: str
+    instructions: tuple[Instruction, ...]
+    """The server's own, and those of each upstream for the callers who see one of its items."""
     announcement: Announcement
     """See `_names`."""
     conflicts: list[Conflict]
@@ -213,13 +218,30 @@ def _merge_hints(mounts: Mapping[str, Mount]) -> dict[str, tuple[int, bool]]:
     return merged
 
 
-def _merge_instructions(mounts: Mapping[str, Mount], own: str) -> str:
+def _merge_instructions(mounts: Mapping[str, Mount], own: str) -> tuple[Instruction, ...]:
     """Return the server's instructions, followed by each upstream's under its name."""
-    parts = [own] if own else []
+    parts = [Instruction(own)]
     for each in mounts.values():
         # In a loop of gateways, instructions would contain each other.
         text = "" if each.looping else each.catalog.instructions[:MAX_INSTRUCTIONS]
         prefix = each.names.prefix
         if text:
-            parts.append(f"{each.upstream} (names begin with {prefix}_):\n{text}" if prefix else text)
-    return "\n\n".join(parts)
+            text = f"{each.upstream} (names begin with {prefix}_):\n{text}" if prefix else text
+            parts.append(Instruction(text, _readers_of(each)))
+    return tuple(parts)
+
+
+def _readers_of(mount: Mount) -> Visible | None:
+    """Return who reads an upstream's instructions: callers who see one of its items, or None for every caller."""
+    conditions = {(each.rules.visible, each.rules.scopes) for items in mount.items.values() for each in items.values()}
+    if not conditions or (None, frozenset()) in conditions:
+        return None
+
+    def reads(principal: Principal | None) -> bool:
+        granted = scopes_of(principal)
+        return any(
+            (visible is None or visible(principal)) and (granted is None or scopes <= granted)
+            for visible, scopes in conditions
+        )
+
+    return reads

@@ -18,7 +18,7 @@ from millstream._config import RateText
 from millstream._parts import PartHost
 from millstream._server.address import Address
 from millstream._server.calls.services import ServerChange
-from millstream._server.dispatch import Dispatcher
+from millstream._server.dispatch import Dispatcher, Instruction
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import Item
@@ -336,7 +336,7 @@ class SetsPart:
 
     def _update(self, kind: str) -> None:
         for each in self._sets:
-            each.dispatcher.instruct(each.config.instructions or self._definition.instructions)
+            each.dispatcher.instruct((Instruction(each.config.instructions or self._definition.instructions),))
             for change in each.update():
                 if not self._loop.is_closed():  # items can change in any thread
                     emit = self._host.services.changes.emit

@@ -80,7 +80,7 @@ class LifespanPart(OwnPart):
             if not entered.done():
                 await self._task  # raises the lifespan's error
             self._task.add_done_callback(self._report)
-        host.dispatcher.instruct(self.definition.instructions)
+        host.dispatcher.instruct((Instruction(self.definition.instructions),))
         self.definition.registry.check_completers()
 
     def _find_value(self, home: Definition) -> Any:

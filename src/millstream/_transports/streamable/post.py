@@ -166,7 +166,8 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
     if (relayed := endpoint.dispatcher.registry.relayed) is not None:
         result = await relayed.open_session(exchange.handshake_call(message, session, opening.revision))
-    result = result or endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
+    announced = endpoint.dispatcher.announcement
+    result = result or announced.initialize(opening.revision, request.principal, streams=sessions is not None)
     endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)
 
