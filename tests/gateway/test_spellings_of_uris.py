@@ -1,4 +1,4 @@
-"""Spellings of a denied URI that servers of the official SDK's version 1 read as that URI."""
+"""Spellings of a denied URI that servers of the official SDKs for Python and TypeScript read as that URI."""
 
 import asyncio
 
@@ -8,12 +8,11 @@ from millstream import Client, Server
 from millstream.client import ServerError
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT
-from processes import ROOT
+from processes import NODE, ROOT
 
 pytestmark = pytest.mark.server
 
-PYTHON = str(ROOT / ".venv-mcp1" / "bin" / "python")
-PROGRAM = """
+PYTHON = """
 from mcp.server.fastmcp import FastMCP
 
 s = FastMCP("books")
@@ -32,14 +31,39 @@ def file() -> str:
 
 s.run("stdio")
 """
+TYPESCRIPT = """
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
+
+const require = createRequire(process.argv[1]);
+const load = (name) => import(pathToFileURL(require.resolve(`@modelcontextprotocol/sdk/server/${name}.js`)).href);
+const { McpServer, ResourceTemplate } = await load("mcp");
+const { StdioServerTransport } = await load("stdio");
+
+const server = new McpServer({ name: "books", version: "1" });
+const text = (uri, text) => ({ contents: [{ uri: uri.href, text }] });
+const book = new ResourceTemplate("book://{shelf}/{title}", { list: undefined });
+server.registerResource("book", book, {}, async (uri, { shelf, title }) => text(uri, `${shelf} ${title}`));
+server.registerResource("plan", "https://private.example/plan", {}, async (uri) => text(uri, "private plan"));
+server.registerResource("file", "file:///private/plan", {}, async (uri) => text(uri, "private plan"));
+await server.connect(new StdioServerTransport());
+"""
+COMMANDS = {
+    "python-1": [str(ROOT / ".venv-mcp1" / "bin" / "python"), "-c", PYTHON],
+    "typescript-1": [
+        NODE, "--input-type=module", "-e", TYPESCRIPT,
+        str(ROOT / "tests" / "conformance" / "package.json"),
+    ],
+}  # fmt: skip
 DENIED = UpstreamPolicy(deny=("book://private/*", "https://private.example/*", "file:///private/*"))
 
 
+@pytest.mark.parametrize("sdk", COMMANDS)
 @pytest.mark.parametrize("prefix", ["", "u"])
-async def test_whatwg_spellings_of_a_denied_uri_are_rejected(prefix: str) -> None:
-    """Servers of the SDK's version 1 parse URIs as browsers do, which drops tabs, line breaks, and soft hyphens."""
+async def test_whatwg_spellings_of_a_denied_uri_are_rejected(prefix: str, sdk: str) -> None:
+    """These servers parse URIs as browsers do, which drops tabs, line breaks, soft hyphens, and spaces at the ends."""
     front, p = Server("front"), f"{prefix}/" if prefix else ""
-    front.upstream("u", [PYTHON, "-c", PROGRAM], prefix=prefix, policy=DENIED, start_timeout=WAIT, timeout=WAIT)
+    front.upstream("u", COMMANDS[sdk], prefix=prefix, policy=DENIED, start_timeout=WAIT, timeout=WAIT)
     spellings = [
         f"book://{p}pri\nvate/plan",
         f"book://{p}private\t/plan",
