@@ -25,6 +25,10 @@ def book(shelf: str, title: str) -> str:
 def plan() -> str:
     return "private plan"
 
+@s.resource("http://127.0.0.1/plan")
+def local() -> str:
+    return "private plan"
+
 @s.resource("file:///private/plan")
 def file() -> str:
     return "private plan"
@@ -45,6 +49,7 @@ const text = (uri, text) => ({ contents: [{ uri: uri.href, text }] });
 const book = new ResourceTemplate("book://{shelf}/{title}", { list: undefined });
 server.registerResource("book", book, {}, async (uri, { shelf, title }) => text(uri, `${shelf} ${title}`));
 server.registerResource("plan", "https://private.example/plan", {}, async (uri) => text(uri, "private plan"));
+server.registerResource("local", "http://127.0.0.1/plan", {}, async (uri) => text(uri, "private plan"));
 server.registerResource("file", "file:///private/plan", {}, async (uri) => text(uri, "private plan"));
 await server.connect(new StdioServerTransport());
 """
@@ -55,7 +60,9 @@ COMMANDS = {
         str(ROOT / "tests" / "conformance" / "package.json"),
     ],
 }  # fmt: skip
-DENIED = UpstreamPolicy(deny=("book://private/*", "https://private.example/*", "file:///private/*"))
+DENIED = UpstreamPolicy(
+    deny=("book://private/*", "https://private.example/*", "http://127.0.0.1/*", "file:///private/*")
+)
 
 
 @pytest.mark.parametrize("sdk", COMMANDS)
@@ -76,6 +83,10 @@ async def test_whatwg_spellings_of_a_denied_uri_are_rejected(prefix: str, sdk: s
         f"https:/{p}private.example/plan",
         f"https://{p}p\u00adrivate.example/plan",
         f"https://{p}private.exa\tmple/plan",
+        f"https://{p}\u1d56rivate.example/plan",
+        f"https://{p}private\ufe0f.example/plan",
+        f"http://{p}127.1/plan",
+        f"http://{p}0x7f000001/plan",
         f"file:///{p}priv\nate/plan",
     ]
     read = list[tuple[str, str]]()
