@@ -99,3 +99,27 @@ async def test_whatwg_spellings_of_a_denied_uri_are_rejected(prefix: str, sdk: s
                     continue
                 read.append((revision, f"{uri!r}: {found}"))
     assert read == []
+
+
+@pytest.mark.parametrize("sdk", COMMANDS)
+@pytest.mark.parametrize("prefix", ["", "u"])
+async def test_whatwg_spellings_do_not_leave_the_allowed_folder(prefix: str, sdk: str) -> None:
+    front, p = Server("front"), f"{prefix}/" if prefix else ""
+    allowed = UpstreamPolicy(allow=("file:///public/*", "https://private.example/public/*"))
+    front.upstream("u", COMMANDS[sdk], prefix=prefix, policy=allowed, start_timeout=WAIT, timeout=WAIT)
+    spellings = [
+        f"file:///{p}public/.\n./private/plan",
+        f"file:///{p}public/.\t./private/plan",
+        f"file:///{p}public/%2\ne./private/plan",
+        f"https://{p}private.example/public/.\n./plan",
+    ]
+    read = list[tuple[str, str]]()
+    for revision in "2025-11-25", "2026-07-28":
+        async with asyncio.timeout(WAIT), Client(front, revision=revision) as client:
+            for uri in spellings:
+                try:
+                    found = await client.read(uri)
+                except ServerError:
+                    continue
+                read.append((revision, f"{uri!r}: {found}"))
+    assert read == []
