@@ -65,10 +65,10 @@ async def test_arguments_as_json_text_are_asked_about(sdk: str) -> None:
         async with asyncio.timeout(WAIT), Client(front, revision=revision) as client:
             for environments in ['["production"]', ' ["\\u0070roduction"]']:
                 with pytest.raises((ServerError, ToolFailed), match="approve"):
-                    await client.call("deploy", environments=environments)
+                    await client.call("u_deploy", environments=environments)
             for target in ['{"name": "production"}', '{"name": "\\u0070roduction"}']:
                 with pytest.raises((ServerError, ToolFailed), match="approve"):
-                    await client.call("restart", target=target)
+                    await client.call("u_restart", target=target)
 
 
 @pytest.mark.parametrize("sdk", SDKS)
@@ -79,4 +79,4 @@ async def test_other_spellings_of_true_are_asked_about(sdk: str) -> None:
         async with asyncio.timeout(WAIT), Client(front, revision=revision) as client:
             for force in [1, 1.0, "1", "yes", "on", "t", "y"]:
                 with pytest.raises((ServerError, ToolFailed), match="approve"):
-                    await client.call("delete", force=force)
+                    await client.call("u_delete", force=force)

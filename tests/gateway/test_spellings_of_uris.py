@@ -97,7 +97,8 @@ async def test_whatwg_spellings_of_a_denied_uri_are_rejected(prefix: str, sdk: s
                     found = await client.read(uri)
                 except ServerError:
                     continue
-                read.append((revision, f"{uri!r}: {found}"))
+                if any(each.text == "private plan" for each in found):
+                    read.append((revision, uri))
     assert read == []
 
 
@@ -121,5 +122,6 @@ async def test_whatwg_spellings_do_not_leave_the_allowed_folder(prefix: str, sdk
                     found = await client.read(uri)
                 except ServerError:
                     continue
-                read.append((revision, f"{uri!r}: {found}"))
+                if any(each.text == "private plan" for each in found):
+                    read.append((revision, uri))
     assert read == []

@@ -31,10 +31,12 @@ from millstream._server.calls.services import APPROVAL
 from millstream._server.features import Run
 from millstream._server.features.tools import Tool
 from millstream.gateway._patterns import matcher, without_hidden
-from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, encode, is_array, is_object
+from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, decoder, encode, is_array, is_object
 from millstream.stores import share_for
 
 _KEY = "millstream.gateway/approve"
+_TRUTH = {"true": ("1", "t", "y", "yes", "on"), "false": ("0", "f", "n", "no", "off")}
+_decode = decoder(Any)
 _NO_FIELDS: Json = {"type": "object", "properties": {}}
 _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
 """Maximum characters of a text that's shown whole, and of the two ends of a longer one."""
@@ -104,8 +106,23 @@ def _matches_value(pattern: str, value: Any) -> bool:
     if is_array(value) or is_object(value):
         return any(_matches_value(pattern, each) for each in (value.values() if is_object(value) else value))
     text = value if isinstance(value, str) else encode(value).decode()
-    shown, matches = without_hidden(text).casefold(), matcher((pattern.casefold(), _decimal(pattern.casefold())))
-    return matcher((pattern,))(text) is not None or any(matches(each) for each in (shown, _decimal(shown)))
+    if text.lstrip().startswith(("[", "{")):  # servers of the official SDK for Python decode it for some parameters
+        try:
+            if _matches_value(pattern, _decode(text)):
+                return True
+        except MALFORMED:
+            return True  # their decoder takes more than ours
+    matches = matcher(tuple(_notations(pattern.casefold())))
+    shown = _notations(without_hidden(text).casefold())
+    return matcher((pattern,))(text) is not None or any(map(matches, shown))
+
+
+def _notations(text: str) -> list[str]:
+    """Return text, a number in it in decimal notation, and whether it's true or false for pydantic
+    (https://docs.pydantic.dev/latest/api/standard_library_types/#booleans).
+    """
+    number = _decimal(text)
+    return [text, number, *(name for name, words in _TRUTH.items() if number in words)]
 
 
 def _decimal(text: str) -> str:
@@ -198,7 +215,8 @@ async def _claim(call: Call) -> None:
         ToolError: Another request continued it.
     """
     services = call.services
-    name = f"approval:{share_for(call.owner)}.{sha256(call.state.encode()).hexdigest()}"
+    owner = "" if call.principal is None else call.owner  # without sign-in, a state is valid at each network address
+    name = f"approval:{share_for(owner)}.{sha256(call.state.encode()).hexdigest()}"
     seconds = services.settings.input_timeout + 2 * services.leeway + 1  # longer than the state can be opened
     if not await services.store.kv.compare_and_set(name, None, b"1", seconds):
         raise ToolError(_USED)

@@ -1,11 +1,13 @@
 """Patterns of names and URIs, and every spelling of a URI that an upstream may treat as the same resource.
 
-Patterns are case-sensitive globs as in `fnmatch`: ``*`` is any text, ``?`` any character.
+Patterns are case-sensitive: ``*`` is any text, ``?`` any character.
 """
 
+import ipaddress
 import re
 import unicodedata
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from fnmatch import translate
 from functools import lru_cache
 from urllib.parse import unquote
@@ -14,6 +16,9 @@ from millstream._protocol.uri import normalize_uri
 
 _MAX_MATCHERS = 16_384
 _MAX_URI_FORMS = 4
+_ALIKE_SCHEMES = ("ftp", "http", "https", "ws", "wss")
+_HOST = re.compile(r"//([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d+)?(?![^/?#])", re.IGNORECASE)
+_DRIVE = re.compile(r"[/\\]*[a-z]\|", re.IGNORECASE)
 
 
 @lru_cache(_MAX_MATCHERS)
@@ -21,7 +26,30 @@ def matcher(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
     """Return a function that returns a false value for text that none of the patterns matches."""
     # Patterns of URIs are also compared in normal form.
     every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
-    return re.compile("|".join(map(translate, every)) or "(?!)").match
+    literal = (each.replace("[", "[[]") for each in every)  # `fnmatch` also has sets of characters
+    return re.compile("|".join(map(translate, literal)) or "(?!)").match
+
+
+def is_unmistakable(uri: str) -> bool:
+    """Return whether a URI has one meaning for programs that parse it as browsers do, and for those that don't.
+
+    Browsers drop line breaks and spaces around a URI, add missing slashes, and know several notations of a host
+    (https://url.spec.whatwg.org/#concept-basic-url-parser). So do servers of the official SDKs.
+    """
+    if not uri.isprintable() or uri.strip() != uri:
+        return False
+    scheme, _, rest = uri.partition(":")
+    if scheme.lower() == "file":
+        return not _DRIVE.match(rest)
+    if scheme.lower() not in _ALIKE_SCHEMES:
+        return True
+    found = _HOST.match(rest)
+    host = "" if found is None else found[1].lower()
+    if host.startswith("[") or re.fullmatch(r"\d+|0x[0-9a-f]*", host.rstrip(".").rpartition(".")[2]):
+        with suppress(ValueError):
+            return str(ipaddress.ip_address(host.strip("[]"))) == host.strip("[]")
+        return False
+    return bool(host)
 
 
 def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:

@@ -24,7 +24,7 @@ from millstream._server.features.sources import Item, Visible, both, require_sco
 from millstream._server.features.tools import Tool
 from millstream.gateway._approval import ApprovalPolicy, with_approval
 from millstream.gateway._names import Names, with_safe_names
-from millstream.gateway._patterns import matcher, normal_forms, spellings
+from millstream.gateway._patterns import is_unmistakable, matcher, normal_forms, spellings
 from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.protocol import (
     MALFORMED,
@@ -672,7 +672,7 @@ class Policy:
         """
         own = self._policy
         named = (*_patterns_in(own), *own.tools, *own.prompts, *own.resources)
-        return [name for name in named if name not in known and not re.search("[*?[]|://", name)]
+        return [name for name in named if name not in known and not re.search("[*?]|://", name)]
 
     def rules_of(self, uri: str) -> ItemRules | None:
         """Return the rules of an unlisted URI, as callers see it, or None if it isn't offered.
@@ -682,7 +682,9 @@ class Policy:
         if self._is_empty:
             return _NO_RULES
         original = self._names.original_uri(uri)
-        return None if original is None else self.item("resources", original, is_listed=False)
+        if original is None or (self._has_uris and not is_unmistakable(original)):
+            return None
+        return self.item("resources", original, is_listed=False)
 
 
 _ANY = ("*",)

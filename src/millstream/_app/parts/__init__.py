@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.definition import LIFESPANS, Definition
 from millstream._override import override
 from millstream._parts import PartHost
+from millstream._server.dispatch import Instruction
 from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
