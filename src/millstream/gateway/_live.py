@@ -19,7 +19,8 @@ from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
 from millstream._tasks import watch
 from millstream.files import stamp_of
-from millstream.gateway._config import ConfigError, ConfigValue, GatewayConfig, load_file, read_file
+from millstream.gateway._config import load_file, read_file
+from millstream.gateway._config_values import ConfigError, ConfigValue, GatewayConfig
 from millstream.gateway._sets import SetConfig
 from millstream.gateway._upstream import Upstream
 from millstream.gateway._upstream_config import UpstreamConfig

@@ -53,7 +53,7 @@ from millstream._stores.local.server import run_local_server
 from millstream._tasks import Tasks, watch
 
 if TYPE_CHECKING:
-    from millstream.gateway._config import GatewayConfig
+    from millstream.gateway._config_values import GatewayConfig
     from millstream.gateway._live import LiveConfig
 
 logger = logging.getLogger("millstream")
