@@ -149,8 +149,8 @@ class _CompletedItem(_UpstreamItem):
 
     @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """See `Item`. The values come from the upstream, and are empty if it doesn't support completion, and for arguments
-        that callers can't set.
+        """See `Item`. The values come from the upstream. They're empty if it doesn't support completion, and for
+        arguments that callers can't set.
         """
         upstream, revision = self.upstream, self.upstream.revision
         lacks_completion = revision.completions_capability and "completions" not in upstream.catalog.capabilities
@@ -161,7 +161,9 @@ class _CompletedItem(_UpstreamItem):
         own_params: Json = {"ref": {"type": params.ref.type, key: self.own_name}, "argument": params.argument}
         if params.context is not None and revision.completion_context:
             given = params.context.arguments.items()
-            own_params["context"] = {"arguments": {name: value for name, value in given if name.casefold() not in fixed}}
+            own_params["context"] = {
+                "arguments": {name: value for name, value in given if name.casefold() not in fixed}
+            }
         try:
             result = await _ask(call, upstream, own_params)
         except ProtocolError as exc:

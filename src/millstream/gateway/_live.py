@@ -94,6 +94,8 @@ class LiveConfig:
         """Called when the file has been read."""
         self.updating: asyncio.Lock = asyncio.Lock()
         """Held while a version is chosen, or a worker prepares or uses one."""
+        self.agreed: asyncio.Event = asyncio.Event()
+        """Set when the process that watches the file has said that this one uses the version in force."""
         self._prepared: tuple[ConfigVersion, GatewayConfig, dict[str, Upstream]] | None = None
 
     def choose(self, config: GatewayConfig) -> Sequence[UpstreamConfig]:
@@ -246,6 +248,8 @@ class LiveConfig:
             async with self.updating:
                 self.refusal = refusal
                 await self._settle(number)
+                if self.version.number == number:
+                    self.agreed.set()
 
         self._host.run(settle())
 
