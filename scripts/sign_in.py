@@ -33,7 +33,8 @@ from millstream.client import MemoryTokenStore, OAuth, Options  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference" / "sign-in-matrix.md"
 PASSWORD = "correct horse"  # noqa: S105  of a server that lasts a minute
-ADDRESSES = ("/mcp", "/mcp/", "/sse")
+ADDRESSES = ("/mcp", "/mcp/", "/sse", "/mcp/readers")
+"""Addresses of the server. The last one is that of a set."""
 BACK = "http://127.0.0.1:8765/callback"
 PROGRAM = """
 import os
@@ -50,6 +51,8 @@ mcp = Server("notes", serve="all", auth=kinds[os.environ["KIND"]]())
 @mcp.tool
 async def who(ctx: Context) -> str:
     return str(ctx.principal.claims.get("preferred_username") or ctx.principal.subject)
+
+mcp.offer("/mcp/readers", allow=["who"])
 """
 SECONDS = 120
 KEYCLOAK = next(iter((ROOT / ".bench" / "keycloak").glob("keycloak-*")), Path("keycloak-that-is-not-installed"))

@@ -11,6 +11,9 @@
     python -m benches.chaos --upstreams            a gateway whose upstreams are killed, hang, flood, lie, and change;
                                                    and one whose upstreams of every kind restart, change
                                                    their revision, stop, and forget the gateway
+    python -m benches.chaos --changes --store redis
+                                                   a gateway's file, its keys, and its sets change ten times a minute,
+                                                   while clients call and workers are killed
     python -m benches.chaos --upstreams --clients 1000 --workers 4 --store redis
                                                    the same with many clients and several workers
 
@@ -18,7 +21,8 @@ Clients of every revision and transport call meanwhile, and some connections lea
 them up and closes one side of them.
 
 Exits 1 when an event was lost, repeated or out of order without a gap that was told, when a call of a rolling restart
-failed, when a call of a client ended in anything but its result or an error after which one may try again, or when a
+failed, when a call failed although no worker was killed, or a worker showed an older version of a gateway's file than
+before, when a call of a client ended in anything but its result or an error after which one may try again, or when a
 call to an upstream that behaves failed because of another one, or when an upstream that's back isn't usable within ten
 seconds and with at most one failed call.
 """
@@ -35,6 +39,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from benches.chaos.changes import ChangeReport, change_files
 from benches.chaos.own_nats import NatsNodes, own_nats
 from benches.chaos.own_redis import flush, own_redis
 from benches.chaos.replacements import ReplacementReport, replace_upstreams
@@ -57,7 +62,7 @@ def main() -> None:
     """Make one run and report the result."""
     parser = argparse.ArgumentParser(prog="python -m benches.chaos", description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", help="10; with --calls, as long as the calls take")
-    parser.add_argument("--workers", type=int, help="4; with --upstreams, 1")
+    parser.add_argument("--workers", type=int, help="4; with --upstreams 1, with --changes 2")
     parser.add_argument(
         "--store", default="memory://", help="a URL; sqlite, redis, or nats for one that goes afterwards"
     )
@@ -75,6 +80,7 @@ def main() -> None:
     parser.add_argument("--node-every", type=float, default=10.0, help="seconds between two kills of a node; nats")
     parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
     parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is redis")
+    parser.add_argument("--changes", action="store_true", help="change the file of a gateway")
     parser.add_argument("--upstreams", action="store_true", help="torment the upstreams of a gateway")
     parser.add_argument(
         "--clients", type=int, default=10, help="clients of upstreams that behave; a fifth as many of each other one"
@@ -82,7 +88,8 @@ def main() -> None:
     given = parser.parse_args()
     raise_file_limit()
     gc.disable()  # millions of events are recorded, and a collection over all of them would delay the measured work
-    sys.exit(asyncio.run(upstreams(given) if given.upstreams else run(given)))
+    scenario = upstreams if given.upstreams else changes if given.changes else run
+    sys.exit(asyncio.run(scenario(given)))
 
 
 async def run(given: argparse.Namespace) -> int:
@@ -154,6 +161,20 @@ async def upstreams(given: argparse.Namespace) -> int:
     for line in wrong:
         print(" ", line)
     return 1 if wrong else 0
+
+
+async def changes(given: argparse.Namespace) -> int:
+    """Run with a gateway whose file changes, and return the exit code."""
+    report = ChangeReport()
+    with tempfile.TemporaryDirectory() as folder:
+        async with opened(given.store, Path(folder)) as (store, _):
+            await change_files(
+                Path(folder), report, store=store, workers=given.workers or 2, minutes=given.minutes or 10.0
+            )
+    print(report)
+    for line in report.wrong[:20]:
+        print(" ", line)
+    return 1 if report.wrong else 0
 
 
 @asynccontextmanager

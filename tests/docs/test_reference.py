@@ -48,7 +48,8 @@ from millstream.gateway import (
     ToolPolicy,
     UpstreamPolicy,
 )
-from millstream.gateway._config import GatewayConfig, options_of, upstream_options
+from millstream.gateway._config import upstream_options
+from millstream.gateway._config_values import GatewayConfig, options_of
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS

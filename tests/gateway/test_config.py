@@ -10,7 +10,8 @@ from cases import for_each
 from millstream._app.gateway_server import server_of_file
 from millstream.client import Client
 from millstream.gateway import UpstreamConfig
-from millstream.gateway._config import ConfigError, load_file
+from millstream.gateway._config import load_file
+from millstream.gateway._config_values import ConfigError
 from millstream.gateway._policy import Policy, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 

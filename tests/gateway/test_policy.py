@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from auth_world import GuardedServer, run_guarded
+from http_peer import serve
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, ProtocolError, Server, Settings, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
@@ -168,6 +169,45 @@ async def test_rules_apply_to_every_spelling_that_an_upstream_lists(policy: Upst
         for uri in set(NOTES) - set(left):
             with pytest.raises(ServerError):
                 await client.read(uri)
+
+
+async def test_hidden_arguments_of_prompts_are_not_completed() -> None:
+    asked: list[tuple[str, dict[str, str]]] = []
+    shop = Server("shop")
+
+    @shop.prompt
+    def review(text: str, tone: str, customer: str) -> str:
+        """Review a text."""
+        return f"{text} {tone} {customer}"
+
+    for argument in ("text", "tone", "customer"):
+
+        @shop.complete("review", argument=argument)
+        def suggest(value: str, arguments: dict[str, str], argument: str = argument) -> list[str]:
+            """Suggest a value."""
+            asked.append((argument, arguments))
+            return ["secret"]
+
+    mcp = Server("front")
+    policy = UpstreamPolicy(prompts={"review": PromptPolicy(hidden={"tone": "kind"})})
+    mcp.upstream("shop", shop, policy=policy, start_timeout=WAIT)
+    mcp.offer("/mcp/readers", prompts={"shop_review": PromptPolicy(hidden={"customer": "acme"})})
+    async with serve(mcp) as running:
+        for revision in "2026-07-28", "2025-11-25":
+            for path, hidden in (("/mcp", ("tone",)), ("/mcp/readers", ("tone", "customer"))):
+                url = f"http://127.0.0.1:{running.port}{path}"
+                async with Client(url, timeout=WAIT, revision=revision) as client:
+                    assert [await complete(client, name, {}) for name in hidden] == [[]] * len(hidden)
+                    assert asked == []
+                    assert await complete(client, "text", {"tone": "rude", "Tone": "rude"}) == ["secret"]
+                    assert asked.pop() == ("text", {})
+
+
+async def complete(client: Client, name: str, arguments: dict[str, str]) -> list[str]:
+    ref, context = {"type": "ref/prompt", "name": "shop_review"}, {"arguments": arguments}
+    params = {"ref": ref, "argument": {"name": name, "value": ""}, "context": context}
+    found: list[str] = (await client.request("completion/complete", params))["completion"]["values"]
+    return found
 
 
 async def test_hidden_arguments_are_always_sent_and_defaults_fill_gaps() -> None:

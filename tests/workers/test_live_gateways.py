@@ -34,6 +34,15 @@ async def wait(seconds: float) -> str:
     return "done"
 mcp.run("stdio")
 """
+HOLD = """
+import os, pathlib, sys, time
+hold, held = pathlib.Path({!r}), pathlib.Path({!r})
+if "gateway" in sys.orig_argv and hold.exists():
+    held.with_name("new").write_text(str(os.getpid()))
+    held.with_name("new").replace(held)
+    while hold.exists():
+        time.sleep(0.01)
+"""
 
 
 def write(folder: Path, *tables: str, start: str = "") -> Path:
@@ -120,6 +129,24 @@ async def test_a_worker_that_starts_later_gets_the_version_in_force(tmp_path: Pa
         await wait_for_version(served, 3)
         assert [await names(served) for _ in range(6)] == 6 * [{"b_pid", "b_wait"}]
         assert (await health(served))["status"] == "ok"
+
+
+async def test_replacement_does_not_serve_an_earlier_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, held = tmp_path / "hold", tmp_path / "held"
+    (tmp_path / "sitecustomize.py").write_text(HOLD.format(str(hold), str(held)), "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with run_gateway(tmp_path, "a") as served:
+        hold.touch()
+        kill(served.pids[0])
+        await until_async(held.exists)
+        write(tmp_path, "a", "b")
+        await wait_for_version(served, 2, 1)
+        hold.unlink()
+        ready = f"(process {held.read_text('utf-8')}) is ready"
+        await until_async(lambda: served.count_lines(ready) == 1 and served.count_lines("Version 2 of ") == 2)
+        log = (tmp_path / "log").read_text("utf-8")
+        assert log.rindex("Version 2 of ") < log.index(ready)
+        assert await versions(served) == {2}
 
 
 async def test_reasons_are_shown_to_operators(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from millstream._app.server import Server
 from millstream._config import ConfigVersion, Settings, VariableError
-from millstream.gateway._config import ConfigError, GatewayConfig
+from millstream.gateway._config_values import ConfigError, GatewayConfig
 from millstream.gateway._live import LiveConfig
 from millstream.gateway._part import check
 from millstream.gateway._programs import hosts_and_origins, library_of

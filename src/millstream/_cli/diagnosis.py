@@ -367,7 +367,7 @@ async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tu
         return
     from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  the other commands are clients
     from millstream._config import VariableError  # noqa: PLC0415
-    from millstream.gateway._config import ConfigError  # noqa: PLC0415
+    from millstream.gateway._config_values import ConfigError  # noqa: PLC0415
 
     try:
         server = server_of_file(path, split_target(target)[1])

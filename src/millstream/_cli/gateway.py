@@ -26,7 +26,8 @@ from millstream.client._targets import VARIABLE, UnsetVariable
 from millstream.files import lock_folder
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
-from millstream.gateway._config import ConfigError, GatewayConfig, contains, load_file, parse, toml_statements
+from millstream.gateway._config import contains, load_file, parse, toml_statements
+from millstream.gateway._config_values import ConfigError, GatewayConfig
 from millstream.gateway._questions import ALL_ABILITIES
 from millstream.gateway._upstream_config import UpstreamConfig
 

@@ -149,14 +149,21 @@ class _CompletedItem(_UpstreamItem):
 
     @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """See `Item`. The values come from the upstream, and are empty if it doesn't support completion."""
+        """See `Item`. The values come from the upstream. They're empty if it doesn't support completion, and for
+        arguments that callers can't set.
+        """
         upstream, revision = self.upstream, self.upstream.revision
-        if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
+        lacks_completion = revision.completions_capability and "completions" not in upstream.catalog.capabilities
+        fixed = {name.casefold() for name in self.fixed}
+        if lacks_completion or params.argument.name.casefold() in fixed:
             return _NO_COMPLETION
         key = "name" if self.kind == "prompts" else "uri"
         own_params: Json = {"ref": {"type": params.ref.type, key: self.own_name}, "argument": params.argument}
         if params.context is not None and revision.completion_context:
-            own_params["context"] = params.context
+            given = params.context.arguments.items()
+            own_params["context"] = {
+                "arguments": {name: value for name, value in given if name.casefold() not in fixed}
+            }
         try:
             result = await _ask(call, upstream, own_params)
         except ProtocolError as exc:

@@ -19,7 +19,8 @@ from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
 from millstream._tasks import watch
 from millstream.files import stamp_of
-from millstream.gateway._config import ConfigError, ConfigValue, GatewayConfig, load_file, read_file
+from millstream.gateway._config import load_file, read_file
+from millstream.gateway._config_values import ConfigError, ConfigValue, GatewayConfig
 from millstream.gateway._sets import SetConfig
 from millstream.gateway._upstream import Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
@@ -93,6 +94,8 @@ class LiveConfig:
         """Called when the file has been read."""
         self.updating: asyncio.Lock = asyncio.Lock()
         """Held while a version is chosen, or a worker prepares or uses one."""
+        self.agreed: asyncio.Event = asyncio.Event()
+        """Set when the process that watches the file has said that this one uses the version in force."""
         self._prepared: tuple[ConfigVersion, GatewayConfig, dict[str, Upstream]] | None = None
 
     def choose(self, config: GatewayConfig) -> Sequence[UpstreamConfig]:
@@ -245,6 +248,8 @@ class LiveConfig:
             async with self.updating:
                 self.refusal = refusal
                 await self._settle(number)
+                if self.version.number == number:
+                    self.agreed.set()
 
         self._host.run(settle())
 

@@ -66,9 +66,9 @@ from millstream.gateway._programs.program import Program, caller_of, upstream_of
 from millstream.gateway._questions import (
     ALL_ABILITIES,
     PLAIN_ABILITIES,
-    QUESTIONS,
     abilities_of,
     can_ask,
+    capabilities_of,
     limit_abilities,
 )
 from millstream.gateway._resource_watches import ResourceWatches
@@ -85,7 +85,6 @@ from millstream.protocol import (
     TASKS,
     Json,
     Revision,
-    decode_object,
     decoder,
     encode,
     members,
@@ -423,7 +422,8 @@ class McpUpstream(Upstream):
             links.end_session(session.id)
             raise SessionLost("The session was opened with different credentials.")
         info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
-        identity = ClientIdentity(call.revision.date, Raw(info), self._capabilities_for(call))
+        declared = capabilities_of(call, self.policy.questions, is_relayed=self.is_relayed)
+        identity = ClientIdentity(call.revision.date, Raw(info), declared)
         peer = "" if call.origin is None else call.origin.peer
         exempt = call.principal is None and self.gateway.proxies.exempts(peer)
         try:
@@ -452,16 +452,6 @@ class McpUpstream(Upstream):
             self._sessionless.add(call.revision)
             self.forget_routes()
         return link
-
-    def _capabilities_for(self, call: Call) -> Json:
-        """Return a client's declared capabilities, without questions that the policy refuses, and
-        extensions that don't pass a catalog.
-        """
-        declared, questions = dict(call.client.capabilities), self.policy.questions
-        if not self.is_relayed and declared.pop("extensions", None):
-            passed = decode_object(self.abilities(call) or b"{}")
-            declared |= {"extensions": passed["extensions"]} if "extensions" in passed else {}
-        return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
 
     def abilities(self, call: Call) -> bytes:
         """Return the questions that the upstream can ask a call's client (see `_questions.abilities_of`)."""

@@ -350,6 +350,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.plain = item.plain and not (self.timeout or self.visible or self.approvals)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
                 item.run = with_approval(item, approvals, self.hidden, self.names)
+        else:
+            item.fixed |= self.hidden.keys()
         if isinstance(item, Template) and self.rules_of is not None:
             item.template, item.find_rules = RestrictedPattern(item.template, self.rules_of), self.rules_of
             item.run = _with_uri_rules(item.run, self.rules_of)

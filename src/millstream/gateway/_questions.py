@@ -92,6 +92,17 @@ def abilities_in(capabilities: Mapping[str, Any], revision: Revision, extensions
     return _encode_sorted(found) if found else b""
 
 
+def capabilities_of(call: Call, questions: frozenset[str], *, is_relayed: bool) -> Json:
+    """Return a client's declared capabilities, without questions that the policy refuses, and extensions that don't
+    pass a catalog.
+    """
+    declared = dict(call.client.capabilities)
+    if not is_relayed and declared.pop("extensions", None):
+        passed = _decode_abilities(abilities_of(call))
+        declared |= {"extensions": passed["extensions"]} if "extensions" in passed else {}
+    return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
+
+
 def can_ask(abilities: bytes) -> bool:
     """Return whether a client with these abilities can be asked anything."""
     return any(b'"%b":' % name in abilities for name in (b"elicitation", b"roots", b"sampling"))

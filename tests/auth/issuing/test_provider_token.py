@@ -220,6 +220,35 @@ async def test_token_is_deleted_when_a_sign_in_is_revoked(person: str) -> None:
             await until(deleted)
 
 
+async def test_deleted_token_is_not_used_by_workers_that_were_not_told() -> None:
+    async with run_issuer() as issuer:
+        provider, port = Provider(issuer), free_port()
+        url = f"http://127.0.0.1:{port}"
+        server = calendar(url, issuer.url)
+        async with run_guarded(server, port=port) as guarded, client_of(url, Browser(provider)) as client:
+            assert (await client.call("events")).text == "1-ssecca openid calendar"
+            kv = guarded.runtime.store.kv
+            for key in await kv.keys("provider-token"):
+                await kv.delete(key)
+            assert "can't act in your name" in (await client.call("events", raise_on_error=False)).text
+
+
+async def test_refresh_token_of_an_earlier_sign_in_stays() -> None:
+    async with world() as (provider, url):
+        async with client_of(url, Browser(provider)) as client:
+            assert (await client.call("events")).text == "1-ssecca openid calendar"
+        provider.expires_in, provider.said = 1, {"refresh_token": None}
+        async with client_of(url, Browser(provider)) as client:
+            await client.call("who")
+
+            async def renewed() -> bool:
+                return (await client.call("events")).text.startswith("3-")
+
+            await until(renewed)
+    refreshed = [each["refresh_token"] for each in provider.forms if each["grant_type"] == "refresh_token"]
+    assert set(refreshed) == {"refresh-1"}
+
+
 async def test_callers_who_signed_in_elsewhere_hear_where_to_sign_in() -> None:
     plain = Server("plain")
     plain.tool(lambda token: "", name="events")

@@ -158,6 +158,10 @@ class HttpServer:
         if self._certificate is not None:
             tls = self._certificate.context
             runtime.host.run(self._certificate.watch())
+        if self.worker is not None and (live := self._definition.live) is not None:
+            # Others may use a newer version by now, and clients mustn't see an older one after it.
+            self.worker.line.send(ConfigPrepared(live.version.number, ""))
+            await live.agreed.wait()
         forwarder = None
         if runtime.services.session_holder and self.worker is not None and (store := parent_address()):
             hello = self.worker.hello
@@ -190,6 +194,8 @@ class HttpServer:
 
     def _stop(self, times: DrainTimes) -> None:
         self._times = times
+        if (live := self._definition.live) is not None:
+            live.agreed.set()
         self._over.set()
 
     async def _shut_down(self, runtime: Runtime, listener: SocketListener, forwarder: SessionForwarder | None) -> None:

@@ -53,7 +53,7 @@ from millstream._stores.local.server import run_local_server
 from millstream._tasks import Tasks, watch
 
 if TYPE_CHECKING:
-    from millstream.gateway._config import GatewayConfig
+    from millstream.gateway._config_values import GatewayConfig
     from millstream.gateway._live import LiveConfig
 
 logger = logging.getLogger("millstream")
@@ -315,17 +315,19 @@ class Supervisor:
         Raises:
             LocalError: One of them can't use it.
         """
-        while not (children := self._serving_workers()):  # noqa: ASYNC110  they're restarting
+        while not self._serving_workers():  # noqa: ASYNC110  they're restarting
             await asyncio.sleep(PAUSE)
-        seconds = GRACE + max(each.start_timeout for each in config.upstreams)
-        errors = await asyncio.gather(*(child.prepare_config(version, seconds) for child in children))
-        if error := next(filter(None, errors), ""):
-            raise LocalError(error)
+        seconds, prepared = GRACE + max(each.start_timeout for each in config.upstreams), list[WorkerProcess]()
+        while children := [child for child in self._started_workers() if child not in prepared]:
+            prepared += children  # others may start in the meantime
+            errors = await asyncio.gather(*(child.prepare_config(version, seconds) for child in children))
+            if error := next(filter(None, errors), ""):
+                raise LocalError(error)
         self._hello = msgspec.structs.replace(self._hello, config=version)
 
     def _tell_config(self) -> None:
         """Let the workers use the configuration that's in force. They have usually prepared it."""
-        for child in self._serving_workers():
+        for child in self._started_workers():
             if not self._has_config(child):
                 self._tasks.spawn(self._catch_up(child))
 
@@ -344,7 +346,7 @@ class Supervisor:
         assert self.live is not None and self._hello.config is not None  # noqa: S101, PT018  see `_has_config`
         async with self.live.updating:
             error = await child.prepare_config(self._hello.config, PATIENCE)
-            if not self._has_config(child):
+            if not self._has_config(child) and child in self._started_workers():
                 logger.error("%s can't use the configuration and is replaced: %s", child, error)
                 self._leave([child])
 
@@ -437,6 +439,10 @@ class Supervisor:
         """Return the processes that serve and should continue."""
         return [child for child in self._children if child.state == READY]
 
+    def _started_workers(self) -> list[WorkerProcess]:
+        """Return the processes that serve or wait for the version to serve, and should continue."""
+        return [child for child in self._children if child.state in (STARTING, READY) and child.started.is_set()]
+
     def _leave(self, children: Iterable[WorkerProcess], *, replaced: bool = True) -> None:
         """Stop processes, which have usually been replaced."""
         for child in children:
@@ -469,11 +475,12 @@ class Supervisor:
     async def _look_after(self, child: WorkerProcess) -> None:
         """Supervise a process from start to exit and replace it as soon as it accepts no more connections."""
         with suppress(NotStarted):  # reported by `_start`
+            await child.started.wait()
+            if not self._has_config(child):  # changed while it started
+                self._tasks.spawn(self._catch_up(child))
             await child.ready()
             child.worker.back_off.serves()
             self._tell()
-            if not self._has_config(child):
-                self._tasks.spawn(self._catch_up(child))
             if child.watchdog:
                 self._tasks.spawn(child.watch())
             await child.left.wait()

@@ -80,7 +80,7 @@ class NewConfig(WorkerMessage, frozen=True):
 
 
 class ConfigPrepared(WorkerMessage, frozen=True):
-    """Worker to parent: it has prepared the version."""
+    """Worker to parent: it has prepared the version, or has started with it and waits until it's told to serve."""
 
     number: int
     error: str
@@ -88,7 +88,7 @@ class ConfigPrepared(WorkerMessage, frozen=True):
 
 
 class ConfigState(WorkerMessage, frozen=True):
-    """Parent to worker: use the version with this number, which has been prepared."""
+    """Parent to worker: use the version with this number, which has been prepared, and serve."""
 
     number: int
     refusal: str
@@ -533,6 +533,10 @@ class WorkerProcess:
         self.worker = worker
         self.state = STARTING
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self.started = asyncio.Event()
+        """Set when it reads messages, and has a version of the configuration to serve. Until then, it accepts no
+        connections.
+        """
         self.left = asyncio.Event()
         """Set when it accepts no more connections."""
         self.patience = PATIENCE
@@ -573,12 +577,15 @@ class WorkerProcess:
             if isinstance(message, Ready):
                 if self.state == STARTING:
                     self.state = READY
+                    self.started.set()
                 self.patience, self.watchdog = message.patience, message.watchdog
                 self._ready.set_result(message)
             elif isinstance(message, Alive):
                 self._silence = 0
             elif isinstance(message, ConfigPrepared):
-                if not self._preparing.done():
+                if not self.started.is_set():
+                    self.started.set()
+                elif not self._preparing.done():
                     self._preparing.set_result(message)
             elif isinstance(message, StartFailure):
                 self._failed = NotStarted(**msgspec.structs.asdict(message))
@@ -592,6 +599,7 @@ class WorkerProcess:
         self._hear()  # the worker's last messages
         self._line.close()
         self.state = GONE
+        self.started.set()
         self.left.set()
         self._preparing.cancel()
         if not self._ready.done():
@@ -658,8 +666,8 @@ class WorkerProcess:
         return reply.error
 
     def send(self, message: WorkerStates | StartFailure | NewConfig | ConfigState) -> None:
-        """Send a message that only a serving process reads."""
-        if self.state in (READY, LEAVING):
+        """Send a message that only a process that has started reads."""
+        if self.started.is_set() and self.state != GONE:
             self._line.send(message)
 
     def signal(self, number: int) -> None:

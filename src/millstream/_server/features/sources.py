@@ -283,7 +283,7 @@ class Item:
     that upstream.
     """
     fixed: frozenset[str] = frozenset()
-    """Names of the arguments that a set has fixed."""
+    """Names of the arguments that a policy or a set has fixed."""
     naming: ClassVar[str] = "name"
     """The member of the description that identifies the item."""
     _described: Json

@@ -50,8 +50,11 @@ class KeptTokens(TokenCredentials):
         self.title = provider.label.removeprefix("Continue with ")
 
     async def keep(self, principal: str, response: Json) -> None:
-        """Store the tokens in a response."""
-        name, grant = digest_of(principal), _grant_of(response, "", " ".join(self.provider.token_scopes))
+        """Store the tokens in a response. Some providers issue a refresh token only at the first sign-in."""
+        name = digest_of(principal)
+        before = (await self._read(name))[1]
+        refresh_token = "" if before is None else before.tokens.refresh_token
+        grant = _grant_of(response, refresh_token, " ".join(self.provider.token_scopes))
         if grant is None:
             logger.error("%s returned no access token that tools can use.", self.title)
             return
@@ -68,7 +71,7 @@ class KeptTokens(TokenCredentials):
         """See `ProviderTokens.find`."""
         name = digest_of(principal.id)
         try:
-            grant = await self.load(name)
+            grant = (await self._read(name))[1]  # the message about a deletion may be lost
             if grant is not None and grant.needs_renewal:
                 grant = await self._renew(LinkCaller(name), name, grant)
         except ClientError:
