@@ -70,14 +70,18 @@ def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> byte
     """Return an event of the hub as a server-sent event, for a reader as in `visible_part`.
 
     The publisher is in a separate field, which `EventSource` ignores. If `envelope` is set, the data is the event as an
-    object, as on a WebSocket, so that pages can also read the publisher.
+    object, as on a WebSocket, so that pages can also read the publisher. Clients resume from the last id, so that's
+    always a position: several events may have a publisher's id.
     """
     if event.data is None:
         return b"id: %b\n\n" % event.id.encode()
     envelope = envelope and bool(event.channel)
-    data = encode_object(event, full) if envelope else event.data
-    text, user = sse.encode_event(data, event=event.event, id=event.id or None), visible_part(event.user, full)
-    return text if user is None or envelope else b"user: %b\n%b" % (encode(user), text)
+    if envelope:
+        return sse.encode_event(encode_object(event, full), event=event.event, id=event.position or event.id)
+    text, user = sse.encode_event(event.data, event=event.event, id=event.id or None), visible_part(event.user, full)
+    if event.position:
+        text += b"id: %b\n\n" % event.position.encode()
+    return text if user is None else b"user: %b\n%b" % (encode(user), text)
 
 
 GZIP_START = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
