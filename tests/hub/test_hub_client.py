@@ -203,6 +203,18 @@ async def test_subscription_resumes_from_its_position_whatever_publishers_chose_
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_subscription_waits_while_the_caller_is_over_its_rate(tmp_path: Path, transport: str) -> None:
+    port, patterns = free_port(), {f"news{number}": {} for number in range(11)}
+    with run_server(run_command(HUB, port), port, tmp_path / "log", MILLSTREAM_LIMIT_REQUESTS="10/minute"):
+        async with listening(port, patterns, transport=transport) as listener:
+            while len(listener.values("ready")) < len(patterns):
+                await listener.line()
+            reasons = [each["reason"] for each in listener.values("state") if each["state"] == "waiting"]
+            assert any(each.startswith("Too many requests") for each in reasons)
+            assert listener.values("error") == []
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_lists_of_channels_are_refused(hub: int, transport: str) -> None:
     """`/events` takes a list, a WebSocket doesn't, so the client accepts one channel for both."""
     async with listening(hub, {"news": {}}, transport=transport) as listener:

@@ -11,9 +11,10 @@ from backend_stores import MemoryStore
 from cases import for_each
 from http_peer import Peer, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.sse import COMMENT, Decoder, SseEvent
-from millstream._transports.hub_routes import HubRoutes
+from millstream._transports.hub_routes import HubRoutes, keep_event_source
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
@@ -105,6 +106,16 @@ async def by_header(request: Any) -> Principal | None:
     return Principal(name.decode()) if name else None
 
 
+def keep_event_sources(handler: Handler) -> Handler:
+    """Wrap a handler as the server does."""
+
+    async def call(request: HttpRequest) -> Any:
+        reply = await handler(request)
+        return keep_event_source(request, reply) if isinstance(reply, Response) else reply
+
+    return call
+
+
 @asynccontextmanager
 async def world(
     lane: bool, *, authorize: Any = None, max_streams: int = 1000, age: float = 9e9, **limits: Any
@@ -114,9 +125,9 @@ async def world(
     settings = Settings()
     streams = OpenStreams(Share(max_streams, each=max_streams), max_age=age)
     routes = HubRoutes(hub, streams, gzip=settings.gzip_streams)
-    streamed = protect(routes.client_stream, by_header)
+    streamed = keep_event_sources(protect(routes.client_stream, by_header))
     table = {
-        ("GET", "/events"): protect(routes.events, by_header),
+        ("GET", "/events"): keep_event_sources(protect(routes.events, by_header)),
         ("POST", "/publish"): protect(routes.publish, by_header),
         **{("GET", f"/mcp/sse/{name}"): streamed for name in ("me", "you", "a b", "")},
     }

@@ -367,6 +367,7 @@ export class Feed extends Connection {
     try {
       for await (const event of events(response, parser, () => this.alive())) {
         if (this.stopped) return;
+        if (event.type === "unavailable") throw new Error(JSON.parse(event.data).detail);
         try {
           this.#onEvent(event);
         } catch (error) {
@@ -771,8 +772,7 @@ export class Hub extends Emitter {
     const feed = new Feed(
       new URL(`events?${new URLSearchParams(query)}`, this.#base),
       ({ type, data, id }) => {
-        if (data && !["cut", "unavailable"].includes(type))
-          subscription.take({ ...(type === "gap" && { type }), ...JSON.parse(data) });
+        if (data && type !== "cut") subscription.take({ ...(type === "gap" && { type }), ...JSON.parse(data) });
         if (data) return;
         subscription.take({ type: "position", id });
         if (!subscription.ready) subscription.take({ type: "subscribed" }); // a position follows the earlier events
