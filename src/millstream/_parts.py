@@ -103,6 +103,8 @@ class Route(Struct, frozen=True):
     """Whether it's one of the program's own routes. A page may then use the sign-in cookie with any method."""
     reserved: bool = False
     """Whether the program's own pages can't replace it."""
+    refuse: Callable[[HttpRequest, Response], Response] | None = None
+    """Changes the response to a GET that isn't a stream, such as a refusal of the checks."""
 
 
 class UpstreamReports(Protocol):

@@ -28,9 +28,12 @@ for await (const line of createInterface({ input: process.stdin })) {
   const [method, ...values] = JSON.parse(line);
   if (method === "follow") followed.push(follow(...values));
   else if (method === "unfollow") followed[values[0]].close();
-  else
-    hub[method](...values)?.then?.(
-      (value) => print(method, value),
-      (error) => print("failed", { name: error.constructor.name, message: error.message })
-    );
+  else {
+    const fail = (error) => print("failed", { name: error.constructor.name, message: error.message });
+    try {
+      hub[method](...values)?.then?.((value) => print(method, value), fail);
+    } catch (error) {
+      fail(error);
+    }
+  }
 }

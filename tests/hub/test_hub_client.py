@@ -177,6 +177,56 @@ async def test_connections_that_break_anywhere_lose_and_repeat_nothing(hub: int,
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_subscription_resumes_from_its_position_whatever_publishers_chose_as_ids(
+    hub: int, transport: str
+) -> None:
+    """Two events have the same id, because they're about the same order."""
+    orders, room = f"orders-{transport}", f"room-{transport}"
+    patterns = {f"{orders}.*": {}, room: {}}
+    with faulty_proxy(hub) as proxy:
+        async with (
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{hub}", timeout=WAIT) as http,
+            listening(proxy.port, patterns, transport=transport) as listener,
+        ):
+            await listener.until("ready")
+            await listener.until("ready")
+            await http.post("/publish", json={"channel": f"{orders}.created", "data": "1", "id": orders})
+            await listener.until(f"{orders}.*", "1")
+            proxy.down = True
+            proxy.cut()
+            await publish(hub, f"{orders}.noted", "2")
+            await http.post("/publish", json={"channel": f"{orders}.paid", "data": "3", "id": orders})
+            proxy.down = False
+            await listener.until(f"{orders}.*", "3")
+            assert listener.values(f"{orders}.*") == ["1", "2", "3"]
+            assert listener.values("gap") == []
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_subscription_waits_while_the_caller_is_over_its_rate(tmp_path: Path, transport: str) -> None:
+    port, patterns = free_port(), {f"news{number}": {} for number in range(11)}
+    with run_server(run_command(HUB, port), port, tmp_path / "log", MILLSTREAM_LIMIT_REQUESTS="10/minute"):
+        async with listening(port, patterns, transport=transport) as listener:
+            while len(listener.values("ready")) < len(patterns):
+                await listener.line()
+            reasons = [each["reason"] for each in listener.values("state") if each["state"] == "waiting"]
+            assert any(each.startswith("Too many requests") for each in reasons)
+            assert listener.values("error") == []
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_lists_of_channels_are_refused(hub: int, transport: str) -> None:
+    """`/events` takes a list, a WebSocket doesn't, so the client accepts one channel for both."""
+    async with listening(hub, {"news": {}}, transport=transport) as listener:
+        await listener.until("ready")
+        listener.call("subscribe", "news,orders")
+        assert await listener.line() == [
+            "failed",
+            {"name": "TypeError", "message": "Subscribe to each channel separately."},
+        ]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_subscription_that_follows_a_closed_one_gets_its_own_history(hub: int, transport: str) -> None:
     room = f"again-{transport}"
     await publish(hub, room, "1")

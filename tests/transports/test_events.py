@@ -11,9 +11,10 @@ from backend_stores import MemoryStore
 from cases import for_each
 from http_peer import Peer, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.sse import COMMENT, Decoder, SseEvent
-from millstream._transports.hub_routes import HubRoutes
+from millstream._transports.hub_routes import HubRoutes, keep_event_source
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
@@ -105,6 +106,16 @@ async def by_header(request: Any) -> Principal | None:
     return Principal(name.decode()) if name else None
 
 
+def keep_event_sources(handler: Handler) -> Handler:
+    """Wrap a handler as the server does."""
+
+    async def call(request: HttpRequest) -> Any:
+        reply = await handler(request)
+        return keep_event_source(request, reply) if isinstance(reply, Response) else reply
+
+    return call
+
+
 @asynccontextmanager
 async def world(
     lane: bool, *, authorize: Any = None, max_streams: int = 1000, age: float = 9e9, **limits: Any
@@ -114,9 +125,9 @@ async def world(
     settings = Settings()
     streams = OpenStreams(Share(max_streams, each=max_streams), max_age=age)
     routes = HubRoutes(hub, streams, gzip=settings.gzip_streams)
-    streamed = protect(routes.client_stream, by_header)
+    streamed = keep_event_sources(protect(routes.client_stream, by_header))
     table = {
-        ("GET", "/events"): protect(routes.events, by_header),
+        ("GET", "/events"): keep_event_sources(protect(routes.events, by_header)),
         ("POST", "/publish"): protect(routes.publish, by_header),
         **{("GET", f"/mcp/sse/{name}"): streamed for name in ("me", "you", "a b", "")},
     }
@@ -197,7 +208,7 @@ async def test_channels_may_be_repeated_comma_separated_or_wildcards(lane: bool)
             await here.publish({"channel": channel, "data": number, "event": "n", "id": f"own-{number}"})
         assert await every.until(5) == list("01234")
         assert await some.until(3) == list("023")
-        assert (some.events[0].event, some.last_id) == ("n", "own-3")
+        assert [(each.event, each.id) for each in some.events] == [("n", f"own-{number}") for number in (0, 2, 3)]
         assert (await here.ask("POST", "/publish", b'{"channel":"a","data":1}', JSON))[2]["subscribers"] == 2
 
 
@@ -359,6 +370,21 @@ async def test_excess_connections_get_a_retry_time(lane: bool) -> None:
         await first.close()
         await here.subscribers(1)
         await here.stream()
+
+
+@for_each("envelope", ["0", "1"])
+async def test_event_sources_resume_from_a_position_whatever_publishers_chose_as_ids(lane: bool, envelope: str) -> None:
+    """Two events have the same id, because they're about the same order."""
+    async with world(lane) as here:
+        stream = await here.stream(f"/events?channel=order.*&envelope={envelope}")
+        await here.publish({"channel": "order.created", "data": "1", "id": "7"})
+        await stream.until(1)
+        assert stream.events[0].id == ("here.2" if envelope == "1" else "7")
+        await stream.close()
+        await here.publish({"channel": "order.noted", "data": "2"})
+        await here.publish({"channel": "order.paid", "data": "3", "id": "7"})
+        again = await here.stream("/events?channel=order.*", extra=b"Last-Event-ID: %b\r\n" % stream.last_id.encode())
+        assert await again.until(2) == ["2", "3"]
 
 
 @for_each("limit", ["max_connections", "max_subscribers_per_channel", "max_streams"])

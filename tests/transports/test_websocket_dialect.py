@@ -46,6 +46,7 @@ BAD = [
     ('{"type":"subscribe","channel":"a b","id":1}', -32602),
     ('{"type":"subscribe","channel":"a\\u0000","id":1}', -32602),
     ('{"type":"subscribe","channel":"","id":1}', -32602),
+    ('{"type":"subscribe","channel":"a,b","id":1}', -32602),
     ('{"type":"subscribe","channel":"$client.x","id":1}', -32003),
     ('{"type":"subscribe","name":"a\\nb","id":1}', -32602),
     ('{"type":"unsubscribe","channel":"nowhere","id":1}', -32602),

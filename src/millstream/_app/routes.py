@@ -5,7 +5,7 @@ If callers have to sign in, every path requires a credential unless its route is
 """
 
 import logging
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING
@@ -157,6 +157,8 @@ class Routes:
                 }
             elif route.own:
                 return handlers  # every response comes from the program
+            if route.refuse is not None:
+                handlers["GET"] = _change_refusals(handlers["GET"], route.refuse)
             return {
                 method: self._for_browsers(handler, own=route.own)
                 if method in _READING or route.own or (route.public and route.reserved)
@@ -314,6 +316,15 @@ def _unless_browser(handler: Handler, show: Handler) -> Handler:
     @wraps(handler)
     def call(request: HttpRequest) -> Awaitable[Response | Sink | None]:
         return (show if wants_page(request) else handler)(request)
+
+    return call
+
+
+def _change_refusals(handler: Handler, change: Callable[[HttpRequest, Response], Response]) -> Handler:
+    @wraps(handler)
+    async def call(request: HttpRequest) -> Response | Sink | None:
+        reply = await handler(request)
+        return change(request, reply) if isinstance(reply, Response) else reply
 
     return call
 

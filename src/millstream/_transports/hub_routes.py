@@ -6,6 +6,7 @@ no room for a stream, `EventSource` gets ``event: unavailable`` and reconnects. 
 from is sent as an id alone, which clients store without dispatching an event. Errors are problem details (RFC 9457).
 """
 
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, lru_cache, partial
@@ -46,9 +47,10 @@ CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
 _RETRY_AFTER = b"retry-after: 5\r\n"
-_REFUSED_MS = (5_000, 10_000)
-"""Range of reconnection times sent when there's no room for a stream, with jitter."""
+_RETRY_SECONDS = re.compile(rb"^retry-after: (\d{1,4})\r", re.IGNORECASE | re.MULTILINE)
+_JITTER_MS = 5_000
 _NO_STORE = JSON_HEAD + b"cache-control: no-store\r\n"
+_STORE_DOWN = plain_problem(503, "The store didn't respond in time.", _RETRY_AFTER)
 _PARTIAL = "Calls handled by the server's other processes don't appear here. The server's log describes the fix."
 
 
@@ -70,14 +72,18 @@ def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> byte
     """Return an event of the hub as a server-sent event, for a reader as in `visible_part`.
 
     The publisher is in a separate field, which `EventSource` ignores. If `envelope` is set, the data is the event as an
-    object, as on a WebSocket, so that pages can also read the publisher.
+    object, as on a WebSocket, so that pages can also read the publisher. Clients resume from the last id, so that's
+    always a position: several events may have a publisher's id.
     """
     if event.data is None:
         return b"id: %b\n\n" % event.id.encode()
     envelope = envelope and bool(event.channel)
-    data = encode_object(event, full) if envelope else event.data
-    text, user = sse.encode_event(data, event=event.event, id=event.id or None), visible_part(event.user, full)
-    return text if user is None or envelope else b"user: %b\n%b" % (encode(user), text)
+    if envelope:
+        return sse.encode_event(encode_object(event, full), event=event.event, id=event.position or event.id)
+    text, user = sse.encode_event(event.data, event=event.event, id=event.id or None), visible_part(event.user, full)
+    if event.position:
+        text += b"id: %b\n\n" % event.position.encode()
+    return text if user is None else b"user: %b\n%b" % (encode(user), text)
 
 
 GZIP_START = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
@@ -199,24 +205,28 @@ class HubRoutes(Struct, frozen=True):
         try:
             admit()
         except (InvalidName, Forbidden, LimitExceeded) as exc:
-            return _refuse_stream(request, str(exc)) if isinstance(exc, LimitExceeded) else _refusal(exc)
+            return _refusal(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
-        async with self.hub.hold_interest(channels):
-            if self.streams.full(request):
-                return _refuse_stream(request, "Too many open streams. Close some, or try again later.")
-            gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
-            sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
-            if gzip:
-                sink.write(GZIP_START)
-            self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes)
-            try:
+        sink: Sink | None = None
+        try:
+            async with self.hub.hold_interest(channels):
+                if self.streams.full(request):
+                    return plain_problem(503, "Too many open streams. Close some, or try again later.", _RETRY_AFTER)
+                gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+                sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
+                if gzip:
+                    sink.write(GZIP_START)
+                self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes)
                 await begin(sink, gzip, knows_identities(request.principal))
-            except BaseException:
+                drop_head(request)
+                return sink
+        except BaseException as exc:
+            if sink is None and isinstance(exc, StoreUnavailable):
+                return _STORE_DOWN
+            if sink is not None:
                 sink.close()
-                raise
-            drop_head(request)
-            return sink
+            raise
 
     async def members(self, request: HttpRequest) -> Response:
         """Return who is on ``?channel=``: ``{"channel", "members", "event"}``."""
@@ -229,7 +239,7 @@ class HubRoutes(Struct, frozen=True):
         except (InvalidName, Forbidden, LimitExceeded) as exc:
             reply = _refusal(exc)
         except StoreUnavailable:
-            reply = plain_problem(503, "The store didn't respond in time.", _RETRY_AFTER)
+            reply = _STORE_DOWN
         status = "" if reply.status == 200 else str(reply.status)
         self.note("hub/members", "http", status=status, target=channel, principal=principal, address=address)
         return reply
@@ -297,14 +307,18 @@ def _refusal(exc: Exception) -> Response:
     return plain_problem(status, text or str(exc), _RETRY_AFTER if status == 503 else b"")
 
 
-def _refuse_stream(request: HttpRequest, text: str) -> Response:
-    """Return a 503, or for ``Accept: text/event-stream`` an event, after which an `EventSource` reconnects. It fails
-    permanently if the status isn't 200 (HTML standard, 9.2.3).
+def keep_event_source(request: HttpRequest, refusal: Response) -> Response:
+    """Return a temporary refusal as a stream with one event, if the client sent ``Accept: text/event-stream``.
+
+    An `EventSource` then reconnects. It fails permanently if the status isn't 200 (HTML standard, 9.2.3).
     """
-    if b"text/event-stream" not in request.headers.get(b"accept", b"").lower():
-        return plain_problem(503, text, _RETRY_AFTER)
-    event = sse.encode_event(encode({"status": 503, "detail": text}), event=UNAVAILABLE)
-    return Response(sse.retry(randint(*_REFUSED_MS)) + event, 200, STREAM_HEAD)  # noqa: S311  spreads load
+    accept = request.headers.get(b"accept", b"").lower()
+    if refusal.status not in (429, 503) or b"text/event-stream" not in accept:
+        return refusal
+    found = _RETRY_SECONDS.search(refusal.head)
+    wait = 1_000 * int(found[1] if found else 0) + randint(0, _JITTER_MS)  # noqa: S311  spreads load
+    event = sse.encode_event(refusal.body, event=UNAVAILABLE)
+    return Response(sse.retry(wait) + event, 200, STREAM_HEAD)
 
 
 _NAMES = ("channel", "client_id", "name", "history", "members", "last_event_id", "envelope")

@@ -156,8 +156,8 @@ def check_channel(name: str) -> None:
         name: Segments separated by dots, at most 200 characters.
 
     Raises:
-        InvalidName: The name is empty, too long, or a pattern, or it has spaces, control characters, or an empty
-            segment.
+        InvalidName: The name is empty, too long, or a pattern, or it has spaces, commas, control characters, or an
+            empty segment.
     """
     check_pattern(name)
     if is_pattern(name):
@@ -176,6 +176,8 @@ def check_pattern(name: str) -> None:
         raise InvalidName(f"A channel must not have an empty segment: {name!r}.")
     if ">" in segments[:-1]:
         raise InvalidName(f"The wildcard '>' must be at the end: {name!r}.")
+    if "," in name and not name.startswith(CLIENT):  # client ids aren't in lists
+        raise InvalidName(f"A channel name must not contain a comma, which separates channels in a query: {name!r}.")
 
 
 def check_client_id(client_id: str) -> None:

@@ -1,8 +1,8 @@
 """Events, as stored and as delivered, and their ids.
 
-A subscriber resumes from the publisher's id, or from ``<epoch>.<offset>``, a position in the journal. The suffix
-``-<number>`` is the number of the last presence change after that position. Publisher-assigned ids also identify
-repeated events.
+A subscriber resumes from ``<epoch>.<offset>``, a position in the journal, or from a publisher's id, if only one event
+has it. The suffix ``-<number>`` is the number of the last presence change after that position. Publisher-assigned ids
+also identify repeated events.
 """
 
 from collections.abc import Callable
@@ -68,6 +68,8 @@ class Event(Struct, frozen=True, gc=False):
     """The publisher, identified by a credential, or None if it's the program or a caller without sign-in. On presence
     channels, the client that arrived or left. Publishers can't set it, unlike any name in `data`.
     """
+    position: str = ""
+    """The position to resume from, if `id` is the publisher's. Other events may have the same id."""
 
     def visible_user(self, reader: Principal | None) -> Profile | None:
         """Return the members of `user` that a reader can see: ``event.visible_user(ctx.principal)``.
@@ -87,6 +89,7 @@ class EventMessage(Struct, frozen=True, gc=False, tag="event", omit_defaults=Tru
     id: str = ""
     event: str | None = None
     user: Profile | None = None
+    position: str = ""
 
 
 class PublishResult(Struct, frozen=True, gc=False):
@@ -108,14 +111,15 @@ _encode_json = msgspec.json.Encoder().encode
 def unpack(entry: Entry) -> Event:
     """Return the event in a stored record, with its position in the journal."""
     record, offset = _decode_record(entry.data), entry.position.offset
-    id = record.id or position_id(entry.position.epoch, offset)
-    return Event(record.channel, record.data, record.event, id, offset, record.at, record.user)
+    here = position_id(entry.position.epoch, offset)
+    id, position = (here, "") if record.id is None else (record.id, here)
+    return Event(record.channel, record.data, record.event, id, offset, record.at, record.user, position)
 
 
 def encode_object(event: Event, full: bool) -> bytes:
     """Return an event with data as one JSON object, for a reader as of `visible_part`."""
     user, data = visible_part(event.user, full), (event.data or b"").decode()
-    return _encode_json(EventMessage(event.channel, data, event.id, event.event, user))
+    return _encode_json(EventMessage(event.channel, data, event.id, event.event, user, event.position))
 
 
 def encode_data(data: Any) -> bytes:
@@ -151,8 +155,8 @@ def gap(reason: str) -> Event:
     """Return an event that reports missing events.
 
     Reasons: ``trimmed`` (too many events since), ``expired`` (too old), ``lost`` (this worker missed events), ``epoch``
-    (the store started over), and ``unknown`` (an unknown id). After ``unknown``, all stored events follow, possibly
-    including some that were already received.
+    (the store started over), and ``unknown`` (no event has the id, or several have it). After ``unknown``, all stored
+    events follow, possibly including some that were already received.
     """
     return Event("", _encode_json({"reason": reason}), GAP)
 
@@ -201,13 +205,20 @@ _MAX_CHANNELS = 16
 """Maximum number of channels per id."""
 
 
+REPEATED = 0
+"""Stands for the offset of an event with a publisher-assigned id, if several have that id."""
+
+
 class EventIds(Recent[str, dict[str, int]]):
-    """Publisher-assigned id -> channel -> offset of the newest event with that id. Only recent ids are kept."""
+    """Publisher-assigned id -> channel -> offset of the event with that id, or `REPEATED`. Only recent ids are kept.
+
+    If an id has too many channels, the empty one stands for the others.
+    """
 
     def add(self, id: str, channel: str, offset: int) -> None:
         """Remember an event's offset on a channel."""
         channels = self.setdefault(id, {})
-        channels[channel] = max(offset, channels.pop(channel, 0))
-        if len(channels) > _MAX_CHANNELS:
-            del channels[next(iter(channels))]
+        if channel not in channels and len(channels) >= _MAX_CHANNELS:
+            channel, offset = "", REPEATED
+        channels[channel] = offset if channels.get(channel, offset) == offset else REPEATED
         self.keep(id, channels)

@@ -22,7 +22,7 @@ from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.store import Store
 from millstream._tasks import Tasks, has_failed
 from millstream.hub._channels import CLIENT
-from millstream.hub._event import MAX_IDS, EventIds, unpack_header
+from millstream.hub._event import MAX_IDS, REPEATED, EventIds, unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
 
 _MAX_READS = 10_000
@@ -119,7 +119,7 @@ class HistoryIndex(Struct):
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     times: "array[float]" = field(default_factory=lambda: array("d"))
     ids: dict[str, int] = {}
-    """The offsets of events with publisher-assigned ids."""
+    """The offsets of events with publisher-assigned ids, or `REPEATED`."""
     channels: list[str] = []
     """The channels of the events, in the index of the journal."""
 
@@ -219,7 +219,7 @@ class JournalReader:
                 if stream == JOURNAL:
                     index.channels.append(sys.intern(stamp.channel))
                 elif stamp.id is not None:
-                    index.ids[stamp.id] = offset
+                    index.ids[stamp.id] = REPEATED if stamp.id in index.ids else offset
 
     async def page(self, stream: str, start: int, upto: int) -> Page:
         """Return the page of a stream after an offset, or the oldest page if that page was trimmed.
@@ -271,8 +271,8 @@ class JournalReader:
                 return page[0]
         return None
 
-    async def find(self, id: str, wants: Wants) -> int | None:
-        """Return the offset of the newest wanted event with a publisher-assigned id, or None.
+    async def find(self, id: str, wants: Wants) -> set[int]:
+        """Return the offsets of wanted events with a publisher-assigned id, with `REPEATED` for several on a channel.
 
         All subscribers share a search of the journal. It continues where the last one ended.
         """
@@ -283,7 +283,7 @@ class JournalReader:
             if self._id_search is None or self._id_search.done():
                 self._id_search = self._pages.tasks.spawn(self._find_ids(self._journal.epoch, self._journal.offset))
             await asyncio.shield(self._id_search)
-        return max((at for channel, at in self._ids.get(id, {}).items() if wants(channel)), default=None)
+        return {at for channel, at in self._ids.get(id, {}).items() if not channel or wants(channel)}
 
     async def _find_ids(self, epoch: str, until: int) -> None:
         """Find the ids of journal entries up to an offset."""

@@ -106,14 +106,14 @@ class CatchUp:
         journal = self._journal
         offset, number = parse_position(id, journal.epoch) or (None, None)
         if offset is None:
-            offset = await self._reader.find(id, self._wants)
-        if offset is None:
-            offset = max((each.index.ids[id] for each in await self._histories() if id in each.index.ids), default=None)
+            found = await self._reader.find(id, self._wants)
+            found |= {each.index.ids[id] for each in await self._histories() if id in each.index.ids}
+            offset = found.pop() or None if len(found) == 1 else None
         if offset is not None:
             await self._read_until(offset, number or 0)
         await self._wait_for_turn(journal.offset - (offset or 0))
         if offset is None or offset > journal.offset:
-            # The id is from before a restart, was never published, or is no longer stored.
+            # The id is from before a restart, was never published, is no longer stored, or belongs to several events.
             await self._start_over("unknown", after=0)
         else:
             self._position = self._last_written = self._subscription.since = offset

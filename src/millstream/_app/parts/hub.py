@@ -67,7 +67,7 @@ class HubPart(OwnPart):
 
     def _serve(self, host: PartHost, hub: Hub) -> None:
         # A server without HTTP doesn't need these.
-        from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes  # noqa: PLC0415
+        from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes, keep_event_source  # noqa: PLC0415
         from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
         from millstream._web.pages import hub_client  # noqa: PLC0415
 
@@ -102,12 +102,13 @@ class HubPart(OwnPart):
         )
         scope = "" if hooked else PUBLISH
         add = host.routes.add
-        add("/events", Route({"GET": handlers.events}, stream=True))
+        add("/events", Route({"GET": handlers.events}, stream=True, refuse=keep_event_source))
         publish = Route({"POST": handlers.publish}, scope=scope, private=True, message="hub/publish")
         add("/publish", publish)
         add("/members", Route({"GET": handlers.members}))
         add("/hub.js", Route({"GET": hub_client}, public=True, charged=""))
-        host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True))
+        mailbox = Route({"GET": handlers.client_stream}, stream=True, refuse=keep_event_source)
+        host.routes.add_prefix(CLIENT_PATH, mailbox)
 
 
 async def _admit(host: PartHost, address: Address, request: HttpRequest) -> "Principal | Response":

@@ -33,7 +33,8 @@ const OPEN = { state: "open", reason: "" };
 /**
  * @typedef {object} HubEvent
  * @property {string} channel
- * @property {string} id position to resume from, as `from`
+ * @property {string} id chosen by the publisher, or else the position of the event
+ * @property {string} [position] position to resume from, as `from`, if it isn't the id
  * @property {string} data the text, or the JSON of anything else
  * @property {string} [event] name of the event
  * @property {{name?: string, subject?: string, issuer?: string, email?: string}} [user] who published it, if known
@@ -366,6 +367,7 @@ export class Feed extends Connection {
     try {
       for await (const event of events(response, parser, () => this.alive())) {
         if (this.stopped) return;
+        if (event.type === "unavailable") throw new Error(JSON.parse(event.data).detail);
         try {
           this.#onEvent(event);
         } catch (error) {
@@ -407,7 +409,7 @@ export class Subscription extends Emitter {
     this.pattern = pattern;
     this.history = history;
     this.name = name;
-    this.last = from; // id of the last event or position
+    this.last = from; // position or id of the last event
     this.leave = () => {};
     this.#hub = hub;
   }
@@ -422,7 +424,7 @@ export class Subscription extends Emitter {
   take(message) {
     const { pattern } = this;
     if (message.type === "event") {
-      this.last = message.id;
+      this.last = message.position ?? message.id; // several events can have a publisher's id
       this.#position = "";
       this.emit("event", message);
     } else if (message.type === "position") {
@@ -674,12 +676,13 @@ export class Hub extends Emitter {
   }
 
   /**
-   * Subscribe to a channel or pattern. Add handlers with `on`, in the same task.
+   * Subscribe to one channel or pattern. Add handlers with `on`, in the same task.
    *
    * @param {string} pattern
    * @param {SubscribeOptions} [options]
    */
   subscribe(pattern, options = {}) {
+    if (pattern.includes(",")) throw new TypeError("Subscribe to each channel separately."); // `/events` would split it
     const subscription = new Subscription(this, pattern, options);
     this.#open(subscription);
     return subscription;
@@ -769,8 +772,7 @@ export class Hub extends Emitter {
     const feed = new Feed(
       new URL(`events?${new URLSearchParams(query)}`, this.#base),
       ({ type, data, id }) => {
-        if (data && !["cut", "unavailable"].includes(type))
-          subscription.take({ ...(type === "gap" && { type }), ...JSON.parse(data) });
+        if (data && type !== "cut") subscription.take({ ...(type === "gap" && { type }), ...JSON.parse(data) });
         if (data) return;
         subscription.take({ type: "position", id });
         if (!subscription.ready) subscription.take({ type: "subscribed" }); // a position follows the earlier events
