@@ -87,10 +87,8 @@ class ResourceUpdate(PeerMessage, frozen=True, tag="update"):
 class ExtensionBroadcast(PeerMessage, frozen=True, tag="broadcast"):
     """A notification of an extension for the sessions of every worker."""
 
-    source: str
-    """The identifier of the extension."""
-    to: str
-    """The extension that a client must have declared. Empty for every session."""
+    extension: str
+    """The identifier that a client must have declared."""
     message: bytes
 
 

@@ -68,12 +68,12 @@ class Broadcast(ServerChange, frozen=True, gc=False):
     """An extension's notification, for all sessions with clients that declared it."""
 
     extension: str = ""
-    """The extension's identifier, or an empty string for every session."""
+    """The extension's identifier."""
     message: bytes = b""
 
     def reaches(self, client: ClientInfo) -> bool:
         """Return whether a client declared the extension."""
-        return not self.extension or self.extension in client.extensions
+        return self.extension in client.extensions
 
 
 class SessionChange(ServerChange, frozen=True, gc=False):
@@ -216,10 +216,6 @@ class ChangeFeed:
             self._arrival.clear()
             await self._arrival.wait()
         return found
-
-    def __len__(self) -> int:
-        """Return the number of watchers."""
-        return len(self._watchers)
 
     def emit(self, change: ServerChange, *, but: Collection[str] = ()) -> None:
         """Notify every watcher, or only the watcher of the session that the change concerns.
