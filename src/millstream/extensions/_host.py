@@ -586,8 +586,8 @@ class Host(Struct, NotCopyable, eq=False):
     def broadcast(self, method: str, params: Any = None) -> None:
         """Send a notification to all handshake-era sessions whose client declared the extension, without waiting.
 
-        Every worker sends it, on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets. Clients of
-        per-request revisions have no session: see `listen` and `CallContext.stream`.
+        Every worker sends it, on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets.
+        Clients of per-request revisions have no session: see `listen` and `CallContext.stream`.
 
         Args:
             method: Method of the notification.
