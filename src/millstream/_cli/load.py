@@ -46,7 +46,6 @@ def load(target: str, version: ConfigVersion | None = None) -> Server:
     """Return the server for ``FILE[:OBJECT]`` or ``module[:object]``.
 
     Args:
-        target: The target.
         version: The version of a configuration file to use, from a parent process that watches it.
 
     Raises:

@@ -467,8 +467,6 @@ class Peers:
         """Send client data to a worker and wait for the receipt. Return False if its lease is over or it's unknown.
 
         Args:
-            worker: The worker.
-            message: The message.
             owner: The client's owner, whose share the message uses until then.
 
         Raises:

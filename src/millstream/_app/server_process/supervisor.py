@@ -375,7 +375,6 @@ class Supervisor:
         """Start processes until one is ready, waiting longer each time.
 
         Args:
-            worker: The worker.
             why: How the replaced process ended. If empty, only killed processes are started again.
 
         Raises:
