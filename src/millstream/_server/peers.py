@@ -407,11 +407,11 @@ class Peers:
         """Send a message to all other workers. Return False if the store doesn't respond; messages are only hints."""
         if not self.shared:
             return False
-        heard = self._outage.lasts
+        was_out = self._outage.lasts
         with self._outage:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
             return True
-        if not heard:
+        if not was_out:
             for waiting in list(self._outbox):
                 self._hear_alone(waiting)
         return False
@@ -437,14 +437,14 @@ class Peers:
     async def _send_waiting(self) -> None:
         while self._outbox:
             del self._outbox[message := next(iter(self._outbox))]
-            heard = self._outage.lasts
+            was_out = self._outage.lasts
             try:
                 sent = await self.broadcast(message)
             except Exception:
                 _logger.exception("A message to the other workers can't be sent.")
                 continue
             if not sent:
-                if not heard:
+                if not was_out:
                     self._hear_alone(message)
                 self._outbox = {message: None, **self._outbox}
                 await asyncio.sleep(PAUSE)
