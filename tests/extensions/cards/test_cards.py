@@ -1,6 +1,5 @@
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from millstream._protocol.revisions import NEWEST
 from millstream.extensions.cards import CardError
 
 URL = "https://shop.example.com/mcp"
-COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 PATHS = (
     "/mcp/server-card",
     "/.well-known/ai-catalog.json",
@@ -42,6 +40,13 @@ async def test_card_contains_name_and_address() -> None:
     assert re.fullmatch(
         r"https://static\.modelcontextprotocol\.io/schemas/v1/server-card\.schema\.json", card["$schema"]
     )
+
+
+async def test_long_titles_are_shortened_in_card_and_catalog() -> None:
+    server = Server("shop", info=Info(title="T" * 150), settings=Settings(card_url=URL))
+    async with server.running():
+        card, listed = [json.loads((await ask(server, "GET", path)).body) for path in PATHS[:2]]
+    assert (card["title"], listed["entries"][0]["displayName"]) == ("T" * 100, "T" * 100)
 
 
 async def test_catalog_and_card_are_readable_from_any_origin() -> None:
