@@ -33,7 +33,6 @@ def is_module(target: str, folder: Path) -> bool:
     installed modules, but not over the modules in a folder.
 
     Args:
-        target: The target.
         folder: Folder in which the module is looked up first.
     """
     source, name = split_target(target)

@@ -358,7 +358,6 @@ class PartHost:
         """Return a route for callers who may use an address.
 
         Args:
-            address: The address.
             handlers: HTTP method -> handler.
             rules: Other fields of the route.
         """

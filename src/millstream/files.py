@@ -61,7 +61,6 @@ def resolve_inside(folder: Path, path: Path) -> Path | None:
 
     Args:
         folder: The folder, without links in its path.
-        path: The path.
     """
     try:
         found = path.resolve()
@@ -127,7 +126,6 @@ def read_at_once(folder: Path, read: Callable[[], T]) -> T:
     ConfigMap in the meantime: ``read_at_once(root, lambda: list(walk_files(root)))``.
 
     Args:
-        folder: The folder.
         read: Reads the files.
     """
     for _ in range(_ATTEMPTS - 1):
@@ -254,9 +252,6 @@ def lock_folder(folder: Path) -> Generator[None]:
     """Lock a folder against other processes in the block: ``with lock_folder(path.parent):``. Unlike `open_lock`, it
     leaves no file. On Windows, nothing is locked.
 
-    Args:
-        folder: The folder.
-
     Raises:
         OSError: The folder can't be opened.
     """
@@ -304,7 +299,6 @@ def read_env(text: str, label: str = ".env") -> dict[str, str]:
     """Return the variables in the text of a file: ``read_env("SHOP_KEY=1")``. The last of repeated names wins.
 
     Args:
-        text: The text.
         label: Name of the file in error messages.
 
     Raises:

@@ -40,7 +40,6 @@ from millstream._protocol.revisions import (
     BY_DATE,
     NEWEST,
     NEWEST_HANDSHAKE,
-    REGISTRY_SCHEMA,
     Revision,
     project_tool_result,
 )
@@ -72,7 +71,6 @@ __all__ = [
     "OVERLOADED",
     "PER_REQUEST",
     "RATE_LIMITED",
-    "REGISTRY_SCHEMA",
     "REVISIONS",
     "SKILLS",
     "SKILL_FILE",

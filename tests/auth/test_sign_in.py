@@ -10,7 +10,7 @@ from account_parts import KeyFile
 from auth_world import ALICE, BOB, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from http_peer import listed_paths
-from millstream import Server, auth
+from millstream import Principal, Server, auth
 from wire import POST, Reply, encode_headers, encode_request
 
 FORM = {"content_type": "application/x-www-form-urlencoded"}
@@ -240,6 +240,26 @@ async def test_wrong_keys_in_the_form_count_as_guesses() -> None:
         statuses = [(await sign_in(world, key=f"wrong{number}")).status for number in range(31)]
         assert statuses == [403] * 30 + [429]
         assert (await sign_in(world)).status == 429
+
+
+async def test_credentials_that_a_cookie_cannot_hold_are_not_checked() -> None:
+    checked: list[int] = []
+
+    class AnyCredential(auth.AuthMethod):
+        async def identify(self, credential: str) -> auth.Identity | None:
+            checked.append(len(credential))
+            return auth.Identity(Principal("ada", "https://id.example"), 3600.0)
+
+        def holds(self, id: str) -> bool:
+            return True
+
+        def epoch(self) -> int:
+            return 0
+
+    async with run_guarded(make_server(AnyCredential())) as world:
+        assert (await sign_in(world, key="k" * 2048)).status == 303
+        assert (await sign_in(world, key="k" * 2049)).status == 403
+    assert set(checked) == {2048}
 
 
 async def test_signing_out_deletes_the_cookie() -> None:

@@ -86,7 +86,7 @@ def test_overview_lists_every_command() -> None:
     assert max(map(len, overview().splitlines())) <= 80
 
 
-SILENT = {"channel", "dev", "record", "completion", "run"}
+SILENT = {"dev", "record", "completion", "run"}
 """They serve, or print a script."""
 
 

@@ -21,7 +21,6 @@ FAILURES: dict[str, tuple[int, str]] = {
     f"ping {NOWHERE}": (3, "no server at"),
     f"tokens {NOWHERE}": (3, "no server at"),
     f"tasks {NOWHERE}": (3, "no server at"),
-    "publish no.py --dry-run": (1, "no file no.py"),
     "keys list --file no.json": (1, "no.json"),
     "keys revoke ada --file no.json": (1, "ada"),
     "keys rotate ada --file no.json": (1, "ada"),

@@ -184,7 +184,6 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("install shop.py --client emacs", "emacs isn't a supported application", "cursor"),
     ("install shop.py --client claude-desktop", "claude-desktop isn't a supported", "Did you mean claude?"),
     ("install shop.py --client vs-code", "vs-code isn't a supported application", "Did you mean vscode?"),
-    ("publish shop.py --dry-run", "needs a name in the registry", "--url https://shop.example.com/mcp"),
     ("install nofile.py --client json", "There is no file nofile.py.", "Use a .py"),
     ("install shop.py --client json -v A", "not 'A'", "NAME=VALUE"),
     ("keys create", 'Unknown command "create"', "Use: millstream keys add"),

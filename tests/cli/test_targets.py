@@ -109,9 +109,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
 
 
-def test_recordings_and_registry_entries_take_modules(project: Path) -> None:
-    published = run("publish", "pkg.server:mcp", "--dry-run", "--name", "com.example/p", "--url", "https://e.example/")
-    assert json.loads(published.stdout)["name"] == "com.example/p"
+def test_recordings_take_modules(project: Path) -> None:
     recorder = f"{sys.executable} -m millstream record log.jsonl pkg.server:mcp"
     called = run_in_process("call", recorder, "price", "--env", f"PYTHONPATH={os.environ['PYTHONPATH']}")
     assert called.stdout == "3\n", called.stderr

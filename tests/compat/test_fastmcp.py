@@ -353,6 +353,9 @@ async def test_prompts_return_messages() -> None:
         ("user", "kind"),
     ]
     assert [(each["name"], each["required"]) for each in prompt["arguments"]] == [("code", True), ("tone", False)]
+    assert len((await mcp.get_prompt("review", {"code": "x"})).messages) == 3
+    with pytest.raises(ValueError, match="Unknown prompt: revue"):
+        await mcp.get_prompt("revue")
 
 
 async def test_one_function_completes_every_argument() -> None:

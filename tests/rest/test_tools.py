@@ -180,7 +180,7 @@ async def test_gate_rejections_keep_their_status() -> None:
             raise ProtocolError(-32000, "No add for you", status=429)
 
         runtime.dispatcher.gate = refuse
-        response = await RestRoutes(runtime.dispatcher).run_tool(post("/tools/add", b'{"a":1}'))
+        response = await RestRoutes(runtime.dispatcher, events=False).run_tool(post("/tools/add", b'{"a":1}'))
     body = json.loads(response.body)
     check(response, body, 429, "refused")
     assert body["detail"] == "No add for you"

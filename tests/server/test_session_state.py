@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from millstream import Client, Context, Server, SyncContext
+from millstream import Client, Context, Server, Settings, SyncContext
 from millstream.client import ServerError, ToolFailed
+from millstream.testing import connect
 from wire import request, run_wire
 
 MAX_STATE = 64 * 1024
@@ -106,3 +107,19 @@ async def test_ended_sessions_lose_their_state() -> None:
         assert [b"secret" in (await kv.get(key) or b"") for key in await kv.keys("session:")] == [True]
         assert (await wire.ask("DELETE", "/mcp", headers)).status in (200, 204)
         assert [b"secret" in (await kv.get(key) or b"") for key in await kv.keys("session:")] == [False]
+
+
+async def test_a_session_can_subscribe_to_a_limited_number_of_resources() -> None:
+    mcp = Server("shelf", settings=Settings(max_subscriptions=2))
+
+    @mcp.resource("book://{isbn}")
+    def book(isbn: str) -> str:
+        return isbn
+
+    async with connect(mcp, revision="2025-11-25") as client:
+        for isbn in "ab":
+            await client.request("resources/subscribe", {"uri": f"book://{isbn}"})
+        with pytest.raises(ServerError, match="Too many subscriptions in this session"):
+            await client.request("resources/subscribe", {"uri": "book://c"})
+        await client.request("resources/unsubscribe", {"uri": "book://a"})
+        await client.request("resources/subscribe", {"uri": "book://c"})

@@ -81,6 +81,6 @@ async def parity(way: str) -> AsyncIterator[Start]:
 
         async def start(more: dict[tuple[str, str], Handler] | None = None, **settings: Any) -> RunningServer:
             app = ToyApp(ROUTES | (more or {}), Settings(**settings))
-            return await stack.enter_async_context(serve(app.table) if way == "own" else serve_asgi(app))
+            return await stack.enter_async_context({"own": serve, "asgi": serve_asgi}[way](app))
 
         yield start

@@ -191,7 +191,7 @@ class RestApp:
         if self._adapter is None:
             runtime = await self.server.start(supervised=True)
             policy = HostPolicy((), (), loopback_bind=True)
-            find = make_router(RestRoutes(runtime.dispatcher))
+            find = make_router(RestRoutes(runtime.dispatcher, events=False))
             self._adapter = AsgiAdapter(Endpoints(find, limits=HttpLimits.of(self.server.settings), policy=policy))
         await self._adapter(scope, receive, send)
 
@@ -203,7 +203,7 @@ app = RestApp(world())
 async def routes(server: Server) -> AsyncIterator[RestRoutes]:
     """Run a server and yield its REST routes."""
     async with server.running() as runtime:
-        yield RestRoutes(runtime.dispatcher)
+        yield RestRoutes(runtime.dispatcher, events=False)
 
 
 def post(path: str, body: bytes, root: str = "", **headers: str) -> HttpRequest:

@@ -8,7 +8,7 @@ from http_peer import HEAD, request
 from parity_peer import Start, echo, parity
 
 
-@pytest.fixture(params=["lane", "asgi"])
+@pytest.fixture(params=["own", "asgi"])
 async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
     """Start servers by one of the two ways; they end with the test."""
     async with parity(request.param) as start:

@@ -9,7 +9,7 @@ from http_peer import STREAM_HEAD, WAIT, request
 from parity_peer import Start, parity
 
 
-@pytest.fixture(params=["lane", "asgi"])
+@pytest.fixture(params=["own", "asgi"])
 async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
     """Start servers by one of the two ways; they end with the test."""
     async with parity(request.param) as start:

@@ -59,7 +59,7 @@ class LocalOnly(msgspec.Struct, frozen=True):
     loopback: bool | None
     """Whether the server is bound to a loopback address, or None if that's unknown."""
     note: ObserveMessage
-    _told: set[str] = set()
+    _warned_about: set[str] = set()
 
     def allows(self, peer: str, headers: Mapping[bytes, bytes], is_http_1_0: bool) -> bool:
         """Return whether a request comes directly from a program on this machine.
@@ -79,8 +79,8 @@ class LocalOnly(msgspec.Struct, frozen=True):
         host = parse_authority(headers.get(b"host", b""))
         if host is None or not host.loopback:
             return False
-        if is_http_1_0 and not self._told:
-            self._told.add("HTTP/1.0")
+        if is_http_1_0 and not self._warned_about:
+            self._warned_about.add("HTTP/1.0")
             logger.warning(
                 "Denied access to a private page, because the request came over HTTP/1.0, probably from a proxy that "
                 "hides its clients. Enable sign-in to allow access. If the proxy asks for a password, "

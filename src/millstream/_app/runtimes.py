@@ -136,6 +136,8 @@ class Runtimes:
         from millstream._app.runtime import Runtime  # noqa: PLC0415  a program that only registers does without
         from millstream._stores import open_store, open_with_siblings  # noqa: PLC0415  as above
 
+        # The store outlives a runtime that can't open, so the next attempt finds what was saved. Siblings may take a
+        # while to respond, so they're looked for in a thread.
         async with record.lock:
             if record.store is None:
                 store = None

@@ -1,17 +1,15 @@
-"""`Server`: the interface for programs. Decorators register functions, and the object is the ASGI application.
+"""`Server`: the interface for programs. Decorators register functions, and the object is the ASGI application."""
 
-Arguments are checked immediately. Otherwise, mistakes would surface later, far from the line that caused them.
-"""
-
-import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, TypeVar, Unpack, overload
 
+from millstream._app.arguments import check_arguments, check_auth, check_completer, check_middleware
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
+from millstream._app.other_libraries import OTHER_KEYWORDS, OTHER_NAMES
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._copies import NotCopyable
@@ -29,7 +27,6 @@ from millstream._server.features.resources import (
 )
 from millstream._server.features.sources import completer_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
-from millstream._server.functions.dependencies import dependencies_in, hints_of
 from millstream._server.functions.description import MountOptions, Names
 
 if TYPE_CHECKING:
@@ -46,154 +43,6 @@ if TYPE_CHECKING:
     from millstream.hub._subscriber import Authorize
 
     Page = Callable[[Request], Response | Awaitable[Response]]
-
-_LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
-
-
-def check_arguments(name: Any, lifespan: Any, info: Any, settings: Any, **texts: Any) -> None:
-    """Check the arguments of a server.
-
-    Args:
-        name: Name of the server.
-        lifespan: A function, or None.
-        info: An `Info`, or None.
-        settings: `Settings`, or None.
-        texts: Arguments that must be strings.
-
-    Raises:
-        TypeError: An argument has the wrong type. The message identifies the right one.
-        ValueError: The name is empty.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f'The first argument of Server is its name, as in Server("shop"), not {name!r}.')
-    if not name.strip():
-        raise ValueError('The server name is empty. Clients show it, so write one, as in Server("shop").')
-    for argument, value in texts.items():
-        if not isinstance(value, str):
-            what = "a URL as a string, such as sqlite:///shop.db" if argument == "store" else "a string"
-            raise TypeError(f"Server({name!r}): {argument} must be {what}, not {value!r}.")
-    for argument, value, kind in (("info", info, Info), ("settings", settings, Settings)):
-        if value is not None and not isinstance(value, kind):
-            home = f"millstream.{kind.__name__}"
-            raise TypeError(f"Server({name!r}): {argument} must be {home}(…), not a {type(value).__name__}.")
-    if lifespan is not None:
-        _check_lifespan(f"Server({name!r}): lifespan", lifespan)
-
-
-def _check_lifespan(where: str, lifespan: Any) -> None:
-    if isinstance(lifespan, AbstractAsyncContextManager):
-        raise TypeError(f"{where} was called already. Pass the function itself, without parentheses.")
-    if not callable(lifespan):
-        raise TypeError(f"{where} must be a function, not {lifespan!r}: {_LIFESPAN}")
-    plain: Callable[..., Any] = inspect.unwrap(lifespan)
-    if inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(plain) or inspect.isgeneratorfunction(plain):
-        raise TypeError(f"{where} must return an asynchronous context manager: {_LIFESPAN}")
-    try:
-        inspect.signature(lifespan).bind("the server")
-    except TypeError as error:
-        raise TypeError(f"{where} must accept the server as its argument: {_LIFESPAN}") from error
-    except ValueError:
-        return  # a callable without a signature can't be checked
-
-
-def check_completer(where: str, function: Any) -> None:
-    """Check that a function can complete an argument.
-
-    Raises:
-        TypeError: It can't be called with a value and the other arguments.
-    """
-    try:
-        signature = inspect.signature(function)
-        signature.bind("the", "two", **dict.fromkeys(dependencies_in(signature, hints_of(function))))
-    except TypeError as error:
-        raise TypeError(
-            f"{where}: a completer is called with the text typed so far and the other arguments: def "
-            "complete(value: str, arguments: dict[str, str]) -> list[str]"
-        ) from error
-    except ValueError:
-        return
-
-
-def check_middleware(middleware: Any) -> tuple[object, ...]:
-    """Return the hooks of a server, outermost first.
-
-    Raises:
-        TypeError: It isn't a list of hooks.
-    """
-    if not isinstance(middleware, Sequence) or isinstance(middleware, str):
-        raise TypeError(f"middleware must be a list, outermost first: middleware=[{type(middleware).__name__}(…)]")
-    return tuple(cast("Sequence[object]", middleware))
-
-
-def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None") -> "tuple[AuthMethodOrUnbound, ...]":
-    """Return the value of ``Server(auth=…)`` as a tuple.
-
-    Raises:
-        TypeError: An element isn't from `millstream.auth`, or the list is empty and would protect nothing.
-    """
-    if auth is None:
-        return ()
-    if isinstance(auth, str):
-        raise TypeError("auth must not be a string. If it's a key, write auth=auth.keys(…).")
-    methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
-    if not methods:
-        raise TypeError("auth=[] protects nothing. Leave it out, or add a method, such as auth.keys(…).")
-    for each in methods:
-        if not (hasattr(each, "identify") or hasattr(each, "bind")):
-            given = getattr(each, "__name__", type(each).__name__)
-            raise TypeError(
-                f"auth must be a method such as auth.keys(…), not {given!r}. Users sign in with "
-                "auth=auth.issuer(URL, users=…)."
-            )
-    return methods
-
-
-_OTHER_NAMES = {
-    **{
-        f"{verb}_{kind}s": f"`@mcp.{kind}` adds a function to the list. To read it, write "
-        f"`async with Client(mcp) as client: await client.{kind}s()`."
-        for verb in ("get", "list")
-        for kind in ("prompt", "resource", "tool")
-    },
-    **dict.fromkeys(
-        ("add_middleware", "middleware"),
-        "Write `Server(middleware=[…])` for calls, and `app = GZipMiddleware(mcp)` for HTTP.",
-    ),
-    **dict.fromkeys(
-        ("add_exception_handler", "exception_handler"),
-        "Raise ToolError in tools, or translate exceptions in `Server(middleware=[…])`.",
-    ),
-    "add_provider": "Write `mcp.mount(other)` for a server, or `mcp.upstream(name, target)` for a remote one.",
-    "add_transform": "Policies modify upstream items: `mcp.upstream(name, target, policy=…)`.",
-    "add_prompt": "Write `mcp.prompt(function)`.",
-    "add_resource": "Write `mcp.resource(uri)(function)`.",
-    "add_resource_fn": "Write `mcp.resource(uri)(function)`.",
-    "add_route": "Write `mcp.route(path)(function)`.",
-    "app": "The server is the ASGI application: `app = mcp`.",
-    "auth": "Write `Server(auth=…)`.",
-    "create_proxy": "Write `mcp.upstream(…)`.",
-    "as_proxy": "Write `mcp.upstream(…)`.",
-    "asgi": "The server is the ASGI application: `app = mcp`.",
-    "call_tool": "To define a tool, write `@mcp.tool`. To call one, write `async with Client(mcp) as client: await "
-    "client.call(name)`.",
-    "from_fastapi": "Write `Server.from_fastapi(app)`.",
-    "get": "Write `@mcp.route(path)`.",
-    "get_context": "Add a parameter to your function: `ctx: Context`.",
-    "import_server": "Write `mcp.mount(other, prefix=…)`.",
-    "include_router": "Write `@mcp.route(path)`, or mount both in one application.",
-    "on_event": "Write `Server(lifespan=…)`.",
-    "post": "Write `@mcp.route(path, methods=['POST'])`.",
-    "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
-    "run_http_async": "Write `await mcp.run_async('http')`.",
-    "run_sse_async": "Write `await mcp.run_async('http')`, which also serves /sse.",
-    "run_stdio_async": "Write `await mcp.run_async('stdio')`.",
-    "run_streamable_http_async": "Write `await mcp.run_async('http')`.",
-    "router": "Write `@mcp.route(path)`.",
-    "session_manager": "A mounted server needs none: write `FastAPI(lifespan=mcp.lifespan)`.",
-    "state": "Write `Server(lifespan=…)`: the value it yields is `ctx.lifespan`. For a limiter, write "
-    "`settings=Settings(limit_calls='60/minute')`.",
-}
-"""Name in another package -> its replacement here."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -234,35 +83,7 @@ class Server(NotCopyable):
 
     _COPY_ADVICE = "Create it in each process, for example at the top of a module that each process imports."
 
-    _ELSEWHERE: ClassVar = {
-        **{name: f"Write `settings=Settings({name}=…)`." for name in Settings.__struct_fields__ if name != "store"},
-        "debug": "Start it with `millstream run --dev`.",
-        "description": "Write `info=Info(description=…)`.",
-        "host": "Pass it when you start the server: `mcp.run(host=…)`, or `millstream run --host`.",
-        "json_response": "Write `settings=Settings(json_only=True)`.",
-        "dependencies": "Start it with `millstream run FILE --with PACKAGE`.",
-        "icons": "Write `info=Info(icons=…)`.",
-        "list_page_size": "Write `settings=Settings(page_size=…)`.",
-        "mask_error_details": "Clients read only ToolErrors, unless `settings=Settings(show_errors=True)`.",
-        **dict.fromkeys(
-            ("on_duplicate", "on_duplicate_tools", "on_duplicate_resources", "on_duplicate_prompts"),
-            "A second item with the same name is an error. Write `mcp.remove_tool(name)` before you replace one.",
-        ),
-        **dict.fromkeys(("include_tags", "exclude_tags"), "Write `mcp.disable(tag=…)`."),
-        "prompt": "Write `instructions=…`.",
-        "port": "Pass it when you start the server: `mcp.run(port=…)`, or `millstream run --port`.",
-        "providers": "Write `mcp.mount(other)` for a server, or `mcp.upstream(name, target)` for a remote one.",
-        "rate_limit": "Write `settings=Settings(limit_calls=…)`.",
-        "session_state_store": "Write `store='redis://…'`.",
-        "stateless_http": "Write `settings=Settings(sessions=False)`.",
-        "strict_input_validation": "Arguments are strict, unless `settings=Settings(coerce_arguments=True)`.",
-        "tasks": "Write `@mcp.tool(task='allowed')` for each tool.",
-        "title": "Write `info=Info(title=…)`.",
-        "tool_serializer": "Return `ToolResult(content=[Text(…)])` from the tool.",
-        "tools": "Write `mcp.add_tool(function)`.",
-        "transforms": "Policies modify upstream items: `mcp.upstream(name, target, policy=…)`.",
-        "website_url": "Write `info=Info(website_url=…)`.",
-    }
+    _ELSEWHERE: ClassVar = OTHER_KEYWORDS
 
     def __init__(  # noqa: PLR0913  each is of the server itself, and named
         self,
@@ -934,7 +755,7 @@ class Server(NotCopyable):
     if not TYPE_CHECKING:  # type checkers would accept any attribute name
 
         def __getattr__(self, name: str) -> Any:
-            raise no_attribute(self, name, _OTHER_NAMES)
+            raise no_attribute(self, name, OTHER_NAMES)
 
 
 def _decorate(function: Any, register: Callable[[Any], None]) -> Any:

@@ -78,7 +78,7 @@ def dev(
             "127.0.0.1",
             port,
             reload=True,
-            told=open_inspector,
+            on_ready=open_inspector,
             web=True,
             settings={"inspect_urls": inspect or None, "show_errors": True},
         )

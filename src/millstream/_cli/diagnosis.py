@@ -1,4 +1,4 @@
-"""Commands that examine a server: ``info``, ``ping``, ``doctor``, ``tokens``, ``watch``, and ``channel``."""
+"""Commands that examine a server: ``info``, ``ping``, ``doctor``, ``tokens``, and ``watch``."""
 
 import asyncio
 import shutil
@@ -7,7 +7,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -27,7 +27,6 @@ from millstream._cli.connect_options import (
     Timeout,
     explain,
     list_items,
-    pairs,
     status_of,
     version_of,
 )
@@ -35,14 +34,13 @@ from millstream._cli.errors import finite
 from millstream._cli.items import check_resource, wait_for_upstreams
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
-from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style, value_of
+from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
 from millstream._http.client.url import Url, proxy_for
 from millstream._modules import split_target
 from millstream._protocol.errors import fit, pluralize
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
-from millstream._tasks import cancel_all
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Notification
@@ -584,50 +582,3 @@ def show_notification(notification: Notification, *, as_json: bool) -> None:
         print_text(f"log\t{one_line(str(params.get('level')))}\t{one_line(str(params.get('data')))}")
     else:
         print_text(f"{one_line(notification.method.removeprefix('notifications/'))}\t{one_line(str(params))}")
-
-
-async def channel(
-    target: Target,
-    /,
-    *,
-    event: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
-    where: Annotated[tuple[str, ...], Parameter(metavar="NAME=VALUE")] = (),
-    options: ConnectOptions = DEFAULTS,
-) -> None:
-    """Forward a server's events to Claude Code, as a channel on standard input and output.
-
-    Claude Code starts this command: add it to `.mcp.json`, and start Claude Code with
-    `--dangerously-load-development-channels server:NAME`.
-
-    **Examples**
-
-    - `millstream channel https://shop.example/mcp --event order.paid --where customer=ada --auth KEY`
-
-    Args:
-        event: Forward this event; repeat it.
-        where: Forward only events with this argument; repeat it.
-    """
-    from millstream._app import Server  # noqa: PLC0415  the other commands are clients
-    from millstream.extensions.events._channel import (  # noqa: PLC0415
-        INSTRUCTIONS,
-        ClaudeChannel,
-        select_events,
-    )
-
-    arguments = {name: value_of(text, None) for name, text in pairs(where, "=", "--where must be NAME=VALUE").items()}
-
-    with suppress(asyncio.CancelledError):
-        async with options.client(target) as client, AsyncExitStack() as stack:
-            chosen = await select_events(client, event, arguments)
-            name = client.server.name or target
-            events = [await stack.enter_async_context(each) for each in chosen]
-            bridge = ClaudeChannel(events)
-            server = Server("events", instructions=INSTRUCTIONS.format(name=name), extensions=[bridge])
-            both = asyncio.create_task(server.run_async("stdio")), asyncio.create_task(bridge.forward())
-            try:
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                next(each for each in both if each.done()).result()
-            except BaseExceptionGroup as group:
-                raise next((each for each in group.exceptions if isinstance(each, ClientError)), group) from group
-            finally:
-                await cancel_all(*both)

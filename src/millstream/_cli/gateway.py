@@ -143,7 +143,6 @@ def _edit(file: Path, change: Callable[[str, Mapping[str, object]], str], *, cre
     """Replace the text of a file under a lock, after checking the new text.
 
     Args:
-        file: The file.
         change: Returns the new text for the old one and its upstreams.
         create: Whether to create the file if it doesn't exist.
 

@@ -18,7 +18,6 @@ COMMANDS = {
         "gateway": "Serve other MCP servers and APIs at one address.",
         "dev": "Serve a file while you write it, with an inspector.",
         "install": "Add a server to an application's configuration.",
-        "publish": "Print a server's entry for the MCP registry.",
         "keys": "Create, list, revoke, and rotate API keys.",
         "users": "Add, list, and remove users.",
         "audit": "Check audit logs.",
@@ -30,7 +29,6 @@ COMMANDS = {
         "prompt": "Print a prompt's messages.",
         "tasks": "Show, wait for, or cancel the tasks that you started.",
         "watch": "Print changes and log messages as they happen.",
-        "channel": "Forward its events to a Claude Code session.",
         "chat": "Talk to a model that uses its tools.",
     },
     "Inspect a server": {

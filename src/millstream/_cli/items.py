@@ -234,7 +234,6 @@ def print_result(result: Result, *, as_json: bool, hint: str = "") -> int:
     """Print the result of a tool and return the exit status.
 
     Args:
-        result: The result.
         as_json: Whether to print all of it as JSON.
         hint: How to save binary content, which isn't printed.
     """
@@ -353,7 +352,6 @@ async def _missing(
     """Return the error for an item that the server doesn't have, or has as another kind, or None if it has it.
 
     Args:
-        client: The client.
         kind: The kind of item that the command uses.
         name: The name, or the URI.
         target: The server.

@@ -46,7 +46,6 @@ def load(target: str, version: ConfigVersion | None = None) -> Server:
     """Return the server for ``FILE[:OBJECT]`` or ``module[:object]``.
 
     Args:
-        target: The target.
         version: The version of a configuration file to use, from a parent process that watches it.
 
     Raises:
@@ -450,7 +449,7 @@ class CompatibleImports(MetaPathFinder, Loader):
     def __init__(self) -> None:
         self._before = set(sys.modules)
         self._replaced: Collection[str] = ()
-        self._told = False
+        self._has_warned = False
 
     def replace_sdk(self, error: BaseException | None) -> bool:
         """Find the SDK's modules first if the SDK can't run the program. Return whether to import the program again.
@@ -487,10 +486,10 @@ class CompatibleImports(MetaPathFinder, Loader):
         found = import_module(source)
         names = getattr(found, "__all__", None) or [name for name in vars(found) if not name.startswith("_")]
         vars(module).update({name: getattr(found, name) for name in names})
-        if not self._told:
+        if not self._has_warned:
             from importlib import metadata  # noqa: PLC0415  takes a tenth of a server's start
 
-            self._told = True
+            self._has_warned = True
             reason = (
                 f"mcp {metadata.version('mcp')} can't run this program, so it"
                 if self._replaced

@@ -1,4 +1,4 @@
-"""``millstream init`` and ``publish``: create a project, and print a server's entry for the MCP registry.
+"""``millstream init``: create a project.
 
 A project has a server and a passing test, and is created without network access. Templates are examples: the wheel has
 them in `_templates`, a clone in `examples`.
@@ -13,11 +13,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from millstream._app.server_process import CommandError
-from millstream._cli.load import load
 from millstream._cli.program import Json
 from millstream._cli.tables import print_json, print_text
 from millstream._version import __version__
-from millstream.extensions.cards import CardError, identify, registry_entry
 
 _SERVER = '''\
 """{title}: an MCP server."""
@@ -201,51 +199,3 @@ def project(name: str, transport: str) -> dict[str, str]:
         "README.md": _README.format(title=title, start=_STARTS[transport]),
         ".gitignore": _IGNORED,
     }
-
-
-def publish(
-    target: Annotated[str, Parameter(name="FILE")],
-    /,
-    *,
-    dry_run: bool = False,
-    name: str = "",
-    url: str = "",
-    repository: Annotated[str, Parameter(metavar="URL")] = "",
-    json: bool = False,
-) -> None:
-    """Print the `server.json` of a server for the MCP registry.
-
-    Name, version, title, description, website, and icons come from the program. `--url` and `--name` default to the
-    settings `card_url` and `card_name`. Publish the file with the registry's `mcp-publisher`.
-
-    **Example**
-
-    - `millstream publish shop.py --dry-run --url https://shop.example.com/mcp > server.json`
-
-    Args:
-        target: A .py file (FILE:OBJECT for one of several), or a module.
-        dry_run: Print the entry without sending it. Required.
-        name: Name in the registry: com.example/shop.
-        url: Public URL of the MCP endpoint.
-        repository: URL of the source code.
-        json: Print JSON in one line.
-    """
-    if not dry_run:
-        raise CommandError(
-            "Millstream doesn't send anything to the registry.",
-            fix="Add --dry-run, write the output into server.json, and publish it with mcp-publisher.",
-        )
-    definition = load(target).definition
-    url, name = url or definition.settings.card_url, name or definition.settings.card_name
-    if not url and not name:
-        raise CommandError(
-            f"{target} needs a name in the registry, such as com.example/shop.",
-            why="Registry names begin with the owner's domain in reverse, such as com.example.",
-            fix="Set the name with --name, or derive it from the public URL: --url https://shop.example.com/mcp",
-        )
-    try:
-        identity = identify(definition.name, url, name)
-    except CardError as exc:
-        raise CommandError(str(exc), fix="Set --url, --name, or both.") from exc
-    entry = registry_entry(identity, definition.describe(), repository=repository)
-    print(json_module.dumps(entry, ensure_ascii=False, indent=None if json else 2))

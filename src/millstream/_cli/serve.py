@@ -31,7 +31,7 @@ def serve_http(  # noqa: PLR0913  the options of commands
     descriptor: int | None = None,
     workers: int = 1,
     reload: bool = False,
-    told: Callable[[Facts], None] = show,
+    on_ready: Callable[[Facts], None] = show,
     serve: str = "",
     store: str = "",
     web: bool = False,
@@ -46,7 +46,7 @@ def serve_http(  # noqa: PLR0913  the options of commands
         descriptor: Descriptor of a socket to listen on instead.
         workers: Number of processes.
         reload: Whether to restart when a file changes.
-        told: Called when the server is ready.
+        on_ready: Called when the server is ready.
         serve: Parts to serve, instead of those of the program.
         store: URL of the store.
         web: Whether to also serve the pages.
@@ -63,7 +63,9 @@ def serve_http(  # noqa: PLR0913  the options of commands
         check_target(target)
         set_up_logs(_settings(), str(settings.get("log_level") or ""))
         watched = folder_of(target) if reload else None
-        supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told, live=live_config(target))
+        supervise(
+            host, port, workers, descriptor=descriptor, watched=watched, on_ready=on_ready, live=live_config(target)
+        )
         return
     with place.report_errors() if place is not None else nullcontext():
         server = load(target, None if place is None else place.hello.config)
@@ -72,7 +74,7 @@ def serve_http(  # noqa: PLR0913  the options of commands
     if place is not None:
         serve_worker(place, server)
     else:
-        serve_with_panel(server, host, port, descriptor=descriptor, told=told)
+        serve_with_panel(server, host, port, descriptor=descriptor, on_ready=on_ready)
 
 
 def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, object], web: bool = False) -> None:

@@ -37,11 +37,11 @@ class _Signals:
 
     _loop: Any = None
     _task: Any = None
-    _telling: Any = None
+    _cancellation: Any = None
     _handled = False
     """Whether a handler has run since the last signal."""
     _since = 0.0
-    heard = False
+    has_handlers = False
     """Whether the handlers are installed."""
     number = 0
     """The last signal, or 0."""
@@ -55,10 +55,10 @@ class _Signals:
         self._since = time.monotonic()
         if self._task is None:
             raise self.as_error()
-        self._telling = self._loop.call_soon_threadsafe(self._cancel)
+        self._cancellation = self._loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
-        self._telling = None
+        self._cancellation = None
         if self._task is not None:
             self._task.cancel()
 
@@ -68,14 +68,14 @@ class _Signals:
         if not self._has_pending() or time.monotonic() - self._since < _STUCK:
             return
         self.reading = False
-        if self._telling is not None:
-            self._telling.cancel()  # otherwise it would interrupt the closing of connections
-            self._telling = None
+        if self._cancellation is not None:
+            self._cancellation.cancel()  # otherwise it would interrupt the closing of connections
+            self._cancellation = None
         raise self.as_error()
 
     def _has_pending(self) -> bool:
         """Return whether the last signal has had no effect yet."""
-        return self._telling is not None or (self.reading and self.number != 0)
+        return self._cancellation is not None or (self.reading and self.number != 0)
 
     def repeat(self, pipe: int, main: int, over: threading.Event) -> None:
         """Send SIGALRM to the main thread after each signal in the pipe until it's handled. Runs in a thread, until the
@@ -100,7 +100,7 @@ class _Signals:
         try:
             return await work
         finally:
-            self._task = self._telling = None
+            self._task = self._cancellation = None
             if self.number:
                 from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  as above
 
@@ -118,7 +118,7 @@ def ending_in_order() -> Generator[None]:
         before = {
             each: signal.signal(each, _signals.receive) for each in ends if signal.getsignal(each) != signal.SIG_IGN
         }
-        _signals.heard = True
+        _signals.has_handlers = True
         try:
             yield
         except (KeyboardInterrupt, SystemExit, OSError) as exc:
@@ -127,7 +127,7 @@ def ending_in_order() -> Generator[None]:
                 _leave()
             raise
         finally:
-            _signals.heard, _signals.number = False, 0
+            _signals.has_handlers, _signals.number = False, 0
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 
@@ -188,7 +188,7 @@ def carry_out(work: Coroutine[Any, Any, T]) -> T:
     """
     import asyncio  # noqa: PLC0415  see above
 
-    if not _signals.heard:
+    if not _signals.has_handlers:
         return asyncio.run(work)
     _signals.number = 0
     try:

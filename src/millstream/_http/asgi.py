@@ -457,9 +457,6 @@ class HostedApplication(Struct, frozen=True):
     async def serve(self, request: HttpRequest) -> Response | Sink | None:
         """Respond to one request.
 
-        Args:
-            request: The request.
-
         Raises:
             BrokenReply: The application failed while it was sending its reply.
             Exception: The application failed before that.

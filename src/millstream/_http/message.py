@@ -406,7 +406,6 @@ async def compress(response: Response, request: "HttpRequest", mode: str) -> Res
 
     Args:
         response: The reply.
-        request: Its request.
         mode: See `Settings.compression`.
     """
     headers, body = request.headers, response.body

@@ -242,7 +242,6 @@ def fit(label: str, text: str, columns: int | None) -> str:
 
     Args:
         label: What the first line begins with: ``"  Fix:   "``.
-        text: The text.
         columns: Width of the terminal, or None for a pipe, where lines don't break.
     """
     if columns is None:
@@ -261,7 +260,6 @@ def fit_command(command: str, columns: int) -> str:
     """Return a shell command on lines that end with a backslash where they're broken, between words.
 
     Args:
-        command: The command.
         columns: Width of the terminal.
     """
     first, *words = re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", command)
@@ -297,7 +295,6 @@ def missing_name(module: str, name: str, names: Collection[str], elsewhere: Alte
 
     Args:
         module: The module without the name.
-        name: The name.
         names: The module's public names.
         elsewhere: Sentences that name the alternative, by the name that users try.
     """

@@ -301,7 +301,6 @@ def encode_text(text: str, charset: str) -> bytes:
     """Return text in a charset that its receiver names: ``encode_text("Zoë", "iso-8859-1")``.
 
     Args:
-        text: The text.
         charset: Name of the charset.
 
     Raises:

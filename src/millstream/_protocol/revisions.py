@@ -194,8 +194,6 @@ ASSUMED = R2025_03_26
 """The revision of a handshake-era HTTP request without a version."""
 FIRST = R2024_11_05
 """The revision of the HTTP+SSE transport."""
-REGISTRY_SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json"
-"""The schema of `server.json` in the MCP registry, which has its own dates."""
 
 
 def names_per_request_era(version: str) -> bool:

@@ -103,7 +103,6 @@ def fits_keyword(keyword: str, value: Any) -> bool:
     Clients reject schemas with other values. Keywords that JSON Schema doesn't define fit any value.
 
     Args:
-        keyword: The keyword.
         value: Its value. Subschemas in it aren't checked.
     """
     check = _CHECKS.get(keyword)
@@ -386,9 +385,6 @@ def portable_pattern(pattern: str) -> str | None:  # noqa: C901, PLR0912  one br
     if there's no such form.
 
     Backslashes without a meaning are left out: ``portable_pattern("a\\-b")`` is ``"a-b"``.
-
-    Args:
-        pattern: The pattern.
     """
     parts: list[str] = []
     stack: list[bool] = []

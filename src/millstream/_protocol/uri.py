@@ -34,7 +34,6 @@ def check_uri(what: str, uri: str) -> None:
 
     Args:
         what: The item that has the URI, for the error.
-        uri: The URI.
 
     Raises:
         ValueError: It has no scheme, or contains characters that a URI can't. The text explains what to write.

@@ -59,10 +59,6 @@ class Load:
         Answers, cancellations, and notifications are never rejected for load, because they reduce it. A ping isn't
         rejected either, because an overloaded server is still alive.
 
-        Args:
-            caller: The caller.
-            method: The method.
-
         Raises:
             ProtocolError: OVERLOADED, HTTP 503.
         """

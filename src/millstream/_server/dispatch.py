@@ -264,8 +264,6 @@ class Dispatcher:
         Its caller, hooks, and questions are those of the call, and no gate sees it.
 
         Args:
-            call: The call.
-            method: The method.
             params: Its parameters as JSON.
         """
         call_binding(call)  # questions belong to the outer request
@@ -281,7 +279,6 @@ class Dispatcher:
         """Run one call and return its answer.
 
         Args:
-            call: The call.
             scope: The session or connection with later messages about the call. Ids are unique in it, except over HTTP,
                 where each request has its own reply and some clients reuse ids. Only the first call can be canceled.
 

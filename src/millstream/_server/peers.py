@@ -87,10 +87,8 @@ class ResourceUpdate(PeerMessage, frozen=True, tag="update"):
 class ExtensionBroadcast(PeerMessage, frozen=True, tag="broadcast"):
     """A notification of an extension for the sessions of every worker."""
 
-    source: str
-    """The identifier of the extension."""
-    to: str
-    """The extension that a client must have declared. Empty for every session."""
+    extension: str
+    """The identifier that a client must have declared."""
     message: bytes
 
 
@@ -409,11 +407,11 @@ class Peers:
         """Send a message to all other workers. Return False if the store doesn't respond; messages are only hints."""
         if not self.shared:
             return False
-        heard = self._outage.lasts
+        was_out = self._outage.lasts
         with self._outage:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
             return True
-        if not heard:
+        if not was_out:
             for waiting in list(self._outbox):
                 self._hear_alone(waiting)
         return False
@@ -439,14 +437,14 @@ class Peers:
     async def _send_waiting(self) -> None:
         while self._outbox:
             del self._outbox[message := next(iter(self._outbox))]
-            heard = self._outage.lasts
+            was_out = self._outage.lasts
             try:
                 sent = await self.broadcast(message)
             except Exception:
                 _logger.exception("A message to the other workers can't be sent.")
                 continue
             if not sent:
-                if not heard:
+                if not was_out:
                     self._hear_alone(message)
                 self._outbox = {message: None, **self._outbox}
                 await asyncio.sleep(PAUSE)
@@ -469,8 +467,6 @@ class Peers:
         """Send client data to a worker and wait for the receipt. Return False if its lease is over or it's unknown.
 
         Args:
-            worker: The worker.
-            message: The message.
             owner: The client's owner, whose share the message uses until then.
 
         Raises:

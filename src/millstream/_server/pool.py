@@ -169,7 +169,6 @@ class Threads:
         """Run a function in a worker thread, as soon as one is free.
 
         Args:
-            function: The function.
             args: Its arguments.
             owner: The caller whose share of the threads it uses (see `Call.owner`).
 

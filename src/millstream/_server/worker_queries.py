@@ -87,7 +87,6 @@ class WorkerQueries:
         """Return the answers of all workers. Each has `PATIENCE` seconds. Concurrent callers get the same answers.
 
         Args:
-            question: The question.
             kind: Type of an answer.
         """
         key = encode(question).decode("latin-1")

@@ -291,7 +291,6 @@ def outlet_for(stream: TextIO, formatter: logging.Formatter) -> TextOutlet:
     """Return the outlet through which `configure` writes to a stream, or else a new one.
 
     Args:
-        stream: The stream.
         formatter: The format of lines about dropped ones.
     """
     for each in logging.getLogger().handlers:

@@ -86,7 +86,7 @@ _decode_content = decoder(list[_Content])
 class RestRoutes:
     """The HTTP handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
 
-    def __init__(self, dispatcher: Dispatcher, *, events: bool = False) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, events: bool) -> None:
         """Prepare for the tools of a server.
 
         Args:

@@ -160,11 +160,11 @@ def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) 
         sink = streams.open(request, ("inspect", ""))
         if sink is None:
             return _BUSY
-        sent, told = log.number_of(last_event_id(request)), None
+        sent, sent_failure = log.number_of(last_event_id(request)), None
         try:
             while not sink.closed and sink.buffered <= MAX_BUFFERED:
-                if (failed := failure()) != told:
-                    told = failed
+                if (failed := failure()) != sent_failure:
+                    sent_failure = failed
                     sink.write(encode_event(encode(failed), event="failure"))
                 chunk, sent = log.event_after(sent)
                 if chunk:

@@ -119,7 +119,6 @@ class Playground:
 
         Args:
             host: The running server, which executes the calls.
-            name: Its name.
             server: Its ``title`` and ``version``, for display.
         """
         self._host = host

@@ -518,7 +518,6 @@ class AuthGuard:
         why it isn't valid.
 
         Args:
-            credential: The credential.
             methods: The methods to try, by default all.
 
         Raises:

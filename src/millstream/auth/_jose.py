@@ -337,7 +337,6 @@ async def read_claims(
     """Return the claims of a token that one of an issuer's keys has signed.
 
     Args:
-        token: The token.
         find: Returns the keys that may have made a signature.
         algorithms: Accepted algorithms.
         types: Accepted types, in lower case, the usual one first.

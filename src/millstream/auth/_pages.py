@@ -25,9 +25,6 @@ def is_same_origin(request: HttpRequest) -> bool:
     """Return whether a page of this origin sent the request: ``if not is_same_origin(request): …`` before a form acts.
 
     `Sec-Fetch-Site` takes precedence: a proxy may terminate TLS, so this server can't compare the scheme of `Origin`.
-
-    Args:
-        request: The request.
     """
     headers = request.headers
     origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
@@ -75,7 +72,6 @@ def get_cookie(request: HttpRequest, name: str) -> str:
     set a cookie that evades the rules of ``__Host-``.
 
     Args:
-        request: The request.
         name: Name of the cookie.
     """
     raw = b"; ".join(value for each, value in request.raw_headers if each == b"cookie").decode("latin-1")
@@ -91,7 +87,6 @@ def browser_cookie(
     Only the browser that began a sign-in with this id may finish it.
 
     Args:
-        request: The request.
         name: Name of the cookie.
         seconds: Lifetime of the cookie.
         path: Path of the cookie.
@@ -185,11 +180,7 @@ def not_signed_in_page(request: HttpRequest, page: str, notice: str, status: int
 
 
 def quote_foreign(text: str) -> str:
-    """Return text that may quote another server, printable and shortened: ``quote_foreign(str(error))``.
-
-    Args:
-        text: The text.
-    """
+    """Return text that may quote another server, printable and shortened: ``quote_foreign(str(error))``."""
     plain = "".join(each if each.isprintable() else " " for each in text)
     return plain if len(plain) <= _MAX_QUOTED else f"{plain[:_MAX_QUOTED]}…"
 

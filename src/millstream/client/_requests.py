@@ -414,7 +414,6 @@ class Requests(Confidential, Struct, kw_only=True):
         """Send a request again that failed on a connection, if it's safe and can succeed. Otherwise raise the error.
 
         Args:
-            connection: The connection.
             ask: The request.
             error: Why it failed.
             extra: See `send`.
@@ -666,9 +665,7 @@ class Requests(Confidential, Struct, kw_only=True):
         """Return the connection of a handshake, unless the server turns out to speak the per-request era.
 
         Args:
-            transport: The transport.
             late: The probe, if there was no response so far: the server ignores it, or starts slowly.
-            shake: The handshake.
         """
         if late is not None:
             await asyncio.wait([late, shake], return_when=asyncio.FIRST_COMPLETED)

@@ -227,7 +227,6 @@ class ServerMessages(Struct, eq=False):
         """Start timing a request in the current task. Remove it from `running` when it finishes.
 
         Args:
-            request_id: The request.
             seconds: Timeout without a response; `math.inf` for none.
             progress: Called with each progress report.
         """

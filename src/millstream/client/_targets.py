@@ -318,7 +318,6 @@ def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> s
     ``${NAME:-text}`` has a default, and ``$${`` is a literal ``${``.
 
     Args:
-        text: The text.
         variables: Values by name.
         folder: The folder of the file.
 

@@ -583,32 +583,26 @@ class Host(Struct, NotCopyable, eq=False):
 
         self._extend(Registered("", {}, {}, self._revisions, filters={member: serve}))
 
-    def broadcast(self, method: str, params: Any = None, *, everyone: bool = False) -> None:
-        """Send a notification to all handshake-era sessions on every worker, without waiting.
+    def broadcast(self, method: str, params: Any = None) -> None:
+        """Send a notification to all handshake-era sessions whose client declared the extension, without waiting.
 
-        It's sent on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets. Clients of
-        per-request revisions have no session: see `listen` and `CallContext.stream`.
+        Every worker sends it, on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets.
+        Clients of per-request revisions have no session: see `listen` and `CallContext.stream`.
 
         Args:
             method: Method of the notification.
             params: Params of the notification.
-            everyone: Whether to also send it to clients that didn't declare the extension.
         """
-        peers, name = self._host.services.peers, self._name
-        message = ExtensionBroadcast(name, "" if everyone else name, notification_message(method, params))
+        peers = self._host.services.peers
+        message = ExtensionBroadcast(self._name, notification_message(method, params))
         if peers.shared:
             peers.broadcast_soon(message)
         else:
             self._deliver_broadcast(message, "")
 
-    @property
-    def listeners(self) -> int:
-        """Number of sessions and change streams open on this worker. If it's 0, broadcasts have no recipient here."""
-        return len(self._host.services.changes)
-
     def _deliver_broadcast(self, message: ExtensionBroadcast, worker: str) -> None:
-        if message.source == self._name:
-            self._host.services.changes.emit(Broadcast("broadcast", extension=message.to, message=message.message))
+        if message.extension == self._name:
+            self._host.services.changes.emit(Broadcast("broadcast", extension=self._name, message=message.message))
 
     def _check_declared(self, call: Call) -> None:
         require_capabilities(call.client.capabilities, {"extensions": {self._name: {}}})

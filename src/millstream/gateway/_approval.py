@@ -68,7 +68,6 @@ def with_approval(
     """Return a tool's `run` that first asks a person about some calls. It gets the upstream's arguments.
 
     Args:
-        tool: The tool.
         approvals: The calls to ask about.
         hidden: Names of the arguments that the operator has fixed at each address.
         names: Name of an argument as callers see it -> the tool's own, where these differ.

@@ -425,7 +425,6 @@ async def connect(call: Call, upstream: McpUpstream, abilities: bytes, name: str
 
     Args:
         call: The client's call.
-        upstream: Its upstream.
         abilities: See `McpUpstream.key`.
         name: See `McpUpstream.key`.
 

@@ -44,8 +44,6 @@ def no_response_error(
     """Return the error for a call without a usable response. It doesn't reveal addresses or credentials.
 
     Args:
-        call: The call.
-        upstream: The upstream.
         exc: The reason why there was no response.
         words: Whether to add the reason that came with an HTTP status.
         ended: Whether the caller's session at the upstream has ended, too.

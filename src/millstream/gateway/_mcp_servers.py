@@ -101,7 +101,6 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
     """Return an entry with the usual names, and with variables as ``${NAME}``.
 
     Args:
-        entry: The entry.
         has_braces: Whether variables are written ``{env:NAME}``, as in opencode.
     """
     value = {name: each.value for name, each in entry.table().items() if each.value is not None}
@@ -161,7 +160,6 @@ def _load_server(entry: ConfigValue, unknown: Sequence[str], **options: Any) -> 
     Members that its kind of server doesn't need aren't read, so that their variables needn't be set.
 
     Args:
-        entry: The entry.
         unknown: Names of its members that aren't known.
         options: Other options of the upstream.
     """

@@ -309,7 +309,6 @@ class SessionRecipient(Recipient):
         """Store the client's properties.
 
         Args:
-            session: The session.
             questions: Kinds of questions that the policy allows.
             redactor: Redacts the questions, if the policy requires it.
             ask: ``ask(method, params)`` asks the client and returns its raw answer.

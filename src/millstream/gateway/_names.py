@@ -82,7 +82,6 @@ def with_safe_names(schema: Json, names: Mapping[str, str]) -> Json:
     """Return a tool's input schema with replaced argument names.
 
     Args:
-        schema: The schema.
         names: The result of `safe_names`.
     """
     if not names:

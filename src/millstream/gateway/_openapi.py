@@ -317,6 +317,7 @@ class Document:
     def _argument(self, name: str, place: str, parameter: Json, template: Json) -> tuple[Argument, Json]:
         """Return the argument for a parameter or a part of the body, and its schema."""
         kind = template["kind"] if place in IN_BODY else ""
+        # Version 3 describes a value by `content` or `schema`, and version 2 by members of the parameter itself.
         media, content = next(iter(members(parameter.get("content")).items()), ("", Json()))
         media = ",".join(filter(is_media_type, str(parameter.get("contentType") or media).split(",")))
         schema = members(self.target(content).get("schema") or parameter.get("schema") or upgrade_schema(parameter))
@@ -325,6 +326,7 @@ class Document:
         is_binary = kind == "bytes" or (kind == "multipart" and self._is_file(inner, media))
         is_plain = is_binary or parameter.keys().isdisjoint(("style", "explode", "allowReserved", "items"))
         found = frozenset[str]() if is_plain and place != "body" else None
+        # Models write only JSON, so files are base64 text, and the description says which bytes they stand for.
         if is_binary or kind == "text":
             about, default = ("", "The file") if place == "field" else (plain_media(template["media"]), "The body")
             about = ", ".join(filter(None, (about, "base64" if is_binary else "")))
@@ -359,11 +361,13 @@ class Document:
         Raises:
             _NotOffered: The server isn't below the base URL, and would receive the credentials.
         """
+        # Requests carry the operator's credentials, so a document may only choose among addresses that the operator
+        # named: below the base URL, or on one of the hosts. The base URL replaces that of the document's first server.
         base, usual = self._bases
         servers = _servers_of(operation) or _servers_of(shared)
         for own in (urljoin(f"{base}/", each) for each in servers):
             origin, path = origin_of(own), urlsplit(own).path.rstrip("/")
-            if has_dot_segment(path):
+            if has_dot_segment(path):  # it could leave the base path
                 continue
             is_here = origin in ("", origin_of(self.url), origin_of(self.base))
             if is_here and origin in ("", origin_of(base)) and _is_below(path, base):

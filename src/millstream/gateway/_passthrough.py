@@ -399,7 +399,6 @@ def find_obstacle(
     relays.
 
     Args:
-        upstreams: The upstreams.
         is_api: Whether the first one is an OpenAPI document.
         has_items: Whether the server has items of its own.
         has_sets: Whether it has sets of items at other addresses.

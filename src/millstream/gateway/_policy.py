@@ -203,7 +203,6 @@ def impossible_rules(policy: UpstreamPolicy, scopes: frozenset[str], groups: fro
     """Describe the rules of a policy that hide items from every caller.
 
     Args:
-        policy: The policy.
         scopes: Scopes that callers can have; ``*`` for any.
         groups: Groups that callers can have.
     """

@@ -120,7 +120,6 @@ class Redactor:
         """Return a JSON value with matches replaced in strings and numbers.
 
         Args:
-            value: The value.
             names: Whether to replace matches in member names as well.
         """
         if isinstance(value, str):
@@ -168,7 +167,6 @@ async def run_aside(call: Call, size: int, function: Callable[..., T], *args: An
     Args:
         call: The current call.
         size: Message size, in bytes (see `Call.weight`).
-        function: The function.
         args: Its arguments.
 
     Raises:

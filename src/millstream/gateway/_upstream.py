@@ -94,7 +94,6 @@ class Upstream(ABC):
 
         Args:
             config: Configuration of the upstream.
-            gateway: The gateway.
             item_classes: Classes of its items.
         """
         self.config: UpstreamConfig = config

@@ -215,6 +215,7 @@ async def test_users_can_switch_accounts(desk: Desk) -> None:
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
     asked = await browser.answer(page, answer="other")
+    assert (asked.status, "Sign in first" in asked.text) == (200, False)
     assert 'name="password"' in asked.text
     reply = await browser.answer(asked, name="bob", password="battery staple", answer="allow")
     assert (await desk.token(id, reply.answer["code"])).message["scope"] == ""

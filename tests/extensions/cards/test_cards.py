@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +9,8 @@ from millstream import Info, Server, Settings, auth
 from millstream._app.gateway_server import server_of_file
 from millstream._protocol.revisions import NEWEST
 from millstream.extensions.cards import CardError
-from patience import WAIT
-from processes import ROOT
 
 URL = "https://shop.example.com/mcp"
-COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 PATHS = (
     "/mcp/server-card",
     "/.well-known/ai-catalog.json",
@@ -45,6 +40,13 @@ async def test_card_contains_name_and_address() -> None:
     assert re.fullmatch(
         r"https://static\.modelcontextprotocol\.io/schemas/v1/server-card\.schema\.json", card["$schema"]
     )
+
+
+async def test_long_titles_are_shortened_in_card_and_catalog() -> None:
+    server = Server("shop", info=Info(title="T" * 150), settings=Settings(card_url=URL))
+    async with server.running():
+        card, listed = [json.loads((await ask(server, "GET", path)).body) for path in PATHS[:2]]
+    assert (card["title"], listed["entries"][0]["displayName"]) == ("T" * 100, "T" * 100)
 
 
 async def test_catalog_and_card_are_readable_from_any_origin() -> None:
@@ -110,31 +112,6 @@ async def test_invalid_card_settings_prevent_startup(url: str, name: str, proble
     with pytest.raises(CardError, match=problem):
         async with server.running():
             raise AssertionError
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    return subprocess.run(
-        [*COMMAND, "publish", *arguments], capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False
-    )
-
-
-@pytest.mark.server
-def test_publish_command_prints_the_registry_entry(tmp_path: Path) -> None:
-    program = tmp_path / "shop.py"
-    program.write_text("from millstream import Server\nmcp = Server('shop', version='2.0.0')\n")
-    done = run(str(program), "--dry-run", "--url", URL, "--repository", "https://github.com/example/shop")
-    entry = json.loads(done.stdout)
-    assert (entry["name"], entry["version"], entry["description"]) == ("com.example.shop/shop", "2.0.0", "shop")
-    assert entry["remotes"] == [{"type": "streamable-http", "url": URL}]
-    assert entry["repository"] == {"url": "https://github.com/example/shop", "source": "github"}
-    named = run(str(program), "--dry-run", "--name", "com.example/books", "--json")
-    assert "remotes" not in json.loads(named.stdout)
-    assert named.stdout.count("\n") == 1
-    for arguments, text in (((), "mcp-publisher"), (("--dry-run",), "--url https")):
-        refused = run(str(program), *arguments)
-        assert refused.returncode != 0
-        assert text in refused.stderr
 
 
 async def test_gateway_serves_its_own_card(tmp_path: Path) -> None:

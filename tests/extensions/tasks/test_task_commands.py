@@ -61,8 +61,12 @@ def test_task_keeps_running_after_ctrl_c(url: str, tmp_path: Path) -> None:
         assert calling.wait(WAIT) == 130
     assert run("tasks", url)[1].split("\t")[:3] == [task_id, "report", "working"]
     assert run("tasks", url, task_id) == (0, "working: Reading (1 of 2)\n", "")
-    (tmp_path / "go").touch()
-    assert run("tasks", url, task_id, "--wait")[:2] == (0, "The report of 2026\n")
+    command = [sys.executable, "-m", "millstream", "tasks", url, task_id, "--wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert "Reading (1 of 2)" in waiting.stderr.readline()
+        (tmp_path / "go").touch()
+        assert waiting.communicate(timeout=WAIT)[0] == "The report of 2026\n"
     assert run("tasks", url, task_id)[1] == "The report of 2026\n"
     (shown,) = json.loads(run("tasks", url, "--json")[1])
     assert (shown["taskId"], shown["status"]) == (task_id, "completed")

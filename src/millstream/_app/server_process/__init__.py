@@ -160,8 +160,8 @@ def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> st
         before = ""
     else:
         before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"
-    told = traceback.format_exception_only(exc)
+    lines = traceback.format_exception_only(exc)
     home = type(exc).__module__
     if home.startswith("millstream."):  # the location doesn't help the developer
-        told[-1] = told[-1].removeprefix(f"{home}.")
-    return before + "".join([*traceback.format_list(frames), *told])
+        lines[-1] = lines[-1].removeprefix(f"{home}.")
+    return before + "".join([*traceback.format_list(frames), *lines])

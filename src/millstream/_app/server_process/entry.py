@@ -120,7 +120,6 @@ async def _drain_with_uvicorn(runtime: Runtime, server: Any) -> None:
     """End calls and streams when uvicorn starts to stop, because it closes the application only after all connections.
 
     Args:
-        runtime: The runtime.
         server: The `uvicorn.Server` whose method receives SIGTERM.
     """
     while True:  # uvicorn still accepts for a moment, so clients that come back at once open streams again

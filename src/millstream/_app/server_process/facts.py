@@ -171,55 +171,55 @@ def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "", l
     return f"curl -s {url}{key} -H content-type:application/json -d {body}", " ".join(words)
 
 
-def draw(told: Facts, console: "Console") -> None:
+def draw(startup: Facts, console: "Console") -> None:
     """Draw the panel, followed by the command on unbroken lines for copying."""
     from rich.panel import Panel  # noqa: PLC0415  only a terminal needs the drawing library
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    items = (f"{number} {kind if number != 1 else kind[:-1]}" for kind, number in told.counts.items() if number)
+    items = (f"{number} {kind if number != 1 else kind[:-1]}" for kind, number in startup.counts.items() if number)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    table.add_row("MCP", Text(told.url, style="bold cyan"))
-    if told.sse_url:
-        table.add_row("HTTP+SSE", Text(told.sse_url, style="cyan"))
-    if told.sets:
-        table.add_row("sets", Text("\n".join(told.sets), style="cyan"))
-    if told.pages:
-        table.add_row("pages", Text("\n".join(told.pages), style="cyan"))
+    table.add_row("MCP", Text(startup.url, style="bold cyan"))
+    if startup.sse_url:
+        table.add_row("HTTP+SSE", Text(startup.sse_url, style="cyan"))
+    if startup.sets:
+        table.add_row("sets", Text("\n".join(startup.sets), style="cyan"))
+    if startup.pages:
+        table.add_row("pages", Text("\n".join(startup.pages), style="cyan"))
     table.add_row("has", " · ".join(items) or "nothing yet")
-    table.add_row("guard", " · ".join(told.protections))
-    if len(told.workers) > 1:
-        table.add_row("workers", f"{len(told.workers)} (processes {', '.join(map(str, told.workers))})")
-    if told.warning:
-        table.add_row(Text("warning", style="bold yellow"), Text(told.warning, style="yellow"))
-    title = Text.assemble((told.name, "bold"), (f" {told.version}" if told.version else "", "dim"))
+    table.add_row("guard", " · ".join(startup.protections))
+    if len(startup.workers) > 1:
+        table.add_row("workers", f"{len(startup.workers)} (processes {', '.join(map(str, startup.workers))})")
+    if startup.warning:
+        table.add_row(Text("warning", style="bold yellow"), Text(startup.warning, style="yellow"))
+    title = Text.assemble((startup.name, "bold"), (f" {startup.version}" if startup.version else "", "dim"))
     panel = Panel(table, title=title, title_align="left", subtitle_align="right", padding=(0, 1), expand=False)
     panel.subtitle = Text(f"millstream {__version__}", style="dim")
-    panel.border_style = "yellow" if told.warning else "green"
+    panel.border_style = "yellow" if startup.warning else "green"
     console.print(panel)
     console.print(Text("Try it in another window; Ctrl-C stops the server.", style="dim"))
-    console.print(Text(fit_command(told.call, console.width)), soft_wrap=True)
+    console.print(Text(fit_command(startup.call, console.width)), soft_wrap=True)
 
 
 logger = logging.getLogger("millstream")
 
 
-def show(told: Facts, *, stream: TextIO | None = None) -> None:
+def show(startup: Facts, *, stream: TextIO | None = None) -> None:
     """Write the facts to standard error: a panel on a terminal, or else one log record (and one for the warning)."""
     target = stream or sys.stderr
     if target.isatty():
         from rich.console import Console  # noqa: PLC0415  see `draw`
 
-        draw(told, Console(file=target, highlight=False))
+        draw(startup, Console(file=target, highlight=False))
         return
     fields = {
-        key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("call", "name", "warning")
+        key: value for key, value in msgspec.structs.asdict(startup).items() if key not in ("call", "name", "warning")
     }
     for name in ("workers", "sets"):
         if not fields[name]:
             del fields[name]
-    logger.info("%s is serving on %s", told.name, told.url, extra={"server": told.name, **fields})
-    if told.warning:
-        logger.warning(told.warning)
+    logger.info("%s is serving on %s", startup.name, startup.url, extra={"server": startup.name, **fields})
+    if startup.warning:
+        logger.warning(startup.warning)

@@ -82,7 +82,7 @@ class HttpServer:
     """Port to listen on."""
     listeners: Sequence[socket.socket] = ()
     """Bound sockets."""
-    told: Callable[[Facts], None] = show
+    on_ready: Callable[[Facts], None] = show
     """Called when the server is listening."""
     worker: WorkerSlot | None = None
     """Role of this process among several workers."""
@@ -188,7 +188,7 @@ class HttpServer:
         if self.worker is not None:
             self.worker.takeover.begin(accept)
         # A gateway doesn't know what its upstreams offer until it listens.
-        self.told(facts(self._definition, host=self.host, port=self.port))
+        self.on_ready(facts(self._definition, host=self.host, port=self.port))
         await self._over.wait()
         await self._shut_down(runtime, listener, forwarder)
 
@@ -306,7 +306,7 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
             send(Alive())
             asyncio.get_running_loop().call_later(settings.watchdog / BEATS, beat)
 
-        HttpServer(application, hello.host, hello.port, listeners, told=report_ready, worker=place).run()
+        HttpServer(application, hello.host, hello.port, listeners, on_ready=report_ready, worker=place).run()
 
 
 class WorkerStops(StopSignals):
@@ -436,7 +436,7 @@ def serve_with_panel(
     port: int,
     *,
     descriptor: int | None = None,
-    told: Callable[[Facts], None] = show,
+    on_ready: Callable[[Facts], None] = show,
 ) -> None:
     """Listen, show the panel, and serve until stopped.
 
@@ -445,12 +445,12 @@ def serve_with_panel(
         host: Address to listen on.
         port: Port to listen on.
         descriptor: Descriptor of a socket to listen on instead.
-        told: Called when it's serving.
+        on_ready: Called when it's serving.
 
     Raises:
         CommandError: The address or the key for session ids can't be used.
     """
-    _bind(application, host, port, descriptor, told).run()
+    _bind(application, host, port, descriptor, on_ready).run()
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -469,7 +469,7 @@ def _bind(
     host: str,
     port: int,
     descriptor: int | None = None,
-    told: Callable[[Facts], None] = show,
+    on_ready: Callable[[Facts], None] = show,
 ) -> HttpServer:
     """Return the server for an address. Its sockets are bound, but don't listen yet."""
     definition = application.runtimes.definition
@@ -480,7 +480,7 @@ def _bind(
     host = bound if passed else host
     try:
         check_public(definition, host)
-        return HttpServer(application, host, port, listeners, told=told)
+        return HttpServer(application, host, port, listeners, on_ready=on_ready)
     except CommandError:
         for each in listeners:
             each.close()

@@ -130,8 +130,8 @@ def receive_signals(
     if threading.current_thread() is threading.main_thread():
         # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for background jobs in scripts, but a signal sent to
         # one should still end it.
-        heard = [each for each in numbers if each != _HANGUP or signal.getsignal(each) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, receive) for number in heard}
+        handled = [each for each in numbers if each != _HANGUP or signal.getsignal(each) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, receive) for number in handled}
     try:
         yield
     finally:

@@ -139,7 +139,7 @@ class Supervisor:
     """Opens the shared store for the whole run, and yields its address."""
     watched: Path | None = None
     """Folder to watch. When a Python file in it changes, all workers restart."""
-    told: Callable[[Facts], None] = show
+    on_ready: Callable[[Facts], None] = show
     """Called once, when the workers are serving."""
     live: "LiveConfig | None" = None
     """The configuration file of a gateway, which the workers get from here."""
@@ -223,7 +223,7 @@ class Supervisor:
         ready = await self._start_first(first, changed)
         await asyncio.gather(*[self._start(worker) for worker in others])
         self._is_ready = True
-        self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
+        self.on_ready(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
             self._tasks.spawn(self._restart_after(changed))
         if self.live is not None:
@@ -377,7 +377,6 @@ class Supervisor:
         """Start processes until one is ready, waiting longer each time.
 
         Args:
-            worker: The worker.
             why: How the replaced process ended. If empty, only killed processes are started again.
 
         Raises:
@@ -530,7 +529,7 @@ def supervise(
     run: int = 1,
     descriptor: int | None = None,
     watched: Path | None = None,
-    told: Callable[[Facts], None] = show,
+    on_ready: Callable[[Facts], None] = show,
     live: "LiveConfig | None" = None,
 ) -> None:
     """Serve with several workers until stopped.
@@ -542,7 +541,7 @@ def supervise(
         run: Number of this ``run()`` call in the program.
         descriptor: Descriptor of a socket to listen on instead.
         watched: Folder; when a Python file in it changes, all workers restart.
-        told: Called once, when the workers are serving.
+        on_ready: Called once, when the workers are serving.
         live: The configuration file of a gateway.
 
     Raises:
@@ -558,7 +557,7 @@ def supervise(
     try:
         supervised = make_workers(sockets, workers, passed=bool(passed))
         store = partial(run_local_server, backend_for)
-        supervisor = Supervisor(command, supervised, host, run, store, watched, told, live)
+        supervisor = Supervisor(command, supervised, host, run, store, watched, on_ready, live)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:

@@ -451,7 +451,6 @@ async def fetch(
     """GET a URL, or POST a form to it.
 
     Args:
-        url: The URL.
         form: An encoded form to send.
         headers: Further headers, sent to this origin only.
         is_allowed: Returns whether an address is allowed. Use `allow_any` for a URL that the operator has configured.
@@ -523,7 +522,6 @@ async def request(
 
     Args:
         method: HTTP method.
-        url: The URL.
         headers: All headers except Host and Content-Length.
         body: The request body.
         max_body: Maximum bytes of the reply's body.

@@ -64,7 +64,6 @@ def encode_request(method: str, target: str, head: str, body: bytes = b"") -> by
         method: HTTP method.
         target: Path and query, or another form of a target (RFC 9112 §3.2).
         head: Header lines from `encode_headers`, without the length of the body.
-        body: The body.
 
     Raises:
         UnsendableRequest: The method isn't a token, or the target has characters that aren't allowed there.

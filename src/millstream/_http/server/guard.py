@@ -249,7 +249,6 @@ class ConnectionGuard:
         """Count the bytes that a client hasn't read. Beyond its owner's share, or the maximum, close a connection.
 
         Args:
-            connection: The connection.
             written: Length of a large piece that was just written. It stays in memory until its last byte is sent.
         """
         owner, held, piece = self._unsent_by_connection.get(connection) or (connection.owner, 0, 0)

@@ -505,9 +505,6 @@ def call_binding(call: Call) -> bytes:
     """Return a digest of the data that a call's state is bound to: principal, method, name, and raw arguments.
 
     Compare it before another request resumes the work: ``if call_binding(call) != parked.binding: …``.
-
-    Args:
-        call: The call.
     """
     if not call.binding:
         address = call.dispatcher.address.name

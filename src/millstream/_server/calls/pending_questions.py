@@ -69,7 +69,6 @@ class PendingQuestions:
 
         Args:
             send: Sends messages to the client.
-            method: The method.
             params: The parameters.
             owner: The owner whose share of open questions it uses.
             scope: The session that can answer.

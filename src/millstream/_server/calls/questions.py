@@ -367,7 +367,6 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
     """Return the parameters of a question for a revision.
 
     Args:
-        question: The question.
         revision: The client's revision.
         elicitation_id: The id for URL questions, in revisions that have one.
 

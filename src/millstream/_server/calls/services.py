@@ -68,12 +68,12 @@ class Broadcast(ServerChange, frozen=True, gc=False):
     """An extension's notification, for all sessions with clients that declared it."""
 
     extension: str = ""
-    """The extension's identifier, or an empty string for every session."""
+    """The extension's identifier."""
     message: bytes = b""
 
     def reaches(self, client: ClientInfo) -> bool:
         """Return whether a client declared the extension."""
-        return not self.extension or self.extension in client.extensions
+        return self.extension in client.extensions
 
 
 class SessionChange(ServerChange, frozen=True, gc=False):
@@ -106,7 +106,6 @@ def session_messages(
     """Yield the notifications that a session gets about a change.
 
     Args:
-        change: The change.
         message: Its encoded notification.
         client: The client of the session.
         subscribed: The resources that it has subscribed to (see `watch_uris`).
@@ -180,7 +179,6 @@ class ChangeFeed:
         """Add a watcher. Return a function that removes it.
 
         Args:
-            watcher: The watcher.
             address: Name of the `Address` whose lists it watches.
             session: The session whose `SessionChange` changes it receives.
         """
@@ -217,15 +215,10 @@ class ChangeFeed:
             await self._arrival.wait()
         return found
 
-    def __len__(self) -> int:
-        """Return the number of watchers."""
-        return len(self._watchers)
-
     def emit(self, change: ServerChange, *, but: Collection[str] = ()) -> None:
         """Notify every watcher, or only the watcher of the session that the change concerns.
 
         Args:
-            change: The change.
             but: Sessions that are notified in another way.
         """
         watchers = self._watchers
@@ -276,7 +269,6 @@ class ObserveMessage(Protocol):
         Args:
             method: The method, ``response`` for an answer, or a name such as ``hub/publish``. Empty if it couldn't be
                 read.
-            transport: The transport.
             session: The session, with client and revision.
             status: Empty for success, otherwise the JSON-RPC code, HTTP status, or problem type. It's a label, so the
                 number of values is small.

@@ -241,7 +241,6 @@ class SessionRecords:
         """Change a session's record, safely with concurrent changes. A deleted session isn't changed.
 
         Args:
-            session: The session.
             edit: Returns the new record, or None to leave it unchanged. Called again after a conflicting change.
 
         Raises:

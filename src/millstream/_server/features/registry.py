@@ -502,7 +502,6 @@ class Registry:
         """Return the server capabilities for a revision.
 
         Args:
-            revision: The revision.
             streams: Whether the client can receive unsolicited messages. If not, changes aren't announced.
         """
         if self.relayed is not None:

@@ -126,8 +126,6 @@ class Readable(Item):
 
         Args:
             value: The function's return value.
-            uri: The URI.
-            call: The call.
 
         Raises:
             LocalError: The value is `None`, which isn't content.
@@ -137,11 +135,7 @@ class Readable(Item):
         return members + HINTS if call.revision.result_type else members
 
     def unwrap(self, value: Any) -> Any:
-        """Return a value of `run` in the form that functions of this server receive when they read the resource.
-
-        Args:
-            value: The value.
-        """
+        """Return a value of `run` in the form that functions of this server receive when they read the resource."""
         return value
 
 

@@ -321,7 +321,6 @@ class Item:
 
         Args:
             params: The argument to complete, and the values of the other arguments.
-            call: The call.
         """
         return None
 

@@ -279,7 +279,6 @@ def check_tool_name(name: str, code: CodeType | None = None) -> None:
     """Warn the author if some clients reject a tool's name: ``check_tool_name("find books")``.
 
     Args:
-        name: The name.
         code: Code of the tool's function, to show its location in the warning. By default, the caller's.
     """
     if not works_everywhere(name):

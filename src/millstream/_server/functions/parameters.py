@@ -204,7 +204,6 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
     union go to the members that they fit.
 
     Args:
-        annotation: The annotation.
         received: Whether clients send the value. An `Iterable` then arrives as a list, so its items are checked before
             the function runs.
         inside: The aliases that contain it, each with its placeholder.

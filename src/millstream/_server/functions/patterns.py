@@ -144,7 +144,6 @@ def find_backtracking(pattern: str, flags: int = 0) -> str:
 
     Args:
         pattern: A regular expression of Python.
-        flags: Its flags.
     """
     try:
         re.compile(pattern, flags)

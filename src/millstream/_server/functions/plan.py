@@ -338,8 +338,6 @@ def _caller(
     """Return the most direct closure that calls `function` with decoded arguments and the context.
 
     Args:
-        function: The function.
-        signature: Its signature.
         context: The parameter that takes the context.
         filled: Whether it has dependencies.
         whole: Whether it takes all arguments as one dict.

@@ -191,7 +191,6 @@ def find_problems(
 
     Args:
         schema: The expected schema.
-        value: The value.
         lax: Accept ``"3"`` as 3, and several fitting alternatives of ``oneOf``.
         one_of: Reject several fitting alternatives of ``oneOf``, unless `lax`.
         matches: Tries a pattern in linear or bounded time. Without it, patterns aren't tried.
@@ -541,7 +540,6 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
     """Return ``, got the string "hello"``, with long values truncated and secrets omitted.
 
     Args:
-        value: The value.
         path: Its location.
         node: Its schema.
         typed: Also include its type.

@@ -370,8 +370,8 @@ class RedisLog(Listeners[Entry]):
         # A position may come from a client, so its epoch may be any text.
         begin = ("", "") if after is None else (after.offset, after.epoch.encode(errors="replace"))
         args = [*begin, limit, max_bytes, order, backend.epoch]
-        told, gap, found = await self._client.run("read", names, args)
-        epoch = told.decode()
+        epoch_text, gap, found = await self._client.run("read", names, args)
+        epoch = epoch_text.decode()
         backend.adopt(epoch)
         if gap:
             raise Gap(epoch, *(Position(epoch, int(end)) if end else None for end in gap))

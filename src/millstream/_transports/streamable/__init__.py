@@ -74,7 +74,6 @@ async def append(store: Store, name: str, mark: bytes, message: bytes, answers: 
     """Append a message to the log and notify readers of the stream.
 
     Args:
-        store: The store.
         name: The log's name.
         mark: MESSAGE or END.
         message: The message, which can be empty.
@@ -214,7 +213,6 @@ class PostReplyChannel(Struct, eq=False):
         """Send a message as an event. It's dropped if the client can't read a stream.
 
         Args:
-            message: The message.
             answers: The request that the message answers, if the stream carries several answers.
         """
         if not self._reads_streams:

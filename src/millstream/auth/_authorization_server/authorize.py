@@ -247,8 +247,6 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         """Return the page where a user signs in and approves a client.
 
         Args:
-            request: The request.
-            client: The client.
             authorization: Its authorization request.
             user: The signed-in user of this browser.
             said: Error of the previous attempt.

@@ -464,6 +464,8 @@ class TokenEndpoints(Struct, frozen=True):
         if found is None or found[1].client != client.id:
             raise OAuthError("invalid_grant", "The refresh token is unknown or no longer valid. Sign in again.")
         said, grant = found
+        # Whatever can refuse the request comes before `rotate`, because a token that's used up can't be sent again. A
+        # user who may no longer sign in has no use for the grant, so it ends.
         user = self.config.user_of_grant(grant)
         if user is None:
             await self.end_grant(said.grant, grant.subject)
@@ -472,6 +474,7 @@ class TokenEndpoints(Struct, frozen=True):
         if not set(scopes) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
         resources = self._select_resources(form, grant.resources)
+        # Scopes that the user has lost since are left out. That isn't the client's mistake, so it's no error.
         scopes = await self.config.grantable(user, client, scopes)
         refresh = await self.rotate(said)
         await self.clients.renew(client)

@@ -134,7 +134,6 @@ class Vault:
         Args:
             kind: Kind of the key in the store.
             state: See `new_state`.
-            login: The login.
             ttl: Seconds until it expires.
         """
         sealed = self.seal(kind.encode(), login, state.encode())

@@ -251,11 +251,14 @@ class LoginThrottle:
     def __init__(self, passwords: Passwords | None, vault: Vault) -> None:
         self._passwords = passwords
         self._vault = vault
+        # Each limit stops guesses that the others let through: in a known browser, for many names from one network, for
+        # one name from one network, for one name from a few networks, and for one name from everywhere.
         self._devices = vault.limiter("sign-in-device", _FROM_DEVICE)
         self._networks = vault.limiter("sign-in-password", _FAILURES)
         self._pairs = vault.limiter("sign-in-network", _FROM_NETWORK)
         self._new = vault.limiter("sign-in-new", _FROM_NEW)
         self._names = vault.limiter("sign-in-name", _NAMED)
+        # Attempts are counted before their check, so concurrent right passwords would use up the limits of their name.
         self._of_networks = KeyedSemaphore(_AT_ONCE)
         self._turns = KeyedSemaphore(1)
 

@@ -1,7 +1,7 @@
 """Server cards (SEP-2127): name, address, and features of a server, for clients to discover.
 
-`Cards` serves a server's card, and a catalog with it, at their well-known paths. `registry_entry` returns the server's
-entry for the MCP registry. See https://modelcontextprotocol.io/seps/2127-mcp-server-cards, which refers to
+`Cards` serves a server's card, and a catalog with it, at their well-known paths. See
+https://modelcontextprotocol.io/seps/2127-mcp-server-cards, which refers to
 https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/discovery.md and schema.ts.
 """
 
@@ -15,9 +15,9 @@ from msgspec import Struct
 
 from millstream._override import override
 from millstream.extensions import Extension, Host
-from millstream.protocol import REGISTRY_SCHEMA, REVISIONS, Json, encode
+from millstream.protocol import REVISIONS, Json, encode
 
-__all__ = ["CardError", "CardIdentity", "Cards", "registry_entry"]
+__all__ = ["CardError", "CardIdentity", "Cards"]
 
 CARD_TYPE = "application/mcp-server-card+json"
 CATALOG_TYPE = "application/ai-catalog+json"
@@ -39,7 +39,7 @@ class CardIdentity(Struct, frozen=True):
     name: str
     """``com.example.shop/bookshop``: the host in reverse, a slash, and the server's name."""
     url: str
-    """URL of the MCP endpoint, or empty if there is none."""
+    """URL of the MCP endpoint."""
 
     @property
     def urn(self) -> str:
@@ -53,19 +53,18 @@ def identify(server: str, url: str, name: str = "") -> CardIdentity:
 
     Args:
         server: Name of the server.
-        url: Public URL of its MCP endpoint, or empty.
+        url: Public URL of its MCP endpoint.
         name: Name in reverse DNS format, by default derived from the URL and the server's name.
 
     Raises:
-        CardError: The URL or the name is invalid, or both are missing.
+        CardError: The URL or the name is invalid.
     """
-    if url:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
-            raise CardError(
-                f"card_url is {url!r}. Set the public URL of the MCP endpoint, such as https://example.com/mcp."
-            )
-        name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+        raise CardError(
+            f"card_url is {url!r}. Set the public URL of the MCP endpoint, such as https://example.com/mcp."
+        )
+    name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
         raise CardError(
             f"The name {name!r} is invalid. Use your domain in reverse, and a name: com.example/{server or 'shop'}"
@@ -96,7 +95,18 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
     }
     if needs_key:
         remote["headers"] = [_KEY_HEADER]
-    return {"$schema": CARD_SCHEMA, **_common_fields(identity, about), "remotes": [remote]}
+    text = str(about.get("description") or about.get("title") or about["name"])
+    optional = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
+    if "title" in optional:
+        optional["title"] = str(optional["title"])[:MAX_TEXT]
+    return {
+        "$schema": CARD_SCHEMA,
+        "name": identity.name,
+        "version": str(about["version"])[:255],
+        "description": text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…",
+        **optional,
+        "remotes": [remote],
+    }
 
 
 _KEY_HEADER = {
@@ -105,19 +115,6 @@ _KEY_HEADER = {
     "isRequired": True,
     "isSecret": True,
 }
-
-
-def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> Json:
-    text = str(about.get("description") or about.get("title") or about["name"])
-    optional = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
-    if "title" in optional:
-        optional["title"] = str(optional["title"])[:MAX_TEXT]
-    return {
-        "name": identity.name,
-        "version": str(about["version"])[:255],
-        "description": text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…",
-        **optional,
-    }
 
 
 def catalog(identity: CardIdentity, about: Mapping[str, Any], card_url: str) -> Json:
@@ -135,23 +132,6 @@ def catalog(identity: CardIdentity, about: Mapping[str, Any], card_url: str) -> 
         "url": card_url,
     }
     return {"specVersion": "1.0", "entries": [entry]}
-
-
-def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> Json:
-    """Return a server's `server.json` for the MCP registry.
-
-    Args:
-        identity: Name and addresses of the server.
-        about: The server's information about itself: `title`, `description`, `version`, and more.
-        repository: URL of the source code.
-    """
-    entry: Json = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}
-    if repository:
-        host = urlsplit(repository).hostname or ""
-        entry["repository"] = {"url": repository, "source": host.removesuffix(".com").removesuffix(".org")}
-    if identity.url:
-        entry["remotes"] = [{"type": "streamable-http", "url": identity.url}]
-    return entry
 
 
 CATALOG_PATH = "/.well-known/ai-catalog.json"

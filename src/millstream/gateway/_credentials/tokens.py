@@ -287,7 +287,6 @@ def make_grant(tokens: Tokens, registration: Registration | None = None) -> Stor
     """Return a grant for tokens that were just issued.
 
     Args:
-        tokens: The tokens.
         registration: The client that a user's tokens were issued to. Without a refresh token, they are used until they
             expire.
     """

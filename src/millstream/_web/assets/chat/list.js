@@ -1,7 +1,7 @@
-// The messages of the open channel. The list stays scrolled to the end, unless the user has scrolled up. New messages are
-// drawn once per frame to limit layouts.
+// The messages of the open channel. New messages are drawn once per frame to limit layouts.
 
-import { $, isAtEnd } from "../dom.js";
+import { $ } from "../dom.js";
+import { End } from "./end.js";
 import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
 
 /** @typedef {import("./messages.js").Actions} Actions */
@@ -11,7 +11,7 @@ import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
 /** @type {Conversation | null} */
 let room = null;
 let actions = /** @type {Actions} */ ({}); // until `connectList`
-let follows = true;
+const end = new End($("scroll"), $("newer"));
 /** @type {string[]} of the search */
 let words = [];
 /** @type {Array<{entry: Entry, before?: Entry}>} messages since the last frame */
@@ -33,7 +33,7 @@ const matches = (entry) =>
 export function search(text) {
   words = text.toLowerCase().split(/\s+/).filter(Boolean);
   redraw();
-  toEnd();
+  end.scroll();
   return room?.entries.filter((entry) => entry.kind === "message" && matches(entry)).length ?? 0;
 }
 
@@ -42,7 +42,7 @@ export function reveal(id) {
   const entry = room?.entries.find((each) => each.id === id);
   drawNew();
   if (!entry?.node?.isConnected) return false;
-  follows = false;
+  end.follows = false;
   entry.node.scrollIntoView({ block: "center" });
   entry.node.classList.remove("marked");
   void entry.node.offsetWidth; // restarts the animation
@@ -50,22 +50,12 @@ export function reveal(id) {
   return true;
 }
 
-/** Scroll to the end. */
-export function toEnd() {
-  follows = true;
-  $("scroll").scrollTop = $("scroll").scrollHeight;
-  $("newer").hidden = true;
-}
-
-/** Keep the list at the end if it was there. */
-export const stay = () => follows && toEnd();
-
 /** Show a channel, or none. @param {Conversation | null} conversation */
 export function showRoom(conversation) {
   room = conversation;
   redraw();
   $("quiet").hidden = Boolean(room?.entries.length);
-  toEnd();
+  end.scroll();
 }
 
 /** Redraw the open channel. */
@@ -73,7 +63,7 @@ export function redraw() {
   undrawn = [];
   if (room) drawAll(room, actions, matches);
   else $("messages").replaceChildren();
-  stay();
+  end.stay();
 }
 
 /**
@@ -86,7 +76,7 @@ export function append(entry, before) {
   if (!matches(entry)) return;
   undrawn.push({ entry, before });
   if (undrawn.length > DRAWN) undrawn.shift();
-  if (entry.own) follows = true;
+  if (entry.own) end.follows = true;
   if (entry.state) drawNew();
   else if (undrawn.length === 1) requestAnimationFrame(drawNew);
 }
@@ -103,9 +93,8 @@ function drawNew() {
   undrawn = [];
   $("quiet").hidden = true;
   // Keep more messages while the user reads older ones.
-  for (const most = follows ? DRAWN : 4 * DRAWN; list.childElementCount > most; ) list.firstElementChild?.remove();
-  if (follows) toEnd();
-  else $("newer").hidden = false;
+  for (const most = end.follows ? DRAWN : 4 * DRAWN; list.childElementCount > most; ) list.firstElementChild?.remove();
+  end.stay(true);
 }
 
 /** Redraw a changed entry. @param {Entry} entry */
@@ -113,7 +102,7 @@ export function update(entry) {
   if (!room || !entry.node?.isConnected) return;
   const place = room.entries.indexOf(entry);
   entry.node.replaceWith(...draw(entry, room.entries[place - 1] ?? null, actions).slice(-1));
-  stay();
+  end.stay();
 }
 
 /** Remove an entry. @param {Entry} entry */
@@ -121,11 +110,3 @@ export function remove(entry) {
   undrawn = undrawn.filter((each) => each.entry !== entry);
   entry.node?.remove();
 }
-
-$("newer").onclick = toEnd;
-$("scroll").addEventListener("scroll", () => {
-  follows = isAtEnd($("scroll"));
-  if (follows) $("newer").hidden = true;
-});
-// Keep the newest message visible when the list shrinks.
-new ResizeObserver(stay).observe($("scroll"));

@@ -2,12 +2,13 @@
 // runs the model and the calls; this page shows them, and asks the user for approval.
 
 import { listTools } from "./tool.js";
-import { $, element, icon, isAtEnd, labelOf, makeButton, onSubmit, showText, wrapped, write } from "../dom.js";
+import { $, element, icon, labelOf, makeButton, onSubmit, showText, wrapped, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copyable } from "../shell/controls.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { errorMessage } from "../hub.js";
 import { Card, formCard } from "./calls.js";
+import { End } from "./end.js";
 import { room } from "./rooms.js";
 
 const SHOWN_TOOLS = 200;
@@ -19,29 +20,19 @@ let state = null;
 /** @type {WebSocket | null} */
 let socket = null;
 let busy = false;
-let follows = true;
 /** @type {Turn | null} the current answer */
 let turn = null;
 
 // Drawing
 
-function toEnd() {
-  follows = true;
-  $("answers").scrollTop = $("answers").scrollHeight;
-  $("answers-newer").hidden = true;
-}
-
-function stay() {
-  if (follows) toEnd();
-  else $("answers-newer").hidden = !busy;
-}
+const end = new End($("answers"), $("answers-newer"));
 
 /** Append a node to the answer. @param {Node} node */
 function add(node) {
   if (!turn) return;
   turn.text = null;
   turn.body.append(node);
-  stay();
+  end.stay(busy);
 }
 
 /** @param {string} text */
@@ -56,7 +47,7 @@ function begin(text) {
   );
   $("turns").append(asked, element("li", { className: "turn", "aria-label": "Answer" }, body));
   turn = { body, text: null, cards: [] };
-  toEnd();
+  end.scroll();
 }
 
 /** Append text to the answer, drawn once per frame. @param {Turn} answer @param {string} piece */
@@ -72,7 +63,7 @@ function grow(answer, piece) {
     text.node.dir = "";
     text.node.replaceChildren(...markdown(text.all));
     text.node.dir = "auto";
-    stay();
+    end.stay(busy);
   });
 }
 
@@ -165,7 +156,7 @@ const HANDLERS = {
     card.settle({ text, outcome, milliseconds });
     answer.text = null;
     write($("activity"), cards.some((each) => each.waits) ? "The model is waiting for you." : "The model is thinking…");
-    stay();
+    end.stay(busy);
   },
   sampling_result: ({ text }) => remark(`The server asked the model: ${text.slice(0, 300)}`),
   answer_end: ({ reason }) => ENDS[reason] && remark(ENDS[reason]),
@@ -179,7 +170,7 @@ const HANDLERS = {
   },
   idle: () => {
     work(false);
-    stay();
+    end.stay(busy);
   }
 };
 
@@ -311,12 +302,6 @@ $("stop").onclick = () => {
   $("question").focus();
 };
 $("fresh").onclick = fresh;
-$("answers-newer").onclick = toEnd;
-$("answers").addEventListener("scroll", () => {
-  follows = isAtEnd($("answers"));
-  if (follows) $("answers-newer").hidden = true;
-});
-new ResizeObserver(() => follows && toEnd()).observe($("answers"));
 shortcut("n", "New conversation in the playground", () => room() === "playground" && !$("fresh").hidden && fresh());
 commands(() =>
   room() === "playground" && turn ? [{ title: "New conversation", group: "Playground", icon: "add", run: fresh }] : []
