@@ -127,7 +127,7 @@ const tools = new LiveTable($("tools"), {
     },
     number("calls", "Calls", undefined, { hint: "Calls in this range" }),
     ...errorColumns((row) => [row.server_errors, row.errors, row.p99_ms, row.calls, row.ever]),
-    ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]))),
+    ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]), { narrow: true })),
     number("ever", "Since the start")
   ]
 });
@@ -173,9 +173,11 @@ function drawTools(ever) {
 
 /** @param {Json} found the history */
 function drawCharts(found) {
-  const { until, seconds, step, process } = found;
+  const { until, step, process } = found;
   /** @type {number[]} */
   const times = found.at;
+  const began = times[process.memory_bytes.findIndex((/** @type {number | null} */ bytes) => bytes !== null)] ?? until;
+  const seconds = Math.min(found.seconds, Math.max(60, until - began)); // a young server's charts begin with it
   const columns = chosen ? found.chosen : found.all;
   const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds, step };
   charts.calls.rename(chosen ? `Calls/s of ${title(chosen)}` : "Calls/s");
