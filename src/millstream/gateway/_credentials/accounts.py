@@ -592,7 +592,8 @@ class ConnectionsPage:
         rows.sort(key=lambda row: row[0] != first)
         return pages.render(
             _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server, notice=notice,
-            rows=rows, wanted=first, links=self._links(principal), who=_name(principal.claims.get("name")) or principal.subject,
+            rows=rows, wanted=first, links=self._links(principal),
+            who=_name(principal.claims.get("name")) or principal.subject,
         )  # fmt: skip
 
     def _links(self, principal: Principal) -> dict[str, str]:

@@ -128,7 +128,7 @@ const tools = new LiveTable($("tools"), {
     number("calls", "Calls", undefined, { hint: "Calls in this range" }),
     ...errorColumns((row) => [row.server_errors, row.errors, row.p99_ms, row.calls, row.ever]),
     ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]), { narrow: true })),
-    number("ever", "Since the start")
+    number("ever", "Since start")
   ]
 });
 
