@@ -240,9 +240,4 @@ def test_navigation_of_a_gateway_is_whole_on_phones(office: str, open_page: Open
     boxes = [each.bounding_box() for each in links.all()]
     assert len(boxes) == 6
     assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
-    assert (
-        page.evaluate(
-            "() => { const nav = document.querySelector('.bar nav'); return nav.scrollWidth - nav.clientWidth; }"
-        )
-        <= 0
-    )
+    assert page.get_by_role("navigation", name="Pages").evaluate("nav => nav.scrollWidth - nav.clientWidth") <= 0

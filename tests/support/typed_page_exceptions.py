@@ -167,7 +167,7 @@ PAGES = {
             "curl --unix-socket": "tests/workers/test_unix_sockets.py calls curl like this.",
             "millstream run bookshop.py --uds": "tests/workers/test_unix_sockets.py has such servers.",
             "SSLEngine on": "The certificates aren't there. tests/deploy/test_apache.py runs Apache.",
-            "server {\n    listen 80;\n    server_name mcp.example.com;\n    return 308": "deploy/nginx.conf has the same lines.",
+            "server {\n    listen 80;\n    server_name mcp.example.com;\n    return 308": "deploy/nginx.conf has it.",
             "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
             "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
             "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",

@@ -28,7 +28,8 @@ const LOOKS = { ready: "good", connecting: "info", degraded: "bad", disabled: ""
 const NAMES = { ready: "Ready", connecting: "Connecting", degraded: "Down", disabled: "Disabled" };
 
 /** Return whether only a user can make it usable, by connecting an account. @param {Json} row */
-export const needsAccount = ({ state, needs_account: needs, listed_at: listed }) => needs && (state !== "ready" || !listed);
+export const needsAccount = ({ state, needs_account: needs, listed_at: listed }) =>
+  needs && (state !== "ready" || !listed);
 
 /** Return the state in a word or two. @param {Json} row */
 export const upstreamState = (row) => (needsAccount(row) ? "Needs account" : (NAMES[row.state] ?? row.state));

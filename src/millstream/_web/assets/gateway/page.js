@@ -72,11 +72,16 @@ const table = new LiveTable($("upstreams"), {
       (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–"),
       { sort: running, narrow: true }
     ),
-    column("last_error", "Last error", (row) => (row.last_error ? ago(row.last_error.at) : row.reason && !needsAccount(row) ? "now" : "–"), {
-      sort: (row) => row.last_error?.at ?? 0,
-      says: (row) => row.last_error?.text ?? row.reason,
-      raised: (row) => row.state === "degraded"
-    }),
+    column(
+      "last_error",
+      "Last error",
+      (row) => (row.last_error ? ago(row.last_error.at) : row.reason && !needsAccount(row) ? "now" : "–"),
+      {
+        sort: (row) => row.last_error?.at ?? 0,
+        says: (row) => row.last_error?.text ?? row.reason,
+        raised: (row) => row.state === "degraded"
+      }
+    ),
     number("tools", "Tools", ({ items }) => count(items.tools), { sort: ({ items }) => items.tools }),
     number("tokens", "Tokens", undefined, { hint: "Estimated cost of its list of tools to a model" })
   ]
