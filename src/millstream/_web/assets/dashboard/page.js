@@ -263,7 +263,9 @@ const parts = tabs(
 /** Put the open part and the selected period into the address. */
 function writeLink() {
   const period = moment ? `&range=${range}&since=${moment.since}&until=${moment.until}` : "";
-  location.hash = `${parts.current() === "tools" ? "" : parts.current()}${period}`;
+  const part = parts.current() === "tools" ? "" : parts.current();
+  // A new `location.hash` would scroll to the element with that id.
+  history.replaceState(null, "", `${location.search}#${part}${period}`);
 }
 connectCalls({
   open: (id) => {
@@ -300,7 +302,6 @@ function goTo(id) {
   parts.choose(id, false);
   opened(id);
 }
-$("main").scrollTop = 0;
 if (wanted in PARTS && wanted !== "audit") goTo(wanted);
 
 // The stream
