@@ -598,7 +598,7 @@ class ConnectionsPage:
 
     def _links(self, principal: Principal) -> dict[str, str]:
         """Return the pages of this server that lead on from this one: label -> path below the root."""
-        links = {}
+        links: dict[str, str] = {}
         if "/gateway" in self._routes.exact and principal.has([WATCH]):
             links["Gateway"] = "gateway"
         if self._routes.home is not None:

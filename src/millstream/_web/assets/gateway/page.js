@@ -64,7 +64,6 @@ const table = new LiveTable($("upstreams"), {
         `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`,
       raised: (row) => row.unanswered + row.refused > 0
     }),
-    number("p50_ms", "p50", (row) => ms(row.p50_ms)),
     number("p99_ms", "p99", (row) => ms(row.p99_ms)),
     number(
       "processes",
