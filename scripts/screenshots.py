@@ -52,7 +52,7 @@ def call(tool: str, arguments: dict[str, Any]) -> None:
 
 def wait_for(address: str) -> None:
     """Wait until a server answers."""
-    for _ in range(200):
+    for _ in range(1200):
         try:
             urlopen(f"{address}/livez", timeout=1).close()  # noqa: S310
             return
@@ -161,7 +161,8 @@ def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]
 
         def open_one(person: str, scheme: Any = scheme, size: str = size) -> Page:
             context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, locale="en-GB")
-            context.add_init_script(f"localStorage.setItem('millstream.name', {person!r})")
+            context.add_init_script(f"localStorage.setItem('millstream.name', JSON.stringify({person!r}))")
+            context.set_default_timeout(120_000)
             contexts.append(context)
             return context.new_page()
 
@@ -248,7 +249,7 @@ def take_gateway(browser: Browser) -> None:
                 body = json.dumps({"name": name, "arguments": arguments}).encode()
                 request = Request(f"{address}/mcp/tools/call", body, {"content-type": "application/json"})  # noqa: S310
                 urlopen(request, timeout=30).close()  # noqa: S310
-        page = browser.new_page(viewport=ViewportSize(width=1200, height=520), color_scheme="light", locale="en-GB")
+        page = browser.new_page(viewport=ViewportSize(width=1360, height=520), color_scheme="light", locale="en-GB")
         page.goto(f"{address}/gateway")
         page.locator("#upstreams").get_by_text("shop").first.click()
         page.locator("#tools").get_by_text("shop_order").wait_for()

@@ -200,8 +200,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Give the search dialog an accessible name, which the theme lacks."""
-    return output.replace(
+    """Give the search dialog an accessible name, which the theme lacks, and make a table's empty corner no heading."""
+    return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", output).replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
 

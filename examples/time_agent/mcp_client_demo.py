@@ -1,14 +1,16 @@
 """Asks a model for the time. The model doesn't know it, but it may use the tool of a remote MCP server.
 
-``python3 mcp_client_demo.py --debug`` shows each step and message. `.env` has the addresses and keys; see
-`.env.example`.
+``python3 mcp_client_demo.py --debug`` shows each step, and each message with what it's for. `.env` has the addresses
+and keys; see `.env.example`.
 """
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from millstream.agent import (
@@ -63,14 +65,51 @@ async def ask(question: str, configuration: Configuration, *, debug: bool = Fals
 # endregion
 
 
+# region: explain
+MESSAGES = "millstream.client.messages"
+REQUESTS = {  # method -> what its first message is for, and the later ones
+    "server/discover": ["does the server speak 2026-07-28, which has no sessions?"],
+    "initialize": ["if not: begin a session over Streamable HTTP", "if that isn't there: over HTTP+SSE"],
+    "notifications/initialized": ["the client is ready; nothing responds to this"],
+    "tools/list": ["which tools are there?", "again before each round, because tools can change"],
+    "tools/call": ["run the tool that the model chose"],
+}
+RESULTS = {  # member -> what a result with it is
+    "supportedVersions": "yes, and these are its revisions",
+    "protocolVersion": "the revision that the server chose, and what it can do",
+    "tools": "the tools, with the JSON Schema of their arguments",
+    "content": "the tool's result, which goes to the model",
+}
+
+
+class Explanations(logging.Formatter):
+    """Adds to each message what it's for."""
+
+    seen = Counter[str]()
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.name != MESSAGES:
+            return line
+        message = json.loads(record.getMessage().partition(" ")[2])
+        method = message.get("method", "")
+        texts = REQUESTS.get(method) or [text for member, text in RESULTS.items() if member in message]
+        self.seen[method] += 1
+        return f"{line}  <- {texts[min(self.seen[method], len(texts)) - 1]}" if texts else line
+
+
+# endregion
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("question", nargs="?", default="What time is it?")
     options.add_argument("--debug", action="store_true", help="show each step and message")
     chosen = options.parse_args()
     if chosen.debug:
-        logging.basicConfig(format="[DEBUG] %(message)s")
-        logging.getLogger("millstream.client.messages").setLevel("DEBUG")
+        logging.basicConfig()
+        logging.getLogger().handlers[0].setFormatter(Explanations("[DEBUG] %(message)s"))
+        logging.getLogger(MESSAGES).setLevel("DEBUG")
     try:
         configuration = Configuration.load(ENV, os.environ)
         print(asyncio.run(ask(chosen.question, configuration, debug=chosen.debug)))

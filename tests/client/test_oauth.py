@@ -5,6 +5,7 @@ https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization.
 import asyncio
 import html
 import json
+import re
 import stat
 import urllib.error
 import urllib.request
@@ -41,6 +42,7 @@ from millstream.client._oauth.endpoints import (
 from millstream.client._oauth.flow import OAuth, code_of
 from millstream.client._oauth.loopback import Loopback, parse_redirect
 from patience import WAIT
+from processes import ROOT
 
 ISSUER = IssuerMetadata(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
 
@@ -153,7 +155,7 @@ async def test_final_login_page_shows_whether_the_login_worked(
     problem: str, title: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loopback, pages = Loopback(), list[str]()
-    redirect = await loopback.open()
+    redirect, tokens = await loopback.open(), (ROOT / "src/millstream/_web/assets/tokens.css").read_text("utf-8")
 
     def open_browser(url: str) -> None:
         with urllib.request.urlopen(f"{redirect}?code=c&state=s", timeout=WAIT) as page:  # noqa: S310  our own page
@@ -166,6 +168,8 @@ async def test_final_login_page_shows_whether_the_login_worked(
         while not pages:  # noqa: ASYNC110  it's read in a thread
             await asyncio.sleep(0)
     assert title in pages[0]
+    assert "<svg" in pages[0]
+    assert all(color in tokens for color in re.findall(r"light-dark\(.*?\)", pages[0]))
     assert html.escape(problem) in pages[0]
 
 

@@ -102,6 +102,10 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
         (tmp_path / ".env").write_text(own)
         done = run(sys.executable, client, "--debug", folder=tmp_path)
         assert done.returncode == 0, done.stderr
+        same = run(
+            sys.executable, TIME / "sdk_client.py", f"http://localhost:{port}/sse", folder=tmp_path,
+            MCP_SERVER_AUTH_KEY="my_secret_key",
+        )  # fmt: skip
         (tmp_path / ".env").write_text(own.replace("my_secret_key", "another_key"))
         refused = run(sys.executable, client, folder=tmp_path)
         (tmp_path / ".env").write_text(own.replace("MCP_SERVER_AUTH_KEY", "# MCP_SERVER_AUTH_KEY"))
@@ -112,6 +116,9 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
     steps = [line for line in lines if not line.startswith(("sent {", "received {"))]
     assert any(line.startswith("sent {") and '"tools/call"' in line for line in lines)
     assert any(line.startswith("received {") and '"content"' in line for line in lines)
+    messages = [line for line in lines if line.startswith(("sent {", "received {"))]
+    assert [line for line in messages if "  <- " not in line] == [], "each message is explained"
+    assert re.fullmatch(r"Tools: get_current_time\n20\S+\+0[12]:00\n", same.stdout), same.stderr
     assert steps[:4] == [
         f"Model your_model at {api.url}, MCP server http://localhost:{port}/sse",
         "Connected to Time Server (http+sse, 2025-11-25): auth OK",

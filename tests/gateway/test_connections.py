@@ -507,6 +507,18 @@ async def test_connections_page_is_linked_from_the_gateway_page() -> None:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         reply = await alice.http.get("/gateway", headers={"accept": "text/html"})
         assert (reply.status_code, 'href="connections"' in reply.text) == (200, True)
+        await gate.wait_for_tool("up_who")
+        page = await alice.page()
+        for text in ("Offers here", "tool", 'href="/gateway"', 'href="/connect"'):
+            assert text in page
+        await alice.submit("disconnect")
+        assert "Offers here" not in await alice.page()
+
+
+async def test_connections_page_without_other_pages_has_no_links() -> None:
+    async with run_scenario() as (_, _, alice, _):
+        await alice.sign_in(ALICE)
+        assert "<nav" not in await alice.page()
 
 
 async def test_cross_site_forms_are_rejected() -> None:

@@ -8,8 +8,10 @@ from site_world import build_site, serve_folder
 
 pytestmark = pytest.mark.server
 
-SHOWN = ["", "guides/tools/", "reference/settings/", "modules/millstream.testing/", "explanation/eras/"]
-"""The home page, a guide, two pages of the reference, and a page with diagrams."""
+SHOWN = [
+    "", "guides/tools/", "reference/settings/", "reference/hub/", "modules/millstream.testing/", "explanation/eras/",
+]  # fmt: skip
+"""The home page, a guide, three pages of the reference, one with tables without headings, and a page with diagrams."""
 
 
 @pytest.fixture(scope="module")

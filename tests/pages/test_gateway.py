@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE, UNREACHABLE
 from pages_world import OpenPage, call, run_axe
@@ -136,7 +136,7 @@ def test_last_errors_and_badges_are_whole_and_the_chart_keeps_its_height(office:
     page = open_page(f"{office}/gateway", width=1300, height=1400)
     expect(row(page, "calendar")).to_contain_text("Down")
     cut = "cells => cells.filter(each => each.scrollWidth > each.clientWidth).map(each => each.innerText)"
-    for cells in (page.locator("#upstreams td:nth-child(8)"), page.locator("#upstreams td:nth-child(2)")):
+    for cells in (page.locator("#upstreams td:nth-child(7)"), page.locator("#upstreams td:nth-child(2)")):
         assert cells.evaluate_all(cut) == []
     chart = page.locator("#rate-chart .chart").first
     before = chart.bounding_box()
@@ -208,3 +208,36 @@ def test_servers_without_upstreams_have_no_gateway_page(plain: str, open_page: O
     page = open_page(f"{plain}/docs")
     expect(page.get_by_role("link", name="Docs")).to_be_visible()
     expect(page.get_by_role("link", name="Gateway")).to_have_count(0)
+
+
+def test_upstream_that_waits_for_an_account_has_no_error(office: str, open_page: OpenPage) -> None:
+    page = open_page("about:blank", fresh=True, width=390, height=844)
+    told = "Waiting for a user to connect an account that can read the lists"
+
+    def answer(route: Route) -> None:
+        reply = route.fetch()
+        found = reply.json()
+        for each in found["upstreams"]:
+            if each["name"] == "calendar":
+                each |= {"state": "connecting", "needs_account": True, "reason": told, "last_error": None}
+        route.fulfill(response=reply, json=found)
+
+    page.route("**/gateway/upstreams", answer)
+    page.goto(f"{office}/gateway#upstream=calendar")
+    expect(page.locator("#verdict")).to_have_text("Needs an account")
+    expect(page.locator("#chosen-reason")).to_have_text(told)
+    badge = row(page, "calendar").get_by_text("Needs account")
+    assert badge.evaluate("node => node.parentElement.scrollWidth <= node.parentElement.clientWidth")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    expect(row(page, "calendar").get_by_role("cell").nth(5)).to_have_text("–")
+
+
+@pytest.mark.parametrize("width", [360, 390, 768])
+def test_navigation_of_a_gateway_is_whole_on_phones(office: str, open_page: OpenPage, width: int) -> None:
+    page = open_page(f"{office}/gateway", width=width)
+    expect(row(page, "calendar")).to_contain_text("Down")
+    links = page.get_by_role("navigation", name="Pages").get_by_role("link")
+    boxes = [each.bounding_box() for each in links.all()]
+    assert len(boxes) == 6
+    assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    assert page.get_by_role("navigation", name="Pages").evaluate("nav => nav.scrollWidth - nav.clientWidth") <= 0

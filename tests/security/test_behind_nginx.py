@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from millstream.client import Client
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 from proxies import NEEDS_NGINX, nginx_site
@@ -78,3 +79,11 @@ def test_users_sign_in_behind_nginx_on_another_port(tmp_path: Path, monkeypatch:
         asked = urllib.request.Request(f"http://127.0.0.1:{port}/sign-in", form, headers)
         with browser.open(asked, timeout=WAIT) as page:  # it follows the redirect
             assert (page.status, page.url.rpartition("/")[2]) == (200, "dashboard")
+
+
+async def test_websockets_pass_nginx(tmp_path: Path) -> None:
+    backend = free_port()
+    command = run_command("examples/greet.py", backend, "--serve", "hub")
+    with run_server(command, backend, tmp_path / "log"), nginx(tmp_path / "nginx", SITE, backend) as port:
+        async with Client(f"ws://127.0.0.1:{port}/ws") as client:
+            assert (await client.call("greet", {"name": "Ada"})).text == "Hello, Ada!"

@@ -44,7 +44,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "adv_28": {"": "Redis itself is asked what was run in it"},
     "credentials_in_reprs": {"": PURE},
     "crowds": {"test_slow_senders": GIVEN, "test_unknown_key_ids": INSIDE},
-    "behind_nginx": {"test_users_sign_in": GIVEN},
+    "behind_nginx": {"test_users_sign_in": GIVEN, "test_websockets_pass": GIVEN},
     "policies_in_every_era": {"": GIVEN},
     "cpu_of_headers": {"": "it compares the time of requests to one process"},
     "memory_of_": {"": "what a caller makes one process keep is counted by process"},

@@ -493,7 +493,7 @@ class McpLists(ListKeeper):
         if isinstance(exc, AccessDenied | NoCredentials) and credentials is not None and credentials.personal:
             # Only one user's account is affected: other calls continue, and another account reads the lists.
             self.warn(f"a user's account can't read the lists: {exc}")
-            self.state, self.reason = "degraded", f"a user's account can't read the lists: {exc}"
+            self.state, self.reason = "degraded", f"A user's account can't read the lists: {exc}"
             credentials.avoid_lister(self.lister.credentials)
         elif isinstance(exc, InUse) or (isinstance(exc, RequestTimeout) and await self.find_fault() is None):
             self._log_failure(exc, "doesn't return its lists at the moment", str(exc))
@@ -525,7 +525,7 @@ class McpLists(ListKeeper):
         has_lister = await credentials.has_lister()
         if not has_lister or self.state != "degraded":
             self.state = "ready" if self.catalog.revision else "connecting"
-            self.reason = f"is waiting for {person} to connect an account that can read the lists"
+            self.reason = f"Waiting for {person} to connect an account that can read the lists"
         if credentials.ended_count and not has_lister:
             self.state = "degraded"
             self.reason += f", because {credentials.ended_count} of them ended"

@@ -312,7 +312,11 @@ class GatewayPart:
                 if isinstance(each.credentials, PersonalCredentials)
             }
 
-        ConnectionsPage(self._host, find_connections, server=self.definition.title)
+        def describe_offer(name: str) -> str:
+            counts = ((kind, len(items)) for kind, items in self.upstreams[name].offered.items())
+            return ", ".join(f"{count} {kind[:-1] if count == 1 else kind}" for kind, count in counts if count)
+
+        ConnectionsPage(self._host, find_connections, describe_offer, server=self.definition.title)
 
     async def _wait_for_lists(self, upstreams: Iterable[Upstream]) -> None:
         """Wait for the first lists, up to each upstream's `start_timeout`."""

@@ -140,10 +140,19 @@ class DashboardQueries:
         return self.observer.figures(hub=structs.asdict(self.hub.stats()))
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
-        """Return the most recent seconds, as in `history_values`, and for a method also its points."""
-        step = min((each for each in STEPS if each >= seconds), default=max(STEPS))
-        question = WorkerQuestion("history", step, method, name)
-        return history_values((await self.workers.ask(question, HistoryWindow)).found, step)
+        """Return the most recent seconds, as in `history_values`, and for a method also its points.
+
+        If the server is younger, the period is the shortest that covers its life, which has the finest points.
+        """
+        period = _period(seconds)
+        found = await self._windows(period, method, name)
+        lived = max(each.until - min(each.points, default=each.until) for each in found)
+        if (shorter := _period(lived)) < period:
+            period, found = shorter, await self._windows(shorter, method, name)
+        return history_values(found, period)
+
+    async def _windows(self, period: int, method: str, name: str) -> list[HistoryWindow]:
+        return (await self.workers.ask(WorkerQuestion("history", period, method, name), HistoryWindow)).found
 
     async def calls(self) -> Json:
         """Return the most recent calls, with their clients and errors."""
@@ -184,6 +193,11 @@ class DashboardQueries:
         with suppress(msgspec.DecodeError):  # message from another version, during a deployment
             if len(self._figures) < MAX_WORKERS or worker in self._figures:
                 self._figures[worker] = self.clock(), msgspec.msgpack.decode(reply.answer, type=Figures)
+
+
+def _period(seconds: int) -> int:
+    """Return the shortest available period of at least `seconds`, else the longest."""
+    return min((each for each in STEPS if each >= seconds), default=max(STEPS))
 
 
 def _with_few_channels(figures: Figures) -> Figures:

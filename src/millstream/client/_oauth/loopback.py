@@ -15,13 +15,20 @@ _logger = logging.getLogger(__name__)
 _LOGIN_TIMEOUT = 300.0
 """Seconds to wait for the login."""
 _PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Sign-in</title>
-<style>:root {{ color-scheme: light dark; font: 1rem/1.5 Inter, system-ui, sans-serif }}
-body {{ display: grid; min-height: 100vh; margin: 0; place-items: center }}
-main {{ max-width: 26rem; padding: 2rem; border: 1px solid #8886; border-radius: 12px }}
-h1 {{ margin: 0; font-size: 1.25rem }}</style>
-<main><h1>{}</h1><p>{}</p></main>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{0}</title>
+<style>:root {{ color-scheme: light dark; font: .875rem/1.5 "Inter Variable", Inter, system-ui, sans-serif }}
+body {{ display: grid; min-height: 100dvh; margin: 0; padding: 1rem; box-sizing: border-box; place-items: center;
+  background: light-dark(#f6f7f7, #0c1110); color: light-dark(#141b1a, #e5ebea) }}
+main {{ box-sizing: border-box; width: min(27rem, 100%); padding: 1rem; overflow-wrap: anywhere;
+  border: 1px solid light-dark(#e0e5e4, #28322f); border-top: 3px solid light-dark(#0f766e, #2dd4bf);
+  border-radius: .625rem; background: light-dark(#ffffff, #131918); box-shadow: 0 1px 2px #0d201e0f }}
+h1 {{ margin: .75rem 0; font-size: 1.25rem; line-height: 1.25 }} p {{ margin: 0 }} svg {{ display: block }}</style>
+<main><svg width="40" height="40" viewBox="0 0 32 32" aria-hidden="true"><path fill="none" stroke="#14a394"
+  stroke-width="4" stroke-linecap="round" d="M3 11c4-5 9-5 13 0s9 5 13 0M3 21c4-5 9-5 13 0s9 5 13 0"/></svg>
+<h1>{0}</h1><p>{1}</p></main>
 """
+"""The last page, in the colors of the server's pages (`tokens.css`), which may be on another machine."""
 _PAGE_SECONDS = 2.0
 """Seconds for a browser to fetch the last page."""
 

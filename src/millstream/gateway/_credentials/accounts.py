@@ -20,8 +20,9 @@ from millstream._http.client.url import Url
 from millstream._http.message import HttpRequest, Response, header_lines, query_value, refusal
 from millstream._limits import Limiter, Rate
 from millstream._override import override
-from millstream._parts import PartHost, Route
+from millstream._parts import WATCH, PartHost, Route
 from millstream._protocol.metadata import declares
+from millstream._protocol.principal import Principal
 from millstream._server.calls.call import Call
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.tickets import Vault, new_state
@@ -453,20 +454,27 @@ class ConnectionsPage:
     """
 
     def __init__(
-        self, host: PartHost, connections: Callable[[], Mapping[str, PersonalCredentials]], *, server: str
+        self,
+        host: PartHost,
+        connections: Callable[[], Mapping[str, PersonalCredentials]],
+        describe_offer: Callable[[str], str],
+        *,
+        server: str,
     ) -> None:
         """Create the page and add its paths.
 
         Args:
             host: The running server.
             connections: Returns the connections by name of the upstream.
+            describe_offer: Returns what an upstream offers on this server, in words, or empty for nothing.
             server: Name of the server.
         """
         self._connections = connections
+        self._describe_offer = describe_offer
         self._server = server
         self._vault = Vault(host.services)
         self._login_limiter = Limiter("connect", _LOGIN_RATE)
-        routes = host.routes
+        self._routes = routes = host.routes
         routes.add(PAGE, Route({"GET": self.show, "POST": self.submit}, reserved=True))
         # The redirect comes from another site, without the cookie of the user's sign-in.
         routes.add(CALLBACK, Route({"GET": self.handle_callback}, public=True, reserved=True))
@@ -577,12 +585,25 @@ class ConnectionsPage:
             text = "Sign in to this server first: a connection belongs to a user."
             return pages.not_signed_in_page(request, "/sign-in", text, 403)
         owner = digest_of(principal.id)
-        rows = [(name, each.url, await each.load(owner)) for name, each in self._connections().items()]
+        rows = [
+            (name, each.url, await each.load(owner), self._describe_offer(name))
+            for name, each in self._connections().items()
+        ]
         rows.sort(key=lambda row: row[0] != first)
         return pages.render(
             _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server, notice=notice,
-            rows=rows, wanted=first, who=_name(principal.claims.get("name")) or principal.subject,
+            rows=rows, wanted=first, links=self._links(principal),
+            who=_name(principal.claims.get("name")) or principal.subject,
         )  # fmt: skip
+
+    def _links(self, principal: Principal) -> dict[str, str]:
+        """Return the pages of this server that lead on from this one: label -> path below the root."""
+        links: dict[str, str] = {}
+        if "/gateway" in self._routes.exact and principal.has([WATCH]):
+            links["Gateway"] = "gateway"
+        if self._routes.home is not None:
+            links["Start page"] = self._routes.home[0].lstrip("/")
+        return links
 
     @staticmethod
     def _redirect_to_page(request: HttpRequest) -> Response:

@@ -8,6 +8,7 @@ const RIGHT = 10;
 const NARROW = 240; // narrower plots have the limit of the y axis above, instead of labels beside
 const TOP = 14;
 const BOTTOM = 20;
+const COUNTED = 240; // longer charts show times of day instead of seconds
 const DRAGGED_PX = 5; // shorter movements are clicks
 /** @type {Record<string, number[]>} */
 const DASHES = { solid: [], dashed: [6, 4], dotted: [1.5, 3.5] };
@@ -59,7 +60,7 @@ const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-d
 /** Return the axis label of a time. @param {number} ago @param {number} at @param {number} seconds */
 function when(ago, at, seconds) {
   if (ago <= 0) return "now";
-  return seconds <= 60 ? `−${Math.round(ago)} s` : hours.format(at * 1_000);
+  return seconds <= COUNTED ? `−${Math.round(ago)} s` : hours.format(at * 1_000);
 }
 
 /** @typedef {{name: string, short?: string, color: string, dash?: "dashed" | "dotted", fill?: boolean}} Series */
@@ -239,7 +240,7 @@ export class LineChart {
       pen.beginPath();
       run.forEach(([t, value], at) => (at ? pen.lineTo(x(t), y(value)) : pen.moveTo(x(t), y(value))));
       pen.stroke();
-      if (run.length === 1 && run[0][1] > 0) this.#dot(pen, x(run[0][0]), y(run[0][1]), 2);
+      if (run.length === 1 && run[0][1] > 0) this.#dot(pen, x(run[0][0]), y(run[0][1]), 3);
       if (!series.fill) continue;
       pen.lineTo(x(run[run.length - 1][0]), floor);
       pen.lineTo(x(run[0][0]), floor);
@@ -310,7 +311,7 @@ export class LineChart {
     const moment =
       this.#at === null
         ? "now"
-        : this.#seconds <= 60
+        : this.#seconds <= COUNTED
           ? `${Math.round(ago)} seconds ago`
           : `at ${hours.format(this.#times[place] * 1_000)}`;
     this.#canvas.setAttribute(

@@ -89,5 +89,4 @@ export function drawHealth(snapshot, past) {
   write($("uptime"), duration(snapshot.uptime_seconds));
   $("uptime").title = `Since ${new Date(snapshot.workers[0].since * 1_000).toLocaleString()}`;
   write($("calls"), count(snapshot.calls));
-  write($("calls-unit"), snapshot.calls === 1 ? "call" : "calls");
 }

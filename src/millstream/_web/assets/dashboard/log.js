@@ -45,8 +45,8 @@ function redraw() {
   waiting = 0;
   const list = $("log");
   list.replaceChildren(...lines.filter(shown).map((each) => draw(each.line)));
-  list.scrollTop = list.scrollHeight;
   tell();
+  list.scrollTop = list.scrollHeight; // a hidden list can't scroll
 }
 
 /** Show the newest line, and the warnings and errors since the drawer was last open. */

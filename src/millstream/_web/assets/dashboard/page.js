@@ -127,8 +127,8 @@ const tools = new LiveTable($("tools"), {
     },
     number("calls", "Calls", undefined, { hint: "Calls in this range" }),
     ...errorColumns((row) => [row.server_errors, row.errors, row.p99_ms, row.calls, row.ever]),
-    ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]))),
-    number("ever", "Since the start")
+    ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]), { narrow: true })),
+    number("ever", "Since start")
   ]
 });
 
@@ -173,9 +173,11 @@ function drawTools(ever) {
 
 /** @param {Json} found the history */
 function drawCharts(found) {
-  const { until, seconds, step, process } = found;
+  const { until, step, process } = found;
   /** @type {number[]} */
   const times = found.at;
+  const began = times[process.memory_bytes.findIndex((/** @type {number | null} */ bytes) => bytes !== null)] ?? until;
+  const seconds = Math.min(found.seconds, Math.max(60, until - began)); // a young server's charts begin with it
   const columns = chosen ? found.chosen : found.all;
   const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds, step };
   charts.calls.rename(chosen ? `Calls/s of ${title(chosen)}` : "Calls/s");
@@ -261,7 +263,9 @@ const parts = tabs(
 /** Put the open part and the selected period into the address. */
 function writeLink() {
   const period = moment ? `&range=${range}&since=${moment.since}&until=${moment.until}` : "";
-  location.hash = `${parts.current() === "tools" ? "" : parts.current()}${period}`;
+  const part = parts.current() === "tools" ? "" : parts.current();
+  // A new `location.hash` would scroll to the element with that id.
+  history.replaceState(null, "", `${location.search}#${part}${period}`);
 }
 connectCalls({
   open: (id) => {
@@ -298,7 +302,6 @@ function goTo(id) {
   parts.choose(id, false);
   opened(id);
 }
-$("main").scrollTop = 0;
 if (wanted in PARTS && wanted !== "audit") goTo(wanted);
 
 // The stream

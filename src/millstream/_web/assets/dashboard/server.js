@@ -1,6 +1,6 @@
 // The workers, and facts about the server and its store.
 
-import { $, count, facts, figure, ms, size, write } from "../dom.js";
+import { $, count, duration, facts, figure, ms, size, write } from "../dom.js";
 import { LiveTable, column, number } from "./table.js";
 
 /** @type {Record<string, string>} */
@@ -15,7 +15,6 @@ const moment = (seconds) =>
 const workers = new LiveTable($("workers"), {
   name: "Workers",
   sort: "since",
-  down: false,
   empty: ["No workers yet", "Each worker process is listed here."],
   key: (row) => row.name,
   columns: [
@@ -25,7 +24,11 @@ const workers = new LiveTable($("workers"), {
     number("streams", "Streams"),
     number("memory_bytes", "Memory", (row) => (row.memory_bytes === null ? "–" : size(row.memory_bytes))),
     number("lag_ms", "Loop lag", (row) => ms(row.lag_ms)),
-    number("since", "Since", (row) => moment(row.since))
+    number("since", "Uptime", (row) => duration(Date.now() / 1_000 - row.since), {
+      sort: (row) => -row.since,
+      says: (row) => `Since ${moment(row.since)}`,
+      csv: (row) => moment(row.since)
+    })
   ]
 });
 

@@ -28,13 +28,14 @@ const LOOKS = { ready: "good", connecting: "info", degraded: "bad", disabled: ""
 const NAMES = { ready: "Ready", connecting: "Connecting", degraded: "Down", disabled: "Disabled" };
 
 /** Return whether only a user can make it usable, by connecting an account. @param {Json} row */
-const waits = ({ state, needs_account: needs, listed_at: listed }) => needs && (state !== "ready" || !listed);
+export const needsAccount = ({ state, needs_account: needs, listed_at: listed }) =>
+  needs && (state !== "ready" || !listed);
 
 /** Return the state in a word or two. @param {Json} row */
-export const upstreamState = (row) => (waits(row) ? "Needs account" : (NAMES[row.state] ?? row.state));
+export const upstreamState = (row) => (needsAccount(row) ? "Needs account" : (NAMES[row.state] ?? row.state));
 
 /** Return the style of a badge with the state. @param {Json} row */
-export const upstreamLook = (row) => (waits(row) ? "warn" : (LOOKS[row.state] ?? ""));
+export const upstreamLook = (row) => (needsAccount(row) ? "warn" : (LOOKS[row.state] ?? ""));
 
 /** @param {number} at */
 const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");

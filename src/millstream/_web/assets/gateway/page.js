@@ -6,7 +6,7 @@ import { LineChart } from "../dashboard/charts.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
-import { open, refresh, stateFacts, upstreamLook, upstreamState } from "./chosen.js";
+import { needsAccount, open, refresh, stateFacts, upstreamLook, upstreamState } from "./chosen.js";
 
 const EVERY_MS = 2_000;
 
@@ -64,7 +64,6 @@ const table = new LiveTable($("upstreams"), {
         `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`,
       raised: (row) => row.unanswered + row.refused > 0
     }),
-    number("p50_ms", "p50", (row) => ms(row.p50_ms)),
     number("p99_ms", "p99", (row) => ms(row.p99_ms)),
     number(
       "processes",
@@ -72,11 +71,16 @@ const table = new LiveTable($("upstreams"), {
       (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–"),
       { sort: running, narrow: true }
     ),
-    column("last_error", "Last error", (row) => (row.last_error ? ago(row.last_error.at) : row.reason ? "now" : "–"), {
-      sort: (row) => row.last_error?.at ?? 0,
-      says: (row) => row.last_error?.text ?? row.reason,
-      raised: (row) => row.state === "degraded"
-    }),
+    column(
+      "last_error",
+      "Last error",
+      (row) => (row.last_error ? ago(row.last_error.at) : row.reason && !needsAccount(row) ? "now" : "–"),
+      {
+        sort: (row) => row.last_error?.at ?? 0,
+        says: (row) => row.last_error?.text ?? row.reason,
+        raised: (row) => row.state === "degraded"
+      }
+    ),
     number("tools", "Tools", ({ items }) => count(items.tools), { sort: ({ items }) => items.tools }),
     number("tokens", "Tokens", undefined, { hint: "Estimated cost of its list of tools to a model" })
   ]
@@ -90,7 +94,7 @@ const sets = new LiveTable($("sets"), {
   columns: [
     column("name", "Name", undefined, { head: true }),
     column("path", "Address", undefined, { wide: true }),
-    column("needs", "For callers with", ({ scopes, groups }) => [...scopes, ...groups].join(", ") || "–", {
+    column("needs", "Needs", ({ scopes, groups }) => [...scopes, ...groups].join(", ") || "–", {
       hint: "Scopes and groups that a caller needs"
     }),
     number("tools", "Tools", ({ items }) => count(items.tools), { sort: ({ items }) => items.tools }),
@@ -122,7 +126,7 @@ function drawAll() {
   /** @param {(row: Json) => number | null | undefined} read */
   const sum = (read) => upstreams.reduce((total, row) => total + (read(row) ?? 0), 0);
   const down = upstreams.filter(({ state }) => state === "degraded");
-  const people = upstreams.filter((row) => upstreamState(row) === "Needs account");
+  const people = upstreams.filter(needsAccount);
   const waiting = upstreams.filter((row) => row.state === "connecting" && !people.includes(row));
   const held = sum(({ quarantined }) => quarantined);
   const [text, look] = down.length
@@ -205,6 +209,7 @@ async function load() {
     const worst = upstreams.find((row) => row.state === "degraded" || row.quarantined) ?? upstreams[0];
     if (!named(first)) first = worst?.name;
     $("upstreams").style.setProperty("--rows", `${upstreams.length}`);
+    $("sets").style.setProperty("--rows", `${found.sets.length}`);
     write($("server-name"), found.title);
     write($("server-version"), found.version);
     document.title = `${found.title} · Gateway`;
