@@ -76,6 +76,27 @@ def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
     assert {int(line[1]) for line in lines} == marked_lines((HERE / "mistakes.py").read_text("utf-8")), done.stdout
 
 
+SIGNATURES = ("server_signatures.py", "client_signatures.py")
+
+
+def test_type_checkers_accept_every_documented_signature(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is part of make check, not of make test")
+    for name in SIGNATURES:
+        shutil.copy(HERE / name, tmp_path)
+    report = pyright(*SIGNATURES, cwd=tmp_path, path=str(ROOT / "src"))
+    assert [each["message"] for each in report["generalDiagnostics"]] == []
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "", "--no-incremental", "--strict", *SIGNATURES],
+        capture_output=True,
+        text=True,
+        timeout=CHECKERS_WAIT,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT / "src")},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_public_interface_is_typed_and_small() -> None:
     report = pyright("--verifytypes", "millstream", "--ignoreexternal", cwd=ROOT, path=str(ROOT / "src"))[
         "typeCompleteness"
