@@ -1,4 +1,6 @@
 # pyright: strict
+# mypy: disallow-any-generics, disallow-untyped-calls, disallow-untyped-defs, disallow-untyped-decorators
+# mypy: warn-return-any, warn-unused-ignores, no-implicit-reexport, strict-equality
 # ruff: noqa: T201
 """Documented signatures of clients and agents, once each. Type checkers find no mistake."""
 

@@ -1,4 +1,6 @@
 # pyright: strict
+# mypy: disallow-any-generics, disallow-untyped-calls, disallow-untyped-defs, disallow-untyped-decorators
+# mypy: warn-return-any, warn-unused-ignores, no-implicit-reexport, strict-equality
 """Documented signatures of a server, once each. Type checkers find no mistake."""
 
 import contextlib
