@@ -1,11 +1,16 @@
 """Millstream: one server for every MCP client, and one client for every MCP server. See `Server` and `Client`."""
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import PathFinder
+from os import sep
 
 from millstream._version import __version__ as __version__
 
+TYPE_CHECKING = False  # typing would import a file types.py of the program before `_find_shadow` is there
 if TYPE_CHECKING:
+    from typing import Any
+
     from millstream._app.definition import Info
     from millstream._app.server import Server
     from millstream._config import Settings
@@ -128,13 +133,28 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     home = _HOMES.get(name)
     if home is None:
         raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
-    value = getattr(import_module(f"millstream.{home}"), name)
+    try:
+        value = getattr(import_module(f"millstream.{home}"), name)
+    except (ImportError, AttributeError):
+        shadow = _find_shadow()
+        if shadow is None:
+            raise
+        raise ImportError(f"Rename {shadow}.py. Python imports it in place of the module {shadow!r}.") from None
     globals()[name] = value
     return value
+
+
+def _find_shadow() -> str | None:
+    """Return the name of an imported file in the program's folder that hides a module elsewhere."""
+    for name, module in sys.modules.items():
+        is_beside = getattr(module, "__file__", None) == f"{sys.path[0]}{sep}{name}.py"
+        if is_beside and PathFinder.find_spec(name, sys.path[1:]):
+            return name
+    return None
 
 
 def __dir__() -> list[str]:

@@ -5,9 +5,9 @@
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,9 +23,12 @@ from millstream.client._client import Client
 from millstream.client._errors import ServerError, ToolFailed
 from millstream.client._questions import Elicit, Questions
 from millstream.client._results import Result
-from millstream.client._server_messages import Notification
+from millstream.client._server_messages import Notification, OnChange, OnLog
 from millstream.client._transports import Listener, Options
 from millstream.client._transports.memory import MemoryTransport
+
+if TYPE_CHECKING:
+    from millstream.client._extensions import ClientExtension
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
 
@@ -88,7 +91,7 @@ _ELSEWHERE: dict[str, str] = dict.fromkeys(
 
 
 @partial(suggest_keywords, elsewhere=_ELSEWHERE)
-def connect(
+def connect(  # noqa: PLR0913  keyword-only settings
     server: Server,
     *,
     revision: str = NEWEST.date,
@@ -97,6 +100,11 @@ def connect(
     roots: list[str] | None = None,
     principal: Principal | str | None = None,
     scopes: Iterable[str] = (),
+    timeout: float = _WAIT,
+    on_log: OnLog | None = None,
+    on_change: OnChange | None = None,
+    options: Options | None = None,
+    extensions: "Sequence[ClientExtension]" = (),
 ) -> TestClient:
     """Run a server in memory and connect to it: ``async with connect(mcp) as client: …``.
 
@@ -113,6 +121,11 @@ def connect(
         roots: File URIs. Without them, the client doesn't support roots.
         principal: The caller, or its subject. With `scopes` alone, the subject is ``test``.
         scopes: Scopes of a caller given by its subject. A `Principal` has its own.
+        timeout: As for `Client`, like all that follow.
+        on_log: Handler for log messages.
+        on_change: Handler for changes that a handshake-era server reports.
+        options: Limits and less common settings.
+        extensions: Extensions of MCP.
 
     Raises:
         TypeError: Scopes were passed with a `Principal`, or as one string.
@@ -137,9 +150,12 @@ def connect(
     return TestClient(
         server if caller is None else _SignedIn(server, caller),
         revision=revision,
-        timeout=_WAIT,
+        timeout=timeout,
         elicit=elicit,
         sample=None if sample is None else complete,
         roots=roots,
-        options=Options(name="test", version="1"),
+        on_log=on_log,
+        on_change=on_change,
+        options=options or Options(name="test", version="1"),
+        extensions=extensions,
     )

@@ -25,6 +25,7 @@ from millstream.client._blocking_client import BlockingClient
 from millstream.client._errors import ClientError, InvalidResponse, NotSupported, ServerError, TargetError, ToolFailed
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification
+from millstream.testing import connect
 from patience import WAIT, advance_clock
 
 HANDSHAKE = "2025-11-25"
@@ -247,6 +248,25 @@ async def test_log_messages_below_the_requested_level_are_not_sent(revision: str
         await client.call("say", text="hello")
         await client.conversation.requests.incoming.wait_for_handlers()
     assert heard == []
+
+
+async def test_test_client_takes_the_handlers_and_options_of_clients() -> None:
+    mcp = Server("loud")
+
+    @mcp.tool
+    async def speak(ctx: Context) -> str:
+        await ctx.debug("quiet")
+        await ctx.info("loud")
+        return ctx.client.name
+
+    for options, name, lines in (
+        (None, "test", ["loud"]),
+        (Options(name="me", log_level="debug"), "me", ["quiet", "loud"]),
+    ):
+        heard: list[LogMessage] = []
+        async with connect(mcp, on_log=heard.append, timeout=WAIT, options=options) as client:
+            assert (await client.call("speak")).text == name
+        assert [message.data for message in heard] == lines
 
 
 async def test_log_level_requires_a_session() -> None:

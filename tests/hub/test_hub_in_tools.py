@@ -5,6 +5,7 @@ import pytest
 
 from cases import for_each
 from millstream import Context, Server, SyncContext
+from millstream.testing import connect
 from wire import Wire, request, run_wire
 
 
@@ -23,7 +24,18 @@ def make_server() -> Server:
         held = ctx.hub.history(channel, count=5)
         return {"id": published.id, "held": [event.data.decode() for event in held], "here": ctx.hub.presence(channel)}
 
+    @mcp.tool
+    def who(ctx: SyncContext, channel: str) -> int:
+        return len(ctx.hub.members(channel).members)
+
     return mcp
+
+
+async def test_programs_and_tools_list_the_members_of_a_channel() -> None:
+    mcp = make_server()
+    assert (await mcp.hub.members("chat")).members == []
+    async with connect(mcp) as client:
+        assert (await client.call("who", channel="chat")).data == 0
 
 
 @pytest.fixture

@@ -357,6 +357,10 @@ async def test_result_subclasses_have_no_output_schema() -> None:
         (object(), "it isn't a type. Write a type"),
         (type[Cat], "clients can't send a class"),
         (Callable[[], int], "clients can't send a function"),
+        (any, "'a': any is a function, not a type. Write Any, imported from typing."),
+        (list[any], "Write Any, imported from typing"),  # type: ignore[valid-type]  # pyright: ignore[reportInvalidTypeForm]
+        (dict[str, any], "Write Any, imported from typing"),  # type: ignore[valid-type]  # pyright: ignore[reportInvalidTypeForm]
+        (callable, "callable is a function, not a type. Write a type, such as str"),
     ],
 )
 def test_errors_for_values_that_are_not_types_suggest_a_type(annotation: Any, says: str) -> None:

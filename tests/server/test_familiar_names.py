@@ -127,6 +127,22 @@ def test_program_may_have_the_name_of_the_package(tmp_path: Path) -> None:
         assert said in done.stdout + done.stderr
 
 
+@pytest.mark.server
+def test_program_with_the_name_of_an_imported_module_has_to_be_renamed(tmp_path: Path) -> None:
+    for name in ("types", "json", "msgspec"):
+        file = tmp_path / f"{name}.py"
+        file.write_text("from millstream import Server\nmcp = Server('x')\n")
+        (tmp_path / "other.py").write_text("from millstream import Server\n")
+        for program in (file, tmp_path / "other.py"):
+            done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=WAIT, check=False)
+            said = f"ImportError: Rename {name}.py. Python imports it in place of the module {name!r}."
+            assert (done.stderr.splitlines()[-1], done.returncode) == (said, 1)
+        start = [sys.executable, "-P", "-c", "from millstream._cli import main; main()"]
+        done = subprocess.run([*start, "list", file], capture_output=True, text=True, timeout=WAIT, check=False)
+        assert (f"Rename {name}.py." in done.stderr, done.returncode) == (True, 0)
+        file.unlink()
+
+
 async def test_missing_capability_error_suggests_the_client_option() -> None:
     mcp = Server("shop")
 

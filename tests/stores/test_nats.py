@@ -3,6 +3,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from pathlib import Path
 from time import time
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from millstream._stores.nats.store import NatsBackend
 from millstream._stores.tail import Tail
 from millstream.extensions import LocalError
 from millstream.stores import Entry, Gap, Index, RateCharge, StoreFull, StoreUnavailable
-from nats_parts import NatsBacking, NatsStore, shared_server
+from nats_parts import NatsBacking, NatsServer, NatsStore, shared_server
 from patience import WAIT
 from redis_parts import until
 from store_parts import TTL, append, data_of, open_store
@@ -51,9 +52,32 @@ def test_errors_for_invalid_nats_urls_hide_the_password() -> None:
 
 
 async def test_unreachable_nats_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._stores.nats.link.CONNECT_SECONDS", 0.3)
-    with pytest.raises(LocalError, match=r"nats://127\.0\.0\.1:1"):
+    monkeypatch.setattr("millstream._stores.nats.link.CONNECT_SECONDS", 3)
+    with pytest.raises(
+        LocalError, match=r"at nats://127\.0\.0\.1:1: .*Connect call failed.*Start it, or correct its URL"
+    ):
         await open_store("nats://ada:p4ss@127.0.0.1:1").open()
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("authorization { user: ada, password: other }", "Authorization Violation"),
+        ("", "Start the NATS server with -js"),
+    ],
+)
+async def test_nats_server_that_cannot_be_used_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, why: str
+) -> None:
+    monkeypatch.setattr("millstream._stores.nats.link.CONNECT_SECONDS", 3)
+    monkeypatch.setattr("millstream._stores.nats.link.DEADLINE", 1)
+    server = NatsServer(tmp_path, "plain", setting=setting)
+    try:
+        await server.wait()
+        with pytest.raises((LocalError, StoreUnavailable), match=why):
+            await open_store(f"nats://ada:p4ss@127.0.0.1:{server.port}").open()
+    finally:
+        server.close()
 
 
 async def test_values_are_absent_after_expiry(backing: NatsBacking) -> None:

@@ -36,11 +36,18 @@ class NatsStore(Store):
 class NatsServer:
     """One node in its own process, on free ports."""
 
-    def __init__(self, folder: Path, name: str, cluster: tuple[int, list[int]] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        cluster: tuple[int, list[int]] | None = None,
+        setting: str | None = None,
+    ) -> None:
         self.folder = folder / name
         self.folder.mkdir()
         self._name = name
         self._cluster = cluster
+        self._setting = setting if setting is not None else f'jetstream {{ store_dir: "{self.folder}/data" }}'
         self.port = 0
         self.start()
 
@@ -54,7 +61,7 @@ class NatsServer:
             routes = f'cluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{urls}] }}'
         config.write_text(
             f'server_name: {self._name}\nlisten: "127.0.0.1:{self.port or -1}"\nmax_payload: 8MB\n'
-            f'ports_file_dir: "{self.folder}"\njetstream {{ store_dir: "{self.folder}/data" }}\n{routes}\n'
+            f'ports_file_dir: "{self.folder}"\n{self._setting}\n{routes}\n'
         )
         for each in self.folder.glob("*.ports"):
             each.unlink()

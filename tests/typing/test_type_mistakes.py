@@ -16,6 +16,8 @@ from processes import NODE
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 MARK = "# wrong"
+FILES = ("mistakes.py", "server_signatures.py", "client_signatures.py")
+"""The mistakes, and programs without any that use each documented signature."""
 CHECKERS_WAIT = 5 * WAIT
 """Half a minute of processor time each, of cores that other tests use, too."""
 PYRIGHT = ROOT / "requirements" / "pyright" / "node_modules" / "pyright" / "index.js"
@@ -44,27 +46,30 @@ def pyright(*options: str, cwd: Path, path: str = "", programs: Path = Path(sys.
     return report
 
 
-def marked_lines(text: str) -> set[int]:
-    """Return the lines marked as wrong."""
-    return {number for number, line in enumerate(text.splitlines(), 1) if line.endswith(MARK)}
+def copy_files(folder: Path) -> set[tuple[str, int]]:
+    """Copy the files, and return the lines marked as wrong."""
+    for name in FILES:
+        shutil.copy(HERE / name, folder)
+    lines = ((name, enumerate((HERE / name).read_text("utf-8").splitlines(), 1)) for name in FILES)
+    return {(name, number) for name, numbered in lines for number, line in numbered if line.endswith(MARK)}
 
 
-def test_type_mistakes_file_has_at_least_forty_mistakes() -> None:
-    assert len(marked_lines((HERE / "mistakes.py").read_text("utf-8"))) >= 40
+def test_type_mistakes_file_has_at_least_forty_mistakes(tmp_path: Path) -> None:
+    assert len(copy_files(tmp_path)) >= 40
 
 
 def test_pyright_reports_exactly_the_mistakes(tmp_path: Path) -> None:
-    shutil.copy(HERE / "mistakes.py", tmp_path)
-    report = pyright("mistakes.py", cwd=tmp_path, path=str(ROOT / "src"))
-    found = {each["range"]["start"]["line"] + 1 for each in report["generalDiagnostics"] if each["severity"] == "error"}
-    assert found == marked_lines((HERE / "mistakes.py").read_text("utf-8"))
+    marked = copy_files(tmp_path)
+    report = pyright(*FILES, cwd=tmp_path, path=str(ROOT / "src"))
+    errors = [each for each in report["generalDiagnostics"] if each["severity"] == "error"]
+    assert {(Path(each["file"]).name, each["range"]["start"]["line"] + 1) for each in errors} == marked
 
 
 def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="mypy is part of make check, not of make test")
-    shutil.copy(HERE / "mistakes.py", tmp_path)
+    marked = copy_files(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", "", "--no-incremental", "mistakes.py"],
+        [sys.executable, "-m", "mypy", "--config-file", "", "--no-incremental", *FILES],
         capture_output=True,
         text=True,
         timeout=CHECKERS_WAIT,
@@ -73,7 +78,7 @@ def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
         check=False,
     )
     lines = [line.split(":") for line in done.stdout.splitlines() if ": error:" in line]
-    assert {int(line[1]) for line in lines} == marked_lines((HERE / "mistakes.py").read_text("utf-8")), done.stdout
+    assert {(line[0], int(line[1])) for line in lines} == marked, done.stdout
 
 
 def test_public_interface_is_typed_and_small() -> None:

@@ -16,7 +16,7 @@ from millstream._tasks import SingleFlight, Tasks
 if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream._protocol.principal import Principal
-    from millstream.hub import Event, Hub, HubStats, Member, PublishResult
+    from millstream.hub import Event, Hub, HubStats, Member, MemberList, PublishResult
 
 
 logger = logging.getLogger("millstream")
@@ -258,7 +258,6 @@ class ServerApplication(Protocol):
 _HUB_NAMES = dict.fromkeys(("subscribe", "on", "receive"), "Use `async with mcp.hub.listen(channel) as events`.") | {
     "broadcast": "Use `await mcp.hub.publish(channel, data)`.",
     "emit": "Use `await mcp.hub.publish(channel, data)`.",
-    "members": "Use `await mcp.hub.presence(channel)`.",
 }
 """Name in other libraries -> its replacement."""
 
@@ -313,6 +312,10 @@ class HubAccess:
     async def presence(self, channel: str) -> "list[Member]":
         """Return the clients on a channel (see `Hub.presence`)."""
         return await (await self._open()).presence(channel)
+
+    async def members(self, channel: str) -> "MemberList":
+        """Return the clients on a channel as clients get them (see `Hub.members`)."""
+        return await (await self._open()).members(channel)
 
     async def history(self, channel: str, count: int = 50) -> "list[Event]":
         """Return the newest events of a channel (see `Hub.history`)."""

@@ -163,10 +163,10 @@ def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, like ``python FILE``, and the one above its package."""
     _check_file(path)
     path = path.resolve()
-    if path.stem == "millstream":
+    if Path(getattr(sys.modules.get(path.stem), "__file__", None) or path) != path:
         sys.stderr.write(
-            "Warning: Rename millstream.py. Otherwise, `python millstream.py` and other files in the folder import it "
-            "instead of the package.\n"
+            f"Warning: Rename {path.name}. Otherwise, `python {path.name}` and other files in the folder import it "
+            f"instead of the module {path.stem!r}.\n"
         )
     folders = find_import_folders(path)
     package = ".".join(path.parent.relative_to(folders[-1]).parts)  # for relative imports

@@ -492,10 +492,10 @@ class Client:
     async def complete(
         self, argument: str, value: str, *, prompt: str = "", template: str = "", known: Mapping[str, str] | None = None
     ) -> Completion:
-        """Return suggestions for an argument of a prompt or template.
+        """Return suggestions for an argument: ``await client.complete("day", "s", prompt="plan")``.
 
         Args:
-            argument: Name of the argument.
+            argument: Name of the argument of a prompt or template.
             value: Text typed so far.
             prompt: Name of the prompt.
             template: URI of the template, instead of a prompt.

@@ -92,7 +92,7 @@ class Conversation(NotCopyable):
         self.questions: QuestionHandler = questions
         self._incoming = ServerMessages(questions, on_log, on_change, options, observer)
         self.requests: WatchingRequests = WatchingRequests(
-            place=find_server(target, env=options.env, cwd=options.cwd),
+            place=find_server(target, env=options.env, cwd=None if options.cwd is None else str(options.cwd)),
             options=options,
             questions=questions,
             incoming=self._incoming,

@@ -27,7 +27,7 @@ from millstream.hub._channels import (
     owner_of,
 )
 from millstream.hub._delivery import Audience
-from millstream.hub._subscriber import Authorize
+from millstream.hub._subscriber import Action, Authorize
 
 logger = logging.getLogger("millstream.hub")
 
@@ -65,7 +65,7 @@ class AccessRules(Struct, NotCopyable):
         """
         self._rules.append(rule)
 
-    def reaches(self, principal: Principal | None, action: str, channel: str) -> bool:
+    def reaches(self, principal: Principal | None, action: Action, channel: str) -> bool:
         """Return whether the hook and the rules allow a channel that a subscription's pattern matches.
 
         Args:
@@ -168,7 +168,7 @@ class AccessRules(Struct, NotCopyable):
         self._audience.check_room((CLIENT + mailbox,), address, principal)
         return mailbox
 
-    def _allow(self, principal: Principal | None, action: str, channel: str) -> None:
+    def _allow(self, principal: Principal | None, action: Action, channel: str) -> None:
         if self._authorize is not None and not self._authorize(principal, action, channel):
             raise Forbidden(action, channel)
 
@@ -178,7 +178,7 @@ def deny_on_errors(authorize: Authorize) -> Authorize:
     logged: set[type[Exception]] = set()
     """Types of logged errors. Each is logged once, because peers control how often the hook runs."""
 
-    def check(principal: Principal | None, action: str, channel: str) -> bool:
+    def check(principal: Principal | None, action: Action, channel: str) -> bool:
         try:
             return authorize(principal, action, channel.removeprefix(PRESENCE))
         except Exception as exc:

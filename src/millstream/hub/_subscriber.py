@@ -5,6 +5,7 @@ doesn't depend on the number of patterns.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from msgspec import Struct
 
@@ -21,7 +22,8 @@ Encode = Callable[[Event], bytes]
 Subscribers with the same function object share the result, so use a module-level function.
 """
 
-Authorize = Callable[[Principal | None, str, str], bool]
+Action = Literal["publish", "subscribe"]
+Authorize = Callable[[Principal | None, Action, str], bool]
 """``authorize(principal, action, channel)`` returns whether an action, ``publish`` or ``subscribe``, is allowed.
 
 It must not block. If it raises, access is denied. ``$presence.X`` is checked as ``X``. For a subscription with

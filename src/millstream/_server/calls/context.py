@@ -322,6 +322,8 @@ class Context(CallInfo, NotCopyable):
     async def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
     @overload
     async def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
+    @overload
+    async def elicit(self, message: str, answer: object, *, key: str | None = None) -> Any: ...
     @_question
     async def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
         """Ask the user for a value of a type or of a flat schema: ``await ctx.elicit("Where to?", Address)``.
@@ -332,7 +334,7 @@ class Context(CallInfo, NotCopyable):
         Args:
             message: The question, as the user reads it.
             answer: A dataclass, Struct, TypedDict, or pydantic model without nested objects, a single type such as
-                ``str``, ``bool``, an enum, or a ``Literal``, or a JSON Schema of such an object.
+                ``str``, ``bool``, an enum, or a ``Literal``, a list of choices, or a JSON Schema of such an object.
             key: Name of the question, unique within the call. Set it if the order of the questions can differ between
                 two runs of the function. By default, their order identifies them.
 
@@ -444,6 +446,10 @@ class Context(CallInfo, NotCopyable):
 
     # Side effects
 
+    @overload
+    async def once(self, key: str, function: Callable[[], Awaitable[T]], *, store: bool = False) -> T: ...
+    @overload
+    async def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T: ...
     async def once(self, key: str, function: Callable[[], Awaitable[T] | T], *, store: bool = False) -> T:
         """Run a side effect once across the rounds of a call: ``await ctx.once("order", buy)``. Its value must be JSON.
 

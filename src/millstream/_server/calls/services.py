@@ -331,6 +331,9 @@ class Publisher(Protocol):
         """Return the clients on a channel."""
         ...
 
+    async def members(self, channel: str) -> Any:
+        """Return the clients on a channel, and the id of the last presence event that the list includes."""
+
     async def history(self, channel: str, count: int = 50) -> list[Any]:
         """Return the newest events of a channel, oldest first."""
         ...

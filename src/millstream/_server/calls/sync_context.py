@@ -92,6 +92,7 @@ class SyncHub:
     publish: Final = make_blocking(Publisher.publish)
     send: Final = make_blocking(Publisher.send)
     presence: Final = make_blocking(Publisher.presence)
+    members: Final = make_blocking(Publisher.members)
     history: Final = make_blocking(Publisher.history)
 
 
@@ -162,12 +163,14 @@ class SyncContext(CallInfo, NotCopyable):
     def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
     @overload
     def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
+    @overload
+    def elicit(self, message: str, answer: object, *, key: str | None = None) -> Any: ...
     def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
         """Ask the user for a value: ``to = ctx.elicit("Where to?", Address)``. See `Context.elicit` for the details.
 
         Args:
             message: The question, as the user reads it.
-            answer: A flat type, or a JSON Schema of a flat object.
+            answer: A flat type, a list of choices, or a JSON Schema of a flat object.
             key: Name of the question, unique within the call.
 
         Raises:

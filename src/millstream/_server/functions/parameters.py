@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import partial
-from types import GenericAlias, NoneType, UnionType
+from types import BuiltinFunctionType, FunctionType, GenericAlias, NoneType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -272,6 +272,9 @@ def _receive(annotation: Any) -> Any:
         return _write(annotation)
     if kind is type or kind is Callable:
         raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
+    if isinstance(kind, BuiltinFunctionType | FunctionType):
+        instead = "Any, imported from typing" if kind is any else "a type, such as str"
+        raise RegistrationError(f"{kind.__name__} is a function, not a type. Write {instead}")
     if annotation is Self:
         raise TypeError("Self isn't known outside a class. Write the class name")
     if isinstance(kind, type) and issubclass(kind, collections.abc.Mapping) and parts:

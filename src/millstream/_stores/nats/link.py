@@ -183,6 +183,7 @@ class NatsLink:
         """JetStream streams that exist."""
         self._creations = SingleFlight[None]()
         self._recover_task: asyncio.Task[None] | None = None
+        self._last_error: Exception | None = None
         self._offset = 0.0
         self._measured_at = -_CLOCK_EVERY
         self._inbox = ""
@@ -233,7 +234,9 @@ class NatsLink:
                     **options,
                 )
         except CONNECTION_ERRORS as exc:
-            raise LocalError(f"No NATS server responded at {address!r}: {_text(exc)}.") from exc
+            why = str(self._last_error or "").removeprefix("nats: ") or "no response"
+            where = ", ".join(address.servers)
+            raise LocalError(f"No NATS server can be used at {where}: {why}. Start it, or correct its URL.") from exc
         self._inbox = self._client.new_inbox()
         try:
             version = self._client.connected_server_version
@@ -295,6 +298,8 @@ class NatsLink:
             await asyncio.sleep(_PAUSE)
 
     async def _on_error(self, error: Exception) -> None:
+        if not isinstance(self._last_error, nats.errors.Error):  # it says more than the end of the connection
+            self._last_error = error
         if isinstance(error, nats.errors.SlowConsumerError):
             self.outages.notify_all()
 
@@ -385,6 +390,8 @@ class NatsLink:
             if error.get("code") not in _BUSY:
                 raise JetStreamError(error.get("err_code", 0), why)
             await asyncio.sleep(_PAUSE)
+        if isinstance(last, nats.errors.NoRespondersError):
+            why = "JetStream isn't running. Start the NATS server with -js, or with jetstream {} in its file"
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {why or _text(last)}.")
 
     async def _ask(

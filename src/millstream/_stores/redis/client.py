@@ -524,9 +524,13 @@ def _reason(failure: BaseException, address: RedisAddress) -> str:
 
 
 def _unreachable(address: RedisAddress, why: str) -> str:
-    hint = (
-        "If it doesn't use TLS, start the URL with redis"
-        if address.tls
-        else "If it requires TLS, start the URL with rediss"
-    )
+    if not address.tls:
+        hint = "If it requires TLS, start the URL with rediss"
+    elif address.tls.get("ssl_certfile"):
+        hint = "If it doesn't use TLS, start the URL with redis"
+    else:
+        hint = (
+            "If it requires a certificate from its clients, add cert= and key= to the URL, and if it doesn't use TLS, "
+            "start the URL with redis"
+        )
     return f"The store at {address} can't be reached: {why or 'no response'}. Start it, or correct its URL. {hint}."

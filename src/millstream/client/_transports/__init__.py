@@ -14,6 +14,7 @@ from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType, field
@@ -65,7 +66,7 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     """Whether to cache lists and resources for the time that the server allows, up to `max_bytes`."""
     env: Mapping[str, str] = {}
     """Environment variables for a server that the client starts, in addition to `HOME`, `PATH`, and the like."""
-    cwd: str | None = None
+    cwd: str | Path | None = None
     """Working directory of a server that the client starts."""
     stderr: Callable[[str], object] | bool | None = None
     """Handling of a server process's standard error: ``True`` prints it to ours, ``False`` drops it, and a function
