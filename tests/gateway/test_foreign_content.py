@@ -114,14 +114,13 @@ async def test_structured_arrays_of_older_upstreams_are_wrapped_for_older_client
     mcp = Server("front")
     mcp.upstream("odd", stranger({"tools": {}}, replies), start_timeout=WAIT, timeout=WAIT)
     async with asyncio.timeout(WAIT), mcp.running() as running:
-        for revision, wanted in {
-            "2025-06-18": {"result": [1, {"a": 2}]}, "2025-11-25": {"result": [1, {"a": 2}]}, "2026-07-28": [1, {"a": 2}],
-        }.items():  # fmt: skip
+        for revision in ("2025-06-18", "2025-11-25", "2026-07-28"):
             pipe = MemoryPipe(running.dispatcher)
             if BY_DATE[revision].handshake:
                 about = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
                 await ask(pipe, revision, "initialize", about)
             called = await ask(pipe, revision, "tools/call", {"name": "odd_t"})
             assert called["content"] == [GOOD], revision
-            assert called["structuredContent"] == wanted, revision
+            value = called["structuredContent"]
+            assert (value["result"] if BY_DATE[revision].handshake else value) == [1, {"a": 2}], revision
             await pipe.close()
