@@ -7,6 +7,7 @@ import pytest
 
 from agent_world import Answer, ScriptedModel, collect, delta, event, model, of, says
 from cases import for_each
+from gateway.strangers import Json, stranger
 from millstream import Server, ToolAnnotations
 from millstream.agent import Agent, ModelError, ModelRequest, ModelResponse, ModelServerError, TextDelta, ToolEnd
 
@@ -334,3 +335,49 @@ async def test_text_before_calls_is_complete() -> None:
     pieces = [delta({"content": "<think>Add.</think>I'll use <"}), call(), END, DONE]
     found = await reply(*pieces)
     assert (found.text, [each.name for each in found.tool_calls]) == ("I'll use <", ["add"])
+
+
+TITLED: Json = {"type": "object", "properties": {"kind": {"const": "title"}, "title": {"type": "string"}}}
+NUMBERED: Json = {"type": "object", "properties": {"kind": {"const": "isbn"}, "isbn": {"type": "string"}}}
+EITHER: Json = {"kind": {"anyOf": [{"const": "title"}, {"const": "isbn"}]}}
+COMBINED: list[tuple[Json, Json, list[str]]] = [
+    (
+        {"properties": {"a": {}, "b": {}}, "required": ["a"], "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"a": {}, "b": {}},
+        ["a"],
+    ),
+    (
+        {"oneOf": [{**TITLED, "required": ["kind", "title"]}, {**NUMBERED, "required": ["kind", "isbn"]}]},
+        {**EITHER, "title": {"type": "string"}, "isbn": {"type": "string"}},
+        [],
+    ),
+    (
+        {"allOf": [{"$ref": "#/$defs/N"}, {"properties": {"copies": {"type": "integer"}}, "required": ["copies"]}],
+         "$defs": {"N": {**NUMBERED, "required": ["isbn"], "anyOf": [TITLED, {"$ref": "#/$defs/N"}]}}},
+        {"kind": {"anyOf": [{"const": "isbn"}, {"const": "title"}]}, "isbn": {"type": "string"},
+         "copies": {"type": "integer"}, "title": {"type": "string"}},
+        ["isbn", "copies"],
+    ),
+    (
+        {"properties": {"kind": {"type": "string"}}, "oneOf": [TITLED, True]},
+        {"kind": {"type": "string"}, "title": {"type": "string"}},
+        [],
+    ),
+]  # fmt: skip
+
+
+@for_each("combined", COMBINED)
+async def test_combinations_at_the_top_level_of_a_schema_are_flattened(
+    combined: tuple[Json, Json, list[str]],
+) -> None:
+    schema, properties, required = combined
+    tools = [{"name": "find", "inputSchema": {"type": "object", **schema}}]
+    server = stranger({"tools": {}}, {"tools/list": {"result": {"tools": tools}}})
+    with ScriptedModel(says("Hello.")) as api:
+        async with Agent(model(api), [server]) as agent:
+            await collect(agent.say("Hello?"))
+    (sent,) = api.requests[0].body["tools"]
+    parameters = sent["function"]["parameters"]
+    assert parameters["type"] == "object"
+    assert parameters["properties"] == properties
+    assert sorted(parameters["required"]) == sorted(required)

@@ -1,4 +1,7 @@
 import asyncio
+import logging
+
+import pytest
 
 from behavior.combinations import Combination, in_combinations
 from behavior.conftest import Connect
@@ -30,6 +33,20 @@ async def test_canceled_calls_stop_without_a_response(connect: Connect, combinat
     await journal_has(client, key, "cancelled")
     assert (await client.call("text")).text == "plain"
     assert not client._waiting[sent][1].done()
+
+
+@in_combinations("explicit cancel", over=("memory",))
+async def test_reason_of_a_cancellation_is_logged(
+    connect: Connect, combination: Combination, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MCP 2025-11-25, basic/utilities/cancellation: "Both parties SHOULD log cancellation reasons for debugging"."""
+    client = await connect(combination)
+    key = f"reason {combination}"
+    sent = await start_waiting(client, "waits", key)
+    with caplog.at_level(logging.DEBUG, "millstream"):
+        await client.notify("notifications/cancelled", {"requestId": sent, "reason": "Ada pressed Escape."})
+        await journal_has(client, key, "cancelled")
+    assert "The client canceled tools/call: Ada pressed Escape." in caplog.messages
 
 
 @in_combinations("explicit cancel", over=("memory",))

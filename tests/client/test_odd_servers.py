@@ -472,6 +472,23 @@ async def test_cookies_without_a_session_are_dropped() -> None:
     assert not any("cookie" in each.headers for each in server.requests)
 
 
+@for_each("status", ["400 Bad Request", "404 Not Found", "500 Internal Server Error", "503 Service Unavailable"])
+async def test_rejected_messages_of_an_event_stream_are_the_reason(status: str) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.verb == "GET":
+            await asked.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            await asked.chunk(b"event: endpoint\ndata: /messages\n\n")
+            await asyncio.get_running_loop().create_future()
+        await asked.reply(b"", status=status if asked.path == "/messages" else "405 Method Not Allowed")
+
+    async with misbehaving(behave) as server:
+        with pytest.raises(ClientError, match=f"status {status[:3]}"):
+            async with Client(server.url.replace("/mcp", "/sse"), timeout=WAIT):
+                pass
+
+
 async def test_event_stream_cookies_are_sent_with_messages() -> None:
     streams: list[ReceivedRequest] = []
 

@@ -104,3 +104,23 @@ async def test_middleware_sees_the_rest_of_a_result() -> None:
     async with asyncio.timeout(WAIT), mcp.running(), Client(mcp) as client:
         assert (await client.call("odd_t")).text == "t\ngood"
     assert look.seen == ["t", "good"]
+
+
+@for_each("output", [None, {"type": "array"}])
+async def test_structured_arrays_of_older_upstreams_are_wrapped_for_older_clients(output: Json | None) -> None:
+    tool: Json = {"name": "t", "inputSchema": {"type": "object"}} | ({} if output is None else {"outputSchema": output})
+    result = {"content": [GOOD], "structuredContent": [1, {"a": 2}]}  # as finite-sample/rmcp#14 reports it
+    replies = {"tools/list": {"result": {"tools": [tool]}}, "tools/call": {"result": result}}
+    mcp = Server("front")
+    mcp.upstream("odd", stranger({"tools": {}}, replies), start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running() as running:
+        for revision in ("2025-06-18", "2025-11-25", "2026-07-28"):
+            pipe = MemoryPipe(running.dispatcher)
+            if BY_DATE[revision].handshake:
+                about = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
+                await ask(pipe, revision, "initialize", about)
+            called = await ask(pipe, revision, "tools/call", {"name": "odd_t"})
+            assert called["content"] == [GOOD], revision
+            value = called["structuredContent"]
+            assert (value["result"] if BY_DATE[revision].handshake else value) == [1, {"a": 2}], revision
+            await pipe.close()

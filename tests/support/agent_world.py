@@ -195,6 +195,10 @@ def problem_of(body: dict[str, Any]) -> str:
     for tool in body.get("tools", []):
         if not NAME.fullmatch(tool["function"]["name"]) or tool["function"]["parameters"].get("type") != "object":
             return f"invalid tool {tool['function']['name']}"
+        if {"allOf", "anyOf", "oneOf"} & tool["function"][
+            "parameters"
+        ].keys():  # as Claude's API (anthropics/claude-code#58841)
+            return "input_schema does not support oneOf, allOf, or anyOf at the top level"
     return problem_of_messages(body["messages"])
 
 

@@ -4,6 +4,7 @@ Transports use this module instead of the call itself, because a call can run on
 received the message. The number and size of calls are limited, and one caller can use half of each limit.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
@@ -19,6 +20,8 @@ from millstream._server.calls.pending_questions import PendingQuestions, owner_w
 from millstream._server.calls.services import Services
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
 from millstream._tasks import CancelReason
+
+logger = logging.getLogger("millstream")
 
 LIGHT = 16 * 1024
 """Requests smaller than this count as calls, but their bytes aren't counted."""
@@ -174,6 +177,8 @@ class Control:
         call = self.by_id.get((scope, request_id))
         if call is None:
             return False
+        if reason:
+            logger.debug("The client canceled %s: %s", call.method, reason)
         call.cancel(CancelReason(reason))
         return True
 

@@ -33,6 +33,8 @@ from millstream.protocol import (
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST = 64
+_COMBINATIONS = ("allOf", "anyOf", "oneOf")
+"""Keywords at the top level of a schema for which APIs reject all tools."""
 
 
 class AgentTool(Struct, frozen=True, eq=False):
@@ -71,10 +73,36 @@ def fit(name: str) -> str:
 def _spec(tool: AgentTool) -> Json:
     described = tool.description
     # APIs reject all tools for one odd schema, and some reject tools without `properties`.
-    parameters: Json = {"type": "object", "properties": {}, **repair_schema(described.input_schema)}
+    parameters: Json = {"type": "object", "properties": {}, **_flatten(repair_schema(described.input_schema))}
     parameters.pop("$schema", None)
     about = described.description or described.title or described.name
     return {"type": "function", "function": {"name": tool.name, "description": about, "parameters": parameters}}
+
+
+def _flatten(schema: Json) -> Json:
+    """Return a schema without combinations at the top level. The server checks what they require."""
+    if not schema.keys() & {*_COMBINATIONS}:
+        return schema
+    found: dict[str, list[Any]] = {}
+    required: dict[str, None] = {}
+    parts, seen = [(schema, True)], {id(schema)}
+    for part, is_certain in parts:  # grows
+        target = members(schema.get("$defs")).get(part.get("$ref", "").removeprefix("#/$defs/"))
+        combined = [(each, key == "allOf") for key in _COMBINATIONS for each in part.get(key, ())]
+        for each, is_all in [(target, True), *combined]:
+            if is_object(each) and id(each) not in seen:
+                seen.add(id(each))
+                parts.append((each, is_certain and is_all))
+        for name, value in members(part.get("properties")).items():
+            known = found.setdefault(name, [])
+            if value not in known:
+                known.append(value)
+        if is_certain:
+            required |= dict.fromkeys(part.get("required", ()))
+    own = members(schema.get("properties"))
+    properties = {name: each[0] if name in own or len(each) == 1 else {"anyOf": each} for name, each in found.items()}
+    rest = {key: value for key, value in schema.items() if key not in _COMBINATIONS}
+    return {**rest, "properties": properties, "required": [*required]}
 
 
 _SHOWN = 200

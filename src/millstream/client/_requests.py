@@ -521,8 +521,9 @@ class Requests(Confidential, Struct, kw_only=True):
         except AccessDenied:
             raise
         except ClientError as other:
-            # Without a status, there is an event stream, but it can't be used.
-            raise (other if sse or (isinstance(other, NotMcp) and not other.status) else why) from None
+            # Without a status or with another error, there is an event stream, but it can't be used.
+            has_no_stream = isinstance(other, NotMcp) and other.status
+            raise (why if has_no_stream and not sse else other) from None
 
     def _new_transport(self, *, sse: bool) -> Transport:
         place, options, incoming = self.place, self.options, self.incoming

@@ -108,6 +108,8 @@ def _with_view(description: Description, names: Names) -> Description:
 
 _LEGACY_VIEW_KEY = "ui/resourceUri"
 """Member of `_meta` that older hosts read."""
+_ARRAY = b'"structuredContent":['
+"""The part of a result that handshake clients reject, although some handshake servers send it."""
 
 
 async def _ask(call: Call, upstream: McpUpstream, params: Json) -> bytes:
@@ -222,7 +224,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         upstream, revision = self.upstream, call.revision
         try:
             members, call.meta = split_result(value, "content", upstream.link_uri if upstream.names.prefix else None)
-            if holds_less(revision, upstream.revision):
+            if holds_less(revision, upstream.revision) or (_ARRAY in members and revision.structured == "object"):
                 value = _value_in(members) if self.wraps else None
                 # A value in an object was wrapped already, as for a call of an older revision.
                 wraps = self.wraps and not (is_object(value) and [*value] == ["result"])
