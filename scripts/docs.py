@@ -5,7 +5,8 @@ region: server`` to ``# endregion``, or the same after ``//``), or a file alone 
 blocks. The tests fail if they differ.
 
 A table follows a line such as ``<!-- table: limits -->``, a function of `tests/support/route_tables.py`. The
-rows come from running servers, and ``make docs`` updates them, too.
+rows come from running servers, and ``make docs`` updates them, too. After ``<!-- options: upstreams -->``, names,
+types, and defaults come from the code, by `tests/support/option_tables.py`.
 """
 
 import asyncio
@@ -96,9 +97,11 @@ def main() -> int:
     """Write the blocks and tables. Return 1 if a link is broken."""
     logging.disable()  # warnings about settings that nobody would use
     broken, tables = 0, asyncio.run(make_tables())
+    from option_tables import with_options  # noqa: PLC0415  like the tables above
+
     for page in documents():
         text = page.read_text("utf-8")
-        if (new := with_tables(filled(text), tables)) != text:
+        if (new := with_options(with_tables(filled(text), tables))) != text:
             page.write_text(new, "utf-8")
             print(f"wrote {page.relative_to(ROOT)}")
         for target in broken_links(page):

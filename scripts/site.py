@@ -52,6 +52,8 @@ LINE = re.compile(
 OUTWARD = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?!https?:|#|mailto:)[^)#\s]+)(?:#[^)]*)?\)")
 REGION = re.compile(r"^# region: (?P<name>\S+)\n(?P<code>.*?)^# endregion", re.MULTILINE | re.DOTALL)
 
+ROW = re.compile(r"(?<=<tr>\n)<td><code>(?P<name>-?-?[\w.-]+)</code>")
+
 Nav = list[Any]
 
 
@@ -205,6 +207,21 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return match[0] if target.resolve().is_relative_to(DOCS) else match["text"]
 
     return OUTWARD.sub(plain, markdown)
+
+
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """Give each row of the reference that begins with a name an address: ``reference/gateway/#isolation``."""
+    if not page.file.src_uri.startswith("reference/"):
+        return html
+    taken = set(re.findall(r'id="([^"]*)"', html))
+
+    def mark(match: re.Match[str]) -> str:
+        name, section = match["name"], re.findall(r'<h[23] id="([^"]*)"', html[: match.start()])
+        place = next((each for each in (name, f"{section[-1] if section else ''}-{name}") if each not in taken), "")
+        taken.add(place)
+        return f'<td id="{place}"><a class="row" href="#{place}"><code>{name}</code></a>' if place else match[0]
+
+    return ROW.sub(mark, html)
 
 
 def on_post_page(output: str, **_: Any) -> str:

@@ -119,6 +119,18 @@ def test_links_lead_to_pages_and_headings(pages: dict[str, Links]) -> None:
     assert broken == []
 
 
+def test_options_in_the_reference_have_an_address_of_their_own(pages: dict[str, Links]) -> None:
+    for page, names in {
+        "gateway": {"isolation", "refresh_seconds", "allow", "sets-limit"},
+        "server": {"lifespan", "coerce", "task_ttl"},
+        "client": {"elicit", "max_bytes"},
+        "settings": {"max_calls"},
+    }.items():
+        links = pages[f"reference/{page}/index.html"]
+        assert names - links.anchors == set()
+        assert {f"#{name}" for name in names} - set(links.linked) == set()
+
+
 def test_search_finds_pages_and_names(site: Path) -> None:
     places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
     assert {"tutorial/", "modules/millstream/#millstream.Server"} <= places
