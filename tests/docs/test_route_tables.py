@@ -11,8 +11,8 @@ pytestmark = pytest.mark.check
 
 PAGES = {
     "features": ["reference/features.md"],
-    "limits": ["guides/rate-limits-and-quotas.md"],
-    "public-paths": ["reference/routes.md", "security.md"],
+    "limits": ["reference/limits.md"],
+    "public-paths": ["reference/routes.md"],
 }
 ALL_TABLES = {**TABLES, "features": features_table}
 NOT_COUNTED = (
