@@ -36,6 +36,7 @@ from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
 from millstream.client import Options
 from millstream.client import _errors as errors
+from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
@@ -204,6 +205,11 @@ def test_new_options_get_a_row_without_a_sentence_and_removed_ones_lose_theirs()
     text = f"<!-- options: groups -->\n\n{HEAD}| `gone` | text | empty | x |\n"
     assert "| `allow` | list of strings | empty |  |\n" in with_options(text)
     assert "gone" not in with_options(text)
+
+
+def test_shown_options_of_a_gateway_can_be_loaded() -> None:
+    config = load_file(ROOT / "examples" / "recipes" / "options.toml", environ={"WIKI_TOKEN": "secret"})
+    assert {each.name for each in config.upstreams} == {"files", "wiki", "shop"}
 
 
 def test_credentials_are_listed_with_their_options() -> None:

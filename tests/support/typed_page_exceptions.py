@@ -437,7 +437,7 @@ PAGES = {
     ),
     "docs/recipes/nginx.md": Page(needs="nginx"),
     "docs/recipes/rest-api.md": Page(
-        places={"tool\tcopies": "…tool\tcopies", '{"result":"Ordered': '…{"result":"Ordered'},
+        places={'{"result":"Ordered': '…{"result":"Ordered'},
     ),
     "docs/recipes/team-gateway.md": Page(
         files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
