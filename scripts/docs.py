@@ -6,7 +6,7 @@ blocks. The tests fail if they differ.
 
 A table follows a line such as ``<!-- table: limits -->``, a function of `tests/support/route_tables.py` or
 `feature_table.py`. The rows come from running servers, and from the revisions in which tests run. After ``<!-- options:
-upstreams -->``, names, types, and defaults come from the code, by `tests/support/option_tables.py`. ``make docs``
+upstreams -->``, names, types, and defaults come from the code, by `scripts/option_tables.py`. ``make docs``
 updates all of them.
 """
 
@@ -99,7 +99,7 @@ def main() -> int:
     """Write the blocks and tables. Return 1 if a link is broken."""
     logging.disable()  # warnings about settings that nobody would use
     broken, tables = 0, asyncio.run(make_tables())
-    from option_tables import with_options  # noqa: PLC0415  like the tables above
+    from scripts.option_tables import with_options  # noqa: PLC0415  like the tables above
 
     for page in documents():
         text = page.read_text("utf-8")

@@ -40,9 +40,9 @@ from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
-from option_tables import HEAD, with_options, written
-from option_tables import TABLE as OPTIONS
-from option_tables import TABLES as OPTION_TABLES
+from scripts.option_tables import HEAD, with_options, written
+from scripts.option_tables import TABLE as OPTIONS
+from scripts.option_tables import TABLES as OPTION_TABLES
 from problem_kinds import KINDS
 from scripts.docs import ROOT
 
