@@ -4,8 +4,10 @@ A block of code follows a line such as ``<!-- examples/greet.py#server -->``, wh
 region: server`` to ``# endregion``, or the same after ``//``), or a file alone for all of it. ``make docs`` updates the
 blocks. The tests fail if they differ.
 
-A table follows a line such as ``<!-- table: limits -->``, a function of `tests/support/route_tables.py`. The
-rows come from running servers, and ``make docs`` updates them, too.
+A table follows a line such as ``<!-- table: limits -->``, a function of `tests/support/route_tables.py` or
+`feature_table.py`. The rows come from running servers, and from the revisions in which tests run. After ``<!-- options:
+upstreams -->``, names, types, and defaults come from the code, by `scripts/option_tables.py`. ``make docs``
+updates all of them.
 """
 
 import asyncio
@@ -80,10 +82,11 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 async def make_tables() -> dict[str, str]:
     """Return every table by name."""
-    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests")]
+    from feature_table import features_table  # noqa: PLC0415  it imports tests
     from route_tables import TABLES  # noqa: PLC0415  it starts servers, which the tests of other pages don't need
 
-    return {name: await make() for name, make in TABLES.items()}
+    return {name: await make() for name, make in TABLES.items()} | {"features": await features_table()}
 
 
 def broken_links(page: Path) -> list[str]:
@@ -96,9 +99,11 @@ def main() -> int:
     """Write the blocks and tables. Return 1 if a link is broken."""
     logging.disable()  # warnings about settings that nobody would use
     broken, tables = 0, asyncio.run(make_tables())
+    from scripts.option_tables import with_options  # noqa: PLC0415  like the tables above
+
     for page in documents():
         text = page.read_text("utf-8")
-        if (new := with_tables(filled(text), tables)) != text:
+        if (new := with_options(with_tables(filled(text), tables))) != text:
             page.write_text(new, "utf-8")
             print(f"wrote {page.relative_to(ROOT)}")
         for target in broken_links(page):

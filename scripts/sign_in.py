@@ -1,6 +1,6 @@
 """Sign in with every client, at every issuer, at every address: ``sign_in.py [--only ISSUER] [--write]``.
 
-Each cell of the table in docs/reference/sign-in-matrix.md is one sign-in: a third-party client registers and opens the
+Each cell of the table in docs/reference/tested.md is one sign-in: a third-party client registers and opens the
 issuer's page, a person fills in the forms, and the client calls a tool. The script fails if a cell differs from the
 page; with ``--write``, it writes the page.
 """
@@ -31,7 +31,7 @@ from person import deliver, visit  # noqa: E402  a helper of the tests
 from millstream import Client, auth  # noqa: E402
 from millstream.client import MemoryTokenStore, OAuth, Options  # noqa: E402
 
-PAGE = ROOT / "docs" / "reference" / "sign-in-matrix.md"
+PAGE = ROOT / "docs" / "reference" / "tested.md"
 PASSWORD = "correct horse"  # noqa: S105  of a server that lasts a minute
 ADDRESSES = ("/mcp", "/mcp/", "/sse", "/mcp/readers")
 """Addresses of the server. The last one is that of a set."""
@@ -288,11 +288,11 @@ def table(only: str) -> str:
                 shown = [each if each == "yes" else f"no ({notes.setdefault(each, len(notes) + 1)})" for each in cells]
                 rows.append(f"| {client} ({made()}) | {' | '.join(shown)} |")
         head = " | ".join(f"`{path}`" for path in paths)
-        lines = [f"## {issuer} ({which()})", "", setup, "", f"| | {head} |", "|---|" + "---|" * len(paths), *rows, ""]
+        lines = [f"### {issuer} ({which()})", "", setup, "", f"| | {head} |", "|---|" + "---|" * len(paths), *rows, ""]
         texts.append("\n".join(lines))
     if notes:
         texts.append(
-            "## What people see\n\n" + "\n".join(f"{number}. `{text}`" for text, number in notes.items()) + "\n"
+            "### What people see\n\n" + "\n".join(f"{number}. `{text}`" for text, number in notes.items()) + "\n"
         )
     return "\n".join(texts)
 

@@ -1,8 +1,9 @@
 """Hooks of MkDocs for building the site (mkdocs.yml names this file).
 
 The navigation is docs/index.md: its headings are tabs, its bold lines are groups, and its lists are pages. Pages that
-it doesn't link yet are at the end of their folder's tab, so every page can be reached. Each public module gets a page
-with its docstrings. The look of the site is docs/theme, with the fonts, colors, and mark of the product's pages.
+it doesn't link yet are at the end of their folder's tab, so every page can be reached. Pages for contributors aren't in
+the navigation and the search: docs/contributing/index.md links them. Each public package gets a page with its
+docstrings. The look of the site is docs/theme, with the fonts, colors, and mark of the product's pages.
 """
 
 import os
@@ -36,11 +37,11 @@ TABS = {
     "guides": ("Guides", ""),
     "coming-from": ("Guides", ""),
     "reference": ("Reference", ""),
-    "explanation": ("Explanation", ""),
-    "decisions": ("Contributing", "Decisions"),
-    "contributing": ("Contributing", ""),
+    "explanation": ("Understand", ""),
+    "recipes": ("Recipes", ""),
 }
 """Folder of a page that docs/index.md doesn't link -> the tab and group for it."""
+FOR_CONTRIBUTORS = ("architecture.md", "contributing/", "decisions/", "design.md")
 MODULE_TAB = "Modules"
 DEMO = TemporaryDirectory(prefix="millstream-site-")
 """The inspector with a recorded session, written by scripts/demo.py in the environment of Millstream."""
@@ -50,6 +51,8 @@ LINE = re.compile(
 )
 OUTWARD = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?!https?:|#|mailto:)[^)#\s]+)(?:#[^)]*)?\)")
 REGION = re.compile(r"^# region: (?P<name>\S+)\n(?P<code>.*?)^# endregion", re.MULTILINE | re.DOTALL)
+
+ROW = re.compile(r"(?<=<tr>\n)<td><code>(?P<name>-?-?[\w.-]+)</code>")
 
 Nav = list[Any]
 
@@ -75,7 +78,7 @@ def navigation(index: str, pages: list[str]) -> Nav:
             linked.add(match["page"])
     groups: dict[tuple[str, str], Nav] = {}
     for page in sorted(set(pages) - linked):
-        tab, group = TABS.get(page.split("/")[0], ("Explanation", ""))
+        tab, group = TABS.get(page.split("/")[0], ("Understand", ""))
         there = tabs.setdefault(tab, [])
         if group:
             if (tab, group) not in groups:
@@ -97,9 +100,12 @@ def public_modules() -> list[str]:
     return sorted(found)
 
 
-def modules() -> dict[str, str]:
-    """Page -> module."""
-    return {f"modules/{name}.md": name for name in public_modules()}
+def modules() -> dict[str, list[str]]:
+    """Page -> modules. All modules of a package are on one page."""
+    found: dict[str, list[str]] = {}
+    for name in public_modules():
+        found.setdefault(f"modules/{'.'.join(name.split('.')[:2])}.md", []).append(name)
+    return found
 
 
 def on_config(config: Any) -> Any:
@@ -107,15 +113,17 @@ def on_config(config: Any) -> Any:
     if not MERMAID.exists():
         raise PluginError("The library of the diagrams isn't installed. Run `make docs-site`, which installs it.")
     pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
-    nav = navigation((DOCS / "index.md").read_text("utf-8"), pages)
-    config.nav = [*nav, {MODULE_TAB: [{name: page} for page, name in modules().items()]}]
+    for_users = [page for page in pages if not page.startswith(FOR_CONTRIBUTORS)]
+    nav = navigation((DOCS / "index.md").read_text("utf-8"), for_users)
+    config.nav = [*nav, {MODULE_TAB: [{Path(page).stem: page} for page in modules()]}]
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the modules, our fonts and colors, the library of the diagrams, and the inspector."""
-    for page, name in modules().items():
-        files.append(File.generated(config, page, content=f"# `{name}`\n\n::: {name}\n"))
+    for page, (first, *more) in modules().items():
+        below = "".join(f"\n## `{name}`\n\n::: {name}\n    options:\n      heading_level: 3\n" for name in more)
+        files.append(File.generated(config, page, content=f"# `{first}`\n\n::: {first}\n{below}"))
     chunks = {f"mermaid/{path.relative_to(MERMAID)}": path for path in MERMAID.glob("chunks/mermaid.esm.min/*.mjs")}
     demo = {f"demo/{path.relative_to(DEMO.name).as_posix()}": path for path in record_demo()}
     for place, path in (OUR_ASSETS | chunks | demo).items():
@@ -183,6 +191,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     source = page.file.src_uri
     words, weight = found_by(source)
     page.meta |= {"tags": words, "search": {"boost": weight}}
+    if source.startswith(FOR_CONTRIBUTORS):
+        page.meta |= {"search": {"exclude": True}, "hide": ["navigation"]}
     if source == "index.md":
         page.meta |= {"template": "home.html", "hide": ["navigation", "toc"], "title": "Millstream"}
         page.meta["search"] = {"exclude": True}
@@ -197,6 +207,21 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return match[0] if target.resolve().is_relative_to(DOCS) else match["text"]
 
     return OUTWARD.sub(plain, markdown)
+
+
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """Give each row of the reference that begins with a name an address: ``reference/gateway/#isolation``."""
+    if not page.file.src_uri.startswith("reference/"):
+        return html
+    taken = set(re.findall(r'id="([^"]*)"', html))
+
+    def mark(match: re.Match[str]) -> str:
+        name, section = match["name"], re.findall(r'<h[23] id="([^"]*)"', html[: match.start()])
+        place = next((each for each in (name, f"{section[-1] if section else ''}-{name}") if each not in taken), "")
+        taken.add(place)
+        return f'<td id="{place}"><a class="row" href="#{place}"><code>{name}</code></a>' if place else match[0]
+
+    return ROW.sub(mark, html)
 
 
 def on_post_page(output: str, **_: Any) -> str:

@@ -10,6 +10,7 @@ Streamable HTTP in both eras, and the same result for one call. Parts of tool sc
 import asyncio
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,30 +34,15 @@ from tests.support.client_restrictions import refused
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".adopt"
-PAGE = ROOT / "docs" / "reference" / "adopted-servers.md"
+PAGE = ROOT / "docs" / "reference" / "tested.md"
 WAIT = 120.0
 ERAS = ("2025-11-25", "2026-07-28")
 LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
 VOLATILE = ("_meta", "resultType", "ttlMs", "cacheScope")
 """Members of results in which revisions differ."""
 
-PAGE_HEAD = """# Published servers
-
-`make adopt` installs these servers from PyPI and runs them unchanged behind Millstream. Each server's command is an \
-upstream. If the package has a server object, `millstream run program.py` also serves that. For both, `make adopt` \
-checks that the lists over Streamable HTTP, with one revision of each era, are identical to the lists on stdio, and \
-calls one tool. Without an account or network, some tools return their own errors.
-
-To try one of them, let `uvx` fetch it:
-
-```text
-$ millstream list -- uvx mcp-server-time
-$ millstream call get_current_time timezone=Europe/Berlin -- uvx mcp-server-time
-```
-
-| package | library | tools | resources | prompts | as a command | its object |
-|---|---|---|---|---|---|---|
-"""
+ROWS = re.compile(r"(?<=<!-- The rows are written by make adopt. -->\n\n)((?:\|.*\n){2})(?:\|.*\n)*")
+"""The table of published servers on the page, with its two lines of header."""
 
 
 class Call(Struct):
@@ -308,7 +294,8 @@ async def main(words: Sequence[str]) -> int:
         print(" | ".join(each[:300] for each in row), flush=True)
     print(f"{len(rows)} servers, {failed} failures")
     if not words and not failed:
-        PAGE.write_text(PAGE_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows), "utf-8")
+        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        PAGE.write_text(ROWS.sub(lambda match: match[1] + table, PAGE.read_text("utf-8")), "utf-8")
     return 1 if failed else 0
 
 

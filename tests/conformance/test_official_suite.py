@@ -48,7 +48,7 @@ _OF_SEVERAL = {
 REFUSED = {"workers": _OF_SEVERAL, "nginx": _OF_SEVERAL}
 """Expected warnings: with several workers, a call can't add a tool or prompt to all of them."""
 AT_ONCE = 3
-PAGE = ROOT / "docs" / "reference" / "conformance.md"
+PAGE = ROOT / "docs" / "reference" / "tested.md"
 
 
 @contextmanager

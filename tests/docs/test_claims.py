@@ -15,7 +15,7 @@ from tests.support.cases import for_each
 
 pytestmark = pytest.mark.check
 
-PAGES = ["docs/security.md", "README.md", "docs/comparison.md", "docs/reliability.md"]
+PAGES = ["docs/security.md", "README.md", "docs/comparison.md", "docs/reliability.md", "docs/explanation/gateway.md"]
 # Sections of links and of advice to the reader.
 WITHOUT_CLAIMS = ("Where next", "What's left to you")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.check
 PAGES = list(documents())
 COPIED = {"python", "apache", "nginx", "json", "js", "toml", "yaml", "ini"}
 FREE = {"", "text", "mermaid"}
-TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/guides/.*")
+TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/(?:guides|recipes)/.*")
 """The pages whose commands test_typed_pages.py types."""
 COMMANDS = {
     "millstream run examples/bookshop.py": "tests/cli/test_run.py",

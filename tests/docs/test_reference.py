@@ -1,13 +1,11 @@
 import inspect
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, get_args
 
 import msgspec
 import pytest
-from msgspec import Struct
-from msgspec.structs import FieldInfo, fields
+from msgspec.structs import fields
 
 from cases import for_each
 from command_line import commands, long_options
@@ -38,21 +36,13 @@ from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
 from millstream.client import Options
 from millstream.client import _errors as errors
-from millstream.gateway import (
-    ApprovalPolicy,
-    GroupPolicy,
-    OpenApi,
-    PromptPolicy,
-    ResourcePolicy,
-    SetConfig,
-    ToolPolicy,
-    UpstreamPolicy,
-)
-from millstream.gateway._config import upstream_options
-from millstream.gateway._config_values import GatewayConfig, options_of
+from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
+from scripts.option_tables import HEAD, with_options, written
+from scripts.option_tables import TABLE as OPTIONS
+from scripts.option_tables import TABLES as OPTION_TABLES
 from problem_kinds import KINDS
 from scripts.docs import ROOT
 
@@ -69,17 +59,6 @@ def rows(page: str) -> dict[str, list[str]]:
         if line.startswith("| `"):
             found[cells[0].split("`")[1]] = cells
     return found
-
-
-def written(value: Any) -> str:
-    """Return a default in the form of the page."""
-    if value in ((), ""):
-        return "empty"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, tuple):
-        return f"`{','.join(value)}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def test_settings_are_listed_with_defaults() -> None:
@@ -201,7 +180,7 @@ def test_hub_methods_are_listed(name: str) -> None:
 
 
 def test_every_advisory_test_is_listed() -> None:
-    text = (ROOT / "docs" / "security" / "advisories.md").read_text("utf-8")
+    text = (REFERENCE / "tested.md").read_text("utf-8").partition("## Published vulnerabilities\n")[2]
     files = {path.name for path in (ROOT / "tests" / "security").glob("test_adv_*.py")}
     assert set(re.findall(r"`(test_adv_\w+\.py)`", text)) == files
     intro = text.partition("\n| ")[0]
@@ -209,43 +188,32 @@ def test_every_advisory_test_is_listed() -> None:
     assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))
 
 
-def test_gateway_options_are_listed_with_defaults() -> None:
-    kinds: dict[str, Iterable[FieldInfo]] = {
-        "Top-level options": options_of(GatewayConfig).values(),
-        "Upstreams": upstream_options().values(),
-        "APIs": fields(OpenApi),
-        "Policies": [each for each in fields(UpstreamPolicy) if each.name != "shared"],
-        "Groups": fields(GroupPolicy),
-        "Approvals": fields(ApprovalPolicy),
-        "Tools": own(ToolPolicy),
-        "Prompts": own(PromptPolicy),
-        "Resources": own(ResourcePolicy),
-        "Sets": [each for each in fields(SetConfig) if each.name != "name"],
-    }
+@for_each("page", ["client", "gateway", "server"])
+def test_options_have_their_names_types_defaults_and_a_sentence(page: str) -> None:
+    text = (REFERENCE / f"{page}.md").read_text("utf-8")
+    assert with_options(text) == text, "Run: make docs"
+    for match in OPTIONS.finditer(text):
+        assert re.findall(r"^\| `(\w+)` \|.*\|  \|$", match["body"], re.MULTILINE) == [], match["name"]
+
+
+def test_every_table_of_options_is_on_a_page() -> None:
+    texts = "".join(path.read_text("utf-8") for path in REFERENCE.glob("*.md"))
+    assert {match["name"] for match in OPTIONS.finditer(texts)} == set(OPTION_TABLES)
+
+
+def test_new_options_get_a_row_without_a_sentence_and_removed_ones_lose_theirs() -> None:
+    text = f"<!-- options: groups -->\n\n{HEAD}| `gone` | text | empty | x |\n"
+    assert "| `allow` | list of strings | empty |  |\n" in with_options(text)
+    assert "gone" not in with_options(text)
+
+
+def test_shown_options_of_a_gateway_can_be_loaded() -> None:
+    config = load_file(ROOT / "examples" / "recipes" / "options.toml", environ={"WIKI_TOKEN": "secret"})
+    assert {each.name for each in config.upstreams} == {"files", "wiki", "shop"}
+
+
+def test_credentials_are_listed_with_their_options() -> None:
     text = (REFERENCE / "gateway.md").read_text("utf-8")
-    for title, options in kinds.items():
-        section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-        listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE))
-        assert listed == {each.name: shown_default(each) for each in options}, title
     for kind in get_args(Credentials):
         names = ", ".join(f"`{each.name}`" for each in fields(kind) if each.name != "text")
         assert f"| `{kind.__struct_config__.tag}` | {names} |" in text
-
-
-def own(kind: type[Struct]) -> list[FieldInfo]:
-    """Return the options that the policy of an upstream doesn't have."""
-    return [each for each in fields(kind) if each.name not in UpstreamPolicy.__struct_fields__]
-
-
-def shown_default(option: FieldInfo) -> str:
-    """Return a Struct's default in the form of the page."""
-    if option.required:
-        return "required"
-    if option.name == "prefix":  # None
-        return "the name"
-    if option.name == "cwd":  # in Python, None
-        return "the folder of the file"
-    default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default
-    if default and isinstance(default, tuple):
-        return f"`{json.dumps(default)}`"
-    return "empty" if default in (None, {}) else written(default)

@@ -2,13 +2,19 @@ from itertools import product
 
 import pytest
 
+from feature_table import FEATURES, features_table
 from route_tables import LIMITS, TABLES, judge_messages, judge_routes, key_of, public_paths, routes_of, running
 from scripts.docs import ROOT, TABLE
 from wire import encode_headers, encode_request
 
 pytestmark = pytest.mark.check
 
-PAGES = {"limits": ["guides/rate-limits-and-quotas.md"], "public-paths": ["reference/routes.md", "security.md"]}
+PAGES = {
+    "features": ["reference/features.md"],
+    "limits": ["reference/limits.md"],
+    "public-paths": ["reference/routes.md"],
+}
+ALL_TABLES = {**TABLES, "features": features_table}
 NOT_COUNTED = (
     "/health /livez /readyz /metrics /assets/* /hub.js /files /files/* /dashboard/history /dashboard/calls "
     "/dashboard/readers /dashboard/audit /dashboard/events /gateway/upstreams /gateway/items /inspect/log"
@@ -18,13 +24,20 @@ PROBES = ("/health", "/livez", "/readyz")
 FOREIGN = {"host": "evil.com", "origin": "https://evil.com"}
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", ALL_TABLES)
 async def test_pages_contain_the_tables_that_servers_produce(name: str) -> None:
-    wanted = await TABLES[name]()
+    wanted = await ALL_TABLES[name]()
     for page in PAGES[name]:
         text = (ROOT / "docs" / page).read_text("utf-8")
         found = [match["body"] for match in TABLE.finditer(text) if match["name"] == name]
         assert found == [wanted], f"The table of docs/{page} is outdated. Run: make docs"
+
+
+def test_each_feature_names_existing_tests() -> None:
+    for feature in FEATURES:
+        for test in {feature.test, *feature.elsewhere.values()} - {""}:
+            path, _, name = test.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / path).read_text("utf-8"), test
 
 
 @pytest.mark.parametrize("limit", LIMITS)

@@ -15,6 +15,7 @@ from site_world import build_site
 pytestmark = [pytest.mark.server, pytest.mark.check]
 
 SOURCES = ROOT / "src"
+FOR_CONTRIBUTORS = ("architecture", "contributing", "decisions", "design")
 
 
 def public_names() -> dict[str, list[str]]:
@@ -28,6 +29,11 @@ def public_names() -> dict[str, list[str]]:
         listed = getattr(module, "__all__", [each for each in own if not each.startswith("_")])
         found[name] = [each for each in listed if not inspect.ismodule(getattr(module, each))]
     return {name: listed for name, listed in found.items() if listed}
+
+
+def page_for(module: str) -> str:
+    """Return the page of a module, which is its package's."""
+    return ".".join(module.split(".")[:2])
 
 
 class Links(HTMLParser):
@@ -71,17 +77,31 @@ def test_pages_are_in_the_navigation(site: Path) -> None:
         page.relative_to(ROOT / "docs").with_suffix("").as_posix().removesuffix("/README")
         for page in (ROOT / "docs").rglob("*.md")
     }
-    assert pages - listed == {"index"}
+    assert pages - listed - {"index"} == {page for page in pages if page.startswith(FOR_CONTRIBUTORS)}
+
+
+def test_pages_for_contributors_are_one_link_away_and_not_in_the_search(site: Path, pages: dict[str, Links]) -> None:
+    assert "contributing/" in pages["index.html"].linked
+    linked = {urljoin("/contributing/", target) for target in pages["contributing/index.html"].linked}
+    assert {"/architecture/", "/decisions/", "/design/", "/contributing/glossary/"} <= linked
+    places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
+    assert [place for place in places if place.startswith(FOR_CONTRIBUTORS)] == []
+
+
+def test_every_decision_is_listed_for_contributors(pages: dict[str, Links]) -> None:
+    numbers = {page.name[:4] for page in (ROOT / "docs" / "decisions").glob("0*.md")}
+    linked = {urljoin("/decisions/", target) for target in pages["decisions/index.html"].linked}
+    assert {target[11:15] for target in linked if target.startswith("/decisions/0")} == numbers
 
 
 @for_each("module", sorted(public_names()))
 def test_public_names_have_an_entry(site: Path, module: str) -> None:
-    page = (site / "modules" / module / "index.html").read_text("utf-8")
+    page = (site / "modules" / page_for(module) / "index.html").read_text("utf-8")
     assert [name for name in public_names()[module] if f'id="{module}.{name}"' not in page] == []
 
 
 def test_private_modules_have_no_page(site: Path) -> None:
-    assert {path.parent.name for path in site.glob("modules/*/index.html")} == set(public_names())
+    assert {path.parent.name for path in site.glob("modules/*/index.html")} == set(map(page_for, public_names()))
 
 
 def test_links_lead_to_pages_and_headings(pages: dict[str, Links]) -> None:
@@ -97,6 +117,18 @@ def test_links_lead_to_pages_and_headings(pages: dict[str, Links]) -> None:
                 if there is None or (parts.fragment and unquote(parts.fragment) not in there.anchors):
                     broken.append((page, target))
     assert broken == []
+
+
+def test_options_in_the_reference_have_an_address_of_their_own(pages: dict[str, Links]) -> None:
+    for page, names in {
+        "gateway": {"isolation", "refresh_seconds", "allow", "sets-limit"},
+        "server": {"lifespan", "coerce", "task_ttl"},
+        "client": {"elicit", "max_bytes"},
+        "settings": {"max_calls"},
+    }.items():
+        links = pages[f"reference/{page}/index.html"]
+        assert names - links.anchors == set()
+        assert {f"#{name}" for name in names} - set(links.linked) == set()
 
 
 def test_search_finds_pages_and_names(site: Path) -> None:

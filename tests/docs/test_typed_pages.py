@@ -28,7 +28,9 @@ pytestmark = pytest.mark.server
 TYPED = [
     "README.md",
     "docs/tutorial.md",
-    *sorted(f"docs/guides/{each.name}" for each in (ROOT / "docs/guides").glob("*.md")),
+    *sorted(
+        f"docs/{kind}/{each.name}" for kind in ("guides", "recipes") for each in (ROOT / "docs" / kind).glob("*.md")
+    ),
 ]
 AT_ONCE = 4
 """Pages that are typed at the same time, each by its own reader."""

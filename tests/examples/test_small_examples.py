@@ -1,10 +1,24 @@
 import asyncio
 import json
+import runpy
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cases import for_each
+from command_line import run_in_process
 from examples import bookshop, greet, hub, moderator
 from patience import WAIT
+from processes import ROOT
+
+
+async def test_server_with_options_starts_on_its_file_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_in_process("keys", "add", "ada").exit_code == 0
+    module = runpy.run_path(str(ROOT / "examples" / "recipes" / "archive.py"))
+    async with module["mcp"].running() as world:
+        assert {"rest", "hub", "web"} <= set(world.definition.parts)
 
 
 async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:

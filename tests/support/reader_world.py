@@ -30,6 +30,8 @@ SERVERS = re.compile(
     r"|python several_workers)"
 )
 """Commands that run until they're stopped."""
+SLOW = re.compile(r"^Waiting for a response from .*\n", re.MULTILINE)
+"""What commands print on a busy machine, before their output."""
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 PIP_SCRIPTS = ("uvicorn", "pytest")
 """Scripts that pip would install beside ``millstream``."""
@@ -217,7 +219,7 @@ class Reader:
             )  # fmt: skip
 
         def printed() -> str:
-            return output.read_text("utf-8", "replace")
+            return SLOW.sub("", output.read_text("utf-8", "replace"))
 
         try:
             until(lambda: fits(printed(), wanted), process, command, printed, wanted)

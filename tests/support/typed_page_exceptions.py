@@ -156,8 +156,8 @@ PAGES = {
         also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
     "docs/guides/behind-a-proxy.md": Page(
-        needs="nginx",
         untyped={
+            "nginx.conf": "docs/recipes/nginx.md has the same lines, and runs nginx with them.",
             "listen 443 ssl": "Its certificates aren't there. tests/deploy serves TLS with nginx.",
             "install -d -o millstream": "It needs root. tests/workers/test_unix_sockets.py tries such modes.",
             "server unix:": "tests/workers/test_unix_sockets.py runs nginx with it.",
@@ -422,6 +422,24 @@ PAGES = {
             '"name": "tools/call price"': "tests/examples/test_protected_servers.py has these spans.",
             '{"ts":': "It's one line of many. tests/telemetry reads such lines.",
         },
+    ),
+    "docs/recipes/agent.md": Page(needs="model"),
+    "docs/recipes/confirm.md": Page(
+        answers={"millstream call shelf.py clear": (("delete (yes or no) [no]: ", "yes"),)},
+    ),
+    "docs/recipes/google.md": Page(
+        places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
+        also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
+    ),
+    "docs/recipes/live-page.md": Page(
+        also={"curl -sN": (TypedCommand("curl -s http://127.0.0.1:8000/sales", '…subscribe("sales"…'),)},
+    ),
+    "docs/recipes/nginx.md": Page(needs="nginx"),
+    "docs/recipes/rest-api.md": Page(
+        places={'{"result":"Ordered': '…{"result":"Ordered'},
+    ),
+    "docs/recipes/team-gateway.md": Page(
+        files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
     ),
 }
 """Page -> its deviations. Other pages are typed as shown."""

@@ -1,0 +1,211 @@
+"""Tables of options in the reference: names, types, and defaults come from the code, and sentences from the page.
+
+A table follows a line such as ``<!-- options: upstreams -->``. `scripts/docs.py` writes it.
+"""
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import FieldInfo, fields
+
+from millstream import Client, Server
+from millstream._server.features.tools import ToolOptions
+from millstream._server.functions.description import Labels
+from millstream.client import Options
+from millstream.gateway import (
+    ApprovalPolicy,
+    GroupPolicy,
+    OpenApi,
+    PromptPolicy,
+    ResourcePolicy,
+    SetConfig,
+    ToolPolicy,
+    UpstreamPolicy,
+)
+from millstream.gateway._config import _Target, upstream_options
+from millstream.gateway._config_values import GatewayConfig, options_of
+from millstream.gateway._upstream_config import UpstreamConfig
+
+TABLE = re.compile(r"^<!-- options: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*)", re.MULTILINE)
+HEAD = "| option | type | default | meaning |\n|---|---|---|---|\n"
+WORDS = {
+    "Any": "any value",
+    "AuthMethodOrUnbound": "method of `millstream.auth`",
+    "Authorize": "function",
+    "Cap": "integer",
+    "ClientExtension": "extension",
+    "Elicit": "function",
+    "Extension": "extension",
+    "Lifespan": "async context manager",
+    "Names": "list of strings",
+    "OnChange": "function",
+    "OnLog": "function",
+    "RateText": "text",
+    "Redaction": "table",
+    "Roots": "list of paths",
+    "Sample": "function",
+    "Seconds": "number",
+    "Target": "URL, command, or object",
+    "Texts": "list of strings",
+    "Weight": "number",
+    "bool": "boolean",
+    "dict": "table",
+    "float": "number",
+    "int": "integer",
+    "object": "object",
+    "str": "text",
+}
+"""Types of the code -> what a page calls them. Other types have their own names."""
+
+
+class Option(NamedTuple):
+    """A row of a table, without its sentence."""
+
+    name: str
+    kind: str
+    default: str
+
+
+def of_function(function: Callable[..., Any]) -> Iterator[Option]:
+    """Return the parameters of a function."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef)
+    kinds = {each.arg: each.annotation for each in (*tree.args.args, *tree.args.kwonlyargs)}
+    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        required = parameter.default is inspect.Parameter.empty
+        yield Option(name, kind_text(kinds[name]), "required" if required else written(parameter.default))
+
+
+def annotations(*classes: type) -> dict[str, ast.expr]:
+    """Return the annotations in the source of classes and their bases."""
+    found: dict[str, ast.expr] = {}
+    for each in (base for kind in classes for base in kind.__mro__ if base.__module__.startswith("millstream")):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(tree, ast.ClassDef)
+        found |= {
+            line.target.id: line.annotation
+            for line in tree.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        }
+    return found
+
+
+def of_tool() -> Iterator[Option]:
+    """Return the options of the decorator, which have no values in the code."""
+    defaults = {"title": "the name", "description": "the docstring", "name": "the function's name", "enabled": "`true`"}
+    defaults |= {"output_schema": "from the annotation", "input_schema": "from the signature", "thread": "`true`"}
+    defaults |= {"cost": "`1`", "coerce": "`false`", "task_retry": "`false`", "defer_task": "`false`"}
+    for name, kind in sorted(annotations(ToolOptions, Labels).items()):
+        yield Option(name, kind_text(kind), defaults.get(name, "none"))
+
+
+def of_fields(options: Iterator[FieldInfo] | list[FieldInfo], *classes: type) -> Iterator[Option]:
+    """Return the fields of Structs."""
+    kinds = annotations(*classes)
+    for each in options:
+        kind = kind_text(kinds[each.name]) if each.name in kinds else "text"
+        yield Option(each.name, kind, shown_default(each))
+
+
+def kind_text(node: ast.expr | None) -> str:  # noqa: PLR0911  one for each form
+    """Return a type as words: ``text``, ``list of strings``, ``function``."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return kind_text(ast.parse(text, mode="eval").body)
+        case ast.BinOp(left=left, right=ast.Constant(value=None)):
+            return kind_text(left)
+        case ast.BinOp(left=left, right=right):
+            one, other = kind_text(left), kind_text(right)
+            return f"{one}, or a list" if other == many(one) else f"{one} or {other}"
+        case ast.Subscript(value=ast.Name(id="tuple" | "list" | "Sequence" | "Collection"), slice=inner):
+            item = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
+            return many(kind_text(item))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            values = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return " or ".join(f'`"{each.value}"`' for each in values if isinstance(each, ast.Constant) and each.value)
+        case ast.Subscript(value=ast.Name(id="Callable")):
+            return "function"
+        case ast.Subscript(value=ast.Name(id="dict" | "Mapping")):
+            return "table"
+        case ast.Subscript(value=value):
+            return kind_text(value)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return WORDS.get(name, "table" if name.endswith(("Policy", "Config")) else f"`{name}`")
+        case _:
+            return "text"
+
+
+def many(kind: str) -> str:
+    """Return the name of a list: ``list of strings``."""
+    return f"list of {'strings' if kind == 'text' else f'{kind}s' if kind.isalpha() else kind}"
+
+
+def written(value: Any) -> str:
+    """Return a default in the form of the pages."""
+    if value is None:
+        return "none"
+    if value in ((), ""):
+        return "empty"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def shown_default(option: FieldInfo) -> str:
+    """Return the default of a Struct's field in the form of the pages."""
+    if option.required:
+        return "required"
+    if option.name == "prefix":  # None
+        return "the name"
+    if option.name == "cwd":  # in Python, None
+        return "the folder of the file"
+    default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default
+    if default and isinstance(default, tuple):
+        return f"`{json.dumps(default)}`"
+    return "empty" if default in (None, {}) else written(default)
+
+
+def own(kind: type[msgspec.Struct]) -> list[FieldInfo]:
+    """Return the options that the policy of an upstream doesn't have."""
+    return [each for each in fields(kind) if each.name not in UpstreamPolicy.__struct_fields__]
+
+
+TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
+    "server": lambda: of_function(Server.__init__),
+    "tool": of_tool,
+    "client": lambda: of_function(Client.__init__),
+    "client-options": lambda: of_fields(list(fields(Options)), Options),
+    "gateway": lambda: of_fields(list(options_of(GatewayConfig).values()), GatewayConfig),
+    "upstreams": lambda: of_fields(list(upstream_options().values()), UpstreamConfig, _Target),
+    "apis": lambda: of_fields(list(fields(OpenApi)), OpenApi),
+    "policies": lambda: of_fields([each for each in fields(UpstreamPolicy) if each.name != "shared"], UpstreamPolicy),
+    "groups": lambda: of_fields(list(fields(GroupPolicy)), GroupPolicy),
+    "approvals": lambda: of_fields(list(fields(ApprovalPolicy)), ApprovalPolicy),
+    "tools": lambda: of_fields(own(ToolPolicy), ToolPolicy),
+    "prompts": lambda: of_fields(own(PromptPolicy), PromptPolicy),
+    "resources": lambda: of_fields(own(ResourcePolicy), ResourcePolicy),
+    "sets": lambda: of_fields([each for each in fields(SetConfig) if each.name != "name"], SetConfig),
+}
+
+
+def with_options(text: str) -> str:
+    """Return a page with its tables of options. A sentence stays at its option."""
+
+    def fill(match: re.Match[str]) -> str:
+        rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", match["body"], re.MULTILINE)
+        sentences = dict(rows)
+        lines = [
+            f"| `{name}` | {kind} | {default} | {sentences.get(name, '')} |\n"
+            for name, kind, default in TABLES[match["name"]]()
+        ]
+        return f"<!-- options: {match['name']} -->\n\n{HEAD}{''.join(lines)}"
+
+    return TABLE.sub(fill, text)
