@@ -18,7 +18,7 @@ OpenPage = Callable[..., Page]
 
 EXPECTED_ERRORS = re.compile(
     r"Failed to load resource: net::ERR_|status of (40[01349]|426|50[23])|"
-    r"^WebSocket connection to .+ failed: .*(ERR_|426)"
+    r"^WebSocket connection to .+ failed: .*(ERR_|426|502)"
 )
 """Chromium's console messages for dropped connections, WebSockets behind a proxy that can't have them, unknown
 sessions, missing keys, wrong passwords, wrong links, and failing tools."""
