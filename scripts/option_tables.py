@@ -72,10 +72,13 @@ class Option(NamedTuple):
     default: str
 
 
+def _parsed(value: Any) -> list[ast.stmt]:
+    return ast.parse(textwrap.dedent(inspect.getsource(value))).body
+
+
 def of_function(function: Callable[..., Any]) -> Iterator[Option]:
     """Return the parameters of a function."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    assert isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef)
+    (tree,) = (each for each in _parsed(function) if isinstance(each, ast.FunctionDef))
     kinds = {each.arg: each.annotation for each in (*tree.args.args, *tree.args.kwonlyargs)}
     for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
         required = parameter.default is inspect.Parameter.empty
@@ -86,8 +89,7 @@ def annotations(*classes: type) -> dict[str, ast.expr]:
     """Return the annotations in the source of classes and their bases."""
     found: dict[str, ast.expr] = {}
     for each in (base for kind in classes for base in kind.__mro__ if base.__module__.startswith("millstream")):
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        assert isinstance(tree, ast.ClassDef)
+        (tree,) = (node for node in _parsed(each) if isinstance(node, ast.ClassDef))
         found |= {
             line.target.id: line.annotation
             for line in tree.body

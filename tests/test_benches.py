@@ -10,6 +10,7 @@ import pytest
 
 from benches import __main__ as command
 from benches import compare, http_load, processes, report, targets
+from benches.adopt import __main__ as adopt
 from benches.cases import BROADCASTS, CASES
 from benches.endurance import slope
 from benches.measure import Figures
@@ -244,3 +245,10 @@ def test_report_replaces_only_its_own_tables() -> None:
         page = command.placed(page, python, f"{text}\n")
     eleven, fourteen = (command.MARK.format(python) for python in ("3.11", "3.14"))
     assert page == f"# Performance\n\n{eleven}\nthree\n\n{fourteen}\nfour\n"
+
+
+def test_page_has_a_table_for_published_servers() -> None:
+    found = adopt.ROWS.search(adopt.PAGE.read_text("utf-8"))
+    assert found is not None
+    assert found[0].startswith("| package |")
+    assert found[0].count("identical") > 20

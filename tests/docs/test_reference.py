@@ -40,11 +40,11 @@ from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
 from millstream.hub import Hub
 from millstream.hub._replay import REPLAYS
+from problem_kinds import KINDS
+from scripts.docs import ROOT
 from scripts.option_tables import HEAD, with_options, written
 from scripts.option_tables import TABLE as OPTIONS
 from scripts.option_tables import TABLES as OPTION_TABLES
-from problem_kinds import KINDS
-from scripts.docs import ROOT
 
 pytestmark = pytest.mark.check
 

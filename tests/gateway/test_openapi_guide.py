@@ -16,8 +16,9 @@ PIXEL = b"\x89PNG\xff"
 
 
 def table(first: str) -> dict[str, list[str]]:
-    """Return the rows of the reference's table whose first column has this title, without their code marks."""
-    text = (ROOT / "docs" / "reference" / "gateway.md").read_text("utf-8").partition(f"| {first} |")[2]
+    """Return the rows of the table whose first column has this title, without their code marks."""
+    pages = (ROOT / "docs" / "guides" / "openapi.md", ROOT / "docs" / "reference" / "gateway.md")
+    text = "".join(page.read_text("utf-8") for page in pages).partition(f"| {first} |")[2]
     rows = [line.strip("| ").replace("`", "").split(" | ") for line in text.split("\n\n")[0].splitlines()[2:]]
     assert rows
     return {row[0]: row[1:] for row in rows}
