@@ -249,7 +249,7 @@ ISSUERS: dict[str, tuple[Callable[[], Any], tuple[str, ...], Callable[[], str], 
         '`auth.oidc(ISSUER, audience=URL, scopes=["orders:read"])`; clients register. Requests need a scope.',
     ),
     "Keycloak": (
-        keycloak, ADDRESSES, lambda: KEYCLOAK.name.removeprefix("keycloak-"),
+        keycloak, ADDRESSES[:3], lambda: KEYCLOAK.name.removeprefix("keycloak-"),
         '`auth.oidc(ISSUER, audience="account", client_ids=["desk"], resource=URL)`; clients are given the id `desk`.',
     ),
     "The official SDK": (

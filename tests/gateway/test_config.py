@@ -150,7 +150,7 @@ MISTAKES = {
     ),
     '[upstreams.a]\ncommand = "a"\nauth = { kind = "bearer", token = "X" }': "unknown option; use one of env, file",
     'auth_keys = "keys.json"': "line 1: auth_keys: unknown option; write it under [settings].",
-    "[toolsets.a]": "line 1: toolsets: unknown option; write [sets.NAME], which is a choice of items",
+    "[toolsets.a]": "line 1: toolsets: a choice of items with an address of its own is a set here. Write [sets.NAME].",
     "[settings]\nport = 8001": "line 2: settings.port: unknown option; set it on the command line, with --port",
     '[upstreams.a]\ncommand = "x"\nenv = {PORT = 1}': "line 3: upstreams.a.env.PORT: it must be a string, not 1.",
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",

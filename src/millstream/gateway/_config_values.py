@@ -130,7 +130,7 @@ class ConfigValue(Struct, frozen=True):
                 elif self.where[:-1] == ("upstreams",) and key in UpstreamPolicy.__struct_fields__:
                     hint = f"write it under [{'.'.join(self.where)}.policy]."
                 elif not self.where and key in _NAMES_OF_SETS:
-                    hint = "write [sets.NAME], which is a choice of items with an address of its own."
+                    raise each.error("a choice of items with an address of its own is a set here. Write [sets.NAME].")
                 elif self.where != ("settings",) and key in Settings.__struct_fields__:
                     hint = "write it under [settings]."
                 raise each.error(f"unknown option; {hint}")
