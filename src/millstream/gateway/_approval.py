@@ -36,7 +36,7 @@ from millstream.stores import share_for
 
 _KEY = "millstream.gateway/approve"
 _TRUTH = {"true": ("1", "t", "y", "yes", "on"), "false": ("0", "f", "n", "no", "off")}
-_decode = decoder(Any)
+_decode = decoder(object)
 _NO_FIELDS: Json = {"type": "object", "properties": {}}
 _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
 """Maximum characters of a text that's shown whole, and of the two ends of a longer one."""
