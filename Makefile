@@ -161,7 +161,7 @@ deploy-check: $(VENV)/.test .venv-deploy/.ready ## lint the deploy files with th
 	$(BIN)/python scripts/deploy.py
 
 docs: $(VENV)/.test ## copy the examples into the documents and check the links
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python -m scripts.docs
 
 docs-site: $(SITE) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict $(ARGS)
