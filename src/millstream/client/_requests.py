@@ -521,9 +521,9 @@ class Requests(Confidential, Struct, kw_only=True):
         except AccessDenied:
             raise
         except ClientError as other:
-            # Without a status or with another error, there is an event stream, but it can't be used.
-            has_no_stream = isinstance(other, NotMcp) and other.status
-            raise (why if has_no_stream and not sse else other) from None
+            # There is an event stream, but it can't be used.
+            is_stream = not other.status if isinstance(other, NotMcp) else isinstance(why, NotMcp)
+            raise (other if sse or is_stream else why) from None
 
     def _new_transport(self, *, sse: bool) -> Transport:
         place, options, incoming = self.place, self.options, self.incoming
