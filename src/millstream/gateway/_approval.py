@@ -104,7 +104,8 @@ def _matches_values(patterns: Mapping[str, str], values: Mapping[str, Any]) -> b
 
 def _matches_value(pattern: str, value: Any) -> bool:
     if is_array(value) or is_object(value):
-        return any(_matches_value(pattern, each) for each in (value.values() if is_object(value) else value))
+        found = [*value, *value.values()] if is_object(value) else value
+        return any(_matches_value(pattern, each) for each in found)
     text = value if isinstance(value, str) else encode(value).decode()
     if text.lstrip().startswith(("[", "{")):  # servers of the official SDK for Python decode it for some parameters
         try:
