@@ -335,7 +335,7 @@ async def test_names_in_an_object_match_like_values(shop: Shop) -> None:
         {"PRODUCTION": None},
         {"targets": [{"production": {}}]},
         '{"production": 2}',
-        ["{\"targets\": {\"production\": 2}}"],
+        ['{"targets": {"production": 2}}'],
         {"staging": "production"},
     ]
     assert await find_asked(shop, "copies", "prod*", [{"copies": each} for each in nested]) == [True] * len(nested)

@@ -46,7 +46,9 @@ def test_doctor_explains_mistakes_that_show_when_the_gateway_starts(tmp_path: Pa
 
 def test_doctor_reads_variables_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
-    file.write_text('instructions = "${GREETING}"\n[upstreams.orders.openapi]\ndocument = "orders.json"\nbase_url = "${ORDERS}"\n')
+    file.write_text(
+        'instructions = "${GREETING}"\n[upstreams.orders.openapi]\ndocument = "orders.json"\nbase_url = "${ORDERS}"\n'
+    )
     (tmp_path / "orders.json").write_text(DOCUMENT)
     (tmp_path / "gateway.env").write_text("GREETING=Hello\nORDERS=http://127.0.0.1:9\n")
     assert "GREETING isn't set" in run_in_process("doctor", str(file)).output

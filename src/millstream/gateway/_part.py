@@ -128,8 +128,8 @@ class GatewayPart:
             policies = [each for each in (config.policy, config.policy and config.policy.shared) if each]
             for text in [text for each in policies for text in impossible_rules(each, scopes, groups)]:
                 logger.warning(
-                    "The policy of upstream %s hides items from everyone: %s, which no caller has. Add it to a user or "
-                    "key: millstream users add NAME --scope SCOPE --group GROUP",
+                    "The policy of upstream %s hides items from everyone: %s, which no caller has. Add it to a key or "
+                    "user: millstream keys add NAME --scope SCOPE --group GROUP",
                     config.name,
                     text,
                 )
