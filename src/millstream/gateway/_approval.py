@@ -31,12 +31,11 @@ from millstream._server.calls.services import APPROVAL
 from millstream._server.features import Run
 from millstream._server.features.tools import Tool
 from millstream.gateway._patterns import matcher, without_hidden
-from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, decoder, encode, is_array, is_object
+from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, encode, is_array, is_object
 from millstream.stores import share_for
 
 _KEY = "millstream.gateway/approve"
 _TRUTH = {"true": ("1", "t", "y", "yes", "on"), "false": ("0", "f", "n", "no", "off")}
-_decode = decoder(Any)
 _NO_FIELDS: Json = {"type": "object", "properties": {}}
 _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
 """Maximum characters of a text that's shown whole, and of the two ends of a longer one."""
@@ -109,7 +108,7 @@ def _matches_value(pattern: str, value: Any) -> bool:
     text = value if isinstance(value, str) else encode(value).decode()
     if text.lstrip().startswith(("[", "{")):  # servers of the official SDK for Python decode it for some parameters
         try:
-            if _matches_value(pattern, _decode(text)):
+            if _matches_value(pattern, json.decode(text)):
                 return True
         except MALFORMED:
             return True  # their decoder takes more than ours
