@@ -82,8 +82,8 @@ def test_key_commands_work_beside_a_running_server(shop: str, tmp_path: Path) ->
         until(port, third, 403)
     listed, _ = keys(tmp_path, "list")
     (line,) = listed.splitlines()
-    name, scopes, since, expires = line.split("\t")
-    assert (name, scopes, since < expires) == ("first", "orders:write", True)
+    name, scopes, groups, since, expires = line.split("\t")
+    assert (name, scopes, groups, since < expires) == ("first", "orders:write", "no groups", True)
     assert first not in listed
 
 

@@ -329,6 +329,20 @@ async def test_argument_in_another_case_does_not_replace_the_one_that_a_rule_nam
     assert await find_asked(shop, "account", "co*", [{"account": "own", "Account": "own"}]) == [False]
 
 
+async def test_names_in_an_object_match_like_values(shop: Shop) -> None:
+    nested: list[Any] = [
+        {"production": 2},
+        {"PRODUCTION": None},
+        {"targets": [{"production": {}}]},
+        '{"production": 2}',
+        ['{"targets": {"production": 2}}'],
+        {"staging": "production"},
+    ]
+    assert await find_asked(shop, "copies", "prod*", [{"copies": each} for each in nested]) == [True] * len(nested)
+    assert await find_asked(shop, "copies", "prod*", [{"copies": {"staging": 2}}]) == [False]
+    assert await find_asked(shop, "copies", "7", [{"copies": {"7.0": True}}]) == [True]
+
+
 async def test_numbers_match_in_each_notation(shop: Shop) -> None:
     same: list[Any] = [100, 100.0, 1e2, "0100", "+100", " 1e2 ", "0x64", ["100.00"], "\uff11\uff10\uff10.0"]
     for pattern in ("100", "100.0", "1e2", "10?"):

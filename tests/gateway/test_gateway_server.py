@@ -16,8 +16,9 @@ from auth_world import run_guarded
 from cases import for_each
 from command_line import run_in_process
 from http_peer import serve
-from millstream import Client, Server
+from millstream import Client, Server, auth
 from millstream._app.gateway_server import server_of_file
+from millstream.client import AccessDenied
 from patience import WAIT
 from processes import ROOT
 from wire import request
@@ -318,6 +319,10 @@ async def test_documented_sets_have_the_same_items_in_a_file_and_in_code(
                     "github_pull_request_read", "github_pull_request_review_write", "deepwiki_ask_question",
                 ],
                 "/mcp/research": ["deepwiki_ask_question", "deepwiki_read_wiki_structure"],
+                "/mcp": [
+                    "github_list_issues", "github_add_issue_comment", "github_pull_request_read",
+                    "github_pull_request_review_write", "deepwiki_ask_question", "deepwiki_read_wiki_structure",
+                ],
             },
         ),
         (
@@ -332,7 +337,9 @@ async def test_configurations_of_other_gateways_move_to_sets(
 ) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "x")
     config = server_of_file(ROOT / "examples" / "gateway" / file).definition
-    mcp = Server("gateway")
+    scopes = [scope for each in config.sets for scope in each.scopes]
+    keys = {"all": ("a-key-with-all-scopes", scopes), "none": ("a-key-without-scopes", ())}
+    mcp = Server("gateway", auth=auth.keys(named_keys=keys))
     assert [each.name for each in config.upstreams] == [*upstreams]
     for name, tools in upstreams.items():
         upstream = Server(name)
@@ -343,6 +350,11 @@ async def test_configurations_of_other_gateways_move_to_sets(
         mcp.definition.add_set(chosen)
     async with serve(mcp) as running:
         for path, names in expected.items():
-            async with Client(f"http://127.0.0.1:{running.port}{path}", timeout=WAIT) as client:
+            url = f"http://127.0.0.1:{running.port}{path}"
+            async with Client(url, timeout=WAIT, headers={"authorization": f"Bearer {keys['all'][0]}"}) as client:
                 assert [each.name for each in await client.tools()] == names
                 assert (await client.call(names[0])).text == "done"
+            if scopes:
+                with pytest.raises(AccessDenied, match="403"):
+                    async with Client(url, timeout=WAIT, headers={"authorization": f"Bearer {keys['none'][0]}"}):
+                        pass

@@ -86,7 +86,7 @@ def test_instructions_name_the_upstream_with_a_prefix() -> None:
     found = offer(
         upstream("one", instructions="Ask."), upstream("two", prefix="b", instructions="Wait."), instructions="Hi."
     )
-    assert found.instructions == "Hi.\n\nAsk.\n\ntwo (names begin with b_):\nWait."
+    assert "\n\n".join(each.text for each in found.instructions) == "Hi.\n\nAsk.\n\ntwo (names begin with b_):\nWait."
     assert found.announcement == {"id": "this", "upstreams": {}, STARTING: 0}
 
 

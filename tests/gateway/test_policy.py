@@ -301,7 +301,8 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
             "order": ToolPolicy(scopes=("orders:write",)),
             "echo": ToolPolicy(groups=("sales", "staff")),
             "large": ToolPolicy(claims={"level": 3}),
-            "[df]*": ToolPolicy(groups=("staff",), limit="1/day"),
+            "d*": ToolPolicy(groups=("staff",), limit="1/day"),
+            "f*": ToolPolicy(groups=("staff",), limit="1/day"),
         },
         resources={
             "file:///private/*": ResourcePolicy(groups=("staff",)),

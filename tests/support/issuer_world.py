@@ -47,7 +47,7 @@ def make_many_keys(count: int) -> dict[str, Any]:
 def claims(**changes: Any) -> dict[str, Any]:
     """Return valid claims with changes. None removes a claim."""
     now = int(time.time())
-    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "client_id": "desk", "iat": now, "exp": now + 600,
+    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "client_id": "desk", "iat": now, "exp": now + 86_400,
             "scope": "orders:write"}  # fmt: skip
     return {name: value for name, value in {**good, **changes}.items() if value is not None}
 

@@ -26,7 +26,7 @@ from millstream._telemetry.messages import verify as verify_file
 from millstream.auth._key_file import KeyFile, StoredKey
 
 if TYPE_CHECKING:
-    from millstream.auth._authorization_server.users import UserFile
+    from millstream.auth._authorization_server.users import StoredUser, UserFile
 
 
 KEY_FILE = "millstream-keys.json"
@@ -60,6 +60,7 @@ def add_key(
     /,
     *,
     scope: tuple[str, ...] = (),
+    group: tuple[str, ...] = (),
     days: Annotated[float, Parameter(validator=(finite, Number(gte=0, lte=36_500)))] = 0,
     file: KeyFileOption = None,
     json: Json = False,
@@ -72,13 +73,16 @@ def add_key(
 
     - `millstream keys add robot --scope orders:write --days 30`
 
+    - `millstream keys add ian --group interns`
+
     Args:
         scope: Scope of the key; repeat it, or use '*' for all.
+        group: Group for policies of a gateway; repeat it for several.
         days: Days until it expires. 0 means never.
     """
     key_file, now = _file(file), time.time()
     with convert_errors():
-        key = key_file.add(name, scope, now, now + days * _DAY if days else None)
+        key = key_file.add(name, scope, now, now + days * _DAY if days else None, group)
     if json:
         print_json({"name": name, "key": key, "file": str(key_file.path)})
         return
@@ -88,7 +92,7 @@ def add_key(
 
 @keys.command(name="list")
 def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
-    """List each key's name, scopes, creation time, and expiration time. Only hashes of the keys are stored.
+    """List each key's name, scopes, groups, creation time, and expiration time. Only hashes of the keys are stored.
 
     **Example**
 
@@ -99,15 +103,19 @@ def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
         key_file.load()
     if json:
         found = [
-            {"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
+            {
+                "name": each.name,
+                "scopes": each.scopes,
+                "groups": each.groups,
+                "created": each.created,
+                "expires": each.expires,
+            }
             for each in key_file.records
         ]
         print_json({"keys": found})
         return
-    rows = [
-        [each.name, " ".join(each.scopes) or "no scopes", day(each.created), _end(each)] for each in key_file.records
-    ]
-    print_rows(rows, ["NAME", "SCOPES", "SINCE", "EXPIRES"])
+    rows = [[*_rights(each), day(each.created), _end(each)] for each in key_file.records]
+    print_rows(rows, ["NAME", "SCOPES", "GROUPS", "SINCE", "EXPIRES"])
 
 
 @keys.command
@@ -133,7 +141,7 @@ def rotate(
     file: KeyFileOption = None,
     json: Json = False,
 ) -> None:
-    """Replace a key with a new one with the same scopes and print it once.
+    """Replace a key with a new one with the same scopes and groups and print it once.
 
     **Example**
 
@@ -153,6 +161,11 @@ def rotate(
         file=sys.stderr,
     )
     print(key)
+
+
+def _rights(owner: "StoredKey | StoredUser") -> list[str]:
+    """Return a name, its scopes, and its groups, as shown in a row."""
+    return [owner.name, " ".join(owner.scopes) or "no scopes", " ".join(owner.groups) or "no groups"]
 
 
 def day(at: float) -> str:
@@ -240,10 +253,7 @@ def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
         ]
         print_json({"users": people})
         return
-    rows = [
-        [each.name, " ".join(each.scopes) or "no scopes", " ".join(each.groups) or "no groups", day(each.since)]
-        for each in user_file.users.values()
-    ]
+    rows = [[*_rights(each), day(each.since)] for each in user_file.users.values()]
     print_rows(rows, ["NAME", "SCOPES", "GROUPS", "SINCE"])
 
 

@@ -7,7 +7,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -32,7 +32,7 @@ from millstream._cli.connect_options import (
 )
 from millstream._cli.errors import finite
 from millstream._cli.items import check_resource, wait_for_upstreams
-from millstream._cli.program import Json
+from millstream._cli.program import EnvFile, Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
@@ -169,6 +169,7 @@ class DiagnosticStep(Struct, frozen=True):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class _PatientOptions(ConnectOptions):
     timeout: Timeout = 20
+    env_file: EnvFile = None
 
 
 _DEFAULTS = _PatientOptions()
@@ -188,6 +189,9 @@ async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, jso
 
     - `millstream doctor gateway.toml`
     """
+    from millstream._cli.serve import use_file  # noqa: PLC0415  help does without a server
+
+    use_file(options.env_file)
     steps: list[DiagnosticStep] = []
 
     def add(step: DiagnosticStep) -> None:
@@ -364,16 +368,17 @@ async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tu
             yield client, _Health
         return
     from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  the other commands are clients
-    from millstream._config import VariableError  # noqa: PLC0415
-    from millstream.gateway._config_values import ConfigError  # noqa: PLC0415
+    from millstream._app.server_process import OWN_ERRORS  # noqa: PLC0415
 
-    try:
-        server = server_of_file(path, split_target(target)[1])
-    except (ConfigError, VariableError) as exc:
-        raise ClientError(str(exc)) from exc
-    server.definition.store = "memory://"
-    connecting = Client(server, revision=options.revision or None, timeout=options.timeout)
-    async with server.running() as runtime, connecting as client:
+    async with AsyncExitStack() as stack:
+        try:
+            server = server_of_file(path, split_target(target)[1])
+            server.definition.store = "memory://"
+            runtime = await stack.enter_async_context(server.running())
+        except OWN_ERRORS as exc:
+            raise ClientError(str(exc)) from exc
+        connecting = Client(server, revision=options.revision or None, timeout=options.timeout)
+        client = await stack.enter_async_context(connecting)
         reports, sets = runtime.host.gateway, runtime.host.reports.get("sets", list)
 
         def describe() -> _Health:

@@ -1,4 +1,4 @@
-"""API keys: fixed ones, and a file of names, scopes, expiry, and the SHA-256 of each key. Keys aren't stored.
+"""API keys: fixed ones, and a file of names, scopes, groups, expiry, and the SHA-256 of each key. Keys aren't stored.
 
 Keys are made from 32 random bytes, so a plain hash is sufficient.
 """
@@ -32,6 +32,7 @@ SHORTEST_KEY = 16
 """Minimum characters of a key that can't be guessed remotely."""
 _PATH = re.compile(r"\.(env|json|keys|toml|txt|ya?ml)$")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
 SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 """Syntax of a scope: scope-token of RFC 6749 §3.3."""
 
@@ -46,6 +47,8 @@ class StoredKey(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=T
     """Creation time; like `expires`, Unix time in seconds."""
     scopes: tuple[str, ...] = ()
     expires: float | None = None
+    groups: tuple[str, ...] = ()
+    """Groups for policies, in the principal's claim `groups`."""
 
     def valid(self, now: float) -> bool:
         """Return whether the key is valid now."""
@@ -119,6 +122,17 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
                 f"{scope!r} isn't a valid scope. Use letters, digits, and punctuation, without spaces or quotes."
             )
     return tuple(scopes)
+
+
+def check_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the groups if all are valid.
+
+    Raises:
+        ValueError: A group is invalid.
+    """
+    if wrong := [each for each in groups if not _GROUP.fullmatch(each)]:
+        raise ValueError(f"{wrong[0]!r} isn't a valid group. Use up to 64 letters, digits, dots, dashes, @, + and _.")
+    return groups
 
 
 class RecordFile(Generic[R]):
@@ -225,20 +239,23 @@ class KeyFile(RecordFile[StoredKey]):
     kind = "key"
     contents: ClassVar[type[Struct]] = _Keys
 
-    def add(self, name: str, scopes: tuple[str, ...], now: float, expires: float | None) -> str:
+    def add(
+        self, name: str, scopes: tuple[str, ...], now: float, expires: float | None, groups: tuple[str, ...] = ()
+    ) -> str:
         """Create and return a key. The file stores only its hash.
 
         Raises:
-            ValueError: The name or a scope is invalid, or the name is taken.
+            ValueError: The name, a scope, or a group is invalid, or the name is taken.
             LocalError: The file can't be used.
         """
         check_name(name)
         check_scopes(scopes)
+        check_groups(groups)
         key = PREFIX + new_secret()
         with self.change() as keys:
             if any(each.name == name for each in keys):
                 raise ValueError(f"The key {name!r} already exists. Rotate or revoke it, or choose another name.")
-            keys.append(StoredKey(name, digest(key), now, scopes, expires))
+            keys.append(StoredKey(name, digest(key), now, scopes, expires, groups))
         return key
 
     def revoke(self, name: str) -> None:
@@ -252,7 +269,8 @@ class KeyFile(RecordFile[StoredKey]):
             _take(keys, name)
 
     def rotate(self, name: str, now: float, grace: float) -> str:
-        """Replace a key with a new one for the same caller and scopes. The old key works for another `grace` seconds.
+        """Replace a key with a new one for the same caller, scopes, and groups. The old key works for another `grace`
+        seconds.
 
         Raises:
             ValueError: The key doesn't exist.
@@ -264,7 +282,7 @@ class KeyFile(RecordFile[StoredKey]):
             if grace > 0:
                 until = now + grace if newest.expires is None else min(newest.expires, now + grace)
                 keys.append(msgspec.structs.replace(newest, expires=until))
-            keys.append(StoredKey(name, digest(key), now, newest.scopes, newest.expires))
+            keys.append(msgspec.structs.replace(newest, hash=digest(key), created=now))
         return key
 
 
@@ -335,7 +353,9 @@ class KeyMethod(AuthMethod):
         if found is None:
             return None
         until = inf if found.expires is None else found.expires
-        principal = Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until)
+        claims = {"groups": list(found.groups)} if found.groups else {}
+        scopes = frozenset(found.scopes)
+        principal = Principal(found.name, client=found.name, scopes=scopes, claims=claims, expires_at=until)
         return Identity(principal, min(_VERDICT_SECONDS, until - now))
 
     @override
@@ -361,7 +381,11 @@ class KeyMethod(AuthMethod):
     @override
     def rights(self) -> Rights:
         """See `AuthMethod.rights`."""
-        return Rights(frozenset(scope for each in self._all() for scope in each.scopes))
+        found = self._all()
+        return Rights(
+            frozenset(scope for each in found for scope in each.scopes),
+            frozenset(group for each in found for group in each.groups),
+        )
 
     @override
     def epoch(self) -> int:

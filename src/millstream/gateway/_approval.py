@@ -31,12 +31,11 @@ from millstream._server.calls.services import APPROVAL
 from millstream._server.features import Run
 from millstream._server.features.tools import Tool
 from millstream.gateway._patterns import matcher, without_hidden
-from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, decoder, encode, is_array, is_object
+from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, encode, is_array, is_object
 from millstream.stores import share_for
 
 _KEY = "millstream.gateway/approve"
 _TRUTH = {"true": ("1", "t", "y", "yes", "on"), "false": ("0", "f", "n", "no", "off")}
-_decode = decoder(object)
 _NO_FIELDS: Json = {"type": "object", "properties": {}}
 _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
 """Maximum characters of a text that's shown whole, and of the two ends of a longer one."""
@@ -103,11 +102,12 @@ def _matches_values(patterns: Mapping[str, str], values: Mapping[str, Any]) -> b
 
 def _matches_value(pattern: str, value: Any) -> bool:
     if is_array(value) or is_object(value):
-        return any(_matches_value(pattern, each) for each in (value.values() if is_object(value) else value))
+        found = [*value, *value.values()] if is_object(value) else value
+        return any(_matches_value(pattern, each) for each in found)
     text = value if isinstance(value, str) else encode(value).decode()
     if text.lstrip().startswith(("[", "{")):  # servers of the official SDK for Python decode it for some parameters
         try:
-            if _matches_value(pattern, _decode(text)):
+            if _matches_value(pattern, json.decode(text)):
                 return True
         except MALFORMED:
             return True  # their decoder takes more than ours

@@ -14,6 +14,7 @@ from millstream import Cancelled, Declined, ProtocolError, ToolError
 from millstream._override import override
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
+    MISSING_CLIENT_CAPABILITY,
     RESOURCE_NOT_FOUND,
     UNSUPPORTED_VERSION,
     URL_ELICITATION_REQUIRED,
@@ -43,10 +44,12 @@ from millstream.gateway._messages import CallRecipient
 from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, TaggedRecord, Ticket
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
+    QUESTIONS,
     ForwardedQuestion,
     Recipient,
     can_ask,
     declare,
+    describe_refused,
     name_sender,
     project_answer,
     project_question,
@@ -62,6 +65,7 @@ from millstream.protocol import (
     Revision,
     decoder,
     encode,
+    members,
 )
 
 _MAX_SAVED_RESULT = 16 * 1024
@@ -145,7 +149,7 @@ class ForwardedCall(CallRecipient):
         """
         redactor = upstream.policy.redactor(ask.method[:_MAX_KEPT], ask.name[:_MAX_KEPT])  # callers choose both
         super().__init__(call, upstream.abilities(call), level, redactor)
-        self.verbatim = verbatim
+        self.verbatim, self.allowed = verbatim, upstream.policy.questions
         self._upstream = upstream
         self._ask = ask
         self._source = source
@@ -348,6 +352,11 @@ class ForwardedCall(CallRecipient):
         call = self.call
         if isinstance(exc, AccessDenied):
             return no_response_error(call, self._upstream, exc)
+        if exc.code == MISSING_CLIENT_CAPABILITY:
+            required = members(members(exc.data).get("requiredCapabilities"))
+            if refused := sorted((QUESTIONS & required.keys()).difference(self.allowed)):
+                text = f"The server {self._upstream.name!r} couldn't ask a question. {describe_refused(refused)}"
+                return call_error(call, text, ToolError)
         if self.verbatim:
             return RelayedError(exc.code, exc.message, exc.data)
         if exc.code == URL_ELICITATION_REQUIRED:

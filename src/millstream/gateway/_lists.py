@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from millstream._override import override
-from millstream._protocol.errors import closest_name, pluralize
+from millstream._protocol.errors import pluralize
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
@@ -37,7 +37,7 @@ from millstream.gateway._links import SHARED_KEY, InUse, LinkKey, Links, NoCrede
 from millstream.gateway._messages import logger
 from millstream.gateway._names import UpstreamPattern
 from millstream.gateway._patterns import uri_forms
-from millstream.gateway._policy import Policy
+from millstream.gateway._policy import Policy, find_unknown_names
 from millstream.gateway._processes import UpstreamProcesses
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import METHOD_NOT_FOUND
@@ -222,17 +222,20 @@ class ListKeeper(ABC):
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
             # Empty if the lists are only relayed.
             logger.info("The upstream %s is ready%s", self.config.name, f": {has}" if has else "")
-            known = [name for kind in METHODS for name in getattr(found, kind)]
-            known += [each.name for each in self.quarantined]
-            for name in self._owner.policy.unknown_names(known):
-                near = closest_name(name, known)
-                hint = f" Did you mean {near!r}?" if near else ""
+            for name, hint in find_unknown_names(self._owner.policy.own, [name for _, name in self.names()]):
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
         elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
         self.ready.set()
         self.responded.set()
         self._owner.take_lists(found, announced)
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Yield kind and upstream's name of each item, including quarantined ones."""
+        for kind, name, _ in self.catalog.items():
+            yield kind, name
+        for each in self.quarantined:
+            yield each.kind, each.name
 
     def is_quarantined(self, uri: str) -> bool:
         """Return whether a resource or its template is quarantined, in any spelling of the URI."""

@@ -314,7 +314,7 @@ class SessionRecipient(Recipient):
             ask: ``ask(method, params)`` asks the client and returns its raw answer.
         """
         declared = abilities_in(session.client.capabilities, session.revision, {})
-        self.abilities = limit_abilities(declared, questions)
+        self.abilities, self.allowed = limit_abilities(declared, questions), questions
         self.redactor = redactor
         self.revision = session.revision
         self.session = session.id

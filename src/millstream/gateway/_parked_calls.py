@@ -156,6 +156,7 @@ class ParkedCall(Recipient):
             calls: The parked calls of this worker.
         """
         super().__init__(recipient.call, recipient.abilities, recipient.level, recipient.redactor)
+        self.allowed = recipient.allowed
         self.id: str = secrets.token_hex(16)
         self.source: Revision = source
         self.size: int = 2 * size  # counted twice: the parameters, and the message that contains them

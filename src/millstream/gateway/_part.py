@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,7 +40,7 @@ from millstream.gateway._names import (
 from millstream.gateway._offer import Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._passthrough import Passthrough, find_obstacle
-from millstream.gateway._policy import CHARACTERS_PER_TOKEN, RestrictedPattern, impossible_rules
+from millstream.gateway._policy import CHARACTERS_PER_TOKEN, RestrictedPattern, find_unknown_names, impossible_rules
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._sets import SetConfig, reveals
 from millstream.gateway._upstream import Gateway, Upstream
@@ -128,8 +128,8 @@ class GatewayPart:
             policies = [each for each in (config.policy, config.policy and config.policy.shared) if each]
             for text in [text for each in policies for text in impossible_rules(each, scopes, groups)]:
                 logger.warning(
-                    "The policy of upstream %s hides items from everyone: %s, which no caller has. Add it to a user or "
-                    "key: millstream users add NAME --scope SCOPE --group GROUP",
+                    "The policy of upstream %s hides items from everyone: %s, which no caller has. Add it to a key or "
+                    "user: millstream keys add NAME --scope SCOPE --group GROUP",
                     config.name,
                     text,
                 )
@@ -478,7 +478,7 @@ class GatewayPart:
             instructions=self.definition.instructions,
             has_own=self._has_own,
         )
-        for name, text in offer.warnings:
+        for name, text in (*offer.warnings, *_check_shared_names(upstreams.values())):
             upstreams[name].lists.warn(text)
         for conflict in offer.conflicts:
             self._report_conflict(conflict)
@@ -640,6 +640,21 @@ def _refresh_on_change(upstream: Upstream, file: AcceptedFile) -> Callable[[floa
             upstream.lists.refresh()
 
     return check
+
+
+def _check_shared_names(upstreams: Iterable[Upstream]) -> Iterator[tuple[str, str]]:
+    """Yield the name of an upstream and a warning for each name in its shared policy that no item has, once all
+    upstreams with this policy have lists.
+    """
+    layers = [(policy, upstream) for upstream in upstreams for policy in upstream.policy.shared]
+    while layers:
+        shared = layers[0][0]
+        users = [upstream for policy, upstream in layers if policy == shared]
+        layers = [each for each in layers if each[0] != shared]
+        if all(each.catalog.taken_at for each in users):
+            known = [each.names.qualify(kind, name) for each in users for kind, name in each.lists.names()]
+            for name, hint in find_unknown_names(shared, known):
+                yield users[0].name, f"the shared policy has a rule for {name!r}, which no tool or prompt has.{hint}"
 
 
 def check(configs: Sequence[UpstreamConfig]) -> None:

@@ -15,7 +15,7 @@ from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
 from millstream._config import Cap, RateText, Seconds
-from millstream._protocol.errors import RESOURCE_NOT_FOUND
+from millstream._protocol.errors import RESOURCE_NOT_FOUND, closest_name
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
 from millstream._server.features import Run
@@ -510,7 +510,10 @@ class Policy:
                 raise ValueError("The shared= policies form a loop, or are nested too deeply. Remove one of them.")
             layers.insert(0, parent)
         self._layers = [_Layer(each, _OWN_NAMES if each is policy else names) for each in layers]
-        self._policy = policy
+        self.own: UpstreamPolicy = policy
+        """The upstream's own rules."""
+        self.shared: Sequence[UpstreamPolicy] = layers[:-1]
+        """Rules that it shares with others, for names with the prefix."""
         self._is_empty = policy == UpstreamPolicy()
         self._names = names
         self.questions: frozenset[str] = frozenset[str](_QUESTIONS).intersection(*(each.questions for each in layers))
@@ -666,15 +669,6 @@ class Policy:
         rules = self.item(kind, name)
         return None if rules is None else rules.results
 
-    def unknown_names(self, known: Collection[str]) -> list[str]:
-        """Return names in the upstream's own rules that aren't `known`.
-
-        Patterns can match an item that's added later, and a URI can belong to a template.
-        """
-        own = self._policy
-        named = (*_patterns_in(own), *own.tools, *own.prompts, *own.resources)
-        return [name for name in named if name not in known and not re.search("[*?]|://", name)]
-
     def rules_of(self, uri: str) -> ItemRules | None:
         """Return the rules of an unlisted URI, as callers see it, or None if it isn't offered.
 
@@ -712,6 +706,17 @@ class _Layer(Struct, frozen=True):
     def matches(self, patterns: Texts, kind: str, name: str) -> bool:
         """Return whether one of the patterns matches the name or URI."""
         return matcher(patterns)(self.names.qualify(kind, name)) is not None
+
+
+def find_unknown_names(policy: UpstreamPolicy, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name in a policy's rules that isn't `known`, and a hint.
+
+    Patterns can match an item that's added later, and a URI can belong to a template.
+    """
+    for name in dict.fromkeys((*_patterns_in(policy), *policy.tools, *policy.prompts, *policy.resources)):
+        if name not in known and not re.search("[*?]|://", name):
+            near = closest_name(name, known)
+            yield name, f" Did you mean {near!r}?" if near else ""
 
 
 def _patterns_in(policy: UpstreamPolicy) -> list[str]:

@@ -6,7 +6,7 @@ upstream, `project_question` converts a question to the client's revision and re
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -133,17 +133,32 @@ def declare(abilities: bytes, revision: Revision) -> Json:
     return declared
 
 
-def check_declared(method: str, abilities: bytes) -> Json:
+def check_declared(method: str, abilities: bytes, allowed: Collection[str] | None = None) -> Json:
     """Return the settings of the capability that a question needs.
+
+    Args:
+        method: Method of the question.
+        abilities: The questions that the client can answer, and the policy allows.
+        allowed: Kinds of questions that the policy allows, or None if it isn't known which of both lacks one.
 
     Raises:
         ProtocolError: The abilities don't include it.
     """
+    kind = _CAPABILITY.get(method, "")
     try:
-        return members(_decode_abilities(abilities)[_CAPABILITY[method]])
+        return members(_decode_abilities(abilities)[kind])
     except KeyError:
-        text = f"The client didn't declare support for {method}, or the gateway's policy doesn't allow it"
+        text = f"The client didn't declare support for {method}"
+        if allowed is None:
+            text += ", or the gateway's policy doesn't allow it"
+        elif kind and kind not in allowed:
+            text = describe_refused((kind,))
         raise ProtocolError(METHOD_NOT_FOUND, text) from None
+
+
+def describe_refused(kinds: Iterable[str]) -> str:
+    """Return why an upstream can't ask some kinds of questions."""
+    return f"The gateway's policy doesn't allow its questions ({', '.join(kinds)})."
 
 
 class ForwardedQuestion(Struct, frozen=True):
@@ -172,9 +187,15 @@ class ProgressStep(Struct, omit_defaults=True):
     message: str | None = None
 
 
+QUESTIONS = frozenset(("elicitation", "sampling", "roots"))
+"""Client capabilities for questions."""
+
+
 class Recipient:
     """The client of one forwarded call, as seen by a connection to an upstream."""
 
+    allowed: Collection[str] = QUESTIONS
+    """Kinds of questions that the policy allows."""
     verbatim: bool = False
     """Whether the upstream's messages are passed on unchanged, because the client speaks its revision."""
 
@@ -256,7 +277,7 @@ def project_question(method: str, raw: bytes, asked: Recipient, source: Revision
     """
     if len(raw) > MAX_QUESTION_BYTES or too_many_members(raw) or exceeds_limits(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the {method} question is too large")
-    declared, target = check_declared(method, asked.abilities), asked.revision
+    declared, target = check_declared(method, asked.abilities, asked.allowed), asked.revision
     try:
         original = decode_object(raw or b"{}")
     except MALFORMED as exc:
@@ -282,8 +303,6 @@ _CAPABILITY = {
     "sampling/createMessage": "sampling",
     "roots/list": "roots",
 }
-QUESTIONS = frozenset(_CAPABILITY.values())
-"""Client capabilities for questions."""
 _CONNECTION_MEMBERS = frozenset({"_meta", "task"})
 """Members that belong to the upstream's connection, not to the client's."""
 

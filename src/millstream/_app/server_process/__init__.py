@@ -126,14 +126,14 @@ def convert_start_errors(name: str) -> Generator[None]:
         raise
     except Exception as exc:
         frames = user_frames(exc)
-        if isinstance(exc, _TOLD) and Path(frames[-1].filename).is_relative_to(PROGRAM):
+        if isinstance(exc, OWN_ERRORS) and Path(frames[-1].filename).is_relative_to(PROGRAM):
             raise CommandError(f"{name} couldn't start.", why=str(exc)) from exc
         what = f"{name} couldn't start: {type(exc).__name__}."
         fix = f"Correct {place_of(exc, frames)}."
         raise CommandError(what, fix=fix, detail=show_failure(exc, frames)) from exc
 
 
-_TOLD = (ValueError, TypeError, ImportError, LocalError)
+OWN_ERRORS = (ValueError, TypeError, ImportError, LocalError)
 """Errors raised by our own checks. Their messages are complete."""
 
 

@@ -19,7 +19,7 @@ from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream.auth._authorization_server.tickets import Vault
-from millstream.auth._key_file import RecordFile, check_scopes
+from millstream.auth._key_file import RecordFile, check_groups, check_scopes
 from millstream.auth._method import KeyedSemaphore, NotAdmitted, Unavailable
 from millstream.auth.providers import Passwords, SignInFailed, User
 
@@ -166,9 +166,7 @@ class UserFile(RecordFile[StoredUser]):
             LocalError: The file can't be used.
         """
         check_user_name(name)
-        if wrong := [each for each in groups if not _NAME.fullmatch(each)]:
-            raise ValueError(f"{wrong[0]!r} isn't a valid group. Use the same characters as in user names.")
-        user = StoredUser(name, hash_password(password), now, check_scopes(scopes), groups)
+        user = StoredUser(name, hash_password(password), now, check_scopes(scopes), check_groups(groups))
         with self.change() as users:
             if name.casefold() in self.users:
                 raise ValueError(f"The user {name!r} already exists. Choose another name.")

@@ -40,9 +40,10 @@ def create_credentials(  # noqa: C901, PLR0912  a case for each kind
         server = None
     if not isinstance(server, Remote):
         option = "auth" if auth is not None else "forward_headers"
-        raise LocalError(
-            f"The upstream {name!r} has {option}, which requires a URL. Pass a command's secrets in env=…."
+        remedy = (
+            "Pass a command's secrets in env=…." if config.openapi is None else "Set openapi.base_url to the API's URL."
         )
+        raise LocalError(f"The upstream {name!r} has {option}, which requires a URL. {remedy}")
     url, configured = server.url, [*config.headers]
     if isinstance(auth, StaticHeaders):
         if auth.query and config.openapi is None:
