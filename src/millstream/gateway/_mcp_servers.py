@@ -4,7 +4,6 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,7 @@ def _load_server(entry: ConfigValue, unknown: Sequence[str], **options: Any) -> 
         )
     # These lists are about tools only. Gemini also accepts names with arguments: `search(query)`.
     allow, excluded, disabled = (
-        tuple(escape(tool.partition("(")[0]) for tool in read(name, _Texts) or ())
+        tuple(tool.partition("(")[0] for tool in read(name, _Texts) or ())
         for name in ("includeTools", "excludeTools", "disabledTools")
     )
     if allow or excluded or disabled:
