@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from cyclopts import Parameter
@@ -35,16 +35,7 @@ from millstream._http.client.url import parse_url
 from millstream._modules import SCRIPTS, is_module, python_path, split_target
 from millstream._protocol.errors import closest_name
 from millstream._protocol.json_schema import value_at
-from millstream.client._applications import (
-    APPLICATIONS,
-    LAUNCHING,
-    URLS,
-    ConfigurableApp,
-    Entry,
-    Launch,
-    System,
-    hyphenate,
-)
+from millstream.client._applications import APPLICATIONS, ConfigurableApp, Launch, System, hyphenate, merge_entries
 from millstream.client._errors import TargetError
 from millstream.client._targets import is_plain_program
 from millstream.files import PRIVATE, write_private
@@ -158,42 +149,6 @@ def name_of(target: str) -> str:
     return hyphenate(name if name and Path(source).suffix == ".toml" else Path(source).stem)
 
 
-def merge_entries(old: Any, new: Entry) -> Entry:
-    """Return the new entry, with the user's additions to the old one if both are for the same server.
-
-    Old variables are preserved unless the new entry sets them. Nothing is preserved for a different server, because
-    `trust`, headers, tokens, and variables were meant for the old one.
-    """
-    if not isinstance(old, Mapping):
-        return new
-    fields = cast("Mapping[str, Any]", old)
-    if _server(fields) != _server(new):
-        return new
-    additions = {name: value for name, value in fields.items() if name not in LAUNCHING}
-    variables = fields.get("env")
-    if "command" in new and isinstance(variables, Mapping):
-        additions["env"] = {**cast("Mapping[str, Any]", variables), **new.get("env", {})}
-    return {**new, **additions}
-
-
-def _server(entry: Mapping[str, Any]) -> object:
-    """Return the identity of an entry's server: the origin of its URL, or the file that its command runs."""
-    for name in URLS:
-        url = entry.get(name)
-        if isinstance(url, str):
-            parts = urlsplit(url)
-            return parts.scheme, parts.netloc
-    words = [str(each) for each in (entry.get("command"), *(entry.get("args") or ()))]
-    if "mcp-remote" in words:
-        return next((urlsplit(word)[:2] for word in words if "://" in word), None)
-    files = [word for word in words[1:] if Path(_FILE.sub("", word)).suffix in (".py", ".js", ".mjs", ".cjs")]
-    return _FILE.sub("", files[0]) if files else words
-
-
-_FILE = re.compile(r":\w+$")
-"""Matches an object name after the path of a file."""
-
-
 _ABSENT = "-absent"
 """Suffix of a backup if the file didn't exist."""
 
@@ -223,7 +178,7 @@ class FileChange(Struct, frozen=True):
         return [f"{line}\n" for line in alone.splitlines()]
 
 
-def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], Entry]) -> FileChange:
+def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> FileChange:
     """Return the change that sets one entry.
 
     Args:

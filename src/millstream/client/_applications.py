@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -257,9 +258,9 @@ SERVER_TABLES = (
 """Members that list servers in files. One of the first is used if there are several. YAML isn't read."""
 URLS = tuple(dict.fromkeys(each.url for each in APPLICATIONS.values() if each.url))
 """Members of an entry that contain its URL."""
-LAUNCHING = frozenset({*URLS, "args", "command", "env", "headers", "transport", "type"})
+_LAUNCHING = frozenset({*URLS, "args", "command", "env", "headers", "transport", "type"})
 """Members that define how to reach a server. All others belong to the user, and are preserved."""
-MEMBERS = LAUNCHING - {"transport"} | {
+MEMBERS = _LAUNCHING - {"transport"} | {
     "bearer_token_env_var", "cwd", "disabled", "disabledTools", "enabled", "envFile", "env_http_headers", "env_vars",
     "excludeTools", "includeTools", "path", "source",
 }  # fmt: skip
@@ -272,3 +273,39 @@ OTHER_NAMES = {
     "workingDirectory": "cwd",  # JetBrains
 }
 """Other names of members."""
+
+
+def merge_entries(old: Any, new: Entry) -> Entry:
+    """Return the new entry, with the user's additions to the old one if both are for the same server.
+
+    Old variables are preserved unless the new entry sets them. Nothing is preserved for a different server, because
+    `trust`, headers, tokens, and variables were meant for the old one.
+    """
+    if not isinstance(old, Mapping):
+        return new
+    fields = cast("Mapping[str, Any]", old)
+    if _server(fields) != _server(new):
+        return new
+    additions = {name: value for name, value in fields.items() if name not in _LAUNCHING}
+    variables = fields.get("env")
+    if "command" in new and isinstance(variables, Mapping):
+        additions["env"] = {**cast("Mapping[str, Any]", variables), **new.get("env", {})}
+    return {**new, **additions}
+
+
+def _server(entry: Mapping[str, Any]) -> object:
+    """Return the identity of an entry's server: the origin of its URL, or the file that its command runs."""
+    for name in URLS:
+        url = entry.get(name)
+        if isinstance(url, str):
+            parts = urlsplit(url)
+            return parts.scheme, parts.netloc
+    words = [str(each) for each in (entry.get("command"), *(entry.get("args") or ()))]
+    if "mcp-remote" in words:
+        return next((urlsplit(word)[:2] for word in words if "://" in word), None)
+    files = [word for word in words[1:] if Path(_FILE.sub("", word)).suffix in (".py", ".js", ".mjs", ".cjs")]
+    return _FILE.sub("", files[0]) if files else words
+
+
+_FILE = re.compile(r":\w+$")
+"""Matches an object name after the path of a file."""
