@@ -13,8 +13,8 @@ from cases import for_each
 from command_line import CliRunner, Result
 from millstream._app.server_process import CommandError
 from millstream._cli import install as command
-from millstream._cli.install import APPLICATIONS, System
 from millstream._cli.program import program
+from millstream.client._applications import APPLICATIONS, System
 from millstream.client._targets import find_server
 from millstream.client._transports.stdio import Command
 

@@ -8,8 +8,8 @@ import pytest
 
 from command_line import CliRunner, Result
 from millstream._cli import install as command
-from millstream._cli.install import APPLICATIONS, System
 from millstream._cli.program import program
+from millstream.client._applications import APPLICATIONS, System
 from patience import WAIT
 
 SHOP = Path(__file__).resolve().parents[1] / "client" / "shop.py"

@@ -185,3 +185,14 @@ def assert_readable(error: BaseException, *words: str) -> None:
     assert all(word in text for word in words), text
     assert "\n" not in text
     assert len(text) < 400
+
+
+async def refuse(request: ReceivedRequest) -> None:
+    """Respond as servers do to what they don't offer."""
+    if request.verb == "GET":
+        await request.reply(b"", status="405 Method Not Allowed")
+    elif "id" in request.message:
+        error = {"code": -32601, "message": "Method not found"}
+        await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
+    else:
+        await request.reply(b"", status="202 Accepted")

@@ -1,11 +1,10 @@
 """Servers that close connections without announcing it."""
 
 import asyncio
-import json
 
 import pytest
 
-from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving
+from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving, refuse
 from millstream import Server
 from millstream.client import Client, ConnectionLost
 from patience import WAIT
@@ -19,13 +18,8 @@ async def answer(request: ReceivedRequest, *, handshake: bool) -> None:
         results["initialize"] = GREETING
     if request.method in results:
         await request.result(results[request.method])
-    elif request.verb == "GET":
-        await request.reply(b"", status="405 Method Not Allowed")
-    elif "id" in request.message:
-        error = {"code": -32601, "message": "Method not found"}
-        await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
     else:
-        await request.reply(b"", status="202 Accepted")
+        await refuse(request)
 
 
 @pytest.mark.parametrize("handshake", [False, True], ids=["per-request", "handshake"])

@@ -10,6 +10,7 @@ from cases import for_each
 from millstream import Client, Server
 from millstream._http.client.url import parse_url
 from millstream.client import ClientError
+from millstream.client._applications import APPLICATIONS, ConfigurableApp, Launch
 from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
 from millstream.client._targets import Place, Remote, find_server
@@ -107,6 +108,18 @@ FILES_OF_OTHERS = [
     '{\n// of Cursor\n"mcpServers": {"local": {"command": COMMAND, "args": ARGUMENTS}}}',
     '{"mcp": {"local": {"type": "local", "command": COMMAND, "args": ARGUMENTS}}}',
 ]
+
+
+@for_each("application", [each for each in APPLICATIONS.values() if each.url and each.snippet is None])
+def test_urls_that_install_writes_are_read(application: ConfigurableApp, tmp_path: Path) -> None:
+    entry = application.entry("shop", Launch(url="https://shop.example/mcp", headers={"X-Key": "k"}))
+    found = place({"mcpServers": {"shop": entry}})
+    assert isinstance(found, Remote)
+    assert (str(found.url), found.headers) == ("https://shop.example/mcp", {"X-Key": "k"})
+    path = tmp_path / "mcp.json"
+    path.write_text(json.dumps({application.under: {"shop": entry}}))
+    (shop,) = load_file(path).upstreams
+    assert (shop.target, shop.headers) == ("https://shop.example/mcp", {"X-Key": "k"})
 
 
 def test_configurations_list_their_servers(tmp_path: Path) -> None:

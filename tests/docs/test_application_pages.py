@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._cli.install import APPLICATIONS, System, place_of
+from millstream._cli.install import place_of
+from millstream.client._applications import APPLICATIONS, System
 from processes import ROOT
 
 pytestmark = pytest.mark.check

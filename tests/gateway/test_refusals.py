@@ -1,6 +1,5 @@
 """HTTP errors of upstreams and servers, and the messages about them for models and people."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client.misbehaving_servers import GREETING, OFFER, ReceivedRequest, misbehaving
+from client.misbehaving_servers import GREETING, OFFER, ReceivedRequest, misbehaving, refuse
 from millstream import Server
 from millstream.client import Client, ClientError, ConnectionLost
 from millstream.gateway import Redaction, UpstreamPolicy
@@ -60,13 +59,8 @@ async def upstream(reply: Reply, *, handshake: bool) -> AsyncIterator[str]:
             await request.result(TOOLS)
         elif method == "server/discover" and not handshake:
             await request.result(OFFER)
-        elif request.verb == "GET":
-            await request.reply(b"", status="405 Method Not Allowed")
-        elif "id" in request.message:
-            error = {"code": -32601, "message": "Method not found"}
-            await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
         else:
-            await request.reply(b"", status="202 Accepted")
+            await refuse(request)
 
     async with misbehaving(behave) as server:
         yield server.url

@@ -464,14 +464,8 @@ async def test_upstream_that_starts_slowly_appears_in_the_lists(revision: str) -
                 assert (await client.request("server/discover"))["ttlMs"] > 0
 
 
-async def test_upstream_cache_hints_are_kept() -> None:
-    pages: Json = {
-        "server/discover": {**OFFER, "capabilities": ALL, "ttlMs": 9_000, "cacheScope": "private"},
-        "tools/list": {"tools": [], "ttlMs": 30_000, "cacheScope": "private"},
-        "resources/list": {"resources": [], "ttlMs": 10**9, "cacheScope": "public"},
-        "resources/templates/list": {"resourceTemplates": [], "cacheScope": "private"},
-        "prompts/list": {"prompts": [], "ttlMs": 5_000, "cacheScope": "public"},
-    }
+async def read_hints(pages: Json) -> dict[str, tuple[int, str]]:
+    """Return the lifetimes and scopes that a gateway sends to its client for the pages of an upstream."""
 
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method in pages:
@@ -481,15 +475,24 @@ async def test_upstream_cache_hints_are_kept() -> None:
 
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
         mcp = make_gateway(server.url, policy=UpstreamPolicy(tags=("all",)))  # not relayed
-        found: dict[str, tuple[int, str]] = {}
         async with Client(mcp, timeout=WAIT) as client:
-            for method in pages:
-                result = await client.request(method)
-                found[method] = result["ttlMs"], result["cacheScope"]
-    assert found == {
+            results = {method: await client.request(method) for method in pages}
+    return {method: (each["ttlMs"], each["cacheScope"]) for method, each in results.items()}
+
+
+async def test_upstream_cache_hints_are_kept() -> None:
+    pages: Json = {
+        "server/discover": {**OFFER, "capabilities": ALL, "ttlMs": 9_000, "cacheScope": "private"},
+        "tools/list": {"tools": [], "ttlMs": 30_000, "cacheScope": "private"},
+        "resources/list": {"resources": [], "ttlMs": 10**9, "cacheScope": "public"},
+        "resources/templates/list": {"resourceTemplates": [], "cacheScope": "private"},
+        "prompts/list": {"prompts": [], "ttlMs": 5_000, "cacheScope": "public"},
+    }
+
+    assert await read_hints(pages) == {
         "server/discover": (9_000, "private"),
         "tools/list": (30_000, "private"),
-        "resources/list": (mcp.settings.list_ttl_ms, "public"),
+        "resources/list": (Settings().list_ttl_ms, "public"),
         "resources/templates/list": (0, "private"),
         "prompts/list": (5_000, "public"),
     }
@@ -504,16 +507,7 @@ async def test_lists_without_hints_are_not_cached_next_to_a_stale_one() -> None:
         "prompts/list": {"prompts": []},
     }
 
-    async def behave(asked: ReceivedRequest) -> None:
-        if asked.method in pages:
-            await asked.result({"resultType": "complete", **pages[asked.method]})
-        else:
-            await asked.reply(b"", status="405 Method Not Allowed")
-
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
-        mcp = make_gateway(server.url, policy=UpstreamPolicy(tags=("all",)))  # not relayed
-        async with Client(mcp, timeout=WAIT) as client:
-            found = {method: (await client.request(method))["ttlMs"] for method in pages}
+    found = {method: ttl for method, (ttl, _) in (await read_hints(pages)).items()}
     assert found == {**dict.fromkeys(pages, 0), "resources/list": 20_000}
 
 

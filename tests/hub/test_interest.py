@@ -17,17 +17,12 @@ from millstream.hub import Hub
 from nats_parts import NatsBacking
 from patience import WAIT
 from redis_parts import RedisBacking, shared_servers, until
-from store_parts import BACKINGS, Backing, LocalBacking, backings
-
-SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
-
-
-@pytest.fixture(params=backings(SHARED))
-async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """Each store that several workers can share."""
-    backing = BACKINGS[request.param]()
-    yield backing
-    await backing.close()
+from store_parts import (
+    BACKINGS,
+    Backing,
+    LocalBacking,
+    shared_backing,  # noqa: F401  the fixture `backing`
+)
 
 
 def make_open_hub(store: str = "memory://", **settings: Any) -> Server:

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import pytest
-
 from auth_world import STREAM, GuardedServer, run_guarded
 from cases import for_each
 from fleet import real_fleet
@@ -18,19 +16,14 @@ from millstream import Principal, Server, Settings, auth
 from millstream.hub import Hub
 from patience import WAIT
 from redis_parts import long_redis_timeouts, until  # noqa: F401  for every test
-from store_parts import BACKINGS, Backing, LocalBacking, backings
+from store_parts import (
+    Backing,
+    LocalBacking,
+    shared_backing,  # noqa: F401  the fixture `backing`
+)
 from wire import Json
 
 ADA, BOB, OFFICE = "key-of-ada-0123456789", "key-of-bob-0123456789", "key-of-office-0123456789"
-SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
-
-
-@pytest.fixture(params=backings(SHARED))
-async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """Return a store that workers can share."""
-    backing = BACKINGS[request.param]()
-    yield backing
-    await backing.close()
 
 
 def allow(principal: Principal | None, action: str, channel: str) -> bool:

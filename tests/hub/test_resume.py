@@ -8,12 +8,12 @@ import pytest
 
 from backend_stores import MemoryStore
 from cases import for_each
-from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, turns
+from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, second_worker, turns
 from millstream._stores.base import ONCE_SECONDS, Gap
 from millstream._stores.store import Store
 from millstream.hub import Event, Hub
 from millstream.hub._event import parse_position, position_id, unpack
-from millstream.hub._journal import JOURNAL
+from millstream.hub._journal import JOURNAL, history_stream
 from store_parts import BACKINGS, backings
 
 PAD = "x" * 1000
@@ -148,6 +148,25 @@ async def test_publisher_ids_of_events_that_the_store_lost_are_forgotten() -> No
         reader = hub._delivery.reader
         found = [await reader.find(f"order {number}", lambda channel: True) for number in range(3)]
         assert [len(each) for each in found] == [1, 1, 0]
+
+
+@for_each("channel", ["broadcast", "*"])
+async def test_events_in_the_place_of_lost_ones_are_delivered_to_those_who_resume(channel: str) -> None:
+    store = MemoryStore()
+    async with open_hub(store) as other, open_hub(second_worker(store)) as hub:
+        before = (await listen(other)).last_id
+        await publish(other, "a", "b", "c")
+        outlet = await listen(hub, channel, last_event_id=before)
+        assert outlet.data == ["a", "b", "c"]
+        for stream in (JOURNAL, history_stream("broadcast")):  # as after a crash that lost the newest writes
+            held = store.log._streams[stream]
+            del held.entries[-2:]
+            held.last -= 2
+        store.log.interrupt()
+        await turns()
+        await publish(other, "d", "e")
+        assert (outlet.gaps, outlet.data) == (["lost"], ["a", "b", "c", "d", "e"])
+        assert (await listen(hub, channel, last_event_id=before)).data == ["a", "d", "e"]
 
 
 @for_each("count", [10, 3000])

@@ -1,27 +1,18 @@
 """The history of a wildcard is complete or begins with a gap, however much was published on other channels."""
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cases import for_each
 from hub_parts import Clock, MemoryStore, Outlet, listen, open_hub, second_worker
 from millstream.hub import Hub
 from redis_parts import long_redis_timeouts  # noqa: F401  for every test
-from store_parts import BACKINGS, Backing, backings, open_store
-
-SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
-
-
-@pytest.fixture(params=backings(SHARED))
-async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """Return a store that workers can share."""
-    backing = BACKINGS[request.param]()
-    yield backing
-    await backing.close()
+from store_parts import (
+    Backing,
+    open_store,
+    shared_backing,  # noqa: F401  the fixture `backing`
+)
 
 
 async def write_notes(hub: Hub, count: int = 3, first: int = 0) -> None:

@@ -2,7 +2,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,18 +10,11 @@ from bad_input.shop import make_shop
 from fleet import real_fleet, settle, until
 from millstream import Server, Settings
 from millstream._server.peers import Peers, StreamTakeover
-from store_parts import BACKINGS, Backing, backings
+from store_parts import (
+    Backing,
+    shared_backing,  # noqa: F401  the fixture `backing`
+)
 from streaming_shop import make_streaming_shop, start_talking
-
-SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
-
-
-@pytest.fixture(params=backings(SHARED))
-async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """Each store that several workers can share."""
-    backing = BACKINGS[request.param]()
-    yield backing
-    await backing.close()
 
 
 async def test_newest_stream_in_a_session_stays_open(backing: Backing) -> None:

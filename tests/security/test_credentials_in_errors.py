@@ -17,7 +17,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from cases import for_each
-from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving
+from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving, refuse
 from issuer_world import run_issuer
 from millstream import Client, Server
 from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, Options, ServerError, parse_url
@@ -79,17 +79,6 @@ async def quote_request(request: ReceivedRequest, way: str) -> None:
             }
             media = "text/plain" if kind == "text" else "text/html" if kind == "html" else "application/json"
             await request.reply(texts[kind].encode(), status=f"{status} No", type=media)
-
-
-async def refuse(request: ReceivedRequest) -> None:
-    """Respond to any other request."""
-    if request.verb == "GET":
-        await request.reply(b"", status="405 Method Not Allowed")
-    elif "id" in request.message:
-        error = {"code": -32601, "message": "Method not found"}
-        await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
-    else:
-        await request.reply(b"", status="202 Accepted")
 
 
 @asynccontextmanager

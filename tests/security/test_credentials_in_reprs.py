@@ -30,7 +30,7 @@ NAMES = re.compile(
     r"(^|_)(token|secret|password|credentials?|(private|secret|proof|auth)_keys?|cookie|verifier|headers?|env)$"
 )
 HARMLESS = {
-    "_cli.install.ConfigurableApp": "the name of a member",
+    "client._applications.ConfigurableApp": "the name of a member",
     "_http.client.connection.HttpReply": "headers of a response",
     "_http.client.pool.FetchedDocument": "headers of a response",
     "_protocol.metadata.LooseMeta": "a progress token",

@@ -5,7 +5,7 @@ tests run on all backings, tests with several workers on the shared ones.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol
 
@@ -193,6 +193,14 @@ def backings(names: Iterable[str]) -> list[Any]:
     return [
         pytest.param(name, marks=pytest.mark.server if name.startswith(("redis", "nats")) else ()) for name in names
     ]
+
+
+@pytest.fixture(name="backing", params=backings(each for each, make in BACKINGS.items() if make.shared))  # type: ignore[attr-defined]
+async def shared_backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Return each store that workers can share. Import this fixture where tests have a parameter `backing`."""
+    backing = BACKINGS[request.param]()
+    yield backing
+    await backing.close()
 
 
 async def append(store: Store, stream: str, *data: bytes, max_entries: int = 1000) -> list[Position]:

@@ -18,6 +18,7 @@ from millstream._http.client.url import Url, parse_url
 from millstream._modules import CONFIGURATIONS, SCRIPTS, is_module, python_path, split_target
 from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import is_array, is_object
+from millstream.client._applications import SERVER_TABLES, URLS
 from millstream.client._errors import TargetError
 from millstream.client._transports import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command
@@ -26,13 +27,8 @@ from millstream.files import read_env_file
 _RUN_CODE = "from millstream._cli import main; main()"
 _SERVE_CODE = "import sys; from millstream._cli import serve_file; serve_file(*sys.argv[1:])"
 _FILES = (".py", *CONFIGURATIONS, *SCRIPTS)
-SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp.mcpServers")
-"""Members that list servers in files: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
-`mcpServers` in Claude, Cursor, and most others.
-"""
 _OF_URLS, _OF_COMMANDS = ("headers", "type"), ("command", "args", "cwd", "env", "envFile")
 """Members of a server's entry. Others aren't read, so their variables needn't be set."""
-_OTHER_TABLES = (*SERVER_TABLES[1:], "mcp")
 
 VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
 """A variable in a configuration file."""
@@ -184,10 +180,10 @@ def needs_gateway(path: Path) -> bool:
     text = path.read_text("utf-8", "replace")
     try:
         given = json.loads(text)
-        return isinstance(given, dict) and "mcpServers" not in given and not given.keys().isdisjoint(_OTHER_TABLES)
+        return isinstance(given, dict) and "mcpServers" not in given and not given.keys().isdisjoint(SERVER_TABLES)
     except ValueError:
         commented = re.search(r"^[ \t]*+//|/\*", text, re.MULTILINE) is not None
-        return commented and any(f'"{each}"' in text for each in (*SERVER_TABLES, "mcp"))
+        return commented and any(f'"{each}"' in text for each in SERVER_TABLES)
 
 
 def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
@@ -259,7 +255,7 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
     fields = cast("Mapping[str, Any]", entry)
     variables: dict[str, str] = {}
     try:
-        url = _expand(fields.get("url") or fields.get("serverUrl"), folder)
+        url = _expand(next(filter(None, map(fields.get, URLS)), None), folder)
         is_url = isinstance(url, str) and url != ""
         used = {each: _expand(fields.get(each), folder) for each in (_OF_URLS if is_url else _OF_COMMANDS)}
         if folder is not None and (file := used.get("envFile")):

@@ -4,14 +4,14 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
 
 from millstream._protocol.errors import closest_name
-from millstream.client._targets import SERVER_TABLES, as_text, as_texts
+from millstream.client._applications import MEMBERS, OTHER_NAMES, SERVER_TABLES, URLS
+from millstream.client._targets import as_text, as_texts
 from millstream.files import EnvFileError, read_env_file
 from millstream.gateway._config_values import ConfigError, ConfigValue, GatewayConfig, check_upstreams, check_url
 from millstream.gateway._policy import UpstreamPolicy
@@ -24,19 +24,6 @@ _BARE = re.compile(r"(?<!\S)\$([A-Z_][A-Z0-9_]*)(?!\S)")
 """A variable in files of Gemini CLI and Crush, as a whole word."""
 _Texts = tuple[str, ...] | None
 _Scalars = dict[str, str | bool | int | float | None] | None
-_URLS = ("url", "httpUrl", "serverUrl")
-_MEMBERS = frozenset((
-    *_URLS, "args", "bearer_token_env_var", "command", "cwd", "disabled", "disabledTools", "enabled", "env", "envFile",
-    "env_http_headers", "env_vars", "excludeTools", "headers", "includeTools", "path", "source", "type",
-))  # fmt: skip
-"""Known members of a server's entry. Others are ignored with a warning."""
-_OTHER_NAMES = {
-    "environment": "env",  # opencode
-    "http_headers": "headers",  # Codex, and below
-    "enabled_tools": "includeTools",
-    "disabled_tools": "excludeTools",
-    "workingDirectory": "cwd",  # JetBrains
-}
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -69,7 +56,7 @@ def load_servers(root: ConfigValue) -> GatewayConfig:
             prefix = "server" if unnamed == 1 else f"server-{unnamed}"
         try:
             entry = _normalize(written, has_braces=servers.where == ("mcp",))
-            unknown = [key for key in entry.value if key not in _MEMBERS]
+            unknown = [key for key in entry.value if key not in MEMBERS]
             config = _load_server(entry, unknown, name=name, prefix=prefix)
             check_upstreams(servers, [*configs, config])
         except ConfigError as exc:
@@ -90,7 +77,7 @@ def _find_servers(root: ConfigValue) -> ConfigValue | None:
     """Return the table of servers. In the files of opencode and Crush, and VS Code's settings, it's called `mcp`."""
     found = members(root.value)
     name = next((name for name in SERVER_TABLES if name in found), "")
-    if name or "mcp" not in found:
+    if name != "mcp":
         return root.member(name) if name else None
     table = root.member("mcp")
     inner = members(table.value).get("servers")
@@ -113,7 +100,7 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
     if is_object(command):  # older files of Zed
         inner = {name: each for name, each in command.items() if each is not None}
         value |= {**inner, "command": command.get("path")}
-    for name, usual in _OTHER_NAMES.items():
+    for name, usual in OTHER_NAMES.items():
         if name in value and usual not in value:
             value[usual] = value.pop(name)
     _normalize_terminal_values(entry, value, has_commands=has_braces)
@@ -167,7 +154,7 @@ def _load_server(entry: ConfigValue, unknown: Sequence[str], **options: Any) -> 
     def read(name: str, kind: Any) -> Any:
         return entry.member(name).convert(kind)
 
-    url_name = next((name for name in _URLS if entry.value.get(name)), "")
+    url_name = next((name for name in URLS if entry.value.get(name)), "")
     command = read("command", str | _Texts)
     if bool(url_name) == bool(command):
         likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
@@ -179,7 +166,7 @@ def _load_server(entry: ConfigValue, unknown: Sequence[str], **options: Any) -> 
         )
     # These lists are about tools only. Gemini also accepts names with arguments: `search(query)`.
     allow, excluded, disabled = (
-        tuple(escape(tool.partition("(")[0]) for tool in read(name, _Texts) or ())
+        tuple(tool.partition("(")[0] for tool in read(name, _Texts) or ())
         for name in ("includeTools", "excludeTools", "disabledTools")
     )
     if allow or excluded or disabled:

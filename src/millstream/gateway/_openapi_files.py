@@ -17,7 +17,7 @@ import msgspec
 
 from millstream._protocol.jsonrpc import exceeds_limits
 from millstream._yaml import read_yaml
-from millstream.client._targets import SERVER_TABLES
+from millstream.client._applications import SERVER_TABLES
 from millstream.files import find_file, open_file
 from millstream.gateway._openapi_reply import MAX_DEPTH
 from millstream.gateway._openapi_request import items_of
@@ -34,7 +34,7 @@ _SUFFIXES = (".json", ".yaml", ".yml")
 """Ends of the names of files that a document can refer to."""
 _VISIBLE = re.compile(r"(?:/[^./\\;?#%\x00-\x1f\x7f][^/\\;?#%\x00-\x1f\x7f]*+)+")
 """Matches a decoded path without hidden names, and without characters that servers interpret differently."""
-_TABLES = (*SERVER_TABLES, "mcp", "tokens", "registrations")
+_TABLES = (*SERVER_TABLES, "tokens", "registrations")
 """Members of configuration files and token files that contain entries by name."""
 _ENTRY = ("access_token", "args", "client_id", "command", "httpUrl", "serverUrl", "url")
 """Members of these entries. In a schema, they would be objects."""
