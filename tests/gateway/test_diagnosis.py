@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import errno
 import json
 import socket
 import ssl
@@ -23,10 +24,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from command_line import run_in_process
 from fleet import until
 from millstream import Client, Server
-from millstream._cli.diagnosis import read_states, upstream_step
-from millstream.gateway import bearer
+from millstream._cli.diagnosis import gateway_steps, read_health, read_states, upstream_step
+from millstream._http.client.url import parse_url
+from millstream.gateway import UpstreamPolicy, bearer
 from patience import WAIT
 
 Target = tuple[Any, dict[str, Any]]
@@ -50,6 +53,11 @@ def answer(status: str, body: bytes = b"", *, type: str = "application/json", mo
 @asynccontextmanager
 async def run_command(*code: str) -> AsyncIterator[Target]:
     yield [*code], {}
+
+
+@asynccontextmanager
+async def run_at_file_limit() -> AsyncIterator[Target]:
+    yield "http://full.invalid/mcp", {}
 
 
 @asynccontextmanager
@@ -130,19 +138,22 @@ CAUSES: dict[str, tuple[Callable[[], AbstractAsyncContextManager[Target]], str, 
         "log has the reason",
     ),
     "an unknown host": (run_unknown_host, "shop.invalid", "correct its URL"),
+    "too many open files": (run_at_file_limit, "Raise the limit: `ulimit -n`", "can't be reached"),
     "an expired certificate": (run_with_expired_certificate, "expired", "TLS certificate that this gateway trusts"),
     "lists that are too large": (run_with_large_lists, "2,000", "can't be used"),
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
-def unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a name unknown, also on machines without a name server."""
+def unusual_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a name unknown, also on machines without a name server, and another one fail for lack of open files."""
     look_up = asyncio.BaseEventLoop.getaddrinfo
 
     async def getaddrinfo(self: Any, host: Any, *arguments: Any, **options: Any) -> Any:
         if host == "shop.invalid":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        if host == "full.invalid":
+            raise OSError(errno.EMFILE, "Too many open files")
         return await look_up(self, host, *arguments, **options)
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
@@ -223,3 +234,82 @@ async def test_process_that_keeps_failing_is_logged_once_and_counted(caplog: pyt
         gateway: Any = runtime.host.gateway
         await until(lambda: gateway.describe()[0]["failed_reads"] >= 3)
         assert caplog.text.count("The upstream up can't be reached") <= 2  # it exited, and then it did too often
+
+
+@for_each("number", [-1, errno.EMFILE])  # -1 is uvloop's own
+async def test_command_that_needs_too_many_files_names_the_limit(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*arguments: Any, **options: Any) -> Any:
+        raise OSError(number, "Unknown error -1")
+
+    mcp = Server("front")
+    mcp.upstream("up", [sys.executable, "-c", ""], start_timeout=WAIT)
+    async with asyncio.timeout(WAIT):
+        monkeypatch.setattr(type(asyncio.get_running_loop()), "subprocess_exec", fail)
+        async with mcp.running() as runtime:
+            gateway: Any = runtime.host.gateway
+            await until(lambda: gateway.describe()[0]["state"] == "degraded")
+            assert "couldn't be started: too many open files. Raise the limit" in gateway.describe()[0]["reason"]
+
+
+async def test_server_that_hangs_after_a_failure_is_not_blamed_for_the_failure() -> None:
+    hangs = False
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if hangs:
+            await asyncio.Event().wait()
+        await asked.reply(b"", status="503 Service Unavailable")
+
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        server = await stack.enter_async_context(misbehaving(behave))
+        mcp = Server("front")
+        mcp.upstream("up", server.url, connect_timeout=1)
+        runtime = await stack.enter_async_context(mcp.running())
+        gateway: Any = runtime.host.gateway
+        await until(lambda: "503" in gateway.describe()[0]["reason"])
+        hangs = True
+        await until(lambda: gateway.describe()[0]["reason"] == "It hasn't responded within 1 second.")
+
+
+async def test_server_that_connects_but_hangs_at_its_lists_is_told_apart() -> None:
+    async def hang(asked: ReceivedRequest) -> None:
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        server = await stack.enter_async_context(misbehaving(with_handshake(hang)))
+        mcp = Server("front")
+        mcp.upstream("up", server.url, connect_timeout=1, start_timeout=0.1)
+        runtime = await stack.enter_async_context(mcp.running())
+        gateway: Any = runtime.host.gateway
+        await until(lambda: gateway.describe()[0]["reason"] == "It hasn't returned its lists within 1 second.")
+
+
+async def test_policy_that_leaves_everything_out_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    shop = Server("shop")
+
+    @shop.tool
+    def order() -> None:
+        """Order a book."""
+
+    mcp = Server("front")
+    mcp.upstream("up", shop, policy=UpstreamPolicy(allow=["oder*"]))
+    async with asyncio.timeout(WAIT), mcp.running() as runtime:
+        gateway: Any = runtime.host.gateway
+        await until(lambda: gateway.describe()[0]["state"] == "ready")
+        [step] = map(upstream_step, read_states(gateway.describe_states()))
+        assert "None of the items that it lists are offered. Check the patterns of the policy" in step.found
+        assert "up: the policy leaves out all that it lists (1 item). Check its patterns." in caplog.text
+
+
+def test_doctor_waits_for_a_command_that_starts_slowly(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("from millstream import Server\nmcp = Server('shop')\nmcp.run()\n")
+    file = tmp_path / "gateway.toml"
+    file.write_text(f"[upstreams.up]\ncommand = [{json.dumps(sys.executable)}, 'shop.py']\nstart_timeout = 0.001\n")
+    result = run_in_process("doctor", str(file), "--timeout", str(WAIT))
+    assert "ok    upstream up: ready since" in result.output
+
+
+async def test_doctor_names_a_store_that_does_not_respond() -> None:
+    health = b'{"status":"degraded","store":{"kind":"redis","up":false}}'
+    async with answer("200 OK", health)() as (url, _):
+        found = await read_health(parse_url(url), {}, WAIT)
+    assert [(each.name, each.ok) for each in gateway_steps(found)] == [("store", False)]

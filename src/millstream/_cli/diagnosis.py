@@ -149,8 +149,14 @@ class _Set(Struct):
     groups: list[str] = []
 
 
+class _Store(Struct, frozen=True):
+    kind: str = ""
+    up: bool = True
+
+
 class _Health(Struct):
     gateway: str = ""
+    store: _Store = _Store()
     configuration: _Configuration | None = None
     sets: list[_Set] = []
     sharing: list[str] = []
@@ -267,6 +273,8 @@ def gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
         if found.refused:
             text += f", but the file has changed and can't be used: {found.refused}"
         yield DiagnosticStep("configuration", text, ok=not found.refused)
+    if not health.store.up:
+        yield DiagnosticStep("store", f"the {health.store.kind} store of this server doesn't respond", ok=False)
     yield from map(upstream_step, health.upstream_states)
     for each in health.sets:
         yield set_step(each)
@@ -379,6 +387,7 @@ async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tu
             raise ClientError(str(exc)) from exc
         connecting = Client(server, revision=options.revision or None, timeout=options.timeout)
         client = await stack.enter_async_context(connecting)
+        await wait_for_upstreams(client, options.timeout)
         reports, sets = runtime.host.gateway, runtime.host.reports.get("sets", list)
 
         def describe() -> _Health:

@@ -137,6 +137,8 @@ class ListKeeper(ABC):
     """
     needs_account: bool = False
     """Whether the lists can't be read until a user connects an account. Clients don't wait for that."""
+    _awaited = "responded"
+    """What the upstream hasn't done since `_asked_at`, or empty if nothing is expected."""
     _listed_at = 0.0
     """Monotonic time of the last lists, or 0 without a connection that reads them."""
     _lost_at = 0.0
@@ -168,7 +170,7 @@ class ListKeeper(ABC):
         self.pins: Pins | None = pins
         self._owner = owner
         self._is_quarantined = _quarantine((), ())
-        self._created_at = monotonic()
+        self._asked_at = monotonic()
         self.since: float = time()
         """Unix time of the last change of the state."""
         self._refresh = asyncio.Event()
@@ -321,7 +323,7 @@ class ListKeeper(ABC):
         reason = str(error) or type(error).__name__
         responds = isinstance(error, ServerError | InvalidResponse) or getattr(error, "status", 0) != 0
         self._log_failure(error, "responds with an error" if responds else "can't be reached", reason)
-        self.state, self.reason, self.fault = "degraded", reason, error
+        self.state, self.reason, self.fault, self._awaited = "degraded", reason, error, ""
         self.end_start()
         if isinstance(error, UNREACHABLE):
             self._owner.breaker.open(find_outage(error, is_process=self._owner.processes is not None))
@@ -359,16 +361,17 @@ class ListKeeper(ABC):
         lacking = [error for error in failures.values() if getattr(error, "code", 0) != METHOD_NOT_FOUND]
         self.failed_reads = count + 1 if lacking else 0
         self.reason = f"It can't list some of its items: {lacking[0]}" if lacking else ""
-        self.state, self.fault = "ready", None
+        self.state, self.fault, self._awaited = "ready", None, ""
         self._owner.breaker.is_open = False
         self._listed.set()
 
     def report_state(self) -> tuple[State, str]:
-        """Return the state and its reason. An upstream that takes too long to connect is degraded until it's
-        connected."""
-        late = monotonic() - self._created_at > self.config.connect_timeout
-        if self.state == "connecting" and not self.reason and late:
-            return "degraded", f"It hasn't responded within {pluralize(self.config.connect_timeout, 'second')}."
+        """Return the state and its reason. While an upstream that isn't ready takes too long to respond, that's the
+        reason: the last failure may be over.
+        """
+        late = monotonic() - self._asked_at > self.config.connect_timeout
+        if self.state != "ready" and self._awaited and late:
+            return "degraded", f"It hasn't {self._awaited} within {pluralize(self.config.connect_timeout, 'second')}."
         return self.state, self.reason
 
 
@@ -452,6 +455,7 @@ class McpLists(ListKeeper):
         while True:
             try:
                 self.lister = await self._find_lister()
+                self._awaited, self._asked_at = "responded", monotonic()
                 link = await self._source.links.open(self.lister)
                 await self.describe(link.conversation)
                 link.calls += 1  # the connection is in use even while idle
@@ -461,6 +465,7 @@ class McpLists(ListKeeper):
                     with contextlib.suppress(TimeoutError):  # before the lists, so that no change is missed
                         async with asyncio.timeout(_SUBSCRIBE_SECONDS):
                             await subscribed.wait()
+                    self._awaited, self._asked_at = "returned its lists", monotonic()
                     await self._list(link.conversation)
                     link.conversation.requests.timeout = self.config.timeout
                     await self._keep_fresh(link.conversation)
@@ -471,6 +476,7 @@ class McpLists(ListKeeper):
                     await cancel_all(watching)
                     link.calls -= 1
             except (ClientError, OSError) as exc:
+                self._awaited = ""
                 if await self._take_failure(exc):
                     continue
                 self.failed_reads += 1
@@ -524,7 +530,7 @@ class McpLists(ListKeeper):
         credentials = self._source.credentials
         if credentials is None or not credentials.personal:
             return LinkKey(handshake=self._source.in_sessions)
-        person = credentials.lists_from or "a user"
+        self._awaited, person = "", credentials.lists_from or "a user"
         has_lister = await credentials.has_lister()
         if not has_lister or self.state != "degraded":
             self.state = "ready" if self.catalog.revision else "connecting"

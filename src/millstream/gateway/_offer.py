@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from msgspec import Struct, field, structs
 
 from millstream import Principal
+from millstream._protocol.errors import pluralize
 from millstream._server.calls.call import scopes_of
 from millstream._server.dispatch import Instruction
 from millstream._server.features.registry import normal_form
@@ -115,10 +116,13 @@ def mount(
     announcement = read_announcement(catalog.capabilities, gateway_id)
     items: dict[str, dict[str, OfferedItem]] = {kind: {} for kind in METHODS}
     warnings, looping, loops = list[str](), 0, find_loops(announcement, gateway_id)
+    listed = left_out = 0
     for kind, own_name, each in catalog.items():
+        listed += 1
         is_trusted = kind == "tools" and (policy.trusts_hints or own_name in accepted)
         rules = policy.item(kind, own_name, members(each.get("annotations")) if is_trusted else {})
         if rules is None:
+            left_out += 1
             continue
         if leads_back(loops, kind, own_name):
             looping += 1
@@ -133,6 +137,8 @@ def mount(
         if not is_relayed:
             description = {**description, "_meta": with_origin(description.get("_meta"), upstream)}
         items[kind][name] = OfferedItem(upstream, own_name, description, rules, normal_form(kind, name))
+    if listed and left_out == listed:
+        warnings.append(f"the policy leaves out all that it lists ({pluralize(listed, 'item')}). Check its patterns.")
     return Mount(upstream, names, catalog, items, announcement, looping, is_asked, warnings)
 
 

@@ -248,6 +248,8 @@ class Upstream(ABC):
         """
         found = self.catalog
         state, reason = self.lists.report_state()
+        if state == "ready" and any(found.items()) and not any(self.offered.values()):
+            reason = reason or "None of the items that it lists are offered. Check the patterns of the policy."
         processes = self.processes
         return {
             "name": self.name,

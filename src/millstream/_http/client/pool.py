@@ -6,6 +6,7 @@ requires status 200, and ignores proxies and credentials of the environment.
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 import time
@@ -375,16 +376,23 @@ class ConnectionPool:
                 return
 
 
+RAISE_FILE_LIMIT = "Raise the limit: `ulimit -n`, or LimitNOFILE of systemd."
+"""Remedy of a process that has too many open files."""
+
+
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
     """Return the error for a server that doesn't respond, or whose TLS isn't trusted."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return TlsFailed(
             f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
-            remedy="If it's your own certificate, pass a context that trusts it (Options.tls).",
+            remedy="If it's your own certificate, set SSL_CERT_FILE to its file, or pass a context that trusts it "
+            "(Options.tls).",
         )
     if isinstance(exc, ssl.SSLError):
         remedy = f"Use {url.scheme[:-1]}:// if the server has no TLS."
         return TlsFailed(f"{url.origin} doesn't speak TLS ({exc.reason or exc}).", remedy=remedy)
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        return ConnectFailed(f"{url.origin} can't be connected to: {os_error_text(exc)}.", remedy=RAISE_FILE_LIMIT)
     remedy = "Check the host and port, and that the server is running."
     return ConnectFailed(f"There is no server at {url.origin}: {os_error_text(exc)}.", remedy=remedy)
 

@@ -6,6 +6,7 @@ contain its last lines.
 """
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import cast
 from msgspec import Struct
 
 from millstream._http.client.connection import too_large
+from millstream._http.client.pool import RAISE_FILE_LIMIT
 from millstream._override import override
 from millstream._protocol.errors import INVISIBLE, Confidential
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
@@ -228,6 +230,10 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
                 start_new_session=sys.platform != "win32",  # so the process's children end with it
             )
         except OSError as exc:
+            if exc.errno in (-1, errno.EMFILE, errno.ENFILE):  # uvloop's own number for pipes that can't be created
+                raise ConnectFailed(
+                    f"{name} couldn't be started: too many open files.", remedy=RAISE_FILE_LIMIT
+                ) from exc
             raise ConnectFailed(f"{name} couldn't be started: {exc.strerror or exc}.") from exc
         except NotImplementedError as exc:
             raise ConnectFailed(
