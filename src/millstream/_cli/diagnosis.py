@@ -245,8 +245,8 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         if names := [tool.name for tool in tools if tool.input_schema.keys() & {"anyOf", "oneOf", "allOf"}]:
             yield DiagnosticStep(
                 "schemas",
-                "Claude's API rejects every request with these tools, because their input schemas have anyOf, oneOf, or "
-                f"allOf at the root: {', '.join(names)}",
+                "Claude's API rejects every request with these tools, because their input schemas have anyOf, oneOf, "
+                f"or allOf at the root: {', '.join(names)}",
                 remedy="Ask the tools' authors to list all properties at the root, or deny the tools in a policy.",
             )
         if client.transport == "stdio" and BY_DATE[client.revision].handshake:
