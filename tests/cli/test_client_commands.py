@@ -364,6 +364,18 @@ def test_doctor_names_tools_whose_schemas_make_a_model_reject_all_tools(tmp_path
 
 
 @pytest.mark.server
+def test_lists_that_a_server_lacks_are_no_warning(tmp_path: Path) -> None:
+    program, resources = (
+        tmp_path / "stranger.py",
+        "async def list_resources(*_): return types.ListResourcesResult(resources=[])\n",
+    )
+    handlers = "on_list_tools=list_tools, on_list_resources=list_resources"
+    program.write_text(resources + STRANGER.replace("on_list_tools=list_tools", handlers))
+    listed = run("list", f"{sys.executable} {program}")
+    assert (listed.stdout.count("tool\t"), "Warning" in listed.stderr) == (4, False), listed.stderr
+
+
+@pytest.mark.server
 def test_doctor_waits_for_upstreams_that_are_starting(tmp_path: Path) -> None:
     signal, program, gateway = (tmp_path / name for name in ("signal", "upstream.py", "gateway.toml"))
     program.write_text(UPSTREAM.format(signal=str(signal), fails=False))
