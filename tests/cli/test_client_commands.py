@@ -325,6 +325,74 @@ def test_doctor_accepts_a_gateway_file(tmp_path: Path) -> None:
     assert not found["offers"].startswith("0 tools")
 
 
+STRANGER = """
+import asyncio
+import mcp.types as types
+from mcp.server import Server
+from mcp.server.stdio import stdio_server
+
+def tool(name, **schema):
+    return types.Tool(name=name, inputSchema={"type": "object", **schema})
+
+async def list_tools(ctx, params):
+    nested = {"a": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
+    either = [{"required": ["a"]}, {"required": ["b"]}]
+    tools = [tool("find", anyOf=either), tool("add", oneOf=either), tool("move", allOf=either)]
+    return types.ListToolsResult(tools=[*tools, tool("plain", properties=nested)])
+
+async def main():
+    server = Server("stranger", on_list_tools=list_tools)
+    async with stdio_server() as (reader, writer):
+        await server.run(reader, writer, server.create_initialization_options())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.server
+def test_doctor_names_tools_whose_schemas_make_a_model_reject_all_tools(tmp_path: Path) -> None:
+    file, program = tmp_path / "gateway.toml", tmp_path / "stranger.py"
+    program.write_text(STRANGER)
+    command = [sys.executable, str(program)]
+    file.write_text(f"[upstreams.shop]\ncommand = {json.dumps(command)}\n", "utf-8")
+    for target, prefix in ((str(file), "shop_"), (f"{sys.executable} {program}", "")):
+        found = printed("doctor", target)
+        (line,) = [each for each in found.splitlines() if each.startswith("warn  schemas:")]
+        assert line.endswith(f"at the root: {prefix}find, {prefix}add, {prefix}move")
+        assert "deny the tools in a policy" in found
+    assert "schemas" not in [each["name"] for each in as_json("doctor", SHOP)["steps"]]
+
+
+@pytest.mark.server
+def test_lists_that_a_server_lacks_are_no_warning(tmp_path: Path) -> None:
+    program, resources = (
+        tmp_path / "stranger.py",
+        "async def list_resources(*_): return types.ListResourcesResult(resources=[])\n",
+    )
+    handlers = "on_list_tools=list_tools, on_list_resources=list_resources"
+    program.write_text(resources + STRANGER.replace("on_list_tools=list_tools", handlers))
+    listed = run("list", f"{sys.executable} {program}")
+    assert (listed.stdout.count("tool\t"), "Warning" in listed.stderr) == (4, False), listed.stderr
+
+
+@pytest.mark.server
+def test_doctor_waits_for_upstreams_that_are_starting(tmp_path: Path) -> None:
+    signal, program, gateway = (tmp_path / name for name in ("signal", "upstream.py", "gateway.toml"))
+    program.write_text(UPSTREAM.format(signal=str(signal), fails=False))
+    command = json.dumps([sys.executable, str(program)])
+    gateway.write_text(f"[upstreams.slow]\ncommand = {command}\nstart_timeout = 0\n", "utf-8")
+    with subprocess.Popen(
+        [*COMMAND, "doctor", str(gateway)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
+    ) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("Waiting for servers that are starting behind this gateway."):
+                signal.touch()
+                break
+        out, errors = running.communicate(timeout=WAIT)
+    assert (running.returncode, "upstream slow: ready" in out) == (0, True), errors
+
+
 async def test_doctor_certificate_check_has_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse_url(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")

@@ -192,12 +192,17 @@ def test_command_groups_print_their_help() -> None:
 
 
 @pytest.mark.server
-def test_help_is_wrapped() -> None:
+def test_help_is_wrapped_but_not_its_examples() -> None:
+    blocks: set[str] = set()
     for columns, width in (("60", 60), ("", 80), ("0", 80)):
         env = {**os.environ, "COLUMNS": columns}
         shown = start("record", "--help", stdout=subprocess.PIPE, env=env).stdout.decode()
-        assert width - 10 < max(map(len, shown.splitlines())) <= width
+        before, heading, after = shown.partition("\nExamples\n")
+        examples, _, after = after.partition("\n\n")
+        blocks.add(heading + examples)
+        assert width - 10 < max(map(len, f"{before}\n{after}".splitlines())) <= width
         assert "inspect._empty" not in shown
+    assert len(blocks) == 1
 
 
 @pytest.mark.server

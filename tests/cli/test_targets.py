@@ -132,6 +132,57 @@ def test_mistakes_in_modules_are_explained_by_every_command(target: str, message
         assert message in " ".join((failed.stdout + failed.stderr).split()), (command, failed)
 
 
+FACTORY = "from mcp.server import Server\n\ndef create_server():\n    return Server('made')\n"
+
+
+@pytest.mark.parametrize(
+    ("folder", "target", "fix"),
+    [
+        (
+            "",
+            "made",
+            'Specify a module in it: millstream run made.server, or run its command: millstream run "make-it"',
+        ),
+        ("", "made.server", 'run it as a command: millstream run "make-it"'),
+        ("", "made.server:create_server", "specify a file that calls it: mcp = create_server()"),
+        ("", "main.alone", 'run it as a command: millstream run "python -m main"'),
+        (
+            "",
+            "main",
+            'Specify a module in it: millstream run main.alone, or run its command: millstream run "python -m',
+        ),
+        ("", "bare.alone", 'run it as a command: millstream run "python -m bare.alone"'),
+        ("", "bare/alone.py", 'run it as a command: millstream run "python bare/alone.py"'),
+        ("near", "server", "Specify the file: millstream run server.py"),
+        ("loose", "server.py", "Create an __init__.py in the folder"),
+    ],
+)
+def test_packages_without_a_global_server_are_told_what_runs_them(
+    folder: str, target: str, fix: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "made/__init__.py": "",
+        "made/a_tool.py": "",
+        "made/server.py": FACTORY,
+        "made-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: made\nVersion: 1\n",
+        "made-1.dist-info/entry_points.txt": "[console_scripts]\nmake-it = made.server:main\n",
+        "main/__init__.py": "",
+        "main/__main__.py": "",
+        "main/alone.py": FACTORY,
+        "bare/__init__.py": "",
+        "bare/alone.py": FACTORY,
+        "near/__init__.py": "",
+        "near/server.py": "from .other import x\n",
+        "loose/server.py": "from .other import x\n",
+    }
+    for name, text in files.items():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(text)
+    monkeypatch.chdir(project / folder)
+    failed = run("run", target)
+    assert fix in " ".join(failed.stderr.split())
+
+
 def test_programs_on_the_path_take_precedence_over_installed_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

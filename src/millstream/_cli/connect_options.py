@@ -18,7 +18,7 @@ from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
 from millstream._modules import is_module, split_target
 from millstream._override import override
-from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
+from millstream._protocol.errors import METHOD_NOT_FOUND, MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
 from millstream._protocol.metadata import TASKS
 from millstream._tasks import run_in_thread
@@ -306,9 +306,11 @@ def _read(prompt: str) -> str:
 
 
 async def list_items(request: Callable[[], Awaitable[list[T]]]) -> list[T]:
-    """Return a list of a server, or an empty one with a warning if the server rejects it."""
+    """Return a list of a server, or an empty one if the server has no such list, or with a warning if it rejects it."""
     try:
         return await request()
     except (InvalidResponse, ServerError) as exc:
+        if isinstance(exc, ServerError) and exc.code == METHOD_NOT_FOUND:
+            return []
         print_text(f"Warning: {exc}", sys.stderr)
         return []

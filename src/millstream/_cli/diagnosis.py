@@ -204,8 +204,11 @@ async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, jso
         steps.append(step)
         if not json:
             columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-            line = fit(f"{'ok  ' if step.ok else 'FAIL'}  ", f"{step.name}: {brief(step.found)}", columns)
-            sys.stdout.write(style(line[:4], "green" if step.ok else "red"))
+            label, color = ("warn", "yellow") if step.remedy else ("ok  ", "green")
+            if not step.ok:
+                label, color = "FAIL", "red"
+            line = fit(f"{label}  ", f"{step.name}: {brief(step.found)}", columns)
+            sys.stdout.write(style(line[:4], color))
             print_text(line[4:])
             if step.remedy:
                 print_text(fit("      Fix: ", step.remedy, columns))
@@ -246,7 +249,16 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         yield DiagnosticStep(
             "protocol", f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)"
         )
-        yield await count_items(client)
+        await wait_for_upstreams(client, options.timeout)
+        tools = await list_items(client.tools)
+        yield await count_items(client, len(tools))
+        if names := [tool.name for tool in tools if tool.input_schema.keys() & {"anyOf", "oneOf", "allOf"}]:
+            yield DiagnosticStep(
+                "schemas",
+                "Claude's API rejects every request with these tools, because their input schemas have anyOf, oneOf, "
+                f"or allOf at the root: {', '.join(names)}",
+                remedy="Ask the tools' authors to list all properties at the root, or deny the tools in a policy.",
+            )
         if client.transport == "stdio" and BY_DATE[client.revision].handshake:
             yield DiagnosticStep(
                 "questions",
@@ -295,10 +307,10 @@ def set_step(found: _Set) -> DiagnosticStep:
     )
 
 
-async def count_items(client: Client) -> DiagnosticStep:
+async def count_items(client: Client, tools: int) -> DiagnosticStep:
     """Count what a server offers."""
     counts = {
-        "tool": len(await list_items(client.tools)),
+        "tool": tools,
         "resource": len(await list_items(client.resources)),
         "template": len(await list_items(client.templates)),
         "prompt": len(await list_items(client.prompts)),

@@ -89,10 +89,10 @@ def show(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") 
     from rich.text import Text  # noqa: PLC0415
 
     console = Console(highlight=False)
-    text = Text(before)
+    text = Text(wrap_prose(before, console.width))
     text.highlight_regex("(?m)^Usage: .*|^Examples?$", "bold")
     text.highlight_regex("`[^`]+`", "cyan")
-    console.print(text)
+    console.print(text, soft_wrap=True)
     for heading, rows in panels.items():
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=_width(panels))
@@ -106,10 +106,8 @@ def show(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") 
 def as_text(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") -> str:
     """Return help as plain text, wrapped at ``COLUMNS`` or 80 columns."""
     columns, width = os.environ.get("COLUMNS", ""), _width(panels) + 4
-    wrap = partial(
-        fill, width=max((int(columns) if columns.isdigit() else 0) or 80, width + 20), break_on_hyphens=False
-    )
-    lines = [wrap(line, subsequent_indent="  " if line.startswith("- ") else "") for line in before.splitlines()]
+    limit = max((int(columns) if columns.isdigit() else 0) or 80, width + 20)
+    wrap, lines = partial(fill, width=limit, break_on_hyphens=False), [wrap_prose(before, limit)]
     for heading, rows in panels.items():
         lines += ["", heading]
         indent = " " * width
@@ -117,6 +115,16 @@ def as_text(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "
             wrap(what, initial_indent=f"  {name}".ljust(width), subsequent_indent=indent) for name, what in rows.items()
         ]
     return "\n".join([*lines, after])
+
+
+def wrap_prose(text: str, width: int) -> str:
+    """Wrap text, but not its indented lines, which are commands to copy."""
+    return "\n".join(
+        line
+        if line.startswith("  ")
+        else fill(line, width, subsequent_indent="  " * line.startswith("- "), break_on_hyphens=False)
+        for line in text.splitlines()
+    )
 
 
 def _width(panels: Mapping[str, Mapping[str, str]]) -> int:

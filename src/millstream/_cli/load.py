@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from pkgutil import iter_modules
 from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -230,7 +231,12 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
     if servers or name:
         return _choose(namespace, servers, name, source)
     if "__path__" in namespace:
-        raise CommandError(f"{source} is a package without a server.", fix=_file_in(Path(source.replace(".", "/"))))
+        modules = [each.name for each in iter_modules(vars(sys.modules[source])["__path__"]) if each.name[0] != "_"]
+        module = min(modules, key=lambda each: (each not in CUSTOMARY_NAMES, each), default="server")
+        fix = f"Specify a module in it: millstream run {source}.{module}"
+        if command := _command_of(source):
+            fix += f', or run its command: millstream run "{command}"'
+        raise CommandError(f"{source} is a package without a server.", fix=fix)
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
     replaced = next((key for key in CUSTOMARY_NAMES if inspect.isfunction(namespace.get(key))), "")
     raise NoServer(
@@ -240,7 +246,7 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
         else "The file was imported, but none of its global names is a server.",
         fix=_mount_hint(source, hosts[0], namespace[hosts[0]])
         if hosts
-        else f'If a function creates its server, run it as a command: millstream run "python {source}"'
+        else f'If a function creates its server, run it as a command: millstream run "{_command_of(source)}"'
         if any(
             str(getattr(value, "__module__", "")).startswith(("mcp.", "mcp_types.", "fastmcp."))
             for value in namespace.values()
@@ -258,6 +264,8 @@ def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str
         known = f"Use one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'
         if name not in namespace:
             raise CommandError(f"There is no {name} in {source}.", fix=known)
+        if inspect.isfunction(namespace[name]) and not servers:
+            known = f"If it creates the server, specify a file that calls it: mcp = {name}()"
         if _can_mount(namespace[name]):
             hint = _mount_hint(source, name, namespace[name])
             known = f"{known} {hint}" if servers else hint
@@ -305,6 +313,21 @@ def _mount_hint(source: str, name: str, value: object) -> str:
     if any(_server(getattr(route, "app", None)) for route in getattr(value, "routes", ())):
         return f"Its servers are mounted in {name}, so serve that: {command}"
     return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: {command}'
+
+
+def _command_of(source: str) -> str:
+    """Return the command that starts a program, or "" for a package without one."""
+    if _is_path(source):
+        return f"python {source}"
+    from importlib import metadata  # noqa: PLC0415  takes a tenth of a server's start
+
+    package = source.partition(".")[0]
+    scripts = metadata.entry_points(group="console_scripts")
+    if command := next((each.name for each in scripts if each.module.partition(".")[0] == package), ""):
+        return command
+    if importlib.util.find_spec(f"{package}.__main__"):
+        return f"python -m {package}"
+    return "" if source == package else f"python -m {source}"
 
 
 def _file_in(folder: Path) -> str:
@@ -391,6 +414,9 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     fix = f"Correct {where}{package and f', or check the version of the installed package {package}'}."
     if isinstance(exc, ImportError) and "'FastMCP' from 'mcp" in str(exc):
         fix = "Write: from mcp.server.fastmcp import FastMCP"
+    if isinstance(exc, ImportError) and "no known parent package" in str(exc):
+        file = f"Specify the file: millstream run {source}.py"
+        fix = "Create an __init__.py in the folder, which makes it a package." if _is_path(source) else file
     what = f"{source} can't be imported: {type(exc).__name__}."
     return CommandError(what, fix=fix, detail=detail)
 

@@ -96,7 +96,7 @@ def _text(text: str, base: Command) -> Place:
     if not re.search(r"\s", text) and not shutil.which(text):
         _check_no_file(text, base.cwd or "")
     if re.fullmatch(r"(localhost|[\w.-]+\.[a-z]{2,}|\d+(\.\d+){3})(:\d+)?(/\S*)?", text) and not shutil.which(text):
-        raise TargetError(f"{text} is neither a file nor a command. If it's a URL, write http://{text}")
+        raise TargetError(f"{text} is neither a file, a module, nor a command. If it's a URL, write http://{text}")
     try:
         words = shlex.split(text, posix=os.name != "nt")
     except ValueError as exc:
