@@ -86,12 +86,15 @@ class ServerDescription:
         """Instructions for the client's model. Call `forget` after a change."""
         # Prepared
         self._made = Recent[tuple[str, str, bool, str], bytes](_MAX_MADE)
+        self._is_restricted = False
+        """Whether some callers don't read all instructions."""
         self._cached_count = 0
         """Number of capabilities when the cache was filled."""
 
     def forget(self) -> None:
         """Clear the cache when the instructions or a capability's value have changed."""
         self._made.clear()
+        self._is_restricted = any(each.visible is not None for each in self.instructions)
 
     def instruct(self, principal: Principal | None) -> str:
         """Return the instructions for a caller's model."""
@@ -100,29 +103,29 @@ class ServerDescription:
 
     def initialize(self, revision: Revision, principal: Principal | None = None, *, streams: bool = True) -> bytes:
         """Return the result of `initialize` for a caller. `streams` is as for `Registry.capabilities`."""
-        made, text = self._cache(), self.instruct(principal)
+        made, text = self._cache(), self.instruct(principal) if self._is_restricted else ""
         key = ("initialize", revision.date, streams, text)
         if key not in made:
             offered = self._registry.capabilities(revision, streams=streams)
-            made.keep(key, initialize_result(revision, offered, self._info, text))
+            made.keep(key, initialize_result(revision, offered, self._info, self.instruct(principal)))
         return made[key]
 
     def discover(self, revision: Revision, principal: Principal | None = None) -> bytes:
         """Return the members of the `server/discover` result for a caller."""
-        made, text = self._cache(), self.instruct(principal)
+        made, text = self._cache(), self.instruct(principal) if self._is_restricted else ""
         key = ("server/discover", revision.date, True, text)
         if key not in made:
             registry = self._registry
-            differs = registry.private or any(each.visible is not None for each in self.instructions)
-            ttl_ms, private = registry.cache_hint(DISCOVER, _DISCOVER_TTL_MS, private=differs)
+            is_private = registry.private or self._is_restricted
+            ttl_ms, private = registry.cache_hint(DISCOVER, _DISCOVER_TTL_MS, private=is_private)
             result: Json = {
                 "supportedVersions": list(PER_REQUEST),
                 "capabilities": registry.capabilities(revision),
                 "ttlMs": ttl_ms,
                 "cacheScope": "private" if private else "public",
             }
-            if text:
-                result["instructions"] = text
+            if instructions := self.instruct(principal):
+                result["instructions"] = instructions
             made.keep(key, encode(result)[1:-1])
         return made[key]
 
