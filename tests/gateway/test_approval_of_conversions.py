@@ -38,6 +38,10 @@ def restart(target: Target) -> str:
 def delete(force: bool) -> str:
     return f"deleted {force}"
 
+@s.tool()
+def ship(environment: str | None = None) -> str:
+    return f"shipped to {environment or 'production'}"
+
 s.run("stdio")
 """
 ASKED = UpstreamPolicy(
@@ -45,6 +49,7 @@ ASKED = UpstreamPolicy(
         "deploy": ToolPolicy(approve=ApprovalPolicy(arguments={"environments": "prod*"})),
         "restart": ToolPolicy(approve=ApprovalPolicy(arguments={"target": "prod*"})),
         "delete": ToolPolicy(approve=ApprovalPolicy(arguments={"force": "true"})),
+        "ship": ToolPolicy(approve=ApprovalPolicy(arguments={"environment": "prod*"})),
     }
 )
 
@@ -80,3 +85,14 @@ async def test_other_spellings_of_true_are_asked_about(sdk: str) -> None:
             for force in [1, 1.0, "1", "yes", "on", "t", "y"]:
                 with pytest.raises((ServerError, ToolFailed), match="approve"):
                     await client.call("u_delete", force=force)
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_null_as_json_text_is_asked_about(sdk: str) -> None:
+    """Like a missing argument, it stands for the tool's default."""
+    front = make_front(sdk)
+    for revision in "2025-11-25", "2026-07-28":
+        async with asyncio.timeout(WAIT), Client(front, revision=revision) as client:
+            for environment in ["null", " null "]:
+                with pytest.raises((ServerError, ToolFailed), match="approve"):
+                    await client.call("u_ship", environment=environment)

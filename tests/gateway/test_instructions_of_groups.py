@@ -4,7 +4,7 @@ import pytest
 
 from auth_world import run_guarded
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import Server, auth
+from millstream import Client, Server, auth
 from millstream.gateway import GroupPolicy, UpstreamPolicy
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, request
@@ -30,3 +30,25 @@ async def test_callers_who_see_nothing_of_an_upstream_do_not_read_its_instructio
                 await world.post(key, request("initialize", about, 0)),
             ):
                 assert (SECRET.encode() in reply.body) is reads, reply.body
+
+
+async def test_callers_with_full_access_read_the_instructions_of_what_they_see() -> None:
+    """A client in the same program or on standard input has no scopes, and sees everything."""
+    ledger, front = Server("ledger", instructions=SECRET), Server("front")
+    ledger.tool(lambda: "paid", name="pay")
+    front.upstream("ledger", ledger, policy=UpstreamPolicy(scopes=("finance",)), start_timeout=WAIT)
+    for revision in LATEST_HANDSHAKE, "2026-07-28":
+        async with Client(front, revision=revision) as client:
+            assert [each.name for each in await client.tools()] == ["ledger_pay"]
+            assert SECRET in client.instructions
+
+
+async def test_without_visible_items_scopes_still_hide_the_instructions() -> None:
+    ledger, front = (
+        Server("ledger", instructions=SECRET),
+        Server("front", auth=auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())),
+    )
+    front.upstream("ledger", ledger, policy=UpstreamPolicy(groups=("finance",)), start_timeout=WAIT)
+    async with run_guarded(front) as world:
+        reply = await world.modern(INTERN, "server/discover")
+        assert SECRET.encode() not in reply.body

@@ -51,6 +51,10 @@ server.registerResource("book", book, {}, async (uri, { shelf, title }) => text(
 server.registerResource("plan", "https://private.example/plan", {}, async (uri) => text(uri, "private plan"));
 server.registerResource("local", "http://127.0.0.1/plan", {}, async (uri) => text(uri, "private plan"));
 server.registerResource("file", "file:///private/plan", {}, async (uri) => text(uri, "private plan"));
+const folder = new ResourceTemplate("file:///shelf/{+path}", { list: undefined });
+server.registerResource("folder", folder, {}, async (uri) => text(uri, uri.pathname));
+const site = new ResourceTemplate("https://shelf.example/{+path}", { list: undefined });
+server.registerResource("site", site, {}, async (uri) => text(uri, uri.pathname));
 await server.connect(new StdioServerTransport());
 """
 COMMANDS = {
@@ -115,3 +119,27 @@ async def test_whatwg_spellings_of_hidden_uris_are_rejected(
                 if any(each.text == "private plan" for each in found):
                     read.append((revision, uri))
     assert read == []
+
+
+FOLDERS = ("file:///shelf/{+path}", "https://shelf.example/{+path}")
+ALLOWED = UpstreamPolicy(allow=(*FOLDERS, "file:///shelf/public/*"))
+FORBIDDEN = UpstreamPolicy(deny=("file:///shelf/private*", "https://shelf.example/private*"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "uri"),
+    [
+        (ALLOWED, "file:///shelf/public/../private?/../public/x"),
+        (ALLOWED, "file:///shelf/public/../private#/../public/x"),
+        (FORBIDDEN, "file:///shelf/a\\..\\private?/../../../"),
+        (FORBIDDEN, "https://shelf.example/a\\..\\private?/../../../"),
+        (FORBIDDEN, "https://shelf.example:0443/private"),
+    ],
+)
+async def test_queries_and_ports_do_not_hide_a_path(policy: UpstreamPolicy, uri: str) -> None:
+    """`URL` of JavaScript reads each as the private path, with a query or a fragment after it."""
+    front = Server("front")
+    front.upstream("u", COMMANDS["typescript-1"], prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), Client(front) as client:
+        with pytest.raises(ServerError, match="not found"):
+            await client.read(uri)

@@ -35,8 +35,9 @@ def read_refusal(body: bytes) -> tuple[int, Any]:
 
 
 @WAYS
-async def test_event_sources_over_their_rate_reconnect_when_they_may(lane: bool) -> None:
-    settings = Settings(secret_key=KEY, limit_requests="1/minute")
+@pytest.mark.parametrize("rate", ["1/minute", "1/day"])
+async def test_event_sources_over_their_rate_reconnect_when_they_may(rate: str, lane: bool) -> None:
+    settings = Settings(secret_key=KEY, limit_requests=rate)
     server = Server("hub", version="1", settings=settings, serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         await reply_to(running, "/events?history=x")  # the one request in this minute
