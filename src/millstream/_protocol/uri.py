@@ -38,11 +38,12 @@ def check_uri(what: str, uri: str) -> None:
     Raises:
         ValueError: It has no scheme, or contains characters that a URI can't. The text explains what to write.
     """
-    if problem := _find_problem(uri):
+    if problem := find_problem(uri):
         raise ValueError(f"{what} {uri!r}: {problem}.")
 
 
-def _find_problem(uri: str) -> str:
+def find_problem(uri: str) -> str:
+    """Return why text isn't a URI or IRI, or empty text."""
     parts = _PARTS.fullmatch(uri)
     if parts is None:
         return f"a URI must start with a scheme, as in 'shop://{quote(uri.lstrip('/:'), safe='/?=&%')}'"
@@ -111,7 +112,7 @@ def _normalize_authority(authority: str, scheme: str) -> str:
                 host = _encode(name.encode("idna").decode())
     # Only the letters of percent-encoded octets are upper case.
     host = "".join(each if at % 2 else each.lower() for at, each in enumerate(_ENCODED.split(host)))
-    port = "" if port == _DEFAULT_PORTS.get(scheme) else port
+    port = "" if f"{port:0>1}".lstrip("0") == _DEFAULT_PORTS.get(scheme) else port.lstrip("0") or port[-1:]
     return f"{_encode(user)}{at if user else ''}{host}{':' if port else ''}{port}"
 
 

@@ -45,13 +45,12 @@ from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
 from millstream._recent import Recent
 from millstream._server.address import Address
-from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, CallFailure
+from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, Caller, CallFailure, granted_scopes
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
 from millstream._server.control import Control, Gate, Load, release_arguments
 from millstream._server.features.registry import DISCOVER, Handler, Registry
-from millstream._server.features.sources import Visible
 from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -68,8 +67,8 @@ class Instruction(Struct, frozen=True):
     """A part of the instructions for clients' models."""
 
     text: str
-    visible: Visible | None = None
-    """Returns whether a caller reads it, or None if every caller does."""
+    reads: Callable[[Principal | None, frozenset[str] | None], bool] | None = None
+    """``reads(principal, granted)`` returns whether a caller with these scopes reads it. None if every caller does."""
 
 
 class ServerDescription:
@@ -94,25 +93,26 @@ class ServerDescription:
     def forget(self) -> None:
         """Clear the cache when the instructions or a capability's value have changed."""
         self._made.clear()
-        self._is_restricted = any(each.visible is not None for each in self.instructions)
+        self._is_restricted = any(each.reads is not None for each in self.instructions)
 
-    def instruct(self, principal: Principal | None) -> str:
+    def instruct(self, caller: Caller | None) -> str:
         """Return the instructions for a caller's model."""
-        parts = (each.text for each in self.instructions if each.visible is None or each.visible(principal))
+        principal, granted = (None, None) if caller is None else (caller.principal, granted_scopes(caller))
+        parts = (each.text for each in self.instructions if each.reads is None or each.reads(principal, granted))
         return "\n\n".join(filter(None, parts))
 
-    def initialize(self, revision: Revision, principal: Principal | None = None, *, streams: bool = True) -> bytes:
+    def initialize(self, revision: Revision, caller: Caller | None = None, *, streams: bool = True) -> bytes:
         """Return the result of `initialize` for a caller. `streams` is as for `Registry.capabilities`."""
-        made, text = self._cache(), self.instruct(principal) if self._is_restricted else ""
+        made, text = self._cache(), self.instruct(caller) if self._is_restricted else ""
         key = ("initialize", revision.date, streams, text)
         if key not in made:
             offered = self._registry.capabilities(revision, streams=streams)
-            made.keep(key, initialize_result(revision, offered, self._info, self.instruct(principal)))
+            made.keep(key, initialize_result(revision, offered, self._info, self.instruct(caller)))
         return made[key]
 
-    def discover(self, revision: Revision, principal: Principal | None = None) -> bytes:
+    def discover(self, revision: Revision, caller: Caller | None = None) -> bytes:
         """Return the members of the `server/discover` result for a caller."""
-        made, text = self._cache(), self.instruct(principal) if self._is_restricted else ""
+        made, text = self._cache(), self.instruct(caller) if self._is_restricted else ""
         key = ("server/discover", revision.date, True, text)
         if key not in made:
             registry = self._registry
@@ -124,7 +124,7 @@ class ServerDescription:
                 "ttlMs": ttl_ms,
                 "cacheScope": "private" if private else "public",
             }
-            if instructions := self.instruct(principal):
+            if instructions := self.instruct(caller):
                 result["instructions"] = instructions
             made.keep(key, encode(result)[1:-1])
         return made[key]

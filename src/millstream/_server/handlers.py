@@ -445,7 +445,7 @@ class Handlers:
     async def _discover(self, call: Call) -> bytes:
         """Return versions, capabilities, and instructions."""
         call.meta = self._announcement.discover_meta(call.revision)
-        return self._announcement.discover(call.revision, call.principal)
+        return self._announcement.discover(call.revision, call)
 
     async def _ping(self, call: Call) -> bytes:
         """Return an empty result."""

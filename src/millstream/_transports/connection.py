@@ -227,7 +227,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         if (relayed := self._dispatcher.registry.relayed) is not None:
             self.start(self._answer_initialize(message, relayed))
             return b""
-        return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision, self.principal))
+        return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision, self))
 
     async def _answer_initialize(self, message: Envelope, relayed: RelayedServer) -> None:
         """Respond to `initialize` after another component has opened a session or rejected the client."""
@@ -239,7 +239,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             self.session = None
             self._write(self._refuse(exc, message))
         else:
-            result = result or self._dispatcher.announcement.initialize(session.revision, self.principal)
+            result = result or self._dispatcher.announcement.initialize(session.revision, self)
             self._write(result_message(message.id, result))
         await self._drain()
 

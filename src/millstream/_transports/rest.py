@@ -225,7 +225,7 @@ class RestRoutes:
         registry = self._registry
         audience = registry.audience("tools", request.principal, partial(scopes_of, request.principal))
         page = registry.page("tools", NEWEST, None, audience)
-        instructions = self._dispatcher.announcement.instruct(request.principal)
+        instructions = self._dispatcher.announcement.instruct(request)
         key = (root, audience, instructions)
         made_from, found = self._described.get(key, (b"", None))
         if found is None or made_from is not page:

@@ -10,6 +10,7 @@ of an approved call, which a tool's own questions create.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from millstream._server.calls.questions import (
 from millstream._server.calls.services import APPROVAL
 from millstream._server.features import Run
 from millstream._server.features.tools import Tool
-from millstream.gateway._patterns import matcher, without_hidden
+from millstream.gateway._patterns import Matcher, matcher, without_hidden
 from millstream.protocol import MALFORMED, Json, SuggestionMeta, decode_object, encode, is_array, is_object
 from millstream.stores import share_for
 
@@ -91,7 +92,8 @@ def with_approval(
 
 def _matches_values(patterns: Mapping[str, str], values: Mapping[str, Any]) -> bool:
     for wanted, pattern in patterns.items():
-        if values.get(wanted) is None:
+        given = values.get(wanted)
+        if given is None or (isinstance(given, str) and given.strip() == "null"):  # see `_matches_value`
             continue  # an upstream that tells names apart by case uses its default, whatever the other names have
         # Many programs ignore case in names.
         found = [each for name, each in values.items() if name.casefold() == wanted.casefold() and each is not None]
@@ -111,9 +113,14 @@ def _matches_value(pattern: str, value: Any) -> bool:
                 return True
         except MALFORMED:
             return True  # their decoder takes more than ours
-    matches = matcher(tuple(_notations(pattern.casefold())))
-    shown = _notations(without_hidden(text).casefold())
-    return matcher((pattern,))(text) is not None or any(map(matches, shown))
+    exact, folded = _matchers(pattern)
+    return exact(text) is not None or any(map(folded, _notations(without_hidden(text).casefold())))
+
+
+@lru_cache(1024)
+def _matchers(pattern: str) -> tuple[Matcher, Matcher]:
+    """Return the matchers of a pattern for text as it is, and for notations of text."""
+    return matcher((pattern,)), matcher(tuple(_notations(pattern.casefold())))
 
 
 def _notations(text: str) -> list[str]:

@@ -10,10 +10,8 @@ from msgspec import Struct, field, structs
 
 from millstream import Principal
 from millstream._protocol.errors import pluralize
-from millstream._server.calls.call import scopes_of
 from millstream._server.dispatch import Instruction
 from millstream._server.features.registry import normal_form
-from millstream._server.features.sources import Visible
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway._catalog import METHODS, Catalog, Description
 from millstream.gateway._names import (
@@ -72,6 +70,8 @@ class Mount(Struct, frozen=True):
     is_asked: bool = False
     """Whether its lists are read when a client requests them."""
     warnings: list[str] = field(default_factory=list[str])
+    unlisted: ItemRules | None = None
+    """The rules of a prompt that isn't listed, or None if it isn't offered."""
 
 
 class Offer(Struct, frozen=True):
@@ -139,7 +139,7 @@ def mount(
         items[kind][name] = OfferedItem(upstream, own_name, description, rules, normal_form(kind, name))
     if listed and left_out == listed:
         warnings.append(f"the policy leaves out all that it lists ({pluralize(listed, 'item')}). Check its patterns.")
-    return Mount(upstream, names, catalog, items, announcement, looping, is_asked, warnings)
+    return Mount(upstream, names, catalog, items, announcement, looping, is_asked, warnings, policy.item("prompts", ""))
 
 
 def find_claimant(mounts: Mapping[str, Mount], upstream: str, kind: str, name: str) -> str:
@@ -237,14 +237,18 @@ def _merge_instructions(mounts: Mapping[str, Mount], own: str) -> tuple[Instruct
     return tuple(parts)
 
 
-def _readers_of(mount: Mount) -> Visible | None:
-    """Return who reads an upstream's instructions: callers who see one of its items, or None for every caller."""
-    conditions = {(each.rules.visible, each.rules.scopes) for items in mount.items.values() for each in items.values()}
-    if not conditions or (None, frozenset()) in conditions:
+def _readers_of(mount: Mount) -> Callable[[Principal | None, frozenset[str] | None], bool] | None:
+    """Return who reads an upstream's instructions: callers who see one of its items, or None for every caller. Without
+    items, the rules for all of its items decide.
+    """
+    offered = [each.rules for items in mount.items.values() for each in items.values()]
+    if not offered and mount.unlisted is not None:
+        offered = [mount.unlisted]
+    conditions = {(each.visible, each.scopes) for each in offered}
+    if (None, frozenset()) in conditions:
         return None
 
-    def reads(principal: Principal | None) -> bool:
-        granted = scopes_of(principal)
+    def reads(principal: Principal | None, granted: frozenset[str] | None) -> bool:
         return any(
             (visible is None or visible(principal)) and (granted is None or scopes <= granted)
             for visible, scopes in conditions

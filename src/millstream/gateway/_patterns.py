@@ -12,17 +12,19 @@ from fnmatch import translate
 from functools import lru_cache
 from urllib.parse import unquote
 
-from millstream._protocol.uri import normalize_uri
+from millstream._protocol.uri import find_problem, normalize_uri
 
 _MAX_MATCHERS = 16_384
 _MAX_URI_FORMS = 4
-_ALIKE_SCHEMES = ("ftp", "http", "https", "ws", "wss")
-_HOST = re.compile(r"//([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d+)?(?![^/?#])", re.IGNORECASE)
-_DRIVE = re.compile(r"[/\\]*[a-z]\|", re.IGNORECASE)
+_BROWSER_SCHEMES = frozenset(("ftp", "http", "https", "ws", "wss"))
+_NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
+
+
+Matcher = Callable[[str], re.Match[str] | None]
 
 
 @lru_cache(_MAX_MATCHERS)
-def matcher(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+def matcher(patterns: tuple[str, ...]) -> Matcher:
     """Return a function that returns a false value for text that none of the patterns matches."""
     # Patterns of URIs are also compared in normal form.
     every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
@@ -33,23 +35,22 @@ def matcher(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
 def is_unmistakable(uri: str) -> bool:
     """Return whether a URI has one meaning for programs that parse it as browsers do, and for those that don't.
 
-    Browsers drop line breaks and spaces around a URI, add missing slashes, and know several notations of a host
-    (https://url.spec.whatwg.org/#concept-basic-url-parser). So do servers of the official SDKs.
+    Browsers drop line breaks and spaces around a URI, take a backslash for a slash, add missing slashes, and know
+    several notations of a host (https://url.spec.whatwg.org/#concept-basic-url-parser). So do servers of the official
+    SDKs.
     """
-    if not uri.isprintable() or uri.strip() != uri:
+    if not uri.isprintable() or find_problem(uri):
         return False
     scheme, _, rest = uri.partition(":")
-    if scheme.lower() == "file":
-        return not _DRIVE.match(rest)
-    if scheme.lower() not in _ALIKE_SCHEMES:
+    if scheme.lower() not in _BROWSER_SCHEMES:
         return True
-    found = _HOST.match(rest)
-    host = "" if found is None else found[1].lower()
-    if host.startswith("[") or re.fullmatch(r"\d+|0x[0-9a-f]*", host.rstrip(".").rpartition(".")[2]):
+    place = re.split("[/?#]", rest[2:], maxsplit=1)[0].rpartition("@")[2].lower()
+    host = place if place.endswith("]") else re.sub(r":\d*$", "", place)
+    if host.startswith("[") or _NUMBER.fullmatch(host.rpartition(".")[2]):
         with suppress(ValueError):
             return str(ipaddress.ip_address(host.strip("[]"))) == host.strip("[]")
         return False
-    return bool(host)
+    return not host.endswith(".") and unicodedata.normalize("NFKC", host) == host
 
 
 def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:

@@ -555,11 +555,12 @@ class Policy:
         """
         if self._is_empty:
             return _NO_RULES
-        forms = allowed = [name]
+        forms = allowed = strict = [name]
         if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
             written = [*spellings(name), *spellings(name.partition("#")[0].rstrip("?"))]
             forms = [*written, *normal_forms(written)]
             allowed = [name, normalize_uri(name)]
+            strict = [*spellings(name), *map(normalize_uri, spellings(name))]
         found = [rules for layer in self._layers for each in forms for rules in layer.rules(kind, each)]
         merged, is_tool = _merge(found), kind == "tools"
         hints = {**hints, **merged.get("annotations", {})}
@@ -571,7 +572,7 @@ class Policy:
                 return False
             if is_listed:
                 return any(layer.matches(rules.allow or _ANY, kind, each) for each in allowed)
-            return all(layer.matches(rules.allow or _ANY, kind, each) for each in spellings(name))
+            return all(layer.matches(rules.allow or _ANY, kind, each) for each in strict)
 
         if not all(permits(layer, layer.policy) for layer in self._layers):
             return None

@@ -527,7 +527,16 @@ _DIRECT = frozenset(("stdio", "memory"))
 _NONE = frozenset[str]()
 
 
-def granted_scopes(call: Call) -> frozenset[str] | None:
+class Caller(Protocol):
+    """A call, a request, or a connection: ``caller.principal``."""
+
+    @property
+    def principal(self) -> Principal | None:
+        """The caller, or None without sign-in."""
+        ...
+
+
+def granted_scopes(call: Caller) -> frozenset[str] | None:
     """Return the scopes of a caller, or None for a caller with full access.
 
     Args:

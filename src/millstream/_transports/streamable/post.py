@@ -167,7 +167,7 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     if (relayed := endpoint.dispatcher.registry.relayed) is not None:
         result = await relayed.open_session(exchange.handshake_call(message, session, opening.revision))
     announced = endpoint.dispatcher.announcement
-    result = result or announced.initialize(opening.revision, request.principal, streams=sessions is not None)
+    result = result or announced.initialize(opening.revision, request, streams=sessions is not None)
     endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)
 
