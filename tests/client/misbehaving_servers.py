@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from millstream import Client
-from millstream.client import Options
-from millstream.client._errors import ClientError
+from millstream.client import ClientError, Options
 from patience import WAIT
 
 OFFER = {

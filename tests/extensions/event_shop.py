@@ -9,8 +9,7 @@ import httpx2
 from msgspec import Struct
 
 import http_peer
-from millstream import Server, Settings, auth
-from millstream._protocol.principal import Principal
+from millstream import Principal, Server, Settings, auth
 from millstream.extensions.events import Events
 from patience import WAIT
 

@@ -12,6 +12,7 @@ from millstream import (
     EmbeddedResource,
     Image,
     Message,
+    ProtocolError,
     ResourceLink,
     Roots,
     Sample,
@@ -20,7 +21,6 @@ from millstream import (
     ToolError,
     ToolResult,
 )
-from millstream._protocol.errors import ProtocolError
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 WAV = b"RIFF" + bytes(8)

@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,17 @@ def test_tools_that_an_application_disables_are_not_offered(tmp_path: Path, capl
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: these options have no effect in a gateway: trust, timeout"
     ]
+
+
+@pytest.mark.parametrize("name", ["drop[all]", "drop*", "drop?"])
+@pytest.mark.parametrize("member", ["excludeTools", "disabledTools"])
+async def test_tools_that_a_file_excludes_are_not_offered(member: str, name: str, tmp_path: Path) -> None:
+    program = f"from millstream import Server\ns = Server('x')\ns.tool(lambda: '', name={name!r})\ns.run('stdio')"
+    entry = {"command": sys.executable, "args": ["-W", "ignore", "-c", program], member: [name]}
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {"x": entry}}))
+    async with Client(server_of_file(file, ""), timeout=WAIT) as client:
+        assert [each.name for each in await client.tools()] == []
 
 
 def test_null_members_in_application_files_are_absent(tmp_path: Path) -> None:

@@ -122,15 +122,15 @@ async def test_whatwg_spellings_of_hidden_uris_are_rejected(
 
 
 FOLDERS = ("file:///shelf/{+path}", "https://shelf.example/{+path}")
-ALLOWED = UpstreamPolicy(allow=(*FOLDERS, "file:///shelf/public/*"))
+PUBLIC = UpstreamPolicy(allow=(*FOLDERS, "file:///shelf/public/*"))
 FORBIDDEN = UpstreamPolicy(deny=("file:///shelf/private*", "https://shelf.example/private*"))
 
 
 @pytest.mark.parametrize(
     ("policy", "uri"),
     [
-        (ALLOWED, "file:///shelf/public/../private?/../public/x"),
-        (ALLOWED, "file:///shelf/public/../private#/../public/x"),
+        (PUBLIC, "file:///shelf/public/../private?/../public/x"),
+        (PUBLIC, "file:///shelf/public/../private#/../public/x"),
         (FORBIDDEN, "file:///shelf/a\\..\\private?/../../../"),
         (FORBIDDEN, "https://shelf.example/a\\..\\private?/../../../"),
         (FORBIDDEN, "https://shelf.example:0443/private"),
@@ -141,5 +141,8 @@ async def test_queries_and_ports_do_not_hide_a_path(policy: UpstreamPolicy, uri:
     front = Server("front")
     front.upstream("u", COMMANDS["typescript-1"], prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
     async with asyncio.timeout(WAIT), Client(front) as client:
-        with pytest.raises(ServerError, match="not found"):
-            await client.read(uri)
+        try:
+            found = [each.text for each in await client.read(uri)]
+        except ServerError:
+            return
+    assert not {"/shelf/private", "/private", "/shelf/private/"}.intersection(found)

@@ -50,7 +50,7 @@ def is_unmistakable(uri: str) -> bool:
         with suppress(ValueError):
             return str(ipaddress.ip_address(host.strip("[]"))) == host.strip("[]")
         return False
-    return not host.endswith(".") and unicodedata.normalize("NFKC", host) == host
+    return not host.endswith(".") and "%" not in host and unicodedata.normalize("NFKC", host) == host
 
 
 def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
