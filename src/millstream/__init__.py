@@ -139,11 +139,11 @@ def __getattr__(name: str) -> "Any":
         raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
     try:
         value = getattr(import_module(f"millstream.{home}"), name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError) as exc:
         shadow = _find_shadow()
         if shadow is None:
             raise
-        raise ImportError(f"Rename {shadow}.py. Python imports it in place of the module {shadow!r}.") from None
+        raise ImportError(f"Rename {shadow}.py. Python imports it in place of the module {shadow!r}.") from exc
     globals()[name] = value
     return value
 

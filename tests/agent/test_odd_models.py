@@ -363,6 +363,13 @@ COMBINED: list[tuple[Json, Json, list[str]]] = [
         {"kind": {"type": "string"}, "title": {"type": "string"}},
         [],
     ),
+    ({"allOf": [{"$ref": "#/definitions/A"}], "definitions": {"A": TITLED}}, TITLED["properties"], []),
+    ({"anyOf": [{"$ref": "#/$defs/a~1b"}, {"$ref": "#/$defs/c%20d"}], "$defs": {"a/b": TITLED, "c d": TITLED}},
+     TITLED["properties"], []),
+    ({"oneOf": [{"$ref": "#/oneOf/1"}, NUMBERED]}, NUMBERED["properties"], []),
+    ({"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [TITLED, {"$ref": "#/$defs/B"}]}, "B": NUMBERED}},
+     {**EITHER, "title": {"type": "string"}, "isbn": {"type": "string"}}, []),
+    ({"$ref": "#/$defs/A", "$defs": {"A": {**TITLED, "required": ["title"]}}}, TITLED["properties"], ["title"]),
 ]  # fmt: skip
 
 
@@ -371,13 +378,41 @@ async def test_combinations_at_the_top_level_of_a_schema_are_flattened(
     combined: tuple[Json, Json, list[str]],
 ) -> None:
     schema, properties, required = combined
+    parameters = await sent_parameters(schema)
+    assert parameters["type"] == "object"
+    assert parameters["properties"] == properties
+    assert sorted(parameters["required"]) == sorted(required)
+    assert not parameters.keys() & {"allOf", "anyOf", "oneOf", "$ref"}
+
+
+async def test_references_into_flattened_combinations_lead_to_the_same_schema() -> None:
+    parameters = await sent_parameters(
+        {"oneOf": [TITLED, {"properties": {"name": {"$ref": "#/oneOf/0/properties/title"}}}]}
+    )
+    reference = parameters["properties"]["name"]["$ref"]
+    assert "oneOf" not in parameters
+    found: Any = parameters
+    for name in reference.split("/")[1:]:
+        found = found[int(name) if name.isdecimal() else name]
+    assert found == {"type": "string"}
+
+
+async def test_schemas_stay_if_a_combined_part_cannot_be_found() -> None:
+    schema = {"anyOf": [TITLED, {"$ref": "#named"}], "$defs": {"A": {**NUMBERED, "$anchor": "named"}}}
+    tools = [{"name": "find", "inputSchema": {"type": "object", **schema}}]
+    server = stranger({"tools": {}}, {"tools/list": {"result": {"tools": tools}}})
+    with ScriptedModel(says("Hello.")) as api:
+        async with Agent(model(api), [server]) as agent:
+            (spec,) = (await agent.tools()).specs
+    assert spec["function"]["parameters"] == {"type": "object", "properties": {}, **schema}
+
+
+async def sent_parameters(schema: Json) -> Json:
+    """Return the parameters that a model's API receives for a tool with this schema."""
     tools = [{"name": "find", "inputSchema": {"type": "object", **schema}}]
     server = stranger({"tools": {}}, {"tools/list": {"result": {"tools": tools}}})
     with ScriptedModel(says("Hello.")) as api:
         async with Agent(model(api), [server]) as agent:
             await collect(agent.say("Hello?"))
     (sent,) = api.requests[0].body["tools"]
-    parameters = sent["function"]["parameters"]
-    assert parameters["type"] == "object"
-    assert parameters["properties"] == properties
-    assert sorted(parameters["required"]) == sorted(required)
+    return sent["function"]["parameters"]

@@ -22,7 +22,7 @@ def test_every_public_name_is_listed() -> None:
 
 def test_every_agent_argument_and_member_is_listed() -> None:
     assert set(inspect.signature(Agent).parameters) <= set(ROWS)
-    named = {name.partition("(")[0] for name in re.findall(r"`agent\.([\w(]+)", PAGE)}
+    named = {name.partition("(")[0] for name in re.findall(r"`(?:await )?agent\.([\w(]+)", PAGE)}
     own = set(re.findall(r"self\.([a-z]\w*)\b(?:: [^=]+)? = |self\.([a-z]\w*), ", inspect.getsource(Agent.__init__)))
     members = {name for name, _ in inspect.getmembers(Agent) if not name.startswith("_")}
     assert named == members | {first or second for first, second in own}

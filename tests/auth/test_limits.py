@@ -271,9 +271,13 @@ async def test_streams_and_publications_count_as_requests() -> None:
         assert (await world.ask(ROOT, "POST", "/publish", b'{"data":1}', **json_body)).status == 200
         await socket.send('{"type":"publish","data":1}')
         assert json.loads(await socket.recv())["type"] == "published"
-        for path in ("/events", "/sse", "/mcp/sse/me"):
+        reply = await world.ask(ROOT, "GET", "/sse", **STREAM)
+        assert (reply.status, b"retry-after" in reply.headers) == (429, True)
+        for path in ("/events", "/mcp/sse/me"):
             reply = await world.ask(ROOT, "GET", path, **STREAM)
-            assert (reply.status, b"retry-after" in reply.headers) == (429, True), path
+            event = reply.body.partition(b"\n\n")[2]
+            assert (reply.status, event.partition(b"\n")[0]) == (200, b"event: unavailable"), path
+            assert json.loads(event.partition(b"data: ")[2])["status"] == 429, path
         assert (await world.ask(ROOT, "POST", "/publish", b'{"data":1}', **json_body)).status == 429
         for message in ('{"type":"publish","data":1}', '{"type":"subscribe"}'):
             await socket.send(message)

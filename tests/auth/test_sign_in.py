@@ -163,11 +163,11 @@ async def test_dashboard_requests_work_with_the_cookie() -> None:
         for path in ("/dashboard/history?seconds=60", "/dashboard/calls", "/dashboard/readers"):
             reply = await world.ask(None, "GET", path, cookie=known, sec_fetch_site="same-origin")
             assert reply.status == 200, path
-        for query, seconds in (("", 60), ("?seconds=3600", 3600), ("?seconds=x", 60), ("?seconds=99999999", 60)):
+        for query in ("", "?seconds=3600", "?seconds=x", "?seconds=99999999"):
             reply = await world.ask(
                 None, "GET", "/dashboard/history" + query, cookie=known, sec_fetch_site="same-origin"
             )
-            assert json.loads(reply.body)["seconds"] == seconds, query
+            assert json.loads(reply.body)["seconds"] == 60, query  # covers the life of a new server
 
 
 async def test_page_calls_work_with_the_cookie() -> None:

@@ -250,6 +250,14 @@ def test_files_named_like_a_library_do_not_shadow_it(folder: Path) -> None:
     assert json.loads("1") == 1
 
 
+def test_main_files_of_packages_need_no_other_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "shops").mkdir()
+    (folder / "shops" / "__init__.py").touch()
+    (folder / "shops" / "__main__.py").write_text(ONE)
+    assert load("shops/__main__.py").name == "shop"
+    assert capsys.readouterr().err == ""
+
+
 def test_files_can_import_siblings_and_use_dataclasses(folder: Path) -> None:
     (folder / "neighbor.py").write_text("name = 'from next door'\n")
     (folder / "shop.py").write_text(

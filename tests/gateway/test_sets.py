@@ -213,6 +213,7 @@ async def test_selectors_choose_by_upstream_tag_hint_scope_and_group() -> None:
         "tag": ({"with_tags": ["public"]}, {"add", "files_delete"}),
         "hint": ({"with_hints": {"readOnlyHint": True}, "upstreams": ["files"]}, {"files_read"}),
         "scope": ({"with_scopes": ["secrets"]}, {"reveal"}),
+        "brackets": ({"upstreams": ["[f]iles"]}, set()),  # not a set of characters
         "group": ({"with_groups": ["staff"]}, {"files_delete"}),
         "deny": ({"deny": ["*_*"]}, {"add", "reveal"}),
     }

@@ -137,6 +137,7 @@ def test_program_with_the_name_of_an_imported_module_has_to_be_renamed(tmp_path:
             done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=WAIT, check=False)
             said = f"ImportError: Rename {name}.py. Python imports it in place of the module {name!r}."
             assert (done.stderr.splitlines()[-1], done.returncode) == (said, 1)
+            assert "The above exception was the direct cause" in done.stderr
         start = [sys.executable, "-P", "-c", "from millstream._cli import main; main()"]
         done = subprocess.run([*start, "list", file], capture_output=True, text=True, timeout=WAIT, check=False)
         assert (f"Rename {name}.py." in done.stderr, done.returncode) == (True, 0)

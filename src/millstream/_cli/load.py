@@ -164,7 +164,8 @@ def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, like ``python FILE``, and the one above its package."""
     _check_file(path)
     path = path.resolve()
-    if Path(getattr(sys.modules.get(path.stem), "__file__", None) or path) != path:
+    known = None if path.stem == "__main__" else sys.modules.get(path.stem)
+    if Path(getattr(known, "__file__", None) or path) != path:
         sys.stderr.write(
             f"Warning: Rename {path.name}. Otherwise, `python {path.name}` and other files in the folder import it "
             f"instead of the module {path.stem!r}.\n"

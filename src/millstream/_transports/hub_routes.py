@@ -47,7 +47,7 @@ CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
 _RETRY_AFTER = b"retry-after: 5\r\n"
-_RETRY_SECONDS = re.compile(rb"^retry-after: (\d{1,4})\r", re.IGNORECASE | re.MULTILINE)
+_RETRY_SECONDS = re.compile(rb"^retry-after: (\d+)\r", re.IGNORECASE | re.MULTILINE)
 _JITTER_MS = 5_000
 _NO_STORE = JSON_HEAD + b"cache-control: no-store\r\n"
 _STORE_DOWN = plain_problem(503, "The store didn't respond in time.", _RETRY_AFTER)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from msgspec import Struct
 
@@ -35,6 +36,7 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST = 64
 _COMBINATIONS = ("allOf", "anyOf", "oneOf")
 """Keywords at the top level of a schema for which APIs reject all tools."""
+_INTO_COMBINATION = re.compile(rb'"\$ref":"#/(allOf|anyOf|oneOf)/')
 
 
 class AgentTool(Struct, frozen=True, eq=False):
@@ -80,29 +82,65 @@ def _spec(tool: AgentTool) -> Json:
 
 
 def _flatten(schema: Json) -> Json:
-    """Return a schema without combinations at the top level. The server checks what they require."""
-    if not schema.keys() & {*_COMBINATIONS}:
+    """Return a schema without combinations and references at the top level. The server checks what they require.
+
+    If a part can't be found, the schema stays as it is, so that no parameter is lost.
+    """
+    if not schema.keys() & {*_COMBINATIONS, "$ref"}:
         return schema
     found: dict[str, list[Any]] = {}
     required: dict[str, None] = {}
-    parts, seen = [(schema, True)], {id(schema)}
-    for part, is_certain in parts:  # grows
-        target = members(schema.get("$defs")).get(part.get("$ref", "").removeprefix("#/$defs/"))
-        combined = [(each, key == "allOf") for key in _COMBINATIONS for each in part.get(key, ())]
-        for each, is_all in [(target, True), *combined]:
+    rest = Json()
+    parts, seen = [(schema, True, True)], {id(schema)}
+    for part, is_certain, is_top in parts:  # grows
+        try:
+            target = _find(schema, part["$ref"]) if "$ref" in part else None
+        except (LookupError, ValueError):
+            return schema
+        combined = [(each, key == "allOf", False) for key in _COMBINATIONS for each in part.get(key, ())]
+        for each, is_all, is_whole in [(target, True, is_top), *combined]:
             if is_object(each) and id(each) not in seen:
                 seen.add(id(each))
-                parts.append((each, is_certain and is_all))
+                parts.append((each, is_certain and is_all, is_whole))
         for name, value in members(part.get("properties")).items():
             known = found.setdefault(name, [])
             if value not in known:
                 known.append(value)
         if is_certain:
             required |= dict.fromkeys(part.get("required", ()))
+        if is_top:
+            rest = {**part, **rest}
     own = members(schema.get("properties"))
     properties = {name: each[0] if name in own or len(each) == 1 else {"anyOf": each} for name, each in found.items()}
-    rest = {key: value for key, value in schema.items() if key not in _COMBINATIONS}
-    return {**rest, "properties": properties, "required": [*required]}
+    rest = {key: value for key, value in rest.items() if key not in _COMBINATIONS and key != "$ref"}
+    return _with_targets({**rest, "properties": properties, "required": [*required]}, schema)
+
+
+def _with_targets(flat: Json, schema: Json) -> Json:
+    """Return a flattened schema with the combinations that it refers to among its definitions."""
+    if not _INTO_COMBINATION.search(encode(flat)):
+        return flat
+    moved = {key: {key: schema[key]} for key in _COMBINATIONS if key in schema}
+    flat["$defs"] = {**members(flat.get("$defs")), **moved}
+    made: Json = json.loads(_INTO_COMBINATION.sub(rb'"$ref":"#/$defs/\1/\1/', encode(flat)))
+    return made
+
+
+def _find(schema: Json, reference: str) -> Any:
+    """Return the part of a schema that a pointer leads to (RFC 6901, section 6).
+
+    Raises:
+        LookupError: There's no such part.
+        ValueError: There's no such part.
+    """
+    start, *names = unquote(reference).split("/")
+    if start != "#":
+        raise LookupError(reference)
+    found: Any = schema
+    for name in names:
+        key = name.replace("~1", "/").replace("~0", "~")
+        found = found[int(key)] if is_array(found) else members(found)[key]
+    return found
 
 
 _SHOWN = 200

@@ -9,7 +9,6 @@ import re
 from asyncio import get_running_loop
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypedDict
 
 from msgspec import Struct, field, structs
@@ -24,6 +23,7 @@ from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import Item
 from millstream._server.features.tools import Tool
 from millstream.gateway._catalog import METHODS
+from millstream.gateway._patterns import matcher
 from millstream.gateway._policy import (
     ItemRules,
     Policy,
@@ -192,7 +192,7 @@ def reveals(config: SetConfig, upstream: str) -> bool:
 
 
 def _names(config: SetConfig, upstream: str) -> bool:
-    return any(fnmatchcase(upstream, each) for each in config.upstreams)
+    return matcher(tuple(config.upstreams))(upstream) is not None
 
 
 class _Chosen(Struct, frozen=True):
