@@ -211,7 +211,7 @@ async def test_first_failing_check_determines_the_error(
     judge_of("2026-07-28").check_message(message, "tools/call")
 
 
-@pytest.mark.parametrize("transport", [mark_param(each, each) for each in ("memory", "stdio", "sse")])
+@pytest.mark.parametrize("transport", [mark_param(each, each) for each in ("memory", "stdio")])
 async def test_invalid_line_gets_an_error_and_the_connection_stays_open(connect: Connect, transport: str) -> None:
     client = await connect(Combination("2024-11-05", transport))
     for bad in ("ping", {"jsonrpc": "1.0", "id": 1, "method": "ping"}, {"jsonrpc": "2.0", "id": 1.5, "method": "ping"}):
