@@ -175,13 +175,14 @@ class DiagnosticStep(Struct, frozen=True):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class _PatientOptions(ConnectOptions):
     timeout: Timeout = 20
-    env_file: EnvFile = None
 
 
 _DEFAULTS = _PatientOptions()
 
 
-async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, json: Json = False) -> int:
+async def doctor(
+    target: Target, /, *, env_file: EnvFile = None, options: _PatientOptions = _DEFAULTS, json: Json = False
+) -> int:
     """Diagnose why a connection fails, or which of a gateway's upstreams can't be used.
 
     It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
@@ -197,7 +198,7 @@ async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, jso
     """
     from millstream._cli.serve import use_file  # noqa: PLC0415  help does without a server
 
-    use_file(options.env_file)
+    use_file(env_file)
     steps: list[DiagnosticStep] = []
 
     def add(step: DiagnosticStep) -> None:
