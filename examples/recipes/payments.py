@@ -29,7 +29,7 @@ async def paid(request: Request) -> Response:
 @mcp.tool
 async def last_payments(count: int = 10) -> list[str]:
     """Return the newest payments."""
-    return [event.data.decode() for event in await mcp.hub.history("payments", count)]
+    return [(event.data or b"").decode() for event in await mcp.hub.history("payments", count)]
 
 
 if __name__ == "__main__":

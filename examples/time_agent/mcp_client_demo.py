@@ -87,7 +87,7 @@ class Explanations(logging.Formatter):
 
     seen = Counter[str]()
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:  # type: ignore[explicit-override]  # Python 3.11 has none
         line = super().format(record)
         if record.name != MESSAGES:
             return line

@@ -227,7 +227,9 @@ def test_unusual_schema_parts_reach_neither_models_nor_older_clients() -> None:
             for revision in BY_DATE.values():
                 if "elicitation/create" in revision.asks:
                     with suppress(ProtocolError):  # not a flat form
-                        client: Any = SimpleNamespace(abilities=ALL_ABILITIES, revision=revision, redactor=None)
+                        client: Any = SimpleNamespace(
+                            abilities=ALL_ABILITIES, revision=revision, redactor=None, allowed=("elicitation",)
+                        )
                         project_question("elicitation/create", asked, client, NEWEST, "odd")
 
 
