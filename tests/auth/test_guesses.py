@@ -252,7 +252,7 @@ def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 SECOND = "https://second.example/mcp"
 REASONS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "expired": ({"exp": NOW - 500}, "The token has expired.", r"Its exp is \d+ seconds ago\."),
+    "expired": ({"exp": NOW - 500}, "The token has expired.", r"Its exp is [\d,]+ seconds ago\."),
     "audience": ({"aud": SECOND}, "The token is for another audience.", f"'{SECOND}', and .* expects '{AUDIENCE}'"),
     "audiences": ({"aud": ["a", SECOND]}, "The token is for another audience.", f"'a' and '{SECOND}'"),
     "issuer": ({"iss": ISSUER + "/"}, "The token is from another issuer.", f"'{ISSUER}/', and .* expects '{ISSUER}'"),
