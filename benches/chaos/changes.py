@@ -36,6 +36,8 @@ KEYS_SECONDS = 2.0
 FORWARD_SECONDS = 1.0
 """Seconds after a worker's end in which another worker may still forward a call to it."""
 MAIN, OTHER = "ms_main-key-of-the-run", "ms_key-of-version-%d"
+_ENDED = "Session not found", "has ended its session with you"
+"""Errors of a session here and of one at an upstream."""
 _VERSION = re.compile(r"\bv(\d+)(?:_|\b)")
 
 
@@ -140,7 +142,7 @@ class Caller:
     def _take(self, exc: Exception, begun: float) -> None:
         """Count a call that the end of a worker explains, or report a fault."""
         report, text = self._report, str(exc)
-        if isinstance(exc, Refused) and ("Session not found" in text or "The earlier session has ended" in text):
+        if isinstance(exc, Refused) and any(each in text for each in _ENDED):
             ends = (end for _, end in report.restarts)
             explained = any(at >= self._since for at in (*report.kills, *report.starts, *ends))
             report.ended += explained
