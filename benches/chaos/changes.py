@@ -38,6 +38,8 @@ FORWARD_SECONDS = 1.0
 MAIN, OTHER = "ms_main-key-of-the-run", "ms_key-of-version-%d"
 _ENDED = "Session not found", "has ended its session with you"
 """Errors of a session here and of one at an upstream."""
+START_SECONDS = 5.0
+"""Seconds from a worker's first call to the log line that it's ready."""
 _VERSION = re.compile(r"\bv(\d+)(?:_|\b)")
 
 
@@ -65,7 +67,18 @@ class ChangeReport:
     """Version that all workers use."""
     newest: int = 1
     """Last version in the file."""
+    losses: list[tuple[float, float, str]] = field(default_factory=list)
+    """Lost sessions: the caller's last success, the time, and the error."""
     wrong: list[str] = field(default_factory=list)
+
+    def judge_losses(self) -> None:
+        """Report the lost sessions that no worker's end or start explains, now that all starts are known."""
+        moves = [(at, at) for at in self.kills] + [(at - START_SECONDS, at) for at in self.starts] + self.restarts
+        for since, at, text in self.losses:
+            if any(since <= end and begin <= at for begin, end in moves):
+                self.ended += 1
+            else:
+                self.wrong.append(text)
 
     def __str__(self) -> str:
         return (
@@ -141,18 +154,16 @@ class Caller:
 
     def _take(self, exc: Exception, begun: float) -> None:
         """Count a call that the end of a worker explains, or report a fault."""
-        report, text = self._report, str(exc)
-        if isinstance(exc, Refused) and any(each in text for each in _ENDED):
-            ends = (end for _, end in report.restarts)
-            explained = any(at >= self._since for at in (*report.kills, *report.starts, *ends))
-            report.ended += explained
+        report, text = self._report, f"{self._revision} at {self._path}: {exc!r:.500}"
+        if isinstance(exc, Refused) and any(each in str(exc) for each in _ENDED):
+            report.losses.append((self._since, time.monotonic(), text))
             self._session = ""
+        elif (self._http.local in report.killed and not isinstance(exc, Refused)) or any(
+            begun <= at + FORWARD_SECONDS for at in report.kills
+        ):
+            report.lost += 1
         else:
-            killed = self._http.local in report.killed and not isinstance(exc, Refused)
-            explained = killed or any(begun <= at + FORWARD_SECONDS for at in report.kills)
-            report.lost += explained
-        if not explained:
-            report.wrong.append(f"{self._revision} at {self._path}: {exc!r:.500}")
+            report.wrong.append(text)
         if not isinstance(exc, Refused):
             self._http.close()
 
@@ -274,6 +285,7 @@ async def change_files(
             await asyncio.gather(*tasks, return_exceptions=True)
             for each in callers:
                 each.close()
+            report.judge_losses()
 
 
 async def _change(running: Cluster, path: Path, text: str, number: int, report: ChangeReport, *, kills: bool) -> None:
