@@ -105,6 +105,8 @@ class Route(Struct, frozen=True):
     """Whether the program's own pages can't replace it."""
     refuse: Callable[[HttpRequest, Response], Response] | None = None
     """Changes the response to a GET that isn't a stream, such as a refusal of the checks."""
+    set_name: str = ""
+    """Name of the set that it belongs to, if any."""
 
 
 class UpstreamReports(Protocol):
@@ -142,6 +144,8 @@ class RouteRegistry:
         """Patterns of paths with parameters, matched after exact paths and before prefixes."""
         self.home: tuple[str, Handler] | None = None
         """A page, and the handler that serves it at ``/`` or redirects there, unless that path is taken."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when routes have changed after HTTP was served."""
 
     def add(self, path: str, route: Route) -> None:
         """Serve a path.
@@ -158,6 +162,12 @@ class RouteRegistry:
             ValueError: Another part serves it.
         """
         self._add(self.prefixes, prefix, route)
+
+    def remove(self, set_name: str) -> None:
+        """Stop serving the paths of a set."""
+        for routes in self.exact, self.prefixes:
+            for path in [path for path, route in routes.items() if route.set_name == set_name]:
+                del routes[path]
 
     @staticmethod
     def _add(routes: dict[str, Route], path: str, route: Route) -> None:
@@ -183,6 +193,10 @@ class PartHost:
 
     lifespan: asyncio.Task[None] | None = None
     """The task of the program's lifespans."""
+    has_one_client: bool = False
+    """Whether one client has the server to itself, over stdio."""
+    sets_change: bool = False
+    """Whether sets can be added, changed, and removed while the server runs."""
 
     def __init__(
         self,
@@ -207,8 +221,6 @@ class PartHost:
         """Allowed hosts and origins. Set before the callbacks of `on_http` run."""
         self.is_local: Callable[[str, Mapping[bytes, bytes], bool], bool]
         """Whether a peer address and headers belong to a program on this machine. Set with `policy`."""
-        self.has_one_client: bool = False
-        """Whether one client has the server to itself, over stdio."""
         self.draining: Callable[[], bool] = draining
         """Whether the server has stopped accepting new work."""
         self.stack: AsyncExitStack = AsyncExitStack()
@@ -245,9 +257,56 @@ class PartHost:
         self.limits: dict[str, int] = {}
         """Figure of `/health` -> its limit."""
         self.readiness_checks: list[tuple[Callable[[], str], bool]] = []
+        self._set_ups: list[Callable[[Dispatcher], None]] = []
         self._gates: list[Gate] = []
         self._observers: list[Observe] = []
         self._message_observers: list[ObserveMessage] = []
+
+    # Addresses
+
+    def at_each_address(self, set_up: Callable[[Dispatcher], None]) -> None:
+        """Set up each address, now and when one is added while the server runs.
+
+        Args:
+            set_up: Called with the dispatcher of an address.
+        """
+        self._set_ups.append(set_up)
+        for each in self.dispatcher.everywhere:
+            set_up(each)
+
+    def serve_each(self, serve: Callable[[Dispatcher], None]) -> None:
+        """Serve each address that clients can reach, now and when one is added while the server runs.
+
+        Args:
+            serve: Adds the routes of a dispatcher.
+        """
+        self.at_each_address(lambda each: serve(each) if each.address in self.services.addresses else None)
+
+    def add_address(self, registry: Registry, address: Address) -> Dispatcher:
+        """Serve another address while the server runs. Return its dispatcher."""
+        self.services.addresses.append(address)
+        made = self.dispatcher.branch(registry, address)
+        for set_up in self._set_ups:
+            set_up(made)
+        self.routes.on_change()
+        return made
+
+    def change_address(self, dispatcher: Dispatcher, address: Address) -> None:
+        """Change who can use an address with the same paths. Its clients connect again."""
+        self.services.addresses[self.services.addresses.index(dispatcher.address)] = dispatcher.address = address
+        for listener in self.changes:
+            listener("tools")  # its limit may be the server's first one
+        self.streams.end_at(address)
+
+    def remove_address(self, dispatcher: Dispatcher) -> None:
+        """Stop serving an address. Running calls go on, and streams end."""
+        address = dispatcher.address
+        self.dispatcher.everywhere.remove(dispatcher)
+        self.services.addresses.remove(address)
+        self.sockets.pop(address.websocket, None)
+        self.routes.remove(address.name)
+        self.routes.on_change()
+        self.streams.end_at(address)
 
     # Protocol
 
@@ -261,9 +320,10 @@ class PartHost:
         Raises:
             ValueError: MCP or another part has one of the methods.
         """
-        for each in self.dispatcher.everywhere if in_sets else (self.dispatcher,):
-            each.registry.extend(extension)
-            self.stack.callback(each.registry.retract, extension)
+        self.registry.extend(extension)
+        self.stack.callback(self.registry.retract, extension)
+        if in_sets:
+            self.at_each_address(lambda each: None if each is self.dispatcher else each.registry.extend(extension))
 
     # Calls
 
@@ -338,10 +398,14 @@ class PartHost:
         Args:
             select: Returns the items to list among the ones that the previous hooks chose.
         """
-        for each in self.dispatcher.everywhere:
-            self._hook(each.registry.list_selectors, select)
-            each.registry.forget_lists()
-            self.stack.callback(each.registry.forget_lists)
+
+        def set_up(dispatcher: Dispatcher) -> None:
+            dispatcher.registry.list_selectors.append(select)
+            dispatcher.registry.forget_lists()
+
+        self.at_each_address(set_up)
+        self.stack.callback(self.registry.forget_lists)
+        self.stack.callback(self.registry.list_selectors.remove, select)
 
     def _hook(self, hooks: list[T], hook: T) -> None:
         hooks.append(hook)
@@ -354,20 +418,22 @@ class PartHost:
         found = [each for each in self.dispatcher.served if path in ("", *each.address.endpoints)]
         return {scope for each in found for scope in each.registry.scopes | each.address.scopes}
 
-    def route_for(self, address: Address, handlers: Mapping[str, Handler], **rules: Any) -> Route:
+    def route_for(self, dispatcher: Dispatcher, handlers: Mapping[str, Handler], **rules: Any) -> Route:
         """Return a route for callers who may use an address.
 
         Args:
+            dispatcher: The dispatcher of the address.
             handlers: HTTP method -> handler.
             rules: Other fields of the route.
         """
-        if address.scopes or address.groups:
-            handlers = {method: self._restrict(address, handler) for method, handler in handlers.items()}
-        return Route(handlers, **rules)
+        address = dispatcher.address
+        if address.scopes or address.groups or (self.sets_change and address.name):
+            handlers = {method: self._restrict(dispatcher, handler) for method, handler in handlers.items()}
+        return Route(handlers, set_name=address.name, **rules)
 
-    def _restrict(self, address: Address, handler: Handler) -> Handler:
+    def _restrict(self, dispatcher: Dispatcher, handler: Handler) -> Handler:
         async def check(request: HttpRequest) -> Response | Sink | None:
-            return self.refuse(address, request) or await handler(request)
+            return self.refuse(dispatcher.address, request) or await handler(request)
 
         return check
 

@@ -4,7 +4,6 @@ A `Definition` is a node in the tree of mounted servers. Items registered on it 
 wherever it's mounted. Each change reaches the runtimes of all these servers. Definitions don't depend on an event loop.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -72,7 +71,7 @@ TABLE: dict[str, PartEntry] = {
         extension=True,
     ),  # before the upstreams' tools are registered
     "gateway": PartEntry("millstream.gateway._live_part:LiveGatewayPart", lambda it: bool(it.upstreams)),
-    "sets": PartEntry("millstream.gateway._sets:SetsPart", lambda it: bool(it.sets)),
+    "sets": PartEntry("millstream.gateway._sets:SetsPart", lambda it: bool(it.sets) or it.live is not None),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),
     "probes": PartEntry("millstream._app.parts.operations:ProbesPart"),
@@ -235,11 +234,9 @@ class Definition:
         main = Address.main(self.settings)
         if not self.sets:
             return [main]
-        from millstream.gateway._sets import find_address  # noqa: PLC0415  few servers have sets
+        from millstream.gateway._sets import find_addresses  # noqa: PLC0415  few servers have sets
 
-        sets = [find_address(each, main) for each in self.sets]
-        front = next((each for each in sets if each.path == main.path), main)
-        return [front, *(each for each in sets if each is not front)]
+        return find_addresses(self.sets, main)
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Override the program's options with the command line's, before the server runs.
@@ -420,10 +417,7 @@ class Definition:
             raise ValueError(f"There is already a set {config.name!r}. Rename one.")
         self.sets.append(config)
         try:
-            counts = Counter(path for each in self.addresses for path in {*each.paths})
-            if taken := [path for path, count in counts.items() if count > 1]:
-                raise ValueError(f"The set {config.name!r} can't use {taken[0]}, because the server serves it already.")
-            if any(self.paths()):
+            if self.addresses and any(self.paths()):
                 self._check_paths()
         except ValueError:
             self.sets.remove(config)

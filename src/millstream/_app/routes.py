@@ -5,7 +5,7 @@ If callers have to sign in, every path requires a credential unless its route is
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from millstream._http.message import (
 )
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
+from millstream._server.address import Address
 from millstream._server.calls.services import UNLIMITED, ObserveMessage, RequestLimits
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class Routes:
         here_only: LocalOnly,
         limits: RequestLimits,
         sockets: bool,
-        mcp_path: str,
-        set_paths: Collection[str] = (),
+        addresses: Sequence[Address],
+        sets_change: bool = False,
         title: str,
     ) -> None:
         """Wrap each route in its checks, once.
@@ -127,59 +128,68 @@ class Routes:
             here_only: Limits local paths to this machine and, if callers don't have to sign in, private paths too.
             limits: Rate limits of requests.
             sockets: Whether the server has a WebSocket.
-            mcp_path: Path of the MCP endpoint.
-            set_paths: Paths of MCP for sets of items.
+            addresses: The addresses of MCP, the main path first. They can change before an update.
+            sets_change: Whether sets can be added and removed.
             title: The server's display name.
         """
+        self._table = table
+        self._guard, self._here_only, self._has_sockets = guard, here_only, sockets
+        self._addresses, self._sets_change = addresses, sets_change
         self._title = title
         self._limits = limits
+        mcp_path = addresses[0].path
         self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}
         with_issuer = guard is not None and any(each.issuers for each in guard.methods)
         self._sign_in = "--login" if with_issuer else "" if guard is None else "--auth KEY"
 
-        def protect(route: Route) -> dict[str, Handler]:
-            if route.stream:  # deny streams to pages of other sites and to WebSockets
-                get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
-                route = msgspec.structs.replace(
-                    route, handlers={**route.handlers, "GET": get, "HEAD": _describe_stream}
-                )
-            handlers = dict(route.handlers)
-            if route.local or (route.private and guard is None):
-                message = route.message
-                handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
-            by_transport = _MESSAGES if route.charged == "message" else ()
-            if route.charged:
-                handlers |= {method: self._limit(handlers[method]) for method in handlers.keys() - by_transport}
-            if guard is not None and not route.public:
-                handlers = {
-                    method: guard.protect(handler, scope=route.scope, message=route.message, own=route.own)
-                    for method, handler in handlers.items()
-                }
-            elif route.own:
-                return handlers  # every response comes from the program
-            if route.refuse is not None:
-                handlers["GET"] = _change_refusals(handlers["GET"], route.refuse)
-            return {
-                method: self._for_browsers(handler, own=route.own)
-                if method in _READING or route.own or (route.public and route.reserved)
-                else handler
-                for method, handler in handlers.items()
-            }
-
         self._mcp = f"MCP is served at {{root}}{mcp_path}."
-        self._transport = {path for path, route in table.exact.items() if route.reserved} - {mcp_path}
+        nothing = self._limit(_refuse(404, f"{self._mcp} Give that address to an MCP client."))
+        self._nothing_at_home = self._enter(nothing, mcp_path)
+        self.update()
+
+    def update(self) -> None:
+        """Serve the routes that the table has now."""
+        table, protect = self._table, self._protect
+        self._transport = {path for path, route in table.exact.items() if route.reserved} - {self._addresses[0].path}
         """Paths of earlier transports and of sign-in, which clients try if they don't find MCP."""
         self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in table.exact.items()}
         self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
-        nothing = self._limit(_refuse(404, f"{self._mcp} Give that address to an MCP client."))
-        self._nothing_at_home = self._enter(nothing, mcp_path)
-        for path in (mcp_path, *set_paths):
-            self._add_entry(path)
+        for address in self._addresses:
+            self._add_entry(address.path)
         if table.home is not None and "/" not in self._exact and self._below("/") is None:
             page, redirect = table.home
             redirects = protect(Route({"GET": redirect}, private=table.exact[page].private))
             self._exact["/"] = {"GET": _as_if(page, redirects["GET"])}
+
+    def _protect(self, route: Route) -> dict[str, Handler]:
+        """Wrap the handlers of a route in its checks."""
+        guard, here_only = self._guard, self._here_only
+        if route.stream:  # deny streams to pages of other sites and to WebSockets
+            get = require_same_site(not_a_socket(route.handlers["GET"], served=self._has_sockets))
+            route = msgspec.structs.replace(route, handlers={**route.handlers, "GET": get, "HEAD": _describe_stream})
+        handlers = dict(route.handlers)
+        if route.local or (route.private and guard is None):
+            message = route.message
+            handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
+        by_transport = _MESSAGES if route.charged == "message" else ()
+        if route.charged:
+            handlers |= {method: self._limit(handlers[method]) for method in handlers.keys() - by_transport}
+        if guard is not None and not route.public:
+            handlers = {
+                method: guard.protect(handler, scope=route.scope, message=route.message, own=route.own)
+                for method, handler in handlers.items()
+            }
+        elif route.own:
+            return handlers  # every response comes from the program
+        if route.refuse is not None:
+            handlers["GET"] = _change_refusals(handlers["GET"], route.refuse)
+        return {
+            method: self._for_browsers(handler, own=route.own)
+            if method in _READING or route.own or (route.public and route.reserved)
+            else handler
+            for method, handler in handlers.items()
+        }
 
     def _add_entry(self, mcp_path: str) -> None:
         """Show browsers a page at a path of MCP."""
@@ -288,10 +298,14 @@ class Routes:
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
-        """Method and path -> handler, and both as text, for the fast head reader."""
+        """Method and path -> handler, and both as text, for the fast head reader. None of them change later."""
+        fixed = {path for path, route in self._table.exact.items() if not (route.set_name and self._sets_change)} | {
+            "/"
+        }
         return {
             (method.encode(), path.encode()): (handler, method, path)
             for path, handlers in self._exact.items()
+            if path in fixed
             for method, handler in handlers.items()
         }
 

@@ -279,10 +279,6 @@ class Runtime:
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
             if definition.mounted:  # otherwise, registering each name has already warned
                 _warn_of_names([name for name in definition.registry.tools if not works_everywhere(name)])
-            hooks = (definition.hooks or Hooks(definition)) if definition.has_wide_hooks() else None
-            for each in self.dispatcher.everywhere:
-                Handlers(each)
-                each.around = None if hooks is None else MiddlewareChain(hooks, each.registry)
             self.sweep = Sweep(self.dispatcher)
             self.sweep.beats += (self.streams.beat, self._extend_logs)
             self.host = host = PartHost(
@@ -294,6 +290,14 @@ class Runtime:
                 queries=WorkerQueries(self.services.peers, lambda: self.replicas.others),
             )
             host.has_one_client = self.bind.one_client
+            host.sets_change = definition.live is not None
+            hooks = (definition.hooks or Hooks(definition)) if definition.has_wide_hooks() else None
+
+            def set_up(dispatcher: Dispatcher) -> None:
+                Handlers(dispatcher)
+                dispatcher.around = None if hooks is None else MiddlewareChain(hooks, dispatcher.registry)
+
+            host.at_each_address(set_up)
             self._stack.push_async_callback(host.close)
             await self._stack.enter_async_context(host.stack)
             self._stack.push_async_callback(host.background.close, settings.drain_timeout)
@@ -344,11 +348,12 @@ class Runtime:
                 here_only=here_only,
                 limits=self.services.request_limits,
                 sockets=bool(host.sockets),
-                mcp_path=settings.path,
-                set_paths=[each.path for each in self.services.addresses[1:]],
+                addresses=self.services.addresses,
+                sets_change=host.sets_change,
                 title=self.definition.title,
             )
             self.policy.show = self.routes.refusal_for
+            host.routes.on_change = self.routes.update
         return self.routes
 
     @property

@@ -28,6 +28,7 @@ from millstream._parts import PartHost
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError, pluralize
 from millstream._protocol.principal import Principal, Share
+from millstream._server.address import Address
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import RequestLimits
 from millstream._server.control import Gate
@@ -57,15 +58,14 @@ class Throttle(RequestLimits):
         self._requests = self._of("requests", settings.limit_requests)
         self._calls = self._of("calls", settings.limit_calls)
         self._address = self._of("address", settings.limit_address)
-        limits = ((each.name, self._of(f"set {each.name}", each.limit)) for each in host.services.addresses)
-        self._sets = {name: limiter for name, limiter in limits if limiter is not None}
-        """Name of a set -> its limit of calls."""
         self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
         self._concurrency = settings.limit_concurrency
         self.refused = Counter[str]()
         """Policy -> number of rejected calls and requests."""
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool, rate) -> its limiter."""
+        self._sets: dict[tuple[str, str], Limiter | SharedLimiter] = {}
+        """(set, rate) -> the limiter of its calls."""
         self._asking = 0
         """Number of charges from `charge` that are waiting for the store."""
         self._held = Share()
@@ -80,7 +80,7 @@ class Throttle(RequestLimits):
         """
         rates = [each for each in (self._requests, self._calls, self._address) if each is not None]
         only = rates[0] if len(rates) == 1 else None
-        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency or self._sets:
+        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency:
             return self._check
         return self._quick(only)
 
@@ -92,7 +92,7 @@ class Throttle(RequestLimits):
 
         def quick(call: Call) -> Awaitable[None] | None:
             tool, principal, origin = call.tool, call.principal, call.origin
-            if tool is not None and not tool.limited:
+            if tool is not None and not tool.limited and not call.dispatcher.address.limit:
                 # `Call.owner`, inlined
                 owner = principal.id if principal is not None else "" if origin is None else peer_network(origin.peer)
                 at = whole_at.get(owner)
@@ -150,8 +150,9 @@ class Throttle(RequestLimits):
             registry = call.dispatcher.registry
             tool = registry.find("tools", call.name or target_name(call.method, call.params), call)
         paces = self._paces(owner, peer, tool, is_tool_call=is_tool_call)
-        if is_tool_call and owner and (of_set := self._sets.get(call.dispatcher.address.name)) is not None:
-            paces.append(_Pace(of_set, owner, 1.0))
+        address = call.dispatcher.address
+        if is_tool_call and owner and address.limit:
+            paces.append(_Pace(self._of_set(address), owner, 1.0))
         self._refuse_early(paces)
         charges = self._more(tool, owner) if is_tool_call else []
         spent = _spend(paces)
@@ -248,6 +249,12 @@ class Throttle(RequestLimits):
         if key not in self._tools:
             self._tools[key] = self._limiter(limit_name("tool", name), Rate.of(tool.limit))
         return self._tools[key]
+
+    def _of_set(self, address: Address) -> Limiter | SharedLimiter:
+        key = name, _ = (address.name, address.limit)
+        if key not in self._sets:
+            self._sets[key] = self._limiter(f"set {name}", Rate.of(address.limit))
+        return self._sets[key]
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
         """Return the refusal of a caller over its rate limit."""

@@ -33,6 +33,7 @@ from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import COMMENT, retry
 from millstream._recent import Recent
+from millstream._server.address import Address
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call, ReplyChannel
 from millstream._server.calls.services import expiry_of, principal_id
 from millstream._stores.base import Log, StreamSealed
@@ -88,6 +89,8 @@ class _OpenStream(NamedTuple):
     owner: str | None
     """The principal, empty for an anonymous caller, or None for the stream of a call."""
     finish: Finish | None
+    path: str = ""
+    """Path of the request, except for the stream of a call."""
 
 
 class OpenStreams(Struct, eq=False):
@@ -166,9 +169,9 @@ class OpenStreams(Struct, eq=False):
             finish: Runs before `end` when the stream reaches its maximum age, if it can carry subscriptions.
         """
         end = end or sink.close
-        owner = None if caller is None else principal_id(caller.principal)
+        owner, path = (None, "") if caller is None else (principal_id(caller.principal), caller.path)
         self._number = number = self._number + 1
-        self._numbered[number] = _OpenStream(sink, kind, code, monotonic(), end, dismiss or end, owner, finish)
+        self._numbered[number] = _OpenStream(sink, kind, code, monotonic(), end, dismiss or end, owner, finish, path)
         self._ends.set(number, math.inf if caller is None else expiry_of(caller.principal))
         self.by_kind[kind] += 1
         counted = caller.owner if caller is not None and self._share.take(caller.owner) else None
@@ -181,7 +184,8 @@ class OpenStreams(Struct, eq=False):
         """
         if number in self._numbered:
             owner = principal_id(caller.principal)
-            self._numbered[number] = self._numbered[number]._replace(owner=owner, finish=finish)
+            stream = self._numbered[number]._replace(owner=owner, finish=finish, path=caller.path)
+            self._numbered[number] = stream
             self._ends.set(number, expiry_of(caller.principal))
 
     def _forget(self, number: int, counted: str | None) -> None:
@@ -198,9 +202,19 @@ class OpenStreams(Struct, eq=False):
         oldest = monotonic() - self.max_age
         for each in list(self._numbered.values()):
             if each.opened < oldest and each.owner is not None:
-                self._send_away(each, each.end if each.finish is None else partial(each.finish, each.end))
+                self._finish(each)
             else:
                 each.sink.write(each.code(COMMENT))
+
+    def end_at(self, address: Address) -> None:
+        """End the streams of an address, with a reconnection time."""
+        for each in list(self._numbered.values()):
+            if each.path in address.endpoints:
+                self._finish(each)
+
+    def _finish(self, stream: _OpenStream) -> None:
+        end = stream.end
+        self._send_away(stream, end if stream.finish is None else partial(stream.finish, end))
 
     def end_of(self, gone: Callable[[str], bool]) -> None:
         """End the streams of owners that have lost access."""

@@ -63,7 +63,7 @@ def connect_handler(host: PartHost, pages: Collection[str], *, public: Collectio
         pages: Names of the pages that it serves.
         public: Names of the pages that other machines can reach without sign-in.
     """
-    path, guard = host.settings.path, host.guard
+    path, guard, addresses = host.settings.path, host.guard, host.services.addresses
     methods = () if guard is None else guard.methods
     resource = next((each.resource for each in methods if each.resource), "")
     facts = {
@@ -75,7 +75,6 @@ def connect_handler(host: PartHost, pages: Collection[str], *, public: Collectio
     open_pages = pages if guard is not None else [each for each in pages if each in public]
     unwatched = [each for each in pages if PRIVATE.get(f"/{each}") != WATCH]
     local, remote, limited = ({**facts, "pages": list(each)} for each in (pages, open_pages, unwatched))
-    sets = host.services.addresses[1:]
 
     async def get(request: HttpRequest) -> Response:
         """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
@@ -84,7 +83,7 @@ def connect_handler(host: PartHost, pages: Collection[str], *, public: Collectio
         found = local if host.is_local(request.peer, request.headers, request.is_http_1_0) else remote
         if request.principal is not None and not request.principal.has((WATCH,)):
             found = limited
-        return reply({**found, "sets": [each.path for each in sets if host.refuse(each, request) is None]})
+        return reply({**found, "sets": [each.path for each in addresses[1:] if host.refuse(each, request) is None]})
 
     return get
 

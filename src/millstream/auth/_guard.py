@@ -232,10 +232,12 @@ def metadata_paths(
         return ["openid"] if isinstance(listed, list) and "openid" in listed else []
 
     async def describe_resource(request: HttpRequest) -> Response:
-        """Respond with the metadata of the requested address."""
+        """Respond with the metadata of the requested address, unless it has been removed."""
         scopes = {scope for each in methods for scope in each.scopes} | set(known(paths[request.path]))
         named = [methods[0].scope_prefix + each for each in sorted(scopes - {"offline_access"})]
         url = addresses.urls(request).get(paths[request.path])
+        if not any(paths[request.path] in each.endpoints for each in addresses.served):
+            return plain_problem(404, "Not found. MCP isn't served at this address.")
         members = {
             "resource": (addresses.resource if request.path == METADATA_PATH else "") or url,
             "authorization_servers": list(dict.fromkeys(issuer for each in methods for issuer in each.issuers)),

@@ -203,7 +203,7 @@ class AuthMethod:
         raise NotImplementedError
 
     def serve_at(self, urls: Collection[str]) -> None:
-        """Accept tokens for each of these URLs, at which the server runs, if `resource` is one of them.
+        """Accept tokens for each of these URLs, too, at which the server runs, if `resource` is one of them.
 
         Args:
             urls: The server's MCP URLs.

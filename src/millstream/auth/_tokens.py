@@ -181,7 +181,7 @@ class IssuerMethod(AuthMethod):
     def serve_at(self, urls: Collection[str]) -> None:
         """See `AuthMethod.serve_at`."""
         if self.resource in self._rules.audiences:
-            self._rules = replace(self._rules, audiences=(*self._rules.audiences, *urls))
+            self._rules = replace(self._rules, audiences=tuple(dict.fromkeys((*self._rules.audiences, *urls))))
 
     @override
     def holds(self, id: str) -> bool:

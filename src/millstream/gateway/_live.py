@@ -49,7 +49,7 @@ def _check_fixed(before: ConfigValue, after: ConfigValue) -> None:
 class LivePart(Protocol):
     """The running gateway, from the perspective of its file. See `LiveGatewayPart`."""
 
-    async def prepare(self, configs: Sequence[UpstreamConfig]) -> dict[str, Upstream]: ...
+    async def prepare(self, configs: Sequence[UpstreamConfig], *, has_sets: bool) -> dict[str, Upstream]: ...
 
     async def discard(self, upstreams: Iterable[Upstream]) -> None: ...
 
@@ -259,8 +259,10 @@ class LiveConfig:
             config = await asyncio.to_thread(load_file, self.path, text=version.text)
         await self._settle(0)
         try:
-            self._check_sets(config)
-            upstreams = await self._part.prepare(self.choose(config))
+            sets = self.choose_sets(config, self._host.settings.path)
+            if self._host.sets is not None:
+                self._host.sets.check(sets)
+            upstreams = await self._part.prepare(self.choose(config), has_sets=bool(sets))
         except (ValueError, LocalError) as exc:
             raise ConfigError(f"{self.path}: {exc}") from exc
         self._prepared = version, config, upstreams
@@ -271,13 +273,6 @@ class LiveConfig:
             return str(exc)
         logger.error("%s can't be used", self.path, exc_info=exc)
         return f"{self.path} can't be used, because of an unexpected error, which is in the log."
-
-    def _check_sets(self, config: GatewayConfig) -> None:
-        sets = self.choose_sets(config, self._host.settings.path)
-        if self._host.sets is not None:
-            self._host.sets.check(sets)
-        elif sets:
-            raise ValueError("the first set can't be added while the gateway runs. Restart it.")
 
     async def _settle(self, number: int) -> None:
         """Use the prepared version if it has this number, or forget it."""

@@ -32,10 +32,15 @@ class LiveGatewayPart(GatewayPart):
             ValueError: See `prepare`.
             LocalError: As above.
         """
-        self.use(await self.prepare(configs), configs, self.definition.instructions)
+        has_sets = bool(self.definition.sets)
+        self.use(await self.prepare(configs, has_sets=has_sets), configs, self.definition.instructions)
 
-    async def prepare(self, configs: Sequence[UpstreamConfig]) -> dict[str, Upstream]:
+    async def prepare(self, configs: Sequence[UpstreamConfig], *, has_sets: bool) -> dict[str, Upstream]:
         """Return the upstreams of another configuration for `use`: unchanged ones, and new ones, which have opened.
+
+        Args:
+            configs: The upstreams.
+            has_sets: Whether the configuration has sets.
 
         Raises:
             ValueError: It's invalid, or a running gateway can't change to it.
@@ -47,7 +52,7 @@ class LiveGatewayPart(GatewayPart):
             for config in configs:
                 kept = self.upstreams.get(config.name)
                 new[config.name] = kept if kept is not None and kept.can_become(config) else self._add_upstream(config)
-            self._check_mode([*new.values()], configs)
+            self._check_mode([*new.values()], configs, has_sets=has_sets)
             self._warn_about_rules(self._host, [each for each in configs if each not in self.definition.upstreams])
             opened = [each for name, each in new.items() if self.upstreams.get(name) is not each]
             await asyncio.gather(*(each.lists.load() for each in opened))
@@ -66,19 +71,19 @@ class LiveGatewayPart(GatewayPart):
                 await each.close()
                 self._opened.remove(each)
 
-    def _check_mode(self, upstreams: Sequence[Upstream], configs: Sequence[UpstreamConfig]) -> None:
+    def _check_mode(self, upstreams: Sequence[Upstream], configs: Sequence[UpstreamConfig], *, has_sets: bool) -> None:
         """Check that a configuration doesn't change what's decided at the start.
 
         Raises:
             ValueError: It does.
         """
         relayed = next((each for each in self.upstreams.values() if each.is_relayed), None)
-        if relayed is not None and [*configs] != [relayed.config]:
+        if relayed is not None and (has_sets or [*configs] != [relayed.config]):
             raise ValueError(
                 f"this gateway relays its only upstream, {relayed.name!r}, which can't change while it runs. "
                 "Restart the gateway."
             )
-        if relayed is None and not self._find_obstacle(upstreams):
+        if relayed is None and not self._find_obstacle(upstreams, has_sets=has_sets):
             raise ValueError(
                 f"with {upstreams[0].name!r} as its only upstream, this gateway would relay it, which can't change "
                 "while it runs. Restart it, or give the upstream a prefix."

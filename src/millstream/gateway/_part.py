@@ -180,8 +180,7 @@ class GatewayPart:
         host.services.explain_missing = self._explain_missing
         host.find_resources(self._find_unlisted)
         self.definition.connected = True
-        for each in host.dispatcher.everywhere:
-            each.wrap([method for method, *_ in METHODS.values()], self._list)
+        host.at_each_address(lambda each: each.wrap([method for method, *_ in METHODS.values()], self._list))
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
@@ -238,7 +237,7 @@ class GatewayPart:
         """Relay a single upstream, unless something prevents it."""
         upstreams, definition = list(self.upstreams.values()), self.definition
         self._has_items = any(host.registry.has_any(kind) for kind in METHODS)
-        obstacle = self._find_obstacle(upstreams)
+        obstacle = self._find_obstacle(upstreams, has_sets=bool(definition.sets))
         catalog = f"merges its upstreams' lists into its own, because {obstacle}"
         rest = "" if upstreams[0].policy.is_empty else ", except for what its policy changes"
         self._mode = catalog if obstacle else f"relays {upstreams[0].name}{rest}"
@@ -248,13 +247,13 @@ class GatewayPart:
             upstream.is_relayed = True
             Passthrough(host, upstream)
 
-    def _find_obstacle(self, upstreams: Sequence[Upstream]) -> str:
+    def _find_obstacle(self, upstreams: Sequence[Upstream], *, has_sets: bool) -> str:
         host, definition = self._host, self.definition
         return find_obstacle(
             upstreams,
             is_api=not isinstance(upstreams[0], McpUpstream),
             has_items=self._has_items,
-            has_sets=bool(definition.sets),
+            has_sets=has_sets,
             has_hooks=definition.hooks is not None or host.dispatcher.around is not None,
             has_search=bool(host.registry.list_selectors),
             extends=bool(definition.extensions) or host.registry.completes is not None,

@@ -90,8 +90,7 @@ class ResourceToolsPart:
             host.on_close(partial(host.registry.remove, "tools", name))
         self._names = frozenset(name for name, *_ in tools)
         if not self._is_for_all:
-            for each in host.dispatcher.everywhere:
-                each.wrap(["tools/list"], self._list_tools)
+            host.at_each_address(lambda each: each.wrap(["tools/list"], self._list_tools))
 
     async def close(self) -> None:
         """Do nothing, because the host removes the tools."""

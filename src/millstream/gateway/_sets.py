@@ -8,7 +8,7 @@ import logging
 import re
 from asyncio import get_running_loop
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypedDict
 
 from msgspec import Struct, field, structs
@@ -158,6 +158,23 @@ def find_address(config: SetConfig, main: Address) -> Address:
     )
 
 
+def find_addresses(configs: Iterable[SetConfig], main: Address) -> list[Address]:
+    """Return the main address, or that of the set that's served there instead, then the addresses of other sets.
+
+    Raises:
+        ValueError: Two of them have the same path.
+    """
+    sets = [find_address(each, main) for each in configs]
+    front = next((each for each in sets if each.path == main.path), main)
+    found = [front, *(each for each in sets if each is not front)]
+    paths = set[str]()
+    for address in found:
+        if taken := sorted(paths.intersection(address.paths)):
+            raise ValueError(f"The set {address.name!r} can't use {taken[0]}, because the server serves it already.")
+        paths.update(address.paths)
+    return found
+
+
 def _compile(config: SetConfig) -> Policy:
     """Return the choice by name and the rules."""
     return Policy(
@@ -265,6 +282,8 @@ class SetDefinition(Protocol):
     sets: list[SetConfig]
     instructions: str
 
+    def make_registry(self) -> Registry: ...
+
 
 class SetsPart:
     """Fills the addresses of the sets with their items."""
@@ -283,12 +302,8 @@ class SetsPart:
         """
         self._host, self._loop = host, get_running_loop()
         self._sets = list[_ServedSet]()
+        self._check_sign_in(self._definition.sets)
         for config in self._definition.sets:
-            if (config.scopes or config.groups) and host.guard is None:
-                raise ValueError(
-                    f"The set {config.name!r} requires scopes or groups, which no caller has without sign-in. Add "
-                    "auth=, or leave them out."
-                )
             dispatcher = host.dispatcher.find_address(config.name)
             assert dispatcher is not None  # noqa: S101  each set has one
             self._sets.append(_ServedSet(config, dispatcher, host.registry))
@@ -300,26 +315,56 @@ class SetsPart:
     async def close(self) -> None:
         """Do nothing, because the addresses end with the server."""
 
-    def check(self, configs: Sequence[SetConfig]) -> None:
-        """See `ServedSets`. Paths and the conditions for them are decided at the start."""
-        main = Address.main(self._host.settings)
-        before, after = ({each.name: each for each in some} for some in (self._definition.sets, configs))
-        for name in sorted(before.keys() ^ after.keys()):
-            raise ValueError(f"the set {name!r} can't be added or removed while the server runs. Restart it.")
-        for name, config in after.items():
-            if find_address(config, main) != find_address(before[name], main):
+    def _check_sign_in(self, configs: Sequence[SetConfig]) -> None:
+        for config in configs:
+            if (config.scopes or config.groups) and self._host.guard is None:
                 raise ValueError(
-                    f"the path, scopes, groups, and limit of the set {name!r} can't change while the server runs. "
-                    "Restart it."
+                    f"The set {config.name!r} requires scopes or groups, which no caller has without sign-in. Add "
+                    "auth=, or leave them out."
                 )
+
+    def check(self, configs: Sequence[SetConfig]) -> None:
+        """See `ServedSets`."""
+        self._check_sign_in(configs)
+        host, main = self._host, Address.main(self._host.settings)
+        before, after = host.services.addresses, find_addresses(configs, main)
+        if before[0] != after[0]:
+            name = after[0].name or before[0].name
+            raise ValueError(
+                f"the set {name!r} is at the main path, where nothing can be added, removed, or change who may use it "
+                "while the server runs. Restart it."
+            )
+        names, routes = {each.name for each in before[1:]}, {**host.routes.exact, **host.routes.prefixes}
+        for each in after[1:]:
+            taken = routes.keys() & {*each.endpoints, *each.paths, each.tools, each.openapi}
+            if others := [path for path in sorted(taken) if routes[path].set_name not in names]:
+                raise ValueError(f"The set {each.name!r} can't use {others[0]}, because the server serves it already.")
 
     def use(self, configs: Sequence[SetConfig]) -> None:
         """See `ServedSets`."""
-        named = {each.name: each for each in configs}
-        for each in self._sets:
-            each.choose(named[each.config.name])
+        host, main = self._host, Address.main(self._host.settings)
         self._definition.sets[:] = configs
+        named = {each.name: each for each in configs}
+        kept = dict[str, _ServedSet]()
+        for each in self._sets:
+            before = each.dispatcher.address
+            config = named.get(each.config.name)
+            address = before if config is None else find_address(config, main)
+            if config is None or address.path != before.path:
+                host.remove_address(each.dispatcher)
+                continue
+            if address != before:
+                host.change_address(each.dispatcher, address)
+            each.choose(config)
+            kept[config.name] = each
+        self._sets = [kept.get(each.name) or self._add(each) for each in configs]
         self._update("")
+
+    def _add(self, config: SetConfig) -> "_ServedSet":
+        address = find_address(config, Address.main(self._host.settings))
+        return _ServedSet(
+            config, self._host.add_address(self._definition.make_registry(), address), self._host.registry
+        )
 
     def describe(self) -> list[Json]:
         """Return the address of each set, how many items it has, and what it requires."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._app.definition import LIFESPANS, Definition
 from millstream._override import override
 from millstream._parts import PartHost
-from millstream._server.dispatch import Instruction
+from millstream._server.dispatch import Dispatcher, Instruction
 from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class LimitsPart(OwnPart):
                 if throttle.limits_requests:
                     host.services.request_limits = throttle
 
-        begin("tools")
+        host.at_each_address(lambda _: begin("tools"))
         host.on_change(begin)
         if host.metrics is not None:
             read = host.metrics.read
@@ -207,24 +207,25 @@ class McpPart(HttpPart):
 
         streams = host.streams
         sessions = HttpSessions(host.services) if host.settings.sessions else None
-        for dispatcher in host.dispatcher.served:
+
+        def serve(dispatcher: Dispatcher) -> None:
             address = dispatcher.address
             endpoint = StreamableEndpoint(dispatcher, streams, sessions)
             sse = HttpSse(dispatcher, streams)
             standing = SessionStreams(endpoint, first=sse.get)
             mcp = host.route_for(
-                address,
+                dispatcher,
                 {"POST": Streamable(endpoint).post, "GET": standing.get, "DELETE": standing.delete},
                 stream=True,
                 charged="message",
                 reserved=True,
             )
-            messages = host.route_for(address, {"POST": sse.post}, charged="message", reserved=True)
+            messages = host.route_for(dispatcher, {"POST": sse.post}, charged="message", reserved=True)
             path, posts = address.path, address.messages
             routes = {
                 path: mcp,
                 path.rstrip("/") + "/": mcp,
-                address.sse: host.route_for(address, {"GET": sse.get}, stream=True, reserved=True),
+                address.sse: host.route_for(dispatcher, {"GET": sse.get}, stream=True, reserved=True),
                 posts: messages,
                 posts.rstrip("/") or "/": messages,
             }
@@ -232,6 +233,8 @@ class McpPart(HttpPart):
                 routes.setdefault("/message", messages)  # the name used by other servers and documents
             for each, route in routes.items():
                 host.routes.add(each, route)
+
+        host.serve_each(serve)
 
 
 class ObservationPart(OwnPart):
@@ -252,17 +255,21 @@ class ObservationPart(OwnPart):
         from millstream._server.observability.observer import Observer, Tracer  # noqa: PLC0415
         from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
 
-        tools = [each.registry.tools for each in host.dispatcher.everywhere]
         host.observer = observer = Observer(
-            tools[0] if len(tools) == 1 else ChainMap(*tools),
+            host.registry.tools,
             log=MessageLog(sys.stderr) if access_log else None,
             tracing=Tracer(spans) if spans is not None else None,
             metrics=host.metrics,
             connections=host.streams.by_kind,
         )
         host.observe(observer.__call__)
-        for each in host.dispatcher.everywhere:
-            each.begin = observer.begin
+
+        def watch_tools(dispatcher: Dispatcher) -> None:
+            tools = [each.registry.tools for each in host.dispatcher.everywhere]
+            observer.tools = tools[0] if len(tools) == 1 else ChainMap(*tools)
+            dispatcher.begin = observer.begin
+
+        host.at_each_address(watch_tools)
         host.observe_messages(observer.note)
         host.report("sessions", observer.sessions)
         host.on_close(observer.close)
@@ -281,15 +288,18 @@ class RestPart(HttpPart):
         from millstream._web.pages import add_pages, redirect_to_docs  # noqa: PLC0415
 
         routes = host.routes
-        for dispatcher in host.dispatcher.served:
+
+        def serve(dispatcher: Dispatcher) -> None:
             address = dispatcher.address
             is_front = dispatcher is host.dispatcher.served[0]
             rest = RestRoutes(dispatcher, events=host.hub is not None and is_front)
             if is_front:
-                routes.add("/mcp/tools/list", host.route_for(address, {"POST": rest.list_tools}, charged="message"))
-                routes.add("/mcp/tools/call", host.route_for(address, {"POST": rest.call_tool}, charged="message"))
-            routes.add(address.openapi, host.route_for(address, {"GET": rest.describe}))
-            routes.add_prefix(address.tools, host.route_for(address, {"POST": rest.run_tool}, charged="message"))
+                routes.add("/mcp/tools/list", host.route_for(dispatcher, {"POST": rest.list_tools}, charged="message"))
+                routes.add("/mcp/tools/call", host.route_for(dispatcher, {"POST": rest.call_tool}, charged="message"))
+            routes.add(address.openapi, host.route_for(dispatcher, {"GET": rest.describe}))
+            routes.add_prefix(address.tools, host.route_for(dispatcher, {"POST": rest.run_tool}, charged="message"))
+
+        host.serve_each(serve)
         if "web" not in self.definition.parts:
             add_pages(routes, ("docs",), account=host.guard is not None)
             routes.home = "/docs", redirect_to_docs

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from millstream._app.definition import Definition
@@ -11,6 +12,7 @@ from millstream._limits import Rate
 from millstream._parts import PartHost, Route
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING
+from millstream._server.dispatch import Dispatcher
 
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
@@ -51,8 +53,12 @@ class AuthPart(OwnPart):
                 issuing[0].issuers[0],
                 settings.path,
             )
-        for each in issuing:
-            each.serve_at(set(addresses_for(each.resource, services.addresses).values()))
+
+        def accept(dispatcher: Dispatcher) -> None:
+            for each in issuing:
+                each.serve_at(sorted({*addresses_for(each.resource, services.addresses).values()}))
+
+        host.at_each_address(accept)
         challenges = ChallengeResponses(
             addresses=Addresses(resource, services.addresses) if issuing else None,
             oauth=any(each.issuers or each.shows for each in methods),
@@ -88,8 +94,8 @@ class AuthPart(OwnPart):
         if (addresses := guard.challenges.addresses) is not None:
             from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
 
-            found = metadata_paths(guard.methods, self.definition.title, host.known_scopes, addresses)
-            paths |= {path: {"GET": handler} for path, handler in found.items()}
+            describe = partial(metadata_paths, guard.methods, self.definition.title, host.known_scopes, addresses)
+            paths |= {path: {"GET": handler} for path, handler in describe().items()}
         if "rest" in self.definition.parts or self.definition.connects:
             paths |= self._sign_in(host, guard)
         if "rest" not in self.definition.parts and self.definition.connects:
@@ -103,6 +109,15 @@ class AuthPart(OwnPart):
             # Callers of these paths don't have a credential yet.
             is_file = "/assets/" in path
             host.routes.add(path, Route(handlers, public=True, charged="" if is_file else "request", reserved=True))
+
+        def serve_metadata(dispatcher: Dispatcher) -> None:
+            """Serve the metadata of an address that has been added. That of a removed one responds with 404."""
+            for path, handler in describe().items():
+                if path not in host.routes.exact:
+                    host.routes.add(path, Route({"GET": handler}, public=True, reserved=True))
+
+        if addresses is not None:
+            host.at_each_address(serve_metadata)
 
     def _sign_in(self, host: PartHost, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
         """Return the sign-in paths of the pages."""

@@ -21,8 +21,8 @@ from millstream._parts import PUBLISH, PartHost, Route
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import RequestId, error_message
-from millstream._server.address import Address
 from millstream._server.calls.call import Call, params_of, value_of
+from millstream._server.dispatch import Dispatcher
 from millstream.hub import Hub, HubLimits
 from millstream.hub._channels import EventTooLarge, InvalidName, check_client_id
 
@@ -79,20 +79,22 @@ class HubPart(OwnPart):
                 return host.is_local(address, headers, False)  # WebSockets need HTTP/1.1
             return hooked or (principal is not None and principal.has((PUBLISH,)))
 
-        for dispatcher in host.dispatcher.served:
+        def serve(dispatcher: Dispatcher) -> None:
             address, is_front = dispatcher.address, dispatcher is host.dispatcher.served[0]
             socket = WebSocketRoute(
                 dispatcher,
                 hub if is_front else None,
                 host.policy,
                 host.streams,
-                guard=guard and partial(_admit, host, address),
+                guard=guard and partial(_admit, host, dispatcher),
                 may_publish=may_publish,
                 publish_scope="" if guard is None or hooked or not is_front else PUBLISH,
             )
             host.sockets[address.websocket] = socket
             host.on_drain(socket.close)
-            host.routes.add(address.websocket, host.route_for(address, {"GET": socket.plain}))
+            host.routes.add(address.websocket, host.route_for(dispatcher, {"GET": socket.plain}))
+
+        host.serve_each(serve)
         handlers = HubRoutes(
             hub,
             host.streams,
@@ -111,14 +113,14 @@ class HubPart(OwnPart):
         host.routes.add_prefix(CLIENT_PATH, mailbox)
 
 
-async def _admit(host: PartHost, address: Address, request: HttpRequest) -> "Principal | Response":
+async def _admit(host: PartHost, dispatcher: Dispatcher, request: HttpRequest) -> "Principal | Response":
     """Return a caller who may use an address, or the refusal."""
     assert host.guard is not None  # noqa: S101  the caller has looked
     found = await host.guard(request)
     if isinstance(found, Response):
         return found
     request.principal = found
-    return host.refuse(address, request) or found
+    return host.refuse(dispatcher.address, request) or found
 
 
 def _measure(metrics: "Metrics", hub: Hub) -> None:

@@ -98,11 +98,7 @@ class SessionForwarder:
         self._guard = guard
         self._workers = workers
         services.session_holder = f"{number}-{services.session_holder}"
-        addresses = services.addresses
-        self._paths = frozenset(path for each in addresses for path in (each.path, each.path.rstrip("/") + "/"))
-        self._sse_paths = frozenset(each.sse for each in addresses)
-        self._call_paths = ("/mcp/tools/call", *(each.tools for each in addresses))
-        """Beginnings of paths that call tools without MCP."""
+        self.read_addresses()
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
         self._listener = SocketListener(self._wrap(endpoints, _receive))
@@ -111,6 +107,14 @@ class SessionForwarder:
         self._pools: dict[str, ConnectionPool] = {}
         self._lost: set[str] = set()
         """Workers that closed a connection during a request and haven't responded since. They may be exiting."""
+
+    def read_addresses(self) -> None:
+        """Read the addresses of MCP, now and when one is added."""
+        addresses = self._services.addresses
+        self._paths = frozenset(path for each in addresses for path in (each.path, each.path.rstrip("/") + "/"))
+        self._sse_paths = frozenset(each.sse for each in addresses)
+        self._call_paths = ("/mcp/tools/call", *(each.tools for each in addresses))
+        """Beginnings of paths that call tools without MCP."""
 
     def _wrap(self, endpoints: Endpoints, around: Callable[[Handler], Handler]) -> Endpoints:
         """Return the endpoints with other handlers for MCP."""

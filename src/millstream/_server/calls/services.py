@@ -9,7 +9,7 @@ to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, a
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from math import inf
 from secrets import token_bytes
 from typing import Any, Protocol
@@ -434,7 +434,7 @@ class Services:
         self.settings: Settings = settings
         self.store: Store = store
         self.hub: Publisher | None = None
-        self.addresses: Sequence[Address] = [Address.main(settings)]
+        self.addresses: list[Address] = [Address.main(settings)]
         """The main address, then those of sets."""
         self.note: ObserveMessage = ignore_message
         """Observer of messages that don't become calls."""

@@ -163,7 +163,7 @@ class Observer:
         self.registry: Metrics = registry
         """The metrics."""
         self._connections = connections
-        self._tools = tools
+        self.tools: Container[str] = tools
         self._log = log
         self._tracing = tracing
         self._clock = clock
@@ -314,7 +314,7 @@ class Observer:
         method, tool, outcome, revision = labels
         return (
             method if method in _METHODS else OTHER,
-            tool if method != "tools/call" or tool in self._tools else OTHER,
+            tool if method != "tools/call" or tool in self.tools else OTHER,
             outcome,
             revision if not revision or revision in BY_DATE else OTHER,
         )

@@ -93,8 +93,8 @@ class IssuerConfig(Struct, frozen=True):
     """Whether clients may describe themselves at a URL, which the server fetches."""
     identities: Mapping[str, TrustedIdentityProvider] = {}
     """Accepted identity providers, by issuer."""
-    addresses: Collection[str] = ()
-    """Other URLs of the same server. A request for one is for `audience`."""
+    addresses: Callable[[], Collection[str]] = tuple
+    """Returns other URLs of the same server. A request for one is for `audience`."""
     known: KnownScopes = frozenset
     """Returns the scopes that the running server currently uses."""
     keep_tokens: KeepTokens = _discard
@@ -127,7 +127,7 @@ class IssuerConfig(Struct, frozen=True):
         Raises:
             OAuthError: No tokens are issued for a resource.
         """
-        known = {canonical(each): self.audience for each in self.addresses}
+        known = {canonical(each): self.audience for each in self.addresses()}
         known |= {canonical(each): each for each in (self.audience, *self.resources)}
         found = tuple(dict.fromkeys(known.get(canonical(each), "") for each in asked))
         if "" in found:

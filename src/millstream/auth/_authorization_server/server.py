@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import cast
 from urllib.parse import urlsplit
@@ -101,7 +101,9 @@ class Issuer(Struct, frozen=True, eq=False):
         """
         config = self.config
         audience = config.audience or config.base + services.settings.path.rstrip("/")
-        addresses = frozenset(addresses_for(audience, services.addresses).values())
+
+        def addresses() -> Collection[str]:
+            return frozenset(addresses_for(audience, services.addresses).values())
 
         async def keep_tokens(user: User, response: Json) -> None:
             if services.provider_tokens is not None:
