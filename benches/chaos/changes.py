@@ -1,7 +1,7 @@
 """A gateway's file changes again and again while clients call and workers are killed.
 
 Each version is visible in the prefix of an upstream, in the description of another one's tool, in the instructions, and
-in what a set has. A version also has a key of its own.
+in what a set has. A version also has a key and a set of its own.
 """
 
 import asyncio
@@ -249,6 +249,7 @@ def _file(folder: Path, store: str, number: int) -> str:
         f'[upstreams.changing]\n{upstream}isolation = "shared"\nprefix = "v{number}"\n'
         f'[upstreams.changing.policy]\ndeny = ["{"again" if number % 2 else "none"}"]\n'
         f'[sets.readers]\nallow = ["steady_echo", "own_*", "v{number}_*"]\n'
+        f'[sets.of-version-{number}]\nallow = ["steady_echo"]\n'
     )
 
 
@@ -317,6 +318,10 @@ async def _change(running: Cluster, path: Path, text: str, number: int, report: 
             report.slowest = max(report.slowest, 0.0 if kills or way == "restart" else time.monotonic() - begun)
             report.floor = number
             await asyncio.sleep(2 * KEYS_SECONDS if kills else KEYS_SECONDS)
+            for version, expected in ((number, {False}), (number - 1, {True})):
+                found = await _ask_workers(running, f"/mcp/of-version-{version}", MAIN, "DELETE")
+                if (missing := {status == 404 for status, _ in found}) != expected:
+                    report.wrong.append(f"Set {version} after version {number} is missing: {missing}")
             for key, expected in ((number, {True}), (number - 1, {False})):
                 if (accepted := await _accept(running, key)) != expected:
                     report.wrong.append(f"Key {key} after version {number}: {accepted}")
@@ -358,13 +363,13 @@ def _count(running: Cluster, text: str) -> int:
     return running.log.read_text("utf-8").count(text)
 
 
-async def _ask_workers(running: Cluster, path: str, key: str) -> list[tuple[int, bytes]]:
+async def _ask_workers(running: Cluster, path: str, key: str, method: str = "GET") -> list[tuple[int, bytes]]:
     """Return the status and the body of responses on new connections, of all workers by chance."""
     found: list[tuple[int, bytes]] = []
     for _ in range(4 * running.count):
         http = Http(running.port)
         with contextlib.suppress(OSError, EOFError):
-            status, _, content = await http.send("GET", path, key)
+            status, _, content = await http.send(method, path, key)
             found.append((status, content))
         http.close()
     return found

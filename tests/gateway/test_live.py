@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from gateway.accounts import ALICE, run_scenario
 from http_peer import RunningServer, serve
+from issuer_world import claims, run_issuer, token
 from millstream import Context, ResourceLink, Server, auth
 from millstream.client import AccessDenied, Client, ServerError
 from millstream.gateway import UpstreamPolicy
@@ -640,3 +641,29 @@ async def test_sets_that_cant_be_served_are_refused_with_the_reason(tmp_path: Pa
         async with run_gateway(tmp_path / "gateway.toml", relay) as gateway:
             await gateway.change(relay, "[sets.one]\n")
             assert "this gateway relays its only upstream, 'a', which can't change" in gateway.state[1]
+
+
+async def test_a_set_that_was_added_has_metadata_and_tokens_for_its_address(tmp_path: Path) -> None:
+    known = "/.well-known/oauth-protected-resource/mcp/staff"
+    staff = '[sets.staff]\nscopes = ["orders"]\n'
+    async with serve_shops("a") as shops, run_issuer() as issuer:
+        upstream = table("a", shops["a"][1].port)
+        gateway = LiveGateway(tmp_path / "gateway.toml", upstream)
+        gateway.mcp.definition.auth = (auth.oidc(issuer.url, audience="http://127.0.0.1/mcp"),)
+        sent = token(claims(iss=issuer.url, aud="http://127.0.0.1/mcp/staff", scope="orders"))
+        async with (
+            gateway.mcp.running(),
+            serve(gateway.mcp) as running,
+            httpx2.AsyncClient(base_url=(base := f"http://127.0.0.1:{running.port}"), timeout=WAIT) as http,
+        ):
+            assert (await http.get(known)).status_code == 404
+            for _ in range(2):
+                await gateway.change(upstream, staff)
+                found = (await http.get(known)).json()
+                assert found["resource"] == "http://127.0.0.1/mcp/staff"
+                assert found["scopes_supported"] == ["orders"]
+                challenge = (await http.post("/mcp/staff", json={})).headers["www-authenticate"]
+                assert f'resource_metadata="http://127.0.0.1{known}"' in challenge
+                assert "a_order" in await read_names(base, "/mcp/staff", authorization=f"Bearer {sent}")
+                await gateway.change(upstream)
+                assert (await http.get(known)).status_code == 404

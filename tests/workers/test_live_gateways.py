@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,33 @@ async def test_a_worker_that_starts_later_gets_the_version_in_force(tmp_path: Pa
         await wait_for_version(served, 3)
         assert [await names(served) for _ in range(6)] == 6 * [{"b_pid", "b_wait"}]
         assert (await health(served))["status"] == "ok"
+
+
+async def test_sets_are_added_and_removed_on_each_worker(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, "a") as served:
+        url = f"http://127.0.0.1:{served.port}/mcp/visitors"
+
+        async def statuses() -> set[int]:
+            async with httpx2.AsyncClient(timeout=WAIT, limits=httpx2.Limits(max_keepalive_connections=0)) as http:
+                return {(await http.delete(url)).status_code for _ in range(12)}
+
+        assert await statuses() == {404}
+        for version in 2, 4:
+            write(tmp_path, 'a\n[sets.visitors]\nallow = ["a_pid"]\n')
+            await wait_for_version(served, version)
+            assert 404 not in await statuses()
+            async with AsyncExitStack() as stack:
+                clients = [
+                    await stack.enter_async_context(Client(url, timeout=WAIT, revision=revision))
+                    for revision in ("2026-07-28", "2025-06-18") * 3
+                ]
+                for client in clients:
+                    assert [each.name for each in await client.tools()] == ["a_pid"]
+                    assert len({(await client.call("a_pid")).text for _ in range(4)}) == 1
+            write(tmp_path, "a")
+            await wait_for_version(served, version + 1)
+            assert await statuses() == {404}
+            assert await names(served) == {"a_pid", "a_wait"}
 
 
 async def test_replacement_does_not_serve_an_earlier_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
