@@ -144,8 +144,8 @@ class RouteRegistry:
         """Patterns of paths with parameters, matched after exact paths and before prefixes."""
         self.home: tuple[str, Handler] | None = None
         """A page, and the handler that serves it at ``/`` or redirects there, unless that path is taken."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when routes have changed after HTTP was served."""
+        self.watchers: list[Callable[[], None]] = []
+        """Called in order when routes have changed since HTTP is served."""
 
     def add(self, path: str, route: Route) -> None:
         """Serve a path.
@@ -162,6 +162,11 @@ class RouteRegistry:
             ValueError: Another part serves it.
         """
         self._add(self.prefixes, prefix, route)
+
+    def notify(self) -> None:
+        """Call the watchers."""
+        for watcher in self.watchers:
+            watcher()
 
     def remove(self, set_name: str) -> None:
         """Stop serving the paths of a set."""
@@ -288,7 +293,7 @@ class PartHost:
         made = self.dispatcher.branch(registry, address)
         for set_up in self._set_ups:
             set_up(made)
-        self.routes.on_change()
+        self.routes.notify()
         return made
 
     def change_address(self, dispatcher: Dispatcher, address: Address) -> None:
@@ -305,7 +310,7 @@ class PartHost:
         self.services.addresses.remove(address)
         self.sockets.pop(address.websocket, None)
         self.routes.remove(address.name)
-        self.routes.on_change()
+        self.routes.notify()
         self.streams.end_at(address)
 
     # Protocol

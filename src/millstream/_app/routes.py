@@ -117,7 +117,6 @@ class Routes:
         limits: RequestLimits,
         sockets: bool,
         addresses: Sequence[Address],
-        sets_change: bool = False,
         title: str,
     ) -> None:
         """Wrap each route in its checks, once.
@@ -129,12 +128,11 @@ class Routes:
             limits: Rate limits of requests.
             sockets: Whether the server has a WebSocket.
             addresses: The addresses of MCP, the main path first. They can change before an update.
-            sets_change: Whether sets can be added and removed.
             title: The server's display name.
         """
         self._table = table
         self._guard, self._here_only, self._has_sockets = guard, here_only, sockets
-        self._addresses, self._sets_change = addresses, sets_change
+        self._addresses = addresses
         self._title = title
         self._limits = limits
         mcp_path = addresses[0].path
@@ -298,14 +296,10 @@ class Routes:
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
-        """Method and path -> handler, and both as text, for the fast head reader. None of them change later."""
-        fixed = {path for path, route in self._table.exact.items() if not (route.set_name and self._sets_change)} | {
-            "/"
-        }
+        """Method and path -> handler, and both as text, for the fast head reader."""
         return {
             (method.encode(), path.encode()): (handler, method, path)
             for path, handlers in self._exact.items()
-            if path in fixed
             for method, handler in handlers.items()
         }
 

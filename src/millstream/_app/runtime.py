@@ -349,11 +349,10 @@ class Runtime:
                 limits=self.services.request_limits,
                 sockets=bool(host.sockets),
                 addresses=self.services.addresses,
-                sets_change=host.sets_change,
                 title=self.definition.title,
             )
             self.policy.show = self.routes.refusal_for
-            host.routes.on_change = self.routes.update
+            host.routes.watchers.append(self.routes.update)
         return self.routes
 
     @property

@@ -171,8 +171,7 @@ class AsgiAdapter:
 
     def __init__(self, table: Endpoints) -> None:
         self.route = table.find
-        self.hot = {(method, path): handler for handler, method, path in table.hot.values()}
-        """Handlers by (method, path), found without a Python call."""
+        self.use(table)
         self.policy = table.policy
         self.root_path = table.root_path
         """The prefix that a proxy removed, if the ASGI server doesn't know it."""
@@ -181,6 +180,11 @@ class AsgiAdapter:
         self.body_budget.fit(limits.max_body)
         """The budget for incomplete bodies that arrive in several messages."""
         self.digits = len(str(limits.max_body))
+
+    def use(self, table: Endpoints) -> None:
+        """Use the endpoints of a table from the next request on."""
+        self.hot = {(method, path): handler for handler, method, path in table.hot.values()}
+        """Handlers by (method, path), found without a Python call."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Serve one request. Returns the coroutine that does the work instead of adding one."""

@@ -112,8 +112,16 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
             header_lines=None if runtime.guard is None else runtime.guard.header_lines,
         )
         runtime.adapter = AsgiAdapter(runtime.endpoints)
+        runtime.host.routes.watchers.append(partial(_update, runtime))
     application.runtimes.current = runtime
     return runtime.endpoints
+
+
+def _update(runtime: Runtime) -> None:
+    """Serve routes that have changed."""
+    assert runtime.endpoints is not None  # noqa: S101  HTTP is served
+    runtime.endpoints.use(runtime.serve_http().hot)
+    runtime.adapter.use(runtime.endpoints)
 
 
 async def _drain_with_uvicorn(runtime: Runtime, server: Any) -> None:

@@ -173,7 +173,7 @@ class HttpServer:
                 number=hello.worker,
                 workers=hello.workers,
             )
-            runtime.host.at_each_address(lambda _: forwarder.read_addresses())
+            runtime.host.routes.watchers.append(forwarder.update)
             endpoints = forwarder.endpoints
             await forwarder.listen()
         listener = SocketListener(endpoints, tls=tls, proxies=TrustedProxies.from_environment(), state=self._state)

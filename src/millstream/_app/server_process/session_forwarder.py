@@ -99,17 +99,24 @@ class SessionForwarder:
         self._workers = workers
         services.session_holder = f"{number}-{services.session_holder}"
         self.read_addresses()
+        self._inner = endpoints
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
-        self._listener = SocketListener(self._wrap(endpoints, _receive))
+        self._received = self._wrap(endpoints, _receive)
+        self._listener = SocketListener(self._received)
         self._holders: Recent[bytes, str] = Recent(MAX_CACHED_SESSIONS)
         """Sealed session id -> its worker, or empty for an invalid one."""
         self._pools: dict[str, ConnectionPool] = {}
         self._lost: set[str] = set()
         """Workers that closed a connection during a request and haven't responded since. They may be exiting."""
 
+    def update(self) -> None:
+        """Forward requests for the addresses of MCP that there are now."""
+        self.read_addresses()
+        self.endpoints.use(self._wrap(self._inner, self._pass_on).hot)
+        self._received.use(self._wrap(self._inner, _receive).hot)
+
     def read_addresses(self) -> None:
-        """Read the addresses of MCP, now and when one is added."""
         addresses = self._services.addresses
         self._paths = frozenset(path for each in addresses for path in (each.path, each.path.rstrip("/") + "/"))
         self._sse_paths = frozenset(each.sse for each in addresses)

@@ -135,9 +135,14 @@ class Endpoints(Struct, eq=False):
     """Return (lower-case name, value) of a line. Raises KeyError for lines that need the parser."""
 
     def __post_init__(self) -> None:
-        self.by_line = {b"%b %b HTTP/1.1" % key: found for key, found in self.hot.items()}
+        self.use(self.hot)
         if self.header_lines is not None:
             self.read_line = self.header_lines.__getitem__
+
+    def use(self, hot: Mapping[tuple[bytes, bytes], Target]) -> None:
+        """Use other endpoints for the fast head reader from the next request on."""
+        self.hot = hot
+        self.by_line = {b"%b %b HTTP/1.1" % key: found for key, found in hot.items()}
 
 
 LINGER = 2.0
