@@ -304,7 +304,7 @@ class PartHost:
         self.streams.end_at(address)
 
     def remove_address(self, dispatcher: Dispatcher) -> None:
-        """Stop serving an address. Running calls go on, and streams end."""
+        """Stop serving an address. Running calls go on, except those that wait for an answer, and streams end."""
         address = dispatcher.address
         self.dispatcher.everywhere.remove(dispatcher)
         self.services.addresses.remove(address)
@@ -312,6 +312,9 @@ class PartHost:
         self.routes.remove(address.name)
         self.routes.notify()
         self.streams.end_at(address)
+        for call in self.dispatcher.calls:
+            if call.dispatcher is dispatcher and call.session is not None:
+                self.services.questions.end(call.session.id, "This address was removed, so no answer counts.")
 
     # Protocol
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gateway.accounts import ALICE, run_scenario
 from http_peer import RunningServer, serve
 from issuer_world import claims, run_issuer, token
 from millstream import Context, ResourceLink, Server, auth
-from millstream.client import AccessDenied, Client, ServerError
+from millstream.client import AccessDenied, Client, ServerError, ToolFailed
 from millstream.gateway import UpstreamPolicy
 from millstream.gateway._live import LiveConfig
 from patience import WAIT
@@ -52,9 +53,12 @@ def make_shop(name: str = "shop") -> Server:
         await mcp.gate.wait()  # type: ignore[attr-defined]
         return "done"
 
+    mcp.orders = 0  # type: ignore[attr-defined]
+
     @mcp.tool
     def order() -> str:
         """Order a book."""
+        mcp.orders += 1  # type: ignore[attr-defined]
         return "ordered"
 
     @mcp.tool(task="allowed")
@@ -585,7 +589,7 @@ async def test_streams_of_a_removed_set_end(path: str, tmp_path: Path) -> None:
 
 
 async def test_rights_and_limits_of_a_set_change(tmp_path: Path) -> None:
-    keys = {"alice": ("alice-key-of-the-test", ["orders"]), "bob": "bob-key-of-the-test"}
+    keys = {"alice": ("alice-key-of-the-test", ("orders",)), "bob": ("bob-key-of-the-test", ())}
     async with serve_shops("a") as shops:
         upstream = table("a", shops["a"][1].port)
         gateway = LiveGateway(tmp_path / "gateway.toml", upstream)
@@ -667,3 +671,75 @@ async def test_a_set_that_was_added_has_metadata_and_tokens_for_its_address(tmp_
                 assert "a_order" in await read_names(base, "/mcp/staff", authorization=f"Bearer {sent}")
                 await gateway.change(upstream)
                 assert (await http.get(known)).status_code == 404
+
+
+ASKS = "[upstreams.a.policy.tools.order]\napprove = true\n"
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        '[sets.visitors]\n[upstreams.a.policy]\ndeny = ["order"]\n' + ASKS,
+        ASKS + '[sets.visitors]\n[upstreams.a.policy]\nredact_arguments = ["[0-9]+"]\n',
+        ASKS + '[sets.visitors]\ndeny = ["a_order"]\n',
+        ASKS,
+        "",
+    ],
+)
+async def test_answer_does_not_count_after_the_rules_have_changed(rules: str, tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        a, b = (table(name, running.port) for name, (_, running) in shops.items())
+        start = a + ASKS + "[sets.visitors]\n"
+        async with run_gateway(tmp_path / "gateway.toml", start) as gateway, serve(gateway.mcp) as running:
+            asked, released = asyncio.Event(), asyncio.Event()
+
+            async def accept(request: Any) -> Any:
+                asked.set()
+                await released.wait()
+                return {}
+
+            url = f"http://127.0.0.1:{running.port}/mcp/visitors"
+            async with Client(url, revision=REVISIONS[1], timeout=WAIT, elicit=accept) as client:
+                call = asyncio.create_task(client.call("a_order"))
+                await asked.wait()
+                await gateway.change(a + rules if rules else b + "[sets.visitors]\n")
+                assert gateway.state[1] == ""
+                released.set()
+                with pytest.raises(
+                    ToolFailed, match=r"rules for this tool changed before the answer|This address was removed"
+                ):
+                    await call
+            assert shops["a"][0].orders == 0  # type: ignore[attr-defined]
+
+
+async def test_answer_does_not_count_after_its_person_has_left_a_group(tmp_path: Path) -> None:
+    key, file = "bob-key-of-the-test", tmp_path / "keys.json"
+
+    def write_keys(*groups: str) -> None:
+        record = {"name": "bob", "hash": sha256(key.encode()).hexdigest(), "created": 0.0, "groups": groups}
+        new = tmp_path / "new.json"
+        new.write_text(json.dumps({"keys": [record]}), "utf-8")
+        new.chmod(0o600)
+        new.replace(file)
+
+    write_keys("staff")
+    async with serve_shops("a") as shops:
+        rules = f'{ASKS}groups = ["staff"]\n[settings]\nauth_keys = "{file}"\n'
+        upstream = table("a", shops["a"][1].port) + rules
+        async with run_gateway(tmp_path / "gateway.toml", upstream) as gateway, serve(gateway.mcp) as running:
+            asked, released = asyncio.Event(), asyncio.Event()
+
+            async def accept(request: Any) -> Any:
+                asked.set()
+                await released.wait()
+                return {}
+
+            url, headers = f"http://127.0.0.1:{running.port}/mcp", {"authorization": f"Bearer {key}"}
+            async with Client(url, revision=REVISIONS[1], timeout=WAIT, elicit=accept, headers=headers) as client:
+                call = asyncio.create_task(client.call("a_order"))
+                await asked.wait()
+                write_keys()
+                with pytest.raises(ToolFailed, match=r"Your rights have changed, so no answer counts\."):
+                    await call
+                released.set()
+            assert shops["a"][0].orders == 0  # type: ignore[attr-defined]

@@ -43,6 +43,7 @@ _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
 _MAX_SHOWN = 8 * 1024
 """Maximum characters of a question."""
 _TOO_LONG = "There are too many arguments to show. Send fewer, or shorter lists."
+_CHANGED = "The rules for this tool changed before the answer, so the call wasn't sent. Call it again."
 _REFUSED = "A person has to approve this call, so it wasn't sent."
 _USED = "The answer was already used, because an answer counts for one call. Call the tool again, without requestState."
 
@@ -72,7 +73,8 @@ def with_approval(
         hidden: Names of the arguments that the operator has fixed at each address.
         names: Name of an argument as callers see it -> the tool's own, where these differ.
     """
-    run, origin = tool.run, f"{getattr(tool, 'upstream', tool).name} {getattr(tool, 'own_name', tool.name)}"
+    run, upstream = tool.run, getattr(tool, "upstream", None)
+    source = [tool.origin, "" if upstream is None else upstream.config.address, getattr(tool, "own_name", tool.name)]
 
     async def run_if_approved(arguments: Any, call: Call) -> Any:
         sent = arguments
@@ -84,7 +86,7 @@ def with_approval(
         if any(_matches_values(each.arguments, sent) for each in approvals):
             called = None if call.dispatcher is None else call.dispatcher.registry.tools.get(call.name)
             fixed = () if called is None else called.fixed
-            await _require(call, origin, sent, {*hidden, *(names.get(each, each) for each in fixed)})
+            await _require(call, source, sent, {*hidden, *(names.get(each, each) for each in fixed)})
         return await run(arguments, call)
 
     return run_if_approved
@@ -141,12 +143,12 @@ def _decimal(text: str) -> str:
     return text
 
 
-async def _require(call: Call, tool: str, arguments: Mapping[str, Any], hidden: Collection[str]) -> None:
+async def _require(call: Call, source: Sequence[str], arguments: Mapping[str, Any], hidden: Collection[str]) -> None:
     """Ask the person at the client whether to call a tool, unless the call was approved in an earlier round.
 
     Args:
         call: The client's call.
-        tool: Upstream and name of the tool there.
+        source: The tool's upstream, the upstream's address, and the tool's name there.
         arguments: The arguments as the upstream receives them.
         hidden: Names of the arguments that the operator has fixed.
 
@@ -156,7 +158,7 @@ async def _require(call: Call, tool: str, arguments: Mapping[str, Any], hidden: 
         ProtocolError, ToolError: The client can't ask, or the answer was already used.
     """
     # A store that has lost its data has also lost the claims.
-    mark = sha256(encode([tool, arguments, call.services.store.epoch])).hexdigest()
+    mark = sha256(encode([source, arguments, call.services.store.epoch])).hexdigest()
     shown = {name: REDACTED if name in hidden and is_secret(name) else each for name, each in arguments.items()}
     text = json.format(encode(_shorten(shown)), indent=2).decode()
     question = Elicit(_escape(f"Allow {call.name} with these arguments?\n{text}"), _NO_FIELDS)
@@ -166,7 +168,10 @@ async def _require(call: Call, tool: str, arguments: Mapping[str, Any], hidden: 
         if len(question.message) > _MAX_SHOWN:
             raise ToolError(_TOO_LONG)
         if call.revision.handshake:
+            asked_for = _find_tool(call)
             await ask_by_request(call, question, call.services.questions)
+            if _find_tool(call) is not asked_for:
+                raise ToolError(_CHANGED)
         elif not await _ask_by_round(call, question, mark):
             return
     except Declined:
@@ -177,13 +182,19 @@ async def _require(call: Call, tool: str, arguments: Mapping[str, Any], hidden: 
         text = f"{_REFUSED} {exc.message}"
         outcome, error = "refused", ProtocolError(exc.code, text, exc.data, status=exc.status, head=exc.head)
     except ToolError as exc:
-        outcome, error = "refused", ToolError(f"{_REFUSED} {exc}")
+        text = str(exc)
+        outcome, error = "refused", ToolError(text if text == _CHANGED else f"{_REFUSED} {text}")
     peer = "" if call.origin is None else call.origin.peer
     call.services.note(
         APPROVAL, call.transport, call.session, outcome, target=call.name, principal=call.principal, address=peer
     )
     if error is not None:
         raise error
+
+
+def _find_tool(call: Call) -> Any:
+    """Return the tool that the call's name means now, for its caller. It's another one after its rules have changed."""
+    return None if call.dispatcher is None else call.dispatcher.registry.find("tools", call.name, call)
 
 
 async def _ask_by_round(call: Call, question: Elicit, mark: str) -> bool:

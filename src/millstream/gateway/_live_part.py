@@ -100,9 +100,9 @@ class LiveGatewayPart(GatewayPart):
         leaving = [each for name, each in old.items() if upstreams.get(name) is not each]
         for each in leaving:
             self._remove_items(each)
-        offered, self._results_offered = self._results_offered, {}
-        for remove in offered.values():
-            remove()
+        offered = {*self._results_offered}
+        for each in leaving:
+            self._results_offered.pop(each.name, lambda: None)()
         self.upstreams.clear()
         self.upstreams.update(upstreams)
         self.definition.upstreams[:], self.definition.instructions = configs, instructions
@@ -118,9 +118,7 @@ class LiveGatewayPart(GatewayPart):
                 host.registry.move(kind, items, group)
             self._offer_results(each)
         self._mounts = {name: self._mount(each) for name, each in upstreams.items()}
-        self._announce_changes(
-            self._apply() | ({"resources"} if offered.keys() != self._results_offered.keys() else set())
-        )
+        self._announce_changes(self._apply() | ({"resources"} if offered != self._results_offered.keys() else set()))
         self._followed.follow_again()
         calls = [call for call in host.dispatcher.calls if not call.long_lived]
         for each in leaving:

@@ -276,8 +276,12 @@ class GatewayPart:
             host.extend(RegisteredExtension("experimental", announced, {}, frozenset(BY_DATE)))
 
     def _offer_results(self, upstream: Upstream) -> None:
-        """Offer the template of stored results, if the policy stores some."""
-        if upstream.policy.has_budgets:
+        """Offer the template of stored results, only if the policy stores some."""
+        if upstream.policy.has_budgets == (upstream.name in self._results_offered):
+            return
+        if not upstream.policy.has_budgets:
+            self._results_offered.pop(upstream.name)()
+        else:
             registry, template = self._host.registry, upstream.results.template()
             template.origin, template.is_companion = upstream.name, True
             registry.exchange("templates", (), {template.name: template})

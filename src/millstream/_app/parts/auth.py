@@ -81,7 +81,8 @@ class AuthPart(OwnPart):
 
         def end_streams(now: float) -> None:
             if guard.refresh(host.streams.end_revoked):
-                host.streams.end_of(lambda owner: not guard.holds(owner))
+                for opened in host.streams, services.questions:
+                    opened.end_of(lambda owner: not guard.holds(owner))
 
         host.every_second(end_streams)
         host.on_http(lambda: self._serve(host, guard))

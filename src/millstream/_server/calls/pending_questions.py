@@ -46,6 +46,7 @@ class _PendingQuestion(NamedTuple):
     """The session or connection that can answer it."""
     future: asyncio.Future[bytes]
     send: Send
+    owner: str
 
 
 class PendingQuestions:
@@ -88,7 +89,7 @@ class PendingQuestions:
         # The id contains the worker that asked, so that any worker can route the answer.
         question_id = f"{self._workers.me}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._open[question_id] = _PendingQuestion(scope, future, send)
+        self._open[question_id] = _PendingQuestion(scope, future, send, owner)
         asked = set() if asked is None else asked
         asked.add(question_id)
         telling: asyncio.Future[None] | None = None
@@ -135,14 +136,20 @@ class PendingQuestions:
 
     async def end_misnamed(self) -> None:
         """Fail all questions whose ids contain an earlier name of this worker, because answers can't arrive."""
-        for question_id, (_, future, _) in list(self._open.items()):
-            if owner_worker(question_id) != self._workers.me and not future.done():
-                future.set_exception(ToolError("The server was suspended, and the answer was lost. Try again."))
+        for question_id, each in list(self._open.items()):
+            if owner_worker(question_id) != self._workers.me and not each.future.done():
+                each.future.set_exception(ToolError("The server was suspended, and the answer was lost. Try again."))
 
-    def end(self, scope: str) -> None:
+    def end(self, scope: str, reason: str = "The client has disconnected and can't answer.") -> None:
         """Fail all questions to a session or connection after its client has disconnected."""
         for _, question in self._in(scope):
-            question.future.set_exception(ToolError("The client has disconnected and can't answer."))
+            question.future.set_exception(ToolError(reason))
+
+    def end_of(self, gone: Callable[[str], bool]) -> None:
+        """Fail all questions to owners who have lost access, or whose rights have changed."""
+        for each in list(self._open.values()):
+            if each.owner and not each.future.done() and gone(each.owner):
+                each.future.set_exception(ToolError("Your rights have changed, so no answer counts. Call again."))
 
     def withdraw(self, scope: str) -> None:
         """Take back all questions to a session or connection at shutdown."""
