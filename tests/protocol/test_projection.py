@@ -1,16 +1,22 @@
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
 from cases import for_each
+from millstream import Client, Server, Settings, ToolResult
 from millstream._protocol import revisions
 from millstream._protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
+from millstream.compat import types
+from millstream.compat.fastmcp import FastMCP
 
 L1, L2, L3, L4, M = ALL
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
@@ -87,6 +93,23 @@ def test_no_block_reaches_a_revision_that_lacks_it(block: type[msgspec.Struct]) 
         assert msgspec.json.decode(revisions.block(raw, revision))["type"] in revision.content
     foreign = Raw(b'{"type":"hologram"}')
     assert revisions.block(foreign, L1) == foreign
+
+
+def test_tool_results_with_a_schema_have_only_the_content_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a revision that adds a kind of content."""
+    monkeypatch.setattr(revisions, "HANDSHAKE", {L4.date: replace(L4, content=L4.content - {"image"})})
+    own = Server("own", settings=Settings())
+    picture = Image(data=b"x", mime_type="image/png")
+    own.tool(lambda: ToolResult([picture], {"a": 1}), name="draw", output_schema={"type": "object"})
+    other = FastMCP("other")
+    other.tool(name="draw")(lambda: types.ImageContent(data="eA==", mimeType="image/png"))
+
+    async def kinds(server: Any) -> list[str]:
+        async with Client(server, revision=L4.date) as client:
+            return [type(each).__name__ for each in (await client.call("draw")).content]
+
+    for server in (own, other.__millstream_server__):
+        assert asyncio.run(kinds(server)) == ["EmbeddedResource"]
 
 
 @for_each(
