@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Raw
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from cases import for_each
 from millstream import Client, Server, Settings, ToolResult
@@ -82,15 +82,27 @@ def test_each_revision_has_the_content_of_its_schema() -> None:
         kinds = schema.get("$defs") or schema["definitions"]
         content = kinds.get("ContentBlock") or kinds["CallToolResult"]["properties"]["content"]["items"]
         names = [each["$ref"].rpartition("/")[2] for each in content["anyOf"]]
-        assert revision.content == {kinds[name]["properties"]["type"]["const"] for name in names}, revision.date
+        official = {kinds[name]["properties"]["type"]["const"] for name in names}
+        assert revision.content == official, (
+            f"In the schema of {revision.date}, the kinds of content are {sorted(official)}. Each is a class of "
+            "_protocol/content.py, and in `content` of the revisions that have it (_protocol/revisions.py)."
+        )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_no_block_reaches_a_revision_that_lacks_it(block: type[msgspec.Struct]) -> None:
     kind = block.__struct_config__.tag
-    raw = Raw(encode({"type": kind, "data": "", "mimeType": "a/b", "uri": "a:b", "name": "n"}))
+    values = {bytes: "", str: "a:b"}
+    members = {each.encode_name: values.get(each.type, {}) for each in fields(block) if each.required}
+    raw = Raw(encode({"type": kind, **members}))
     for revision in ALL:
-        assert msgspec.json.decode(revisions.block(raw, revision))["type"] in revision.content
+        converted = revisions.block(raw, revision)
+        assert msgspec.json.decode(converted)["type"] in revision.content
+        if kind not in revision.content:
+            try:
+                msgspec.json.decode(converted, type=Content)
+            except msgspec.ValidationError as exc:
+                pytest.fail(f"`block` in _protocol/revisions.py makes of {bytes(raw)!r} {bytes(converted)!r}: {exc}")
     foreign = Raw(b'{"type":"hologram"}')
     assert revisions.block(foreign, L1) == foreign
 
