@@ -20,7 +20,7 @@ UNBALANCED = {
     "results and text": "Message 2 of the conversation mixes tool results with other content",
     "uses of the user": "Message 1 of the conversation contains a ToolUse, so its role must be 'assistant'",
     "results of the assistant": "Message 2 of the conversation contains a ToolResultBlock, so its role must be 'user'",
-    "a link": "Message 1 of the conversation contains a resource",
+    "a link": "Message 1 of the conversation contains content of the type ResourceLink",
 }
 
 

@@ -1,16 +1,22 @@
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec import Raw
+from msgspec.structs import fields, replace
 
 from cases import for_each
+from millstream import Client, Server, Settings, ToolResult
 from millstream._protocol import revisions
 from millstream._protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
+from millstream.compat import types
+from millstream.compat.fastmcp import FastMCP
 
 L1, L2, L3, L4, M = ALL
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
@@ -76,17 +82,46 @@ def test_each_revision_has_the_content_of_its_schema() -> None:
         kinds = schema.get("$defs") or schema["definitions"]
         content = kinds.get("ContentBlock") or kinds["CallToolResult"]["properties"]["content"]["items"]
         names = [each["$ref"].rpartition("/")[2] for each in content["anyOf"]]
-        assert revision.content == {kinds[name]["properties"]["type"]["const"] for name in names}, revision.date
+        official = {kinds[name]["properties"]["type"]["const"] for name in names}
+        assert revision.content == official, (
+            f"In the schema of {revision.date}, the kinds of content are {sorted(official)}. Each is a class of "
+            "_protocol/content.py, and in `content` of the revisions that have it (_protocol/revisions.py)."
+        )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_no_block_reaches_a_revision_that_lacks_it(block: type[msgspec.Struct]) -> None:
     kind = block.__struct_config__.tag
-    raw = Raw(encode({"type": kind, "data": "", "mimeType": "a/b", "uri": "a:b", "name": "n"}))
+    values = {bytes: "", str: "a:b"}
+    members = {each.encode_name: values.get(each.type, {}) for each in fields(block) if each.required}
+    raw = Raw(encode({"type": kind, **members}))
     for revision in ALL:
-        assert msgspec.json.decode(revisions.block(raw, revision))["type"] in revision.content
+        converted = revisions.block(raw, revision)
+        assert msgspec.json.decode(converted)["type"] in revision.content
+        if kind not in revision.content:
+            try:
+                msgspec.json.decode(converted, type=Content)
+            except msgspec.ValidationError as exc:
+                pytest.fail(f"`block` in _protocol/revisions.py makes of {bytes(raw)!r} {bytes(converted)!r}: {exc}")
     foreign = Raw(b'{"type":"hologram"}')
     assert revisions.block(foreign, L1) == foreign
+
+
+def test_tool_results_with_a_schema_have_only_the_content_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a revision that adds a kind of content."""
+    monkeypatch.setattr(revisions, "HANDSHAKE", {L4.date: replace(L4, content=L4.content - {"image"})})
+    own = Server("own", settings=Settings())
+    picture = Image(data=b"x", mime_type="image/png")
+    own.tool(lambda: ToolResult([picture], {"a": 1}), name="draw", output_schema={"type": "object"})
+    other = FastMCP("other")
+    other.tool(name="draw")(lambda: types.ImageContent(data="eA==", mimeType="image/png"))
+
+    async def kinds(server: Any) -> list[str]:
+        async with Client(server, revision=L4.date) as client:
+            return [type(each).__name__ for each in (await client.call("draw")).content]
+
+    for server in (own, other.__millstream_server__):
+        assert asyncio.run(kinds(server)) == ["EmbeddedResource"]
 
 
 @for_each(

@@ -162,7 +162,8 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
         return [drop_nulls(each, *kinds) for each in value]
     if not kinds or not is_object(value):
         return value
-    known = _members(kinds)
+    named = _kind_of(value, kinds)  # kinds of one list can have members of the same name but different types
+    known = _members(kinds if named is None else (named,))
     found: Json = {}
     for name, each in value.items():
         instead, below, is_binary, is_list = known.get(name, _OTHER)

@@ -19,17 +19,17 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeGuard, cast
+from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.content import (
+    BLOCKS,
     Content,
-    EmbeddedResource,
     Message,
-    ResourceLink,
+    SamplingContent,
     ToolResultBlock,
     ToolUse,
 )
@@ -266,12 +266,16 @@ def check_conversation(messages: Sequence[Message]) -> None:
         raise ValueError(f"The conversation ends before the tool uses {_ids(asked)} have tool results. Add them.")
 
 
+_NOT_FOR_MODELS = tuple(each for each in BLOCKS if each not in get_args(SamplingContent))
+
+
 def _tools_of(message: Message, where: str) -> tuple[Counter[str], Counter[str]]:
     """Return the ids of a message's tool uses and tool results."""
     blocks = message.blocks
     for block in blocks:
-        if isinstance(block, ResourceLink | EmbeddedResource):
-            raise ValueError(f"{where} contains a resource, which can't be sent to a model. Use its text instead.")
+        if isinstance(block, _NOT_FOR_MODELS):
+            kind = type(block).__name__
+            raise ValueError(f"{where} contains content of the type {kind}, which models don't read. Write it as text.")
         speaker = "assistant" if isinstance(block, ToolUse) else "user"
         if isinstance(block, ToolUse | ToolResultBlock) and message.role != speaker:
             raise ValueError(f"{where} contains a {type(block).__name__}, so its role must be {speaker!r}.")

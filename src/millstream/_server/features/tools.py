@@ -202,8 +202,9 @@ class Tool(Item):
         members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
-        # Results with an object schema look the same as in the newest revision.
+        # With the same kinds of content, results with an object schema look the same as in the newest revision.
         same = revision.structured == "object" and self._output is not None and not self.wraps
+        same = same and revision.content >= revisions.NEWEST.content
         return members if same else revisions.project_tool_result(members, revision, wraps=self.wraps)
 
 

@@ -5,6 +5,7 @@ All SQL runs in one thread. Waiting jobs share a transaction and return after it
 """
 
 import asyncio
+import inspect
 import logging
 import sqlite3
 import time
@@ -175,8 +176,12 @@ _logger = logging.getLogger("millstream.stores")
 _READS = frozenset({"get", "newest", "read"})
 
 
-def _calls(part: Items | Streams, memory: Map | Log, writer: SqliteWriter, *names: str) -> dict[str, Any]:
-    """Return functions that call methods of a part in the writer's thread, or of `memory` for ephemeral kinds."""
+def _calls(
+    protocol: type, kind: type, part: Items | Streams, memory: Map | Log, writer: SqliteWriter
+) -> dict[str, Any]:
+    """Return the asynchronous methods of a protocol that its class lacks. They call the methods of a part in the
+    writer's thread, or of `memory` for ephemeral kinds.
+    """
 
     def call(name: str) -> Callable[..., Awaitable[Any]]:
         method, memory_method = getattr(part, name), getattr(memory, name)
@@ -188,14 +193,15 @@ def _calls(part: Items | Streams, memory: Map | Log, writer: SqliteWriter, *name
 
         return run
 
-    return {name: call(name) for name in names}
+    methods = vars(protocol).items()
+    return {name: call(name) for name, each in methods if inspect.iscoroutinefunction(each) and name not in vars(kind)}
 
 
 class SqliteMap(SimpleNamespace):
     """The `Map` in the file, and in memory for ephemeral kinds."""
 
     def __init__(self, items: Items, memory: Map, writer: SqliteWriter) -> None:
-        super().__init__(**_calls(items, memory, writer, "get", "put", "compare_and_set", "delete"))
+        super().__init__(**_calls(Map, SqliteMap, items, memory, writer))
         self._items = items
         self._memory = memory
         self._writer = writer
@@ -214,7 +220,7 @@ class SqliteLog(SimpleNamespace):
     """The `Log` in the file, and in memory for ephemeral kinds. Listeners never miss an entry."""
 
     def __init__(self, streams: Streams, memory: MemoryLog, writer: SqliteWriter) -> None:
-        super().__init__(**_calls(streams, memory, writer, "read", "newest", "touch", "trim"))
+        super().__init__(**_calls(Log, SqliteLog, streams, memory, writer))
         self._streams = streams
         self._memory = memory
         self._writer = writer

@@ -311,7 +311,7 @@ class ToolItem(tools.Tool):
             made["isError"] = True
         members = encode(made)[1:-1]
         revision = call.revision
-        if revision.structured != "none" and {"audio", "resource_link"} <= set(revision.content):
+        if revision.structured != "none" and revision.content >= revisions.NEWEST.content:
             return members
         return revisions.project_tool_result(members, revision)
 

@@ -109,7 +109,7 @@ def errors_as(convert: Callable[[Exception], Exception]) -> Generator[None]:
         raise convert(error) from error
 
 
-BLOCK_NAMES = frozenset(("TextContent", "ImageContent", "AudioContent", "ResourceLink", "EmbeddedResource"))
+_BLOCK_NAMES = frozenset(each.__name__ for each in get_args(types.ContentBlock))
 _SUFFIXES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -189,7 +189,7 @@ def is_result(value: Any) -> bool:
 
 def is_content(value: Any) -> bool:
     """Return whether a value is a content block, or converts to one."""
-    return isinstance(value, Image | Audio) or (isinstance(value, BaseModel) and type(value).__name__ in BLOCK_NAMES)
+    return isinstance(value, Image | Audio) or (isinstance(value, BaseModel) and type(value).__name__ in _BLOCK_NAMES)
 
 
 def to_wire(value: Any) -> Any:
