@@ -211,6 +211,7 @@ def test_overview_fits_a_narrow_terminal() -> None:
     assert [line for line in shown.splitlines() if len(line) > 60] == []
 
 
+@pytest.mark.server
 def test_help_accepts_a_command_name() -> None:
     shown = start("help", "keys", "add", stdout=subprocess.PIPE).stdout
     assert b"Usage: millstream keys add" in shown
