@@ -397,8 +397,15 @@ async def test_references_into_flattened_combinations_lead_to_the_same_schema() 
     assert found == {"type": "string"}
 
 
-async def test_schemas_stay_if_a_combined_part_cannot_be_found() -> None:
-    schema = {"anyOf": [TITLED, {"$ref": "#named"}], "$defs": {"A": {**NUMBERED, "$anchor": "named"}}}
+@for_each(
+    "schema",
+    [
+        {"anyOf": [TITLED, {"$ref": "#named"}], "$defs": {"A": {**NUMBERED, "$anchor": "named"}}},
+        {"anyOf": [TITLED, {"patternProperties": {"^x-": {"type": "string"}}}]},
+        {"allOf": [TITLED, {"additionalProperties": {"type": "integer"}}]},
+    ],
+)
+async def test_schemas_stay_if_they_cannot_be_flattened_without_loss(schema: Json) -> None:
     tools = [{"name": "find", "inputSchema": {"type": "object", **schema}}]
     server = stranger({"tools": {}}, {"tools/list": {"result": {"tools": tools}}})
     with ScriptedModel(says("Hello.")) as api:

@@ -206,6 +206,12 @@ def test_help_is_wrapped_but_not_its_examples() -> None:
 
 
 @pytest.mark.server
+def test_overview_fits_a_narrow_terminal() -> None:
+    shown = start("help", stdout=subprocess.PIPE, env={**os.environ, "COLUMNS": "60"}).stdout.decode()
+    assert [line for line in shown.splitlines() if len(line) > 60] == []
+
+
+@pytest.mark.server
 def test_help_accepts_a_command_name() -> None:
     shown = start("help", "keys", "add", stdout=subprocess.PIPE).stdout
     assert b"Usage: millstream keys add" in shown

@@ -18,7 +18,7 @@ import pytest
 
 from cases import for_each
 from client.shop import mcp
-from millstream import Client, Context, Server
+from millstream import Client, Context, Server, Text, ToolResult
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Options
 from millstream.client._blocking_client import BlockingClient
@@ -64,6 +64,22 @@ async def test_results_decode_to_the_requested_type(revision: str, wanted: Any) 
             "isbn": "1",
             "copies": 1,
         }
+
+
+async def test_texts_are_converted_if_they_are_json_and_described_as_texts_otherwise() -> None:
+    texts = Server("texts")
+
+    @texts.tool
+    def say(text: str) -> ToolResult:
+        return ToolResult([Text(text)])
+
+    async with Client(texts) as client:
+        assert await client.call("say", text="5", result_type=int) == 5
+        for text in ("five", "5 pieces", "5.", "{"):
+            with pytest.raises(InvalidResponse, match=r"isn't an int: must be an integer, got the string"):
+                await client.call("say", text=text, result_type=int)
+        with pytest.raises(InvalidResponse, match=r"isn't a list\[int\]: must be an array, got the integer 5"):
+            await client.call("say", text="5", result_type=list[int])
 
 
 async def test_lists_of_objects_decode_to_models() -> None:

@@ -332,7 +332,9 @@ def test_only_set_variables_are_passed_on_by_name(names: list[Any], tmp_path: Pa
 
 
 @for_each("bad", [{"url": "not a url"}, {"url": ""}, {"command": "x", "env": {"A": "${NOT_SET}"}}, {"args": ["x"]},
-                  {"command": "x", "env_vars": [{"source": "local"}]}, {"command": 5}, "text"])  # fmt: skip
+                  {"command": "x", "env_vars": [{"source": "local"}]}, {"command": 5}, "text",
+                  {"command": "x", "type": "carrier pigeon"}, {"url": "https://a.example/mcp", "type": "htp"},
+                  {"url": "https://a.example/mcp", "transport": "grpc"}, {"command": "x", "type": 5}])  # fmt: skip
 def test_wrong_entry_of_an_application_file_disables_only_that_server(
     bad: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -451,6 +453,13 @@ def test_other_applications_files_are_read(name: str, text: str, tmp_path: Path)
     files, web = load_file(write(tmp_path, text, name), {"KEY": "k"}).upstreams
     assert (files.name, files.target, files.env) == ("files", ["npx", "-y", "files"], {"KEY": "k"})
     assert (web.target, web.headers) == ("https://web.example/mcp", {"Authorization": "Bearer k"})
+
+
+@for_each("kind", ["http", "sse", "streamable-http", "streamableHttp", "streamable_http", "remote", "HTTP", "", None])
+def test_types_of_servers_at_urls_are_known_in_every_spelling(kind: str | None, tmp_path: Path) -> None:
+    servers = {"web": {"type": kind, "url": "https://web.example/mcp"}}
+    [web] = load_file(write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json"), {}).upstreams
+    assert web.target == "https://web.example/mcp"
 
 
 def test_codex_headers_and_tools_are_read(tmp_path: Path) -> None:

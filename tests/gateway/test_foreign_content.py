@@ -107,9 +107,12 @@ async def test_middleware_sees_the_rest_of_a_result() -> None:
 
 
 @for_each("output", [None, {"type": "array"}])
-async def test_structured_arrays_of_older_upstreams_are_wrapped_for_older_clients(output: Json | None) -> None:
+@for_each("sent", [[1, {"a": 2}], "a text", 5, None, False])  # the list as finite-sample/rmcp#14 reports it
+async def test_structured_values_of_older_upstreams_are_wrapped_for_older_clients(
+    output: Json | None, sent: Any
+) -> None:
     tool: Json = {"name": "t", "inputSchema": {"type": "object"}} | ({} if output is None else {"outputSchema": output})
-    result = {"content": [GOOD], "structuredContent": [1, {"a": 2}]}  # as finite-sample/rmcp#14 reports it
+    result = {"content": [GOOD], "structuredContent": sent}
     replies = {"tools/list": {"result": {"tools": [tool]}}, "tools/call": {"result": result}}
     mcp = Server("front")
     mcp.upstream("odd", stranger({"tools": {}}, replies), start_timeout=WAIT, timeout=WAIT)
@@ -122,5 +125,5 @@ async def test_structured_arrays_of_older_upstreams_are_wrapped_for_older_client
             called = await ask(pipe, revision, "tools/call", {"name": "odd_t"})
             assert called["content"] == [GOOD], revision
             value = called["structuredContent"]
-            assert (value["result"] if BY_DATE[revision].handshake else value) == [1, {"a": 2}], revision
+            assert (value["result"] if BY_DATE[revision].handshake else value) == sent, revision
             await pipe.close()

@@ -360,6 +360,11 @@ async def test_result_subclasses_have_no_output_schema() -> None:
         (any, "'a': any is a function, not a type. Write Any, imported from typing."),
         (list[any], "Write Any, imported from typing"),  # type: ignore[valid-type]  # pyright: ignore[reportInvalidTypeForm]
         (dict[str, any], "Write Any, imported from typing"),  # type: ignore[valid-type]  # pyright: ignore[reportInvalidTypeForm]
+        (
+            "any | None",
+            r"'any \| None' isn't a type: any is a function, not a type. Write Any, imported from typing\.$",
+        ),
+        ("list[int] | callable", "callable is a function, not a type. Write a type, such as str"),
         (callable, "callable is a function, not a type. Write a type, such as str"),
     ],
 )

@@ -22,7 +22,7 @@ COMMANDS = {
         "users": "Add, list, and remove users.",
         "audit": "Check audit logs.",
     },
-    "Use a server (a URL, a command, a script, or a configuration file)": {
+    "Use a server (URL, command, script, or file)": {
         "list": "Show its tools, resources, and prompts.",
         "call": "Call a tool.",
         "read": "Print a resource.",
@@ -58,7 +58,7 @@ Examples
   millstream run shop.py
   millstream list http://127.0.0.1:8000/mcp
   millstream call shop.py order isbn=978-0 copies=2
-  millstream call "uvx mcp-server-time" get_current_time timezone=Europe/Berlin
+  millstream call "uvx mcp-server-time" get_current_time
   millstream info https://example.com/mcp --auth KEY
 
 For details of a command: millstream COMMAND --help
@@ -109,7 +109,7 @@ def as_text(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "
     limit = max((int(columns) if columns.isdigit() else 0) or 80, width + 20)
     wrap, lines = partial(fill, width=limit, break_on_hyphens=False), [wrap_prose(before, limit)]
     for heading, rows in panels.items():
-        lines += ["", heading]
+        lines += ["", wrap(heading)]
         indent = " " * width
         lines += [
             wrap(what, initial_indent=f"  {name}".ljust(width), subsequent_indent=indent) for name, what in rows.items()

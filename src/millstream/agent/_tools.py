@@ -81,10 +81,11 @@ def _spec(tool: AgentTool) -> Json:
     return {"type": "function", "function": {"name": tool.name, "description": about, "parameters": parameters}}
 
 
-def _flatten(schema: Json) -> Json:
+def _flatten(schema: Json) -> Json:  # noqa: C901  one loop over the parts
     """Return a schema without combinations and references at the top level. The server checks what they require.
 
-    If a part can't be found, the schema stays as it is, so that no parameter is lost.
+    If a part can't be found, or describes parameters without naming them, the schema stays as it is, so that no
+    parameter is lost.
     """
     if not schema.keys() & {*_COMBINATIONS, "$ref"}:
         return schema
@@ -110,6 +111,8 @@ def _flatten(schema: Json) -> Json:
             required |= dict.fromkeys(part.get("required", ()))
         if is_top:
             rest = {**part, **rest}
+        elif part.get("patternProperties") or is_object(part.get("additionalProperties")):
+            return schema
     own = members(schema.get("properties"))
     properties = {name: each[0] if name in own or len(each) == 1 else {"anyOf": each} for name, each in found.items()}
     rest = {key: value for key, value in rest.items() if key not in _COMBINATIONS and key != "$ref"}

@@ -30,6 +30,11 @@ from millstream.client._errors import (
 
 _SESSION_NOT_FOUND = -32001
 """Code of the TypeScript SDK's server for an unknown session."""
+ONLY_SESSION = (
+    "It allows one session, which another client has or had, such as another worker or an earlier run. Restart the "
+    "server, or let it allow several sessions."
+)
+"""What to do about such a server."""
 _OUTDATED = frozenset({INVALID_REQUEST, UNSUPPORTED_VERSION, SERVER_ERROR, _SESSION_NOT_FOUND})
 """Codes with which servers reject requests of a session or revision that they don't have."""
 NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
@@ -109,6 +114,16 @@ def _plan_transport(error: BaseException, attempt: Attempt) -> Recovery:
         return Recovery.RETRY_LATER
     replaced = isinstance(error, NotMcp | InvalidResponse)
     return Recovery.OTHER_TRANSPORT if replaced or attempt.sse else Recovery.GIVE_UP
+
+
+def has_only_session(error: Exception) -> bool:
+    """Return whether a server refused `initialize` because it allows one session, which is open or has ended, as a
+    server of the TypeScript SDK with one transport does.
+    """
+    return isinstance(error, ServerError) and (
+        (error.code == INVALID_REQUEST and "Server already initialized" in error.message)
+        or (error.code == _SESSION_NOT_FOUND and error.message == "Session not found")
+    )
 
 
 def lacks_handshake(error: Exception) -> bool:

@@ -61,7 +61,7 @@ from millstream.client._errors import (
     UnknownVersion,
 )
 from millstream.client._questions import QuestionHandler, answer_all
-from millstream.client._recovery import Attempt, Recovery, plan_recovery
+from millstream.client._recovery import ONLY_SESSION, Attempt, Recovery, has_only_session, plan_recovery
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
 from millstream.client._transports import (
@@ -723,7 +723,12 @@ class Requests(Confidential, Struct, kw_only=True):
     async def _initialize(self, transport: Transport, revision: Revision) -> Connection:
         capabilities = self.capabilities(revision)
         params: Json = {"protocolVersion": revision.date, "capabilities": capabilities, "clientInfo": self.about}
-        raw = await self._ask(transport, "initialize", encode(params), revision, self.timeout)
+        try:
+            raw = await self._ask(transport, "initialize", encode(params), revision, self.timeout)
+        except ServerError as exc:
+            if has_only_session(exc):
+                raise ServerError(exc.code, exc.message, exc.data, remedy=ONLY_SESSION) from None
+            raise
         try:
             result = _decode_initialize(raw)
         except MALFORMED as exc:

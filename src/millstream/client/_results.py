@@ -196,10 +196,11 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             first, second = (plain, b"null") if is_empty else (self.text.encode() or b"null", plain)
             try:
                 return _read(first, wanted)
-            except InvalidResponse:
-                with suppress(InvalidResponse):
+            except InvalidResponse as exc:
+                try:
                     return _read(second, wanted)
-                raise
+                except InvalidResponse as other:
+                    raise exc if _is_json(first) else other from None
         try:
             return _read(bytes(raw), wanted)
         except InvalidResponse:
@@ -252,6 +253,14 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
         return decode(raw)
     except MALFORMED as exc:
         raise InvalidResponse(f"The server's result of {method} is malformed: {exc}.") from exc
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        msgspec.json.decode(raw)
+    except MALFORMED:
+        return False
+    return True
 
 
 def _read(raw: bytes, wanted: type[T]) -> T:

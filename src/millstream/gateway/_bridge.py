@@ -43,7 +43,7 @@ from millstream.client import (
     ServerError,
     SessionLost,
 )
-from millstream.client._recovery import NO_HANDSHAKE
+from millstream.client._recovery import NO_HANDSHAKE, has_only_session
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._failures import no_response_error, refused_error
 from millstream.gateway._forwarded_call import INPUT_REQUIRED, ForwardedCall, SavedResult, input_required
@@ -420,7 +420,9 @@ def _cannot_ask(message: bytes) -> bool:
     return b" request" in message and _CANNOT_ASK.search(message) is not None
 
 
-async def connect(call: Call, upstream: McpUpstream, abilities: bytes, name: str) -> Link:
+async def connect(  # noqa: C901  each refusal has its own next step
+    call: Call, upstream: McpUpstream, abilities: bytes, name: str
+) -> Link:
     """Return the connection of a call, opening it if necessary.
 
     Args:
@@ -436,15 +438,19 @@ async def connect(call: Call, upstream: McpUpstream, abilities: bytes, name: str
         if (link := await upstream.open_own(call, key)) is not None:
             return link
         key = upstream.key(call, abilities, name)
-    if key.call:
-        return await links.open_once(key, call.owner)
     try:
+        if key.call:
+            return await links.open_once(key, call.owner)
         link = await links.open(key, call.owner)
-    except NO_HANDSHAKE:
-        if not key.handshake:
+    except NO_HANDSHAKE as exc:
+        if has_only_session(exc):
+            key = upstream.share_session(call, exc)
+        elif key.handshake:
+            upstream.lose_handshake()
+            key = upstream.key(call, abilities, name)
+        else:
             raise
-        upstream.lose_handshake()
-        link = await links.open(upstream.key(call, abilities, name), call.owner)
+        link = await links.open(key, call.owner)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Calls without a session don't depend on one connection. A connection per call separates the questions, because
         # many servers send them on a stream that doesn't identify the call.

@@ -9,6 +9,7 @@ merged.
 """
 
 import copy
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Self
 
@@ -108,7 +109,7 @@ def _with_view(description: Description, names: Names) -> Description:
 
 _LEGACY_VIEW_KEY = "ui/resourceUri"
 """Member of `_meta` that older hosts read."""
-_ARRAY = b'"structuredContent":['
+_NOT_OBJECT = re.compile(rb'"structuredContent":(?!\{)')
 """The part of a result that handshake clients reject, although some handshake servers send it."""
 
 
@@ -224,7 +225,9 @@ class UpstreamTool(_UpstreamItem, Tool):
         upstream, revision = self.upstream, call.revision
         try:
             members, call.meta = split_result(value, "content", upstream.link_uri if upstream.names.prefix else None)
-            if holds_less(revision, upstream.revision) or (_ARRAY in members and revision.structured == "object"):
+            if holds_less(revision, upstream.revision) or (
+                revision.structured == "object" and _NOT_OBJECT.search(members)
+            ):
                 value = _value_in(members) if self.wraps else None
                 # A value in an object was wrapped already, as for a call of an older revision.
                 wraps = self.wraps and not (is_object(value) and [*value] == ["result"])

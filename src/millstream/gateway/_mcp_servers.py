@@ -22,6 +22,9 @@ _BRACED = re.compile(r"(?<!\$)\{env:(\w+)\}")
 """A variable in files of opencode."""
 _BARE = re.compile(r"(?<!\S)\$([A-Z_][A-Z0-9_]*)(?!\S)")
 """A variable in files of Gemini CLI and Crush, as a whole word."""
+_KINDS = frozenset({"command", "http", "local", "remote", "sse", "stdio", "streamablehttp", "websocket", "ws"})
+"""Values of `type` and `transport` in lower case, without `_SEPARATORS`."""
+_SEPARATORS = dict.fromkeys(map(ord, " +-_"))
 _Texts = tuple[str, ...] | None
 _Scalars = dict[str, str | bool | int | float | None] | None
 
@@ -154,6 +157,11 @@ def _load_server(entry: ConfigValue, unknown: Sequence[str], **options: Any) -> 
     def read(name: str, kind: Any) -> Any:
         return entry.member(name).convert(kind)
 
+    for name in ("type", "transport"):
+        kind = read(name, str | None)
+        if kind and kind.lower().translate(_SEPARATORS) not in _KINDS:
+            why = f"{kind!r} isn't a kind of server. Write stdio for a command, or http for a url."
+            raise entry.member(name).error(why)
     url_name = next((name for name in URLS if entry.value.get(name)), "")
     command = read("command", str | _Texts)
     if bool(url_name) == bool(command):

@@ -33,7 +33,7 @@ from millstream.client import (
     SessionLost,
     TransportFactory,
 )
-from millstream.client._recovery import NO_HANDSHAKE, UNREACHABLE, lacks_handshake
+from millstream.client._recovery import NO_HANDSHAKE, ONLY_SESSION, UNREACHABLE, has_only_session, lacks_handshake
 from millstream.client._requests import Era
 from millstream.client._targets import Remote, find_server
 from millstream.client.lowlevel import Command, Conversation, RawRequest
@@ -77,6 +77,7 @@ from millstream.gateway._upstream import NAME, Gateway, ItemClasses, Upstream
 from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.protocol import (
     BY_DATE,
+    INVALID_REQUEST,
     MALFORMED,
     METHOD_NOT_FOUND,
     NEWEST,
@@ -252,7 +253,7 @@ class McpUpstream(Upstream):
         """
         if self._only_principal is None:
             self._only_principal = "" if self._has_several_principals or self.config.isolation else binding
-        return self._shares_processes and binding == self._only_principal
+        return self._serves_several and binding == self._only_principal
 
     @property
     def lister(self) -> LinkKey:
@@ -305,6 +306,8 @@ class McpUpstream(Upstream):
         """Those of them in which it nevertheless answers `initialize`, and serves clients."""
         self.newer_calls: Recent[tuple[str, str], None] = Recent(_MAX_NEWER_CALLS)
         """Methods and names that failed in the handshake era, because they need tasks, or a session to ask in."""
+        self.has_one_session = False
+        """Whether it has refused another session beside the one that reads the lists."""
         self.forget_routes()
 
     def gives_sessions(self, revision: Revision) -> bool:
@@ -346,14 +349,14 @@ class McpUpstream(Upstream):
         return route
 
     def _facts(self, client: Revision = NEWEST_HANDSHAKE) -> UpstreamFacts:
-        shares, protected = self._shares_processes, self._protected_program is not None
+        protected = self._protected_program is not None
         return UpstreamFacts(
             revision=self.revision,
             is_relayed=self.is_relayed,
             gives_sessions=self.gives_sessions(client),
             answers_handshake=client in self._answered,
             has_processes=self.processes is not None and not (self.serves_one and not self.revision.handshake),
-            serves_several=shares,
+            serves_several=self._serves_several,
             isolation=self.config.isolation,
             is_remote=self._uses_http or self._is_websocket,
             keeps_sessions=self.in_sessions or self.keeps_sessions is not False,
@@ -429,6 +432,9 @@ class McpUpstream(Upstream):
         try:
             link = await links.open(key, "" if exempt else call.owner, identity)
         except NO_HANDSHAKE as exc:
+            if has_only_session(exc):
+                self.share_session(call, exc)
+                return None
             # Without an error of the protocol, an upstream of the handshake era has only failed.
             if not lacks_handshake(exc) or (self.revision.handshake and not isinstance(exc, ServerError)):
                 raise
@@ -452,6 +458,24 @@ class McpUpstream(Upstream):
             self._sessionless.add(call.revision)
             self.forget_routes()
         return link
+
+    def share_session(self, call: Call, refusal: Exception) -> LinkKey:
+        """Return the key of the upstream's only session, after it has refused another one.
+
+        Raises:
+            ServerError: This caller can't share it, or it isn't the gateway's.
+        """
+        if self.lists.state != "ready" or getattr(refusal, "code", 0) != INVALID_REQUEST:
+            self.lists.refresh()
+            raise ServerError(INVALID_REQUEST, f"The server {self.name!r} refuses another session. {ONLY_SESSION}")
+        if not self.has_one_session:
+            self.has_one_session = True
+            self.forget_routes()
+            logger.warning("Isolation: %s", self.sharing)
+        key = self.key(call, b"", "")
+        if key != self.lister:
+            raise ServerError(INVALID_REQUEST, _describe_refusal(self, key))
+        return key
 
     def abilities(self, call: Call) -> bytes:
         """Return the questions that the upstream can ask a call's client (see `_questions.abilities_of`)."""
@@ -542,6 +566,11 @@ class McpUpstream(Upstream):
     def _shares_processes(self) -> bool:
         """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.isolation != "per_session" and not self.serves_one
+
+    @property
+    def _serves_several(self) -> bool:
+        """Whether one process of a command, or the only session at a URL, serves several callers."""
+        return self._shares_processes or (self.has_one_session and self.config.isolation != "per_session")
 
     def _make_link(self, key: LinkKey, owner: str, client: ClientIdentity | None = None) -> Link:
         # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
@@ -644,7 +673,7 @@ class McpUpstream(Upstream):
         """Return why the upstream doesn't respond to the gateway's own request, or None if it does."""
         try:
             async with asyncio.timeout(self.config.connect_timeout):
-                if self.processes is None:  # callers may be using all other connections
+                if self.processes is None and not self.has_one_session:  # callers may be using all other connections
                     key = LinkKey(affinity="#check", credentials=self.lister.credentials)
                     conversation = self._make_link(key, "").conversation
                     await conversation.start()
@@ -668,6 +697,13 @@ class McpUpstream(Upstream):
 def _describe_sharing(upstream: McpUpstream, facts: UpstreamFacts) -> str:
     """Return which callers share state, and how to change that, or an empty string."""
     name, has_one = upstream.name, upstream.gateway.host.has_one_client
+    if upstream.has_one_session:
+        if not facts.serves_several:
+            return f'{name} allows one session, so isolation = "{facts.isolation}" refuses calls. {_SHARE}'
+        if facts.is_by_principal:
+            return f"{name} allows one session, which several signed-in callers can't share. {_SHARE}"
+        who = f"all callers of {name}" if upstream.credentials is None else f"callers of {name} with equal credentials"
+        return f"{who} share the only session that it allows, and what it remembers"
     if facts.serves_several and not has_one:
         memory = upstream.processes.largest_memory() if upstream.processes else 0
         size = f" Each takes about {-(-memory // 2**20)} MiB." if memory else ""
@@ -685,6 +721,20 @@ def _describe_sharing(upstream: McpUpstream, facts: UpstreamFacts) -> str:
         who = f"clients of revision {NEWEST.date}, which has none,"
         return f'{name} keeps sessions, so {who} {how}. To let them share one: isolation = "shared"'
     return ""
+
+
+def _describe_refusal(upstream: McpUpstream, key: LinkKey) -> str:
+    """Return why a caller can't share the only session of an upstream, and what to do."""
+    if key.credentials:
+        why = "and callers with credentials of their own there can't share it."
+    elif upstream.config.isolation is not None:
+        why = f'and isolation = "{upstream.config.isolation}" keeps callers apart. {_SHARE}'
+    else:
+        why = f"and signed-in callers don't share one by default. {_SHARE}"
+    return f"The server {upstream.name!r} allows one session, {why}"
+
+
+_SHARE = 'Let the server allow several, or to let callers share it: isolation = "shared"'
 
 
 def _hides(upstream: McpUpstream, params: bytes) -> bool:

@@ -43,7 +43,7 @@ class UpstreamFacts(Struct, frozen=True, kw_only=True):
     """Whether it serves the handshake era, too, although it doesn't create sessions."""
     has_processes: bool = False
     serves_several: bool = False
-    """Whether one process serves several clients."""
+    """Whether one process, or the only session that a URL allows, serves several clients."""
     isolation: str | None = "shared"
     """See `UpstreamConfig.isolation`."""
     is_remote: bool = False
@@ -64,7 +64,7 @@ class UpstreamFacts(Struct, frozen=True, kw_only=True):
 
     @property
     def is_by_principal(self) -> bool:
-        """Whether each principal has a process."""
+        """Whether each principal needs a process."""
         if self.isolation is None:
             return self.serves_several and self.has_principals and self.keeps_sessions
         return self.serves_several and self.isolation == "per_principal"
@@ -118,7 +118,7 @@ def plan_route(
             by_principal=facts.is_by_principal,
             by_session=False,
             by_abilities=False,
-            takes_credentials=False,
+            takes_credentials=facts.is_remote,
             handshake=facts.in_sessions,
             is_verbatim=same,
         )

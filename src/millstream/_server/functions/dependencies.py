@@ -4,14 +4,16 @@
 mistakes are reported at that time. `features.sources` resolves them per call.
 """
 
+import builtins
 import contextlib
 import functools
 import inspect
+import re
 import typing
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import CodeType, UnionType
+from types import BuiltinFunctionType, CodeType, FunctionType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, overload
 
 from msgspec import Struct
@@ -112,10 +114,20 @@ def hints_of(function: Function) -> dict[str, Any]:
         except (NameError, AttributeError):
             found[name] = annotation
         except TypeError as error:
-            raise TypeError(
-                f"{name_of(function)}: parameter {name!r}: {annotation!r} isn't a type: {error}."
-            ) from error
+            known = {**vars(builtins), **target.__globals__, **around}
+            values = (known.get(word) for word in re.findall(r"\w+", str(annotation)))
+            why = next((describe_function(each) for each in values if isinstance(each, FUNCTIONS)), f"{error}")
+            raise TypeError(f"{name_of(function)}: parameter {name!r}: {annotation!r} isn't a type: {why}.") from error
     return found
+
+
+FUNCTIONS = BuiltinFunctionType, FunctionType
+
+
+def describe_function(function: Any) -> str:
+    """Return what's wrong with a function that's written as a type."""
+    instead = "Any, imported from typing" if function is any else "a type, such as str"
+    return f"{function.__name__} is a function, not a type. Write {instead}"
 
 
 def _names_around(function: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, GenericAlias, NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -34,7 +34,7 @@ from typing import (
 from msgspec import NODEFAULT, UNSET, Meta, Struct
 
 from millstream._protocol.json_schema import RecursiveAlias, Schema, children, drop_null, is_object, type_text
-from millstream._server.functions.dependencies import RegistrationError
+from millstream._server.functions.dependencies import FUNCTIONS, RegistrationError, describe_function
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
 Metadata = tuple[Any, ...]
@@ -272,9 +272,8 @@ def _receive(annotation: Any) -> Any:
         return _write(annotation)
     if kind is type or kind is Callable:
         raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
-    if isinstance(kind, BuiltinFunctionType | FunctionType):
-        instead = "Any, imported from typing" if kind is any else "a type, such as str"
-        raise RegistrationError(f"{kind.__name__} is a function, not a type. Write {instead}")
+    if isinstance(kind, FUNCTIONS):
+        raise RegistrationError(describe_function(kind))
     if annotation is Self:
         raise TypeError("Self isn't known outside a class. Write the class name")
     if isinstance(kind, type) and issubclass(kind, collections.abc.Mapping) and parts:
