@@ -146,3 +146,71 @@ async def test_queries_and_ports_do_not_hide_a_path(policy: UpstreamPolicy, uri:
         except ServerError:
             return
     assert not {"/shelf/private", "/private", "/shelf/private/"}.intersection(found)
+
+
+CLOSED = UpstreamPolicy(
+    deny=(
+        "file:///c:/Private/*", "file:///private/*", "https://private.example/*", "https://shelf.example/private/*",
+        "https://b\u00fccher.example/*", "http://127.0.0.1/*", "book://private/*",
+    )
+)  # fmt: skip
+OPEN = UpstreamPolicy(allow=("file:///public/*", "https://shelf.example/public/*", "book://public/*"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "readable", "hidden"),
+    [
+        (
+            CLOSED,
+            ("file:///c:/public/x", "file:///public/\u4f1a\u8bae\uff1a1", "https://b.example/a;b", "book://\u00e4/x"),
+            (
+                "file:///C:/private/x", "file:///c:/PRIVATE/x", "file:///c%7C/private/x", "file:///c:private/x",
+                "file:///c:/private./x", "file:///c:/private%20/x", "file:///c:/priv~1/x",
+                "file:///c:/private::$INDEX_ALLOCATION/x", "file:///c:/public/..%5Cprivate/x",
+                "file:///%5C%5C%3F%5Cc:%5Cprivate%5Cx", "file://127.0.0.1/private/x", "file:///\uff50rivate/x",
+                "file:///public/\uff0e\uff0e/private/x", "file:///public/%EF%BC%8E%EF%BC%8E/private/x",
+                "file:///private\uff0fx", "file:///private%E2%81%84x", "file:///public/..\uff0fprivate/x",
+                "file:///public/%c0%ae%c0%ae/private/x", "file:///public/..%c0%afprivate/x",
+                "https://user@private.example/x", "https://user:pw@private.example/x",
+                "https://shelf.example@private.example/x", "https://xn--bcher-kva.example/x",
+                "https://XN--BCHER-KVA.example/x", "https://private\uff0eexample/x", "https://private%2eexample/x",
+                "http://[::ffff:7f00:1]/x", "http://[0:0:0:0:0:ffff:7f00:1]/x", "https://u@shelf.example/private/x",
+                "https://shelf.example/private;a/x", "https://shelf.example/public/..;/private/x",
+                "book://user@private/x", "book://\uff50rivate/x", "book://public/..%2f..%2fprivate/x",
+            ),
+        ),
+        (
+            OPEN,
+            ("file:///public/a%20b", "https://shelf.example/public/a;b", "book://public/a/../b"),
+            (
+                "file:///public/\uff0e\uff0e/x", "file:///public/..\uff0fx", "file:///public/..%E2%88%95x",
+                "file:///public/\u2025/x", "file:///public/.%C2%AD./x", "file:///public/..;/x", "file:///public/..;a=1/x",
+                "file:///public/..%00/x", "file:///public/..%20/x", "file:///public/%C0%AE%C0%AE/x",
+                "https://shelf.example/public/..%EF%BC%BCx", "https://shelf.example/public/..;/x",
+                "https://u@shelf.example/public/../x", "book://public/..%2f..%2fx",
+            ),
+        ),
+    ],
+    ids=["denied", "outside"],
+)  # fmt: skip
+async def test_no_spelling_that_some_programs_read_as_a_hidden_uri_is_forwarded(
+    policy: UpstreamPolicy, readable: tuple[str, ...], hidden: tuple[str, ...]
+) -> None:
+    """Of Windows, of programs that don't use Unicode, of Java's servlets, and of lenient decoders."""
+    shelf, read = Server("shelf"), list[str]()
+    for template in "file://{+rest}", "https://{+rest}", "http://{+rest}", "book://{+rest}":
+
+        @shelf.resource(template, name=template.partition(":")[0])
+        def find(rest: str) -> str:
+            return rest
+
+    front = Server("front")
+    front.upstream("shelf", shelf, prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), Client(front) as client:
+        for uri in (*readable, *hidden):
+            try:
+                await client.read(uri)
+            except ServerError:
+                continue
+            read.append(uri)
+    assert read == [*readable]

@@ -1,6 +1,6 @@
 """Errors of a server that quotes the requests of its clients never contain the credentials in them.
 
-Results may: they belong to the caller, and policies redact them.
+Other results may: they belong to the caller, and policies redact them.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ BASIC = b64encode(b"shop:pa55/word").decode()
 TOOL = {"name": "hello", "inputSchema": {"type": "object"}}
 WAYS = (
     "401 text", "403 json", "404 escaped", "422 text", "500 html", "503 json", "challenge", "redirect", "200 text",
-    "message", "data", "escaped", "stream",
+    "message", "data", "escaped", "stream", "failed",
 )  # fmt: skip
 """How the server quotes the request."""
 
@@ -59,8 +59,8 @@ async def quote_request(request: ReceivedRequest, way: str) -> None:
         case "redirect":
             more = f"Location: https://elsewhere.example/?{''.join(request.headers.values()).replace(' ', '%20')}\r\n"
             await request.reply(b"", status="307 Temporary Redirect", more=more)
-        case "result":
-            await request.result({**DONE, "content": [{"type": "text", "text": said}]})
+        case "result" | "failed":
+            await request.result({**DONE, "content": [{"type": "text", "text": said}], "isError": way == "failed"})
         case "message" | "data":
             await request.reply(json.dumps(message).encode())
         case "escaped":

@@ -1,7 +1,8 @@
 """Removes credentials from errors that quote them.
 
 Servers often quote the request in their error messages, and its credentials with it. The sender removes its
-credentials from errors and from lines of standard error, in the spellings that quoting produces. Results don't change.
+credentials from errors, results of failed tools, and lines of standard error, in the spellings that quoting produces.
+Other results don't change.
 """
 
 import re

@@ -11,6 +11,7 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
@@ -220,6 +221,7 @@ def _handler_for(data: Any) -> str:
 
 
 _INPUT_REQUIRED = b'"input_required"'
+_FAILED = re.compile(rb'"isError"\s*:\s*true')
 _MIN_WAIT = 0.05
 _MAX_WAIT = 5.0
 _MAX_RESTARTS = 3
@@ -480,9 +482,11 @@ class Requests(Confidential, Struct, kw_only=True):
         try:
             log_message("sent", request.body)
             answer = await transport.exchange(request)
-            log_message(
-                "received", redact_bytes(answer.error, get_secrets(transport)) if answer.error else answer.result
-            )
+            # A failed tool returns its error as a result.
+            result = answer.result
+            if b'"isError"' in result and _FAILED.search(result):
+                result = redact_bytes(result, get_secrets(transport))
+            log_message("received", redact_bytes(answer.error, get_secrets(transport)) if answer.error else result)
         except asyncio.CancelledError as exc:
             if pending.end():
                 remedy = "If it starts slowly, set a longer timeout." if request.method == "initialize" else ""
@@ -498,7 +502,7 @@ class Requests(Confidential, Struct, kw_only=True):
             error = failure(answer.error)
             redact_error(error, get_secrets(transport))
             raise error
-        return answer.result
+        return result
 
     # Transports
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from fnmatch import translate
 from functools import lru_cache
+from itertools import accumulate
 from urllib.parse import unquote
 
 from millstream._protocol.uri import find_problem, normalize_uri
@@ -18,6 +19,18 @@ _MAX_MATCHERS = 16_384
 _MAX_URI_FORMS = 4
 _BROWSER_SCHEMES = frozenset(("ftp", "http", "https", "ws", "wss"))
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
+_DRIVE = re.compile(r"file:/*[a-z][:|]", re.IGNORECASE)
+_ODD_PATH = re.compile(
+    r"file:/*[a-z](\|.*|:([^/\\].*)?|:.*([:|]|~\d|[. ]([/\\]|$)).*)|file:.*[/\\]{2}[?.][/\\].*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Other spellings of a path on Windows: relative to a drive's folder, short names, streams, names that end with a
+period or space, and devices.
+"""
+_OVERLONG = re.compile("%c[01]", re.IGNORECASE)
+"""Bytes that valid UTF-8 doesn't contain. Some decoders take them for ASCII."""
+_SLASHES = str.maketrans(dict.fromkeys("\u2044\u2215\u2216\u29f5\u29f8", "/"))
+"""Characters that Windows converts to slashes for programs that don't use Unicode."""
 
 
 Matcher = Callable[[str], re.Match[str] | None]
@@ -29,7 +42,9 @@ def matcher(patterns: tuple[str, ...]) -> Matcher:
     # Patterns of URIs are also compared in normal form.
     every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
     literal = (each.replace("[", "[[]") for each in every)  # `fnmatch` also has sets of characters
-    return re.compile("|".join(map(translate, literal)) or "(?!)").match
+    # Windows, which has drives, ignores case.
+    found = (f"(?i:{translate(each)})" if _DRIVE.match(each) else translate(each) for each in literal)
+    return re.compile("|".join(found) or "(?!)").match
 
 
 def is_unmistakable(uri: str) -> bool:
@@ -37,20 +52,60 @@ def is_unmistakable(uri: str) -> bool:
 
     Browsers drop line breaks and spaces around a URI, take a backslash for a slash, add missing slashes, and know
     several notations of a host (https://url.spec.whatwg.org/#concept-basic-url-parser). So do servers of the official
-    SDKs.
+    SDKs. Others cut parameters from a path, decode invalid UTF-8, or convert wide characters.
     """
     if not uri.isprintable() or find_problem(uri):
         return False
+    for each in spellings(uri):
+        if (
+            "\0" in each
+            or _OVERLONG.search(each)
+            or _ODD_PATH.fullmatch(each)
+            or _segments(each) != _segments(_fold(each))
+        ):
+            return False
     scheme, _, rest = uri.partition(":")
     if scheme.lower() not in _BROWSER_SCHEMES:
-        return True
+        # Some programs resolve dot segments together with the host.
+        return scheme.lower() == "file" or not any(map(_climbs, spellings(uri)))
     place = re.split("[/?#]", rest[2:], maxsplit=1)[0].rpartition("@")[2].lower()
     host = place if place.endswith("]") else re.sub(r":\d*$", "", place)
     if host.startswith("[") or _NUMBER.fullmatch(host.rpartition(".")[2]):
         with suppress(ValueError):
-            return str(ipaddress.ip_address(host.strip("[]"))) == host.strip("[]")
+            address = ipaddress.ip_address(host.strip("[]"))
+            return str(address) == host.strip("[]") and not getattr(address, "ipv4_mapped", None)
         return False
     return not host.endswith(".") and "%" not in host and unicodedata.normalize("NFKC", host) == host
+
+
+def _fold(uri: str) -> str:
+    return re.sub(r";[^/\\?#]*", "", without_hidden(uri).translate(_SLASHES))
+
+
+def _segments(uri: str) -> list[str]:
+    """Return the dot segments of a URI in their places."""
+    return [each if each in (".", "..") else "" for each in re.split(r"[/\\]", uri)]
+
+
+def _climbs(uri: str) -> bool:
+    """Return whether the dot segments of a URI leave its host."""
+    depths = accumulate(
+        {"..": -1, ".": 0, "": 0}.get(each, 1) for each in re.split(r"[/\\]", uri.partition("://")[2])[1:]
+    )
+    return min(depths, default=0) < 0
+
+
+def folded_forms(uris: Collection[str]) -> list[str]:
+    """Return what's left of URIs for programs that ignore user information, the host of a file, parameters of a path,
+    width, or invisible characters.
+    """
+    found: list[str] = []
+    for uri in map(_fold, uris):
+        scheme, separator, rest = uri.partition("://")
+        host, slash, path = rest.partition("/")
+        host = "" if scheme.lower() == "file" else host.rpartition("@")[2]
+        found.append(f"{scheme}{separator}{host}{slash}{path}")
+    return [*found, *map(_without_dots, found)]
 
 
 def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:

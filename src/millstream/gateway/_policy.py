@@ -24,7 +24,7 @@ from millstream._server.features.sources import Item, Visible, both, require_sco
 from millstream._server.features.tools import Tool
 from millstream.gateway._approval import ApprovalPolicy, with_approval
 from millstream.gateway._names import Names, with_safe_names
-from millstream.gateway._patterns import is_unmistakable, matcher, normal_forms, spellings
+from millstream.gateway._patterns import folded_forms, is_unmistakable, matcher, normal_forms, spellings
 from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.protocol import (
     MALFORMED,
@@ -558,7 +558,8 @@ class Policy:
         forms = allowed = strict = [name]
         if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
             written = [*spellings(name), *spellings(name.partition("#")[0].rstrip("?"))]
-            forms = [*written, *normal_forms(written)]
+            written += folded_forms(written)
+            forms = list(dict.fromkeys((*written, *normal_forms(written))))
             allowed = [name, normalize_uri(name)]
             strict = [*spellings(name), *map(normalize_uri, spellings(name))]
         found = [rules for layer in self._layers for each in forms for rules in layer.rules(kind, each)]
