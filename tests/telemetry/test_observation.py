@@ -125,6 +125,19 @@ async def test_each_call_is_one_log_line() -> None:
     assert b"millstream_log_lines_lost_total 0.0\n" in render(observer.registry)
 
 
+async def test_lines_have_the_right_time_after_the_dashboard_was_read() -> None:
+    stream = io.StringIO()
+    clock = Clock()
+    observer = Observer({"add"}, log=MessageLog(stream), clock=clock, wall=lambda: clock.now + 1e9)
+    for _ in range(2):
+        observer.figures()
+        observer(make_call(), 0.25, b"")
+        clock.now += 3600
+    observer.close()
+    first, second = (json.loads(line)["ts"] for line in stream.getvalue().splitlines())
+    assert (first, second) == ("2001-09-09T01:48:20.000Z", "2001-09-09T02:48:20.000Z")
+
+
 async def test_log_and_span_share_trace_ids() -> None:
     stream = io.StringIO()
     tracing, exporter = make_tracer()

@@ -343,6 +343,7 @@ class Observer:
             hub: Figures of the hub, passed through.
         """
         now = self._clock()
+        self._ahead = self._wall() - now  # `last`, below, may begin the second that would update it
         operations: dict[tuple[str, str], OperationFigures] = {}
         for (method, tool, outcome, _), series in self.calls().items():
             calls = sum(series.counts)
