@@ -225,7 +225,10 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Give the search dialog an accessible name, which the theme lacks, and make a table's empty corner no heading."""
+    """Name the search dialog, which the theme doesn't, and make neither a table's empty corner a heading, nor each
+    level of a table of contents a landmark: two may have the same name.
+    """
+    output = re.sub(r'<nav class="md-nav" aria-label="[^"]*">', '<nav class="md-nav" role="none">', output)
     return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", output).replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )

@@ -9,9 +9,11 @@ from site_world import build_site, serve_folder
 pytestmark = pytest.mark.server
 
 SHOWN = [
-    "", "guides/tools/", "reference/settings/", "reference/hub/", "modules/millstream.testing/", "explanation/eras/",
+    "", "tutorial/", "guides/tools/", "guides/gateway/", "guides/sets/", "recipes/google/", "examples/", "comparison/",
+    "reference/settings/", "reference/gateway/", "reference/hub/", "modules/millstream.testing/",
+    "modules/millstream.compat/", "explanation/eras/",
 ]  # fmt: skip
-"""The home page, a guide, three pages of the reference, one with tables without headings, and a page with diagrams."""
+"""The home page, and pages of each kind: with wide tables, tables without headings, long code, notes, and diagrams."""
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +31,18 @@ def opened(open_page: OpenPage, url: str, width: int, scheme: str) -> Page:
     return page
 
 
-def test_pages_pass_axe_and_need_no_horizontal_scrolling(site: str, open_page: OpenPage) -> None:
-    for name in SHOWN:
-        page = opened(open_page, f"{site}/{name}", 390, "light")
-        for width, scheme in ((390, "light"), (1440, "light"), (1440, "dark")):
-            page.set_viewport_size(ViewportSize(width=width, height=900))
-            if scheme == "dark":
-                page.get_by_title("Switch to dark mode").click()
-                expect(page.locator("body")).to_have_attribute("data-md-color-scheme", "slate")
-                for diagram in page.locator(".diagram").all():
-                    expect(diagram).to_have_attribute("data-drawn", "slate")
-            assert run_axe(page, colors=scheme == "dark") == [], (name, width, scheme)
-            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (name, width, scheme)
-        page.close()
+@pytest.mark.parametrize("name", SHOWN)
+def test_pages_pass_axe_and_need_no_horizontal_scrolling(site: str, open_page: OpenPage, name: str) -> None:
+    page = opened(open_page, f"{site}/{name}", 390, "light")
+    for width, scheme in ((390, "light"), (1440, "light"), (1440, "dark")):
+        page.set_viewport_size(ViewportSize(width=width, height=900))
+        if scheme == "dark":
+            page.get_by_title("Switch to dark mode").click()
+            expect(page.locator("body")).to_have_attribute("data-md-color-scheme", "slate")
+            for diagram in page.locator(".diagram").all():
+                expect(diagram).to_have_attribute("data-drawn", "slate")
+        assert run_axe(page, colors=scheme == "dark") == [], (width, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (width, scheme)
 
 
 def test_site_sends_requests_to_no_other_host(site: str, open_page: OpenPage) -> None:
@@ -76,8 +77,42 @@ def test_pages_use_our_fonts(site: str, open_page: OpenPage) -> None:
 def test_search_opens_a_page(site: str, open_page: OpenPage) -> None:
     page = opened(open_page, site, 1440, "light")
     page.get_by_role("textbox", name="Search").fill("middleware")
+    expect(page.locator(".md-search-result__item").first).to_be_visible()
+    assert run_axe(page) == []
     page.locator(".md-search-result__item a").first.click()
     expect(page.locator("h1").first).to_contain_text("iddleware")
+
+
+# Results that show more than a title and the text after it.
+LONG_RESULTS = """() => [...document.querySelectorAll(".md-search-result__article")].map((article) =>
+  [...article.children].filter((each) => each.matches("p, ul, ol, pre, table") && each.checkVisibility()).length)
+  .filter((texts) => texts > 1)"""
+
+
+def test_search_results_are_short(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, site, 1440, "light")
+    page.get_by_role("textbox", name="Search").fill("timeout")
+    expect(page.locator(".md-search-result__article ul").first).to_be_attached()
+    assert page.evaluate(LONG_RESULTS) == []
+
+
+def test_links_of_a_group_stay_in_its_column_on_the_home_page(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, site, 1440, "light")
+    lists = page.locator(".contents .columns ul")
+    assert lists.count() > 10
+    assert lists.evaluate_all("lists => lists.filter(each => each.getClientRects().length > 1).length") == 0
+
+
+def test_notes_have_the_colors_of_the_pages(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, f"{site}/guides/gateway/", 1440, "dark")
+    warning = page.locator(".admonition.warning").first
+    ends = warning.evaluate("""(note) => {
+      const [side, top] = [getComputedStyle(note).borderInlineStartColor, getComputedStyle(note).borderTopColor];
+      note.style.color = "var(--warn)";
+      const { backgroundColor } = getComputedStyle(note.querySelector(".admonition-title"));
+      return [side === getComputedStyle(note).color, top === side, backgroundColor];
+    }""")
+    assert ends == [True, False, "rgba(0, 0, 0, 0)"]
 
 
 def test_home_page_replays_the_inspector(site: str, open_page: OpenPage) -> None:

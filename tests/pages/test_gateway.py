@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE, UNREACHABLE
-from pages_world import OpenPage, call, run_axe
-from processes import SharedServer, run_command, share_server
+from pages_world import OpenPage, call, find_layout_problems, run_axe
+from processes import TEST_PATH, SharedServer, free_port, run_command, run_server, share_server
 
 pytestmark = pytest.mark.server
 
@@ -55,6 +55,18 @@ for line in sys.stdin:
     else:
         reply["error"] = {"code": -32601, "message": "Method not found"}
     print(json.dumps(reply), flush=True)
+"""
+
+
+PERSONAL = """
+import os
+
+from issuing_world import KnownUsers
+from millstream import Server, auth
+from millstream.gateway import per_user_oauth
+
+mcp = Server("office", serve="web", auth=auth.issuer(os.environ["OFFICE_URL"], users=[KnownUsers()]))
+mcp.upstream("calendar", "http://127.0.0.1:9/mcp", auth=per_user_oauth())
 """
 
 
@@ -201,7 +213,12 @@ def test_gateway_page_is_accessible_and_fits(office: str, open_page: OpenPage, w
         assert page.evaluate(look) == []
     assert page.evaluate(SIDEWAYS) == 0
     page.get_by_role("button", name="bookshop", exact=True).hover()
-    assert run_axe(page, colors=True) == []
+    for tab in ("Tools", "Recent calls", "State", "Quarantined"):
+        page.get_by_role("tab", name=tab).click()
+        assert run_axe(page) == []
+        page.emulate_media(color_scheme="dark")
+        assert run_axe(page, colors=True) == []
+        page.emulate_media(color_scheme="light")
 
 
 def test_servers_without_upstreams_have_no_gateway_page(plain: str, open_page: OpenPage) -> None:
@@ -241,3 +258,17 @@ def test_navigation_of_a_gateway_is_whole_on_phones(office: str, open_page: Open
     assert len(boxes) == 6
     assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
     assert page.get_by_role("navigation", name="Pages").evaluate("nav => nav.scrollWidth - nav.clientWidth") <= 0
+
+
+def test_connections_page_passes_axe(folder: Path, open_page: OpenPage) -> None:
+    (folder / "personal.py").write_text(PERSONAL)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = run_command(str(folder / "personal.py"), port)
+    with run_server(command, port, folder / "personal.log", OFFICE_URL=url, PYTHONPATH=TEST_PATH):
+        page = open_page(f"{url}/connections", fresh=True, lossy=True)
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Password").fill("correct horse")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("Not connected")).to_be_visible()
+        assert find_layout_problems(page) == []

@@ -1,8 +1,11 @@
+import asyncio
 import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Queue
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -12,6 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from issuing_world import challenge
+from millstream.client import Client, MemoryTokenStore, OAuth, Options
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE
 from pages_world import OpenPage, find_layout_problems
 from patience import WAIT
@@ -157,6 +161,25 @@ def test_sign_in_and_consent_states_pass_axe(shop: Shop, open_page: OpenPage) ->
     expect(page.get_by_label("Password")).to_be_visible()
     wrong += [f"before a page {each}" for each in find_layout_problems(page)]
     assert wrong == []
+
+
+def test_last_page_of_a_login_passes_axe(shop: Shop, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Queue[str]()
+    monkeypatch.setattr("webbrowser.open", opened.put)
+
+    async def login() -> str:
+        async with Client(f"{shop.url}/mcp", options=Options(auth=OAuth(store=MemoryTokenStore()))) as client:
+            return client.server.name
+
+    with ThreadPoolExecutor(1) as pool:
+        name = pool.submit(asyncio.run, login())
+        page = open_page(opened.get(timeout=WAIT), fresh=True, lossy=True)
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Password").fill("correct horse")
+        page.get_by_role("button", name="Sign in and allow").click()
+        expect(page.get_by_role("heading", name="You're signed in")).to_be_visible()
+        assert name.result(WAIT) == "shop"
+    assert find_layout_problems(page) == []
 
 
 def test_sign_in_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: OpenPage) -> None:

@@ -221,6 +221,8 @@ OUTSIDE = """() => {
     if (box.left < bounds.left - 1 || box.right > bounds.right + 1) wrong.push(`outside: ${describe(node)}`);
   }
   if (document.documentElement.scrollWidth > innerWidth) wrong.push("the page scrolls sideways");
+  if (document.body.matches(".filled") && document.documentElement.scrollHeight > innerHeight)
+    wrong.push("the page scrolls, but only its parts should");
   return wrong;
 }"""
 

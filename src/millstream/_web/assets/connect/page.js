@@ -101,9 +101,11 @@ const summary = (text) => (text ?? "").trim().split(/\n|(?<=[.!?])\s/)[0];
 
 /** @param {Json[]} tools @param {number} resources @param {number} prompts */
 function drawOffers(tools, resources, prompts) {
-  write($("count-tools"), count(tools.length));
-  write($("count-resources"), count(resources));
-  write($("count-prompts"), count(prompts));
+  for (const [name, amount] of Object.entries({ Tool: tools.length, Resource: resources, Prompt: prompts })) {
+    const cell = $(`count-${name.toLowerCase()}s`);
+    write(cell, count(amount));
+    write(/** @type {HTMLElement} */ (cell.previousElementSibling), amount === 1 ? name : `${name}s`);
+  }
   const page = ["inspect", "docs"].find((each) => facts.pages.includes(each));
   /** @param {Json} tool */
   const name = (tool) => {
@@ -122,13 +124,7 @@ function drawOffers(tools, resources, prompts) {
   const rest = tools.length - SHOWN;
   const more =
     rest > 0
-      ? [
-          element(
-            "li",
-            {},
-            page ? element("a", { href: page }, `${count(rest)} more`) : element("div", "soft", `${count(rest)} more`)
-          )
-        ]
+      ? [element("li", {}, element(page ? "a" : "div", { href: page, className: "soft" }, `${count(rest)} more`))]
       : [];
   $("names").replaceChildren(...tools.slice(0, SHOWN).map(name), ...more);
   $("names").hidden = !tools.length;

@@ -1,6 +1,6 @@
 // Recent calls, or the calls of a period or with an error; errors by message; and clients by name and version.
 
-import { $, clock, count, element, facts, icon, ms, openDialog, pretty, wrapped, write } from "../dom.js";
+import { $, clock, count, element, facts, icon, ms, openDialog, pretty, size, wrapped, write } from "../dom.js";
 import { colored } from "../render/json.js";
 import { clearTrouble, fetchJson } from "../shell/connection.js";
 import { copyable } from "../shell/controls.js";
@@ -29,7 +29,7 @@ function show(call) {
     Client: call.client,
     Transport: call.transport,
     Revision: call.revision,
-    Answer: `${count(call.bytes)} bytes`
+    Answer: size(call.bytes)
   });
   let text = call.arguments;
   try {

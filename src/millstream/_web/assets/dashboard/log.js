@@ -73,7 +73,9 @@ function tell() {
   $("no-log-title").textContent = lines.length ? "No line matches the filter" : "Nothing logged yet";
   showContentOrEmpty(list, $("no-log"), list.childElementCount > 0);
   const held = paused ? `, paused: ${waiting} new` : "";
-  $("log-count").textContent = lines.length ? `${list.childElementCount} of ${lines.length} lines${held}` : "";
+  $("log-count").textContent = lines.length
+    ? `${list.childElementCount} of ${lines.length} ${lines.length === 1 ? "line" : "lines"}${held}`
+    : "";
 }
 
 /** Add lines. The list stays scrolled to the end, unless the user has scrolled up. @param {Json[]} news */

@@ -150,7 +150,7 @@ export function rowTable(rows, name = "Rows of the result") {
     "div",
     "row-table",
     element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": name }, table),
-    element("p", "row soft small", `${count(rows.length)} rows${limit}`, more)
+    element("p", "row soft small", `${count(rows.length)} ${rows.length === 1 ? "row" : "rows"}${limit}`, more)
   );
 }
 
