@@ -13,7 +13,7 @@ mcp = Server("news", serve="hub")
 async def announce(text: str) -> str:
     """Tell everyone who listens to the news."""
     sent = await mcp.hub.publish("news", {"text": text})
-    return f"{sent.subscribers} on this worker heard it."
+    return f"Sent to {sent.subscribers} on this worker."
 
 
 # endregion

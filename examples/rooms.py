@@ -21,7 +21,7 @@ mcp = Server("rooms", serve="hub", authorize_channel=may_use)
 async def say(room: str, text: str, ctx: Context, name: str = "a guest") -> str:
     """Say something in a room."""
     sent = await ctx.hub.publish(f"room.{room}", {"name": name, "text": text}, publisher=ctx.principal)
-    return f"{sent.subscribers} on this worker heard it."
+    return f"Sent to {sent.subscribers} on this worker."
 
 
 # endregion

@@ -23,7 +23,7 @@ def make(url: str, users: str = "users.json") -> Server:
     async def who_am_i(ctx: Context) -> str:
         """Tell who has signed in, and what they may do."""
         who = ctx.principal
-        return f"{who.subject}: {' '.join(sorted(who.scopes))}" if who is not None else "nobody"
+        return f"{who.subject}: {' '.join(sorted(who.scopes))}" if who is not None else "a guest"
 
     @mcp.tool(scopes=["myotherscope"])
     async def secret() -> str:

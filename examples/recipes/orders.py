@@ -15,7 +15,7 @@ def orders() -> list[str]:
 @mcp.tool(scopes=["orders:write"])
 async def order(title: str, ctx: Context) -> str:
     """Order a book in the caller's name."""
-    who = ctx.principal.subject if ctx.principal else "nobody"
+    who = ctx.principal.subject if ctx.principal else "a guest"
     ORDERS.append(f"{title} for {who}")
     return ORDERS[-1]
 

@@ -1,4 +1,4 @@
-"""A webhook: the bank reports a payment, and whoever listens on the channel hears of it."""
+"""A webhook: the bank reports a payment, and subscribers of the channel receive it."""
 
 import hashlib
 import hmac

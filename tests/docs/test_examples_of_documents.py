@@ -23,7 +23,7 @@ from seeds.programs import running
 
 async def test_chat_rooms_keep_messages() -> None:
     async with connect(mcp) as client:
-        assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 on this worker heard it."
+        assert (await client.call("say", room="den", text="hello", name="Ada")).text == "Sent to 0 on this worker."
         assert (await client.call("announce", text="closing")).text == "Announced."
         assert (await client.call("whisper", client_id="ada", text="psst")).text == "Sent."
         assert (await client.call("recent", room="den")).data == ['{"name":"Ada","text":"hello"}']

@@ -44,7 +44,7 @@ def test_news_page_shows_earlier_and_new_announcements(open_page: OpenPage, tmp_
         client.call("announce", text="Early")
         page = open_news(open_page, url)
         expect(page.get_by_role("listitem")).to_have_text(["Early"])
-        assert client.call("announce", text="<b>Late</b>").text == "1 on this worker heard it."
+        assert client.call("announce", text="<b>Late</b>").text == "Sent to 1 on this worker."
         expect(page.get_by_role("listitem")).to_have_text(["Early", "<b>Late</b>"])
 
 

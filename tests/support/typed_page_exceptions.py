@@ -164,7 +164,6 @@ PAGES = {
             "server one unix@": "tests/workers/test_unix_sockets.py runs haproxy with it.",
             "ProxyPass / unix:": "tests/deploy/test_apache.py runs Apache with its other lines.",
             "mcp.example.com {\n    @private path_regexp": "tests/deploy/test_caddy.py runs Caddy with it.",
-            "curl --unix-socket": "tests/workers/test_unix_sockets.py calls curl like this.",
             "millstream run bookshop.py --uds": "tests/workers/test_unix_sockets.py has such servers.",
             "SSLEngine on": "The certificates aren't there. tests/deploy/test_apache.py runs Apache.",
             "server {\n    listen 80;\n    server_name mcp.example.com;\n    return 308": "deploy/nginx.conf has it.",
