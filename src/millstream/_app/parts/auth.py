@@ -1,7 +1,7 @@
 """Authentication: the guard in front of every path, and the paths for signing in."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,7 @@ class AuthPart(OwnPart):
 
         guard.note = host.services.note
         paths: dict[str, Mapping[str, Handler]] = {}
+        describe: Callable[[], Mapping[str, Handler]] | None = None
         if (addresses := guard.challenges.addresses) is not None:
             from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
 
@@ -110,15 +111,8 @@ class AuthPart(OwnPart):
             # Callers of these paths don't have a credential yet.
             is_file = "/assets/" in path
             host.routes.add(path, Route(handlers, public=True, charged="" if is_file else "request", reserved=True))
-
-        def serve_metadata(dispatcher: Dispatcher) -> None:
-            """Serve the metadata of an address that has been added. That of a removed one responds with 404."""
-            for path, handler in describe().items():
-                if path not in host.routes.exact:
-                    host.routes.add(path, Route({"GET": handler}, public=True, reserved=True))
-
-        if addresses is not None:
-            host.at_each_address(serve_metadata)
+        if describe is not None:
+            host.at_each_address(partial(_serve_metadata, host, describe))
 
     def _sign_in(self, host: PartHost, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
         """Return the sign-in paths of the pages."""
@@ -146,6 +140,13 @@ class AuthPart(OwnPart):
         guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
         host.routes.add(ACCOUNT_PATH, Route({"GET": sign_in.account}))
         return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
+
+
+def _serve_metadata(host: PartHost, describe: Callable[[], Mapping[str, Handler]], _: Dispatcher) -> None:
+    """Serve the metadata of an address that has been added. That of a removed one responds with 404."""
+    for path, handler in describe().items():
+        if path not in host.routes.exact:
+            host.routes.add(path, Route({"GET": handler}, public=True, reserved=True))
 
 
 def _methods(definition: Definition, host: PartHost) -> "list[AuthMethod]":
