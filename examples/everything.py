@@ -225,7 +225,7 @@ async def test_streaming_elicitation(ctx: Context) -> str:
 
 @mcp.tool
 async def test_logging_tool(ctx: Context) -> str:
-    """Logs; nobody hears it unless the request asks for logs."""
+    """Write to the log of a request that asks for logs."""
     await ctx.info("This is logged.")
     return "Logged."
 
