@@ -20,13 +20,9 @@ _MAX_URI_FORMS = 4
 _BROWSER_SCHEMES = frozenset(("ftp", "http", "https", "ws", "wss"))
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _DRIVE = re.compile(r"file:/*[a-z][:|]", re.IGNORECASE)
-_ODD_PATH = re.compile(
-    r"file:/*[a-z](\|.*|:([^/\\].*)?|:.*([:|]|~\d|[. ]([/\\]|$)).*)|file:.*[/\\]{2}[?.][/\\].*",
-    re.IGNORECASE | re.DOTALL,
-)
-"""Other spellings of a path on Windows: relative to a drive's folder, short names, streams, names that end with a
-period or space, and devices.
-"""
+_ODD_NAME = re.compile(r"[:|]|~\d|[. ]([/\\]|$)")
+"""Names of files on Windows that mean others: streams, short names, and names that end with a period or space."""
+_DEVICE = re.compile(r"[/\\]{2}[?.][/\\]")
 _OVERLONG = re.compile("%c[01]", re.IGNORECASE)
 """Bytes that valid UTF-8 doesn't contain. Some decoders take them for ASCII."""
 _SLASHES = str.maketrans(dict.fromkeys("\u2044\u2215\u2216\u29f5\u29f8", "/"))
@@ -57,12 +53,7 @@ def is_unmistakable(uri: str) -> bool:
     if not uri.isprintable() or find_problem(uri):
         return False
     for each in spellings(uri):
-        if (
-            "\0" in each
-            or _OVERLONG.search(each)
-            or _ODD_PATH.fullmatch(each)
-            or _segments(each) != _segments(_fold(each))
-        ):
+        if "\0" in each or _OVERLONG.search(each) or _is_odd_path(each) or _segments(each) != _segments(_fold(each)):
             return False
     scheme, _, rest = uri.partition(":")
     if scheme.lower() not in _BROWSER_SCHEMES:
@@ -76,6 +67,15 @@ def is_unmistakable(uri: str) -> bool:
             return str(address) == host.strip("[]") and not getattr(address, "ipv4_mapped", None)
         return False
     return not host.endswith(".") and "%" not in host and unicodedata.normalize("NFKC", host) == host
+
+
+def _is_odd_path(uri: str) -> bool:
+    """Return whether a URI has another spelling of a path on Windows, such as one relative to a drive's folder."""
+    if (drive := _DRIVE.match(uri)) is not None:
+        rest = uri[drive.end() :]
+        if drive[0].endswith("|") or not rest.startswith(("/", "\\")) or _ODD_NAME.search(rest):
+            return True
+    return uri[:5].lower() == "file:" and _DEVICE.search(uri) is not None
 
 
 def _fold(uri: str) -> str:
