@@ -634,6 +634,8 @@ async def test_sets_that_cant_be_served_are_refused_with_the_reason(tmp_path: Pa
                 '[sets.two]\npath = "/gateway"\n': "'two' can't use /gateway, because the server serves it already.",
                 '[sets.two]\npath = "/dashboard"\n': "'two' can't use /dashboard",
                 '[sets.one]\n[sets.two]\npath = "/mcp/one"\n': "'two' can't use /mcp/one",
+                '[sets.one]\n[sets.two]\npath = "/mcp/one/ws"\n': "'two' can't use /mcp/one/ws",
+                '[sets.one]\n[sets.two]\npath = "/mcp/one/openapi.json"\n': "'two' can't use /mcp/one/openapi.json",
                 '[sets.two]\npath = "/mcp"\n': "'two' is at the main path",
                 '[sets.two]\nscopes = ["orders"]\n': "requires scopes or groups, which no caller has without sign-in",
             }.items():

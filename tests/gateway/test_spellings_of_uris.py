@@ -151,7 +151,7 @@ async def test_queries_and_ports_do_not_hide_a_path(policy: UpstreamPolicy, uri:
 CLOSED = UpstreamPolicy(
     deny=(
         "file:///c:/Private/*", "file:///private/*", "https://private.example/*", "https://shelf.example/private/*",
-        "https://b\u00fccher.example/*", "http://127.0.0.1/*", "book://private/*",
+        "https://b\u00fccher.example/*", "http://127.0.0.1/*", "book://private/*", "*/.env", "file:///?:/secret.txt",
     )
 )  # fmt: skip
 OPEN = UpstreamPolicy(allow=("file:///public/*", "https://shelf.example/public/*", "book://public/*"))
@@ -162,7 +162,10 @@ OPEN = UpstreamPolicy(allow=("file:///public/*", "https://shelf.example/public/*
     [
         (
             CLOSED,
-            ("file:///c:/public/x", "file:///public/\u4f1a\u8bae\uff1a1", "https://b.example/a;b", "book://\u00e4/x"),
+            (
+                "file:///c:/public/x", "file:///public/\u4f1a\u8bae\uff1a1", "https://b.example/a;b", "book://\u00e4/x",
+                "file:///c:/public/notes~2024.md",
+            ),
             (
                 "file:///C:/private/x", "file:///c:/PRIVATE/x", "file:///c%7C/private/x", "file:///c:private/x",
                 "file:///c:/private./x", "file:///c:/private%20/x", "file:///c:/priv~1/x",
@@ -176,7 +179,9 @@ OPEN = UpstreamPolicy(allow=("file:///public/*", "https://shelf.example/public/*
                 "https://XN--BCHER-KVA.example/x", "https://private\uff0eexample/x", "https://private%2eexample/x",
                 "http://[::ffff:7f00:1]/x", "http://[0:0:0:0:0:ffff:7f00:1]/x", "https://u@shelf.example/private/x",
                 "https://shelf.example/private;a/x", "https://shelf.example/public/..;/private/x",
-                "book://user@private/x", "book://\uff50rivate/x", "book://public/..%2f..%2fprivate/x",
+                "file://localhost/C:/PRIVAT~1/x", "file://127.0.0.1/c:/private./x", "file://localhost/c:/x::$DATA",
+                "file:///c:/app/.ENV", "file://localhost/C:/app/.Env", "file:///C:/SECRET.txt",
+                "file:///C:/secret.txt?x", "book://user@private/x", "book://\uff50rivate/x", "book://public/..%2f..%2fprivate/x",
             ),
         ),
         (

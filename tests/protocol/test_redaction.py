@@ -14,6 +14,7 @@ from millstream._protocol.redaction import (
     is_secret,
     redact,
     redact_bytes,
+    redact_failure,
     redact_value,
     secret_parts,
 )
@@ -57,6 +58,20 @@ def test_rest_of_a_long_secret_belongs_to_it_in_every_spelling() -> None:
     token = "eyJhbGciOiJFUzI1NiJ9." + "ab/cd+" * 40
     for spelling in (token, quote(token, safe=""), json.dumps(token).replace("/", "\\/")[1:-1]):
         assert redact(f'{{"key":"{spelling}","b":1}}', {token}) == '{"key":"[redacted]","b":1}'
+
+
+@for_each("word", ["text", "content", "isError", "type"])
+def test_words_of_the_protocol_stay_in_the_result_of_a_failed_tool(word: str) -> None:
+    result = {
+        "content": [
+            {"type": "text", "text": f"no {word}"},
+            {"type": "resource", "resource": {"uri": "a:b", "text": f"no {word}"}},
+        ],
+        "structuredContent": {word: [f"no {word}"]},
+        "isError": True,
+    }
+    found = json.loads(redact_failure(json.dumps(result).encode(), {word}))
+    assert found == json.loads(json.dumps(result).replace(f"no {word}", "no [redacted]"))
 
 
 def test_bytes_that_are_not_utf8_are_kept() -> None:

@@ -163,17 +163,46 @@ def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
     return made
 
 
-def redact_value(value: Any, secrets: Collection[str], depth: int = _MAX_DEPTH) -> Any:
-    """Return a value of JSON without secrets, and without what's nested deeper than `depth`. See `redact`."""
+def redact_value(value: Any, secrets: Collection[str], depth: int = _MAX_DEPTH, *, names: bool = True) -> Any:
+    """Return a value of JSON without secrets, and without what's nested deeper than `depth`. See `redact`.
+
+    Args:
+        value: The value.
+        secrets: The secrets.
+        depth: Number of levels.
+        names: Whether to also redact the names of members.
+    """
     if isinstance(value, str):
         return redact(value, secrets)
     if is_array(value):
-        return [redact_value(each, secrets, depth - 1) for each in value] if depth else REDACTED
+        return [redact_value(each, secrets, depth - 1, names=names) for each in value] if depth else REDACTED
     if is_object(value):
         if not depth:
             return REDACTED
-        return {redact(key, secrets): redact_value(each, secrets, depth - 1) for key, each in value.items()}
+        return {
+            redact(key, secrets) if names else key: redact_value(each, secrets, depth - 1, names=names)
+            for key, each in value.items()
+        }
     return value
+
+
+def redact_failure(result: bytes, secrets: Collection[str]) -> bytes:
+    """Return the result of a failed tool without secrets in its texts and values. Words of the protocol stay, although
+    one of them may look like a secret.
+    """
+    if redact_bytes(result, secrets) is result:
+        return result
+    try:
+        value = msgspec.json.decode(result)
+    except MALFORMED:
+        return redact_bytes(result, secrets)
+    for block in value["content"] if is_array(value.get("content")) else ():
+        for holder in (block, block.get("resource")) if is_object(block) else ():
+            if is_object(holder) and isinstance(holder.get("text"), str):
+                holder["text"] = redact(holder["text"], secrets)
+    if "structuredContent" in value:
+        value["structuredContent"] = redact_value(value["structuredContent"], secrets, names=False)
+    return msgspec.json.encode(value)
 
 
 def _pattern(secret: str) -> re.Pattern[str]:

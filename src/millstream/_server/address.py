@@ -43,6 +43,11 @@ class Address(Struct, frozen=True):
         return f"{self.path.rstrip('/')}/", self.path, self.sse, self.websocket
 
     @property
+    def keys(self) -> frozenset[str]:
+        """Everything that an address can serve: paths, and prefixes of paths."""
+        return frozenset((*self.endpoints, *self.paths, self.messages.rstrip("/"), self.tools, self.openapi))
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """Paths of MCP over HTTP."""
         return self.path, self.path.rstrip("/") + "/", self.sse, self.messages

@@ -45,7 +45,7 @@ from millstream._protocol.notifications import (
     InputRequiredResult,
     ToolDescription,
 )
-from millstream._protocol.redaction import redact_bytes
+from millstream._protocol.redaction import redact_bytes, redact_failure
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._recent import Recent
 from millstream._tasks import cancel_all, has_failed, retry_delay
@@ -485,7 +485,7 @@ class Requests(Confidential, Struct, kw_only=True):
             # A failed tool returns its error as a result.
             result = answer.result
             if b'"isError"' in result and _FAILED.search(result):
-                result = redact_bytes(result, get_secrets(transport))
+                result = redact_failure(result, get_secrets(transport))
             log_message("received", redact_bytes(answer.error, get_secrets(transport)) if answer.error else result)
         except asyncio.CancelledError as exc:
             if pending.end():

@@ -20,10 +20,12 @@ _MAX_URI_FORMS = 4
 _BROWSER_SCHEMES = frozenset(("ftp", "http", "https", "ws", "wss"))
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _DRIVE = re.compile(r"file:/*[a-z][:|]", re.IGNORECASE)
-_ODD_NAME = re.compile(r"[:|]|~\d|[. ]([/\\]|$)")
-"""Names of files on Windows that mean others: streams, short names, and names that end with a period or space."""
+_ODD_NAME = re.compile(r"[:|]|[. ]([/\\]|$)")
+"""Names of files on Windows that mean others: streams, and names that end with a period or space."""
+_SHORT_NAME = re.compile(r"[^~]+~\d+")
+_LONGEST_SHORT_NAME = 8
 _DEVICE = re.compile(r"[/\\]{2}[?.][/\\]")
-_OVERLONG = re.compile("%c[01]", re.IGNORECASE)
+_OVERLONG = re.compile("%c[01]%[89ab][0-9a-f]", re.IGNORECASE)
 """Bytes that valid UTF-8 doesn't contain. Some decoders take them for ASCII."""
 _SLASHES = str.maketrans(dict.fromkeys("\u2044\u2215\u2216\u29f5\u29f8", "/"))
 """Characters that Windows converts to slashes for programs that don't use Unicode."""
@@ -38,9 +40,10 @@ def matcher(patterns: tuple[str, ...]) -> Matcher:
     # Patterns of URIs are also compared in normal form.
     every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
     literal = (each.replace("[", "[[]") for each in every)  # `fnmatch` also has sets of characters
+    source = "|".join(map(translate, literal)) or "(?!)"
+    exact, folded = re.compile(source).match, re.compile(source, re.IGNORECASE).match
     # Windows, which has drives, ignores case.
-    found = (f"(?i:{translate(each)})" if _DRIVE.match(each) else translate(each) for each in literal)
-    return re.compile("|".join(found) or "(?!)").match
+    return lambda text: (folded if _DRIVE.match(text) else exact)(text)
 
 
 def is_unmistakable(uri: str) -> bool:
@@ -53,7 +56,12 @@ def is_unmistakable(uri: str) -> bool:
     if not uri.isprintable() or find_problem(uri):
         return False
     for each in spellings(uri):
-        if "\0" in each or _OVERLONG.search(each) or _is_odd_path(each) or _segments(each) != _segments(_fold(each)):
+        if (
+            "\0" in each
+            or _OVERLONG.search(each)
+            or _is_odd_path(_without_file_host(each))
+            or _segments(each) != _segments(_fold(each))
+        ):
             return False
     scheme, _, rest = uri.partition(":")
     if scheme.lower() not in _BROWSER_SCHEMES:
@@ -73,9 +81,19 @@ def _is_odd_path(uri: str) -> bool:
     """Return whether a URI has another spelling of a path on Windows, such as one relative to a drive's folder."""
     if (drive := _DRIVE.match(uri)) is not None:
         rest = uri[drive.end() :]
-        if drive[0].endswith("|") or not rest.startswith(("/", "\\")) or _ODD_NAME.search(rest):
+        stems = [each.partition(".")[0] for each in re.split(r"[/\\]", rest)]
+        if (
+            drive[0].endswith("|")
+            or not rest.startswith(("/", "\\"))
+            or _ODD_NAME.search(rest)
+            or any(len(each) <= _LONGEST_SHORT_NAME and _SHORT_NAME.fullmatch(each) for each in stems)
+        ):
             return True
     return uri[:5].lower() == "file:" and _DEVICE.search(uri) is not None
+
+
+def _without_file_host(uri: str) -> str:
+    return f"file:///{uri[7:].partition('/')[2]}" if uri[:7].lower() == "file://" else uri
 
 
 def _fold(uri: str) -> str:
@@ -100,11 +118,12 @@ def folded_forms(uris: Collection[str]) -> list[str]:
     width, or invisible characters.
     """
     found: list[str] = []
-    for uri in map(_fold, uris):
+    for uri in map(_without_file_host, map(_fold, uris)):
         scheme, separator, rest = uri.partition("://")
         host, slash, path = rest.partition("/")
-        host = "" if scheme.lower() == "file" else host.rpartition("@")[2]
-        found.append(f"{scheme}{separator}{host}{slash}{path}")
+        found.append(f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}")
+        if uri.startswith("file:"):
+            found.append(re.split("[?#]", uri, maxsplit=1)[0])
     return [*found, *map(_without_dots, found)]
 
 
@@ -117,7 +136,7 @@ def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
     """
     found = spellings(without_hidden(uri), decode=lambda text: without_hidden(unquote(text)))
     found += normal_forms(found)
-    found += [f"file:///{each[7:].partition('/')[2]}" for each in found if each.startswith("file://")]
+    found += [_without_file_host(each) for each in found if each.startswith("file://")]
     return {each.casefold(): _split(each.casefold()) for each in found}
 
 

@@ -167,11 +167,11 @@ def find_addresses(configs: Iterable[SetConfig], main: Address) -> list[Address]
     sets = [find_address(each, main) for each in configs]
     front = next((each for each in sets if each.path == main.path), main)
     found = [front, *(each for each in sets if each is not front)]
-    paths = set[str]()
+    keys = set[str]()
     for address in found:
-        if taken := sorted(paths.intersection(address.paths)):
+        if taken := sorted(address.keys & keys):
             raise ValueError(f"The set {address.name!r} can't use {taken[0]}, because the server serves it already.")
-        paths.update(address.paths)
+        keys |= address.keys
     return found
 
 
@@ -334,11 +334,11 @@ class SetsPart:
                 f"the set {name!r} is at the main path, where nothing can be added, removed, or change who may use it "
                 "while the server runs. Restart it."
             )
-        names, routes = {each.name for each in before[1:]}, {**host.routes.exact, **host.routes.prefixes}
+        routes = {**host.routes.exact, **host.routes.prefixes}
+        others = {path for path, route in routes.items() if not route.set_name}  # `find_addresses` compares the sets
         for each in after[1:]:
-            taken = routes.keys() & {*each.endpoints, *each.paths, each.tools, each.openapi}
-            if others := [path for path in sorted(taken) if routes[path].set_name not in names]:
-                raise ValueError(f"The set {each.name!r} can't use {others[0]}, because the server serves it already.")
+            if taken := sorted(each.keys & others):
+                raise ValueError(f"The set {each.name!r} can't use {taken[0]}, because the server serves it already.")
 
     def use(self, configs: Sequence[SetConfig]) -> None:
         """See `ServedSets`."""
