@@ -185,7 +185,7 @@ def render_section() -> str:
             cells.append(", ".join(numbers) or "everything")
         lines.append(f"| {down} | " + " | ".join(cells) + " |")
     lines += ["", *(f"{number}. {each.reason}." for number, each in enumerate(EXCLUSIONS, 1)), ""]
-    lines += ["### Transports", "", "A client or an upstream can use these transports:", ""]
+    lines += ["### Transports", "", "Each revision has these transports, and we test each with a client and an upstream:", ""]
     lines += ["| | " + " | ".join(DATES) + " |", "|---|" + "---|" * len(DATES)]
     names = {
         "stdio": "stdio",
