@@ -185,7 +185,12 @@ def render_section() -> str:
             cells.append(", ".join(numbers) or "everything")
         lines.append(f"| {down} | " + " | ".join(cells) + " |")
     lines += ["", *(f"{number}. {each.reason}." for number, each in enumerate(EXCLUSIONS, 1)), ""]
-    lines += ["### Transports", "", "Each revision has these transports, and we test each with a client and an upstream:", ""]
+    lines += [
+        "### Transports",
+        "",
+        "Each revision has these transports, and we test each with a client and an upstream:",
+        "",
+    ]
     lines += ["| | " + " | ".join(DATES) + " |", "|---|" + "---|" * len(DATES)]
     names = {
         "stdio": "stdio",

@@ -261,7 +261,7 @@ async def at_the_page(url: str, login: str, way: str, page: str = "/docs") -> tu
 
 
 async def test_google_users_on_the_allowlist_open_the_pages(shop: str) -> None:
-    server = example("google.py")
+    server = example("google_sign_in.py")
     server.definition.configure(serve="all")
     async with run_guarded(server, port=int(shop.rpartition(":")[2])):
         landed, page = await at_the_page(shop, "ada@example.com", "google", "/docs")
@@ -334,7 +334,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
 
 async def test_google_page_is_sufficient(shop: str) -> None:
     ada = Visitor("ada@example.com", "google")
-    async with run_guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
+    async with run_guarded(example("google_sign_in.py"), port=int(shop.rpartition(":")[2])):
         async with connected(shop, ada) as client:
             assert (await client.call("greet")).content[0].text == "Hello, google:ada@example.com!"
         assert "Continue with Google" in ada.pages[0]

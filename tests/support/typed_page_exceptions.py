@@ -381,7 +381,7 @@ PAGES = {
     "docs/guides/sign-in-with-google-or-github.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
         untyped={
-            "google.py": EXCERPT,
+            "google_sign_in.py": EXCERPT,
             "my_calendar.py": "It needs an account at Google. tests/auth/issuing has such a tool.",
             "several_ways.py": "The page leaves out the imports; tests/auth runs the example.",
         },

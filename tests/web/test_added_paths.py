@@ -25,6 +25,7 @@ from millstream._app.user_routes import UserRoutes, route_of
 from millstream._http.message import HttpRequest
 from millstream._http.message import Response as Reply
 from millstream._parts import Route, RouteRegistry
+from millstream._server.address import Address
 from millstream._server.calls.services import UNLIMITED, ignore_message
 from patience import WAIT
 from processes import free_port, run_command
@@ -314,7 +315,13 @@ def routes_of(user: UserRoutes) -> Routes:
     here_only = LocalOnly(None, ignore_message)
     user.join(table)
     return Routes(
-        table, guard=None, here_only=here_only, limits=UNLIMITED, sockets=False, mcp_path="/mcp", title="shop"
+        table,
+        guard=None,
+        here_only=here_only,
+        limits=UNLIMITED,
+        sockets=False,
+        title="shop",
+        addresses=[Address.main(Settings())],
     )
 
 
