@@ -1,15 +1,17 @@
 """The hub's client, `/hub.js`, in a browser. tests/hub/test_hub_client.py has it in Node.js."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, WebSocket, expect
 
 from faulty_proxy import faulty_proxy
 from pages_world import OpenPage
+from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -151,16 +153,24 @@ def test_script_of_the_rooms_guide_shows_members_and_messages(open_page: OpenPag
         assert sorted(said) == ["Ada: Good morning", "Bob came", "Bob left", "here: Ada"]
 
 
+def _keep_frames(frames: list[str], socket: WebSocket) -> None:
+    socket.on("framereceived", lambda frame: frames.append(str(frame)))
+
+
 def test_board_listens_with_the_cookie_of_each_person(open_page: OpenPage, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with run_server(run_command("examples/board.py", port, "--auth", "key-of-the-board-0123"), port, tmp_path / "log"):
         pages = [open_page(f"{url}/board", fresh=True, lossy=True) for _ in range(2)]
         for page in pages:
-            with page.expect_websocket() as socket:
-                page.get_by_role("textbox").fill("key-of-the-board-0123")
-                page.keyboard.press("Enter")
-            socket.value.wait_for_event("framereceived", lambda frame: "subscribed" in frame)
+            frames = list[str]()
+            page.on("websocket", partial(_keep_frames, frames))
+            page.get_by_role("textbox").fill("key-of-the-board-0123")
+            page.keyboard.press("Enter")
+            for _ in range(int(WAIT * 50)):
+                if any("subscribed" in frame for frame in frames):
+                    break
+                page.wait_for_timeout(20)
         pages[0].evaluate("import('/hub.js').then(({ connect }) => connect().publish('broadcast', 'Open at 9'))")
         for page in pages:
             expect(page.get_by_role("listitem")).to_have_text(["Open at 9"])
