@@ -31,7 +31,7 @@ def make_shop() -> Server:
     @mcp.tool
     async def who(ctx: Context) -> str:
         """Say who calls."""
-        return "nobody" if ctx.principal is None else ctx.principal.subject
+        return "" if ctx.principal is None else ctx.principal.subject
 
     @mcp.tool
     def order() -> str:

@@ -66,6 +66,7 @@ def test_words_of_the_protocol_stay_in_the_result_of_a_failed_tool(word: str) ->
         "content": [
             {"type": "text", "text": f"no {word}"},
             {"type": "resource", "resource": {"uri": "a:b", "text": f"no {word}"}},
+            {"type": "resource_link", "uri": f"a:no {word}", "name": "log"},
         ],
         "structuredContent": {word: [f"no {word}"]},
         "isError": True,

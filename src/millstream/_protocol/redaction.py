@@ -196,13 +196,15 @@ def redact_failure(result: bytes, secrets: Collection[str]) -> bytes:
         value = msgspec.json.decode(result)
     except MALFORMED:
         return redact_bytes(result, secrets)
-    for block in value["content"] if is_array(value.get("content")) else ():
-        for holder in (block, block.get("resource")) if is_object(block) else ():
-            if is_object(holder) and isinstance(holder.get("text"), str):
-                holder["text"] = redact(holder["text"], secrets)
-    if "structuredContent" in value:
-        value["structuredContent"] = redact_value(value["structuredContent"], secrets, names=False)
-    return msgspec.json.encode(value)
+    found = redact_value(value, secrets, names=False)
+    words = [(value, found, "resultType")]
+    if is_array(value.get("content")):
+        blocks = zip(value["content"], found["content"], strict=True)
+        words += [(block, made, "type") for block, made in blocks if is_object(block)]
+    for before, after, name in words:
+        if name in before:
+            after[name] = before[name]
+    return msgspec.json.encode(found)
 
 
 def _pattern(secret: str) -> re.Pattern[str]:
