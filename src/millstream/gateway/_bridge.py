@@ -227,6 +227,8 @@ def _meta(
             call, f"The call runs in a loop: the server {upstream.name!r} leads back to this gateway."
         ) from None
     if source.handshake or verbatim:
+        if CLIENT_KEY in members and not upstream.config.forward_client:
+            members[CLIENT_KEY] = Raw(_GATEWAY)
         return encode(members)[1:-1]
     tasks = call.method == "tools/call" and upstream.has_tasks
     client = _GATEWAY
