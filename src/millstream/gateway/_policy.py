@@ -135,7 +135,7 @@ class ToolPolicy(ToolRules, frozen=True, kw_only=True):
     defaults: Json = field(default_factory=Json)
     """Default values of arguments, shown in the schema."""
     hidden: Json = field(default_factory=Json)
-    """Fixed values of arguments. Callers can't see or change them."""
+    """Fixed values of arguments. They aren't listed, and callers can't change them."""
     annotations: dict[str, bool | str] = field(default_factory=dict[str, bool | str])
     """Hints for clients, such as ``readOnlyHint``, which override the upstream's."""
 
@@ -150,7 +150,7 @@ class PromptPolicy(CommonRules, frozen=True, kw_only=True):
     defaults: dict[str, str] = field(default_factory=dict[str, str])
     """Default values of arguments."""
     hidden: dict[str, str] = field(default_factory=dict[str, str])
-    """Fixed values of arguments. Callers can't see or change them."""
+    """Fixed values of arguments. They aren't listed, and callers can't change them."""
 
 
 class ResourcePolicy(CommonRules, frozen=True, kw_only=True):
