@@ -33,9 +33,10 @@ async def test_example_follows_its_policy(tmp_path: Path) -> None:
     key = keys.add("ada", ("orders:write",), 0, None)
     poor = keys.add("bob", (), 0, None)
     file, shop = tmp_path / "gateway.toml", ROOT / "examples" / "gateway" / "shop.py"
-    file.write_text((shop.parent / "gateway.toml").read_text("utf-8").replace("shop.py", str(shop)), "utf-8")
+    text = (shop.parent / "gateway.toml").read_text("utf-8").replace("millstream-keys.json", str(keys.path))
+    file.write_text(text.replace("shop.py", str(shop)), "utf-8")
     command = [*COMMAND, str(file), "--port", str(port)]
-    with run_server(command, port, tmp_path / "log", KEYS=str(keys.path), PATH=PATH):
+    with run_server(command, port, tmp_path / "log", PATH=PATH):
         url = f"http://127.0.0.1:{port}/mcp"
         async with Client(url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT) as client:
             while not (tools := await client.tools(fresh=True)):
