@@ -493,6 +493,8 @@ def test_documented_groups_are_read_from_the_file() -> None:
         "staff": GroupPolicy(deny=("report",)),
         "finance": GroupPolicy(allow=("report", "search_*")),
     }
+    (shop,) = load_file(EXAMPLES / "approve.toml").upstreams
+    assert shop.policy is not None
     assert shop.policy.tools["delete_*"].approve is True
 
 
