@@ -121,12 +121,6 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
             assert done.returncode == status, done.stderr
 
 
-def test_question_without_fields_needs_a_yes() -> None:
-    question = Question(message="Delete it?", requested_schema={"properties": {}})
-    answers = {said: fill_in("The server", question, lambda _, said=said: said, print) for said in ("yes", "no", "")}
-    assert answers == {"yes": {}, "no": "decline", "": "decline"}
-
-
 def test_form_prompts_describe_the_expected_input() -> None:
     fields = {
         "sure": {"type": "boolean"},

@@ -253,9 +253,8 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
     schema = question.requested_schema or {}
     fields = members(schema.get("properties"))
     required: Any = schema.get("required")
-    if not fields:
-        return {} if read("Agree (yes or no) [no]: ").strip().lower().startswith("y") else "decline"
-    note(f"Type {_NO} to decline.")
+    if fields:
+        note(f"Type {_NO} to decline.")
     answers: dict[str, Any] = {}
     for name, given in fields.items():
         field, choices = members(given), choices_of(given)
