@@ -35,6 +35,18 @@ async def greet(ctx: Context) -> str:
 NAME = {"type": "string", "title": "Your name"}
 """
 
+DELETING = """
+from millstream import Context, Server
+
+mcp = Server("shop")
+
+
+@mcp.tool
+async def delete(ctx: Context) -> str:
+    await ctx.elicit("Delete everything?", {"type": "object", "properties": {}})
+    return "Deleted."
+"""
+
 
 class Screen:
     """One terminal in tmux."""
@@ -224,6 +236,16 @@ def test_ctrl_c_at_a_question_ends_the_command_immediately(narrow: Screen, tmp_p
     narrow.until("Your name (may be empty):")
     narrow.press("C-c")
     narrow.until("ended with 130")
+
+
+def test_question_without_fields_waits_for_a_yes(narrow: Screen, tmp_path: Path) -> None:
+    (tmp_path / "delete.py").write_text(DELETING)
+    for typed, result in (("", "The user declined"), ("no", "The user declined"), ("yes", "Deleted.")):
+        narrow.start("call", "delete.py", "delete")
+        narrow.until("Accept (yes or no) [no]:")
+        narrow.press(*typed, "Enter")
+        assert result in " ".join(narrow.until("ended with"))
+        narrow.tmux("kill-server")
 
 
 def test_ctrl_d_cancels_a_servers_question(narrow: Screen, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def says_bad() -> None:
 def asks_bad() -> None:
     """A question of a server, with nothing to fill in."""
     question = Question(message=BAD, requested_schema={"type": "object", "properties": {}})
-    fill_in("The server", question, input, sys.stderr.write)
+    fill_in("The server", question, lambda _: "no", sys.stderr.write)
 
 
 @pytest.mark.parametrize(

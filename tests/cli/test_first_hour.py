@@ -146,6 +146,13 @@ def test_form_prompts_describe_the_expected_input() -> None:
     ]
 
 
+def test_form_without_fields_is_accepted_only_by_a_yes() -> None:
+    for schema in ({"type": "object", "properties": {}}, {}, None, {"properties": []}):
+        question = Question(message="Allow it?", requested_schema=schema)  # type: ignore[arg-type]
+        for typed, answer in (("yes", {}), (" Y", {}), ("no", "decline"), ("", "decline"), ("/no", "decline")):
+            assert fill_in("The server", question, lambda _, typed=typed: typed, len) == answer, (schema, typed)
+
+
 def test_user_is_asked_again_after_an_invalid_answer() -> None:
     for value, field, words in (
         ("x", {"type": "integer"}, "a whole number"),

@@ -240,6 +240,8 @@ def ask_password() -> str:
 def fill_in(server: str, question: Question, read: Callable[[str], str], note: Callable[[str], object]) -> ElicitAnswer:
     """Ask for the values of a server's form, each until it's valid. ``/no`` in any field declines.
 
+    A form without fields, such as an approval, is accepted only by a yes.
+
     Args:
         server: The server's name, for display.
         question: The form, or the URL to open.
@@ -253,8 +255,9 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
     schema = question.requested_schema or {}
     fields = members(schema.get("properties"))
     required: Any = schema.get("required")
-    if fields:
-        note(f"Type {_NO} to decline.")
+    if not fields:
+        return {} if read("Accept (yes or no) [no]: ").strip().lower().startswith("y") else "decline"
+    note(f"Type {_NO} to decline.")
     answers: dict[str, Any] = {}
     for name, given in fields.items():
         field, choices = members(given), choices_of(given)
