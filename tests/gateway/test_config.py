@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import sys
 import tomllib
@@ -164,6 +165,33 @@ MISTAKES = {
     'name = "a"\nname = "b"': "Write each table and each key once.",
     "[upstreams.a]\nnote = 'x'\n[upstreams.a]\nnote = 'y'": "Write each table and each key once.",
 }
+
+
+@pytest.mark.parametrize("name", ["auth_keys", "tls_cert", "tls_key", "audit_log", "log_file"])
+def test_files_in_settings_are_relative_to_the_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, elsewhere = tmp_path / "gateway", tmp_path / "elsewhere"
+    folder.mkdir(), elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for value, path in (("a.json", folder / "a.json"), ("${HERE:-b}/c", folder / "b/c"), (str(tmp_path), tmp_path)):
+        file = write(folder, f'[settings]\n{name} = "{value}"')
+        for spelling in (file, Path(os.path.relpath(file))):
+            config = load_file(spelling)
+            assert config.settings == {name: str(path)}
+            assert (path in config.files) == (name == "auth_keys")
+    assert load_file(write(folder, f'[settings]\n{name} = ""')).settings == {name: ""}
+    with pytest.raises(ConfigError, match=rf"{name}: it must be the path of a file, not (1|another type)"):
+        load_file(write(folder, f"[settings]\n{name} = 1"))
+
+
+def test_accepted_definitions_are_kept_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gateway"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    for pins, path in (("", "gateway.lock"), ('\npolicy.pins = "ours.lock"', "ours.lock")):
+        write(folder, f'[upstreams.a]\ncommand = "npx"\ntrust = "pin"{pins}')
+        (upstream,) = load_file(Path("gateway/gateway.toml")).upstreams
+        assert upstream.policy is not None
+        assert Path(upstream.policy.pins).resolve() == folder / path
 
 
 def test_toml_errors_show_the_file_the_line_and_a_fix(tmp_path: Path) -> None:

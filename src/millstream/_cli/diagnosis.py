@@ -309,7 +309,7 @@ def set_step(found: _Set) -> DiagnosticStep:
 
 
 async def count_items(client: Client, tools: int) -> DiagnosticStep:
-    """Count what a server offers."""
+    """Count what a server offers this caller, which may be nothing."""
     counts = {
         "tool": tools,
         "resource": len(await list_items(client.resources)),
@@ -317,9 +317,8 @@ async def count_items(client: Client, tools: int) -> DiagnosticStep:
         "prompt": len(await list_items(client.prompts)),
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
-    well = any(counts.values())
-    remedy = "" if well else "Register a tool, resource, or prompt, or sign in."
-    return DiagnosticStep("offers", text, ok=well, remedy=remedy)
+    remedy = "" if any(counts.values()) else "Sign in, if the items require it, or register a tool, resource, or prompt."
+    return DiagnosticStep("offers", text, remedy=remedy)
 
 
 async def looked_up(url: Url, seconds: float) -> DiagnosticStep:

@@ -200,7 +200,7 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         return load_servers(root)
     values = root.read(
         options_of(GatewayConfig),
-        settings=lambda each: each.read(options_of(Settings)),
+        settings=_load_settings,
         policy=_load_policy,
         auth=_load_auth,
         upstreams=ConfigValue.table,
@@ -210,8 +210,6 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
     configs = [config for name, each in upstreams.items() if (config := _load_upstream(name, each, shared)) is not None]
     check_upstreams(root.member("upstreams"), configs)
     files = [*root.files, *(Path(each.policy.pins) for each in configs if each.policy and each.policy.pins)]
-    if keys := values.get("settings", {}).get("auth_keys"):
-        files.append(Path(keys))
     return GatewayConfig(**values, upstreams=tuple(configs), written=root, files=tuple(dict.fromkeys(files)))
 
 
@@ -220,8 +218,9 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
-    if values.get("trust") == "pin" and not policy.pins:
-        policy = structs.replace(policy, pins=str(entry.path.with_suffix(".lock")))
+    if policy.pins or values.get("trust") == "pin":
+        pins = Path(policy.pins).expanduser() if policy.pins else entry.path.with_suffix(".lock").name
+        policy = structs.replace(policy, pins=str(entry.path.parent / pins))
     if shared is not None:
         policy = structs.replace(policy, shared=shared)
     target = _pop_target(entry, values)
@@ -347,7 +346,7 @@ def _call_auth(value: ConfigValue, name: str) -> Any:
     known = _arguments_of(name)
     if isinstance(value.value, str) and "file" in known:
         value = structs.replace(value, value={"file": value.value})
-    return value.call(getattr(auth, name), known, file=_file_path)
+    return value.call(getattr(auth, name), known, file=_watched_path)
 
 
 @cache
@@ -371,8 +370,20 @@ def _file_type(kind: Any) -> Any:
     return GenericAlias(dict, (str, _file_type(parts[1]))) if origin is Mapping else kind
 
 
+def _load_settings(value: ConfigValue) -> dict[str, Any]:
+    files = dict.fromkeys(("tls_cert", "tls_key", "audit_log", "log_file"), _file_path)
+    return value.read(options_of(Settings), auth_keys=_watched_path, **files)
+
+
+def _watched_path(value: ConfigValue) -> str:
+    if path := _file_path(value):
+        value.files.append(Path(path))
+    return path
+
+
 def _file_path(value: ConfigValue) -> str:
+    """Return a path that's relative to the folder of the configuration, wherever the gateway starts."""
     if not isinstance(value.value, str):
         raise value.error(f"it must be the path of a file, not {value.quote()}.")
-    value.files.append(path := value.path.resolve().parent / value.expand())
-    return str(path)
+    path = value.expand()
+    return path and str(value.path.resolve().parent / Path(path).expanduser())

@@ -331,8 +331,8 @@ class SetsPart:
         if before[0] != after[0]:
             name = after[0].name or before[0].name
             raise ValueError(
-                f"the set {name!r} is at the main path, where nothing can be added, removed, or change who may use it "
-                "while the server runs. Restart it."
+                f"the set {name!r} is at the main path, so while the server runs, it can't be added, removed, or get "
+                "other scopes or groups. Restart the server."
             )
         routes = {**host.routes.exact, **host.routes.prefixes}
         others = {path for path, route in routes.items() if not route.set_name}  # `find_addresses` compares the sets
