@@ -319,10 +319,13 @@ def test_doctor_suggests_the_setting_that_separates_callers() -> None:
 def test_doctor_accepts_a_gateway_file(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     command = [sys.executable, "-m", "millstream", "run", SHOP, "--transport", "stdio"]
-    file.write_text(f'name = "front"\n\n[upstreams.shop]\ncommand = {json.dumps(command)}\n', "utf-8")
-    found = {step["name"]: step["found"] for step in as_json("doctor", str(file))["steps"]}
-    assert found["protocol"].startswith("front uses ")
-    assert not found["offers"].startswith("0 tools")
+    for rule, tools in (("", "10 tools"), ('[policy]\ngroups = ["staff"]\n', "0 tools")):
+        file.write_text(f'name = "front"\n{rule}\n[upstreams.shop]\ncommand = {json.dumps(command)}\n', "utf-8")
+        checked = as_json("doctor", str(file))
+        found = {step["name"]: step["found"] for step in checked["steps"]}
+        assert found["protocol"].startswith("front uses ")
+        assert found["offers"].startswith(tools)
+        assert checked["ok"], "a caller who hasn't signed in may see nothing"
 
 
 STRANGER = """

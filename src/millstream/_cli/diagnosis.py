@@ -317,7 +317,7 @@ async def count_items(client: Client, tools: int) -> DiagnosticStep:
         "prompt": len(await list_items(client.prompts)),
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
-    remedy = "" if any(counts.values()) else "Sign in, if the items require it, or register a tool, resource, or prompt."
+    remedy = "" if any(counts.values()) else "Sign in, if items require it, or register a tool, resource, or prompt."
     return DiagnosticStep("offers", text, remedy=remedy)
 
 
