@@ -192,7 +192,7 @@ PAGES = {
         places={"tool\tshop_search_books": "…tool\tshop_search_books"},
         answers={
             "millstream gateway accept pinned.toml shop order": (("Accept? [y/N]: ", "y"),),
-            "millstream call http://127.0.0.1:8000/mcp shop_delete_catalog": (("Agree (yes or no) [no]: ", "no"),),
+            "millstream call http://127.0.0.1:8000/mcp shop_delete_catalog": (("Accept (yes or no) [no]: ", "no"),),
         },
         also={
             "millstream gateway accept pinned.toml shop --yes": (
