@@ -148,13 +148,18 @@ async def test_every_metric_is_listed_with_its_kind_and_labels(monkeypatch: pyte
     for each in (Metrics.read, Metrics.histogram):
         monkeypatch.setattr(Metrics, each.__name__, note_labels(each))
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, (_, kind, labels, _) in metric_rows().items()}
-    async with Server("listed", serve="all", settings=Settings(access_log=True)).running() as runtime:
+    mcp = Server("listed", serve="all", settings=Settings(access_log=True))
+    mcp.upstream("shop", Server("shop"))
+    async with mcp.running() as runtime:
         assert runtime.host.observer is not None
         metrics = runtime.host.observer.registry
         kinds = {each.name: each.kind for each in msgspec.msgpack.decode(dump(metrics), type=list[Reading])}
         of_process = {"python_gc_objects_collected_total", "python_gc_objects_uncollectable_total"}
         labels |= {name: {"generation"} for name in (*of_process, "python_gc_collections_total")}
         kinds["millstream_connections_cut_total"] = "counter"  # of our own HTTP server
+        # of a gateway with a file
+        kinds |= {"gateway_config": "gauge", "gateway_config_refused": "gauge"}
+        labels["gateway_config"] = {"version", "digest"}
         assert listed == {name: (kind, labels.get(name, set())) for name, kind in kinds.items()}
 
 

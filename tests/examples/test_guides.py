@@ -16,7 +16,6 @@ from examples import (
     exchange,
     gallery,
     guards,
-    inventory,
     library,
     mounted,
     notes,
@@ -24,6 +23,7 @@ from examples import (
     planner,
     reports,
     slow,
+    sold_out,
     stock,
     summaries,
     weather,
@@ -259,12 +259,12 @@ async def test_gallery_sends_images_and_files(tmp_path: Path) -> None:
 async def test_tool_writes_to_its_own_log_and_to_the_client(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inventory, "BOXES", dict(inventory.BOXES))
-    caplog.set_level(logging.INFO, "inventory")
-    async with connect(inventory.mcp, revision="2025-11-25") as client:
-        assert (await client.call("tidy")).text == "Removed A2."
-        assert client.notifications[0]["params"]["data"] == {"removed": ["A2"]}
-    assert "Removed empty boxes" in caplog.text
+    monkeypatch.setattr(sold_out, "STOCK", dict(sold_out.STOCK))
+    caplog.set_level(logging.INFO, "bookshop")
+    async with connect(sold_out.mcp, revision="2025-11-25") as client:
+        assert (await client.call("remove_sold_out")).text == "Removed 9780141439600."
+        assert client.notifications[0]["params"]["data"] == {"removed": ["9780141439600"]}
+    assert "Removed sold-out books" in caplog.text
 
 
 async def test_failures_are_translated() -> None:

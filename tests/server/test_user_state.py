@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from http_peer import serve
-from millstream import Client, Context, Server, Settings, SyncContext, auth
+from millstream import Client, Context, Principal, Server, Settings, SyncContext, auth, testing
 from millstream.client import ServerError, ToolFailed
 from patience import WAIT
 
@@ -68,6 +68,18 @@ async def test_user_has_the_same_values_in_every_revision_and_nobody_else_has_th
         async with connect(url, "ada") as ada:
             await ada.call("clear")
             assert await show(ada) == []
+
+
+async def test_programs_of_one_person_share_the_values() -> None:
+    mcp = make_server("memory://", None)
+    async with (
+        testing.connect(mcp, principal=Principal("ada", "https://id.example.com", "editor")) as one,
+        testing.connect(mcp, principal=Principal("ada", "https://id.example.com", "assistant")) as other,
+        testing.connect(mcp, principal=Principal("ada", "https://other.example.com", "editor")) as namesake,
+        testing.connect(mcp, principal=Principal("ada", "https://id.example.com", "ada")) as machine,
+    ):
+        await one.call("add", title="Momo")
+        assert [await show(each) for each in (one, other, namesake, machine)] == [["Momo"], ["Momo"], [], []]
 
 
 async def test_concurrent_changes_are_all_kept() -> None:

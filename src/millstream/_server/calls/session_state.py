@@ -154,8 +154,8 @@ class UserState(StoredState):
     def __init__(self, services: Services, principal: Principal | None, *, is_only_client: bool) -> None:
         self._services = services
         self._is_known = principal is not None or is_only_client
-        owner, binding = ("", b"") if principal is None else (principal.id, principal.binding)
-        self._name = f"user-state:{share_for(owner)}.{sha256(binding).hexdigest()[:32]}"
+        owner = "" if principal is None else principal.id
+        self._name = f"user-state:{share_for(owner)}.{sha256(owner.encode(errors='surrogatepass')).hexdigest()[:32]}"
 
     @override
     def __bool__(self) -> bool:
