@@ -17,6 +17,7 @@ async def test_an_order_asks_for_the_address(revision: str) -> None:
     async with connect(mcp, revision=revision, elicit=lambda question: answers) as client:
         result = await client.call("order", isbn="9780261103573", copies=2)
     assert result.data == {"ordered": 2}
+    assert len(client.questions) == 1
 
 
 # endregion

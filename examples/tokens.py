@@ -9,20 +9,20 @@ from millstream import Context, Server, auth
 ISSUER = os.environ.get("ISSUER", "https://login.example.com")
 
 mcp = Server(
-    "notes",
+    "bookshop",
     auth=auth.oidc(
         ISSUER,
         audience="https://mcp.example.com/mcp",
-        scopes=["notes:read"],
-        scope_includes={"notes:write": ["notes:read"]},
+        scopes=["orders:read"],
+        scope_includes={"orders:write": ["orders:read"]},
     ),
 )
 
 
-@mcp.tool(scopes=["notes:write"])
-async def write(text: str, ctx: Context) -> str:
-    """Write a note."""
-    return f"{ctx.principal.subject if ctx.principal else 'Anonymous'} wrote {text}"
+@mcp.tool(scopes=["orders:write"])
+async def order(isbn: str, ctx: Context) -> str:
+    """Order a book."""
+    return f"{isbn} is on its way to {ctx.principal.subject if ctx.principal else 'anonymous'}."
 
 
 # endregion
@@ -44,7 +44,7 @@ def by_asking(issuer: str, secret: str) -> Any:
         issuer=issuer,
         audience="https://mcp.example.com/mcp",
         endpoint=f"{issuer}/introspect",
-        client="notes",
+        client="bookshop",
         secret=secret,
     )
 

@@ -115,6 +115,12 @@ def of_fields(options: Iterator[FieldInfo] | list[FieldInfo], *classes: type) ->
         yield Option(each.name, kind, shown_default(each))
 
 
+def of_client_options() -> Iterator[Option]:
+    """Return the options of a client, which has no file."""
+    for each in of_fields(list(fields(Options)), Options):
+        yield each._replace(default="the current folder") if each.name == "cwd" else each
+
+
 def kind_text(node: ast.expr | None) -> str:  # noqa: PLR0911  one for each form
     """Return a type as words: ``text``, ``list of strings``, ``function``."""
     match node:
@@ -167,7 +173,7 @@ def shown_default(option: FieldInfo) -> str:
         return "required"
     if option.name == "prefix":  # None
         return "the name"
-    if option.name == "cwd":  # in Python, None
+    if option.name == "cwd":  # None
         return "the folder of the file"
     default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default
     if default and isinstance(default, tuple):
@@ -184,7 +190,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
     "server": lambda: of_function(Server.__init__),
     "tool": of_tool,
     "client": lambda: of_function(Client.__init__),
-    "client-options": lambda: of_fields(list(fields(Options)), Options),
+    "client-options": of_client_options,
     "gateway": lambda: of_fields(list(options_of(GatewayConfig).values()), GatewayConfig),
     "upstreams": lambda: of_fields(list(upstream_options().values()), UpstreamConfig, _Target),
     "apis": lambda: of_fields(list(fields(OpenApi)), OpenApi),

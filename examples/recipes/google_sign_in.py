@@ -12,7 +12,7 @@ mcp = Server("bookshop", auth=auth.google(URL, allow=["@example.com", "grace@gma
 @mcp.tool
 async def greet(ctx: Context) -> str:
     """Greet the person who has signed in."""
-    return f"Hello, {ctx.principal.subject if ctx.principal else 'stranger'}!"
+    return f"Hello, {ctx.principal.claims['name'] if ctx.principal else 'stranger'}!"
 
 
 if __name__ == "__main__":

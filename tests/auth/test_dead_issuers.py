@@ -85,6 +85,18 @@ async def test_first_token_contacts_an_issuer_that_was_unavailable_at_startup(
     assert "responded with 404" in caplog.text
 
 
+async def test_log_says_why_an_introspection_endpoint_cannot_verify_a_token(caplog: pytest.LogCaptureFixture) -> None:
+    async with run_issuer() as issuer:
+        endpoint = f"{issuer.url}/nothing"
+        method = auth.introspection(
+            issuer=issuer.url, audience=AUDIENCE, endpoint=endpoint, client="shop", secret="s" * 32
+        )
+        caplog.set_level("INFO", "millstream")
+        async with run_guarded(make_server(method)) as world:
+            assert (await world.call("opaque", "who")).status == 503
+    assert f"{endpoint}: 127.0.0.1 responded with 404." in caplog.text
+
+
 async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         run_issuer() as issuer,

@@ -46,21 +46,21 @@ async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPa
     page = (ROOT / "docs" / "guides" / "accept-tokens.md").read_text("utf-8")
     monkeypatch.setattr(tokens.mcp.definition, "auth", tokens.mcp.definition.auth)
     async with run_issuer() as issuer:
-        implied = {"notes:write": ["notes:read"]}
-        method = auth.oidc(issuer.url, audience=AUDIENCE, scopes=["notes:read"], scope_includes=implied)
+        implied = {"orders:write": ["orders:read"]}
+        method = auth.oidc(issuer.url, audience=AUDIENCE, scopes=["orders:read"], scope_includes=implied)
         async with run_guarded(protect(tokens.mcp, method)) as world:
             missing = await world.post(None, request("ping"))
             assert missing.headers[b"www-authenticate"].decode() in page
-            good = token(claims(iss=issuer.url, scope="notes:write"))
-            reply = await world.call(good, "write", {"text": "hello"})
-            assert reply.message["result"]["content"][0]["text"] == "ada wrote hello"
-            reader = token(claims(iss=issuer.url, scope="notes:read"))
-            assert (await world.call(reader, "write", {"text": "hello"})).status == 403
+            good = token(claims(iss=issuer.url, scope="orders:write"))
+            reply = await world.call(good, "order", {"isbn": "9780261103573"})
+            assert reply.message["result"]["content"][0]["text"] == "9780261103573 is on its way to ada."
+            reader = token(claims(iss=issuer.url, scope="orders:read"))
+            assert (await world.call(reader, "order", {"isbn": "9780261103573"})).status == 403
 
 
 async def test_tokens_page_examples_work() -> None:
     async with run_issuer() as issuer:
-        said = claims(iss=issuer.url, scope="notes:write", aud=AUDIENCE)
+        said = claims(iss=issuer.url, scope="orders:write", aud=AUDIENCE)
         issuer.answers["/introspect"] = lambda request: json_answer({"active": b"opaque" in request, **said})
         good, other = token(said), token({**said, "aud": "https://other.example"})
         async with run_guarded(make_server(tokens.by_the_keys(issuer.url))) as world:

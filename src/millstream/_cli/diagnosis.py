@@ -57,7 +57,7 @@ async def latency_ms(client: Client) -> float:
 
 
 async def info(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
-    """Show a server's identity, protocol, items, and response time (the median of five).
+    """Show a server's identity, protocol, capabilities, and response time (the median of five).
 
     **Example**
 

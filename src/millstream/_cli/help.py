@@ -32,7 +32,7 @@ COMMANDS = {
         "chat": "Talk to a model that uses its tools.",
     },
     "Inspect a server": {
-        "info": "Show its identity, protocol, items, and response time.",
+        "info": "Show its identity, protocol, capabilities, and response time.",
         "ping": "Check whether it responds, and how fast.",
         "doctor": "Diagnose why a connection fails.",
         "tokens": "Show the cost of its tools in tokens.",

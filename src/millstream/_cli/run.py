@@ -55,7 +55,7 @@ class ServeOptions:
     auth_keys: Annotated[str | None, Parameter(metavar="FILE", group=SECURITY)] = None
     """A file of keys, created by `millstream keys add`."""
     allow_anonymous: Annotated[bool, Parameter(group=SECURITY)] = False
-    """Let anyone who can reach the address call every tool."""
+    """Listen without sign-in, so that anyone who reaches the address can call the tools."""
     log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL")] = None
     """Minimum log level. [default: info]"""
     env_file: EnvFile = None

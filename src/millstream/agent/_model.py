@@ -1,4 +1,4 @@
-"""The interface between an agent and a model, and the included model: any provider that pydantic-ai supports.
+"""The interface between an agent and a model, and the included model: providers of pydantic-ai.
 
 A model takes a request and returns text and then one reply. Messages and tools have the format of OpenAI's chat
 completions, which other APIs support as well (https://platform.openai.com/docs/api-reference/chat).
@@ -126,7 +126,7 @@ PROVIDERS = ("anthropic", "google", "groq", "mistral", "cohere", "bedrock", "ope
 
 
 class LanguageModel:
-    """A model of an OpenAI-compatible API, Azure OpenAI, or any provider that pydantic-ai supports.
+    """A model of an OpenAI-compatible API, Azure OpenAI, or another provider (`PROVIDERS`).
 
     Args:
         name: Name of the model: ``gpt-4.1``, a deployment at Azure, or a provider and its model, such as

@@ -429,6 +429,7 @@ class AuthGuard:
                     return verdict.principal
                 found, lacking = await self.check(request.peer, credential.decode("ascii"))
         except Unavailable as exc:
+            self._log(request.peer, "It can't be verified at the moment.", exc.why)
             return self.challenges.unavailable(str(exc))
         if found is None:
             return self._throttle_response(peer_network(request.peer))

@@ -290,7 +290,8 @@ class IntrospectedMethod(IssuerMethod):
             reply = await fetch(self._endpoint, form=form, headers=self._headers, is_allowed=allow_any)
             claims = decode_object(reply.body)
         except (OutboundError, *MALFORMED) as exc:
-            raise Unavailable("The issuer couldn't verify the token. Try again later.") from exc
+            text = "The issuer couldn't verify the token. Try again later."
+            raise Unavailable(text, f"{self._endpoint}: {exc}") from exc
         kind = claims.get("token_type", "Bearer")
         if claims.get("active") is not True:
             # The endpoint is asked about it at most as often as about a valid one.

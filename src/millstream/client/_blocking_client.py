@@ -16,8 +16,8 @@ from millstream.client._targets import Target
 class BlockingClient:
     """A blocking `Client`: ``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
 
-    It has every method of `Client`, and each one blocks until its result is available. Lists are returned in full.
-    Handlers run in another thread. Use `Client` for `watch` and anything else that stays open.
+    It has the methods of `Client`, and each one blocks until its result is available. Lists are returned in full.
+    Handlers run in another thread. Use `Client` for `watch`, `tasks`, and `events`.
 
     Args:
         target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
