@@ -197,8 +197,8 @@ class Tool(Item):
             data = encode_value(value, self._output)
             text = encode_json(data.decode())
             return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (text, data)
-        if isinstance(value, ToolResult):
-            call.meta = value.meta
+        if isinstance(value, ToolResult) and value.meta:
+            call.meta = {**(call.meta or {}), **value.meta}
         members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
