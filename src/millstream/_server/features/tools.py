@@ -57,7 +57,7 @@ class ToolOptions(Labels, total=False):
     limit: str | None
     """Rate limit per caller: ``10/minute``."""
     cost: float | None
-    """Number of calls that one call counts as in the caller's limits."""
+    """Number of calls that one call counts as in the server's rate limits and quota."""
     concurrency: int | None
     """Maximum number of concurrent calls, over all callers."""
     coerce: bool
