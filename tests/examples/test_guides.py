@@ -225,10 +225,14 @@ async def test_model_looks_up_reviews_with_a_tool(connect: Any) -> None:
 
 async def test_slow_tools_report_progress() -> None:
     async with connect(slow.mcp) as client:
-        assert (await client.call("make_tea", cups=1)).text == "1 cups of tea"
-        assert (await client.call("count_down", start=1)).text == "Lift-off!"
+        assert (await client.call("pack", copies=1)).text == "1 copies are packed"
+        assert (await client.call("send", copies=1)).text == "All copies are on their way"
         sent = [(each["params"]["progress"], each["params"]["message"]) for each in client.notifications]
-        assert sent == [(1, "Cup 1 is ready"), (1, "1 …"), (2, "Lift-off!")]
+        assert sent == [
+            (1, "Copy 1 is packed"),
+            (1, "Copy 1 is on its way"),
+            (2, "All copies are on their way"),
+        ]
 
 
 async def test_counter_streams_progress_only_on_request() -> None:
