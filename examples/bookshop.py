@@ -8,7 +8,7 @@ where it does not, the call is answered with the question and run again with the
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from millstream import Context, Field, Server
+from millstream import Context, Field, Server, ToolError
 
 mcp = Server("bookshop", version="1.0.0")
 
@@ -40,6 +40,8 @@ def search(words: str) -> dict[str, str]:
 @mcp.tool
 async def order(isbn: str, ctx: Context, copies: Annotated[int, Field(ge=1)] = 1) -> dict[str, int]:
     """Order copies of a book."""
+    if isbn not in BOOKS:
+        raise ToolError("We don't have that book. Search for another one.")
     await ctx.elicit("Where should we send it?", Address)
     for n in range(copies):
         await ctx.progress(n + 1, copies)

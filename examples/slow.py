@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator
 
 from millstream import Context, Server
 
-mcp = Server("slow")
+mcp = Server("bookshop")
 
 
 @mcp.tool
-async def make_tea(ctx: Context, cups: int = 3) -> str:
-    """Make several cups of tea."""
-    for cup in range(1, cups + 1):
+async def pack(ctx: Context, copies: int = 3) -> str:
+    """Pack several copies of a book."""
+    for copy in range(1, copies + 1):
         await asyncio.sleep(0.1)
-        await ctx.progress(cup, cups, f"Cup {cup} is ready")
-    return f"{cups} cups of tea"
+        await ctx.progress(copy, copies, f"Copy {copy} is packed")
+    return f"{copies} copies are packed"
 
 
 # endregion
@@ -23,11 +23,11 @@ async def make_tea(ctx: Context, cups: int = 3) -> str:
 
 # region: generator
 @mcp.tool
-async def count_down(start: int = 3) -> AsyncIterator[str]:
-    """Count down to lift-off."""
-    for number in range(start, 0, -1):
-        yield f"{number} …"
-    yield "Lift-off!"
+async def send(copies: int = 2) -> AsyncIterator[str]:
+    """Send several copies of a book."""
+    for copy in range(1, copies + 1):
+        yield f"Copy {copy} is on its way"
+    yield "All copies are on their way"
 
 
 # endregion

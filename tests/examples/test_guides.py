@@ -16,12 +16,12 @@ from examples import (
     exchange,
     gallery,
     guards,
-    library,
     mounted,
     notes,
     parcels,
-    planner,
     reports,
+    reviews,
+    shelves,
     slow,
     sold_out,
     stock,
@@ -65,45 +65,45 @@ async def test_tagged_tools_in_the_notes_example_can_be_switched_on_and_off() ->
         await client.call("use_beta_tools", on=False)
 
 
-async def test_library_can_be_read_completed_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "LENT", [])
-    async with connect(library.mcp) as client:
-        assert (await client.read("library://opening-hours"))[0].text.startswith("Monday")
-        assert (await client.read("library://books/emma"))[0].text == '{"title":"Emma","pages":474}'
-        with pytest.raises(ServerError, match="There is no book 'dune'"):
-            await client.read("library://books/dune")
-        assert "Ada" in (await client.read("library://staff/rota"))[0].text
-        async with asyncio.timeout(WAIT), client.watch("library://lent") as changes:
-            (link,) = (await client.call("lend", name="momo")).content
+async def test_shelves_can_be_read_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelves, "ORDERS", [])
+    async with connect(shelves.mcp) as client:
+        assert (await client.read("shop://opening-hours"))[0].text.startswith("Monday")
+        assert (await client.read("book://9780141439600"))[0].text == '{"title":"Middlemarch","pages":880}'
+        with pytest.raises(ServerError, match="There is no book '123'"):
+            await client.read("book://123")
+        assert "Ada" in (await client.read("shop://staff/rota"))[0].text
+        async with asyncio.timeout(WAIT), client.watch("shop://orders") as changes:
+            (link,) = (await client.call("order", isbn="9780141439600")).content
             async for _ in changes:
                 break
-        assert link.uri == "library://books/momo"
-        assert (await client.read("library://lent"))[0].text == '["momo"]'
+        assert link.uri == "book://9780141439600"
+        assert (await client.read("shop://orders"))[0].text == '["9780141439600"]'
 
 
 @ERAS
 async def test_guide_variables_are_completed(connect: Any, revision: str) -> None:
-    async with connect(library.mcp, revision) as caller:
-        reference = {"type": "ref/resource", "uri": "library://books/{name}"}
-        argument = {"name": "name", "value": "m"}
+    async with connect(shelves.mcp, revision) as caller:
+        reference = {"type": "ref/resource", "uri": "book://{isbn}"}
+        argument = {"name": "isbn", "value": "97801"}
         completed = await caller.request("completion/complete", ref=reference, argument=argument)
-        assert completed["completion"]["values"] == ["momo"]
-    async with connect(planner.mcp, revision) as caller:
-        reference = {"type": "ref/prompt", "name": "plan"}
-        for name, value in (("day", "tu"), ("mood", "bu")):
+        assert completed["completion"]["values"] == ["9780141439600"]
+    async with connect(reviews.mcp, revision) as caller:
+        reference = {"type": "ref/prompt", "name": "review"}
+        for name, value in (("isbn", "97802"), ("tone", "d")):
             argument = {"name": name, "value": value}
             completed = await caller.request("completion/complete", ref=reference, argument=argument)
-            assert completed["completion"]["values"] == [{"tu": "Tuesday", "bu": "busy"}[value]]
+            assert completed["completion"]["values"] == [{"97802": "9780261103573", "d": "dry"}[value]]
 
 
-async def test_planner_fills_in_tasks() -> None:
-    async with connect(planner.mcp) as client:
-        (message,) = (await client.prompt("plan", day="Tuesday")).messages
-        assert message.content.text == "Plan my Tuesday for a calm mood. My tasks: Call Ada, Pay the rent."
-        review = await client.prompt("review")
-        assert [each.role for each in review.messages] == ["user", "assistant", "user"]
-        with pytest.raises(ServerError, match="'mood' must be one of"):
-            await client.prompt("plan", day="Tuesday", mood="wild")
+async def test_prompts_look_up_titles() -> None:
+    async with connect(reviews.mcp) as client:
+        (message,) = (await client.prompt("review", isbn="9780141439600")).messages
+        assert message.content.text == "Write a warm review of Middlemarch."
+        choice = await client.prompt("choose")
+        assert [each.role for each in choice.messages] == ["user", "assistant", "user"]
+        with pytest.raises(ServerError, match="'tone' must be one of"):
+            await client.prompt("review", isbn="1", tone="wild")
 
 
 async def test_models_read_only_tool_errors() -> None:
@@ -225,10 +225,14 @@ async def test_model_looks_up_reviews_with_a_tool(connect: Any) -> None:
 
 async def test_slow_tools_report_progress() -> None:
     async with connect(slow.mcp) as client:
-        assert (await client.call("make_tea", cups=1)).text == "1 cups of tea"
-        assert (await client.call("count_down", start=1)).text == "Lift-off!"
+        assert (await client.call("pack", copies=1)).text == "1 copies are packed"
+        assert (await client.call("send", copies=1)).text == "All copies are on their way"
         sent = [(each["params"]["progress"], each["params"]["message"]) for each in client.notifications]
-        assert sent == [(1, "Cup 1 is ready"), (1, "1 …"), (2, "Lift-off!")]
+        assert sent == [
+            (1, "Copy 1 is packed"),
+            (1, "Copy 1 is on its way"),
+            (2, "All copies are on their way"),
+        ]
 
 
 async def test_counter_streams_progress_only_on_request() -> None:

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from cases import for_each
-from millstream import Context, Server
+from millstream import Context, Server, ToolResult
 from millstream._transports.hub_routes import HubRoutes
 from patience import WAIT
 
@@ -30,6 +30,15 @@ async def server() -> AsyncIterator[Server]:
     @mcp.tool(thread=False)
     def large(stream: bool = False) -> str:
         return "x" * LARGE
+
+    @mcp.tool
+    async def count(to: int, stream: bool = False) -> AsyncIterator[str]:
+        for number in range(1, to + 1):
+            yield str(number)
+
+    @mcp.tool(thread=False)
+    def greet(stream: bool = False) -> ToolResult:
+        return ToolResult("Hello", meta={"com.example/tone": "warm"})
 
     yield mcp
     await mcp.stop()
@@ -64,6 +73,21 @@ async def test_callers_can_name_their_stream(server: Server, where: str) -> None
     assert reply.json()["result"]["_meta"] == {"clientId": "ada", "streamUrl": "/mcp/sse/ada"}
     progress, result = await kept(server, "ada")
     assert progress["method"] == "notifications/progress"
+    assert result == reply.json()
+
+
+async def test_explicit_results_name_their_stream(server: Server) -> None:
+    async with client(server) as http:
+        reply = await http.post("/mcp/tools/call", json=call("greet"), headers={"x-client-id": "ada"})
+    meta = {"clientId": "ada", "streamUrl": "/mcp/sse/ada", "com.example/tone": "warm"}
+    assert reply.json()["result"]["_meta"] == meta
+
+
+async def test_values_of_generators_are_progress_on_the_stream(server: Server) -> None:
+    async with client(server) as http:
+        reply = await http.post("/mcp/tools/call", json=call("count", to=2), headers={"x-client-id": "ada"})
+    *progress, result = await kept(server, "ada")
+    assert [each["params"]["message"] for each in progress] == ["1", "2"]
     assert result == reply.json()
 
 

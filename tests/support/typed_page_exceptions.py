@@ -92,7 +92,7 @@ PAGES = {
     ),
     "docs/guides/tools.md": Page(
         untyped=dict.fromkeys(
-            ("models see no description", "ValueError: The tool"),
+            ("INFO millstream: find: models see no description", "ValueError: The tool"),
             "It's a message from the log. tests/server/test_registration.py reads it.",
         ),
     ),

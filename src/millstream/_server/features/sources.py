@@ -503,7 +503,7 @@ def _run_generator(plan: Plan, home: object, call_function: Invoker) -> Run:
         try:
             async for last in values:
                 count += 1
-                if call.token is not None:
+                if call.token is not None or call.tee is not None:
                     reported = call.progress.value if call.progress is not None else 0.0
                     await send_progress(call, max(count, reported + 1), None, _progress_text(plan, last))
         finally:

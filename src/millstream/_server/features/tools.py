@@ -57,7 +57,7 @@ class ToolOptions(Labels, total=False):
     limit: str | None
     """Rate limit per caller: ``10/minute``."""
     cost: float | None
-    """Number of calls that one call counts as in the caller's limits."""
+    """Number of calls that one call counts as in the server's rate limits and quota."""
     concurrency: int | None
     """Maximum number of concurrent calls, over all callers."""
     coerce: bool
@@ -197,8 +197,8 @@ class Tool(Item):
             data = encode_value(value, self._output)
             text = encode_json(data.decode())
             return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (text, data)
-        if isinstance(value, ToolResult):
-            call.meta = value.meta
+        if isinstance(value, ToolResult) and value.meta:
+            call.meta = {**(call.meta or {}), **value.meta}
         members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
