@@ -91,7 +91,9 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     sessions: Switch = True
     """Whether handshake clients over Streamable HTTP get a session id. If False, requests are independent."""
     json_only: Switch = False
-    """Over Streamable HTTP, don't answer calls with an event stream, except subscriptions/listen and events/stream."""
+    """Over Streamable HTTP, don't answer calls with an event stream, except subscriptions/listen and streams of
+    extensions.
+    """
     path: UrlPath = "/mcp"
     sse_path: UrlPath = "/sse"
     """The path where HTTP+SSE clients open their stream."""
