@@ -1,4 +1,4 @@
-"""A book shop of an organization: its identity provider decides who may use which client, and nobody visits a page."""
+"""An organization's bookshop: its identity provider decides who may order, and this server shows no sign-in page."""
 
 import os
 from collections.abc import Callable

@@ -15,7 +15,7 @@ def make(url: str, users: str = "users.json") -> Server:
         url,
         users=auth.users(file=users),
         scopes=["myscope"],
-        scope_descriptions={"myscope": "use My App", "myotherscope": "see what nobody else sees"},
+        scope_descriptions={"myscope": "use My App", "myotherscope": "read the secret"},
     )
     mcp = Server("My App", version="1.0.0", auth=issuer)
 
@@ -27,7 +27,7 @@ def make(url: str, users: str = "users.json") -> Server:
 
     @mcp.tool(scopes=["myotherscope"])
     async def secret() -> str:
-        """For those whose token has `myotherscope`."""
+        """Read the secret, with a token that has `myotherscope`."""
         return "The cake is real."
 
     return mcp

@@ -89,9 +89,11 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     store: str = ""
     """The store for streams and records, unless the program sets one. Empty means memory://."""
     sessions: Switch = True
-    """Whether handshake clients get a session id. If False, requests are independent."""
+    """Whether handshake clients over Streamable HTTP get a session id. If False, requests are independent."""
     json_only: Switch = False
-    """Never answer a call with an event stream, except subscriptions/listen."""
+    """Over Streamable HTTP, don't answer calls with an event stream, except subscriptions/listen and streams of
+    extensions.
+    """
     path: UrlPath = "/mcp"
     sse_path: UrlPath = "/sse"
     """The path where HTTP+SSE clients open their stream."""
@@ -165,7 +167,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     tool_timeout: Seconds = 0.0
     """0 means no timeout unless the tool has its own."""
     max_call_seconds: Timeout = 3600.0
-    """The time limit of a call, even if heartbeats keep it alive."""
+    """The time limit of a call, even if heartbeats keep it alive or its tool has a longer timeout."""
     heartbeat: Seconds = 15.0
     input_timeout: Timeout = 600.0
     """The time limit for the user's answer to a question, and for the next round of a multi-round request."""
@@ -196,7 +198,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_stream_seconds: Timeout = 24 * 3600.0
     """Maximum age of an open stream. Clients then reconnect."""
     stream_buffer: Size = 1024 * 1024
-    """Maximum unread bytes of a stream before it's closed."""
+    """Maximum unread bytes of a stream before it's closed. For subscribers of the hub, half of it."""
     session_ttl: Timeout = 24 * 3600.0
     """How long a session id is valid, and how long an unused record of it is kept."""
     user_state_ttl: Timeout = 604_800.0

@@ -44,7 +44,7 @@ async def test_apache_passes_calls_and_blocks_private_pages(tmp_path: Path) -> N
     server = run_command("examples/broadcast/main.py", behind)
     with run_server(server, behind, tmp_path / "server"), run_server(command, port, tmp_path / "front"):
         url = f"http://127.0.0.1:{port}"
-        for page in ("dashboard", "chat", "inspect", "metrics", "publish"):
+        for page in ("dashboard", "gateway", "chat", "inspect", "metrics", "publish"):
             assert httpx2.get(f"{url}/{page}").status_code == 404
         async with httpx2.AsyncClient(timeout=WAIT) as web, web.stream("GET", f"{url}/events") as events:
             lines = events.aiter_lines()

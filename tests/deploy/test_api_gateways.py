@@ -11,7 +11,7 @@ pytestmark = pytest.mark.check
 
 EXAMPLES = ROOT / "examples"
 OPEN = ("/mcp", "/sse", "/events", "/ws", "/chats", "/mcp/tools/list")
-SHUT = ("/dashboard", "/dashboard/audit", "/chat", "/inspect", "/metrics", "/publish")
+SHUT = ("/dashboard", "/dashboard/audit", "/gateway", "/chat", "/inspect", "/metrics", "/publish")
 HEARTBEAT = Settings().heartbeat
 
 

@@ -96,6 +96,13 @@ QUERIES = {
     "security": ("security", "threat model", "csrf"),
 }  # fmt: skip
 """Page -> what people type to find it."""
+FIRST = {
+    "single sign-on": "guides/enterprise-single-sign-on",
+    "call a tool": "guides/client",
+    "introspection": "guides/accept-tokens",
+    "cors": "reference/settings",
+}
+"""Query -> the page that's first, because only one page is right."""
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +127,10 @@ def results(site: Path) -> dict[str, list[str]]:
 @for_each("page", sorted(QUERIES))
 def test_queries_lead_to_their_page(results: dict[str, list[str]], page: str) -> None:
     assert {query: results[query][:SHOWN] for query in QUERIES[page] if page not in results[query][:SHOWN]} == {}
+
+
+def test_queries_with_one_right_page_lead_to_it_first(results: dict[str, list[str]]) -> None:
+    assert {query: results[query][0] for query in FIRST} == FIRST
 
 
 def test_search_words_belong_to_existing_pages() -> None:

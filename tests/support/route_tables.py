@@ -326,6 +326,7 @@ async def limits_table() -> str:
 _PUBLIC_WITH: Mapping[str, Mapping[str, Any]] = {
     "always": {"parts": "", "tokens": False, "issuer": False, "accounts": False},
     "`rest`": {"parts": "rest", "tokens": False, "issuer": False, "accounts": False},
+    "`hub`": {"parts": "rest,hub", "tokens": False, "issuer": False, "accounts": False},
     "`web`": {"tokens": False, "issuer": False, "accounts": False},
     "`card_url`": {"tokens": False, "issuer": False, "accounts": False, "card_url": "https://mcp.example.com/mcp"},
     "accounts at upstreams": {"tokens": False, "issuer": False, "card_url": "https://mcp.example.com/mcp"},

@@ -52,6 +52,8 @@ async def test_unknown_paths_and_hosts_are_pages_for_browsers_only(way: str) -> 
     assert (page.status, "There&#x27;s no such page" in said(page)) == (404, True)
     plain = await get(Server("shop"), "/nothing", CURL, way)
     assert (plain.status, plain.body) == (404, b"Not found. MCP is served at /mcp.\n")
+    words = said(await get(Server("shop"), "/nothing", HTML, way))
+    assert words.index("begin at the start page") < words.index("MCP is served at")
     part = await get(Server("shop"), "/dashboard", HTML, way)
     assert (part.status, "--serve web" in said(part)) == (404, True)
     page = await get(Server("shop"), "/", {**HTML, "host": "evil.example"}, way)

@@ -77,7 +77,8 @@ def error_page(
     texts = [text] if (text := _SAID.sub("", _text_of(reply.body))) else []
     # Other refusals with 403 say what to do.
     if reply.status in _ADVICE and (reply.status != 403 or b"insufficient_scope" in head):
-        texts.append(_ADVICE[reply.status])
+        # A person at a wrong address wants the start page, and only then the address of MCP.
+        texts.insert(0 if text.startswith("MCP ") else len(texts), _ADVICE[reply.status])
     body = _CODE.sub(r"<code>\1</code>", "".join(f"<p>{escape(each)}</p>" for each in texts))
     body = _OTHER_PATH.sub(r'<a href="\1">\1</a>', body)
     head = head.replace(b"vary: accept\r\n", b"")
