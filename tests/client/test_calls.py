@@ -1,6 +1,5 @@
 import asyncio
 import datetime as dt
-import json
 import math
 import signal
 import socket
@@ -18,7 +17,7 @@ import pydantic
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
+from client.misbehaving_servers import DONE, ReceivedRequest, connected, with_discovery
 from client.shop import mcp
 from millstream import Client, Context, Server, Text, ToolResult
 from millstream._protocol.revisions import BY_DATE
@@ -114,26 +113,12 @@ async def test_text_decodes_to_types_based_on_text(wanted: Any, text: str) -> No
     assert str(found) == text
 
 
-async def test_result_without_content_is_null() -> None:
+async def test_result_without_content_is_null_and_empty_text_is_text() -> None:
     server = Server("empty")
-
-    @server.tool
-    def nothing() -> None:
-        """Do nothing."""
-
+    server.tool(lambda: None, name="nothing")
+    server.tool(lambda: "", name="say")
     async with Client(server) as client:
         assert await client.call("nothing", result_type=int | None) is None  # type: ignore[arg-type]
-
-
-async def test_empty_text_is_text() -> None:
-    server = Server("empty")
-
-    @server.tool
-    def say() -> str:
-        """Say nothing."""
-        return ""
-
-    async with Client(server) as client:
         assert await client.call("say", result_type=str | None) == ""  # type: ignore[arg-type]
         assert await client.call("say", result_type=int | None) is None  # type: ignore[arg-type]
 
@@ -241,31 +226,13 @@ async def test_open_questions_pause_the_call_timeout(revision: str) -> None:
 
 
 @for_each("revision", BY_DATE)
-async def test_log_messages_reach_their_handler(revision: str) -> None:
+@for_each(("level", "expected"), [("", [("info", "hello")]), ("info", [("info", "hello")]), ("error", [])])
+async def test_log_messages_of_the_requested_level_are_handled(revision: str, level: Any, expected: Any) -> None:
     heard: list[LogMessage] = []
-    options = Options(log_level="info")
-    async with Client(mcp, revision=revision, on_log=heard.append, options=options) as client:
+    async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level=level)) as client:
         await client.call("say", text="hello")
         await client.conversation.requests.incoming.wait_for_handlers()
-    assert [(message.level, message.data) for message in heard] == [("info", "hello")]
-
-
-@for_each("revision", BY_DATE)
-async def test_a_handler_for_log_messages_requests_them(revision: str) -> None:
-    heard: list[LogMessage] = []
-    async with Client(mcp, revision=revision, on_log=heard.append) as client:
-        await client.call("say", text="hello")
-        await client.conversation.requests.incoming.wait_for_handlers()
-    assert [(message.level, message.data) for message in heard] == [("info", "hello")]
-
-
-@for_each("revision", BY_DATE)
-async def test_log_messages_below_the_requested_level_are_not_sent(revision: str) -> None:
-    heard: list[LogMessage] = []
-    async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level="error")) as client:
-        await client.call("say", text="hello")
-        await client.conversation.requests.incoming.wait_for_handlers()
-    assert heard == []
+    assert [(message.level, message.data) for message in heard] == expected
 
 
 async def test_test_client_takes_the_handlers_and_options_of_clients() -> None:
@@ -413,10 +380,13 @@ async def test_using_a_client_outside_its_block_raises() -> None:
         _ = client.revision
 
 
-async def test_client_can_be_entered_again_after_its_block() -> None:
+async def test_client_can_be_entered_again_in_and_after_its_block() -> None:
     client = Client(mcp, timeout=WAIT)
     for n in (1, 2):
         async with client:
+            connection = client.conversation.negotiated
+            async with client:
+                assert client.conversation.negotiated is connection
             assert await client.call("count", a=n, b=1, result_type=int) == n + 1
     with pytest.raises(ClientError, match="async with"):
         await client.call("count", a=1, b=1)
@@ -430,15 +400,6 @@ def test_client_can_be_used_in_several_event_loops() -> None:
             return await client.call("count", a=n, b=1, result_type=int)
 
     assert [asyncio.run(count(n)) for n in (1, 2)] == [2, 3]
-
-
-async def test_nested_blocks_share_a_connection() -> None:
-    client = Client(mcp, timeout=WAIT)
-    async with client:
-        connection = client.conversation.negotiated
-        async with client:
-            assert client.conversation.negotiated is connection
-        assert await client.call("count", a=1, b=1, result_type=int) == 2
 
 
 async def test_concurrent_blocks_share_a_client() -> None:
@@ -582,15 +543,13 @@ async def behave(asked: ReceivedRequest) -> None:
         tools = [{"name": "x", "inputSchema": SCHEMA}, {"name": "broken", "inputSchema": BROKEN}]
         await asked.result({"tools": tools, "ttlMs": 0, "cacheScope": "private"})
     elif "mcp-param-region" not in asked.headers:
-        error = {"code": -32020, "message": "Header mismatch"}
-        body = {"jsonrpc": "2.0", "id": asked.message["id"], "error": error}
-        await asked.reply(json.dumps(body).encode(), status="400 Bad Request")
+        await asked.error(-32020, "Header mismatch", status="400 Bad Request")
     else:
         await asked.result(DONE)
 
 
 async def test_calls_missing_a_parameter_header_are_repeated() -> None:
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (server, client):
         for _ in (1, 2):
             assert (await client.call("x", region=" Zürich", count=3, fast=True)).text == "done"
         assert [each.method for each in server.requests][1:] == [
@@ -606,5 +565,5 @@ async def test_calls_missing_a_parameter_header_are_repeated() -> None:
 
 
 async def test_tools_with_invalid_header_annotations_are_dropped() -> None:
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (_, client):
         assert [tool.name for tool in await client.tools()] == ["x"]

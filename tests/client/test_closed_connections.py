@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving, refuse
+from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, connected, misbehaving, refuse
 from millstream import Server
 from millstream.client import Client, ConnectionLost
 from patience import WAIT
@@ -49,7 +49,7 @@ async def test_call_that_a_reused_connection_may_have_delivered_is_not_repeated(
         served.add(id(request.writer))
         await answer(request, handshake=False)
 
-    async with misbehaving(behave) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(behave) as (server, client):
         with pytest.raises(ConnectionLost, match="closed the connection before it responded"):
             await client.call("hello")
         assert sum(each.method == "tools/call" for each in server.requests) == 1

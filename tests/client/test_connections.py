@@ -1,5 +1,4 @@
 import asyncio
-import json
 import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -16,6 +15,7 @@ from client.misbehaving_servers import (
     ReceivedRequest,
     assert_readable,
     check_failure,
+    connected,
     misbehaving,
     read_request,
     with_discovery,
@@ -64,7 +64,7 @@ async def test_methods_of_extensions_are_sent(connect: Any) -> None:
     async def behave(request: ReceivedRequest) -> None:
         await request.result({**DONE, "seen": request.headers["mcp-method"]})
 
-    async with misbehaving(connect(behave)) as server, Client(server.url) as client:
+    async with connected(connect(behave)) as (_, client):
         for method in ("acme:list", "com.acme/x@1", "$/progress", "a.b-c_d~1"):
             assert (await client.request(method))["seen"] == method
         for method in ("a\r\nX-Admin: 1", "a\tb", " a", "a ", "ü", "two words", "a,b", 'a"b', "a;b"):
@@ -189,7 +189,7 @@ async def test_request_is_repeated_on_a_stale_connection() -> None:
             raise ConnectionError
         await asked.result({"resultType": "complete", "tools": [], "ttlMs": 0, "cacheScope": "private"})
 
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (_, client):
         assert await client.tools() == []
         assert dead == ["tools/list"]
 
@@ -197,9 +197,7 @@ async def test_request_is_repeated_on_a_stale_connection() -> None:
 @for_each("supported", [["2099-01-01"], []])
 async def test_unknown_server_versions_are_explained(supported: list[str]) -> None:
     async def behave(asked: ReceivedRequest) -> None:
-        error = {"code": -32022, "message": "Unsupported protocol version", "data": {"supported": supported}}
-        body = {"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}
-        await asked.reply(json.dumps(body).encode(), status="400 Bad Request")
+        await asked.error(-32022, "Unsupported protocol version", {"supported": supported}, status="400 Bad Request")
 
     await check_failure(behave, UnknownVersion, "2026-07-28", *supported)
 
@@ -229,7 +227,7 @@ async def test_same_origin_redirects_are_followed() -> None:
         else:
             await with_discovery(lambda asked: asked.result(DONE))(asked)
 
-    async with misbehaving(behave) as server, Client(server.url) as client:
+    async with connected(behave) as (server, client):
         assert (await client.call("x")).text == "done"
         assert [asked.path for asked in server.requests] == ["/mcp", "/mcp/", "/mcp/"]
 
@@ -265,7 +263,7 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated(status: str, 
         else:
             await asked.result(DONE)
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         assert (await client.call("x")).text == "done"
         assert [asked.method for asked in server.requests].count("initialize") == 2
         assert "mcp-session-id" not in [asked for asked in server.requests if asked.method == "initialize"][1].headers
@@ -279,7 +277,7 @@ async def test_credentials_that_are_rejected_keep_their_session() -> None:
             more="WWW-Authenticate: Bearer\r\n",
         )
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         with pytest.raises(AccessDenied):
             await client.call("x")
         assert [asked.method for asked in server.requests].count("initialize") == 1
@@ -289,7 +287,7 @@ async def test_servers_that_never_accept_their_session_are_given_up() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"Unauthorized: Session not found", status="401 Unauthorized")
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         with pytest.raises(SessionLost):
             await client.call("x")
         assert [asked.method for asked in server.requests].count("initialize") <= 3
@@ -297,12 +295,9 @@ async def test_servers_that_never_accept_their_session_are_given_up() -> None:
 
 async def test_rejected_requests_keep_their_session() -> None:
     async def behave(asked: ReceivedRequest) -> None:
-        error = {"code": -32602, "message": "Pass the session of your browser."}
-        await asked.reply(
-            json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode(), status="400 Bad Request"
-        )
+        await asked.error(-32602, "Pass the session of your browser.", status="400 Bad Request")
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         with pytest.raises(ServerError, match="Pass the session"):
             await client.call("x")
         assert [asked.method for asked in server.requests].count("initialize") == 1
@@ -323,7 +318,7 @@ async def test_broken_streams_are_resumed() -> None:
         await asked.event(call[0].answer(DONE), "id: e2\n")
         await asked.end()
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         assert (await client.call("x")).text == "done"
 
 
@@ -347,7 +342,7 @@ async def test_many_calls_share_few_connections() -> None:
         await asked.result(DONE)
 
     options = Options(max_connections=3)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (server, client):
         results = await asyncio.gather(*(client.call("x") for _ in range(50)))
         assert [result.text for result in results] == ["done"] * 50
         assert len({asked.writer for asked in server.requests}) <= 3
@@ -362,7 +357,7 @@ async def test_calls_waiting_for_a_connection_can_be_canceled() -> None:
         await asked.result(DONE)
 
     options = Options(max_connections=1)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (_, client):
         first, second, third = (asyncio.create_task(client.call("x")) for _ in range(3))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -375,17 +370,11 @@ async def test_calls_waiting_for_a_connection_can_be_canceled() -> None:
 
 
 async def test_invalid_http_is_explained() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-
-    await check_failure(behave, InvalidResponse, "HTTP/1.1")
+    await check_failure(lambda asked: asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), InvalidResponse, "HTTP/1.1")
 
 
 async def test_client_closes_its_connections() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.result(DONE)
-
-    async with misbehaving(with_discovery(behave)) as server:
+    async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as server:
         async with Client(server.url) as client:
             await asyncio.gather(*(client.call("x") for _ in range(5)))
         with pytest.raises(ZeroDivisionError):
@@ -440,7 +429,7 @@ async def test_url_that_ignores_the_probe_gets_a_handshake(*, late: bool) -> Non
             await asked.reply(b"", status="202 Accepted")
 
     options = Options(probe_timeout=0.1)
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, options=options) as client:
+    async with connected(behave, options=options) as (_, client):
         assert client.revision == ("2026-07-28" if late else GREETING["protocolVersion"])
         await client.call("x")
 
@@ -462,7 +451,7 @@ async def test_handshake_that_ends_along_with_the_probe_leaves_no_session() -> N
             await asked.result(DONE)
 
     options = Options(probe_timeout=0.1)
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, options=options) as client:
+    async with connected(behave, options=options) as (_, client):
         assert client.revision == "2026-07-28"
         await client.call("x")
     assert sent == [("2026-07-28", None)]
@@ -588,7 +577,7 @@ async def test_reconnecting_client_reports_the_status_of_a_proxy_and_recovers() 
         else:
             await handshake(asked)
 
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client:
+    async with connected(behave) as (_, client):
         await client.ping()
         with pytest.raises(NotMcp, match="responded with 404"):
             await client.call("restart")

@@ -1,6 +1,5 @@
 """Results are compared with the output schemas that the client has listed (MCP, server/tools#output-schema)."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,13 +9,11 @@ from client.misbehaving_servers import (
     Behave,
     ReceivedRequest,
     assert_readable,
-    misbehaving,
+    connected,
     with_discovery,
     with_handshake,
 )
-from millstream import Client
 from millstream.client import InvalidResponse
-from patience import WAIT
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 TEXT = {"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]}
@@ -48,11 +45,7 @@ def listing(*schemas: Any, **result: Any) -> Behave:
     ],
 )
 async def test_results_that_do_not_match_the_listed_schema_raise(era: Any, result: Any, says: str) -> None:
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(era(listing(NUMBER, **result))) as server,
-        Client(server.url) as client,
-    ):
+    async with connected(era(listing(NUMBER, **result))) as (_, client):
         assert (await client.call("count")).text == "x"  # nothing is listed yet
         await client.tools()
         for _ in range(2):
@@ -75,21 +68,13 @@ async def test_results_that_do_not_match_the_listed_schema_raise(era: Any, resul
     ids=["more", "flag", "no schema", "changed", "dropped", "boolean"],
 )
 async def test_results_that_match_the_current_schema_are_returned(schemas: Any, result: Any) -> None:
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_discovery(listing(*schemas, **result))) as server,
-        Client(server.url) as client,
-    ):
+    async with connected(with_discovery(listing(*schemas, **result))) as (_, client):
         await client.tools()
         assert (await client.call("count")).text == "x"
 
 
 async def test_errors_need_no_structured_content() -> None:
     result = {"isError": True, "content": [{"type": "text", "text": "sold out"}]}
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_discovery(listing(NUMBER, **result))) as server,
-        Client(server.url) as client,
-    ):
+    async with connected(with_discovery(listing(NUMBER, **result))) as (_, client):
         await client.tools()
         assert (await client.call("count", raise_on_error=False)).is_error

@@ -4,13 +4,13 @@ import os
 import sys
 import textwrap
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cases import for_each
+from fleet import until
 from millstream import Client
 from millstream.client import (
     ClientError,
@@ -89,12 +89,6 @@ def alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another process does."""
-    while not condition():  # noqa: ASYNC110  it has no event for us
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -233,14 +227,7 @@ async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
         assert (await client.call("pid")).text
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "sys.exit(0)",
-        "raise SystemExit('no license')",
-        "say('hello'); sys.exit(1)",
-    ],
-)
+@pytest.mark.parametrize("program", ["sys.exit(0)", "raise SystemExit('no license')", "say('hello'); sys.exit(1)"])
 async def test_process_that_exits_immediately_is_explained(tmp_path: Path, program: str) -> None:
     with pytest.raises(ConnectionLost, match="The server exited"):
         async with asyncio.timeout(WAIT), Client(write(tmp_path, program)):
@@ -339,14 +326,9 @@ async def test_process_that_never_responds_is_explained(tmp_path: Path) -> None:
             pass
 
 
-async def test_greeting_on_stdout_is_ignored(tmp_path: Path) -> None:
-    script = write(tmp_path, "say('Welcome!')\nsay('')\nsay('[INFO] started')\n" + textwrap.dedent(LOOP))
-    async with asyncio.timeout(WAIT), Client(script) as client:
-        assert (await client.call("pid")).text
-
-
-async def test_message_after_a_byte_order_mark_is_read(tmp_path: Path) -> None:
-    script = write(tmp_path, "sys.stdout.write('\\ufeff')\n" + textwrap.dedent(LOOP))
+@pytest.mark.parametrize("start", ["say('Welcome!')\nsay('')\nsay('[INFO] started')", r"sys.stdout.write('\ufeff')"])
+async def test_greeting_and_byte_order_mark_on_stdout_are_ignored(tmp_path: Path, start: str) -> None:
+    script = write(tmp_path, f"{start}\n{textwrap.dedent(LOOP)}")
     async with asyncio.timeout(WAIT), Client(script) as client:
         assert client.revision == "2026-07-28"
         assert (await client.call("pid")).text

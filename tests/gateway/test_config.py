@@ -59,11 +59,9 @@ def write(folder: Path, text: str, name: str = "gateway.toml") -> Path:
 def test_file_options_match_the_code(tmp_path: Path) -> None:
     path = write(tmp_path, FILE)
     config = load_file(path, {"HOME_OF_DATA": "/data"})
-    assert (config.name, config.store, config.settings) == (
-        "tools",
-        "sqlite:////data/gateway.db",
-        {"tool_search": True},
-    )
+    assert config.name == "tools"
+    assert config.store == "sqlite:////data/gateway.db"
+    assert config.settings == {"tool_search": True}
     github, files = config.upstreams
     assert github.target == "https://api.example/mcp"
     assert github.headers == {"X-Team": "${not expanded}"}

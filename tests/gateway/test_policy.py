@@ -512,18 +512,6 @@ async def test_hints_of_accepted_definitions_count(tmp_path: Path) -> None:
 
 
 async def test_misspelled_names_in_the_policy_for_all_upstreams_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    shop = Server("shop")
-    shop.tool(lambda: "ordered", name="order")
-    shared = UpstreamPolicy(deny=("shop_delet",), tools={"shop_ordr": ToolPolicy(approve=True)})
-    front = Server("front")
-    front.upstream("shop", shop, policy=UpstreamPolicy(shared=shared), start_timeout=WAIT)
-    async with Client(front) as client:
-        await client.tools()
-    for name in "shop_ordr", "shop_delet":
-        assert name in caplog.text
-
-
-async def test_names_are_compared_with_those_of_all_upstreams(caplog: pytest.LogCaptureFixture) -> None:
     shared = UpstreamPolicy(
         deny=("a_order", "b_order", "b_browse", "c_*", "shop://a/stock"),
         tools={"a_ordr": ToolPolicy(tags=("books",))},

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import OFFER, Behave, ReceivedRequest, misbehaving, with_discovery, with_handshake
+from client.misbehaving_servers import (
+    OFFER,
+    Behave,
+    ReceivedRequest,
+    connected,
+    misbehaving,
+    with_discovery,
+    with_handshake,
+)
 from fleet import until
 from http_peer import serve
 from millstream import Server
@@ -261,7 +269,7 @@ async def test_error_of_a_server_that_was_not_replaced_reaches_its_caller() -> N
         else:
             await _reply_as_tools(asked)
 
-    async with misbehaving(_per_request(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(_per_request(behave)) as (_, client):
         with pytest.raises(Exception, match="Too young"):
             await client.call("add")
         assert sent.count("tools/call") == 1
@@ -273,11 +281,8 @@ async def test_api_that_restarts_is_found_again() -> None:
     paths = {"/sum": {"get": {"operationId": "add", "responses": responses}}}
     document = {"openapi": "3.1.0", "info": {}, "paths": paths}
 
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.reply(b'{"sum": 3}')
-
     about = OpenApi(document=document, base_url=f"http://127.0.0.1:{port}")
-    serve_api: Serve = lambda at: misbehaving(behave, at)  # noqa: E731
+    serve_api: Serve = lambda at: misbehaving(lambda asked: asked.reply(b'{"sum": 3}'), at)  # noqa: E731
     assert await restart_and_call(None, serve_api, serve_api, port, calls_while_down=False, openapi=about) <= 1
 
 

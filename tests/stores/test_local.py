@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from zlib import crc32
 
@@ -17,6 +17,7 @@ import pytest
 import hub_parts
 from backend_stores import LocalStore
 from cases import for_each
+from fleet import until
 from hub_parts import Clients, announced
 from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for, open_store, workers
@@ -39,13 +40,6 @@ async def backing() -> AsyncIterator[LocalBacking]:
     backing = LocalBacking()
     yield backing
     await backing.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Run the event loop until a condition is true."""
-    async with asyncio.timeout(WAIT):
-        while not true():  # noqa: ASYNC110  nothing else tells it
-            await asyncio.sleep(0.001)
 
 
 # where it is
