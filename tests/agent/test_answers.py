@@ -344,8 +344,7 @@ async def test_list_errors_from_one_server_do_not_hide_the_others() -> None:
         if asked.method == "server/discover":
             await asked.result({**OFFER, "capabilities": {"prompts": {}, "resources": {}}})
         else:
-            error = {"code": -32601, "message": "Not here."}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+            await asked.error(-32601, "Not here.")
 
     with ScriptedModel(says("Great book!")) as api:
         async with misbehaving(behave) as server, Agent(model(api), [server.url, make()]) as agent:

@@ -20,6 +20,7 @@ from millstream import auth
 from millstream.auth._jose import FetchedKeys
 from millstream.auth._method import Unavailable
 from millstream.auth._tokens import Discovery, ask_issuer, places
+from patience import Clock
 from wire import encode_headers, encode_request, request
 
 PING = request("ping", id=5)
@@ -64,15 +65,6 @@ async def test_concurrent_callers_share_a_fetch() -> None:
         assert isinstance(found[0], asyncio.CancelledError)
         assert all(each is not None and not isinstance(each, BaseException) for each in found[1:])
         assert issuer.request_counts["/keys"] == 1
-
-
-class Clock:
-    """A clock that only the test moves."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def kept_keys(issuer: Issuer) -> tuple[FetchedKeys, Clock]:

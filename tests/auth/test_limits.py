@@ -16,17 +16,8 @@ from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import Limiter, Rate, SharedLimiter, period
 from millstream._stores.rates import ChargeResult
 from millstream.testing import ServerError, connect
+from patience import Clock
 from wire import request, run_wire
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_bursts_are_followed_by_the_steady_rate() -> None:

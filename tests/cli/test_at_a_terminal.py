@@ -230,12 +230,14 @@ def test_server_errors_are_one_sentence(narrow: Screen) -> None:
     assert len(lines) <= 3  # the sentence may take two
 
 
-def test_ctrl_c_at_a_question_ends_the_command_immediately(narrow: Screen, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "end"), [("C-c", "ended with 130"), ("C-d", "ended with")])
+def test_ctrl_c_and_ctrl_d_at_a_question_end_the_command(narrow: Screen, tmp_path: Path, key: str, end: str) -> None:
     (tmp_path / "ask.py").write_text(ASKING)
     narrow.start("call", "ask.py", "greet")
     narrow.until("Your name (may be empty):")
-    narrow.press("C-c")
-    narrow.until("ended with 130")
+    narrow.press(key)
+    lines = narrow.until(end)
+    assert not any("Abort" in line or "couldn't answer" in line for line in lines)
 
 
 def test_question_without_fields_waits_for_a_yes(narrow: Screen, tmp_path: Path) -> None:
@@ -246,15 +248,6 @@ def test_question_without_fields_waits_for_a_yes(narrow: Screen, tmp_path: Path)
         narrow.press(*typed, "Enter")
         assert result in " ".join(narrow.until("ended with"))
         narrow.tmux("kill-server")
-
-
-def test_ctrl_d_cancels_a_servers_question(narrow: Screen, tmp_path: Path) -> None:
-    (tmp_path / "ask.py").write_text(ASKING)
-    narrow.start("call", "ask.py", "greet")
-    narrow.until("Your name (may be empty):")
-    narrow.press("C-d")
-    lines = narrow.until("ended with")
-    assert not any("Abort" in line or "couldn't answer" in line for line in lines)
 
 
 @pytest.mark.parametrize("words", [("users", "add", "ada"), ("install", str(SHOP), "--client", "cursor")])

@@ -378,14 +378,10 @@ def test_lists_that_a_server_lacks_are_no_warning(tmp_path: Path) -> None:
     assert (listed.stdout.count("tool\t"), "Warning" in listed.stderr) == (4, False), listed.stderr
 
 
-@pytest.mark.server
-def test_doctor_waits_for_upstreams_that_are_starting(tmp_path: Path) -> None:
-    signal, program, gateway = (tmp_path / name for name in ("signal", "upstream.py", "gateway.toml"))
-    program.write_text(UPSTREAM.format(signal=str(signal), fails=False))
-    command = json.dumps([sys.executable, str(program)])
-    gateway.write_text(f"[upstreams.slow]\ncommand = {command}\nstart_timeout = 0\n", "utf-8")
+def finish_waiting(*words: str, signal: Path) -> tuple[int, str, str]:
+    """Start the upstream once a command waits for it, and return the command's status and output."""
     with subprocess.Popen(
-        [*COMMAND, "doctor", str(gateway)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
     ) as running:
         assert running.stderr is not None
         for line in running.stderr:
@@ -393,7 +389,17 @@ def test_doctor_waits_for_upstreams_that_are_starting(tmp_path: Path) -> None:
                 signal.touch()
                 break
         out, errors = running.communicate(timeout=WAIT)
-    assert (running.returncode, "upstream slow: ready" in out) == (0, True), errors
+    return running.returncode, out, errors
+
+
+@pytest.mark.server
+def test_doctor_waits_for_upstreams_that_are_starting(tmp_path: Path) -> None:
+    signal, program, gateway = (tmp_path / name for name in ("signal", "upstream.py", "gateway.toml"))
+    program.write_text(UPSTREAM.format(signal=str(signal), fails=False))
+    command = json.dumps([sys.executable, str(program)])
+    gateway.write_text(f"[upstreams.slow]\ncommand = {command}\nstart_timeout = 0\n", "utf-8")
+    status, out, errors = finish_waiting("doctor", str(gateway), signal=signal)
+    assert (status, "upstream slow: ready" in out) == (0, True), errors
 
 
 async def test_doctor_certificate_check_has_a_timeout() -> None:
@@ -490,15 +496,7 @@ def test_list_waits_for_upstreams_that_are_starting(tmp_path: Path, *, fails: bo
     signal, program, gateway = (tmp_path / name for name in ("signal", "upstream.py", "gateway.py"))
     program.write_text(UPSTREAM.format(signal=str(signal), fails=fails))
     gateway.write_text(GATEWAY.format(program=str(program)))
-    with subprocess.Popen(
-        [*COMMAND, "list", str(gateway)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
-    ) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            if line.startswith("Waiting for servers that are starting behind this gateway."):
-                signal.touch()
-                break
-        out, errors = running.communicate(timeout=WAIT)
+    _, out, errors = finish_waiting("list", str(gateway), signal=signal)
     assert "Warning" not in errors
     assert [line.split("\t")[:2] for line in out.splitlines()] == ([] if fails else LISTED)
 
@@ -518,16 +516,8 @@ def test_commands_wait_for_the_upstream_that_has_the_item(tmp_path: Path, comman
     program.write_text(UPSTREAM.format(signal=str(signal), fails=False))
     gateway.write_text(GATEWAY.format(program=str(program)))
     words = [str(gateway) if word == "GATEWAY" else word for word in command.split()]
-    with subprocess.Popen(
-        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
-    ) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            if line.startswith("Waiting for servers that are starting behind this gateway."):
-                signal.touch()
-                break
-        out, errors = running.communicate(timeout=WAIT)
-    assert (running.returncode, "done" in out) == (0, True), errors
+    status, out, errors = finish_waiting(*words, signal=signal)
+    assert (status, "done" in out) == (0, True), errors
 
 
 @pytest.mark.server

@@ -84,8 +84,7 @@ async def unknown(asked: ReceivedRequest) -> None:
         result = {"protocolVersion": "1999-01-01", "capabilities": {}, "serverInfo": {"name": "r", "version": "1"}}
         await asked.result(result)
     else:
-        error = {"code": -32601, "message": "Method not found"}
-        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}).encode())
+        await asked.error(-32601, "Method not found")
 
 
 async def limited(asked: ReceivedRequest) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cli.test_faults import run
 from client.misbehaving_servers import DONE, misbehaving, with_discovery, with_handshake
-from client.test_param_headers import behave
+from client.test_calls import behave
 from millstream import Client
 from millstream._cli.record import Writer
 from millstream.client import ConnectionLost, ServerError

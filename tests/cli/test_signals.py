@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 from patience import WAIT
 from processes import free_port, run_command, run_server
+from workers_world import until
 
 pytestmark = pytest.mark.server
 
@@ -128,14 +129,6 @@ def call(tool: str, number: int = 1, **arguments: Any) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}).encode() + b"\n"
 
 
-def until(told: Callable[[], bool]) -> None:
-    """Wait for output of a process."""
-    deadline = time.monotonic() + WAIT
-    while not told():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 class Serving:
     """`millstream run` over HTTP, with one running call."""
 
@@ -232,29 +225,24 @@ def test_second_ctrl_c_ends_a_blocked_server(file: Path) -> None:
 HELD = "code that is still running: refuses (slow.py:"
 
 
-@pytest.mark.parametrize("path", ["/mcp", "/refuses"])
+@pytest.mark.parametrize(
+    ("tool", "path", "told"),
+    [
+        ("refuses", "/mcp", HELD),
+        ("refuses", "/refuses", HELD),
+        ("threads", "/mcp", "code that is still running: a thread or a generator"),
+        ("generates", "/mcp", "code that is still running: a thread or a generator"),
+    ],
+)
 def test_functions_that_ignore_cancellation_are_reported_at_exit(
-    file: Path, path: str, monkeypatch: pytest.MonkeyPatch
+    file: Path, tool: str, path: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with http(file) as server:
-        server.ask("refuses", path=path)
+        server.ask(tool, path=path)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(WAIT) == 0
-        assert server.log.count(HELD) == 1
-        assert server.log.index("closed in order") < server.log.index(HELD)
-
-
-@pytest.mark.parametrize("tool", ["threads", "generates"])
-def test_endless_threads_and_generators_do_not_block_exit(
-    file: Path, tool: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
-    with http(file) as server:
-        server.ask(tool)
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(WAIT) == 0
-        told = "code that is still running: a thread or a generator"
+        assert server.log.count(told) == 1
         assert server.log.index("closed in order") < server.log.index(told)
 
 

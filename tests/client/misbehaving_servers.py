@@ -57,6 +57,11 @@ class ReceivedRequest:
         """Send the response to this request."""
         await self.reply(self.answer(result), **more)
 
+    async def error(self, code: int, message: str, data: object = None, **more: Any) -> None:
+        """Send an error as the response to this request."""
+        error = {"code": code, "message": message} | ({} if data is None else {"data": data})
+        await self.reply(json.dumps({"jsonrpc": "2.0", "id": self.message.get("id"), "error": error}).encode(), **more)
+
     def answer(self, result: dict[str, Any]) -> bytes:
         return json.dumps({"jsonrpc": "2.0", "id": self.message["id"], "result": result}).encode()
 
@@ -66,6 +71,10 @@ class ReceivedRequest:
 
     async def event(self, message: bytes, fields: str = "") -> None:
         await self.chunk(fields.encode() + b"data: " + message + b"\n\n")
+
+    async def say(self, method: str, params: object, **more: Any) -> None:
+        """Send a notification, or with an `id` a request, as an event."""
+        await self.event(json.dumps({"jsonrpc": "2.0", **more, "method": method, "params": params}).encode())
 
     async def chunk(self, data: bytes) -> None:
         await self.write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -128,6 +137,13 @@ async def misbehaving(behave: Behave, port: int = 0) -> AsyncGenerator[Misbehavi
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@asynccontextmanager
+async def connected(behave: Behave, **options: Any) -> AsyncGenerator[tuple[MisbehavingServer, Client], None]:
+    """Run a server that calls `behave` for each request, and connect a client."""
+    async with misbehaving(behave) as server, Client(server.url, timeout=WAIT, **options) as client:
+        yield server, client
+
+
 async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ReceivedRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *rest = head.strip().split("\r\n")
@@ -158,8 +174,7 @@ def with_handshake(behave: Behave, session: str = "") -> Behave:
         elif asked.method.startswith("notifications/"):
             await asked.reply(b"", status="202 Accepted")
         elif asked.method == "server/discover":
-            error = {"code": -32601, "message": "Method not found"}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+            await asked.error(-32601, "Method not found")
         elif asked.verb in ("GET", "DELETE") and "last-event-id" not in asked.headers:
             await asked.reply(b"", status="405 Method Not Allowed")
         else:
@@ -191,7 +206,6 @@ async def refuse(request: ReceivedRequest) -> None:
     if request.verb == "GET":
         await request.reply(b"", status="405 Method Not Allowed")
     elif "id" in request.message:
-        error = {"code": -32601, "message": "Method not found"}
-        await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
+        await request.error(-32601, "Method not found")
     else:
         await request.reply(b"", status="202 Accepted")

@@ -17,6 +17,15 @@ import pydantic
 import pytest
 
 from cases import for_each
+from client.misbehaving_servers import (
+    DONE,
+    Behave,
+    ReceivedRequest,
+    assert_readable,
+    connected,
+    with_discovery,
+    with_handshake,
+)
 from client.shop import mcp
 from millstream import Client, Context, Server, Text, ToolResult
 from millstream._protocol.revisions import BY_DATE
@@ -112,26 +121,12 @@ async def test_text_decodes_to_types_based_on_text(wanted: Any, text: str) -> No
     assert str(found) == text
 
 
-async def test_result_without_content_is_null() -> None:
+async def test_result_without_content_is_null_and_empty_text_is_text() -> None:
     server = Server("empty")
-
-    @server.tool
-    def nothing() -> None:
-        """Do nothing."""
-
+    server.tool(lambda: None, name="nothing")
+    server.tool(lambda: "", name="say")
     async with Client(server) as client:
         assert await client.call("nothing", result_type=int | None) is None  # type: ignore[arg-type]
-
-
-async def test_empty_text_is_text() -> None:
-    server = Server("empty")
-
-    @server.tool
-    def say() -> str:
-        """Say nothing."""
-        return ""
-
-    async with Client(server) as client:
         assert await client.call("say", result_type=str | None) == ""  # type: ignore[arg-type]
         assert await client.call("say", result_type=int | None) is None  # type: ignore[arg-type]
 
@@ -239,31 +234,13 @@ async def test_open_questions_pause_the_call_timeout(revision: str) -> None:
 
 
 @for_each("revision", BY_DATE)
-async def test_log_messages_reach_their_handler(revision: str) -> None:
+@for_each(("level", "expected"), [("", [("info", "hello")]), ("info", [("info", "hello")]), ("error", [])])
+async def test_log_messages_of_the_requested_level_are_handled(revision: str, level: Any, expected: Any) -> None:
     heard: list[LogMessage] = []
-    options = Options(log_level="info")
-    async with Client(mcp, revision=revision, on_log=heard.append, options=options) as client:
+    async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level=level)) as client:
         await client.call("say", text="hello")
         await client.conversation.requests.incoming.wait_for_handlers()
-    assert [(message.level, message.data) for message in heard] == [("info", "hello")]
-
-
-@for_each("revision", BY_DATE)
-async def test_a_handler_for_log_messages_requests_them(revision: str) -> None:
-    heard: list[LogMessage] = []
-    async with Client(mcp, revision=revision, on_log=heard.append) as client:
-        await client.call("say", text="hello")
-        await client.conversation.requests.incoming.wait_for_handlers()
-    assert [(message.level, message.data) for message in heard] == [("info", "hello")]
-
-
-@for_each("revision", BY_DATE)
-async def test_log_messages_below_the_requested_level_are_not_sent(revision: str) -> None:
-    heard: list[LogMessage] = []
-    async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level="error")) as client:
-        await client.call("say", text="hello")
-        await client.conversation.requests.incoming.wait_for_handlers()
-    assert heard == []
+    assert [(message.level, message.data) for message in heard] == expected
 
 
 async def test_test_client_takes_the_handlers_and_options_of_clients() -> None:
@@ -411,10 +388,13 @@ async def test_using_a_client_outside_its_block_raises() -> None:
         _ = client.revision
 
 
-async def test_client_can_be_entered_again_after_its_block() -> None:
+async def test_client_can_be_entered_again_in_and_after_its_block() -> None:
     client = Client(mcp, timeout=WAIT)
     for n in (1, 2):
         async with client:
+            connection = client.conversation.negotiated
+            async with client:
+                assert client.conversation.negotiated is connection
             assert await client.call("count", a=n, b=1, result_type=int) == n + 1
     with pytest.raises(ClientError, match="async with"):
         await client.call("count", a=1, b=1)
@@ -428,15 +408,6 @@ def test_client_can_be_used_in_several_event_loops() -> None:
             return await client.call("count", a=n, b=1, result_type=int)
 
     assert [asyncio.run(count(n)) for n in (1, 2)] == [2, 3]
-
-
-async def test_nested_blocks_share_a_connection() -> None:
-    client = Client(mcp, timeout=WAIT)
-    async with client:
-        connection = client.conversation.negotiated
-        async with client:
-            assert client.conversation.negotiated is connection
-        assert await client.call("count", a=1, b=1, result_type=int) == 2
 
 
 async def test_concurrent_blocks_share_a_client() -> None:
@@ -561,3 +532,111 @@ def test_client_and_subscription_reprs_hide_credentials() -> None:
     client = Client("https://example.com/mcp", headers={"Authorization": "Bearer not-for-logs"})
     for each in (client, client.watch(), client.events.subscribe("paid"), client.tasks, client.tools()):
         assert "not-for-logs" not in repr(each)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "region": {"type": "string", "x-mcp-header": "Region"},
+        "count": {"type": "integer", "x-mcp-header": "Count"},
+        "fast": {"type": "boolean", "x-mcp-header": "Fast"},
+    },
+}
+BROKEN = {"type": "object", "properties": {"a": {"type": "object", "x-mcp-header": "A"}}}
+
+
+async def behave(asked: ReceivedRequest) -> None:
+    """Serve a tool with a required header, which the client only learns from the tool list."""
+    if asked.method == "tools/list":
+        tools = [{"name": "x", "inputSchema": SCHEMA}, {"name": "broken", "inputSchema": BROKEN}]
+        await asked.result({"tools": tools, "ttlMs": 0, "cacheScope": "private"})
+    elif "mcp-param-region" not in asked.headers:
+        await asked.error(-32020, "Header mismatch", status="400 Bad Request")
+    else:
+        await asked.result(DONE)
+
+
+async def test_calls_missing_a_parameter_header_are_repeated() -> None:
+    async with connected(with_discovery(behave)) as (server, client):
+        for _ in (1, 2):
+            assert (await client.call("x", region=" Zürich", count=3, fast=True)).text == "done"
+        assert [each.method for each in server.requests][1:] == [
+            "tools/call",
+            "tools/list",
+            "tools/call",
+            "tools/call",
+        ]
+        last = server.requests[-1].headers
+        assert last["mcp-param-region"] == "=?base64?IFrDvHJpY2g=?="
+        assert (last["mcp-param-count"], last["mcp-param-fast"]) == ("3", "true")
+        assert last["mcp-name"] == "x"
+
+
+async def test_tools_with_invalid_header_annotations_are_dropped() -> None:
+    async with connected(with_discovery(behave)) as (_, client):
+        assert [tool.name for tool in await client.tools()] == ["x"]
+
+
+NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+TEXT = {"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]}
+
+
+def listing(*schemas: Any, **result: Any) -> Behave:
+    """List one tool, each time with the next schema, and give every call the same result."""
+    left = list(schemas)
+
+    async def behave(asked: ReceivedRequest) -> None:
+        about = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+        if asked.method == "tools/list":
+            schema = left.pop(0) if len(left) > 1 else left[0]
+            tool = {"name": "count", "inputSchema": {"type": "object"}, **({"outputSchema": schema} if schema else {})}
+            await asked.result({**about, "tools": [tool]})
+        else:
+            await asked.result({"resultType": "complete", "content": [{"type": "text", "text": "x"}], **result})
+
+    return behave
+
+
+@for_each("era", [with_discovery, with_handshake])
+@for_each(
+    ("result", "says"),
+    [
+        ({"structuredContent": {"n": "three"}}, "'n' must be an integer"),
+        ({"structuredContent": {}}, "missing 'n'"),
+        ({}, "it has no structured content"),
+    ],
+)
+async def test_results_that_do_not_match_the_listed_schema_raise(era: Any, result: Any, says: str) -> None:
+    async with connected(era(listing(NUMBER, **result))) as (_, client):
+        assert (await client.call("count")).text == "x"  # nothing is listed yet
+        await client.tools()
+        for _ in range(2):
+            with pytest.raises(InvalidResponse) as caught:
+                await client.call("count")
+            assert_readable(caught.value, "The result of 'count' doesn't match its output schema: ", says)
+        assert (await client.call("count", raise_on_error=False)).text == "x"
+
+
+@for_each(
+    ("schemas", "result"),
+    [
+        ([NUMBER], {"structuredContent": {"n": 3, "more": [1]}}),
+        ([NUMBER], {"isError": False, "structuredContent": {"n": 3}}),
+        ([None], {"structuredContent": {"n": "three"}}),
+        ([NUMBER, TEXT], {"structuredContent": {"n": "three"}}),
+        ([NUMBER, None], {}),
+        ([{"anyOf": [True, NUMBER]}], {"structuredContent": {"n": "three"}}),
+    ],
+    ids=["more", "flag", "no schema", "changed", "dropped", "boolean"],
+)
+async def test_results_that_match_the_current_schema_are_returned(schemas: Any, result: Any) -> None:
+    async with connected(with_discovery(listing(*schemas, **result))) as (_, client):
+        await client.tools()
+        assert (await client.call("count")).text == "x"
+
+
+async def test_errors_need_no_structured_content() -> None:
+    result = {"isError": True, "content": [{"type": "text", "text": "sold out"}]}
+    async with connected(with_discovery(listing(NUMBER, **result))) as (_, client):
+        await client.tools()
+        assert (await client.call("count", raise_on_error=False)).is_error

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, misbehaving
+from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, connected, misbehaving
 from millstream.client import Client, ClientError, Options, TooLarge
 from patience import WAIT
 
@@ -42,14 +42,14 @@ def serve(compress: Any, coding: str, result: dict[str, Any] = DONE, *, stream: 
 async def test_compressed_responses_are_read(*, stream: bool) -> None:
     for coding, compress in CODINGS.items():
         behave = serve(compress, coding, stream=stream)
-        async with misbehaving(behave) as server, Client(server.url, timeout=WAIT) as client:
+        async with connected(behave) as (_, client):
             assert [(await client.call("x")).text for _ in range(2)] == ["done"] * 2
 
 
 async def test_compressed_responses_are_bounded_by_their_decompressed_size() -> None:
     large = {"content": [{"type": "text", "text": "a" * 5_000_000}]}
     options, behave = Options(max_bytes=1_000_000), serve(gzip.compress, "gzip", large)
-    async with misbehaving(behave) as server, Client(server.url, timeout=WAIT, options=options) as client:
+    async with connected(behave, options=options) as (_, client):
         with pytest.raises(TooLarge, match="1,000,000 bytes"):
             await client.call("x")
 

@@ -1,5 +1,4 @@
 import asyncio
-import json
 import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -16,12 +15,14 @@ from client.misbehaving_servers import (
     ReceivedRequest,
     assert_readable,
     check_failure,
+    connected,
     misbehaving,
     read_request,
+    refuse,
     with_discovery,
     with_handshake,
 )
-from millstream import Client
+from millstream import Client, Server
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -36,6 +37,7 @@ from millstream.client import (
     TlsFailed,
     UnknownVersion,
 )
+from millstream.client._recovery import Attempt, Recovery, plan_recovery
 from patience import WAIT
 from processes import free_port
 
@@ -63,7 +65,7 @@ async def test_methods_of_extensions_are_sent(connect: Any) -> None:
     async def behave(request: ReceivedRequest) -> None:
         await request.result({**DONE, "seen": request.headers["mcp-method"]})
 
-    async with misbehaving(connect(behave)) as server, Client(server.url) as client:
+    async with connected(connect(behave)) as (_, client):
         for method in ("acme:list", "com.acme/x@1", "$/progress", "a.b-c_d~1"):
             assert (await client.request(method))["seen"] == method
         for method in ("a\r\nX-Admin: 1", "a\tb", " a", "a ", "ü", "two words", "a,b", 'a"b', "a;b"):
@@ -188,7 +190,7 @@ async def test_request_is_repeated_on_a_stale_connection() -> None:
             raise ConnectionError
         await asked.result({"resultType": "complete", "tools": [], "ttlMs": 0, "cacheScope": "private"})
 
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (_, client):
         assert await client.tools() == []
         assert dead == ["tools/list"]
 
@@ -196,9 +198,7 @@ async def test_request_is_repeated_on_a_stale_connection() -> None:
 @for_each("supported", [["2099-01-01"], []])
 async def test_unknown_server_versions_are_explained(supported: list[str]) -> None:
     async def behave(asked: ReceivedRequest) -> None:
-        error = {"code": -32022, "message": "Unsupported protocol version", "data": {"supported": supported}}
-        body = {"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}
-        await asked.reply(json.dumps(body).encode(), status="400 Bad Request")
+        await asked.error(-32022, "Unsupported protocol version", {"supported": supported}, status="400 Bad Request")
 
     await check_failure(behave, UnknownVersion, "2026-07-28", *supported)
 
@@ -228,7 +228,7 @@ async def test_same_origin_redirects_are_followed() -> None:
         else:
             await with_discovery(lambda asked: asked.result(DONE))(asked)
 
-    async with misbehaving(behave) as server, Client(server.url) as client:
+    async with connected(behave) as (server, client):
         assert (await client.call("x")).text == "done"
         assert [asked.path for asked in server.requests] == ["/mcp", "/mcp/", "/mcp/"]
 
@@ -264,7 +264,7 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated(status: str, 
         else:
             await asked.result(DONE)
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         assert (await client.call("x")).text == "done"
         assert [asked.method for asked in server.requests].count("initialize") == 2
         assert "mcp-session-id" not in [asked for asked in server.requests if asked.method == "initialize"][1].headers
@@ -278,7 +278,7 @@ async def test_credentials_that_are_rejected_keep_their_session() -> None:
             more="WWW-Authenticate: Bearer\r\n",
         )
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         with pytest.raises(AccessDenied):
             await client.call("x")
         assert [asked.method for asked in server.requests].count("initialize") == 1
@@ -288,7 +288,7 @@ async def test_servers_that_never_accept_their_session_are_given_up() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"Unauthorized: Session not found", status="401 Unauthorized")
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         with pytest.raises(SessionLost):
             await client.call("x")
         assert [asked.method for asked in server.requests].count("initialize") <= 3
@@ -296,12 +296,9 @@ async def test_servers_that_never_accept_their_session_are_given_up() -> None:
 
 async def test_rejected_requests_keep_their_session() -> None:
     async def behave(asked: ReceivedRequest) -> None:
-        error = {"code": -32602, "message": "Pass the session of your browser."}
-        await asked.reply(
-            json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode(), status="400 Bad Request"
-        )
+        await asked.error(-32602, "Pass the session of your browser.", status="400 Bad Request")
 
-    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave, session="s1")) as (server, client):
         with pytest.raises(ServerError, match="Pass the session"):
             await client.call("x")
         assert [asked.method for asked in server.requests].count("initialize") == 1
@@ -322,7 +319,7 @@ async def test_broken_streams_are_resumed() -> None:
         await asked.event(call[0].answer(DONE), "id: e2\n")
         await asked.end()
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         assert (await client.call("x")).text == "done"
 
 
@@ -346,7 +343,7 @@ async def test_many_calls_share_few_connections() -> None:
         await asked.result(DONE)
 
     options = Options(max_connections=3)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (server, client):
         results = await asyncio.gather(*(client.call("x") for _ in range(50)))
         assert [result.text for result in results] == ["done"] * 50
         assert len({asked.writer for asked in server.requests}) <= 3
@@ -361,7 +358,7 @@ async def test_calls_waiting_for_a_connection_can_be_canceled() -> None:
         await asked.result(DONE)
 
     options = Options(max_connections=1)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (_, client):
         first, second, third = (asyncio.create_task(client.call("x")) for _ in range(3))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -374,17 +371,11 @@ async def test_calls_waiting_for_a_connection_can_be_canceled() -> None:
 
 
 async def test_invalid_http_is_explained() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-
-    await check_failure(behave, InvalidResponse, "HTTP/1.1")
+    await check_failure(lambda asked: asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), InvalidResponse, "HTTP/1.1")
 
 
 async def test_client_closes_its_connections() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.result(DONE)
-
-    async with misbehaving(with_discovery(behave)) as server:
+    async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as server:
         async with Client(server.url) as client:
             await asyncio.gather(*(client.call("x") for _ in range(5)))
         with pytest.raises(ZeroDivisionError):
@@ -439,7 +430,7 @@ async def test_url_that_ignores_the_probe_gets_a_handshake(*, late: bool) -> Non
             await asked.reply(b"", status="202 Accepted")
 
     options = Options(probe_timeout=0.1)
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, options=options) as client:
+    async with connected(behave, options=options) as (_, client):
         assert client.revision == ("2026-07-28" if late else GREETING["protocolVersion"])
         await client.call("x")
 
@@ -461,7 +452,7 @@ async def test_handshake_that_ends_along_with_the_probe_leaves_no_session() -> N
             await asked.result(DONE)
 
     options = Options(probe_timeout=0.1)
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, options=options) as client:
+    async with connected(behave, options=options) as (_, client):
         assert client.revision == "2026-07-28"
         await client.call("x")
     assert sent == [("2026-07-28", None)]
@@ -587,9 +578,111 @@ async def test_reconnecting_client_reports_the_status_of_a_proxy_and_recovers() 
         else:
             await handshake(asked)
 
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client:
+    async with connected(behave) as (_, client):
         await client.ping()
         with pytest.raises(NotMcp, match="responded with 404"):
             await client.call("restart")
         away = False
         assert (await client.call("x")).text == "done"
+
+
+FIRST, AGAIN = Attempt(is_first=True), Attempt()
+SSE = Attempt(sse=True)
+KNOWN_HANDSHAKE = Attempt(began_with_handshake=True)
+CONNECTED = Attempt(is_connected=True)
+
+
+def with_status(error: ClientError, status: int) -> ClientError:
+    error.status = status
+    return error
+
+
+def after_waiting(error: ConnectFailed) -> ConnectFailed:
+    error.__cause__ = TimeoutError()
+    return error
+
+
+TABLE: list[tuple[BaseException, Attempt, Recovery]] = [
+    # The server is down, or restarts behind a proxy.
+    (ConnectFailed("refused"), FIRST, Recovery.RETRY_LATER),
+    (ConnectFailed("refused"), SSE, Recovery.RETRY_LATER),
+    (ConnectionLost("503"), AGAIN, Recovery.RETRY_LATER),
+    (RequestTimeout("late"), AGAIN, Recovery.RETRY_LATER),
+    # Another transport is at the URL.
+    (with_status(NotMcp("405"), 405), FIRST, Recovery.OTHER_TRANSPORT),
+    (with_status(NotMcp("405"), 405), AGAIN, Recovery.OTHER_TRANSPORT),
+    (with_status(NotMcp("no event stream"), 400), SSE, Recovery.OTHER_TRANSPORT),
+    (after_waiting(ConnectFailed("no headers")), SSE, Recovery.OTHER_TRANSPORT),
+    (ConnectionLost("reset"), FIRST, Recovery.OTHER_TRANSPORT),
+    (InvalidResponse("HTML"), AGAIN, Recovery.OTHER_TRANSPORT),
+    # The server has another era.
+    (ServerError(-32601, "no initialize"), KNOWN_HANDSHAKE, Recovery.OTHER_ERA),
+    (UnknownVersion("2030-01-01"), KNOWN_HANDSHAKE, Recovery.OTHER_ERA),
+    (ConnectionLost("exited"), Attempt(has_ended=True), Recovery.OTHER_ERA),
+    (ConnectionLost("exited"), Attempt(has_ended=True, is_pinned=True), Recovery.RETRY_LATER),
+    (ServerError(-32601, "no initialize"), AGAIN, Recovery.GIVE_UP),
+    # A request fails after the negotiation.
+    (ServerError(-32600, "Bad Request: Missing session ID"), CONNECTED, Recovery.NEGOTIATE),
+    (ServerError(-32000, "Bad Request: Server not initialized"), CONNECTED, Recovery.NEGOTIATE),
+    (ServerError(-32022, "Unsupported protocol version"), CONNECTED, Recovery.NEGOTIATE),
+    (with_status(NotMcp("405"), 405), CONNECTED, Recovery.NEGOTIATE),
+    (ServerError(-32602, "Unknown tool"), CONNECTED, Recovery.GIVE_UP),
+    (InvalidResponse("id"), CONNECTED, Recovery.GIVE_UP),
+    (ConnectionLost("reset"), CONNECTED, Recovery.RETRY_LATER),
+    # Someone has to act.
+    (AccessDenied("401"), AGAIN, Recovery.GIVE_UP),
+    (AccessDenied("401"), CONNECTED, Recovery.GIVE_UP),
+]
+
+
+@pytest.mark.parametrize(("error", "attempt", "expected"), TABLE)
+def test_failure_leads_to_the_step_that_can_succeed(error: BaseException, attempt: Attempt, expected: Recovery) -> None:
+    assert plan_recovery(error, attempt) is expected
+
+
+TOOLS = {"tools": [{"name": "hello", "inputSchema": {"type": "object"}}]}
+
+
+async def answer(request: ReceivedRequest, *, handshake: bool) -> None:
+    results = {"tools/list": TOOLS, "tools/call": DONE, "initialize" if handshake else "server/discover": OFFER}
+    if handshake:
+        results["initialize"] = GREETING
+    if request.method in results:
+        await request.result(results[request.method])
+    else:
+        await refuse(request)
+
+
+@pytest.mark.parametrize("handshake", [False, True], ids=["per-request", "handshake"])
+async def test_server_that_closes_after_each_response_is_usable(*, handshake: bool) -> None:
+    async def behave(request: ReceivedRequest) -> None:
+        await answer(request, handshake=handshake)
+        raise ConnectionError
+
+    async with misbehaving(behave) as server:
+        async with Client(server.url, timeout=WAIT) as client:
+            assert [(await client.call("hello")).text for _ in range(5)] == ["done"] * 5
+        mcp = Server("front")
+        mcp.upstream("up", server.url, prefix="", start_timeout=WAIT)
+        async with Client(mcp, timeout=WAIT) as client:
+            calls = await asyncio.gather(*[client.call("hello") for _ in range(20)])
+            assert [each.text for each in calls] == ["done"] * 20
+        assert sum(each.method == "tools/call" for each in server.requests) == 25
+
+
+async def test_call_that_a_reused_connection_may_have_delivered_is_not_repeated() -> None:
+    served: set[int] = set()
+
+    async def behave(request: ReceivedRequest) -> None:
+        """Respond to the first request of each connection, and close at the second."""
+        if id(request.writer) in served and request.method == "tools/call":
+            raise ConnectionError
+        served.add(id(request.writer))
+        await answer(request, handshake=False)
+
+    async with connected(behave) as (server, client):
+        with pytest.raises(ConnectionLost, match="closed the connection before it responded"):
+            await client.call("hello")
+        assert sum(each.method == "tools/call" for each in server.requests) == 1
+        # It isn't trusted any more: these get connections of their own.
+        assert [(await client.call("hello")).text for _ in range(3)] == ["done"] * 3

@@ -12,7 +12,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from cases import for_each
-from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving, with_discovery
+from client.misbehaving_servers import GREETING, ReceivedRequest, connected, misbehaving, with_discovery
 from client.watch_parts import (
     AGAIN,
     block_forever,
@@ -38,8 +38,7 @@ async def test_removed_resource_ends_only_its_watch(short_backoff: None) -> None
 
     async def calls(asked: ReceivedRequest) -> None:
         if gone and asked.message["params"]["uri"] == "a://1":
-            error = {"code": -32002, "message": "Resource not found"}
-            return await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+            return await asked.error(-32002, "Resource not found")
         return await asked.result({})
 
     async def streams(asked: ReceivedRequest) -> None:
@@ -195,7 +194,7 @@ async def test_revoked_credentials_end_the_watch(short_backoff: None) -> None:
         await wait_until(lambda: refusing)
         return await asked.end()
 
-    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
+    async with connected(session(streams)) as (server, client):
         async with client.watch() as changes:
             refusing = True
             with pytest.raises(AccessDenied):

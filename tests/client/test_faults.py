@@ -12,6 +12,7 @@ from client.misbehaving_servers import (
     ReceivedRequest,
     assert_readable,
     check_failure,
+    connected,
     misbehaving,
     with_discovery,
     with_handshake,
@@ -34,29 +35,22 @@ NEVER = 0.05
 """A timeout that is meant to run out."""
 
 
-async def test_server_that_hangs_before_its_response_times_out() -> None:
+@for_each("streamed", [False, True])
+async def test_server_that_hangs_before_or_in_its_response_times_out(*, streamed: bool) -> None:
     stuck = asyncio.Event()
 
     async def behave(asked: ReceivedRequest) -> None:
         stuck.set()
+        if streamed:
+            await asked.stream()
         await asyncio.get_running_loop().create_future()
 
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (_, client):
         with pytest.raises(RequestTimeout) as caught:
             await client.call("x", timeout=NEVER)
         assert_readable(caught.value, "tools/call", "0.05 seconds")
         assert isinstance(caught.value, TimeoutError)
         assert stuck.is_set()
-
-
-async def test_server_that_hangs_after_the_stream_head_times_out() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.stream()
-        await asyncio.get_running_loop().create_future()
-
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(RequestTimeout):
-            await client.call("x", timeout=NEVER)
 
 
 async def test_timed_out_handshake_call_is_canceled_at_the_server() -> None:
@@ -72,7 +66,7 @@ async def test_timed_out_handshake_call_is_canceled_at_the_server() -> None:
         await usual(asked)
 
     calls: list[int] = []
-    async with misbehaving(behave) as server, Client(server.url) as client:
+    async with connected(behave) as (_, client):
         with pytest.raises(RequestTimeout):
             await client.call("x", timeout=NEVER)
         async with asyncio.timeout(WAIT):
@@ -110,11 +104,7 @@ async def test_events_that_are_not_messages_are_skipped(caplog: pytest.LogCaptur
         await asked.event(asked.answer(DONE))
         await asked.end()
 
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_discovery(behave)) as server,
-        Client(server.url, timeout=WAIT) as client,
-    ):
+    async with connected(with_discovery(behave)) as (_, client):
         for _ in range(2):
             assert (await client.call("x")).text == "done"
     assert len([each for each in caplog.records if "Skipped a message" in each.message]) == 1
@@ -144,10 +134,7 @@ async def test_invalid_response_on_a_stream_is_explained() -> None:
     ],
 )
 async def test_json_that_is_not_a_response_is_explained(body: bytes) -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.reply(body)
-
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(lambda asked: asked.reply(body))) as (_, client):
         with pytest.raises((InvalidResponse, NotMcp)) as caught:
             await client.call("x")
         assert_readable(caught.value)
@@ -191,32 +178,24 @@ async def test_unannounced_oversized_body_is_rejected(kind: str) -> None:
     assert sent < 64 * 1024 * 1024
 
 
+async def flood(asked: ReceivedRequest) -> None:
+    await asked.stream()
+    while True:
+        await asked.say("notifications/message", {"level": "info", "data": "boom"})
+
+
 async def test_notification_flood_ends_with_its_call() -> None:
-    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
-
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.stream()
-        while True:
-            await asked.event(note)
-
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(flood)) as (_, client):
         with pytest.raises(RequestTimeout):
             await client.call("x", timeout=NEVER)
 
 
 async def test_server_that_floods_a_slow_handler_is_disconnected() -> None:
-    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
-
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.stream()
-        while True:
-            await asked.event(note)
-
     async def slow(message: object) -> None:
         await asyncio.get_running_loop().create_future()
 
     options = Options(max_queued_messages=50)
-    async with misbehaving(with_discovery(behave)) as server:
+    async with misbehaving(with_discovery(flood)) as server:
         with pytest.raises(TooManyMessages) as caught:
             async with Client(server.url, on_log=slow, options=options) as client:
                 await client.call("x")
@@ -232,8 +211,7 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
         while True:
             step += 1
             params = {"progressToken": asked.message["params"]["_meta"]["progressToken"], "progress": step}
-            note = {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
-            await asked.event(json.dumps(note).encode())
+            await asked.say("notifications/progress", params)
             await asyncio.sleep(0.01)
 
     steps: list[float] = []
@@ -243,7 +221,7 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
         advance_clock(WAIT / 4)
 
     options = Options(max_call_seconds=WAIT)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (_, client):
         with pytest.raises(RequestTimeout):
             await client.call("x", timeout=WAIT / 2, progress=note)
     assert len(steps) > 2
@@ -253,11 +231,10 @@ async def test_progress_extends_the_timeout_if_the_call_has_no_limit() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         params = {"progressToken": asked.message["params"]["_meta"]["progressToken"], "progress": 1}
-        note = {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
         for _ in range(4):
-            await asked.event(json.dumps(note).encode())
+            await asked.say("notifications/progress", params)
             await noted.acquire()
-        await asked.event(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "result": DONE}).encode())
+        await asked.event(asked.answer(DONE))
 
     noted = asyncio.Semaphore(0)
 
@@ -266,7 +243,7 @@ async def test_progress_extends_the_timeout_if_the_call_has_no_limit() -> None:
         noted.release()
 
     options = Options(max_call_seconds=math.inf)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (_, client):
         assert (await client.call("x", timeout=WAIT / 2, progress=note)).text == "done"
 
 
@@ -274,11 +251,9 @@ async def test_server_errors_raise_with_code_and_data() -> None:
     """JSON-RPC 2.0 §5.1"""
 
     async def behave(asked: ReceivedRequest) -> None:
-        error = {"code": -32602, "message": "Unknown tool: x", "data": {"near": ["y"]}}
-        body = {"jsonrpc": "2.0", "id": asked.message["id"], "error": error}
-        await asked.reply(json.dumps(body).encode())
+        await asked.error(-32602, "Unknown tool: x", {"near": ["y"]})
 
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (_, client):
         with pytest.raises(ServerError, match="Unknown tool: x") as caught:
             await client.call("x")
         assert (caught.value.code, caught.value.data) == (-32602, {"near": ["y"]})
@@ -291,7 +266,7 @@ async def test_endless_lists_are_cut_off() -> None:
         await asked.result({"tools": [], "nextCursor": str(next(numbers)), "ttlMs": 0, "cacheScope": "private"})
 
     options = Options(max_pages=5)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (_, client):
         with pytest.raises(InvalidResponse, match="more than 5 pages"):
             await client.tools()
 
@@ -305,7 +280,7 @@ async def test_lists_end_at_a_cursor_that_was_used_before(pages: list[tuple[str,
         tools = [{"name": name, "inputSchema": {"type": "object"}}]
         await asked.result({"tools": tools, "nextCursor": cursor, "ttlMs": 0, "cacheScope": "private"})
 
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (_, client):
         assert [tool.name for tool in await client.tools()] == sorted({name for name, _ in pages})
 
 
@@ -337,7 +312,7 @@ async def test_total_size_of_a_list_is_bounded() -> None:
         await asked.result({"tools": [tool], "nextCursor": str(count), "ttlMs": 0, "cacheScope": "private"})
 
     options = Options(max_bytes=100_000)
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_discovery(behave), options=options) as (_, client):
         with pytest.raises(InvalidResponse, match="larger than 100,000 bytes"):
             await client.tools()
     assert count == 3

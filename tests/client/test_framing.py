@@ -21,6 +21,7 @@ from client.misbehaving_servers import (
     OFFER,
     ReceivedRequest,
     check_failure,
+    connected,
     misbehaving,
     read_request,
     with_discovery,
@@ -59,10 +60,7 @@ async def test_replies_in_tiny_chunks_are_rejected_early(kind: str) -> None:
 
 
 async def test_connection_of_a_malformed_reply_is_closed_although_the_server_keeps_it_open() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.write(b"HTTP/9.9 what\r\n\r\n")
-
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_discovery(lambda asked: asked.write(b"HTTP/9.9 what\r\n\r\n"))) as (server, client):
         with pytest.raises(InvalidResponse):
             await client.call("add")
         await asyncio.wait_for(server.left.wait(), WAIT)
@@ -77,7 +75,7 @@ async def test_replies_in_reasonable_chunks_are_read(size: int) -> None:
         await asked.write(b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces))
         await asked.end()
 
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_discovery(behave)) as (_, client):
         assert (await client.call("x")).text == "done"
 
 

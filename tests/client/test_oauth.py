@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
+from client.misbehaving_servers import DONE, ReceivedRequest, connected, misbehaving, with_discovery
 from client.test_proxies import proxying, secure
 from millstream import Client
 from millstream._http.client.url import parse_url
@@ -236,7 +236,7 @@ async def test_concurrent_calls_sign_in_once_and_refresh_silently(kept: str, tmp
 
     store = MemoryTokenStore() if kept == "memory" else FileTokenStore(tmp_path / "tokens.json")
     options = Options(auth=OAuth(store=store, redirect_handler=visit))
-    async with misbehaving(behave) as server, Client(server.url, options=options) as client:
+    async with connected(behave, options=options) as (server, client):
         await asyncio.gather(*(client.call("x") for _ in range(10)))
         assert (visits, registrations, renewals) == (1, 1, 0)
         valid.clear()

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import itertools
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -7,6 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
 
 from cases import for_each
 from client.misbehaving_servers import (
@@ -16,6 +19,7 @@ from client.misbehaving_servers import (
     ReceivedRequest,
     assert_readable,
     check_failure,
+    connected,
     misbehaving,
     with_discovery,
     with_handshake,
@@ -79,11 +83,7 @@ async def test_duplicate_responses_never_reach_another_call(cut: int | None) -> 
         said = once(asked.answer(DONE))
         await asked.write(said + said[:cut])
 
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_discovery(behave)) as server,
-        Client(server.url, timeout=WAIT) as client,
-    ):
+    async with connected(with_discovery(behave)) as (_, client):
         await client.call("x")
         results = await asyncio.gather(*(client.call("x") for _ in range(6)))
     assert [result.text for result in results] == ["done"] * 6
@@ -101,7 +101,7 @@ async def test_url_elicitation_does_not_affect_messages() -> None:
     async def ask(asked: ReceivedRequest) -> None:
         await (behave if asked.verb == "GET" else with_handshake(behave))(asked)
 
-    async with asyncio.timeout(WAIT), misbehaving(ask) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(ask) as (server, client):
         assert (await client.call("x")).text == "done"
         assert "/docs" in [asked.path for asked in server.requests]
 
@@ -120,11 +120,7 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
         content = {"resultType": "complete", "content": [], "structuredContent": {"a": "@"}}
         await asked.reply(asked.answer(content).replace(b'"@"', number))
 
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_discovery(behave)) as server,
-        Client(server.url, timeout=WAIT) as client,
-    ):
+    async with connected(with_discovery(behave)) as (_, client):
         result = await client.call("x")
         if number.startswith(b"{"):
             assert "deep" in result.data["a"]
@@ -137,11 +133,7 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
 
 
 async def test_a_result_with_status_202_is_accepted() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        body = {"jsonrpc": "2.0", "id": asked.message["id"], "result": DONE}
-        await asked.reply(json.dumps(body).encode(), status="202 Accepted")
-
-    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(lambda asked: asked.result(DONE, status="202 Accepted"))) as (_, client):
         assert (await client.call("x")).text == "done"
 
 
@@ -164,11 +156,7 @@ async def test_unusual_json_from_other_libraries_is_repaired(streams: bool, sent
         else:
             await asked.reply(body)
 
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_discovery(behave)) as server,
-        Client(server.url, timeout=WAIT) as client,
-    ):
+    async with connected(with_discovery(behave)) as (_, client):
         assert (await client.call("x")).data == {"a": read}
 
 
@@ -185,11 +173,7 @@ async def test_response_ids_may_be_strings_instead_of_numbers(streams: bool) -> 
         else:
             await asked.reply(body)
 
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_discovery(behave)) as server,
-        Client(server.url, timeout=WAIT) as client,
-    ):
+    async with connected(with_discovery(behave)) as (_, client):
         await client.call("x")
 
 
@@ -204,10 +188,7 @@ async def test_response_ids_may_be_strings_instead_of_numbers(streams: bool) -> 
     ],
 )
 async def test_response_errors_show_the_path(body: bytes) -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.reply(body)
-
-    await check_failure(with_discovery(behave), InvalidResponse)
+    await check_failure(with_discovery(lambda asked: asked.reply(body)), InvalidResponse)
 
 
 @for_each(
@@ -264,7 +245,7 @@ async def test_unusual_server_info_is_accepted(about: object) -> None:
         else:
             await asked.result(DONE)
 
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(behave) as (_, client):
         assert client.server.name == ""
         assert (await client.call("x")).text == "done"
 
@@ -283,7 +264,7 @@ async def test_capabilities_may_be_an_empty_array_or_null(empty: object) -> None
         await asked.result({**OFFER, "capabilities": empty} if asked.method == "server/discover" else DONE)
 
     for each in (behave, behave_newer):
-        async with asyncio.timeout(WAIT), misbehaving(each) as server, Client(server.url, timeout=WAIT) as client:
+        async with connected(each) as (_, client):
             assert (await client.call("x")).text == "done"
 
 
@@ -291,7 +272,7 @@ async def test_missing_lists_in_results_are_empty() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result({"structuredContent": {"a": 1}} if asked.method == "tools/call" else {})
 
-    async with asyncio.timeout(WAIT), misbehaving(with_handshake(behave)) as server, Client(server.url) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         assert (await client.call("x")).data == {"a": 1}
         assert [await client.tools(), await client.prompts(), await client.resources(), await client.templates()] == [
             [], [], [], [],
@@ -301,11 +282,8 @@ async def test_missing_lists_in_results_are_empty() -> None:
 
 
 async def test_servers_without_logging_receive_no_log_level() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.result(DONE)
-
     options = Options(log_level="error")
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, options=options) as client:
+    async with connected(with_handshake(lambda asked: asked.result(DONE)), options=options) as (server, client):
         assert (await client.call("x")).text == "done"
         assert "logging/setLevel" not in [asked.method for asked in server.requests]
 
@@ -334,7 +312,7 @@ async def test_rounds_without_questions_share_the_call_timeout() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result({"resultType": "input_required", "requestState": "later"})
 
-    async with asyncio.timeout(WAIT), misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+    async with connected(with_discovery(behave)) as (server, client):
         with pytest.raises(RequestTimeout):
             await client.call("x", timeout=1)
         assert len(server.requests) < Options().max_rounds
@@ -348,11 +326,7 @@ async def test_undelivered_answers_do_not_pause_the_timeout() -> None:
         await asked.event(b'{"jsonrpc":"2.0","id":"q","method":"ping"}')
         await asyncio.get_running_loop().create_future()
 
-    async with (
-        asyncio.timeout(WAIT),
-        misbehaving(with_handshake(behave, session="s")) as server,
-        Client(server.url) as client,
-    ):
+    async with connected(with_handshake(behave, session="s")) as (_, client):
         with pytest.raises(RequestTimeout):
             await client.call("x", timeout=1)
 
@@ -411,10 +385,7 @@ async def test_streams_that_close_immediately_are_reopened_with_backoff() -> Non
 async def test_rejections_are_quoted_briefly_on_one_line(
     status: str, type: str, more: str, body: bytes, expected: type[ClientError]
 ) -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.reply(body, status=status, type=type, more=more)
-
-    await check_failure(with_discovery(behave), expected)
+    await check_failure(with_discovery(lambda asked: asked.reply(body, status=status, type=type, more=more)), expected)
 
 
 BALANCED = "s1\r\nSet-Cookie: LB=one; Path=/; HttpOnly\r\nSet-Cookie: LBCORS=two; Path=/; SameSite=None; Secure"
@@ -423,10 +394,7 @@ BALANCED = "s1\r\nSet-Cookie: LB=one; Path=/; HttpOnly\r\nSet-Cookie: LBCORS=two
 
 @for_each(("headers", "sent"), [({}, "LB=one; LBCORS=two"), ({"Cookie": "mine=1"}, "mine=1")])
 async def test_session_cookies_are_sent_back(headers: dict[str, str], sent: str) -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.result(DONE)
-
-    async with misbehaving(with_handshake(behave, BALANCED)) as server:
+    async with misbehaving(with_handshake(lambda asked: asked.result(DONE), BALANCED)) as server:
         async with Client(server.url, headers=headers, timeout=WAIT) as client:
             await client.call("x")
         *opening, initialized, _, call, end = server.requests
@@ -452,11 +420,8 @@ async def test_session_cookies_are_sent_back(headers: dict[str, str], sent: str)
     ],
 )
 async def test_deleted_cookies_are_not_sent_back(attributes: str, sent: bool) -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.result(DONE)
-
     set_twice = f"s1\r\nSet-Cookie: LB=one\r\nSet-Cookie: LB=two; {attributes}\r\nSet-Cookie: nothing; a=b"
-    async with misbehaving(with_handshake(behave, set_twice)) as server:
+    async with misbehaving(with_handshake(lambda asked: asked.result(DONE), set_twice)) as server:
         async with Client(server.url, timeout=WAIT) as client:
             await client.call("x")
         assert {each.headers.get("cookie") for each in server.requests[-2:]} == {"LB=two" if sent else None}
@@ -466,7 +431,7 @@ async def test_cookies_without_a_session_are_dropped() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result(DONE, more="Set-Cookie: person=ada\r\n")
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(behave)) as (server, client):
         await client.call("x")
         await client.call("x")
     assert not any("cookie" in each.headers for each in server.requests)
@@ -476,9 +441,7 @@ async def test_cookies_without_a_session_are_dropped() -> None:
 async def test_rejected_messages_of_an_event_stream_are_the_reason(status: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         if asked.verb == "GET":
-            await asked.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-            )
+            await asked.stream()
             await asked.chunk(b"event: endpoint\ndata: /messages\n\n")
             await asyncio.get_running_loop().create_future()
         await asked.reply(b"", status=status if asked.path == "/messages" else "405 Method Not Allowed")
@@ -515,17 +478,14 @@ async def test_event_stream_cookies_are_sent_with_messages() -> None:
 
 @for_each("status", ["400 Bad Request", "404 Not Found", "500 Internal Server Error"])
 async def test_a_server_that_rejects_initialized_can_be_used(status: str) -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.result(DONE)
-
     async def refusing(asked: ReceivedRequest) -> None:
         if asked.method == "notifications/initialized":
             error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32601, "message": "Method not found"}}
             await asked.reply(json.dumps(error).encode(), status=status)
         else:
-            await with_handshake(behave)(asked)
+            await with_handshake(lambda asked: asked.result(DONE))(asked)
 
-    async with misbehaving(refusing) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(refusing) as (_, client):
         assert (await client.call("x")).text == "done"
 
 
@@ -541,7 +501,7 @@ async def test_output_schemas_with_unusable_values_are_repaired(value: tuple[str
         data = {"a": 1, "b": 2 if asked.message.get("params", {}).get("name") == "wrong" else ""}
         await asked.result({"tools": tools, "content": [], "structuredContent": data})
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         await client.tools()
         assert (await client.call("x")).data == {"a": 1, "b": ""}
         with pytest.raises(InvalidResponse, match="'b' must be a string"):
@@ -555,7 +515,7 @@ async def test_draft_4_bounds_in_an_output_schema_are_converted() -> None:
         tools = [{"name": "x", "inputSchema": {"type": "object"}, "outputSchema": schema}]
         await asked.result({"tools": tools, "content": [], "structuredContent": {"a": 1}})
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         await client.tools()
         assert (await client.call("x")).data == {"a": 1}
 
@@ -575,10 +535,7 @@ async def test_responses_may_be_batches(streams: bool) -> None:  # as in 2025-03
         else:
             await asked.reply(f"\ufeff\n[{answer},{note}]".encode())
 
-    async with (
-        misbehaving(with_handshake(behave)) as server,
-        Client(server.url, timeout=WAIT, on_log=lambda note: logged.append(note.data)) as client,
-    ):
+    async with connected(with_handshake(behave), on_log=lambda note: logged.append(note.data)) as (_, client):
         assert [(await client.call("x")).text for _ in range(2)] == ["done", "done"]
     assert logged == ["working"] * 2
 
@@ -590,7 +547,7 @@ async def test_a_server_that_never_responds_to_initialized_can_be_used(monkeypat
         if asked.method != "notifications/initialized":
             await with_handshake(lambda call: call.result(DONE))(asked)
 
-    async with misbehaving(behave) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(behave) as (_, client):
         assert (await client.call("x")).text == "done"
 
 
@@ -604,7 +561,7 @@ async def test_malformed_hints_do_not_fail_a_result(annotations: object) -> None
         else:
             await asked.result({"content": [text], "structuredContent": {"annotations": annotations}})
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         result = await client.call("x")
         assert result.text == "done"
         assert result.data == {"annotations": annotations}
@@ -645,7 +602,7 @@ async def test_unknown_and_malformed_blocks_do_not_cost_the_rest_of_a_result(
         else:
             await asked.result({"content": [block, text], "structuredContent": {"a": 1}})
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         result = await client.call("x")
         assert ([each.text for each in result.content if isinstance(each, Text)], result.data) == (["done"], {"a": 1})
         assert (await client.prompt("p")).text == "done"
@@ -666,7 +623,7 @@ async def test_malformed_optional_members_do_not_cost_their_block(more: Json) ->
         else:
             await asked.result({"content": [link], "_meta": 5})
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         assert (await client.call("x")).content == [ResourceLink("a://b", "n")]
         assert (await client.prompt("p")).messages[0].content == ResourceLink("a://b", "n")
 
@@ -679,10 +636,7 @@ async def test_malformed_response_in_a_batch_does_not_affect_the_others() -> Non
         odd = '5,{"jsonrpc":"2.0","id":[1],"result":{}},{"jsonrpc":"1.0"},null'
         await asked.reply(f"[{odd},{note},{asked.answer(DONE).decode()},{odd}]".encode())
 
-    async with (
-        misbehaving(with_handshake(behave)) as server,
-        Client(server.url, timeout=WAIT, on_log=lambda note: logged.append(note.data)) as client,
-    ):
+    async with connected(with_handshake(behave), on_log=lambda note: logged.append(note.data)) as (_, client):
         assert (await client.call("x")).text == "done"
     assert logged == ["working"]
 
@@ -695,10 +649,7 @@ async def test_malformed_parts_of_listed_items_are_left_out(caplog: pytest.LogCa
         7,
     ]
 
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.result({"tools": tools})
-
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(lambda asked: asked.result({"tools": tools}))) as (_, client):
         found = await client.tools()
     assert [(each.name, each.title, each.description) for each in found] == [("a", None, None), ("b", None, "B")]
     assert "Left out icons, annotations of an item" in caplog.text
@@ -732,7 +683,7 @@ async def test_variants_of_base64_are_read(sent: str) -> None:
                 {"content": [image, {"type": "resource", "resource": contents}], "structuredContent": structure}
             )
 
-    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with connected(with_handshake(behave)) as (_, client):
         result = await client.call("x")
         image, embedded = result.content
         assert isinstance(image, Image)
@@ -740,3 +691,90 @@ async def test_variants_of_base64_are_read(sent: str) -> None:
         assert embedded.resource is not None
         assert image.data == embedded.resource.blob == (await client.read("a://b"))[0].blob == BINARY
         assert result.data == {"data": sent}
+
+
+SCHEMA = {"type": "object", "properties": {}}
+
+
+@for_each("tools", [[{}] * 2_000, [{"name": "a", "inputSchema": {"x-mcp-header": "a"}}] * 2_000])
+async def test_thousands_of_invalid_tools_cause_few_warnings(
+    tools: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result({"tools": [*tools, {"name": "good", "inputSchema": SCHEMA}], "ttlMs": 0})
+
+    caplog.clear()
+    async with connected(with_discovery(behave)) as (_, client):
+        assert [each.name for each in await client.tools()] == ["good"]
+    warnings = [each.getMessage() for each in caplog.records if "Skipped" in each.getMessage()]
+    assert len(warnings) == 11
+    assert "990 more" in warnings[-1]
+
+
+async def test_header_annotations_are_dropped_when_the_list_changes() -> None:
+    numbers = itertools.count()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "tools/call":
+            await asked.result({"content": []})
+            return
+        names = [f"t{next(numbers)}" for _ in range(4_000)]
+        schema = {"type": "object", "properties": {"a": {"type": "string", "x-mcp-header": "a"}}}
+        await asked.result({"tools": [{"name": each, "inputSchema": schema} for each in names], "ttlMs": 0})
+
+    async with connected(with_discovery(behave)) as (server, client):
+        for _ in range(3):
+            await client.tools(fresh=True)
+        for name in ("t0", "t11999"):
+            await client.call(name, a="1")
+    assert [each.headers.get("mcp-param-a") for each in server.requests[-2:]] == [None, "1"]
+
+
+async def test_cached_results_have_a_total_size() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        contents = [{"uri": "doc://1", "text": "x" * 40_000}]
+        await asked.result({"contents": contents, "ttlMs": 60_000, "cacheScope": "private", "resultType": "complete"})
+
+    options = Options(max_bytes=100_000)
+    async with misbehaving(with_discovery(behave)) as server:
+        async with Client(server.url, timeout=WAIT, options=options) as client:
+            for uri in ("doc://1", "doc://2", "doc://2", "doc://3", "doc://3", "doc://2", "doc://1"):
+                await client.read(uri)
+        read = [each.message["params"]["uri"] for each in server.requests if each.method == "resources/read"]
+    assert read == ["doc://1", "doc://2", "doc://3", "doc://1"]
+
+
+async def test_lost_sessions_are_recognized_only_at_the_beginning_of_a_reply() -> None:
+    """A reply may have 64 MiB, which would take a second to search."""
+    # After the first one, the client checks with a ping that the session still exists.
+    bodies = iter([b"x" * 20_000 + b" session not found", b"", b"Error: session not found"])
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if not (body := next(bodies, b"")):
+            await asked.result({})
+        else:
+            await asked.reply(body, status="400 Bad Request", type="text/plain")
+
+    async with misbehaving(with_handshake(behave, "s1")) as server:
+        async with Client(server.url, timeout=WAIT, revision="2025-11-25") as client:
+            with pytest.raises(Exception, match="responded with status 400"):
+                await client.request("ping")
+            await client.request("ping")  # in a new session
+        assert [each.method for each in server.requests].count("initialize") == 2
+
+
+async def test_websockets_are_not_compressed() -> None:
+    """A small compressed message could become a large one."""
+    offered: list[str] = []
+
+    async def behave(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        offered.extend(socket.request.headers.get_all("Sec-WebSocket-Extensions"))
+        async for message in socket:
+            await socket.send(json.dumps({"jsonrpc": "2.0", "id": json.loads(message)["id"], "result": OFFER}))
+
+    async with serve(behave, "127.0.0.1", 0, subprotocols=[Subprotocol("mcp")]) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with Client(f"ws://127.0.0.1:{port}/ws", timeout=WAIT) as client:
+            assert client.transport == "websocket"
+    assert offered == []

@@ -4,13 +4,13 @@ import os
 import sys
 import textwrap
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cases import for_each
+from fleet import until
 from millstream import Client
 from millstream.client import (
     ClientError,
@@ -89,12 +89,6 @@ def alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another process does."""
-    while not condition():  # noqa: ASYNC110  it has no event for us
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -233,14 +227,7 @@ async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
         assert (await client.call("pid")).text
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "sys.exit(0)",
-        "raise SystemExit('no license')",
-        "say('hello'); sys.exit(1)",
-    ],
-)
+@pytest.mark.parametrize("program", ["sys.exit(0)", "raise SystemExit('no license')", "say('hello'); sys.exit(1)"])
 async def test_process_that_exits_immediately_is_explained(tmp_path: Path, program: str) -> None:
     with pytest.raises(ConnectionLost, match="The server exited"):
         async with asyncio.timeout(WAIT), Client(write(tmp_path, program)):
@@ -339,14 +326,9 @@ async def test_process_that_never_responds_is_explained(tmp_path: Path) -> None:
             pass
 
 
-async def test_greeting_on_stdout_is_ignored(tmp_path: Path) -> None:
-    script = write(tmp_path, "say('Welcome!')\nsay('')\nsay('[INFO] started')\n" + textwrap.dedent(LOOP))
-    async with asyncio.timeout(WAIT), Client(script) as client:
-        assert (await client.call("pid")).text
-
-
-async def test_message_after_a_byte_order_mark_is_read(tmp_path: Path) -> None:
-    script = write(tmp_path, "sys.stdout.write('\\ufeff')\n" + textwrap.dedent(LOOP))
+@pytest.mark.parametrize("start", ["say('Welcome!')\nsay('')\nsay('[INFO] started')", r"sys.stdout.write('\ufeff')"])
+async def test_greeting_and_byte_order_mark_on_stdout_are_ignored(tmp_path: Path, start: str) -> None:
+    script = write(tmp_path, f"{start}\n{textwrap.dedent(LOOP)}")
     async with asyncio.timeout(WAIT), Client(script) as client:
         assert client.revision == "2026-07-28"
         assert (await client.call("pid")).text
@@ -476,3 +458,82 @@ def test_event_loop_without_processes_is_named() -> None:
     refused = pytest.raises(ConnectFailed, match=r"this event loop can't start processes\. On Windows")
     with asyncio.Runner(loop_factory=LoopWithoutProcesses) as runner, refused:
         runner.run(connect())
+
+
+FILE = """
+import logging, sys
+from millstream import Server
+
+mcp = Server("noisy")
+
+
+@mcp.tool
+def fail() -> int:
+    \"\"\"Fail.\"\"\"
+    print("printed")
+    sys.stderr.write("without an end")
+    return 1 // 0
+"""
+
+
+async def _said(path: Path, **chosen: object) -> None:
+    async with Client(str(path), options=Options(**chosen)) as client:  # type: ignore[arg-type]
+        await client.request("tools/call", {"name": "fail", "arguments": {}})
+
+
+async def test_stderr_of_started_servers_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "noisy.py"
+    path.write_text(FILE, "utf-8")
+    await _said(path)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "printed\n" in err
+    assert "    return 1 // 0\n" in err
+    assert "ZeroDivisionError" in err
+    assert err.startswith("{") is False  # lines for people, although it's a pipe
+
+    lines: list[str] = []
+    await _said(path, stderr=lines.append)
+    assert lines[0] == "printed"
+    await _said(path, stderr=False)
+    assert capsys.readouterr() == ("", "")
+
+
+async def test_server_stderr_cannot_control_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text("import sys\nsys.stderr.write('\\x1b[2Jgone')\nsys.stderr.flush()\nsys.exit(3)\n", "utf-8")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(Exception, match="code 3"):
+        await _said(path)
+    assert "\ufffd[2Jgone\n" in capsys.readouterr().err
+
+
+CHUNKS = """
+import sys, time
+key = "k3y-of-the-operator"
+line = ("filler " * 700) + "key=" + key + " " + ("more " * 300) + key
+for at in range(0, len(line), 997):
+    sys.stderr.write(line[at : at + 997])
+    sys.stderr.flush()
+sys.stderr.write("\\n-----BEGIN PRIVATE KEY-----\\nMC4CAQAwBQYDK2VwBCIEIA\\n-----END PRIVATE KEY-----\\n")
+sys.stderr.write("RuntimeError: " + key)
+sys.exit(3)
+"""
+
+
+async def test_credentials_in_any_part_of_a_long_output_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_text(CHUNKS, "utf-8")
+    lines: list[str] = []
+    pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA\n-----END PRIVATE KEY-----"
+    options = Options(env={"SHOP_KEY": "k3y-of-the-operator", "SIGNING_KEY": pem}, stderr=lines.append)
+    with pytest.raises(ConnectionLost, match=r"RuntimeError: \[redacted\]"):
+        async with Client([sys.executable, str(path)], options=options):
+            pass
+    shown = "\n".join(lines)
+    assert shown.count("[redacted]") >= 3
+    for part in ("k3y-of", "operator", "MC4CAQ"):
+        assert part not in shown
+    assert shown.count("filler") in (700, 1400)  # it may be started again, and then its lines may end elsewhere

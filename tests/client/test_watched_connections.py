@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from client.feature_walk import FILE, SUBSCRIBED
-from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
+from client.misbehaving_servers import OFFER, ReceivedRequest, connected, misbehaving
 from client.watch_parts import (
     AGAIN,
     NOTE,
@@ -219,7 +219,7 @@ async def test_resumed_stream_reports_missed_changes(id: str, short_backoff: Non
         await asked.event(NOTE)
         await block_forever()
 
-    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
+    async with connected(session(streams)) as (server, client):
         async with client.watch() as changes:
             watched.set()
             heard = [await anext(changes)]
@@ -240,7 +240,7 @@ async def test_watched_streams_are_reopened_every_time(short_backoff: None) -> N
             await block_forever()
         return await asked.end()
 
-    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
+    async with connected(session(streams)) as (server, client):
         await wait_until(lambda: client.conversation.requests.incoming.subscribed._waiters)  # type: ignore[attr-defined]
         assert count_gets(server) == 5  # a client that doesn't watch costs no more
         async with client.watch(tools=True) as changes:
@@ -272,7 +272,7 @@ async def test_watchers_reconnect_after_a_long_outage(short_backoff: None) -> No
             return await asked.reply(b"Bad gateway", status="502 Bad Gateway", type="text/plain")
         raise ConnectionError
 
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client:
+    async with connected(behave) as (server, client):
         async with client.watch("a://1") as changes:
             away = True
             await wait_until(lambda: len(refusals) > 20)
@@ -300,7 +300,7 @@ async def test_failed_calls_do_not_stop_watching(short_backoff: None) -> None:
             raise ConnectionError
         await calm(asked)
 
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client:
+    async with connected(behave) as (server, client):
         async with client.watch("a://1") as changes:
             with pytest.raises(ConnectionLost):
                 await client.call("x")

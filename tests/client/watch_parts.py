@@ -47,10 +47,7 @@ def session(streams: Behave, others: Behave | None = None) -> Behave:
 
     usual = with_handshake(others or calls, session="s")
 
-    async def behave(asked: ReceivedRequest) -> None:
-        await (streams if asked.verb == "GET" else usual)(asked)
-
-    return behave
+    return lambda asked: (streams if asked.verb == "GET" else usual)(asked)
 
 
 def count_handshakes(server: MisbehavingServer) -> int:

@@ -53,58 +53,39 @@ def over_stdio(command: list[str], log: Any) -> AbstractAsyncContextManager[Any]
     return stdio_client(StdioServerParameters(command=command[0], args=command[1:], env=environment), errlog=log)
 
 
-def differences(one: dict[str, str], other: dict[str, str]) -> dict[str, tuple[str | None, str | None]]:
+async def check_looks_the_same(era: str, alone: Any, relayed: Any) -> None:
+    """Observe a program by itself and behind the gateway, each through a new connection."""
+    one, other = await Observer(alone, era).observe(), await Observer(relayed, era).observe()
     assert len(one) > 40  # it has seen much
-    return {label: (one.get(label), other.get(label)) for label in one | other if one.get(label) != other.get(label)}
+    assert not {each: (one.get(each), other.get(each)) for each in one | other if one.get(each) != other.get(each)}
 
 
-async def test_program_in_process_looks_the_same_over_http(library: str, alone: SharedServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_url", [False, pytest.param(True, marks=pytest.mark.nightly)])
+async def test_program_looks_the_same_over_http(
+    library: str, alone: SharedServer, tmp_path: Path, *, by_url: bool
+) -> None:
     def command(port: int) -> list[str]:
-        return [PYTHONS[library], *RUN, FILE, "--port", str(port)]
+        url = f"http://127.0.0.1:{alone.port()}/mcp"
+        return [*([sys.executable, *RUN, url] if by_url else [PYTHONS[library], *RUN, FILE]), "--port", str(port)]
 
     with share_server(command, tmp_path) as relayed:
         for era in eras(library):
-            original = await Observer(lambda: over_http(alone), era).observe()
-            assert not differences(original, await Observer(lambda: over_http(relayed), era).observe())
+            await check_looks_the_same(era, lambda: over_http(alone), lambda: over_http(relayed))
 
 
 @pytest.mark.nightly
-async def test_program_by_url_looks_the_same_over_http(library: str, alone: SharedServer, tmp_path: Path) -> None:
-    def command(port: int) -> list[str]:
-        return [sys.executable, *RUN, f"http://127.0.0.1:{alone.port()}/mcp", "--port", str(port)]
-
-    with share_server(command, tmp_path) as relayed:
-        for era in eras(library):
-            original = await Observer(lambda: over_http(alone), era).observe()
-            assert not differences(original, await Observer(lambda: over_http(relayed), era).observe())
-
-
-@pytest.mark.nightly
-async def test_program_in_process_looks_the_same_over_stdio(library: str, tmp_path: Path) -> None:
-    relayed = [PYTHONS[library], *RUN, FILE, "--transport", "stdio"]
+@pytest.mark.parametrize("way", ["in process", "command", "url"])
+async def test_program_looks_the_same_over_stdio(library: str, alone: SharedServer, tmp_path: Path, way: str) -> None:
+    program = [PYTHONS[library], FILE]
+    relayed = {
+        "in process": [PYTHONS[library], *RUN, FILE],
+        "command": [sys.executable, *RUN, " ".join(program)],
+        "url": [sys.executable, *RUN, f"http://127.0.0.1:{alone.port()}/mcp"],
+    }[way] + ["--transport", "stdio"]
     with (tmp_path / "log").open("w") as log:
         for era in eras(library):
-            original = await Observer(lambda: over_stdio([PYTHONS[library], FILE], log), era).observe()
-            assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
-
-
-@pytest.mark.nightly
-async def test_command_looks_the_same_over_stdio(library: str, tmp_path: Path) -> None:
-    program = PYTHONS[library], FILE
-    relayed = [sys.executable, *RUN, " ".join(program), "--transport", "stdio"]
-    with (tmp_path / "log").open("w") as log:
-        for era in eras(library):
-            original = await Observer(lambda: over_stdio([*program], log), era).observe()
-            assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
-
-
-@pytest.mark.nightly
-async def test_program_by_url_looks_the_same_over_stdio(library: str, alone: SharedServer, tmp_path: Path) -> None:
-    relayed = [sys.executable, *RUN, f"http://127.0.0.1:{alone.port()}/mcp", "--transport", "stdio"]
-    with (tmp_path / "log").open("w") as log:
-        for era in eras(library):
-            original = await Observer(lambda: over_http(alone), era).observe()
-            assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
+            original = (lambda: over_http(alone)) if way == "url" else (lambda: over_stdio(program, log))
+            await check_looks_the_same(era, original, lambda: over_stdio(relayed, log))
 
 
 async def test_stdio_command_runs_in_one_process_that_sees_the_client(tmp_path: Path) -> None:

@@ -63,36 +63,20 @@ def make_front(sdk: str) -> Server:
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-async def test_arguments_as_json_text_are_asked_about(sdk: str) -> None:
-    """Servers of the official SDK decode text for a parameter that isn't text."""
+async def test_arguments_that_a_server_converts_are_asked_about(sdk: str) -> None:
+    spellings = {
+        # Servers of the official SDK decode text for a parameter that isn't text.
+        "deploy": ("environments", ['["production"]', ' ["\\u0070roduction"]']),
+        "restart": ("target", ['{"name": "production"}', '{"name": "\\u0070roduction"}']),
+        # Servers that use pydantic take these for a boolean.
+        "delete": ("force", [1, 1.0, "1", "yes", "on", "t", "y"]),
+        # Like a missing argument, null stands for the tool's default.
+        "ship": ("environment", ["null", " null "]),
+    }
     front = make_front(sdk)
     for revision in "2025-11-25", "2026-07-28":
         async with asyncio.timeout(WAIT), Client(front, revision=revision) as client:
-            for environments in ['["production"]', ' ["\\u0070roduction"]']:
-                with pytest.raises((ServerError, ToolFailed), match="approve"):
-                    await client.call("u_deploy", environments=environments)
-            for target in ['{"name": "production"}', '{"name": "\\u0070roduction"}']:
-                with pytest.raises((ServerError, ToolFailed), match="approve"):
-                    await client.call("u_restart", target=target)
-
-
-@pytest.mark.parametrize("sdk", SDKS)
-async def test_other_spellings_of_true_are_asked_about(sdk: str) -> None:
-    """Servers that use pydantic take these for a boolean."""
-    front = make_front(sdk)
-    for revision in "2025-11-25", "2026-07-28":
-        async with asyncio.timeout(WAIT), Client(front, revision=revision) as client:
-            for force in [1, 1.0, "1", "yes", "on", "t", "y"]:
-                with pytest.raises((ServerError, ToolFailed), match="approve"):
-                    await client.call("u_delete", force=force)
-
-
-@pytest.mark.parametrize("sdk", SDKS)
-async def test_null_as_json_text_is_asked_about(sdk: str) -> None:
-    """Like a missing argument, it stands for the tool's default."""
-    front = make_front(sdk)
-    for revision in "2025-11-25", "2026-07-28":
-        async with asyncio.timeout(WAIT), Client(front, revision=revision) as client:
-            for environment in ["null", " null "]:
-                with pytest.raises((ServerError, ToolFailed), match="approve"):
-                    await client.call("u_ship", environment=environment)
+            for tool, (argument, values) in spellings.items():
+                for value in values:
+                    with pytest.raises((ServerError, ToolFailed), match="approve"):
+                        await client.call(f"u_{tool}", {argument: value})

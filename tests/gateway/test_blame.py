@@ -1,5 +1,4 @@
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
@@ -229,8 +228,7 @@ async def test_rejected_handshake_for_one_caller_does_not_affect_others() -> Non
             return
         handshakes.append(asked.message)
         if is_full:
-            error = {"code": -32000, "message": "You have too many sessions."}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+            await asked.error(-32000, "You have too many sessions.")
         else:
             about = {"capabilities": {"tools": {}}, "serverInfo": {"name": "odd", "version": "1"}}
             await asked.result({"protocolVersion": HANDSHAKE, **about}, more=f"Mcp-Session-Id: {len(handshakes)}\r\n")

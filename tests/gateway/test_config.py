@@ -60,11 +60,9 @@ def write(folder: Path, text: str, name: str = "gateway.toml") -> Path:
 def test_file_options_match_the_code(tmp_path: Path) -> None:
     path = write(tmp_path, FILE)
     config = load_file(path, {"HOME_OF_DATA": "/data"})
-    assert (config.name, config.store, config.settings) == (
-        "tools",
-        "sqlite:////data/gateway.db",
-        {"tool_search": True},
-    )
+    assert config.name == "tools"
+    assert config.store == "sqlite:////data/gateway.db"
+    assert config.settings == {"tool_search": True}
     github, files = config.upstreams
     assert github.target == "https://api.example/mcp"
     assert github.headers == {"X-Team": "${not expanded}"}
@@ -396,12 +394,6 @@ def test_errors_about_variables_show_the_place_once(tmp_path: Path) -> None:
     )
 
 
-def test_commands_at_the_end_of_errors_about_sign_in_can_be_copied(tmp_path: Path) -> None:
-    path = write(tmp_path, '[upstreams.a]\nurl = "https://a.b"\n[auth]\nkeys = "keys.json"\n', "gateway.toml")
-    with pytest.raises(ConfigError, match=f"millstream keys add NAME --file {tmp_path}/keys.json$"):
-        load_file(path, {})
-
-
 def test_numbers_and_booleans_in_application_files_are_text(tmp_path: Path) -> None:
     server = {
         "command": "x",
@@ -549,6 +541,11 @@ def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
         ("crush.json", '{"mcp": {\n"a": {"url": "https://a.b", "headers": {"A": "$(pass)"}}}}', r"2: mcp\.a: head"),
         ("settings.json", '{"mcpServers": {\n"a": {"command": "x", "env": {"A": "$KEY"}}}}', "line 2: .*KEY isn't set"),
         ("goose.yaml", "extensions:\n  fetch:\n    cmd: uvx", "doesn't read YAML"),
+        ("mcp.json", '{"mcpServers": {"a": {"command": "x", "args": ["--long", ["b"]]}}}', r'not \["b"\]'),
+        ("mcp.json", '{"mcpServers": [{"command": "python"}]}',
+         r'mcpServers: it must be an object such as .*not \[{"command": "python"}\]\.$'),
+        ("gateway.toml", '[upstreams.a]\nurl = "https://a.b"\n[auth]\nkeys = "keys.json"\n',
+         r"millstream keys add NAME --file /.*/keys\.json$"),
     ],
 )  # fmt: skip
 def test_errors_in_other_applications_files_show_the_line(name: str, text: str, expected: str, tmp_path: Path) -> None:
@@ -560,13 +557,6 @@ def test_names_without_ascii_letters_get_different_prefixes(tmp_path: Path) -> N
     file = tmp_path / "mcp.json"
     file.write_text(json.dumps({"mcpServers": {name: {"command": "x"} for name in ("数据库", "shop", "天气")}}))
     assert [each.prefix for each in load_file(file).upstreams] == ["server", "shop", "server-2"]
-
-
-def test_errors_show_the_invalid_element_of_a_list(tmp_path: Path) -> None:
-    file = tmp_path / "mcp.json"
-    file.write_text(json.dumps({"mcpServers": {"a": {"command": "x", "args": [*["--long-argument"] * 9, ["b"]]}}}))
-    with pytest.raises(ConfigError, match=r'not \["b"\]'):
-        load_file(file)
 
 
 def test_a_url_in_a_file_never_becomes_a_command(tmp_path: Path) -> None:
@@ -645,10 +635,3 @@ def test_mistakes_in_groups_and_approvals_name_the_option(tmp_path: Path) -> Non
         path.write_text(f"[upstreams.shop]\nurl = 'http://127.0.0.1:1'\n[upstreams.shop.policy]\n{text}\n")
         with pytest.raises(ConfigError, match=re.escape(says)):
             load_file(path)
-
-
-def test_a_list_of_servers_is_explained_in_the_words_of_json(tmp_path: Path) -> None:
-    path = write(tmp_path, '{"mcpServers": [{"command": "python"}]}', "mcp.json")
-    with pytest.raises(ConfigError, match="mcpServers: it must be an object such as") as caught:
-        load_file(path)
-    assert str(caught.value).endswith('not [{"command": "python"}].')

@@ -41,10 +41,7 @@ def answer(status: str, body: bytes = b"", *, type: str = "application/json", mo
 
     @asynccontextmanager
     async def run() -> AsyncIterator[Target]:
-        async def behave(asked: ReceivedRequest) -> None:
-            await asked.reply(body, status=status, type=type, more=more)
-
-        async with misbehaving(behave) as server:
+        async with misbehaving(lambda asked: asked.reply(body, status=status, type=type, more=more)) as server:
             yield server.url, {}
 
     return run
@@ -271,11 +268,8 @@ async def test_server_that_hangs_after_a_failure_is_not_blamed_for_the_failure()
 
 
 async def test_server_that_connects_but_hangs_at_its_lists_is_told_apart() -> None:
-    async def hang(asked: ReceivedRequest) -> None:
-        await asyncio.Event().wait()
-
     async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
-        server = await stack.enter_async_context(misbehaving(with_handshake(hang)))
+        server = await stack.enter_async_context(misbehaving(with_handshake(lambda asked: asyncio.Event().wait())))
         mcp = Server("front")
         mcp.upstream("up", server.url, connect_timeout=1, start_timeout=0.1)
         runtime = await stack.enter_async_context(mcp.running())

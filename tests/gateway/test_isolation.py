@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from cases import for_each
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving, with_handshake
+from fleet import until
 from http_peer import serve
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ToolFailed
@@ -107,13 +108,6 @@ def connect(url: str, key: str, revision: str) -> Client:
     return Client(url, headers={"authorization": f"Bearer {key}"} if key else {}, revision=revision, timeout=WAIT)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something has happened to another process."""
-    async with asyncio.timeout(WAIT):
-        while not condition():  # noqa: ASYNC110  it has no event for us
-            await asyncio.sleep(0.01)
-
-
 async def until_exited(pid: int) -> None:
     """Wait until a process has exited and was reaped."""
     await until(lambda: not Path(f"/proc/{pid}").exists())
@@ -125,8 +119,13 @@ CATALOG = {"revision": HANDSHAKE}
 
 
 @for_each_revision
-@pytest.mark.parametrize("isolation", [None, "shared", "per_principal", "per_session"])
-@pytest.mark.parametrize("more", [{}, CATALOG], ids=["relay", "catalog"])
+@pytest.mark.parametrize(
+    ("isolation", "more"),
+    [
+        *product((None, "shared", "per_principal", "per_session"), ({}, CATALOG)),
+        *product((None, "shared"), [{"at_url": True, **CATALOG}]),
+    ],
+)
 async def test_one_persons_state_reaches_another_only_in_a_shared_process(
     isolation: str | None, revision: str, more: dict[str, Any]
 ) -> None:
@@ -137,20 +136,8 @@ async def test_one_persons_state_reaches_another_only_in_a_shared_process(
     ):
         await ada.call("keep", value="Ada's secret")
         assert (await ada.call("read")).text == "Ada's secret"
-        assert (await bob.call("read")).text == ("Ada's secret" if isolation == "shared" else "nothing")
-
-
-@for_each_revision
-@pytest.mark.parametrize("isolation", [None, "shared"])
-async def test_one_persons_state_at_a_url_never_reaches_another(isolation: str | None, revision: str) -> None:
-    async with (
-        gateway(isolation, at_url=True, people=PEOPLE, **CATALOG) as url,
-        connect(url, ADA, revision) as ada,
-        connect(url, BOB, revision) as bob,
-    ):
-        await ada.call("keep", value="Ada's secret")
-        assert (await ada.call("read")).text == "Ada's secret"
-        assert (await bob.call("read")).text == "nothing"
+        is_shared = isolation == "shared" and "at_url" not in more
+        assert (await bob.call("read")).text == ("Ada's secret" if is_shared else "nothing")
 
 
 @for_each_revision
@@ -350,11 +337,9 @@ async def test_client_of_a_refused_revision_takes_no_session_from_others(prefix:
         if asked.method == "server/discover":
             await asked.result({**OFFER, "capabilities": {"tools": {}}})
         elif asked.method == "subscriptions/listen":
-            error = {"code": -32601, "message": "Method not found"}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+            await asked.error(-32601, "Method not found")
         elif asked.method == "initialize" and asked.message["params"]["protocolVersion"] != HANDSHAKE:
-            error = {"code": -32602, "message": "Unsupported protocol version", "data": {"supported": [HANDSHAKE]}}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+            await asked.error(-32602, "Unsupported protocol version", {"supported": [HANDSHAKE]})
         elif asked.method == "tools/list":
             tools = [{"name": each, "inputSchema": {"type": "object"}} for each in TOOLS]
             await asked.result({"resultType": "complete", "ttlMs": 0, "cacheScope": "public", "tools": tools})

@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ class LiveGateway:
         for some in self.live.config.sets:
             self.mcp.definition.add_set(some)
         self.part: Any = None
+        self.shops: dict[str, Any] = {}
 
     @property
     def state(self) -> tuple[int, str]:
@@ -130,6 +132,22 @@ async def run_gateway(path: Path, *texts: str) -> AsyncIterator[LiveGateway]:
     async with gateway.mcp.running() as runtime:
         gateway.part = runtime.host.gateway
         yield gateway
+
+
+Table = Callable[..., str]
+
+
+@asynccontextmanager
+async def run_two_shops(folder: Path, revision: str | None = None) -> AsyncIterator[tuple[Any, Client, Table, Table]]:
+    """Run a gateway of two shops and a client. Yield them and functions for the tables `a` and `b` with more lines."""
+    async with serve_shops("a", "b") as shops:
+        a, b = (partial(table, name, running.port) for name, (_, running) in shops.items())
+        async with (
+            run_gateway(folder / "gateway.toml", a(), b()) as gateway,
+            Client(gateway.mcp, revision=revision, timeout=WAIT) as client,
+        ):
+            gateway.shops = {name: shop for name, (shop, _) in shops.items()}
+            yield gateway, client, a, b
 
 
 async def names_of(client: Client) -> set[str]:
@@ -177,35 +195,25 @@ async def test_other_upstreams_keep_sessions_and_calls(revision: str, tmp_path: 
 
 
 async def test_other_rules_keep_sessions(tmp_path: Path) -> None:
-    async with serve_shops("a", "b") as shops:
-        a, b = (table(name, running.port) for name, (_, running) in shops.items())
-        async with (
-            run_gateway(tmp_path / "gateway.toml", a, b) as gateway,
-            Client(gateway.mcp, revision="2025-06-18", timeout=WAIT) as client,
-        ):
-            assert (await client.call("a_visit")).text == "a 1"
-            await gateway.change(a, '[upstreams.a.policy]\ndeny = ["order"]\n', b)
-            assert "a_order" not in await names_of(client)
-            assert (await client.call("a_visit")).text == "a 2"
-            await gateway.change('[policy]\ndeny = ["b_*"]\n', a, b)
-            assert await names_of(client) == {f"a_{tool}" for tool in TOOLS}
-            assert (await client.call("a_visit")).text == "a 3"
+    async with run_two_shops(tmp_path, REVISIONS[1]) as (gateway, client, a, b):
+        assert (await client.call("a_visit")).text == "a 1"
+        await gateway.change(a(), '[upstreams.a.policy]\ndeny = ["order"]\n', b())
+        assert "a_order" not in await names_of(client)
+        assert (await client.call("a_visit")).text == "a 2"
+        await gateway.change('[policy]\ndeny = ["b_*"]\n', a(), b())
+        assert await names_of(client) == {f"a_{tool}" for tool in TOOLS}
+        assert (await client.call("a_visit")).text == "a 3"
 
 
 async def test_clients_learn_that_sessions_at_a_changed_upstream_have_ended(tmp_path: Path) -> None:
-    async with serve_shops("a", "b") as shops:
-        a, b = (table(name, running.port) for name, (_, running) in shops.items())
-        async with (
-            run_gateway(tmp_path / "gateway.toml", a, b) as gateway,
-            Client(gateway.mcp, revision="2025-06-18", timeout=WAIT) as client,
-        ):
-            assert (await client.call("a_visit")).text == "a 1"
-            assert (await client.call("b_visit")).text == "b 1"
-            await gateway.change(table("a", shops["a"][1].port, "timeout = 77"), b)
-            lost = await client.call("a_visit", raise_on_error=False)
-            assert "has ended its session with you and lost its state. Call again" in lost.text
-            assert (await client.call("a_visit")).text == "a 1"
-            assert (await client.call("b_visit")).text == "b 2"
+    async with run_two_shops(tmp_path, REVISIONS[1]) as (gateway, client, a, b):
+        assert (await client.call("a_visit")).text == "a 1"
+        assert (await client.call("b_visit")).text == "b 1"
+        await gateway.change(a("timeout = 77"), b())
+        lost = await client.call("a_visit", raise_on_error=False)
+        assert "has ended its session with you and lost its state. Call again" in lost.text
+        assert (await client.call("a_visit")).text == "a 1"
+        assert (await client.call("b_visit")).text == "b 2"
 
 
 async def test_unusable_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,35 +358,30 @@ def _exists(pid: int) -> bool:
 
 @pytest.mark.parametrize("revision", REVISIONS)
 async def test_resource_subscriptions_survive(revision: str, tmp_path: Path) -> None:
-    async with serve_shops("a", "b") as shops:
-        a, b = (running.port for _, running in shops.values())
-        async with (
-            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
-            Client(gateway.mcp, revision=revision, timeout=WAIT) as client,
-        ):
-            uris = {each.uri: name for each in await client.resources() for name in "ab" if name in each.uri[:9]}
-            assert len(uris) == 2, uris
-            updates: asyncio.Queue[str] = asyncio.Queue()
+    async with run_two_shops(tmp_path, revision) as (gateway, client, a, b):
+        uris = {each.uri: name for each in await client.resources() for name in "ab" if name in each.uri[:9]}
+        assert len(uris) == 2, uris
+        updates: asyncio.Queue[str] = asyncio.Queue()
 
-            async def listen() -> None:
-                async with client.watch(*uris) as changes:
-                    updates.put_nowait("")
-                    async for change in changes:
-                        if change.kind == "resource" or change.uri:
-                            updates.put_nowait(change.uri)
+        async def listen() -> None:
+            async with client.watch(*uris) as changes:
+                updates.put_nowait("")
+                async for change in changes:
+                    if change.kind == "resource" or change.uri:
+                        updates.put_nowait(change.uri)
 
-            listening = asyncio.create_task(listen())
-            async with asyncio.timeout(WAIT):
-                await updates.get()
-                await gateway.change(table("a", a), table("b", b, "timeout = 55"))
-                for uri, name in uris.items():
-                    found = ""
-                    while found != uri:
-                        await shops[name][0].resource_updated("shop://stock")
-                        with suppress(TimeoutError):
-                            async with asyncio.timeout(0.2):
-                                found = await updates.get()
-            listening.cancel()
+        listening = asyncio.create_task(listen())
+        async with asyncio.timeout(WAIT):
+            await updates.get()
+            await gateway.change(a(), b("timeout = 55"))
+            for uri, name in uris.items():
+                found = ""
+                while found != uri:
+                    await gateway.shops[name].resource_updated("shop://stock")
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.2):
+                            found = await updates.get()
+        listening.cancel()
 
 
 async def test_references_to_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,23 +438,18 @@ async def test_accepted_definitions_count_after_a_change(tmp_path: Path) -> None
 
 
 async def test_stored_results_outlive_a_change(tmp_path: Path) -> None:
-    async with serve_shops("a", "b") as shops:
-        a, b = (running.port for _, running in shops.values())
-        limited = "policy = { result_tokens = 1 }"
-        async with (
-            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
-            Client(gateway.mcp, timeout=WAIT) as client,
-        ):
-            await gateway.change(table("a", a, limited), table("b", b))
-            found = await client.call("a_visit_often")
-            (uri,) = [each.uri for each in found.content if isinstance(each, ResourceLink)]
-            for line in ("timeout = 33", ""):
-                await gateway.change(table("a", a, line, limited), table("b", b, f"timeout = {len(line) + 9}"))
-                assert "many visits" in str(await client.read(uri))
-                assert len([each for each in await client.templates() if "result" in each.uri_template]) == 1
-            await gateway.change(table("a", a), table("b", b))
-            with pytest.raises(ServerError):
-                await client.read(uri)
+    limited = "policy = { result_tokens = 1 }"
+    async with run_two_shops(tmp_path) as (gateway, client, a, b):
+        await gateway.change(a(limited), b())
+        found = await client.call("a_visit_often")
+        (uri,) = [each.uri for each in found.content if isinstance(each, ResourceLink)]
+        for line in ("timeout = 33", ""):
+            await gateway.change(a(line, limited), b(f"timeout = {len(line) + 9}"))
+            assert "many visits" in str(await client.read(uri))
+            assert len([each for each in await client.templates() if "result" in each.uri_template]) == 1
+        await gateway.change(a(), b())
+        with pytest.raises(ServerError):
+            await client.read(uri)
 
 
 async def test_found_tools_change(tmp_path: Path) -> None:
@@ -479,16 +477,11 @@ async def test_order_of_the_file_is_the_order_of_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changed", [False, True])
 async def test_tasks_of_earlier_upstreams_end_well(changed: bool, tmp_path: Path) -> None:
-    async with serve_shops("a", "b") as shops:
-        a, b = (running.port for _, running in shops.values())
-        async with (
-            run_gateway(tmp_path / "gateway.toml", table("a", a), table("b", b)) as gateway,
-            Client(gateway.mcp, timeout=WAIT) as client,
-        ):
-            task = await client.tasks.start("b_prepare", {})
-            await gateway.change(table("a", a), table("b", b, "timeout = 66") if changed else "")
-            shops["b"][0].gate.set()  # type: ignore[attr-defined]
-            assert (await client.tasks.wait(task)).text == "prepared"
+    async with run_two_shops(tmp_path) as (gateway, client, a, b):
+        task = await client.tasks.start("b_prepare", {})
+        await gateway.change(a(), b("timeout = 66") if changed else "")
+        gateway.shops["b"].gate.set()
+        assert (await client.tasks.wait(task)).text == "prepared"
 
 
 async def test_search_finds_what_a_set_has_after_a_change(tmp_path: Path) -> None:
@@ -675,6 +668,18 @@ async def test_a_set_that_was_added_has_metadata_and_tokens_for_its_address(tmp_
                 assert (await http.get(known)).status_code == 404
 
 
+def make_slow_person() -> tuple[asyncio.Event, asyncio.Event, Callable[[Any], Any]]:
+    """Return an event for being asked, one for the answer, and a function that then accepts."""
+    asked, released = asyncio.Event(), asyncio.Event()
+
+    async def accept(request: Any) -> Any:
+        asked.set()
+        await released.wait()
+        return {}
+
+    return asked, released, accept
+
+
 ASKS = "[upstreams.a.policy.tools.order]\napprove = true\n"
 
 
@@ -693,13 +698,7 @@ async def test_answer_does_not_count_after_the_rules_have_changed(rules: str, tm
         a, b = (table(name, running.port) for name, (_, running) in shops.items())
         start = a + ASKS + "[sets.visitors]\n"
         async with run_gateway(tmp_path / "gateway.toml", start) as gateway, serve(gateway.mcp) as running:
-            asked, released = asyncio.Event(), asyncio.Event()
-
-            async def accept(request: Any) -> Any:
-                asked.set()
-                await released.wait()
-                return {}
-
+            asked, released, accept = make_slow_person()
             url = f"http://127.0.0.1:{running.port}/mcp/visitors"
             async with Client(url, revision=REVISIONS[1], timeout=WAIT, elicit=accept) as client:
                 call = asyncio.create_task(client.call("a_order"))
@@ -729,13 +728,7 @@ async def test_answer_does_not_count_after_its_person_has_left_a_group(tmp_path:
         rules = f'{ASKS}groups = ["staff"]\n[settings]\nauth_keys = "{file}"\n'
         upstream = table("a", shops["a"][1].port) + rules
         async with run_gateway(tmp_path / "gateway.toml", upstream) as gateway, serve(gateway.mcp) as running:
-            asked, released = asyncio.Event(), asyncio.Event()
-
-            async def accept(request: Any) -> Any:
-                asked.set()
-                await released.wait()
-                return {}
-
+            asked, released, accept = make_slow_person()
             url, headers = f"http://127.0.0.1:{running.port}/mcp", {"authorization": f"Bearer {key}"}
             async with Client(url, revision=REVISIONS[1], timeout=WAIT, elicit=accept, headers=headers) as client:
                 call = asyncio.create_task(client.call("a_order"))

@@ -101,18 +101,9 @@ def world() -> World:
     return World()
 
 
-async def send(
-    worker: Worker,
-    method: str = "tools/call",
-    name: str = "asks",
-    arguments: Json | None = None,
-    *,
-    then: Json | None = None,
-    key: str = "",
-    token: str = "",
-) -> Json:
-    """Return the result or error of a request. `then` contains the members that a retry adds."""
-    reply, _ = await send_with_messages(worker, method, name, arguments, then=then, key=key, token=token)
+async def send(worker: Worker, *request: Any, **options: Any) -> Json:
+    """Return the result or error of a request, as `send_with_messages` sends it."""
+    reply, _ = await send_with_messages(worker, *request, **options)
     return reply
 
 
@@ -126,7 +117,7 @@ async def send_with_messages(
     key: str = "",
     token: str = "",
 ) -> tuple[Json, list[Json]]:
-    """Return the response of a request after the messages before it."""
+    """Return the response of a request after the messages before it. `then` contains the members that a retry adds."""
     message, headers = prepare(method, name, arguments, then=then, key=key, token=token)
     async with asyncio.timeout(WAIT):
         reply = await worker.post(message, headers)
@@ -160,6 +151,14 @@ def answer(asked: Json, x: object = 7) -> Json:
     assert asked.get("resultType") == "input_required", asked
     answers = {each: {"action": "accept", "content": {"x": x}} for each in asked["inputRequests"]}
     return {"inputResponses": answers, "requestState": asked["requestState"]}
+
+
+async def resume(first: Worker, second: Worker, name: str = "works") -> EventStream:
+    """Call a tool at one worker and answer its question at another. Return that stream once it has a message."""
+    message, headers = prepare("tools/call", name, None, then=answer(await send(first, name=name)), key="", token="")
+    stream = EventStream(await second.post(message, headers))
+    await stream.until(1)
+    return stream
 
 
 def text(result: Json) -> str:
@@ -288,10 +287,7 @@ async def test_calls_on_dead_workers_fail(world: World, noticed: bool, monkeypat
 
 async def test_worker_death_ends_the_waiting_request(world: World) -> None:
     async with world.workers(2) as (first, second):
-        asked = await send(first, name="works")
-        message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
-        stream = EventStream(await second.post(message, headers))
-        await stream.until(1)
+        stream = await resume(first, second)
         await first.die()
         lost = (await stream.end())[-1]["result"]
         assert lost["isError"]
@@ -314,10 +310,7 @@ async def test_messages_that_the_store_rejects_leave_no_unretrieved_error(
 
     world.server.tool(late)
     async with world.workers(2) as (first, second):
-        asked = await send(first, name="late")
-        message, headers = prepare("tools/call", "late", None, then=answer(asked), key="", token="")
-        stream = EventStream(await second.post(message, headers))
-        await stream.until(1)
+        stream = await resume(first, second, "late")
         first.store.down = True
         world.go.set()
         await until(lambda: world.ended and count_parked(first) == 0)
@@ -344,10 +337,7 @@ async def test_results_that_the_store_rejects_end_the_waiting_request(world: Wor
 
 async def test_lost_messages_end_request_and_call(world: World) -> None:
     async with world.workers(2) as (first, second):
-        asked = await send(first, name="works")
-        message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
-        stream = EventStream(await second.post(message, headers))
-        await stream.until(1)
+        stream = await resume(first, second)
         second.store.miss()
         assert (await stream.end())[-1]["result"]["isError"]
         await until(lambda: world.ended)
@@ -356,10 +346,7 @@ async def test_lost_messages_end_request_and_call(world: World) -> None:
 @pytest.mark.parametrize("waker", [0, 1])
 async def test_client_disconnect_cancels_its_call(world: World, waker: int) -> None:
     async with world.workers(2) as workers:
-        asked = await send(workers[0], name="works")
-        message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
-        stream = EventStream(await workers[waker].post(message, headers))
-        await stream.until(1)
+        stream = await resume(workers[0], workers[waker])
         stream.close()
         await until(lambda: world.ended)
         assert world.ended == ["CancelledError"]

@@ -511,3 +511,61 @@ async def test_hints_of_accepted_definitions_count(tmp_path: Path) -> None:
     mcp.upstream("shop", upstream, policy=policy, trust="pin", start_timeout=WAIT)
     async with run_guarded(mcp) as world:
         assert await names(world, said(groups=["interns"])) == {"shop_look"}
+
+
+async def test_misspelled_names_in_the_policy_for_all_upstreams_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    shared = UpstreamPolicy(
+        deny=("a_order", "b_order", "b_browse", "c_*", "shop://a/stock"),
+        tools={"a_ordr": ToolPolicy(tags=("books",))},
+        groups={"staff": GroupPolicy(allow=("b_ordr",)), "*": GroupPolicy()},
+    )
+    front, own = Server("front"), UpstreamPolicy(tools={"order": ToolPolicy(name="browse")}, shared=shared)
+    for name in "a", "b":
+        shop = Server(name)
+        shop.tool(lambda: "ordered", name="order")
+        front.upstream(name, shop, policy=own, start_timeout=WAIT)
+    async with Client(front) as client:
+        await client.tools()
+        for shop in [each.target for each in front.definition.upstreams]:
+            shop.tool(lambda: "sold", name="sell")
+            await client.tools()
+    found = [each.getMessage() for each in caplog.records if "shared policy" in each.getMessage()]
+    assert sorted(found) == [
+        "a: the shared policy has a rule for 'a_ordr', which no tool or prompt has. Did you mean 'a_order'?",
+        # After a change of names, patterns still match the upstream's own name.
+        "a: the shared policy has a rule for 'b_browse', which no tool or prompt has.",
+        "a: the shared policy has a rule for 'b_ordr', which no tool or prompt has. Did you mean 'b_order'?",
+    ]
+
+
+async def test_names_are_not_judged_before_all_lists_have_arrived(caplog: pytest.LogCaptureFixture) -> None:
+    shop, shared = Server("shop"), UpstreamPolicy(deny=("late_order", "shop_delet"))
+    shop.tool(lambda: "ordered", name="order")
+    front = Server("front")
+    front.upstream("shop", shop, policy=UpstreamPolicy(shared=shared), start_timeout=WAIT)
+    front.upstream("late", ["no-such-program"], policy=UpstreamPolicy(shared=shared), start_timeout=WAIT)
+    async with Client(front) as client:
+        assert [each.name for each in await client.tools()] == ["shop_order"]
+    assert "shared policy" not in caplog.text
+
+
+async def test_denied_uris_with_brackets_are_denied() -> None:
+    notes = Server("notes")
+    for uri in ("note://shelf/a[1]", "note://shelf/a1", "http://[::1]/plan"):
+        notes.resource(uri, name="note")(lambda: "read")
+    front = Server("front")
+    policy = UpstreamPolicy(deny=("note://shelf/a[1]", "http://[::1]/*"))
+    front.upstream("n", notes, prefix="", policy=policy, start_timeout=WAIT)
+    async with Client(front) as client:
+        assert [each.uri for each in await client.resources()] == ["note://shelf/a1"]
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://my_host:8080/plan", "https://bücher.example/plan", "ftp://me@ftp.example/plan"]
+)
+async def test_a_rule_about_other_uris_leaves_the_rest_readable(uri: str) -> None:
+    files, front = Server("files"), Server("front")
+    files.resource(uri.replace("plan", "{name}"), name="file")(lambda name: name)
+    front.upstream("u", files, prefix="", policy=UpstreamPolicy(deny=("db://private/*",)), start_timeout=WAIT)
+    async with Client(front) as client:
+        assert [each.text for each in await client.read(uri)] == ["plan"]

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
 import pytest
 
+from fleet import until
 from millstream import Client
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command
@@ -83,13 +84,6 @@ def is_running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition on other processes holds."""
-    async with asyncio.timeout(WAIT):
-        while not condition():  # noqa: ASYNC110  it has no event for us
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from http_peer import serve
 from millstream import Client, ProtocolError, Server, Settings
 from millstream.client import ClientError, ConnectionLost, Options, ServerError, ToolFailed
 from millstream.gateway import ToolPolicy, UpstreamPolicy
-from millstream.protocol import encode, members
+from millstream.protocol import members
 from patience import WAIT
 
 ERAS = ("2025-06-18", "2026-07-28")
@@ -322,11 +322,9 @@ async def test_client_gets_the_upstreams_initialize_error() -> None:
     with pytest.raises(ServerError) as refused:
         async with Client(gateway, revision=ERAS[0]):
             pass
-    assert (refused.value.code, refused.value.message, refused.value.data) == (
-        -32000,
-        "You aren't admitted.",
-        {"admits": "ada"},
-    )
+    assert refused.value.code == -32000
+    assert refused.value.message == "You aren't admitted."
+    assert refused.value.data == {"admits": "ada"}
 
 
 async def test_catalog_rejects_only_calls_to_the_upstream_that_rejects_the_client() -> None:
@@ -658,8 +656,7 @@ def starting(held: dict[str, asyncio.Event], date: str, asked_for: Mapping[str, 
             case "notifications/initialized":
                 await asked.reply(b"", status="202 Accepted")
             case _:
-                refusal = {"code": -32601, "message": "Method not found"}
-                await asked.reply(encode({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": refusal}))
+                await asked.error(-32601, "Method not found")
 
     return behave
 
@@ -676,10 +673,8 @@ async def test_slow_list_arrives_late_instead_of_empty(date: str, revision: str)
         async with mcp.running():
             await requested.wait()
             async with Client(mcp, revision=revision, timeout=WAIT) as client:
-                assert (client.capabilities.keys() - {"experimental"}, client.instructions) == (
-                    {"tools"},
-                    "Ask me first.",
-                )
+                assert client.capabilities.keys() - {"experimental"} == {"tools"}
+                assert client.instructions == "Ask me first."
                 requested.clear()
                 listing = asyncio.create_task(names(client))
                 await requested.wait()
@@ -747,8 +742,7 @@ async def without_sessions(asked: ReceivedRequest) -> None:
         case "notifications/initialized", _:
             await asked.reply(b"", status="202 Accepted")
         case _:
-            refusal = {"code": -32601, "message": "Method not found"}
-            await asked.reply(encode({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": refusal}))
+            await asked.error(-32601, "Method not found")
 
 
 @pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
@@ -777,7 +771,7 @@ async def test_server_without_sessions_gets_notifications_of_clients_that_speak_
             received.put_nowait(asked.message["params"])
             await asked.reply(b"", status="202 Accepted")
         elif asked.method == "server/discover" and newest < "2026":
-            await refuse(asked)
+            await asked.error(-32601, "Method not found")
         elif asked.method == "initialize":
             version = min(newest, asked.message["params"]["protocolVersion"])
             await asked.result({**GREETING, "protocolVersion": version})
@@ -876,10 +870,8 @@ async def test_relayed_subscription_has_the_upstreams_events_and_end() -> None:
         results = [await each for each in running]
     granted = {each["_meta"][SUBSCRIPTION]: each["notifications"] for each in acknowledged}
     assert list(granted.values()) == [{"resourceSubscriptions": [f"book://{number}"]} for number in (1, 2)]
-    assert (update["uri"], granted[update["_meta"][SUBSCRIPTION]]) == (
-        "book://2",
-        {"resourceSubscriptions": ["book://2"]},
-    )
+    assert update["uri"] == "book://2"
+    assert granted[update["_meta"][SUBSCRIPTION]] == {"resourceSubscriptions": ["book://2"]}
     assert [each["_meta"][SUBSCRIPTION] for each in results] == [*granted]
 
 
@@ -1075,7 +1067,7 @@ async def test_list_between_eras_that_has_not_changed_is_converted_once(era: str
 async def test_upstream_that_lists_nothing_but_answers_calls_is_ready(other: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method.endswith("/list"):
-            await refuse(asked, "The catalog is on holiday")
+            await asked.error(-32601, "The catalog is on holiday")
         else:
             await asked.result({"content": [{"type": "text", "text": "called"}]})
 
@@ -1097,7 +1089,7 @@ async def test_catalog_with_earlier_lists_is_ready_while_no_list_can_be_read(era
 
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method.endswith("/list") and not works:
-            await refuse(asked, "The catalog is on holiday")
+            await asked.error(-32601, "The catalog is on holiday")
         elif asked.method == "tools/list":
             await asked.result({"tools": [{"name": "go", "inputSchema": {"type": "object"}}]})
         elif asked.method.endswith("/list"):
@@ -1122,7 +1114,7 @@ async def test_log_does_not_call_an_upstream_unreachable_that_responds_with_erro
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def behave(asked: ReceivedRequest) -> None:
-        await refuse(asked, "The catalog is on holiday")
+        await asked.error(-32601, "The catalog is on holiday")
 
     async with misbehaving(of_one_era(ERAS[0], {"tools": {}}, behave)) as upstream:
         gateway = Server("gateway")
@@ -1143,16 +1135,11 @@ def of_one_era(era: str, capabilities: dict[str, Any], behave: Behave) -> Behave
             more = f"Mcp-Session-Id: {declared}\r\n" if asked.method == "initialize" else ""
             await asked.result({**GREETING, **OFFER, "capabilities": capabilities}, more=more)
         elif greets:
-            await refuse(asked)
+            await asked.error(-32601, "Method not found")
         else:
             await with_handshake(behave)(asked)
 
     return serve
-
-
-async def refuse(asked: ReceivedRequest, message: str = "Method not found") -> None:
-    error = {"code": -32601, "message": message}
-    await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
 
 
 @pytest.mark.parametrize(("era", "other"), [ERAS, ERAS[::-1]])
@@ -1161,7 +1148,7 @@ async def test_relay_between_eras_announces_and_serves_the_same_features_as_the_
 
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "resources/read":
-            await refuse(asked)
+            await asked.error(-32601, "Method not found")
         else:
             await asked.result({"tools": [], "prompts": []})
 

@@ -40,38 +40,28 @@ def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None
     assert report["tokens"] > 0
 
 
+KINDS = dict.fromkeys(("tools", "resources", "templates", "prompts"), 0)
+ONE: dict[str, Any] = {
+    "name": "printer", "state": "ready", "reason": "", "since": 1.0, "failed_reads": 0, "processes": None,
+    "revision": "", "transport": "", "needs_account": False, "p50_ms": 2.0, "p99_ms": 3.0,
+    "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,
+    "items": KINDS, "listed": {**KINDS, "tools": 2},
+}  # fmt: skip
+
+
 def test_merged_report_shows_the_worst_state() -> None:
-    one: dict[str, Any] = {
-        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "failed_reads": 0, "processes": None,
-        "revision": "", "transport": "", "needs_account": False,
-        "p50_ms": 2.0, "p99_ms": 3.0,
-        "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,
-        "items": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
-        "listed": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
-    }  # fmt: skip
-    other = {**one, "state": "degraded", "reason": "out of paper", "refused": 4}
-    (report,) = merge_reports([[one], [other]])
-    assert (report["state"], report["reason"], report["refused"], report["calls"]) == (
-        "degraded",
-        "out of paper",
-        4,
-        10,
-    )
+    other = {**ONE, "state": "degraded", "reason": "out of paper", "refused": 4}
+    (report,) = merge_reports([[ONE], [other]])
+    assert (report["state"], report["reason"]) == ("degraded", "out of paper")
+    assert (report["refused"], report["calls"]) == (4, 10)
     assert report["workers"] == {"ready": 1, "degraded": 1}
-    (report,) = merge_reports([[one], [other]], silent=1)
+    (report,) = merge_reports([[ONE], [other]], silent=1)
     assert report["workers"] == {"ready": 1, "degraded": 1, "silent": 1}
 
 
 def test_the_newest_error_from_any_worker_is_shown() -> None:
-    kinds = dict.fromkeys(("tools", "resources", "templates", "prompts"), 0)
-    one: dict[str, Any] = {
-        "name": "printer", "state": "ready", "reason": "", "since": 1.0, "failed_reads": 0, "processes": None,
-        "revision": "", "transport": "", "needs_account": False,
-        "listed_at": 1.0, "changed_at": 0.0,
-        "links": 1, "refused": 0, "calls": 5, "unanswered": 0, "items": kinds, "listed": kinds,
-    }  # fmt: skip
-    older, newer = ({**one, "last_error": {"at": at, "text": f"error {at}"}} for at in (1.0, 2.0))
-    for workers in ([newer, older], [older, newer], [newer, {**one, "last_error": None}], [one, newer]):
+    older, newer = ({**ONE, "last_error": {"at": at, "text": f"error {at}"}} for at in (1.0, 2.0))
+    for workers in ([newer, older], [older, newer], [newer, {**ONE, "last_error": None}], [ONE, newer]):
         (report,) = merge_reports([[each] for each in workers])
         assert report["last_error"]["text"] == "error 2.0", workers
-    assert merge_reports([[one], [one]])[0]["last_error"] is None
+    assert merge_reports([[ONE], [ONE]])[0]["last_error"] is None

@@ -14,7 +14,7 @@ from websockets.typing import Subprotocol
 from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
-from http_peer import serve
+from http_peer import RunningServer, serve
 from millstream import Context, Server, Settings, SyncContext, auth
 from millstream.client import Client, Options, Question, ServerError
 from millstream.gateway import UpstreamPolicy
@@ -75,9 +75,7 @@ async def run_http_upstream(
         elif message["method"] in ("tools/call", "tasks/get"):
             await call(asked)
         elif message["method"] == "initialize" and not handshake:
-            error = {"code": -32601, "message": "Method not found"}
-            reply = {"jsonrpc": "2.0", "id": message["id"], "error": error}
-            await asked.reply(json.dumps(reply).encode(), status="404 Not Found")
+            await asked.error(-32601, "Method not found", status="404 Not Found")
         else:
             first = message["method"] == "initialize"
             more = f"Mcp-Session-Id: s{next(sessions)}\r\n" if first and has_sessions else ""
@@ -185,8 +183,7 @@ async def test_undeclared_questions_do_not_reach_the_client(revision: str) -> No
     async def call(asked: ReceivedRequest) -> None:
         await asked.stream()
         for number, (method, _, params, _) in enumerate(ODD_QUESTIONS):
-            message = {"jsonrpc": "2.0", "id": f"odd{number}", "method": method, "params": params}
-            await asked.event(json.dumps(message).encode())
+            await asked.say(method, params, id=f"odd{number}")
         await until(lambda: len(answers) == len(ODD_QUESTIONS))
         await asked.event(asked.answer(DONE))
         await asked.end()
@@ -255,13 +252,12 @@ async def test_redaction_covers_every_message_in_a_call() -> None:
         log = {"level": "error", "data": {CARD: [CARD]}}
         step = {"progressToken": asked.message["params"]["_meta"]["progressToken"], "progress": 1, "message": CARD}
         for method, params in (("notifications/message", log), ("notifications/progress", step)):
-            await asked.event(json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode())
+            await asked.say(method, params)
 
     async def handshake(asked: ReceivedRequest) -> None:
         await say(asked)
         for method, params in questions.items():
-            message = {"jsonrpc": "2.0", "id": f"{method} {asked.message['id']}", "method": method, "params": params}
-            await asked.event(json.dumps(message).encode())
+            await asked.say(method, params, id=f"{method} {asked.message['id']}")
         await until(lambda: len(answers) == 2)
         answers.clear()
         await asked.event(asked.answer(result))
@@ -322,8 +318,7 @@ async def test_policy_can_reject_types_of_questions() -> None:
         await asked.stream()
         for number, method in enumerate(("elicitation/create", "sampling/createMessage", "roots/list")):
             params = {"elicitation/create": FORM, "sampling/createMessage": {"messages": [], "maxTokens": 1}}
-            message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params.get(method, {})}
-            await asked.event(json.dumps(message).encode())
+            await asked.say(method, params.get(method, {}), id=number)
         await until(lambda: len(answers) == 3)
         codes[:] = [each.get("error", {}).get("code", 0) for each in sorted(answers, key=lambda each: each["id"])]
         answers.clear()
@@ -454,7 +449,7 @@ async def test_message_floods_do_not_delay_the_result(revision: str) -> None:
                 ("notifications/progress", {"progressToken": "another's", "progress": 1}),
                 ("notifications/nonsense", {}),
             ):
-                await asked.event(json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode())
+                await asked.say(method, params)
         await asked.event(asked.answer(DONE))
         await asked.end()
 
@@ -647,16 +642,16 @@ async def test_completed_urls_are_announced_to_the_asked_client() -> None:
     assert told == [{"elicitationId": "e7"}]
 
 
+async def ask_to_sign_in(asked: ReceivedRequest) -> None:
+    wanted = {"mode": "url", "message": "Sign in", "url": "https://example.com/in", "elicitationId": "e1"}
+    await asked.error(-32042, "Sign in first.", {"elicitations": [wanted]})
+
+
 async def test_url_elicitation_errors_reach_every_revision() -> None:
     opened: list[str] = []
 
     async def call(asked: ReceivedRequest) -> None:
-        if opened:
-            await asked.result(DONE)
-            return
-        wanted = {"mode": "url", "message": "Sign in", "url": "https://example.com/in", "elicitationId": "e1"}
-        error = {"code": -32042, "message": "Sign in first.", "data": {"elicitations": [wanted]}}
-        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        await (asked.result(DONE) if opened else ask_to_sign_in(asked))
 
     def person(question: Question) -> Any:
         opened.append(question.url or "")
@@ -685,13 +680,8 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
 
 
 async def test_policy_rejects_urls_in_errors() -> None:
-    async def call(asked: ReceivedRequest) -> None:
-        wanted = {"mode": "url", "message": "Sign in", "url": "https://example.com/in", "elicitationId": "e1"}
-        error = {"code": -32042, "message": "Sign in first.", "data": {"elicitations": [wanted]}}
-        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
-
     policy = UpstreamPolicy(questions=("sampling", "roots"))
-    async with asyncio.timeout(WAIT), run_http_upstream(call) as url:
+    async with asyncio.timeout(WAIT), run_http_upstream(ask_to_sign_in) as url:
         mcp = make_gateway(url, policy=policy)
         async with mcp.running():
             for revision in (HANDSHAKE, PER_REQUEST):
@@ -711,8 +701,7 @@ async def test_upstream_errors_have_the_status_for_their_code() -> None:
     data = {"requiredCapabilities": {"sampling": {}}}
 
     async def call(asked: ReceivedRequest) -> None:
-        error = {"code": code, "message": "Not so.", "data": data}
-        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        await asked.error(code, "Not so.", data)
 
     async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST) as url:
         mcp = make_gateway(url, PER_REQUEST)
@@ -726,6 +715,12 @@ async def test_upstream_errors_have_the_status_for_their_code() -> None:
                 assert (error.get("data") == data) is (error["code"] == code)
 
 
+def connect(running: RunningServer, key: str, revision: str, **options: Any) -> Client:
+    """Return a client with a key."""
+    headers = {"authorization": f"Bearer {key}"}
+    return Client(f"http://127.0.0.1:{running.port}/mcp", revision=revision, headers=headers, **options)
+
+
 async def test_principals_do_not_share_sessions_or_questions() -> None:
     sessions: dict[str, str] = {}
     answers: list[Json] = []
@@ -734,13 +729,7 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
         who = asked.message["params"]["name"]
         sessions[who] = asked.headers["mcp-session-id"]
         await asked.stream()
-        question = {
-            "jsonrpc": "2.0",
-            "id": f"q{who}",
-            "method": "elicitation/create",
-            "params": {**FORM, "message": who},
-        }
-        await asked.event(json.dumps(question).encode())
+        await asked.say("elicitation/create", {**FORM, "message": who}, id=f"q{who}")
         await until(lambda: any(each["id"] == f"q{who}" for each in answers))
         await asked.event(asked.answer(DONE))
         await asked.end()
@@ -752,12 +741,10 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
             for revision in (HANDSHAKE, PER_REQUEST):
                 sessions.clear()
                 people = {"go": (ALICE, Person()), "rest": (BOB, Person())}
-                front = f"http://127.0.0.1:{running.port}/mcp"
                 async with AsyncExitStack() as stack:
                     calls: list[Awaitable[Json]] = []
                     for tool, (key, person) in people.items():
-                        headers = {"authorization": f"Bearer {key}"}
-                        client = Client(front, revision=revision, elicit=person, headers=headers)
+                        client = connect(running, key, revision, elicit=person)
                         calls.append(request(await stack.enter_async_context(client), tool))
                     for result in await asyncio.gather(*calls):
                         assert texts(result) == "done"
@@ -785,14 +772,9 @@ async def test_principals_do_not_share_websockets() -> None:
     async with asyncio.timeout(WAIT), run_websocket_upstream(call, PER_REQUEST) as (url, _):
         mcp = make_gateway(url, PER_REQUEST, auth=guard)
         async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:
-
-            async def client(key: str, **options: Any) -> Client:
-                headers = {"authorization": f"Bearer {key}"}
-                front = f"http://127.0.0.1:{running.port}/mcp"
-                return await stack.enter_async_context(Client(front, revision=PER_REQUEST, headers=headers, **options))
-
-            alice = await client(ALICE)
-            bob = await client(BOB, on_log=logs.append, options=Options(log_level="info"))
+            alice = await stack.enter_async_context(connect(running, ALICE, PER_REQUEST))
+            listening: Any = {"on_log": logs.append, "options": Options(log_level="info")}
+            bob = await stack.enter_async_context(connect(running, BOB, PER_REQUEST, **listening))
             ends = await asyncio.gather(request(alice), request(bob, "rest"))
             assert [texts(each) for each in ends] == ["done", "done"]
     assert logs == []
@@ -809,16 +791,10 @@ async def test_callers_evict_only_their_own_connections() -> None:
     async with asyncio.timeout(WAIT), run_http_upstream(call) as url:
         mcp = make_gateway(url, auth=guard, max_connections=6)
         async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:
-
-            async def client(key: str) -> Client:
-                headers = {"authorization": f"Bearer {key}"}
-                front = f"http://127.0.0.1:{running.port}/mcp"
-                return await stack.enter_async_context(Client(front, revision=HANDSHAKE, headers=headers))
-
-            bob = await client(BOB)
+            bob = await stack.enter_async_context(connect(running, BOB, HANDSHAKE))
             await request(bob)
             for _ in range(12):
-                await request(await client(ALICE))
+                await request(await stack.enter_async_context(connect(running, ALICE, HANDSHAKE)))
             await request(bob)
     assert sessions[-1] == sessions[0]
     assert len(set(sessions)) == 13
@@ -874,14 +850,12 @@ async def test_upstream_with_tasks_and_both_eras_can_ask_handshake_clients() -> 
         if message["method"] == "tasks/get":
             await asked.result({"resultType": "complete", "taskId": "t", "status": "completed", "result": DONE})
         elif message["params"]["name"] == "rest" and session:  # as the Rust SDK refuses it
-            error = {"code": -32021, "message": "No.", "data": {"requiredCapabilities": {"extensions": TASKS}}}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}).encode())
+            await asked.error(-32021, "No.", {"requiredCapabilities": {"extensions": TASKS}})
         elif message["params"]["name"] == "rest":
             await asked.result({"resultType": "task", "taskId": "t", "status": "working"})
         elif session:
             await asked.stream()
-            question = {"jsonrpc": "2.0", "id": "q", "method": "elicitation/create", "params": FORM}
-            await asked.event(json.dumps(question).encode())
+            await asked.say("elicitation/create", FORM, id="q")
             await until(lambda: answers)
             assert answers.pop()["result"]["content"] == {"x": 1}
             await asked.event(asked.answer(DONE))

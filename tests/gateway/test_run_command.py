@@ -45,20 +45,11 @@ for line in sys.stdin:
 """
 
 
+RUN = [sys.executable, "-m", "millstream", "run", "--transport", "stdio"]
+
+
 async def test_command_from_an_older_era_announces_only_its_own_features() -> None:
-    run = [
-        sys.executable,
-        "-m",
-        "millstream",
-        "run",
-        "--transport",
-        "stdio",
-        "--",
-        sys.executable,
-        "-c",
-        PAST,
-        "2025-06-18",
-    ]
+    run = [*RUN, "--", sys.executable, "-c", PAST, "2025-06-18"]
     async with Client(run, revision="2026-07-28", timeout=WAIT) as client:
         assert client.capabilities.keys() & {"tools", "resources", "prompts", "completions"} == {"tools"}
         assert (client.server.name, client.server.version) == ("past", "")
@@ -67,7 +58,7 @@ async def test_command_from_an_older_era_announces_only_its_own_features() -> No
 
 @pytest.mark.parametrize("date", HANDSHAKE)
 async def test_description_of_a_command_reaches_clients_of_each_revision(date: str) -> None:
-    run = [sys.executable, "-m", "millstream", "run", "--transport", "stdio", "--", sys.executable, "-c", PAST, date]
+    run = [*RUN, "--", sys.executable, "-c", PAST, date]
     for revision in HANDSHAKE:
         async with Client(run, revision=revision, timeout=WAIT) as client:
             assert client.capabilities.keys() - {"experimental"} == {"tools"}
@@ -83,8 +74,7 @@ async def test_one_word_programs_are_served(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "shop-server").symlink_to(program)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for target in (str(program), "shop-server"):
-        command = [sys.executable, "-m", "millstream", "run", target, "--transport", "stdio"]
-        async with Client(command, timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
+        async with Client([*RUN, target], timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
             assert (client.server.name, client.instructions) == ("shop", "Sell books.")
 
 
@@ -120,7 +110,6 @@ async def test_documented_files_are_served(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(ROOT / "examples" / "gateway")
     for target, own in (("servers.json", {"warehouse_count"}), ("front.py", {"opening_hours"})):
-        command = [sys.executable, "-m", "millstream", "run", target, "--transport", "stdio"]
-        async with Client(command, timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
+        async with Client([*RUN, target], timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
             assert {tool.name for tool in await client.tools()} >= {"shop_order", "shop_search_books", *own}
             assert "Ordered 1 for me" in (await client.call("shop_order", isbn="1", account="me")).text

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,19 @@ SDK_ERROR = (
 )
 
 
+@asynccontextmanager
+async def ask_mute(text: str, revision: str, **options: Any) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Yield a function that returns what a call says if the upstream can't ask and explains it with a text."""
+    mcp, command = Server("front"), [sys.executable, "-c", CANNOT_ASK, text]
+    mcp.upstream("mute", command, prefix="", start_timeout=WAIT, timeout=WAIT, **options)
+    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, revision) as client:
+
+        async def ask() -> str:
+            return (await client.call("go", raise_on_error=False)).text
+
+        yield ask
+
+
 @for_each(
     "text",
     [
@@ -231,38 +244,27 @@ SDK_ERROR = (
     ],
 )
 async def test_every_sdk_error_about_questions_changes_the_era(text: str) -> None:
-    mcp = Server("front")
-    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK, text], prefix="", start_timeout=WAIT, timeout=WAIT)
-    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, HANDSHAKE) as client:
-        assert "Call again." in (await client.call("go", raise_on_error=False)).text
+    async with ask_mute(text, HANDSHAKE) as ask:
+        assert "Call again." in await ask()
 
 
 async def test_process_without_handshake_keeps_its_era() -> None:
-    mcp = Server("front")
-    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK, SDK_ERROR], prefix="", start_timeout=WAIT, timeout=WAIT)
-    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
-        assert "Call again." in (await client.call("go", raise_on_error=False)).text
-        for _ in range(2):
-            assert (await client.call("go", raise_on_error=False)).text == SDK_ERROR
+    async with ask_mute(SDK_ERROR, PER_REQUEST) as ask:
+        assert "Call again." in await ask()
+        assert [await ask() for _ in range(2)] == [SDK_ERROR] * 2
 
 
 async def test_error_about_requests_to_clients_does_not_change_the_era() -> None:
-    mcp, text = Server("front"), "There is no page about server-initiated requests."
-    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK, text], prefix="", start_timeout=WAIT, timeout=WAIT)
-    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
-        assert (await client.call("go", raise_on_error=False)).text == text
+    text = "There is no page about server-initiated requests."
+    async with ask_mute(text, PER_REQUEST) as ask:
+        assert await ask() == text
 
 
 async def test_process_that_may_not_ask_questions_keeps_its_era() -> None:
-    mcp, policy = Server("front"), UpstreamPolicy(questions=())
-    command = [sys.executable, "-c", CANNOT_ASK, SDK_ERROR]
-    mcp.upstream("mute", command, prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
-    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
+    async with ask_mute(SDK_ERROR, PER_REQUEST, policy=UpstreamPolicy(questions=())) as ask:
         for _ in range(2):
-            refusal = (await client.call("go", raise_on_error=False)).text
-            assert (
-                refusal
-                == "The server 'mute' couldn't ask a question. The gateway's policy doesn't allow its questions."
+            assert await ask() == (
+                "The server 'mute' couldn't ask a question. The gateway's policy doesn't allow its questions."
             )
 
 

@@ -264,9 +264,14 @@ async def test_relay_between_eras_returns_the_list_error_of_its_upstream() -> No
                 await client.templates()
 
 
+def run_command_line(command: str, server: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "millstream", command, shlex.join(server), *more]
+    return subprocess.run(words, capture_output=True, timeout=WAIT, check=False, text=True)
+
+
 def test_list_command_shows_the_lists_that_succeed() -> None:
-    command = [sys.executable, "-m", "millstream", "list", shlex.join(stranger(ALL, LISTS))]
-    done = subprocess.run(command, capture_output=True, timeout=WAIT, check=True, text=True)
+    done = run_command_line("list", stranger(ALL, LISTS))
+    assert done.returncode == 0
     assert [line.split("\t")[:2] for line in done.stdout.splitlines()] == [["tool", "go"], ["resource", "memo://1"]]
     assert "The prompts are out." in done.stderr
 
@@ -725,17 +730,15 @@ async def test_denied_uris_are_denied_with_an_empty_query_and_with_a_fragment() 
 
 
 def test_missing_resource_is_reported_even_if_templates_cannot_be_listed() -> None:
-    target = shlex.join(stranger(ALL, {**LISTS, "resources/read": {"error": {"code": -32002, "message": "Gone."}}}))
-    command = [sys.executable, "-m", "millstream", "read", target, "memo://2"]
-    done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False, text=True)
+    server = stranger(ALL, {**LISTS, "resources/read": {"error": {"code": -32002, "message": "Gone."}}})
+    done = run_command_line("read", server, "memo://2")
     assert done.returncode == 1
     assert "memo://2" in done.stderr
     assert "Error: Method not found" not in done.stderr
 
 
 def test_doctor_accepts_a_server_that_rejects_a_list() -> None:
-    command = [sys.executable, "-m", "millstream", "doctor", shlex.join(stranger(ALL, LISTS))]
-    done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False, text=True)
+    done = run_command_line("doctor", stranger(ALL, LISTS))
     assert "1 tool, 1 resource, 0 templates, 0 prompts" in done.stdout + done.stderr
     assert done.returncode == 0
 

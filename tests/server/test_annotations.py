@@ -28,8 +28,10 @@ import msgspec
 import pytest
 from pydantic import BaseModel, Discriminator, Field, JsonValue, PlainSerializer, Tag
 
+from cases import for_each
 from millstream import Client, Context, Server, Text, ToolResult
 from millstream import Field as MillstreamField
+from millstream._server.functions.description import describe
 from millstream.client import ServerError, ToolFailed
 from millstream.protocol import Json
 from millstream.testing import connect
@@ -506,3 +508,79 @@ async def test_unpacked_keywords_are_arguments(more: Any) -> None:
     for arguments, says in (({"a": 1}, "missing 'title'"), ({"a": 1, "title": "x", "year": 0}, "'year' must be")):
         with pytest.raises(ToolFailed, match=says):
             await _call(add, arguments)
+
+
+def documented(text: str | None) -> Callable[..., Any]:
+    def function() -> None: ...
+
+    function.__doc__ = text
+    return function
+
+
+CASES: list[tuple[str | None, str, dict[str, str]]] = [
+    (None, "", {}),
+    ("One line.", "One line.", {}),
+    (
+        """Add.
+
+        More about it.
+
+        Args:
+            a: first
+                of two
+            b (int, optional): second: and last
+
+            *rest: others
+
+        Returns:
+            The sum.
+        """,
+        "Add.\n\nMore about it.",
+        {"a": "first\nof two", "b": "second: and last", "rest": "others"},
+    ),
+    (
+        """Add.
+
+        Parameters
+        ----------
+        a : int
+            first
+
+            - of two
+        b
+            second
+
+        Returns
+        -------
+        int
+            The sum.
+        """,
+        "Add.",
+        {"a": "first\n\n- of two", "b": "second"},
+    ),
+    (
+        """Add.
+
+        :param a: first
+            of two
+        :param int b: second: and last
+        :type a: int
+        :param rest:
+        :returns: the sum
+        """,
+        "Add.",
+        {"a": "first\nof two", "b": "second: and last"},
+    ),
+    ("Add.\n\nArgs:\n    a: first\nThe end.", "Add.", {"a": "first"}),
+    ("Add.\n\nArgs:\n    no colon here", "Add.\n\nArgs:\n    no colon here", {}),
+    ("Add.\n\nArgs:\n    a:", "Add.", {}),
+    ("Add.\n\nReturns:\n    The sum.\n\nArgs:\n    a: late", "Add.", {"a": "late"}),
+    ("Notes on adding.\n\nExample\n\nParameters of it.", "Notes on adding.\n\nExample\n\nParameters of it.", {}),
+]
+
+
+@for_each(("text", "description", "parameters"), CASES)
+def test_google_numpy_and_sphinx_sections_describe_parameters(
+    text: str | None, description: str, parameters: dict[str, str]
+) -> None:
+    assert describe(documented(text)) == (description, parameters)

@@ -13,6 +13,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Client, Server
+from millstream._tasks import Tasks
 from millstream.extensions import LocalError
 from millstream.testing import connect
 from patience import WAIT
@@ -211,22 +212,15 @@ async def test_canceled_start_does_not_hand_the_server_of_another_starter_to_its
 
 
 async def test_client_that_gives_up_while_the_server_starts_closes_it(events: list[str]) -> None:
-    opening, ready, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    @asynccontextmanager
-    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
-        opening.set()
-        await ready.wait()
-        yield
-        closed.set()
-
-    impatient = asyncio.create_task(Client(Server("shop", lifespan=lifespan)).__aenter__())
+    opening, ready = asyncio.Event(), asyncio.Event()
+    impatient = asyncio.create_task(Client(slow_server(events, opening, ready)).__aenter__())
     await opening.wait()
     impatient.cancel()
     await asyncio.wait([impatient])
     ready.set()
     async with asyncio.timeout(WAIT):
-        await closed.wait()
+        while events != ["closed"]:  # noqa: ASYNC110  the lifespan only records it
+            await asyncio.sleep(0)
 
 
 async def test_client_that_enters_while_the_server_closes_waits_and_opens_it_again(
@@ -401,3 +395,26 @@ async def test_request_that_waits_for_a_start_gets_a_server_that_stays_open(
     assert events[-1] == "opened"
     await mcp.stop()
     assert events[-2:] == ["opened", "closed"]
+
+
+async def test_single_task_starts_again_only_after_it_has_ended() -> None:
+    started: list[str] = []
+    may_end = asyncio.Event()
+
+    async def work(name: str) -> None:
+        started.append(name)
+        await may_end.wait()
+
+    tasks = Tasks()
+    for name in ("one", "one", "another"):
+        tasks.spawn_once(work, name)
+    await asyncio.sleep(0)
+    assert started == ["one", "another"]
+    held = asyncio.all_tasks()
+    may_end.set()
+    await tasks.settle(WAIT)
+    tasks.spawn_once(work, "one")
+    await tasks.settle(WAIT)
+    assert started == ["one", "another", "one"]
+    assert sum(task.done() for task in held) == 2, "an ended task that something refers to doesn't count"
+    await tasks.close()

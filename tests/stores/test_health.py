@@ -10,6 +10,7 @@ import pytest
 
 from backend_stores import LocalStore, MemoryStore, SqliteStore
 from cases import for_each
+from fleet import until
 from millstream._protocol.errors import LocalError
 from millstream._server.peers import Peers
 from millstream._stores import backend_for, health
@@ -20,7 +21,7 @@ from millstream._stores.sqlite import store
 from millstream._stores.sqlite.file import locate
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
-from patience import WAIT
+from patience import WAIT, Clock
 from store_parts import DictBacking, LocalBacking, append, data_of
 
 STREAM = "hub:journal"
@@ -49,14 +50,6 @@ def health_of(values: Values, **options: Any) -> StoreHealth:
     store: Any = MemoryStore()
     store.kv = values
     return StoreHealth("memory", store, **options)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize("failure", [LocalError("gone"), ConnectionRefusedError("refused"), TimeoutError()])
@@ -175,12 +168,6 @@ def failing_once(work: Callable[..., Any], error: Exception) -> Callable[..., An
         return await work(*args, **options)
 
     return run
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT):
-        while not true():  # noqa: ASYNC110  nothing tells
-            await asyncio.sleep(0.005)
 
 
 @for_each("read", ["pushed", "read"])

@@ -1,20 +1,28 @@
 import asyncio
 import os
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from zlib import crc32
 
+import msgspec
 import pytest
 
 import hub_parts
 from backend_stores import LocalStore
+from cases import for_each
+from fleet import until
 from hub_parts import Clients, announced
 from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for, open_store, workers
 from millstream._stores.base import Entry, StoreUnavailable
+from millstream._stores.local import calls
 from millstream._stores.local import server as parent_side
 from millstream._stores.local import store as worker_side
 from millstream._stores.local.server import LocalServer, run_local_server
@@ -32,13 +40,6 @@ async def backing() -> AsyncIterator[LocalBacking]:
     backing = LocalBacking()
     yield backing
     await backing.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Run the event loop until a condition is true."""
-    async with asyncio.timeout(WAIT):
-        while not true():  # noqa: ASYNC110  nothing else tells it
-            await asyncio.sleep(0.001)
 
 
 # where it is
@@ -383,3 +384,171 @@ async def test_worker_processes_notice_a_dead_parent(backing: LocalBacking) -> N
     async with asyncio.timeout(WAIT):
         assert await process.stdout.readline() == b"gone\n"
         await process.wait()
+
+
+def frame(content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + content
+
+
+async def test_version_mismatch_with_the_parent_is_explained(backing: LocalBacking) -> None:
+    await backing.worker()
+    reader, writer = await asyncio.open_unix_connection(backing.server.address)
+    writer.write(frame(msgspec.msgpack.encode([[0, 1, calls.VERSION + 1, "memory://"]])))
+    async with asyncio.timeout(WAIT):
+        length = struct.unpack(">I", await reader.readexactly(4))[0]
+        (said,) = calls.read_answers(await reader.readexactly(length))
+    assert isinstance(said, calls.StoreFailure)
+    assert "a different version" in said.text
+    assert "start it again" in said.text
+    writer.close()
+
+
+NONSENSE = {
+    "no MessagePack": frame(b"\xc1"),
+    "no array": frame(msgspec.msgpack.encode({"a": 1})),
+    "an unknown request": frame(msgspec.msgpack.encode([[99, 1]])),
+    "a request before hello": frame(msgspec.msgpack.encode([[4, 1, "key"]])),
+    "a field of the wrong type": frame(msgspec.msgpack.encode([[0, 1, 1, 7]])),
+    "a frame that is too large": struct.pack(">I", calls.MAX_FRAME + 1),
+}
+
+
+@for_each("what", list(NONSENSE))
+async def test_invalid_frames_end_only_their_connection(backing: LocalBacking, what: str) -> None:
+    worker = await backing.worker()
+    reader, writer = await asyncio.open_unix_connection(backing.server.address)
+    writer.write(NONSENSE[what])
+    async with asyncio.timeout(WAIT):
+        assert await reader.read() == b""
+    writer.close()
+    await worker.kv.put("key", b"value", TTL)
+    assert await worker.kv.get("key") == b"value"
+
+
+async def test_unencodable_names_fail_only_their_caller(backing: LocalBacking) -> None:
+    worker = await backing.worker()
+    answers = await asyncio.gather(
+        worker.kv.put("a", b"1", TTL), worker.kv.get("\ud800"), worker.kv.get("a"), return_exceptions=True
+    )
+    assert isinstance(answers[1], UnicodeEncodeError)
+    assert answers[2] == b"1"
+
+
+class Outgoing(list[bytes]):
+    """A transport that records what is sent."""
+
+    def write(self, data: bytes) -> None:
+        self.append(bytes(data))
+
+
+@for_each("size", [1, 2, 3, 5, 100])
+async def test_frames_are_reassembled(size: int) -> None:
+    put, connection, sent = calls.calls("kv")["put"], calls.FrameConnection(), Outgoing()
+    connection.max_frame = 10_000
+    connection.connection_made(sent)  # type: ignore[arg-type]
+    for n in range(5):
+        for each in range(n + 1):
+            connection._write(put.request(each, f"{n}", b"x" * n * 10, 1.0))
+        await asyncio.sleep(0)
+    data, frames, got = b"".join(sent), calls.Frames(10_000), []
+    for start in range(0, len(data), size):
+        got.extend(calls.read_requests(content) for content in frames.feed(data[start : start + size]))
+    assert [[each.id for each in one] for one in got] == [list(range(n + 1)) for n in range(5)]
+    assert got[4][0] == put.request(0, "4", b"x" * 40, 1.0, lossy=False)
+
+
+def test_version_changes_with_the_calls() -> None:
+    shapes = crc32(repr([(each.part, each.name, each.request.__struct_fields__) for each in calls.CALLS]).encode())
+    assert (calls.VERSION, shapes) == (8, 591931811), (
+        "The calls between workers and their parent process have changed. Raise VERSION in _stores/local/calls.py, and "
+        f"write both numbers here: {calls.VERSION + 1}, {shapes}."
+    )
+
+
+OLD = time.time() - 3600
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The parent directory of the folders."""
+    place = tmp_path_factory.mktemp("f")
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setattr(calls, "ELSEWHERE", str(place))
+    return place
+
+
+def left_behind(*, age: float = 3600, beside: Path | None = None) -> Path:
+    """Create a socket without a listener, in a folder of its own or beside another one."""
+    path = calls.private_socket() if beside is None else beside.with_name("0123456789ab")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def start_and_close() -> None:
+    """Start a parent and close it properly."""
+
+    async def run() -> None:
+        server = LocalServer(backend_for)
+        await server.start()
+        await server.close()
+
+    asyncio.run(run())
+
+
+def test_leftovers_from_a_killed_parent_are_removed(place: Path) -> None:
+    program = """
+import asyncio, os, signal
+from millstream._stores import backend_for
+from millstream._stores.local.server import LocalServer
+
+async def main():
+    await LocalServer(backend_for).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    environment = {**os.environ, "TMPDIR": str(place)}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, timeout=WAIT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = place.iterdir()
+    os.utime(left / "store", (OLD, OLD))
+    start_and_close()
+    assert not list(place.iterdir())
+
+
+def test_worker_sockets_left_by_a_killed_parent_are_removed(place: Path) -> None:
+    left_behind(beside=left_behind())
+    new = left_behind(beside=left_behind(), age=0)
+    start_and_close()
+    assert list(place.iterdir()) == [new.parent]
+
+
+def test_active_sockets_are_not_removed(place: Path) -> None:
+    path = left_behind()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        os.utime(path, (OLD, OLD))
+        first.connect(str(path))
+        start_and_close()
+        start_and_close()
+        assert path.exists()
+
+
+def test_unrelated_files_are_not_removed(place: Path) -> None:
+    new = left_behind(age=0)
+    more = left_behind()
+    (more.parent / "notes").touch()
+    plain = calls.private_socket()
+    plain.touch()
+    empty = calls.private_socket().parent
+    other = left_behind()
+    other = other.parent.rename(place / "millstream-other") / other.name
+    (place / left_behind().parent.name).rename(moved := place / "elsewhere")
+    (place / (other.parent.name.replace("other", "link"))).symlink_to(moved)
+    (link := place / f"{calls._PREFIX}link").symlink_to(moved)
+    start_and_close()
+    assert all(each.exists() for each in (new, more, plain, empty, other, moved / "store", link))

@@ -8,15 +8,8 @@ from cases import for_each
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP
 from millstream.extensions import LocalError
 from millstream.stores import MARK_BYTES, Gap, Position, StoreFull
+from patience import Clock
 from store_parts import open_store
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

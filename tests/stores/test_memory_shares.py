@@ -1,16 +1,8 @@
 import pytest
 
 from millstream.stores import MARK_BYTES, OwnerQuotaExceeded
+from patience import Clock
 from store_parts import MemoryStore
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -19,16 +19,8 @@ from cpu import cpu_seconds_of
 from millstream._stores.sqlite.file import locate
 from millstream.extensions import LocalError
 from millstream.stores import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
-from patience import WAIT
+from patience import WAIT, Clock
 from store_parts import TTL, append, data_of, read_all
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -95,7 +87,7 @@ async def test_dropped_positions_are_reported_as_a_gap_after_a_restart(path: Pat
 
 
 async def test_time_to_live_continues_while_the_file_is_closed(path: Path) -> None:
-    clock = Clock()
+    clock = Clock(1_000_000.0)
     async with open_sqlite(path, clock=clock) as store:
         await store.kv.put("short", b"", 10.0)
         await store.kv.put("long", b"", 100.0)

@@ -199,6 +199,11 @@ class Desk:
         assert reply.status == 303, reply.text
         return reply.answer
 
+    async def authorize(self) -> tuple[str, str]:
+        """Register a client, sign in, and return the client's id and code."""
+        client = (await self.register())["client_id"]
+        return client, (await self.sign_in(client))["code"]
+
     async def token(self, client: str, code: str, /, **changes: Any) -> Reply:
         """Exchange a code for tokens."""
         form = {"grant_type": "authorization_code", "client_id": client, "code": code, "redirect_uri": BACK,

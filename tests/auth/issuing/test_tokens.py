@@ -60,8 +60,7 @@ async def test_codes_are_bound_to_client_redirect_challenge_and_resource(
     desk: Desk, changes: dict[str, Any], error: str
 ) -> None:
     """OAuth 2.1 §4.1.3, RFC 7636 §4.6."""
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
+    id, code = await desk.authorize()
     reply = await desk.token(id, code, **changes)
     assert reply.error == error
     assert reply.status == (401 if error == "invalid_client" else 400)
@@ -79,8 +78,7 @@ async def test_codes_cannot_be_used_by_another_client(desk: Desk) -> None:
 async def test_reused_codes_end_their_grant(every_store: Store) -> None:
     """OAuth 2.1 §4.1.3."""
     desk = Desk(every_store)
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
+    id, code = await desk.authorize()
     given = (await desk.token(id, code)).message
     assert await desk.who(given["access_token"]) is not None
     assert (await desk.token(id, code)).error == "invalid_grant"
@@ -90,8 +88,7 @@ async def test_reused_codes_end_their_grant(every_store: Store) -> None:
 
 async def test_concurrent_reuse_of_a_code_ends_the_grant(every_store: Store) -> None:
     desk = Desk(every_store)
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
+    id, code = await desk.authorize()
     replies = await asyncio.gather(*(desk.token(id, code) for _ in range(10)))
     given = [each.message["access_token"] for each in replies if each.status == 200]
     assert len(given) <= 1
@@ -100,8 +97,7 @@ async def test_concurrent_reuse_of_a_code_ends_the_grant(every_store: Store) -> 
 
 async def used(desk: Desk, clock: Clock, kind: str) -> Callable[[], Awaitable[Reply]]:
     """Use a code or a refresh token, and return a function that reuses it after the grace period."""
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
+    id, code = await desk.authorize()
     given = (await desk.token(id, code)).message
     newer = (await desk.refresh(id, given["refresh_token"])).message
     assert (await desk.refresh(id, newer["refresh_token"])).status == 200
@@ -134,8 +130,7 @@ async def test_concurrent_reuse_is_audited_once(every_store: Store, kind: str) -
 async def test_concurrent_code_reuse_is_audited_once(desk: Desk) -> None:
     told: list[str] = []
     desk.services.on_failed_sign_in = told.append
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
+    id, code = await desk.authorize()
     await asyncio.gather(*(desk.token(id, code) for _ in range(10)))
     assert told == [desk.peer]
 
@@ -143,8 +138,7 @@ async def test_concurrent_code_reuse_is_audited_once(desk: Desk) -> None:
 async def test_codes_expire_after_a_minute(desk: Desk) -> None:
     clock = desk.services.clock = Clock()
     late = Desk(desk.services.store, clock=clock)
-    id = (await late.register())["client_id"]
-    code = (await late.sign_in(id))["code"]
+    id, code = await late.authorize()
     clock.now += 61
     assert (await late.token(id, code)).error == "invalid_grant"
 
@@ -305,8 +299,7 @@ async def test_token_endpoint_rejects_large_forms_and_duplicates(
 
 async def test_token_endpoint_ignores_the_query(desk: Desk) -> None:
     """OAuth 2.1 §3.2."""
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
+    id, code = await desk.authorize()
     query = f"grant_type=authorization_code&client_id={id}&code={code}&code_verifier={VERIFIER}"
     assert (await desk.ask("POST", "/token", query=query, content_type=FORM)).status == 400
 
@@ -365,8 +358,7 @@ async def test_unauthenticated_clients_are_rejected(
 
 async def test_public_clients_may_send_their_id_as_basic_credentials_without_a_secret(desk: Desk) -> None:
     """RFC 6749 §2.3.1. Some OAuth libraries try this before they put the id into the form."""
-    client_id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(client_id))["code"]
+    client_id, code = await desk.authorize()
     form = {"grant_type": "authorization_code", "code": code, "redirect_uri": BACK, "code_verifier": VERIFIER}
     assert (await desk.post("/token", form, authorization=basic(client_id, "guess"))).error == "invalid_client"
     assert "access_token" in (await desk.post("/token", form, authorization=basic(client_id, ""))).message
@@ -383,8 +375,7 @@ async def test_secret_guesses_are_throttled(desk: Desk) -> None:
 
 async def test_secret_guesses_do_not_keep_people_from_signing_in(desk: Desk) -> None:
     desk = machine(desk)
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
+    id, code = await desk.authorize()
     for number in range(40):
         await desk.post(
             "/token", {"grant_type": "client_credentials", "client_id": "nightly", "client_secret": f"{number}"}
