@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cases import for_each
@@ -179,6 +180,20 @@ def test_files_in_settings_are_relative_to_the_file(name: str, tmp_path: Path, m
     assert load_file(write(folder, f'[settings]\n{name} = ""')).settings == {name: ""}
     with pytest.raises(ConfigError, match=rf"{name}: it must be the path of a file, not (1|another type)"):
         load_file(write(folder, f"[settings]\n{name} = 1"))
+
+
+def test_files_with_secrets_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gateway").mkdir()
+    monkeypatch.chdir(tmp_path)
+    there = str(tmp_path / "gateway" / "here")
+    for auth in (
+        '{ kind = "bearer", file = "here" }',
+        '{ kind = "headers", headers = { a = { file = "here" } } }',
+        '{ kind = "client_credentials", issuer = "https://a.example", client_secret = { file = "here" } }',
+    ):
+        write(tmp_path / "gateway", f'[upstreams.a]\nurl = "https://a.example/mcp"\nauth = {auth}')
+        (upstream,) = load_file(Path("gateway/gateway.toml")).upstreams
+        assert f'"file": "{there}"' in json.dumps(msgspec.to_builtins(upstream.auth))
 
 
 def test_accepted_definitions_are_kept_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

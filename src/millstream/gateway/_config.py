@@ -386,4 +386,4 @@ def _file_path(value: ConfigValue) -> str:
     if not isinstance(value.value, str):
         raise value.error(f"it must be the path of a file, not {value.quote()}.")
     path = value.expand()
-    return path and str(value.path.resolve().parent / Path(path).expanduser())
+    return path and value.place(path)

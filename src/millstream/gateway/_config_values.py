@@ -17,6 +17,7 @@ from millstream._protocol.errors import LocalError, MissingExtra, closest_name, 
 from millstream._protocol.redaction import is_secret
 from millstream.client import TargetError, parse_url
 from millstream.client._targets import expand_variables
+from millstream.gateway._credentials import Secret
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._sets import SetConfig
@@ -197,7 +198,14 @@ class ConfigValue(Struct, frozen=True):
         Raises:
             ConfigError: The table is invalid.
         """
-        return self.call(kind, options_of(kind))
+        found = self.call(kind, options_of(kind))
+        return (
+            structs.replace(found, file=self.place(found.file)) if isinstance(found, Secret) and found.file else found
+        )
+
+    def place(self, path: str) -> str:
+        """Return the absolute path of a file that's relative to the folder of the configuration file."""
+        return str(self.path.resolve().parent / Path(path).expanduser())
 
     def call(
         self, function: Callable[..., Any], known: Mapping[str, FieldInfo], **loaders: "Callable[[ConfigValue], Any]"
