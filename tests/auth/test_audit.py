@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import resource
@@ -12,6 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, make_server, run_guarded
+from http_peer import serve
+from millstream import Server, Settings
 from millstream._protocol.errors import LocalError
 from millstream._telemetry.messages import MAX_LINES, START, AuditEntry, AuditLog, BrokenAuditLog, newest, verify
 from patience import WAIT
@@ -64,6 +67,32 @@ async def test_calls_publications_and_rejected_credentials_are_audited(tmp_path:
     assert not any(secret in text for secret in (ALICE, BOB, "wrong-key", "9780261103573", "over"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert verify(path) == (9, lines[-1]["hash"])
+
+
+@pytest.mark.parametrize("path", ["/tools/wait", "/mcp/tools/call"])
+async def test_calls_of_clients_that_disconnect_have_an_outcome(tmp_path: Path, path: str) -> None:
+    mcp = Server("shop", serve="rest", settings=Settings(audit_log=str(tmp_path / "a")))
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    @mcp.tool
+    async def wait() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with mcp.running(), serve(mcp) as front:
+        _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+        body = b'{"name":"wait"}' if path.startswith("/mcp") else b"{}"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await started.wait()
+        writer.close()
+        await ended.wait()
+    assert [json.loads(line).get("outcome") for line in (tmp_path / "a").read_text("utf-8").splitlines()] == [
+        "cancelled"
+    ]
 
 
 def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import APPROVAL
 from millstream._server.calls.sessions import Session
+from millstream._server.observability.observer import LISTEN
 from millstream._stores import open_store
 from millstream._stores.health import LogOnce
 from millstream._stores.store import Store
@@ -75,12 +76,12 @@ class AuditPart(OwnPart):
         self._log.close()
 
     def _observe(self, call: Call, seconds: float, answer: bytes) -> None:
-        failure = call.failure
+        failure, canceled = call.failure, call.cancelled and call.method != LISTEN
         entry = AuditEntry(
             "",
             call.method,
             call.name or target_name(call.method, call.params),
-            "ok" if failure is None else failure.outcome,
+            failure.outcome if failure is not None else "cancelled" if canceled else "ok",
             address="" if call.origin is None else call.origin.peer,
             transport=call.transport,
             session="" if call.session is None else session_hash(call.session.id),
