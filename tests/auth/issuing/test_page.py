@@ -39,10 +39,10 @@ def test_numbers_on_the_page_match_the_code() -> None:
     assert (config.ACCESS_SECONDS, "| access token | 15 minutes |" in PAGE) == (15 * 60, True)
     assert (config.REFRESH_SECONDS, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)
     assert (grants.GRACE, "repeat a refresh within 60 seconds" in PAGE) == (60, True)
-    assert (tickets.PERSON_SECONDS, "| sign-in in a browser | 8 hours |" in PAGE) == (8 * 3600, True)
+    assert (tickets.PERSON_SECONDS, "| sign-in at the consent page | 8 hours |" in PAGE) == (8 * 3600, True)
     assert (tickets.DEVICE_SECONDS, "| 180 days from the last sign-in" in PAGE) == (180 * 86_400, True)
     assert (authorize.REMEMBERED, "| consent | 90 days," in PAGE) == (90 * 86_400, True)
-    assert (clients.UNUSED, clients.USED, "for 90 days after its last use" in PAGE) == (86_400, 90 * 86_400, True)
+    assert (clients.UNUSED, clients.USED, "for 90 days after the last sign-in or refresh" in PAGE) == (86_400, 90 * 86_400, True)
 
 
 def test_page_lists_every_provider_decision() -> None:
