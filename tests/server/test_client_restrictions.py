@@ -180,7 +180,7 @@ def test_large_schemas_cause_a_warning() -> None:
         Server("large").add_tool(tool)
 
 
-EXAMPLES = ["archive", "argument_types", "bookshop", "calls", "everything", "library", "notes", "parcels"]
+EXAMPLES = ["archive", "argument_types", "bookshop", "calls", "everything", "notes", "parcels", "shelves"]
 EXAMPLES += ["reports", "rooms", "stock", "summaries", "weather"]
 
 
