@@ -299,23 +299,18 @@ def test_file_modes_and_links_are_kept(home: Path) -> None:
     assert "shop" in real.read_text("utf-8")
 
 
-def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
-    from millstream._cli.install import prepare, write  # noqa: PLC0415 - only here is it done by hand
-
-    path = home / "mcp.json"
-    change = prepare(path, ("servers", "x"), lambda old: {})
-    path.write_text('{"new": 1}', "utf-8")
-    with pytest.raises(CommandError, match="was changed by another program"):
-        write(change, "x")
-    assert path.read_text("utf-8") == '{"new": 1}'
-
-
-def test_undo_keeps_changes_made_during_the_question(home: Path) -> None:
-    from millstream._cli.install import prepare_undo, write  # noqa: PLC0415 - only here is it done by hand
+@for_each("undo", [False, True])
+def test_changes_made_during_the_question_are_kept(home: Path, *, undo: bool) -> None:
+    from millstream._cli.install import prepare, prepare_undo, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / PLACES["cursor"][0]
-    assert install(str(SHOP), "--client", "cursor", "--name", "shop", "--yes").exit_code == 0
-    change = prepare_undo(path, ("mcpServers", "shop"))
+    path.unlink(missing_ok=True)
+    if undo:
+        assert install(str(SHOP), "--client", "cursor", "--name", "shop", "--yes").exit_code == 0
+        change = prepare_undo(path, ("mcpServers", "shop"))
+    else:
+        path.parent.mkdir()
+        change = prepare(path, ("servers", "x"), lambda old: {})
     path.write_text('{"new": 1}', "utf-8")
     with pytest.raises(CommandError, match="was changed by another program"):
         write(change, "shop")

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from client.misbehaving_servers import ReceivedRequest, connected, misbehaving, with_handshake
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from fleet import until
 from growth import MIB, measured
+from millstream import Client
 from millstream._http.client import ArrivingBytes, Inflow, TooMuchArriving
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import parse_url
@@ -25,7 +26,10 @@ async def test_output_schemas_of_changing_lists_are_limited_to_max_bytes() -> No
         tool = {"name": f"t{next(numbers)}", "inputSchema": {"type": "object"}, "outputSchema": schema}
         await asked.result({"tools": [tool]})
 
-    async with connected(with_handshake(behave, "s1"), options=Options(max_bytes=MIB)) as (server, client):
+    async with (
+        misbehaving(with_handshake(behave, "s1")) as server,
+        Client(server.url, options=Options(max_bytes=MIB), timeout=WAIT) as client,
+    ):
         await client.tools(fresh=True)
         with measured() as growth:
             for _ in range(20):

@@ -270,38 +270,27 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated(status: str, 
         assert "mcp-session-id" not in [asked for asked in server.requests if asked.method == "initialize"][1].headers
 
 
-async def test_credentials_that_are_rejected_keep_their_session() -> None:
+@for_each(
+    ("status", "more", "body", "error", "words", "handshakes"),
+    [
+        ("401 Unauthorized", "WWW-Authenticate: Bearer\r\n", b"Your session has an invalid login: session expired",
+         AccessDenied, "credentials", {1}),
+        ("400 Bad Request", "", b'{"jsonrpc":"2.0","id":2,"error":{"code":-32602,"message":"Pass your session."}}',
+         ServerError, "Pass your session", {1}),
+        # A server that never accepts its session is given up.
+        ("401 Unauthorized", "", b"Unauthorized: Session not found", SessionLost, "session", {1, 2, 3}),
+    ],
+)  # fmt: skip
+async def test_rejected_calls_keep_their_session(
+    status: str, more: str, body: bytes, error: type[ClientError], words: str, handshakes: set[int]
+) -> None:
     async def behave(asked: ReceivedRequest) -> None:
-        await asked.reply(
-            b"Your session has an invalid login: session expired",
-            status="401 Unauthorized",
-            more="WWW-Authenticate: Bearer\r\n",
-        )
+        await asked.reply(body.replace(b'"id":2', b'"id":%d' % asked.message["id"]), status=status, more=more)
 
     async with connected(with_handshake(behave, session="s1")) as (server, client):
-        with pytest.raises(AccessDenied):
+        with pytest.raises(error, match=words):
             await client.call("x")
-        assert [asked.method for asked in server.requests].count("initialize") == 1
-
-
-async def test_servers_that_never_accept_their_session_are_given_up() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.reply(b"Unauthorized: Session not found", status="401 Unauthorized")
-
-    async with connected(with_handshake(behave, session="s1")) as (server, client):
-        with pytest.raises(SessionLost):
-            await client.call("x")
-        assert [asked.method for asked in server.requests].count("initialize") <= 3
-
-
-async def test_rejected_requests_keep_their_session() -> None:
-    async def behave(asked: ReceivedRequest) -> None:
-        await asked.error(-32602, "Pass the session of your browser.", status="400 Bad Request")
-
-    async with connected(with_handshake(behave, session="s1")) as (server, client):
-        with pytest.raises(ServerError, match="Pass the session"):
-            await client.call("x")
-        assert [asked.method for asked in server.requests].count("initialize") == 1
+        assert [asked.method for asked in server.requests].count("initialize") in handshakes
 
 
 async def test_broken_streams_are_resumed() -> None:

@@ -219,7 +219,7 @@ async def test_resumed_stream_reports_missed_changes(id: str, short_backoff: Non
         await asked.event(NOTE)
         await block_forever()
 
-    async with connected(session(streams)) as (server, client):
+    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
         async with client.watch() as changes:
             watched.set()
             heard = [await anext(changes)]
@@ -240,7 +240,7 @@ async def test_watched_streams_are_reopened_every_time(short_backoff: None) -> N
             await block_forever()
         return await asked.end()
 
-    async with connected(session(streams)) as (server, client):
+    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
         await wait_until(lambda: client.conversation.requests.incoming.subscribed._waiters)  # type: ignore[attr-defined]
         assert count_gets(server) == 5  # a client that doesn't watch costs no more
         async with client.watch(tools=True) as changes:
