@@ -16,7 +16,7 @@ from millstream._http.client.pool import AddressCheck, AddressRefused, allow_any
 from millstream._http.client.url import Url
 from millstream._http.client.url import parse_url as parse
 
-__all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "get", "is_public", "parse_url", "post"]
+__all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "is_public", "parse_url", "post"]
 
 
 def parse_url(text: str) -> Url:
@@ -59,47 +59,20 @@ async def post(
     headers: Mapping[str, str],
     body: bytes,
     *,
+    method: Literal["POST", "GET"] = "POST",
     judge: AddressCheck = is_public,
     tls: ssl.SSLContext | None = None,
     seconds: float = 5.0,
     max_bytes: int = 16 * 1024,
     owner: str = "",
 ) -> PostReply:
-    """POST to a URL and return the response.
+    """Send a request to a URL, and return the response.
 
     Args:
         url: See `parse_url`.
         headers: All except Host and Content-Length.
         body: Request body.
-        judge: Returns whether an address is allowed, by default only public addresses are.
-        tls: Context with the trusted certificates, by default the system's.
-        seconds: Time limit, including the connection.
-        max_bytes: Maximum size of the response.
-        owner: The caller whose share of the name lookups is used (see `Share`).
-
-    Raises:
-        PostFailed: There was no response.
-    """
-    return await _send(
-        "POST", url, headers, body, judge=judge, tls=tls, seconds=seconds, max_bytes=max_bytes, owner=owner
-    )
-
-
-async def get(
-    url: Url,
-    headers: Mapping[str, str],
-    *,
-    judge: AddressCheck = is_public,
-    tls: ssl.SSLContext | None = None,
-    seconds: float = 5.0,
-    max_bytes: int = 16 * 1024,
-    owner: str = "",
-) -> PostReply:
-    """GET a URL and return the response.
-
-    Args:
-        url: See `parse_url`.
-        headers: All except Host.
+        method: Method of the request.
         judge: Returns whether an address is allowed, by default only public addresses are.
         tls: Context with the trusted certificates, by default the system's.
         seconds: Time limit, including the connection.
@@ -109,23 +82,6 @@ async def get(
     Raises:
         PostFailed: There was no response, or it's too large.
     """
-    return await _send(
-        "GET", url, headers, b"", judge=judge, tls=tls, seconds=seconds, max_bytes=max_bytes, owner=owner
-    )
-
-
-async def _send(
-    method: str,
-    url: Url,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    judge: AddressCheck,
-    tls: ssl.SSLContext | None,
-    seconds: float,
-    max_bytes: int,
-    owner: str,
-) -> PostReply:
     try:
         reply = await request(
             method,

@@ -39,7 +39,7 @@ from millstream.extensions.events._event_methods import (
     position,
     read_page,
 )
-from millstream.extensions.http_post import AddressCheck, PostFailed, Url, get, is_public, parse_url, post
+from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 from millstream.middleware import Limiter, Rate
 from millstream.protocol import EVENTS, MALFORMED, Confidential, Json, decoder, encode
 from millstream.stores import Map, StoreFull, read_again
@@ -373,7 +373,9 @@ class WebhookSender(Struct, frozen=True):
         with suppress(PostFailed, *MALFORMED):
             well_known = parse_url(url.origin + RECEIVER_PATH)
             headers = {"accept": "application/json", "user-agent": "millstream"}
-            reply = await get(well_known, headers, judge=self.judge, tls=self.tls, seconds=TIMEOUT, owner=owner.id)
+            reply = await post(
+                well_known, headers, b"", method="GET", judge=self.judge, tls=self.tls, seconds=TIMEOUT, owner=owner.id
+            )
             if reply.status == 200:
                 return any(_covers(each, url.target) for each in _decode_receivers(reply.body).receivers)
         return False
