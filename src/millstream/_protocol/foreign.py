@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -25,6 +25,19 @@ from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, enc
 
 T = TypeVar("T", bound=Struct)
 _Kinds = tuple[type[Struct], ...]
+
+
+class _Member(NamedTuple):
+    """A member of one type, or of several."""
+
+    instead: Any
+    """The meaning of null. UNSET if it has none."""
+    kinds: _Kinds
+    """Types of the value."""
+    is_binary: bool
+    """Whether the value is base64."""
+    is_list: bool
+    """Whether the value can be a list."""
 
 
 def read_foreign(body: bytes) -> Envelope:
@@ -98,11 +111,11 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
             found = drop_nulls(msgspec.json.decode(data), kind)
             known = _members((kind,))
             may_be_empty = is_object(found) and ("nextCursor" in known or "structuredContent" in found)
-            for name, (instead, kinds, _, _) in known.items() if is_object(found) else ():
-                if instead == []:
+            for name, member in known.items() if is_object(found) else ():
+                if member.instead == []:
                     found.setdefault(name, [])
-                if warn is not None and kinds and is_array(found.get(name)):
-                    usable = _usable(found[name], kinds, warn)
+                if warn is not None and member.kinds and is_array(found.get(name)):
+                    usable = _usable(found[name], member.kinds, warn)
                     found[name] = usable if usable or may_be_empty else found[name]
             return decode(encode(found))
 
@@ -166,21 +179,25 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     known = _members(kinds if named is None else (named,))
     found: Json = {}
     for name, each in value.items():
-        instead, below, is_binary, is_list = known.get(name, _OTHER)
+        member = known.get(name, _OTHER)
         if name == "_meta" and known and not is_object(each):
             continue
-        if each is not None and (is_list or each != []):
-            kept = _standard_base64(each) if is_binary and isinstance(each, str) else drop_nulls(each, *below)
-            if below == (Annotations,):
+        if each is not None and (member.is_list or each != []):
+            kept = (
+                _standard_base64(each)
+                if member.is_binary and isinstance(each, str)
+                else drop_nulls(each, *member.kinds)
+            )
+            if member.kinds == (Annotations,):
                 kept = _fit(kept, Annotations)
             if kept is not UNSET:
                 found[name] = kept
-        elif instead is not UNSET:
-            found[name] = instead
+        elif member.instead is not UNSET:
+            found[name] = member.instead
     return found
 
 
-_OTHER: tuple[Any, _Kinds, bool, bool] = None, (), False, True
+_OTHER = _Member(None, (), is_binary=False, is_list=True)
 
 
 def _standard_base64(text: str) -> str:
@@ -258,11 +275,9 @@ def _has_type(value: Any, annotation: Any) -> bool:
 
 
 @cache
-def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool, bool]]:
-    """Return the members of types, each with the meaning of null (UNSET if it has none), the types of the value, and
-    whether it's base64 and whether it can be a list.
-    """
-    found: dict[str, tuple[Any, _Kinds, bool, bool]] = {}
+def _members(kinds: _Kinds) -> dict[str, _Member]:
+    """Return the members of types, by name."""
+    found: dict[str, _Member] = {}
     for each in (each for kind in kinds for each in fields(kind)):
         choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)
         free = Any in choices or Raw in choices
@@ -270,7 +285,7 @@ def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool, bool]]:
         empty = empties.get(get_origin(each.type))
         instead = None if free else empty if each.required else UNSET
         is_list = free or any(get_origin(choice) in (list, tuple) for choice in choices)
-        found[each.encode_name] = instead, _structs(each.type), bytes in choices, is_list
+        found[each.encode_name] = _Member(instead, _structs(each.type), bytes in choices, is_list)
     return found
 
 
