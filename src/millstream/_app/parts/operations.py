@@ -16,7 +16,7 @@ from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
 from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._parts import WATCH, PartHost, Route
-from millstream._protocol.admission import Handshake, target_name
+from millstream._protocol.admission import target_name
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.principal import Principal
@@ -98,7 +98,7 @@ class AuditPart(OwnPart):
         target: str = "",
         principal: Principal | None = None,
         address: str = "",
-        opening: Handshake | None = None,
+        **_: object,
     ) -> None:
         """Write publications and approvals, which aren't calls."""
         if method in ("hub/publish", APPROVAL):
