@@ -201,7 +201,8 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
             force_setattr(self, name, empty)
 
 
-Content = Text | Image | Audio | ResourceLink | EmbeddedResource
+Media = Image | Audio
+Content = Text | Media | ResourceLink | EmbeddedResource
 """The content blocks of tool results and prompt messages."""
 
 
@@ -224,7 +225,7 @@ class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
     meta: Json | None = _META
 
 
-SamplingContent = Text | Image | Audio | ToolUse | ToolResultBlock
+SamplingContent = Text | Media | ToolUse | ToolResultBlock
 """The content blocks of messages to and from a sampled model."""
 
 AnyContent = Content | ToolUse | ToolResultBlock
