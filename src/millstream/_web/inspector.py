@@ -346,7 +346,7 @@ class Inspector:
         request.cancel_on_disconnect = True
         return await (self.sign_ins.sign_out if request.method == "DELETE" else self.sign_ins.begin)(request, url)
 
-    async def relay(self, request: HttpRequest) -> Response | Sink | None:
+    async def forward(self, request: HttpRequest) -> Response | Sink | None:
         """Forward `POST`, `GET`, or `DELETE` to one server, and return its response."""
         url = self._urls.get(request.path.removeprefix(PREFIX))
         if url is None:
@@ -358,7 +358,7 @@ class Inspector:
         try:
             found = await self._send(request, url, pool)
             if found.stream is not None:
-                return await self._relay_stream(request, found)
+                return await self._forward_stream(request, found)
         except ClientError as exc:
             return refusal(502, str(exc))
         finally:
@@ -381,7 +381,7 @@ class Inspector:
         reply.discard()
         return await pool.send(_request(url, request, renewed), repeatable=False)
 
-    async def _relay_stream(self, request: HttpRequest, reply: HttpReply) -> Response | None:
+    async def _forward_stream(self, request: HttpRequest, reply: HttpReply) -> Response | None:
         stream = reply.stream
         assert stream is not None  # noqa: S101  checked by the caller
         if self._host.streams.full(request):  # others may have opened streams while this request waited

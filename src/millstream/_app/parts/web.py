@@ -340,14 +340,16 @@ def _serve(host: PartHost, definition: Definition) -> None:
     routes.add(PATH, Route({"GET": playground.status}, private=True))
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
     inspecting = Inspector(host)
-    relay, sign_in = inspecting.relay, inspecting.sign_in
+    forward, sign_in = inspecting.forward, inspecting.sign_in
     # The document has no content of its own. The embedding page sends everything that it shows.
     routes.add(APP_PATH, Route({"GET": show_app}, public=True))
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
     # The redirect comes from another site, without the sign-in cookie, so the handler identifies the user. itself.
     routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.handle_callback}, local=True, public=True))
     routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))
-    routes.add_prefix(PREFIX, Route({"POST": relay, "GET": require_same_site(relay), "DELETE": relay}, local=True))
+    routes.add_prefix(
+        PREFIX, Route({"POST": forward, "DELETE": forward, "GET": require_same_site(forward)}, local=True)
+    )
 
 
 def store_figures(health: StoreHealth) -> Json:
