@@ -325,7 +325,7 @@ class Definition:
         """
         for place, name in self._places(kind, key):
             registry = place.registry
-            offered, disabled = getattr(registry, kind), registry.disabled[kind]
+            offered, disabled = registry.items[kind], registry.disabled[kind]
             if name not in offered and name not in disabled:
                 raise KeyError(f"There is no {name!r}; {suggest(name, [*offered, *disabled])}")
             if on == (name in disabled):
@@ -349,7 +349,7 @@ class Definition:
     def items(self) -> "Iterator[tuple[str, str, Any, bool]]":
         """Yield kind, name, and item, and whether it's enabled."""
         for kind in KINDS:
-            for on, items in ((True, getattr(self.registry, kind)), (False, self.registry.disabled[kind])):
+            for on, items in ((True, self.registry.items[kind]), (False, self.registry.disabled[kind])):
                 yield from ((kind, key, item, on) for key, item in items.items())
 
     def complete(self, reference: str, argument: str, function: Completer) -> None:
@@ -437,7 +437,7 @@ class Definition:
         self._check_addable(f"the extension {name!r}")
         if hooks is None:
             return
-        if self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
+        if self.hooks is not None and any(self.registry.items[kind] for kind in KINDS):
             raise LocalError(
                 f"The extension {name!r} was added after the items that its hooks wrap. Add it when the "
                 f"server is created: Server({self.name!r}, extensions=[…])"

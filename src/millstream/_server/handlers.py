@@ -593,7 +593,7 @@ class MiddlewareChain:
         async def inside(request: ListRequest) -> list[Json]:
             """Return the items as their mounted servers describe them."""
             left = items
-            registered: dict[str, Any] = getattr(self._registry, kind)
+            registered = self._registry.items[kind]
             shown: dict[Hooks, None] = {}
             for each in registered.values():
                 shown |= dict.fromkeys(

@@ -402,7 +402,7 @@ class Host(Struct, NotCopyable, eq=False):
         registry.add(kind, item.name, item)
 
         def remove() -> None:
-            if getattr(registry, kind).get(item.name) is item:
+            if registry.items[kind].get(item.name) is item:
                 registry.remove(kind, item.name)
 
         self.on_close(remove)

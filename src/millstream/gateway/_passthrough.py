@@ -224,7 +224,7 @@ class Passthrough:
             getattr(upstream.catalog, kind).get(name) != each for name, each in items.items()
         ):
             await upstream.lists.freshen()  # calls are checked and converted by these lists
-        made, known = getattr(self._host.registry, kind), getattr(upstream.catalog, kind)
+        made, known = self._host.registry.items[kind], getattr(upstream.catalog, kind)
         describe = project_tool if kind == "tools" else project_item
         same = {name for name, each in items.items() if name in made and known.get(name) == each}
         listed = encode(

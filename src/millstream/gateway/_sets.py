@@ -372,7 +372,7 @@ class SetsPart:
             {
                 "name": each.config.name,
                 "path": each.dispatcher.address.path,
-                "items": {kind: len(getattr(each.dispatcher.registry, kind)) for kind in METHODS},
+                "items": {kind: len(each.dispatcher.registry.items[kind]) for kind in METHODS},
                 "scopes": each.config.scopes,
                 "groups": each.config.groups,
             }
@@ -408,7 +408,7 @@ class _ServedSet:
     def update(self) -> set[str]:
         """Offer the items that are chosen now. Return the kinds of lists that have changed."""
         changed, names = set[str](), dict[tuple[str, str], str]()
-        found = choose_items(self.config, self._policy, {kind: dict(getattr(self._whole, kind)) for kind in METHODS})
+        found = choose_items(self.config, self._policy, {kind: dict(self._whole.items[kind]) for kind in METHODS})
         for kind, chosen in found.items():
             before, made = self._made[kind], dict[str, tuple[_Chosen, Any]]()
             for each in chosen:

@@ -91,7 +91,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         pages=[f"{origin}/{page}" for page in pages],
         counts={
             **({"upstreams": len(definition.upstreams)} if definition.upstreams else {}),
-            **{kind: len(getattr(registry, kind)) for kind in KINDS},
+            **{kind: len(registry.items[kind]) for kind in KINDS},
         },
         protections=protections(settings, signed_in=definition.protected),
         curl=curl,

@@ -164,16 +164,19 @@ def normal_form(kind: str, key: str) -> str:
 class Registry:
     """The tools, resources, templates, prompts, and completers of one server."""
 
+    private = False
+    """Whether callers sign in. Results must then be cached only for the caller."""
+
     def __init__(self, *, page_size: int, list_ttl_ms: int) -> None:
         self._page_size = page_size
         self._list_ttl_ms = list_ttl_ms
-        self.private = False
-        """Whether callers sign in. Results must then be cached only for the caller."""
         # Registered items
-        self.tools: dict[str, Tool] = {}
-        self.resources: dict[str, Resource] = {}
-        self.templates: dict[str, Template] = {}
-        self.prompts: dict[str, Prompt] = {}
+        self.items: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+        """Kind -> name -> item."""
+        self.tools: dict[str, Tool] = self.items["tools"]
+        self.resources: dict[str, Resource] = self.items["resources"]
+        self.templates: dict[str, Template] = self.items["templates"]
+        self.prompts: dict[str, Prompt] = self.items["prompts"]
         self.completers: dict[tuple[str, str], Completer] = {}
         """(prompt name or URI template, argument name) -> function."""
         self.disabled: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
@@ -230,7 +233,7 @@ class Registry:
         self._offer(kind, key, item)
 
     def _offer(self, kind: str, key: str, item: Any) -> None:
-        getattr(self, kind)[key] = item
+        self.items[kind][key] = item
         if kind in _NORMAL_FORMS:
             self._equivalents[kind].setdefault(_NORMAL_FORMS[kind](key), key)
         self._prepare(kind, key, item)
@@ -246,7 +249,7 @@ class Registry:
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether a name is taken, by an enabled or disabled item."""
-        return key in getattr(self, kind) or key in self.disabled[kind]
+        return key in self.items[kind] or key in self.disabled[kind]
 
     def find_equivalent(self, kind: str, key: str) -> str:
         """Return the name or URI of the item, enabled or not, for a key in any spelling. Without one, return the key.
@@ -258,7 +261,7 @@ class Registry:
 
     def has_any(self, kind: str) -> bool:
         """Return whether there are items of a kind, enabled or disabled."""
-        return bool(getattr(self, kind) or self.disabled[kind])
+        return bool(self.items[kind] or self.disabled[kind])
 
     def check_free(self, kind: str, key: str) -> None:
         """Check that a name is free and that a URI isn't another spelling of an existing one.
@@ -290,7 +293,7 @@ class Registry:
 
     def disable(self, kind: str, key: str) -> None:
         """Disable an item until `enable`. Raises KeyError if it isn't enabled."""
-        self.disabled[kind][key] = getattr(self, kind).pop(key)
+        self.disabled[kind][key] = self.items[kind].pop(key)
         if kind == "tools":
             self.fast.pop(key.encode(), None)
         self._recount(kind)
@@ -302,7 +305,7 @@ class Registry:
         self._sort(kind)
 
     def _sort(self, kind: str) -> None:
-        items: dict[str, Any] = getattr(self, kind)
+        items = self.items[kind]
         ordered = sorted(items.items(), key=lambda each: self._places[kind, each[0]])
         items.clear()
         items.update(ordered)
@@ -319,7 +322,7 @@ class Registry:
             group: Items of a lower group are listed first. Items from `add` are in group 0.
         """
         removed = frozenset(removed)
-        items, disabled = getattr(self, kind), self.disabled[kind]
+        items, disabled = self.items[kind], self.disabled[kind]
         for name in removed:
             if kind == "tools":
                 self.fast.pop(name.encode(), None)
@@ -352,7 +355,7 @@ class Registry:
         """Collect the scopes and conditions of a kind's items. `_offer` adds those of one item, so many registrations
         don't take quadratic time.
         """
-        items: dict[str, Any] = getattr(self, kind)
+        items = self.items[kind]
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
         self.conditional.pop(kind, None)
         if conditional := tuple(name for name, item in items.items() if item.visible is not None):
@@ -378,7 +381,7 @@ class Registry:
             kind: The kind of items.
             items: Name -> item, in the order of the list.
         """
-        own: dict[str, Any] = getattr(self, kind)
+        own = self.items[kind]
         self.set_hints(whole._hints)
         self._offered_capabilities |= whole._offered_capabilities
         if list(own) == list(items) and all(own[name] is item for name, item in items.items()):
@@ -585,14 +588,14 @@ class Registry:
         needed, names = self._scopes.get(kind), self.conditional.get(kind, ())
         if not (needed or names):
             return _EVERYTHING
-        items, scopes = getattr(self, kind), granted()
+        items, scopes = self.items[kind], granted()
         hidden = frozenset(name for name in names if not items[name].visible(principal))
         return None if scopes is None or not needed else scopes & needed, hidden
 
     def visible(self, kind: str, audience: Audience) -> dict[str, Any]:
         """Return the items of a kind that a caller sees in lists (see `audience`)."""
         scopes, hidden = audience
-        items: dict[str, Any] = getattr(self, kind)
+        items = self.items[kind]
         return {
             name: item
             for name, item in items.items()
@@ -604,7 +607,7 @@ class Registry:
 
         The caller may lack its scopes: see `check_scopes`.
         """
-        item = getattr(self, kind).get(name)
+        item = self.items[kind].get(name)
         return item if item is not None and sees(caller, item) else None
 
     def find_elsewhere(self, kind: str, name: str) -> Any:
