@@ -65,6 +65,17 @@ async def test_tokens_survive_key_rotation_and_restart(every_store: Store) -> No
     assert open_token(again["access_token"])[0].kid != open_token(given["access_token"])[0].kid
 
 
+async def test_keys_that_another_worker_has_just_made_are_found(every_store: Store) -> None:
+    clock = Clock()
+    one, other = (Desk(every_store, clock=clock).running.signing for _ in range(2))
+    await one.public()
+    for name in await every_store.kv.keys("oauth-keys:"):
+        await every_store.kv.delete(name)  # as a store without persistence loses them when it restarts
+    kid = open_token(await other.sign({"iss": "x"}))[0].kid
+    clock.now += 2
+    assert len(await one.find(kid, "ES256")) == 1
+
+
 def test_idle_server_signs_with_the_old_key_until_the_new_one_is_published() -> None:
     old = SigningKey("a", {}, 0.0)
     kept, new = advance((old,), 365 * DAY)

@@ -80,7 +80,6 @@ def print_line(line: str) -> None:
         clean = INVISIBLE.sub(chr(0xFFFD), line) if out.isatty() else line
         moves = out.isatty() and os.environ.get("TERM") != "dumb"
         out.write(f"\r\x1b[K{clean}\n" if moves else f"{clean}\n")
-        out.flush()
 
 
 def _is_watched() -> bool:
