@@ -9,12 +9,13 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import FieldInfo, fields
 
-from millstream import Client, Server
+from millstream import Client, Server, auth
 from millstream._server.features.tools import ToolOptions
 from millstream._server.functions.description import Labels
 from millstream.client import Options
@@ -35,6 +36,7 @@ from millstream.gateway._upstream_config import UpstreamConfig
 TABLE = re.compile(r"^<!-- options: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*)", re.MULTILINE)
 HEAD = "| option | type | default | meaning |\n|---|---|---|---|\n"
 WORDS = {
+    "Allow": "list of strings or table",
     "Any": "any value",
     "AuthMethodOrUnbound": "method of `millstream.auth`",
     "Authorize": "function",
@@ -62,6 +64,8 @@ WORDS = {
     "str": "text",
 }
 """Types of the code -> what a page calls them. Other types have their own names."""
+AUTH_FUNCTIONS = [name for name in auth.__all__ if inspect.isfunction(getattr(auth, name)) and name != "provider_token"]
+"""Functions of `millstream.auth` that have options."""
 
 
 class Option(NamedTuple):
@@ -77,12 +81,17 @@ def _parsed(value: Any) -> list[ast.stmt]:
 
 
 def of_function(function: Callable[..., Any]) -> Iterator[Option]:
-    """Return the parameters of a function."""
+    """Return the parameters of a function, without ``self`` and ``**more``."""
     (tree,) = (each for each in _parsed(function) if isinstance(each, ast.FunctionDef))
-    kinds = {each.arg: each.annotation for each in (*tree.args.args, *tree.args.kwonlyargs)}
-    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
-        required = parameter.default is inspect.Parameter.empty
-        yield Option(name, kind_text(kinds[name]), "required" if required else written(parameter.default))
+    kinds = {each.arg: kind_text(each.annotation) for each in (*tree.args.args, *tree.args.kwonlyargs)}
+    if repeated := tree.args.vararg:
+        kinds[repeated.arg] = many(kind_text(repeated.annotation))
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            yield Option(name, kinds[name], "empty")
+        elif name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+            default = "required" if parameter.default is parameter.empty else written(parameter.default)
+            yield Option(name, kinds[name], default)
 
 
 def annotations(*classes: type) -> dict[str, ast.expr]:
@@ -185,6 +194,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
     "tool": of_tool,
     "client": lambda: of_function(Client.__init__),
     "client-options": lambda: of_fields(list(fields(Options)), Options),
+    **{f"auth-{name}": partial(of_function, getattr(auth, name)) for name in AUTH_FUNCTIONS},
     "gateway": lambda: of_fields(list(options_of(GatewayConfig).values()), GatewayConfig),
     "upstreams": lambda: of_fields(list(upstream_options().values()), UpstreamConfig, _Target),
     "apis": lambda: of_fields(list(fields(OpenApi)), OpenApi),

@@ -10,7 +10,7 @@ from msgspec.structs import fields
 from cases import for_each
 from command_line import commands, long_options
 from http_peer import listed_paths
-from millstream import Client, Context, Server
+from millstream import Client, Context, Server, auth
 from millstream._app.routes import Routes
 from millstream._config import Settings
 from millstream._http.client import LINES_PER_SECOND
@@ -191,12 +191,17 @@ def test_every_advisory_test_is_listed() -> None:
     assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))
 
 
-@for_each("page", ["client", "gateway", "server"])
+@for_each("page", ["auth", "client", "gateway", "server"])
 def test_options_have_their_names_types_defaults_and_a_sentence(page: str) -> None:
     text = (REFERENCE / f"{page}.md").read_text("utf-8")
     assert with_options(text) == text, "Run: make docs"
     for match in OPTIONS.finditer(text):
         assert re.findall(r"^\| `(\w+)` \|.*\|  \|$", match["body"], re.MULTILINE) == [], match["name"]
+
+
+@for_each("name", auth.__all__)
+def test_every_way_to_sign_in_is_on_its_page(name: str) -> None:
+    assert f"`auth.{name}`" in (REFERENCE / "auth.md").read_text("utf-8")
 
 
 def test_every_table_of_options_is_on_a_page() -> None:
