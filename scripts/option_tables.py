@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import FieldInfo, fields
 
-from millstream import Client, Server, auth
+from millstream import Client, Server, Settings, auth
 from millstream._server.features.tools import ToolOptions
 from millstream._server.functions.description import Labels
 from millstream.client import Options
@@ -40,21 +40,31 @@ WORDS = {
     "Any": "any value",
     "AuthMethodOrUnbound": "method of `millstream.auth`",
     "Authorize": "function",
+    "Automatic": "text",
     "Cap": "integer",
     "ClientExtension": "extension",
     "Elicit": "function",
     "Extension": "extension",
     "Lifespan": "async context manager",
+    "LogFormat": "text",
+    "LogLevel": "text",
     "Names": "list of strings",
     "OnChange": "function",
     "OnLog": "function",
+    "QuotaText": "text",
     "RateText": "text",
     "Redaction": "table",
+    "RequiredRateText": "text",
+    "RootPath": "text",
     "Roots": "list of paths",
     "Sample": "function",
     "Seconds": "number",
+    "Size": "integer",
+    "Switch": "boolean",
     "Target": "URL, command, or object",
     "Texts": "list of strings",
+    "Timeout": "number",
+    "UrlPath": "text",
     "Weight": "number",
     "bool": "boolean",
     "dict": "table",
@@ -107,6 +117,13 @@ def annotations(*classes: type) -> dict[str, ast.expr]:
     return found
 
 
+def of_settings() -> Iterator[Option]:
+    """Return the settings, with their defaults as variables have them."""
+    kinds = annotations(Settings)
+    for each in fields(Settings):
+        yield Option(each.name, kind_text(kinds[each.name]), written(each.default))
+
+
 def of_tool() -> Iterator[Option]:
     """Return the options of the decorator, which have no values in the code."""
     defaults = {"title": "the name", "description": "the docstring", "name": "the function's name", "enabled": "`true`"}
@@ -124,7 +141,7 @@ def of_fields(options: Iterator[FieldInfo] | list[FieldInfo], *classes: type) ->
         yield Option(each.name, kind, shown_default(each))
 
 
-def kind_text(node: ast.expr | None) -> str:  # noqa: PLR0911  one for each form
+def kind_text(node: ast.expr | None) -> str:  # noqa: C901, PLR0911  one for each form
     """Return a type as words: ``text``, ``list of strings``, ``function``."""
     match node:
         case ast.Constant(value=str(text)):
@@ -140,6 +157,8 @@ def kind_text(node: ast.expr | None) -> str:  # noqa: PLR0911  one for each form
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             values = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             return " or ".join(f'`"{each.value}"`' for each in values if isinstance(each, ast.Constant) and each.value)
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *_])):
+            return kind_text(inner)
         case ast.Subscript(value=ast.Name(id="Callable")):
             return "function"
         case ast.Subscript(value=ast.Name(id="dict" | "Mapping")):
@@ -191,6 +210,7 @@ def own(kind: type[msgspec.Struct]) -> list[FieldInfo]:
 
 TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
     "server": lambda: of_function(Server.__init__),
+    "settings": of_settings,
     "tool": of_tool,
     "client": lambda: of_function(Client.__init__),
     "client-options": lambda: of_fields(list(fields(Options)), Options),
@@ -209,14 +229,17 @@ TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
 
 
 def with_options(text: str) -> str:
-    """Return a page with its tables of options. A sentence stays at its option."""
+    """Return a page with its tables of options. A sentence stays at its option, and a setting in its table."""
 
     def fill(match: re.Match[str]) -> str:
         rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", match["body"], re.MULTILINE)
         sentences = dict(rows)
+        options = {each.name: each for each in TABLES[match["name"]]()}
+        if match["name"] == "settings":  # the page has several tables
+            options = {name: options[name] for name in sentences if name in options}
         lines = [
             f"| `{name}` | {kind} | {default} | {sentences.get(name, '')} |\n"
-            for name, kind, default in TABLES[match["name"]]()
+            for name, kind, default in options.values()
         ]
         return f"<!-- options: {match['name']} -->\n\n{HEAD}{''.join(lines)}"
 
