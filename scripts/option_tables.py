@@ -9,12 +9,13 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import FieldInfo, fields
 
-from millstream import Client, Server
+from millstream import Client, Server, Settings, auth
 from millstream._server.features.tools import ToolOptions
 from millstream._server.functions.description import Labels
 from millstream.client import Options
@@ -35,24 +36,35 @@ from millstream.gateway._upstream_config import UpstreamConfig
 TABLE = re.compile(r"^<!-- options: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*)", re.MULTILINE)
 HEAD = "| option | type | default | meaning |\n|---|---|---|---|\n"
 WORDS = {
+    "Allow": "list of strings or table",
     "Any": "any value",
     "AuthMethodOrUnbound": "method of `millstream.auth`",
     "Authorize": "function",
+    "Automatic": "text",
     "Cap": "integer",
     "ClientExtension": "extension",
     "Elicit": "function",
     "Extension": "extension",
     "Lifespan": "async context manager",
+    "LogFormat": "text",
+    "LogLevel": "text",
     "Names": "list of strings",
     "OnChange": "function",
     "OnLog": "function",
+    "QuotaText": "text",
     "RateText": "text",
     "Redaction": "table",
+    "RequiredRateText": "text",
+    "RootPath": "text",
     "Roots": "list of paths",
     "Sample": "function",
     "Seconds": "number",
+    "Size": "integer",
+    "Switch": "boolean",
     "Target": "URL, command, or object",
     "Texts": "list of strings",
+    "Timeout": "number",
+    "UrlPath": "text",
     "Weight": "number",
     "bool": "boolean",
     "dict": "table",
@@ -62,6 +74,8 @@ WORDS = {
     "str": "text",
 }
 """Types of the code -> what a page calls them. Other types have their own names."""
+AUTH_FUNCTIONS = [name for name in auth.__all__ if inspect.isfunction(getattr(auth, name)) and name != "provider_token"]
+"""Functions of `millstream.auth` that have options."""
 
 
 class Option(NamedTuple):
@@ -77,12 +91,17 @@ def _parsed(value: Any) -> list[ast.stmt]:
 
 
 def of_function(function: Callable[..., Any]) -> Iterator[Option]:
-    """Return the parameters of a function."""
+    """Return the parameters of a function, without ``self`` and ``**more``."""
     (tree,) = (each for each in _parsed(function) if isinstance(each, ast.FunctionDef))
-    kinds = {each.arg: each.annotation for each in (*tree.args.args, *tree.args.kwonlyargs)}
-    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
-        required = parameter.default is inspect.Parameter.empty
-        yield Option(name, kind_text(kinds[name]), "required" if required else written(parameter.default))
+    kinds = {each.arg: kind_text(each.annotation) for each in (*tree.args.args, *tree.args.kwonlyargs)}
+    if repeated := tree.args.vararg:
+        kinds[repeated.arg] = many(kind_text(repeated.annotation))
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            yield Option(name, kinds[name], "empty")
+        elif name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+            default = "required" if parameter.default is parameter.empty else written(parameter.default)
+            yield Option(name, kinds[name], default)
 
 
 def annotations(*classes: type) -> dict[str, ast.expr]:
@@ -96,6 +115,13 @@ def annotations(*classes: type) -> dict[str, ast.expr]:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
         }
     return found
+
+
+def of_settings() -> Iterator[Option]:
+    """Return the settings, with their defaults as variables have them."""
+    kinds = annotations(Settings)
+    for each in fields(Settings):
+        yield Option(each.name, kind_text(kinds[each.name]), written(each.default))
 
 
 def of_tool() -> Iterator[Option]:
@@ -121,7 +147,7 @@ def of_client_options() -> Iterator[Option]:
         yield each._replace(default="the current folder") if each.name == "cwd" else each
 
 
-def kind_text(node: ast.expr | None) -> str:  # noqa: PLR0911  one for each form
+def kind_text(node: ast.expr | None) -> str:  # noqa: C901, PLR0911  one for each form
     """Return a type as words: ``text``, ``list of strings``, ``function``."""
     match node:
         case ast.Constant(value=str(text)):
@@ -137,6 +163,8 @@ def kind_text(node: ast.expr | None) -> str:  # noqa: PLR0911  one for each form
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             values = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             return " or ".join(f'`"{each.value}"`' for each in values if isinstance(each, ast.Constant) and each.value)
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *_])):
+            return kind_text(inner)
         case ast.Subscript(value=ast.Name(id="Callable")):
             return "function"
         case ast.Subscript(value=ast.Name(id="dict" | "Mapping")):
@@ -188,9 +216,11 @@ def own(kind: type[msgspec.Struct]) -> list[FieldInfo]:
 
 TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
     "server": lambda: of_function(Server.__init__),
+    "settings": of_settings,
     "tool": of_tool,
     "client": lambda: of_function(Client.__init__),
     "client-options": of_client_options,
+    **{f"auth-{name}": partial(of_function, getattr(auth, name)) for name in AUTH_FUNCTIONS},
     "gateway": lambda: of_fields(list(options_of(GatewayConfig).values()), GatewayConfig),
     "upstreams": lambda: of_fields(list(upstream_options().values()), UpstreamConfig, _Target),
     "apis": lambda: of_fields(list(fields(OpenApi)), OpenApi),
@@ -205,14 +235,17 @@ TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
 
 
 def with_options(text: str) -> str:
-    """Return a page with its tables of options. A sentence stays at its option."""
+    """Return a page with its tables of options. A sentence stays at its option, and a setting in its table."""
 
     def fill(match: re.Match[str]) -> str:
         rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", match["body"], re.MULTILINE)
         sentences = dict(rows)
+        options = {each.name: each for each in TABLES[match["name"]]()}
+        if match["name"] == "settings":  # the page has several tables
+            options = {name: options[name] for name in sentences if name in options}
         lines = [
             f"| `{name}` | {kind} | {default} | {sentences.get(name, '')} |\n"
-            for name, kind, default in TABLES[match["name"]]()
+            for name, kind, default in options.values()
         ]
         return f"<!-- options: {match['name']} -->\n\n{HEAD}{''.join(lines)}"
 

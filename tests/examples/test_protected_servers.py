@@ -10,14 +10,15 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from account_parts import KeyFile
+from account_parts import KeyFile, UserFile
 from auth_world import make_server, run_guarded
-from examples import carded, keyed, serverless, shop_pages
+from examples import carded, keyed, serverless, shop_pages, sign_in_methods
+from issuer_world import claims, run_issuer, token
 from millstream.client import BlockingClient
 from processes import free_port, run_command, run_server
 from wire import request
 
-DESK, ROBOT, SECRET = (f"a-key-of-the-{name}-for-this-test" for name in ("desk", "robot", "bank"))
+DESK, ROBOT, SECRET = (f"a-key-of-the-{name}-for-this-test" for name in ("desk", "robot", "central-bank"))
 
 
 @pytest.fixture
@@ -42,6 +43,90 @@ async def test_keys_in_a_file_and_in_code_are_accepted(tmp_path: Path) -> None:
     async with run_guarded(server) as world:
         for key, status in ((in_file, 200), (DESK, 200), ("another", 403)):
             assert (await world.post(key, request("ping"))).status == status
+
+
+AUDIENCE = f"{sign_in_methods.URL}/mcp"
+
+
+async def test_methods_in_a_list_each_accept_their_own_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTLY_KEY", DESK)
+    async with (
+        run_issuer() as staff,
+        run_issuer() as partners,
+        run_issuer() as stranger,
+        run_guarded(sign_in_methods.for_staff_and_partners(staff.url, partners.url)) as world,
+    ):
+        tokens = [token(claims(iss=each.url, aud=AUDIENCE)) for each in (staff, partners, stranger)]
+        statuses = [(await world.post(each, request("ping"))).status for each in (*tokens, DESK, ROBOT)]
+        assert statuses == [200, 200, 401, 200, 401]
+
+
+@pytest.mark.usefixtures("_keys")
+async def test_a_key_from_the_environment_is_added_unless_the_program_has_its_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MCP_SERVER_AUTH_KEY", SECRET)
+    in_file = KeyFile(tmp_path / "millstream-keys.json").add("ada", (), 0.0, None)
+    for server, status in ((keyed.from_file("millstream-keys.json"), 200), (sign_in_methods.without_variables(), 403)):
+        async with run_guarded(server) as world:
+            assert (await world.post(in_file, request("ping"))).status == 200
+            assert (await world.post(SECRET, request("ping"))).status == status
+
+
+async def test_oidc_options_accept_the_listed_applications_and_show_a_button(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERS_SECRET", SECRET)
+    async with run_issuer() as issuer, run_guarded(make_server(sign_in_methods.with_a_button(issuer.url))) as world:
+        for client, scope, status in (
+            ("desk", "orders:write", 200),
+            ("orders", "orders:read", 200),
+            ("orders", "", 403),
+            ("another", "orders:read", 401),
+        ):
+            good = token(claims(iss=issuer.url, aud=AUDIENCE, client_id=client, scope=scope))
+            assert (await world.post(good, request("ping"))).status == status, (client, scope)
+        assert b"Continue with" in (await world.ask(None, "GET", "/docs", accept="text/html")).body
+
+
+async def test_introspection_options_ask_the_issuer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERS_SECRET", SECRET)
+    async with run_issuer() as issuer:
+        body = json.dumps({"active": True, **claims(iss=issuer.url, aud=AUDIENCE)}).encode()
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
+        issuer.answers["/introspect"] = lambda request: head + body
+        async with run_guarded(make_server(sign_in_methods.for_opaque_tokens(issuer.url))) as world:
+            assert (await world.post("opaque", request("ping"))).status == 200
+
+
+async def test_issuers_of_the_reference_name_themselves_and_show_their_ways_to_sign_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ORDERS_SECRET", "DESK_SECRET"):
+        monkeypatch.setenv(name, SECRET)
+    for name in ("GOOGLE", "GITHUB"):
+        monkeypatch.setenv(f"{name}_CLIENT_ID", "orders")
+        monkeypatch.setenv(f"{name}_CLIENT_SECRET", SECRET)
+    UserFile(tmp_path / "users.json").add("ada", "correct horse battery", (), 0.0)
+    async with run_issuer() as login:
+        for method, way in (
+            (sign_in_methods.for_people(tmp_path / "users.json"), 'name="password"'),
+            (sign_in_methods.for_members(login.url), "urn:ietf:params:oauth:grant-type:jwt-bearer"),
+            (sign_in_methods.for_staff(login.url), "Continue with our sign-in"),
+            (sign_in_methods.with_google(), "Continue with Google"),
+            (sign_in_methods.with_github(), "Continue with GitHub"),
+        ):
+            async with run_guarded(make_server(method)) as world:
+                resource = await world.ask(None, "GET", "/.well-known/oauth-protected-resource/mcp")
+                assert json.loads(resource.body)["authorization_servers"] == [sign_in_methods.URL]
+                about = await world.ask(None, "GET", "/.well-known/oauth-authorization-server")
+                page = await world.ask(None, "GET", "/docs", accept="text/html")
+                assert way in (about.body + page.body).decode()
+
+
+async def test_own_method_accepts_badges() -> None:
+    async with run_guarded(make_server(sign_in_methods.Badges({"b-17": "ada"}))) as world:
+        assert (await world.call("b-17", "who")).message["result"]["content"][0]["text"] == "ada"
+        assert (await world.post("b-18", request("ping"))).status == 403
 
 
 def test_serverless_example_answers_in_a_new_event_loop_each_time() -> None:
