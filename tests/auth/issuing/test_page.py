@@ -42,7 +42,7 @@ def test_numbers_on_the_page_match_the_code() -> None:
     assert (tickets.PERSON_SECONDS, "| sign-in at the consent page | 8 hours |" in PAGE) == (8 * 3600, True)
     assert (tickets.DEVICE_SECONDS, "| 180 days from the last sign-in" in PAGE) == (180 * 86_400, True)
     assert (authorize.REMEMBERED, "| consent | 90 days," in PAGE) == (90 * 86_400, True)
-    assert (clients.UNUSED, clients.USED, "for 90 days after the last sign-in or refresh" in PAGE) == (86_400, 90 * 86_400, True)
+    assert (clients.UNUSED, clients.USED, "for 90 days after the last sign-in" in PAGE) == (86_400, 90 * 86_400, True)
 
 
 def test_page_lists_every_provider_decision() -> None:
