@@ -344,7 +344,7 @@ def _serve(host: PartHost, definition: Definition) -> None:
     # The document has no content of its own. The embedding page sends everything that it shows.
     routes.add(APP_PATH, Route({"GET": show_app}, public=True))
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
-    # The redirect comes from another site, without the sign-in cookie, so the handler identifies the user. itself.
+    # The redirect comes from another site, without the sign-in cookie, so the handler identifies the user itself.
     routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.handle_callback}, local=True, public=True))
     routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))
     routes.add_prefix(

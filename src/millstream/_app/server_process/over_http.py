@@ -214,8 +214,8 @@ class HttpServer:
             self.worker.takeover.close()
             self.worker.line.send(Departure())
         until, going = clock() + self._definition.settings.drain_timeout, True
-        # Wait for calls and other requests, and close idle connections. Repeat, because a client may send one more.
-        # request.
+        # Wait for calls and other requests, and close idle connections. Repeat, because a client may send one
+        # more request.
         while going:
             while drainer.close_idle(linger) and clock() < until:  # noqa: ASYNC110  nothing signals it
                 await asyncio.sleep(TICK)
