@@ -15,7 +15,6 @@ import yaml
 from command_line import CliRunner
 from millstream import Client
 from millstream._app.server_process import CommandError
-from millstream._cli import dev as dev_command
 from millstream._cli.program import program
 from millstream._cli.serve import without_packages
 from millstream.client._errors import ClientError
@@ -201,13 +200,6 @@ def test_missing_uv_is_explained(name: str, folder: Path, monkeypatch: pytest.Mo
     assert "pip install uv" in done.exception.fix
 
 
-def test_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(folder))
-    done = CliRunner().invoke(program("dev"), ["dev", "a.py", "--mcp-inspector"])
-    assert isinstance(done.exception, CommandError)
-    assert "Node.js" in done.exception.what
-
-
 @pytest.mark.server
 def test_dev_notices_edits_made_during_loading(tmp_path: Path) -> None:
     program = "from millstream import Server\nmcp = Server('late')\n"
@@ -215,24 +207,3 @@ def test_dev_notices_edits_made_during_loading(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(edits_itself, "utf-8")
     with started(tmp_path, "dev", "a.py", env={}) as (_, log):
         assert "Waiting for a change" in log.read_text("utf-8")
-
-
-@pytest.mark.server
-async def test_official_inspector_gets_the_server_url(tmp_path: Path) -> None:
-    (tmp_path / "empty.py").write_text("from millstream import Server\nmcp = Server('empty')\n", "utf-8")
-    npx = tmp_path / "npx"
-    npx.write_text(f'#!/bin/sh\necho $$ "$@" > {tmp_path}/said\nexec sleep 600\n', "utf-8")
-    npx.chmod(0o755)
-    (tmp_path / "node").write_text("#!/bin/sh\necho v22.1.0\n", "utf-8")
-    (tmp_path / "node").chmod(0o755)
-    with started(tmp_path, "dev", "empty.py", "--mcp-inspector", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as (
-        port,
-        _,
-    ):
-        async with asyncio.timeout(WAIT):
-            while not (tmp_path / "said").exists() or not (tmp_path / "said").read_text("utf-8"):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-    pid, *words = (tmp_path / "said").read_text("utf-8").split()
-    assert words == ["-y", dev_command.INSPECTOR, "--transport", "http", "--server-url", f"http://127.0.0.1:{port}/mcp"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
