@@ -1,4 +1,5 @@
 import gc
+import sys
 import tracemalloc
 
 import pytest
@@ -231,6 +232,15 @@ async def test_unused_kinds_release_their_space(clock: Clock) -> None:
     clock.now += 10.0
     await append(store, "hub:journal", b"", ttl=10.0)
     assert store.log.kinds["call"].size == 0
+
+
+async def test_log_without_streams_frees_their_table(clock: Clock) -> None:
+    store = MemoryStore(clock=clock)
+    for n in range(1_000):
+        await append(store, f"stream{n}", b"")
+    for n in range(1_000):
+        await store.log.trim(f"stream{n}")
+    assert sys.getsizeof(store.log._streams) == sys.getsizeof({})
 
 
 async def test_single_large_stream_loses_its_oldest_entries(clock: Clock) -> None:

@@ -475,25 +475,14 @@ class ExtensionForwarding:
         self._host.services.forwarded_extensions = frozenset(found)
 
     def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return a handler that forwards a method to its upstream, or None if no upstream has the method.
-
-        With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
-        begin with ``com.example/`` or ``stock/``.
-        """
+        """Return a handler that forwards a method to the upstream without a prefix, or None if it has no extension."""
         if method in CORE:
             return None
         if self._skilled and method in self._skill_methods:
             return self._skill_methods[method]
-        upstreams = set(self._upstreams.values())
-        if len(upstreams) > 1:
-            upstreams = {
-                upstream
-                for name, upstream in self._upstreams.items()
-                if method.startswith((name, f"{name.partition('/')[0]}/", f"{name.rpartition('/')[2]}/"))
-            }
-        if len(upstreams) != 1:
+        upstream = next(iter(self._upstreams.values()), None)  # one, because prefixes differ
+        if upstream is None:
             return None
-        (upstream,) = upstreams
         return lambda call: _forward(call, upstream)
 
     # Skills
