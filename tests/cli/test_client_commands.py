@@ -21,7 +21,7 @@ from millstream._cli.program import MODULES
 from millstream._http.client.url import parse_url
 from millstream.client import ConnectFailed
 from patience import WAIT
-from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, share_server
+from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, run_server, share_server
 from workers_world import run_workers
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
@@ -437,6 +437,39 @@ from millstream import Server, auth
 keys = json.loads(os.environ["KEYS"])
 mcp = Server("shop", auth=auth.jwt(issuer=os.environ["ISSUER"], audience=os.environ["AUDIENCE"], jwks=keys))
 """
+
+
+ISSUING = """
+import os
+from millstream import Server, auth
+
+login = auth.login_provider("https://login.example.com", allow=["ada@example.com"], client_id="a", client_secret="b")
+mcp = Server("shop", auth=auth.issuer(os.environ["URL"], users=login))
+"""
+
+
+@pytest.mark.server
+def test_doctor_follows_the_metadata_of_a_server_that_requires_sign_in(tmp_path: Path) -> None:
+    """As a client without a token does, so that a wrong issuer is found before a user signs in."""
+
+    def steps(url: str) -> dict[str, tuple[bool, str]]:
+        done = run("doctor", url, "--json")
+        assert done.exit_code != 0
+        return {each["name"]: (each["ok"], each["found"]) for each in json.loads(done.stdout)["steps"]}
+
+    (tmp_path / "issuing.py").write_text(ISSUING)
+    (tmp_path / "tokens.py").write_text(TOKENS)
+    port, other, dead = free_port(), free_port(), f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{port}"
+    with run_server(run_command(str(tmp_path / "issuing.py"), port), port, tmp_path / "log", URL=url):
+        found = steps(f"{url}/mcp")
+    assert found["metadata"] == (True, f"clients of {url}/mcp sign in at {url}")
+    assert found["issuer"] == (True, f"{url} issues tokens at {url}/token")
+    there = {"KEYS": json.dumps(key_set()), "ISSUER": dead, "AUDIENCE": f"http://127.0.0.1:{other}/mcp"}
+    with run_server(run_command(str(tmp_path / "tokens.py"), other), other, tmp_path / "log", **there):
+        found = steps(f"http://127.0.0.1:{other}/mcp")
+    assert found["metadata"][0]
+    assert found["issuer"] == (False, f"There is no server at {dead}: nothing listens on that port.")
 
 
 @pytest.mark.server

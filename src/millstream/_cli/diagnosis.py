@@ -186,7 +186,8 @@ async def doctor(
     """Diagnose why a connection fails, or which of a gateway's upstreams can't be used.
 
     It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
-    checks the headers that browsers need. It doesn't call tools. The exit status is that of the first failed step.
+    checks the headers that browsers need. If sign-in is required, it follows the metadata to the issuer. It doesn't
+    call tools. The exit status is that of the first failed step.
     For a gateway, it adds a line for each upstream: at its URL with a key that has `millstream:watch`, or from its
     file, also while the gateway is running.
 
@@ -222,6 +223,9 @@ async def doctor(
         failed = status_of(exc)
         found = exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc)
         add(DiagnosticStep("connection", found, ok=False, remedy=remedy_of(exc)))
+        if isinstance(exc, AccessDenied) or options.login:
+            async for step in sign_in_steps(target, exc.challenge if isinstance(exc, AccessDenied) else ""):
+                add(step)
     well = all(step.ok for step in steps)
     if json:
         print_json({"server": target, "ok": well, "steps": steps})
@@ -275,6 +279,41 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
             yield step
         async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
+
+
+async def sign_in_steps(target: str, challenge: str) -> AsyncIterator[DiagnosticStep]:
+    """Yield what a client reads before it signs in: the server's metadata (RFC 9728), and its issuer's (RFC 8414).
+
+    Args:
+        target: The server, which has no metadata if it isn't at a URL.
+        challenge: Its `WWW-Authenticate` header, if there was one.
+    """
+    from millstream.client._oauth import endpoints  # noqa: PLC0415  most servers accept the command
+
+    place = find_server(target, env={}, cwd=None)
+    if not isinstance(place, Remote) or not place.url.scheme.startswith("http"):
+        return
+    name, url = "metadata", place.url
+    try:
+        named = endpoints.read_challenges(challenge).parameters.get("resource_metadata", "")
+        resource = await endpoints.find_resource(url, named, endpoints.DIRECT)
+        if resource is None:
+            yield DiagnosticStep(
+                name, f"{url} has none, so clients can't sign in there", remedy="Pass a key: --auth KEY"
+            )
+            return
+        issuer = endpoints.refuse_local(resource.authorization_servers[0], url)
+        yield DiagnosticStep(name, f"clients of {resource.resource or url} sign in at {issuer}")
+        name = "issuer"
+        found = await endpoints.find_issuer(issuer, endpoints.DIRECT)
+        if found is None:
+            yield DiagnosticStep(
+                name, f"{issuer} has no metadata", ok=False, remedy="Check that it's the exact issuer."
+            )
+        else:
+            yield DiagnosticStep(name, f"{issuer} issues tokens at {found.token_endpoint}")
+    except ClientError as exc:
+        yield DiagnosticStep(name, exc.message, ok=False, remedy=exc.remedy)
 
 
 def gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
