@@ -35,7 +35,7 @@ from millstream._cli.errors import UsageError
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, style, value_of
-from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
+from millstream._protocol.content import Block, EmbeddedResource, Media, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
@@ -210,7 +210,7 @@ def _save_media(result: Result, output: Path) -> None:
     Raises:
         ClientError: A file can't be written.
     """
-    media = [each.data for each in result.content if isinstance(each, Image | Audio)]
+    media = [each.data for each in result.content if isinstance(each, Media)]
     resources = [each.resource for each in result.content if isinstance(each, EmbeddedResource)]
     media += [each.blob for each in resources if each is not None and each.blob]
     if not media:
@@ -249,7 +249,7 @@ def print_result(result: Result, *, as_json: bool, hint: str = "") -> int:
         file = sys.stderr if result.is_error else None
         for block in result.content:
             text = describe(block)
-            if hint and isinstance(block, Image | Audio) and sys.stdout.isatty():
+            if hint and isinstance(block, Media) and sys.stdout.isatty():
                 text = f"{text[:-1]}{hint}]"
             print_block(text, file)
         if isinstance(structured, msgspec.Raw) and not result.text:
@@ -435,7 +435,7 @@ def describe(block: Any) -> str:
     match block:
         case Text():
             return block.text
-        case Image() | Audio():
+        case Media():
             return f"[{block.mime_type}, {len(block.data):,} bytes]"
         case ResourceLink():
             return f"[{block.uri}] {block.description or block.name}"
