@@ -12,6 +12,7 @@ from command_line import commands, long_options
 from http_peer import listed_paths
 from millstream import Client, Context, Server, auth
 from millstream._app.routes import Routes
+from millstream._cli.program import program
 from millstream._config import Settings
 from millstream._http.client import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
@@ -85,12 +86,18 @@ def test_run_options_are_listed() -> None:
 
 
 def test_options_for_other_commands_are_listed() -> None:
-    text = (REFERENCE / "commands.md").read_text("utf-8")
-    names = {name.partition(" ")[0] for name, _ in commands()} - {"run"}
-    assert set(re.findall(r"`millstream (\w+)` \|", text)) == names
-    for name, command in commands():
-        if name in names:
-            assert set(long_options(command)) <= set(re.findall(r"`(--[\w-]+)`", text)), name
+    page, groups = rows("commands.md"), rows("cli.md")
+    named = {name.removeprefix("millstream ") for name in page if name.startswith("millstream ")}
+    assert named == {name.partition(" ")[0] for name, _ in commands()} - {"run"}
+    shared = {name for name in page if name.startswith("--")}
+    for name, command in (*commands(), ("gateway", program()["gateway"])):
+        if name == "run":
+            continue
+        row = " ".join(page[f"millstream {name.partition(' ')[0]}"])
+        row += "".join(" ".join(cells) for key, cells in groups.items() if f"{key} ".startswith(f"millstream {name} "))
+        missing = set(long_options(command)) - set(re.findall(r"`(--[\w-]+)", row)) - shared
+        assert f"`millstream {name}" in row, f"docs/reference needs a row or a sentence for `millstream {name}`."
+        assert not missing, f"The row of `millstream {name}` in docs/reference lacks {sorted(missing)}."
 
 
 def test_every_client_member_option_and_error_is_listed() -> None:

@@ -10,12 +10,14 @@ import msgspec
 import pytest
 
 from cases import for_each
+from millstream import Server
 from millstream._app.gateway_server import server_of_file
 from millstream.client import Client
 from millstream.gateway import UpstreamConfig
 from millstream.gateway._config import load_file
 from millstream.gateway._config_values import ConfigError
 from millstream.gateway._policy import Policy, ToolPolicy, UpstreamPolicy
+from millstream.gateway._upstream_config import UpstreamOptions
 from patience import WAIT
 
 FILE = """
@@ -90,7 +92,7 @@ MISTAKES = {
     ),
     "nam = 1": "line 1: nam: unknown option; did you mean 'name'?",
     '[upstreams.a]\nurl = "http://a/mcp"\n\ntimeout = "5"': (
-        "line 4: upstreams.a.timeout: it must be a number, not '5'"
+        "line 4: upstreams.a.timeout: it must be a number of seconds above 0, not '5'"
     ),
     '[upstreams.a]\ncommand = "a"\n[upstreams.a.policy.tools."x*"]\nlimt = "1/day"': (
         "line 4: upstreams.a.policy.tools.x*.limt: unknown option; did you mean 'limit'?"
@@ -650,3 +652,27 @@ def test_mistakes_in_groups_and_approvals_name_the_option(tmp_path: Path) -> Non
         path.write_text(f"[upstreams.shop]\nurl = 'http://127.0.0.1:1'\n[upstreams.shop.policy]\n{text}\n")
         with pytest.raises(ConfigError, match=re.escape(says)):
             load_file(path)
+
+
+@for_each(
+    ("option", "value", "takes"),
+    [
+        ("max_connections", 0, "a whole number, 1 or more"),
+        ("max_bytes", -1, "a whole number, 1 or more"),
+        ("spare_processes", -1, "a whole number, 0 or more"),
+        ("timeout", 0, "a number of seconds above 0"),
+        ("idle_seconds", -0.5, "a number of seconds, 0 or more"),
+    ],
+)
+def test_limits_of_an_upstream_are_in_range(tmp_path: Path, option: str, value: float, takes: str) -> None:
+    with pytest.raises(TypeError, match=f"upstream 'shop': {option} takes {takes}"):
+        Server("hub").upstream("shop", "http://127.0.0.1:1/mcp", **{option: value})  # type: ignore[misc]
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'[upstreams.shop]\nurl = "http://127.0.0.1:1/mcp"\n{option} = {value}\n')
+    with pytest.raises(ConfigError, match=f"{option}: it must be {takes}"):
+        load_file(file)
+
+
+def test_type_checkers_know_each_option_of_an_upstream() -> None:
+    names = set(UpstreamConfig.__struct_fields__) - {"name", "target"}
+    assert names == UpstreamOptions.__annotations__.keys(), "Add the option to UpstreamOptions as well."

@@ -9,9 +9,10 @@ import msgspec
 import pydantic
 import pytest
 from hypothesis import given
+from msgspec.structs import fields
 
 from cases import for_each
-from millstream._protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
+from millstream._protocol.content import BLOCKS, Audio, EmbeddedResource, Image, Message, ResourceLink, Text
 from millstream._protocol.errors import LocalError
 from millstream._server.functions.engine import (
     ToolResult,
@@ -290,6 +291,16 @@ def test_prompts_become_messages() -> None:
 def test_resource_results_become_one_content_with_the_requested_uri(value: Any, mime_type: Any, expected: Any) -> None:
     """MCP 2025-11-25, server/resources: text or blob, with uri and mimeType."""
     assert members(encode_contents(value, "a:b", mime_type)) == {"contents": [{"uri": "a:b", **expected}]}
+
+
+def test_resources_return_the_bytes_of_each_block_that_has_some() -> None:
+    kinds = [kind for kind in BLOCKS if any(each.required and each.type is bytes for each in fields(kind))]
+    assert {Image, Audio} <= set(kinds)
+    for kind in kinds:
+        found = members(encode_contents(kind(data=b"abc", mime_type="a/b"), "a:b"))
+        assert found == {"contents": [{"uri": "a:b", "mimeType": "a/b", "blob": "YWJj"}]}, (
+            f"{kind.__name__} has bytes, so derive it from `Media` in _protocol/content.py."
+        )
 
 
 def test_resources_return_several_contents_as_embedded_resources() -> None:

@@ -1,4 +1,6 @@
 import asyncio
+import inspect
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +12,7 @@ from cases import for_each
 from millstream import Server
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
+from millstream._http import asgi
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import MAX_FRAGMENTS, PIECE, HttpLimits, HttpRequest
 from millstream._http.server import Endpoints
@@ -281,6 +284,20 @@ async def test_time_without_reading_for_a_slow_client_does_not_count_against_it(
         assert protocol.close_if_late(guard.clock + 31)
 
 
+OWN_LIMITS = {
+    "header_timeout": "time limits for headers",
+    "write_timeout": "stalled writes",
+    "keep_alive": "",  # every server has its own
+    "max_header_count": "header count",
+    "max_header_bytes": "header count and size",
+    "max_url": "URLs",
+    "max_connections": "caps on connections",
+    "max_connections_per_address": "caps on connections",
+    "max_outgoing_bytes": "unsent replies",
+}
+"""Limit that only our own server can apply -> its words in the warning under another server."""
+
+
 @pytest.mark.parametrize("serve", ["rest", "hub"])
 async def test_warning_about_other_asgi_servers_lists_missing_limits(
     serve: str, caplog: pytest.LogCaptureFixture
@@ -290,6 +307,16 @@ async def test_warning_about_other_asgi_servers_lists_missing_limits(
         prepare(server, runtime)
     (warning,) = [each.getMessage() for each in caplog.records if "plain ASGI" in each.getMessage()]
     assert ("unfinished WebSocket messages" in warning) == (serve == "hub")
+    assert all(words in warning for words in OWN_LIMITS.values())
+
+
+def test_limits_apply_under_other_asgi_servers_or_are_listed_as_missing() -> None:
+    applied = set(re.findall(r"\blimits\.(\w+)", inspect.getsource(asgi)))
+    missing = set(HttpLimits.__struct_fields__) - applied
+    assert missing == OWN_LIMITS.keys(), (
+        "Check these limits in _http/asgi.py, too. If that's impossible there, name them in `_OWN_SERVER` in "
+        f"_app/server_process/entry.py, and in OWN_LIMITS: {sorted(missing - OWN_LIMITS.keys())}"
+    )
 
 
 async def test_complete_small_messages_are_not_counted() -> None:

@@ -502,7 +502,7 @@ class Server(NotCopyable):
             options: See `millstream.gateway.UpstreamConfig`; ``prefix=""`` leaves the names unchanged.
 
         Raises:
-            TypeError: An option is unknown.
+            TypeError: An option is unknown, has the wrong type, or is out of range.
             LocalError: This server is already running, or is mounted on another one.
 
         Example:

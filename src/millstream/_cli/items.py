@@ -35,16 +35,7 @@ from millstream._cli.errors import UsageError
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, style, value_of
-from millstream._protocol.content import (
-    Audio,
-    Block,
-    EmbeddedResource,
-    Image,
-    Media,
-    ResourceContents,
-    ResourceLink,
-    Text,
-)
+from millstream._protocol.content import Block, EmbeddedResource, Media, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
@@ -444,7 +435,7 @@ def describe(block: Any) -> str:
     match block:
         case Text():
             return block.text
-        case Image() | Audio():
+        case Media():
             return f"[{block.mime_type}, {len(block.data):,} bytes]"
         case ResourceLink():
             return f"[{block.uri}] {block.description or block.name}"

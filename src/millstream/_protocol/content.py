@@ -111,12 +111,17 @@ class Text(Block, frozen=True, tag="text"):
     text: str
 
 
-class Image(Block, frozen=True, tag="image", metaclass=SuggestionMeta):
+class Media(Block, frozen=True, metaclass=SuggestionMeta):
+    """The base of the blocks with bytes of their own."""
+
+    data: bytes
+    mime_type: str
+
+
+class Image(Media, frozen=True, tag="image"):
     """An image: ``Image(png, "image/png")``."""
 
     _USAGE: ClassVar = "Write Image(Path('x.png').read_bytes(), 'image/png')."
-    data: bytes
-    mime_type: str
 
 
 _IMAGE = re.compile(
@@ -138,12 +143,10 @@ def image_type(data: bytes) -> str:
     return "" if found is None else f"image/{found.lastgroup}"
 
 
-class Audio(Block, frozen=True, tag="audio", metaclass=SuggestionMeta):
+class Audio(Media, frozen=True, tag="audio"):
     """Audio: ``Audio(wav, "audio/wav")``."""
 
     _USAGE: ClassVar = "Write Audio(Path('x.wav').read_bytes(), 'audio/wav')."
-    data: bytes
-    mime_type: str
 
 
 class ResourceLink(Block, frozen=True, tag="resource_link", metaclass=_UriMeta):
@@ -201,8 +204,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
             force_setattr(self, name, empty)
 
 
-Media = Image | Audio
-Content = Text | Media | ResourceLink | EmbeddedResource
+Content = Text | Image | Audio | ResourceLink | EmbeddedResource
 """The content blocks of tool results and prompt messages."""
 
 
@@ -225,7 +227,7 @@ class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
     meta: Json | None = _META
 
 
-SamplingContent = Text | Media | ToolUse | ToolResultBlock
+SamplingContent = Text | Image | Audio | ToolUse | ToolResultBlock
 """The content blocks of messages to and from a sampled model."""
 
 AnyContent = Content | ToolUse | ToolResultBlock

@@ -23,6 +23,7 @@ from typing import cast
 
 from msgspec import Struct, field, structs
 
+from millstream._config import Cap, Seconds, Size, Timeout
 from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
@@ -88,20 +89,20 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
 
     name: str
     """Name for the operator, in logs, metrics, and pages."""
-    timeout: float = 60.0
+    timeout: Timeout = 60.0
     """Maximum seconds to wait for a response. Progress restarts the clock."""
-    max_processes: int = 64
+    max_processes: Size = 64
     """Maximum processes of a command per worker. Beyond that, one that has been idle for `idle_seconds` is stopped, or
     an idle one of a caller with several.
     """
-    spare_processes: int = 0
+    spare_processes: Cap = 0
     """Number of processes of a command to keep started for the next principals or sessions."""
-    idle_seconds: float = 1800.0
+    idle_seconds: Seconds = 1800.0
     """Seconds after which an idle connection or process is closed, and with it what the process remembers. 0 for never.
     """
-    memory_limit: int | None = None
+    memory_limit: Size | None = None
     """Maximum bytes of memory per process of a command, on Linux only."""
-    max_bytes: int = 16 * 1024 * 1024
+    max_bytes: Size = 16 * 1024 * 1024
     """Maximum size of a message from the upstream, in bytes. While a large one is decoded, other calls wait."""
 
 

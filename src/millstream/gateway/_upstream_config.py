@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import msgspec
-from msgspec import structs
+from msgspec import Meta, structs
 
+from millstream._config import Seconds, Size, Timeout
 from millstream._override import override
 from millstream.client import TargetError
 from millstream.client._endpoint import check_headers
@@ -59,15 +60,15 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     otherwise, all callers share one. ``shared`` also lets callers without sign-in share a session at a URL. In the
     handshake era, a process that two principals have used can't ask questions.
     """
-    connect_timeout: float = 10.0
+    connect_timeout: Timeout = 10.0
     """Seconds to wait for a connection."""
-    start_timeout: float = 5.0
+    start_timeout: Seconds = 5.0
     """Seconds to wait for the first lists when the gateway starts, unless there's a stored copy."""
-    refresh_seconds: float = 300.0
+    refresh_seconds: Seconds = 300.0
     """Seconds between refreshes of the lists, unless the upstream specifies their lifetime."""
-    max_connections: int = 1000
+    max_connections: Size = 1000
     """Maximum open connections, and over HTTP, maximum concurrent calls, each of which needs a connection."""
-    max_catalog_bytes: int = 8 * 1024 * 1024
+    max_catalog_bytes: Size = 8 * 1024 * 1024
     """Maximum bytes of the upstream's lists together."""
     policy: UpstreamPolicy | None = None
     """Rules for callers: see `UpstreamPolicy`."""
@@ -84,14 +85,14 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         """Check the types of the options, whose values may be secret.
 
         Raises:
-            TypeError: A value has the wrong type.
+            TypeError: A value has the wrong type or is out of range.
         """
         for each in structs.fields(type(self)):
             try:
                 if each.name != "cwd":  # a path is fine as well
                     msgspec.convert(getattr(self, each.name), each.type)
             except msgspec.ValidationError as exc:
-                takes = _TAKES.get(each.name)
+                takes = _TAKES.get(each.name) or getattr(each.type, "__metadata__", (Meta(),))[0].description
                 what = f"takes {takes}" if takes else f"has the wrong type: {exc}"
                 raise TypeError(f"upstream {self.name!r}: {each.name} {what}.") from None
 

@@ -21,10 +21,10 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream._protocol.content import (
     BLOCKS,
-    Audio,
     Content,
     EmbeddedResource,
     Image,
+    Media,
     Message,
     ResourceContents,
     Text,
@@ -401,7 +401,7 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
         raise LocalError(f"the resource {uri} returned nothing")
     text: str | None = None
     blob: bytes | None = None
-    if isinstance(value, Image | Audio):
+    if isinstance(value, Media):
         value, mime_type = value.data, mime_type or value.mime_type
     if isinstance(value, str):
         usual, text = "text/plain", value
