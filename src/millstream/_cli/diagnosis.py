@@ -256,7 +256,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         )
         await wait_for_upstreams(client, options.timeout)
         tools = await list_items(client.tools)
-        yield await count_items(client, len(tools))
+        yield await count_items(client, len(tools), is_gateway=bool(describe().upstream_states))
         if names := [tool.name for tool in tools if tool.input_schema.keys() & {"anyOf", "oneOf", "allOf"}]:
             yield DiagnosticStep(
                 "schemas",
@@ -347,8 +347,8 @@ def set_step(found: _Set) -> DiagnosticStep:
     )
 
 
-async def count_items(client: Client, tools: int) -> DiagnosticStep:
-    """Count what a server offers this caller, which may be nothing."""
+async def count_items(client: Client, tools: int, *, is_gateway: bool) -> DiagnosticStep:
+    """Count what a server offers this caller. A gateway may have nothing for a caller without sign-in."""
     counts = {
         "tool": tools,
         "resource": len(await list_items(client.resources)),
@@ -356,8 +356,9 @@ async def count_items(client: Client, tools: int) -> DiagnosticStep:
         "prompt": len(await list_items(client.prompts)),
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
-    remedy = "" if any(counts.values()) else "Sign in, if items require it, or register a tool, resource, or prompt."
-    return DiagnosticStep("offers", text, remedy=remedy)
+    well = any(counts.values())
+    remedy = "" if well else "Register a tool, resource, or prompt, or sign in."
+    return DiagnosticStep("offers", text, ok=well or is_gateway, remedy=remedy)
 
 
 async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
