@@ -191,8 +191,7 @@ def test_files_with_secrets_are_relative_to_the_file(tmp_path: Path, monkeypatch
     for auth in (
         '{ kind = "bearer", file = "here" }',
         '{ kind = "headers", headers = { a = { file = "here" } } }',
-        '{ kind = "client_credentials", issuer = "https://a.example", client_id = "a", '
-        'client_secret = { file = "here" } }',
+        '{ kind = "client_credentials", issuer = "https://a.test", client_id = "a", client_secret = { file = "here" } }',
     ):
         write(tmp_path / "gateway", f'[upstreams.a]\nurl = "https://a.example/mcp"\nauth = {auth}')
         (upstream,) = load_file(Path("gateway/gateway.toml")).upstreams
