@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, make_server, run_guarded
 from http_peer import serve
-from millstream import Server, Settings
+from millstream import Client, Context, Server, Settings
 from millstream._protocol.errors import LocalError
 from millstream._telemetry.messages import MAX_LINES, START, AuditEntry, AuditLog, BrokenAuditLog, newest, verify
 from patience import WAIT
@@ -93,6 +93,20 @@ async def test_calls_of_clients_that_disconnect_have_an_outcome(tmp_path: Path, 
     assert [json.loads(line).get("outcome") for line in (tmp_path / "a").read_text("utf-8").splitlines()] == [
         "cancelled"
     ]
+
+
+async def test_call_that_stops_for_a_question_has_an_outcome(tmp_path: Path) -> None:
+    mcp = Server("shop", settings=Settings(audit_log=str(tmp_path / "a")))
+
+    @mcp.tool
+    async def delete(ctx: Context) -> str:
+        await ctx.elicit("Delete it?", {"type": "object", "properties": {}})
+        return "Deleted."
+
+    async with Client(mcp, elicit=lambda _: {}, revision="2026-07-28") as client:
+        assert (await client.call("delete")).text == "Deleted."
+    lines = [json.loads(line) for line in (tmp_path / "a").read_text("utf-8").splitlines()]
+    assert [each.get("outcome") for each in lines if each["method"] == "tools/call"] == ["input_required", None]
 
 
 def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:

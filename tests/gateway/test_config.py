@@ -177,11 +177,36 @@ def test_files_in_settings_are_relative_to_the_file(name: str, tmp_path: Path, m
         file = write(folder, f'[settings]\n{name} = "{value}"')
         for spelling in (file, Path(os.path.relpath(file))):
             config = load_file(spelling)
-            assert config.settings == {name: str(path)}
-            assert (path in config.files) == (name == "auth_keys")
+            assert [*map(os.path.normpath, config.settings.values())] == [str(path)]
+            assert (path in {each.resolve() for each in config.files}) == (name == "auth_keys")
     assert load_file(write(folder, f'[settings]\n{name} = ""')).settings == {name: ""}
     with pytest.raises(ConfigError, match=rf"{name}: it must be the path of a file, not (1|another type)"):
         load_file(write(folder, f"[settings]\n{name} = 1"))
+
+
+def test_files_follow_a_folder_that_is_replaced(tmp_path: Path) -> None:
+    """As when Kubernetes updates a mounted ConfigMap, or a release is switched by its link."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        write(tmp_path / version, '[settings]\nauth_keys = "keys.json"\n[upstreams.a]\ncommand = "npx"\ntrust = "pin"')
+    (tmp_path / "current").symlink_to("1")
+    (tmp_path / "gateway.toml").symlink_to("current/gateway.toml")
+    for file in (tmp_path / "current" / "gateway.toml", tmp_path / "gateway.toml"):
+        config = load_file(file)
+        (upstream,) = config.upstreams
+        assert upstream.policy is not None
+        assert config.settings == {"auth_keys": str(file.parent / "keys.json")}
+        assert (upstream.policy.pins, upstream.cwd) == (str(file.with_suffix(".lock")), str(file.parent))
+
+
+def test_unknown_user_in_a_path_is_an_error_with_its_line(tmp_path: Path) -> None:
+    for text in (
+        '[settings]\nlog_file = "~nosuchuser/log"',
+        '[upstreams.a]\ncommand = "npx"\ncwd = "~nosuchuser"',
+        '[upstreams.a]\nurl = "https://a.test"\nauth = { kind = "bearer", file = "~nosuchuser/key" }',
+    ):
+        with pytest.raises(ConfigError, match=r"line \d: .*~nosuchuser.* has no folder"):
+            load_file(write(tmp_path, text))
 
 
 def test_files_with_secrets_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +216,7 @@ def test_files_with_secrets_are_relative_to_the_file(tmp_path: Path, monkeypatch
     for auth in (
         '{ kind = "bearer", file = "here" }',
         '{ kind = "headers", headers = { a = { file = "here" } } }',
-        '{ kind = "client_credentials", issuer = "https://a.test", client_id = "a", client_secret = { file = "here" } }',
+        '{ kind = "client_credentials", issuer = "https://a", client_id = "a", client_secret = { file = "here" } }',
     ):
         write(tmp_path / "gateway", f'[upstreams.a]\nurl = "https://a.example/mcp"\nauth = {auth}')
         (upstream,) = load_file(Path("gateway/gateway.toml")).upstreams

@@ -82,6 +82,17 @@ async def test_programs_of_one_person_share_the_values() -> None:
         assert [await show(each) for each in (one, other, namesake, machine)] == [["Momo"], ["Momo"], [], []]
 
 
+async def test_key_and_a_person_with_its_name_do_not_share_the_values() -> None:
+    """A method of one's own may name no issuer, as keys don't."""
+    mcp = make_server("memory://", None)
+    async with (
+        testing.connect(mcp, principal=Principal("ada", client="ada")) as key,
+        testing.connect(mcp, principal=Principal("ada")) as person,
+    ):
+        await key.call("add", title="Momo")
+        assert [await show(each) for each in (key, person)] == [["Momo"], []]
+
+
 async def test_concurrent_changes_are_all_kept() -> None:
     async with running() as url, connect(url, "ada") as one, connect(url, "ada", REVISIONS[0]) as other:
         await asyncio.gather(*(client.call("add", title=str(n)) for n in range(15) for client in (one, other)))

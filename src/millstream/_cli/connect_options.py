@@ -279,8 +279,16 @@ def status_of(error: ClientError) -> int:
 
 
 def person() -> Elicit | None:
-    """Return a handler that asks on the terminal, or None without a terminal."""
-    return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
+    """Return a handler that asks on the terminal, one question at a time, or None without a terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    turn = asyncio.Lock()
+
+    async def ask(question: Question) -> ElicitAnswer:
+        async with turn:
+            return await _ask(question)
+
+    return ask
 
 
 async def _ask(question: Question) -> ElicitAnswer:

@@ -251,12 +251,12 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
     note(f"{server} asks: {safe(one_line(question.message))}")
     if question.url:
         note(f"Open this address yourself: {safe(one_line(question.url))}")
-        return read("Done (yes or no) [no]: ").strip().lower().startswith("y")
+        return read("Done (yes or no) [no]: ").strip().lower() in ("y", "yes")
     schema = question.requested_schema or {}
     fields = members(schema.get("properties"))
     required: Any = schema.get("required")
     if not fields:
-        return {} if read("Accept (yes or no) [no]: ").strip().lower().startswith("y") else "decline"
+        return {} if read("Accept (yes or no) [no]: ").strip().lower() in ("y", "yes") else "decline"
     note(f"Type {_NO} to decline.")
     answers: dict[str, Any] = {}
     for name, given in fields.items():

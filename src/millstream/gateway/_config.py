@@ -219,14 +219,12 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
     if policy.pins or values.get("trust") == "pin":
-        pins = Path(policy.pins).expanduser() if policy.pins else entry.path.with_suffix(".lock").name
-        policy = structs.replace(policy, pins=str(entry.path.parent / pins))
+        policy = structs.replace(policy, pins=entry.place(policy.pins or entry.path.with_suffix(".lock").name))
     if shared is not None:
         policy = structs.replace(policy, shared=shared)
     target = _pop_target(entry, values)
     config = UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
-    folder = entry.path.absolute().parent / Path(config.cwd or "").expanduser()
-    placed = structs.replace(config, cwd=str(folder))
+    placed = structs.replace(config, cwd=entry.place(config.cwd or ""))
     return config if placed.find_ignored_option()[0] else placed
 
 

@@ -204,8 +204,17 @@ class ConfigValue(Struct, frozen=True):
         )
 
     def place(self, path: str) -> str:
-        """Return the absolute path of a file that's relative to the folder of the configuration file."""
-        return str(self.path.resolve().parent / Path(path).expanduser())
+        """Return the absolute path of a file that's relative to the folder of the configuration file.
+
+        Links in the folder's name are kept, because they may lead to another folder after an update.
+
+        Raises:
+            ConfigError: The path begins with the name of an unknown user.
+        """
+        try:
+            return str(self.path.absolute().parent / Path(path).expanduser())
+        except RuntimeError as exc:
+            raise self.error(f"{path} has no folder: {exc}") from None
 
     def call(
         self, function: Callable[..., Any], known: Mapping[str, FieldInfo], **loaders: "Callable[[ConfigValue], Any]"

@@ -24,7 +24,6 @@ from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import APPROVAL
 from millstream._server.calls.sessions import Session
-from millstream._server.observability.observer import LISTEN
 from millstream._stores import open_store
 from millstream._stores.health import LogOnce
 from millstream._stores.store import Store
@@ -40,6 +39,13 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("millstream")
+
+
+_CALLS = frozenset({"tools/call", "prompts/get", "resources/read", "completion/complete"})
+"""Methods that a client cancels. Others, such as streams of events, end when the client has what it wants."""
+_ASKS = b'"resultType":"input_required"'
+_HEAD = 512
+"""Bytes at the beginning of an answer that have the type of its result."""
 
 
 class AuditPart(OwnPart):
@@ -76,12 +82,18 @@ class AuditPart(OwnPart):
         self._log.close()
 
     def _observe(self, call: Call, seconds: float, answer: bytes) -> None:
-        failure, canceled = call.failure, call.cancelled and call.method != LISTEN
+        outcome = "ok"
+        if call.failure is not None:
+            outcome = call.failure.outcome
+        elif call.cancelled and call.method in _CALLS:
+            outcome = "cancelled"
+        elif _ASKS in answer[:_HEAD]:
+            outcome = "input_required"
         entry = AuditEntry(
             "",
             call.method,
             call.name or target_name(call.method, call.params),
-            failure.outcome if failure is not None else "cancelled" if canceled else "ok",
+            outcome,
             address="" if call.origin is None else call.origin.peer,
             transport=call.transport,
             session="" if call.session is None else session_hash(call.session.id),

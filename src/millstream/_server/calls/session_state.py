@@ -155,6 +155,8 @@ class UserState(StoredState):
         self._services = services
         self._is_known = principal is not None or is_only_client
         owner = "" if principal is None else principal.id
+        if principal is not None and not principal.issuer and principal.client == principal.subject:
+            owner = f"#client {owner}"  # a key, and a person may have its name
         self._name = f"user-state:{share_for(owner)}.{sha256(owner.encode(errors='surrogatepass')).hexdigest()[:32]}"
 
     @override
