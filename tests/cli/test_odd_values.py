@@ -92,10 +92,10 @@ def test_deeply_nested_lists_stay_strings() -> None:
 
 @pytest.mark.parametrize("properties", [[1], "x", 5, {"a": 5}])
 async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting, "_read", lambda prompt: "typed")
+    monkeypatch.setattr(connecting, "_read", lambda prompt: "yes")
     question = Question(message="Well?", requested_schema={"type": "object", "properties": properties})
     async with asyncio.timeout(WAIT):
-        assert await connecting._ask(question) == ({"a": "typed"} if isinstance(properties, dict) else {})
+        assert await connecting._ask(question) == ({"a": "yes"} if isinstance(properties, dict) else {})
     assert question.defaults == {}
 
 
