@@ -201,7 +201,7 @@ PAGES = {
         },
         untyped={
             "policy.py": "tests/gateway/test_policy.py compares it with gateway.toml.",
-            "Too many requests": "tests/auth/test_limits.py has such errors.",
+            "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/test_policy.py reads such results.",
             "[settings]": "It's one more line in a file.",
         },
