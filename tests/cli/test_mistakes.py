@@ -68,6 +68,7 @@ def pitch(title: str) -> str:
     "empty.json": "{}",
     "wrong.toml": "[nonsense]\nx=1\n",
     "placed.toml": "[settings]\nserve = ['web']\n",
+    "open.toml": "[upstreams.shop]\ncommand = ['python', 'shop.py']\n",
 }
 URL = "https://shop.example.com/mcp"
 COMMANDS: list[tuple[str, str, str]] = [
@@ -114,7 +115,9 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("--port 8 run shop.py", "--port comes after the command: millstream run --port", "millstream --help"),
     ("call shop.py order {'isbn':'978'}", "The argument isn't JSON", "double quotes"),
     ("run shop.py --port TAKEN", "Port TAKEN on 127.0.0.1 is in use.", "use another port: --port"),
-    ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "--auth-keys FILE"),
+    ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "millstream run --auth-keys FILE"),
+    ("gateway open.toml --host 0.0.0.0", "have to sign in", "start it with millstream gateway open.toml --auth-keys"),
+    ("gateway servers.json --host 0.0.0.0", "have to sign in", "millstream gateway servers.json --auth-keys FILE"),
     ("run shop.py --transport ssee", 'Invalid value "ssee" for --transport.', 'Did you mean "sse"?'),
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
     ("run shop.py --workers 100000", 'Invalid value "100000" for --workers.', "Must be <= 1000."),
@@ -412,7 +415,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().upstream("a", URL, headers="a: b"), "headers takes", "a dict of strings"),  # type: ignore[arg-type]
     (lambda: program().upstream("a", URL, forward_headers="x-a"), "forward_headers takes", "a list of strings"),
     (lambda: program().upstream("a", URL, trust="yes"), "trust takes", "'follow' or 'pin'"),  # type: ignore[arg-type]
-    (lambda: program().upstream("a", URL, timeout="5"), "timeout has the wrong type", "`float`"),  # type: ignore[arg-type]
+    (lambda: program().upstream("a", URL, timeout="5"), "timeout takes", "a number of seconds above 0"),  # type: ignore[arg-type]
     (lambda: program().upstream("a", url=URL), "no option 'url'", "upstream(name, URL_OR_COMMAND)"),  # type: ignore[call-arg]
     (lambda: Server.from_openapi(URL), "can't be read", "mcp.upstream(name, openapi=URL)"),
     (lambda: list(Client(program()).tools()), "comes in pages", "`await` it first"),

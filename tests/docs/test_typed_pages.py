@@ -233,7 +233,7 @@ def test_documented_clients_work(installed: Path, tmp_path: Path) -> None:
         if isinstance(step, TypedCommand) and step.command.startswith("claude mcp add"):
             _, dashes, behind = step.command.partition(" -- ")
             commands += [behind] if dashes else []
-            urls |= set() if dashes else {step.command.split()[-1]}
+            urls |= set() if dashes else {each for each in step.command.split() if each.startswith("http:")}
     assert len(commands) == 3
     assert urls == {"http://127.0.0.1:8000/mcp"}
     assert commands[0] in {b.body.strip() for b in blocks(text)}

@@ -23,7 +23,7 @@ INSTEAD = {
         "millstream run examples/hub.py --host 127.0.0.1",
         "It's what `make run` starts; `make` would build an environment from the index first.",
     ),
-    r"(millstream install (?:bookshop|greet).py --client cursor(?: --undo)?)$": (
+    r"(millstream install \S+(?: --name team .*)? --client cursor(?: --undo)?)$": (
         r"\1 --yes",
         "The test can't type an answer.",
     ),
@@ -201,7 +201,7 @@ PAGES = {
         },
         untyped={
             "policy.py": "tests/gateway/test_policy.py compares it with gateway.toml.",
-            "Too many requests": "tests/auth/test_limits.py has such errors.",
+            "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/test_policy.py reads such results.",
             "[settings]": "It's one more line in a file.",
         },
@@ -442,6 +442,23 @@ PAGES = {
     ),
     "docs/recipes/team-gateway.md": Page(
         files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
+        also={
+            "MILLSTREAM_ALLOWED_HOSTS=": (
+                TypedCommand(
+                    tool("shop_order", '{"isbn":"1"}', more="--oauth2-bearer $ADA -H Host:mcp.example.com "),
+                    "…Ordered 1 for team…",
+                ),
+            ),
+            "millstream gateway add": (
+                TypedCommand(
+                    "until millstream list http://127.0.0.1:8000/mcp --auth $BOB | grep paris_count; do :; done"
+                ),
+            ),
+            "millstream keys revoke": (
+                TypedCommand("while millstream list http://127.0.0.1:8000/mcp --auth $BOB; do :; done"),
+            ),
+        },
+        untyped={"mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it."},
     ),
 }
 """Page -> its deviations. Other pages are typed as shown."""

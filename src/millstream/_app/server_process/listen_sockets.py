@@ -225,11 +225,14 @@ def check_public(definition: Definition, host: str) -> None:
     if is_loopback(host) or host.startswith(UNIX) or settings.allow_anonymous:
         return
     if not definition.protected:
+        start = "write auth= in the program, or start it with millstream run"
+        if definition.live is not None:
+            start = f"or start it with millstream gateway {definition.live.path}"
         raise CommandError(
             f"{host} is reachable from other machines, and callers don't have to sign in.",
             why="Anyone who reaches it could call every tool.",
             fix=(
-                "Set MCP_SERVER_AUTH_KEY, write auth= in the program, or start it with millstream run --auth-keys FILE."
+                f"Set MCP_SERVER_AUTH_KEY, {start} --auth-keys FILE."
                 " To allow anonymous access, set MILLSTREAM_ALLOW_ANONYMOUS=true, or run it with --allow-anonymous."
             ),
         )
