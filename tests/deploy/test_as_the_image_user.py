@@ -32,6 +32,7 @@ from workers_world import until
 pytestmark = pytest.mark.server
 
 DEPLOY = ROOT / "deploy"
+PAGE = (ROOT / "docs" / "guides" / "deploying.md").read_text("utf-8")
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
 USER = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[0]
 KEY = "a-key-for-this-test-that-is-long-enough-to-be-one"
@@ -226,6 +227,95 @@ def test_systemd_unit_serves_in_the_folders_that_systemd_creates(container: Cont
         assert ask(port, "/mcp", {}, content_type="application/json")[0] == 401
         until(lambda: "is serving on" in (container.logs / "server.log").read_text("utf-8"))
     assert (container.state / "millstream.db").exists()
+
+
+def give_team(container: Container, folder: Path) -> dict[str, str]:
+    """Fill the folder of the team's gateway as its user, and return the keys of Ada and Bob."""
+    for each in ("recipes/team.toml", "gateway/shop.py", "gateway/warehouse.py"):
+        shutil.copy(ROOT / "examples" / each, folder)
+    container.give(folder, *folder.iterdir())
+    folder.chmod(0o700)
+    programs = container.state / "bin"  # the virtual environment's own may be in a folder of root's
+    programs.mkdir(mode=0o755)
+    (programs / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', "utf-8")
+    (programs / "python").chmod(0o755)
+    return {"ada": change_keys(container, folder, "add", "ada", "--scope", "orders:write"),
+            "bob": change_keys(container, folder, "add", "bob")}  # fmt: skip
+
+
+def change_keys(container: Container, folder: Path, *words: str) -> str:
+    """Change the key file as the gateway's user, and return what the command prints."""
+    command = container.command("keys", *words, "--file", str(folder / "millstream-keys.json"))
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=WAIT).stdout.strip()
+
+
+def check_team(port: int, keys: Mapping[str, str]) -> None:
+    """Run the page's checks of the gateway, and see that Bob can't order."""
+    url = f"http://127.0.0.1:{port}"
+    (block,) = re.findall(r"^curl https://mcp\.example\.com/livez\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    program = [sys.executable, "-c", "from millstream._cli import main; main()"]
+    for line in re.findall(r"^millstream (.*)$", block, re.MULTILINE):
+        words = shlex.split(line.replace("https://mcp.example.com", url).replace("$ADA", keys["ada"]))
+        done = subprocess.run([*program, *words], check=False, capture_output=True, text=True, timeout=WAIT)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert done.stdout.startswith("ok ") if words[0] == "doctor" else done.stdout == "7\n"
+    assert ask(port, "/livez", host="mcp.example.com") == (200, "ok\n")
+    assert ask(port, "/mcp", {}, content_type="application/json", host="other.example.com")[0] == 421
+    order = [*program, "call", f"{url}/mcp", "shop_order", "isbn=9780261103573", "--auth"]
+    done = subprocess.run([*order, keys["ada"]], check=True, capture_output=True, text=True, timeout=WAIT)
+    assert "for team" in done.stdout
+    done = subprocess.run([*order, keys["bob"]], check=False, capture_output=True, text=True, timeout=WAIT)
+    assert "orders:write" in done.stderr
+
+
+def signs_in(port: int, key: str) -> bool:
+    """Return whether the gateway accepts a key."""
+    return ask(port, "/mcp", {}, content_type="application/json", authorization=f"Bearer {key}")[0] not in (401, 403)
+
+
+def test_gateway_unit_serves_the_folder_of_the_team(container: Container) -> None:
+    unit = (DEPLOY / "systemd" / "millstream.service").read_text("utf-8")
+    added = (DEPLOY / "systemd" / "gateway.conf").read_text("utf-8")
+    container.give(container.logs)
+    keys = give_team(container, container.app)
+    places = {
+        "/var/lib/millstream": str(container.state),
+        "/var/log/millstream": str(container.logs),
+        "/srv/millstream": str(container.app),
+        "/opt/millstream/bin": str(container.state / "bin"),
+    }
+    settings = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit + added, re.MULTILINE))
+    words = shlex.split(re.findall(r"^ExecStart=(\S.*)$", added, re.MULTILINE)[0])[1:]
+    for old, new in places.items():
+        settings = {name: each.replace(old, new) for name, each in settings.items()}
+        words = [each.replace(old, new) for each in words]
+    settings["MILLSTREAM_ALLOWED_HOSTS"] = "mcp.example.com"
+    with container.run(*words, **settings) as port:
+        check_team(port, keys)
+        eve = change_keys(container, container.app, "add", "eve")
+        change_keys(container, container.app, "revoke", "bob")
+        until(lambda: signs_in(port, eve) and not signs_in(port, keys["bob"]))
+        assert signs_in(port, keys["ada"])
+    assert (container.state / "millstream.db").exists()
+
+
+def test_gateway_container_serves_the_folder_of_the_team(container: Container) -> None:
+    (line,) = re.findall(r"^docker run (.* millstream gateway .*)$", PAGE, re.MULTILINE)
+    options, _, command = line.partition(" millstream ")
+    (store,) = re.findall(r"--env MILLSTREAM_STORE=(\S+)", options)
+    (target,) = re.findall(r"target=/app/(\w+),readonly", options)
+    folder = container.app / target
+    container.app.chmod(0o755)
+    folder.mkdir()
+    keys = give_team(container, folder)
+    folder.chmod(0o500)
+    settings = {"MILLSTREAM_STORE": store.replace("/data", str(container.state)),
+                "MILLSTREAM_ALLOWED_HOSTS": "mcp.example.com",
+                "PATH": f"{container.state / 'bin'}:{os.environ['PATH']}"}  # fmt: skip
+    with container.run(*shlex.split(command), **settings) as port:
+        check_team(port, keys)
+    assert (container.state / "gateway.db").exists()
+    folder.chmod(0o755)
 
 
 @for_each("variable", ["MILLSTREAM_LOG_FILE", "MILLSTREAM_STORE"])

@@ -95,7 +95,13 @@ def test_image_files_exist() -> None:
 def test_page_and_systemd_unit_agree_on_the_path() -> None:
     unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
     (program,) = re.findall(r"^ExecStart=\S+ run (\S+)", unit, re.MULTILINE)
+    (gateway,) = re.findall(
+        r"^ExecStart=\S+ gateway (\S+)", (DEPLOY / "systemd/gateway.conf").read_text("utf-8"), re.MULTILINE
+    )
     page = (ROOT / "docs/guides/deploying.md").read_text("utf-8")
+    (folder,) = re.findall(r"^sudo install .* team\.toml .*millstream-keys\.json (\S+)$", page, re.MULTILINE)
+    assert gateway == f"{folder}/team.toml"
+    assert set(re.findall(r"/srv/\S+\.json", page)) == {f"{folder}/millstream-keys.json"}
     assert set(re.findall(r"/srv/\S+\.py", page)) == {program}
     assert set(re.findall(r"/app/\w+\.py", page)) == {"/app/server.py"}
 

@@ -191,12 +191,19 @@ def test_image_command_and_health_check_run(tmp_path: Path, monkeypatch: pytest.
 
 
 @needs("systemd-analyze")
-def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gateway", [False, True])
+def test_systemd_accepts_the_units(gateway: bool, tmp_path: Path) -> None:
     for name in ("millstream.socket", "millstream.service"):
         text = (ROOT / "deploy" / "systemd" / name).read_text("utf-8")
         (tmp_path / name).write_text(text.replace("/opt/millstream/bin/millstream", sys.executable))
+    if gateway:
+        (tmp_path / "millstream.service.d").mkdir()
+        text = (ROOT / "deploy" / "systemd" / "gateway.conf").read_text("utf-8")
+        (tmp_path / "millstream.service.d" / "gateway.conf").write_text(
+            text.replace("/opt/millstream/bin/millstream", sys.executable)
+        )
     found = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.glob("millstream.*")))],
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(tmp_path.glob("millstream.s*[et]")))],
         check=False, capture_output=True, text=True, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
     )  # fmt: skip
     lines = [line for line in found.stderr.splitlines() if "millstream" in line]

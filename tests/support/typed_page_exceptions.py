@@ -11,7 +11,9 @@ LEFT_OUT = {
     ),
     r"make setup": "It asks the index, and makes the environment that this test makes from the wheel.",
     r"docker ": "There is no Docker here. tests/deploy reads the files, and runs what they set up.",
-    r"sudo (install|cp|systemctl) ": "It changes the machine. tests/deploy and tests/workers run what the unit runs.",
+    r"sudo (install|cp|systemctl|useradd|chown|-u) ": (
+        "It changes the machine. tests/deploy and tests/workers run what the unit runs."
+    ),
     r"kubectl |helm ": "There is no cluster here. tests/deploy reads the chart.",
     r"claude mcp add": "There is no Claude Code here. `every_client_gets_an_answer` runs the command behind `--`.",
     r".*uvx ": "uvx would ask the index.",
@@ -71,7 +73,8 @@ EXCERPT = "The page shows a part of a file of the clone, and the page runs that 
 PAGES = {
     "docs/guides/deploying.md": Page(
         untyped={
-            "consul.py": "tests/examples/test_consul.py runs it.",
+            "gateway.conf": "tests/deploy/test_as_the_image_user.py runs what it runs.",
+            "curl https://mcp.example.com/livez": "The name is made up. test_as_the_image_user.py runs them.",
             "from mangum": "There is no adapter here. tests/examples/test_protected_servers.py calls the example.",
         },
     ),
