@@ -80,5 +80,8 @@ def known_isbns(value: str, arguments: dict[str, str]) -> list[str]:
 
 # endregion
 
+
+# region: main
 if __name__ == "__main__":
-    mcp.run()  # HTTP in a terminal, stdio when piped; or `millstream run examples/bookshop.py`
+    mcp.run()  # HTTP, or stdio if standard input is piped
+# endregion

@@ -33,16 +33,16 @@ def find(
 
 # region: docstring
 @mcp.tool
-def add(text: str, pinned: bool = False) -> Note:
+def add(text: str, urgent: bool = False) -> Note:
     """Add a note.
 
     Args:
         text: What to remember, in one sentence.
-        pinned: Put the note before all others.
+        urgent: Begin the note with an exclamation mark.
     """
-    number = min(NOTES, default=1) - 1 if pinned else max(NOTES, default=0) + 1
-    NOTES[number] = text
-    return Note(number, text)
+    number = max(NOTES, default=0) + 1
+    NOTES[number] = f"! {text}" if urgent else text
+    return Note(number, NOTES[number])
 
 
 # endregion

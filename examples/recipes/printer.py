@@ -1,5 +1,3 @@
-"""A press that prints books, which takes a while, so the tool reports each one."""
-
 import asyncio
 
 from millstream import Context, Server
@@ -14,7 +12,3 @@ async def print_books(title: str, ctx: Context, copies: int = 3) -> str:
         await asyncio.sleep(0.1)  # the real work
         await ctx.progress(copy, copies, f"Copy {copy} is dry")
     return f"{copies} copies of {title} are ready."
-
-
-if __name__ == "__main__":
-    mcp.run()

@@ -45,9 +45,9 @@ async def test_notes_are_found_added_and_counted(monkeypatch: pytest.MonkeyPatch
     async with connect(notes.mcp) as client:
         found = await client.call("find", words="ADA")
         assert found.data == [{"number": 2, "text": "Call Ada about the milk"}]
-        assert (await client.call("add", text="Sleep", pinned=True)).data == {"number": 0, "text": "Sleep"}
+        assert (await client.call("add", text="Sleep", urgent=True)).data == {"number": 3, "text": "! Sleep"}
         result = await client.call("stats")
-        assert (result.text, result.data) == ("3 notes with 8 words", {"notes": 3, "words": 8})
+        assert (result.text, result.data) == ("3 notes with 9 words", {"notes": 3, "words": 9})
         with pytest.raises(ToolFailed, match="'words' must be a string of length >= 2"):
             await client.call("find", words="m")
         assert (await client.call("clear")).text == "All notes are gone."

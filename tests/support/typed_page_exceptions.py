@@ -117,6 +117,7 @@ PAGES = {
     "docs/guides/testing.md": Page(files={"archive.py": "examples/archive.py"}),
     "docs/tutorial.md": Page(
         answers={"millstream call bookshop.py order": (("street: ", "Hobbit Lane 1"), ("city: ", "Oxford"))},
+        places={'{\n  "ordered"': '…{\n  "ordered"'},  # a dumb terminal prints progress as lines
         also={
             "millstream dev bookshop.py": (
                 TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),
@@ -430,7 +431,7 @@ PAGES = {
     ),
     "docs/recipes/agent.md": Page(needs="model"),
     "docs/recipes/confirm.md": Page(
-        answers={"millstream call shelf.py clear": (("delete (yes or no) [no]: ", "yes"),)},
+        answers={"millstream call shelf.py clear": (("value (yes or no): ", "yes"),)},
     ),
     "docs/recipes/google.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
