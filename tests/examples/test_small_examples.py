@@ -9,6 +9,7 @@ import pytest
 from cases import for_each
 from command_line import run_in_process
 from examples import bookshop, greet, hub, moderator
+from examples.recipes import charge
 from patience import WAIT
 from processes import ROOT
 
@@ -140,3 +141,20 @@ async def test_moderator_warns_about_messages_in_capitals() -> None:
             await asyncio.wait([warning], timeout=0.05)
         assert json.loads(warning.result().data or b"") == {"channel": "room.lobby", "text": "STOP THAT"}
         await events.aclose()
+
+
+@for_each("answer", [True, False])
+async def test_card_is_charged_if_the_person_agrees(connect: Any, asking_revision: str, *, answer: bool) -> None:
+    def agree(method: str, params: Any) -> dict[str, Any]:
+        return {"action": "accept", "content": {"value": answer}}
+
+    async with connect(charge.mcp, asking_revision, answer=agree) as client:
+        receipt = await client.text("pay", cents=900)
+        assert receipt.endswith("for 900 cents") if answer else receipt == "Nothing was charged."
+
+
+def test_settings_of_a_program_hold_beside_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
+    monkeypatch.setenv("MILLSTREAM_MAX_BODY", "5")
+    settings = runpy.run_path(str(ROOT / "examples" / "recipes" / "limited.py"))["Settings"].load(max_body=1_000_000)
+    assert (settings.max_body, list(settings.allowed_hosts)) == (1_000_000, ["mcp.example.com"])
