@@ -1,8 +1,8 @@
 """A shop that charges a card once, although a client may repeat its requests."""
 
+# region: charge
 import secrets
 
-# region: charge
 from millstream import Context, Server
 
 mcp = Server("till")

@@ -153,8 +153,10 @@ async def test_card_is_charged_if_the_person_agrees(connect: Any, asking_revisio
         assert receipt.endswith("for 900 cents") if answer else receipt == "Nothing was charged."
 
 
-def test_settings_of_a_program_hold_beside_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
+def test_settings_of_a_program_and_of_its_operator_are_combined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com,mcp.example.org")
     monkeypatch.setenv("MILLSTREAM_MAX_BODY", "5")
-    settings = runpy.run_path(str(ROOT / "examples" / "recipes" / "limited.py"))["Settings"].load(max_body=1_000_000)
-    assert (settings.max_body, list(settings.allowed_hosts)) == (1_000_000, ["mcp.example.com"])
+    module = runpy.run_path(str(ROOT / "examples" / "recipes" / "limited.py"))
+    settings = module["mcp"].definition.settings
+    assert settings.max_body == 1_000_000
+    assert list(settings.allowed_hosts) == ["mcp.example.com", "mcp.example.org"]
