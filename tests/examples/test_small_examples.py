@@ -9,7 +9,6 @@ import pytest
 from cases import for_each
 from command_line import run_in_process
 from examples import bookshop, greet, hub, moderator
-from examples.recipes import charge
 from patience import WAIT
 from processes import ROOT
 
@@ -148,7 +147,8 @@ async def test_card_is_charged_if_the_person_agrees(connect: Any, asking_revisio
     def agree(method: str, params: Any) -> dict[str, Any]:
         return {"action": "accept", "content": {"value": answer}}
 
-    async with connect(charge.mcp, asking_revision, answer=agree) as client:
+    shop = runpy.run_path(str(ROOT / "examples" / "recipes" / "charge.py"))["mcp"]
+    async with connect(shop, asking_revision, answer=agree) as client:
         receipt = await client.text("pay", cents=900)
         assert receipt.endswith("for 900 cents") if answer else receipt == "Nothing was charged."
 
