@@ -121,7 +121,12 @@ def of_settings() -> Iterator[Option]:
     """Return the settings, with their defaults as variables have them."""
     kinds = annotations(Settings)
     for each in fields(Settings):
-        yield Option(each.name, kind_text(kinds[each.name]), written(each.default))
+        yield Option(each.name, kind_text(kinds[each.name]), size(each.default) or written(each.default))
+
+
+def size(value: Any) -> str:
+    """Return a number of bytes in the form of the pages, if it is one: ``4 MiB (`4194304`)``."""
+    return f"{value >> 20} MiB (`{value}`)" if type(value) is int and value and value % 2**20 == 0 else ""
 
 
 def of_tool() -> Iterator[Option]:

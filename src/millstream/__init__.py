@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         ToolResultBlock,
         ToolUse,
     )
-    from millstream._protocol.errors import Cancelled, Declined, ProtocolError, ToolError
+    from millstream._protocol.errors import Cancelled, Declined, LocalError, ProtocolError, ToolError
     from millstream._protocol.notifications import SampleResult
     from millstream._protocol.principal import Principal
     from millstream._server.calls.context import Context
@@ -54,6 +54,7 @@ _HOMES = {
     "Icon": "_protocol.content",
     "Image": "_protocol.content",
     "Info": "_app.definition",
+    "LocalError": "_protocol.errors",
     "Message": "_protocol.content",
     "Principal": "_protocol.principal",
     "ProtocolError": "_protocol.errors",
@@ -113,6 +114,7 @@ __all__ = [
     "Icon",
     "Image",
     "Info",
+    "LocalError",
     "Message",
     "Principal",
     "ProtocolError",

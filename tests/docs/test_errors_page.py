@@ -4,10 +4,12 @@ import re
 
 import pytest
 
+import millstream
 from millstream._http import websocket as socket
 from millstream._protocol import errors
 from millstream._transports import open_streams
 from millstream._transports import websocket as dialect
+from millstream.client import _errors as client_errors
 from millstream.extensions.events import _catalog
 from problem_kinds import KINDS
 from processes import ROOT
@@ -26,6 +28,19 @@ def is_listed(code: object) -> bool:
 def codes_in(module: object) -> set[int]:
     """Return the error codes among a module's constants."""
     return {value for name, value in vars(module).items() if name.isupper() and type(value) is int and value < -30_000}
+
+
+def test_exceptions_are_listed_below_their_base_class() -> None:
+    public = [getattr(millstream, name) for name in millstream.__all__]
+    client = [each for name, each in vars(client_errors).items() if not name.startswith("_") and name[0].isupper()]
+    kinds = {each for each in (*public, *client) if isinstance(each, type) and issubclass(each, Exception)}
+    path: list[str] = []
+    listed: dict[str, str] = {}
+    for indent, name in re.findall(r"^( *)- `(\w+)`: ", PAGE, re.MULTILINE):
+        path[len(indent) // 2 :] = [name]
+        listed[name] = "".join(path[-2:-1])
+    bases = {each: [base.__name__ for base in each.__mro__[1:] if base in kinds] for each in kinds}
+    assert listed == {each.__name__: (found or [""])[0] for each, found in bases.items()}
 
 
 def test_json_rpc_codes_are_listed() -> None:

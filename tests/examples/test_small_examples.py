@@ -152,3 +152,23 @@ async def test_shelf_is_emptied_only_after_a_yes(connect: Any, asking_revision: 
     async with connect(shelf["mcp"], asking_revision, answer=lambda method, params: yes) as client:
         assert await client.text("clear") == "The shelf is empty."
         assert shelf["BOOKS"] == []
+
+
+@for_each("answer", [True, False])
+async def test_card_is_charged_if_the_person_agrees(connect: Any, asking_revision: str, *, answer: bool) -> None:
+    def agree(method: str, params: Any) -> dict[str, Any]:
+        return {"action": "accept", "content": {"value": answer}}
+
+    shop = runpy.run_path(str(ROOT / "examples" / "recipes" / "charge.py"))["mcp"]
+    async with connect(shop, asking_revision, answer=agree) as client:
+        receipt = await client.text("pay", cents=900)
+        assert receipt.endswith("for 900 cents") if answer else receipt == "Nothing was charged."
+
+
+def test_settings_of_a_program_and_of_its_operator_are_combined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com,mcp.example.org")
+    monkeypatch.setenv("MILLSTREAM_MAX_BODY", "5")
+    module = runpy.run_path(str(ROOT / "examples" / "recipes" / "limited.py"))
+    settings = module["mcp"].definition.settings
+    assert settings.max_body == 1_000_000
+    assert list(settings.allowed_hosts) == ["mcp.example.com", "mcp.example.org"]

@@ -58,7 +58,7 @@ EXCLUSIONS = (
             "question that a resource asks",
         ),
         R3,
-        "Before 2025-06-18, servers couldn't ask the user, so a call that asks fails with an error",
+        "Before 2025-06-18, servers couldn't ask the user, so an upstream that asks gets an error",
     ),
     Exclusion(
         ("URL to open", "sampling with tools"),

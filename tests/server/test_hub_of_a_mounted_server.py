@@ -10,8 +10,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from millstream import Context, Server
-from millstream._protocol.errors import LocalError
+from millstream import Context, LocalError, Server
 from millstream._telemetry.logs import capture_logs
 from patience import WAIT
 
