@@ -63,8 +63,8 @@ EXCLUSIONS = (
     Exclusion(
         ("URL to open", "sampling with tools"),
         R4,
-        "Before 2025-11-25, there was no URL elicitation and no sampling with tools, so a call that uses one of them "
-        "fails with an error",
+        "Before 2025-11-25, there was no URL elicitation and no sampling with tools, so an upstream that uses one of "
+        "them gets an error",
     ),
     Exclusion(
         ("structured value of any type",),
