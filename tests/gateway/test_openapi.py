@@ -248,12 +248,6 @@ def test_server_url_variables_have_their_defaults() -> None:
     assert document.url == "https://eu.example.com:8443/v1"
 
 
-@pytest.mark.parametrize(("schemes", "used"), [(["http", "https"], "https"), (["http"], "http"), ([], "https")])
-def test_version_2_servers_prefer_https(schemes: list[str], used: str) -> None:
-    document = Document({"swagger": "2.0", "host": "shop.test", "basePath": "/api", "schemes": schemes, "paths": {}})
-    assert document.url == f"{used}://shop.test/api"
-
-
 async def test_function_selects_the_kind_of_each_operation() -> None:
     def choose(operation: Any, kind: RouteKind) -> RouteKind | None:
         return RouteKind.EXCLUDE if operation.path.startswith("/secret") else None

@@ -11,6 +11,7 @@ from api_calls import BASE, Api, body, multipart, operation, sent, sent_json, to
 from cases import for_each
 from millstream import Server
 from millstream._override import override
+from millstream.gateway._openapi import Document
 
 YAML = """\
 openapi: 3.0.3
@@ -366,3 +367,9 @@ async def test_nested_lists_of_types_do_not_grow_exponentially() -> None:
     described = json.dumps((await tools(document))["op"].input_schema)
     assert len(described) < 4000
     assert '"type": [' not in described  # Gemini's API and Cursor refuse several types in one schema
+
+
+@pytest.mark.parametrize(("schemes", "used"), [(["http", "https"], "https"), (["http"], "http"), ([], "https")])
+def test_version_2_servers_prefer_https(schemes: list[str], used: str) -> None:
+    document = Document({"swagger": "2.0", "host": "shop.test", "basePath": "/api", "schemes": schemes, "paths": {}})
+    assert document.url == f"{used}://shop.test/api"
