@@ -19,6 +19,7 @@ from http_peer import serve
 from millstream import Client, Server, auth
 from millstream._app.gateway_server import server_of_file
 from millstream.client import AccessDenied
+from millstream.gateway._config_values import ConfigError
 from patience import WAIT
 from processes import ROOT
 from wire import request
@@ -358,3 +359,19 @@ async def test_configurations_of_other_gateways_move_to_sets(
                 with pytest.raises(AccessDenied, match="403"):
                     async with Client(url, timeout=WAIT, headers={"authorization": f"Bearer {keys['none'][0]}"}):
                         pass
+
+
+def test_named_file_that_cannot_be_read_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when root created the key file of a gateway that runs as another user."""
+    (keys := tmp_path / "keys.json").write_text("{}")
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path == keys:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    file = write(tmp_path, '[settings]\nauth_keys = "keys.json"')
+    with pytest.raises(ConfigError, match=r"keys\.json can't be read: Permission denied\."):
+        server_of_file(file)

@@ -119,9 +119,17 @@ class LiveConfig:
         return [replace(each, path=main_path) for each in chosen if self.choose(config) is config.upstreams]
 
     def _make_version(self, number: int, text: str, config: GatewayConfig) -> ConfigVersion:
+        """Return a version, with a digest of the file and of those that it names.
+
+        Raises:
+            ConfigError: One of them can't be read.
+        """
         digest = hashlib.sha256(text.encode())
         for each in config.files:
-            digest.update(each.read_bytes() if each.is_file() else b"")
+            try:
+                digest.update(each.read_bytes() if each.is_file() else b"")
+            except OSError as exc:
+                raise ConfigError(f"{each} can't be read: {exc.strerror}. The gateway's user has to read it.") from exc
         targets = [(each.name, each.address) for each in self.choose(config)] if number else self.version.targets
         return ConfigVersion(number, text, digest.hexdigest()[:8], targets)
 
