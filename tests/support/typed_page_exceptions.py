@@ -73,8 +73,6 @@ EXCERPT = "The page shows a part of a file of the clone, and the page runs that 
 PAGES = {
     "docs/guides/deploying.md": Page(
         untyped={
-            "gateway.conf": "tests/deploy/test_as_the_image_user.py runs what it runs.",
-            "curl https://mcp.example.com/livez": "The name is made up. test_as_the_image_user.py runs them.",
             "from mangum": "There is no adapter here. tests/examples/test_protected_servers.py calls the example.",
         },
     ),
