@@ -288,7 +288,7 @@ async def test_unknown_charsets_are_not_kept() -> None:
             for _ in range(50):
                 assert (await client.call("op")).text == "a"
             api.requests.clear()
-        assert growth.bytes < 10 * 20_000
+        assert growth.bytes < 25 * 20_000, "half of the names"
 
 
 CHARSETS = "utf-8", "iso-2022-jp", "hz", "gb18030", "big5", "shift_jis", "euc-jp", "euc-kr", "punycode", "utf-16"
