@@ -104,6 +104,8 @@ async def check_sessions_and_paths(fronted: Fronted) -> None:
             assert [(await client.call("add", a=n, b=1)).text for n in range(6)] == ["1", "2", "3", "4", "5", "6"]
     for path in ("/dashboard", "/chat", "/inspect", "/metrics", "/publish"):
         assert await fronted.status(path) == 404
+        # The server decodes a path, and a proxy that compares it as it was sent would pass this one.
+        assert await fronted.status(f"/%{ord(path[1]):02x}{path[2:]}") == 404
 
 
 async def check_events(fronted: Fronted) -> None:
