@@ -402,6 +402,7 @@ PAGES = {
     "docs/guides/sign-in-with-entra-id.md": Page(
         untyped={
             "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
+            "company.toml": "tests/gateway/test_gateway_server.py loads it.",
             "auth.issuer(": "It's an excerpt. tests/auth/issuing/test_openid_upstream.py signs in like this.",
             "{": "tests/auth/test_dialects.py has such tokens.",
         },
@@ -456,11 +457,14 @@ PAGES = {
                     "until millstream list http://127.0.0.1:8000/mcp --auth $BOB | grep paris_count; do :; done"
                 ),
             ),
-            "millstream keys revoke": (
+            "$ millstream keys revoke": (
                 TypedCommand("while millstream list http://127.0.0.1:8000/mcp --auth $BOB; do :; done"),
             ),
         },
-        untyped={"mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it."},
+        untyped={
+            "mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it.",
+            "millstream keys revoke bob": "tests/auth/test_keys.py revokes and adds keys.",
+        },
     ),
 }
 """Page -> its deviations. Other pages are typed as shown."""
