@@ -78,6 +78,9 @@ def test_key_commands_work_beside_a_running_server(shop: str, tmp_path: Path) ->
         third, _ = keys(tmp_path, "rotate", "second", "--grace", "0")
         until(port, second, 403)
         assert status(port, third) == (200, "second")
+        _, said = keys(tmp_path, "change", "second", "--scope", "a", "--scope", "b")
+        assert said == "second now has the scopes a, b and no groups.\n"
+        until(port, third, 200)
         keys(tmp_path, "revoke", "second")
         until(port, third, 403)
     listed, _ = keys(tmp_path, "list")
@@ -100,6 +103,7 @@ def until(port: int, key: str, wanted: int) -> None:
     [
         (("revoke", "nobody"), "There is no key 'nobody'"),
         (("rotate", "nobody"), "There is no key 'nobody'"),
+        (("change", "nobody", "--scope", "a"), "There is no key 'nobody'"),
         (("add", "a b"), "isn't a valid key name"),
         (("add", "x", "--scope", "a b"), "isn't a valid scope"),
         (("list",), "keys add"),
@@ -123,7 +127,10 @@ def test_keys_can_be_listed_as_json(tmp_path: Path) -> None:
     rotated = json.loads(keys(tmp_path, "rotate", "ada", "--grace", "2", "--json")[0])
     assert (added["name"], rotated["graceHours"]) == ("ada", 2)
     assert added["key"] != rotated["key"]
+    changed = json.loads(keys(tmp_path, "change", "ada", "--scope", "b", "--group", "staff", "--json")[0])
+    assert changed == {"changed": "ada", "scopes": ["b"], "groups": ["staff"]}
     listed = json.loads(keys(tmp_path, "list", "--json")[0])["keys"]
-    assert {(each["name"], *each["scopes"]) for each in listed} == {("ada", "a")}
+    assert [(each["name"], each["scopes"], each["groups"]) for each in listed] == [("ada", ["b"], ["staff"])] * 2
+    assert {each["expires"] is None for each in listed} == {True, False}
     assert json.loads(keys(tmp_path, "revoke", "ada", "--json")[0]) == {"revoked": "ada"}
     assert json.loads(keys(tmp_path, "list", "--json")[0]) == {"keys": []}

@@ -127,7 +127,7 @@ def test_recordings_take_modules(project: Path) -> None:
 )
 def test_mistakes_in_modules_are_explained_by_every_command(target: str, message: str, project: Path) -> None:
     for command in ("run", "dev", "list", "doctor"):
-        failed = run(command, target)
+        failed = run(command, target, *(["--port", str(free_port())] if command in {"run", "dev"} else []))
         assert failed.returncode != 0
         assert message in " ".join((failed.stdout + failed.stderr).split()), (command, failed)
 

@@ -58,9 +58,10 @@ def read_keys(file: Path) -> list[Json]:
 
 
 def change_groups(file: Path, name: str, *groups: str) -> None:
-    """Write other groups of a key into the file."""
-    changed = [{**each, "groups": groups} if each["name"] == name else each for each in read_keys(file)]
-    file.write_text(json.dumps({"keys": changed}), "utf-8")
+    """Give a key these groups and no scopes, as an operator does."""
+    options = [option for group in groups for option in ("--group", group)]
+    said = run_in_process("keys", "change", name, "--file", str(file), *options).stderr
+    assert said == f"{name} now has no scopes and {f'the group {groups[0]}' if groups else 'no groups'}.\n"
 
 
 def make_front(file: Path, policy: UpstreamPolicy = TABLES) -> Server:

@@ -457,14 +457,16 @@ PAGES = {
                     "until millstream list http://127.0.0.1:8000/mcp --auth $BOB | grep paris_count; do :; done"
                 ),
             ),
+            "$ millstream keys change": (
+                TypedCommand(
+                    "until millstream list http://127.0.0.1:8000/mcp --auth $BOB | grep shop_order; do :; done"
+                ),
+            ),
             "$ millstream keys revoke": (
                 TypedCommand("while millstream list http://127.0.0.1:8000/mcp --auth $BOB; do :; done"),
             ),
         },
-        untyped={
-            "mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it.",
-            "millstream keys revoke bob": "tests/auth/test_keys.py revokes and adds keys.",
-        },
+        untyped={"mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it."},
     ),
 }
 """Page -> its deviations. Other pages are typed as shown."""

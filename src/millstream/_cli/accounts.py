@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KEY_FILE = "millstream-keys.json"
 _DAY = 86_400
 
-keys = App(name="keys", help="Create, list, revoke, and rotate API keys.")
+keys = App(name="keys", help="Create, list, change, revoke, and rotate API keys.")
 
 KeyFileOption = Annotated[
     Path | None,
@@ -118,6 +118,31 @@ def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
     print_rows(rows, ["NAME", "SCOPES", "GROUPS", "SINCE", "EXPIRES"])
 
 
+@keys.command(name="change")
+def change_key(
+    name: Owner,
+    /,
+    *,
+    scope: tuple[str, ...] = (),
+    group: tuple[str, ...] = (),
+    file: KeyFileOption = None,
+    json: Json = False,
+) -> None:
+    """Replace the scopes and groups of a key. What you don't list is removed, and the key itself stays the same.
+
+    **Example**
+
+    - `millstream keys change bob --scope orders:write --group staff`
+
+    Args:
+        scope: Scope of the key; repeat it, or use '*' for all.
+        group: Group for policies of a gateway; repeat it for several.
+    """
+    with convert_errors():
+        _file(file).set_rights(name, scope, group)
+    _report_rights(name, scope, group, json=json)
+
+
 @keys.command
 def revoke(name: Owner, /, *, file: KeyFileOption = None, json: Json = False) -> None:
     """Revoke a key. Running servers reject it within a second, and close its streams.
@@ -163,6 +188,15 @@ def rotate(
     print(key)
 
 
+def _report_rights(name: str, scopes: tuple[str, ...], groups: tuple[str, ...], *, json: bool) -> None:
+    text = f"{name} now has {_listed('scope', scopes)} and {_listed('group', groups)}."
+    report(text, {"changed": name, "scopes": scopes, "groups": groups}, json=json)
+
+
+def _listed(kind: str, names: tuple[str, ...]) -> str:
+    return f"the {kind}{'' if len(names) == 1 else 's'} {', '.join(names)}" if names else f"no {kind}s"
+
+
 def _rights(owner: "StoredKey | StoredUser") -> list[str]:
     """Return a name, its scopes, and its groups, as shown in a row."""
     return [owner.name, " ".join(owner.scopes) or "no scopes", " ".join(owner.groups) or "no groups"]
@@ -181,7 +215,7 @@ def _end(key: StoredKey) -> str:
 
 USER_FILE = Path("users.json")
 
-users = App(name="users", help="Add, list, and remove users.")
+users = App(name="users", help="Add, list, change, and remove users.")
 
 UserFileOption = Annotated[Path, Parameter(help="The file of users.")]
 UserName = Annotated[str, Parameter(name="NAME", help="Name of the user: the caller's subject in tools.")]
@@ -255,6 +289,33 @@ def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
         return
     rows = [[*_rights(each), day(each.since)] for each in user_file.users.values()]
     print_rows(rows, ["NAME", "SCOPES", "GROUPS", "SINCE"])
+
+
+@users.command(name="change")
+def change_user(
+    name: UserName,
+    /,
+    *,
+    scope: tuple[str, ...] = (),
+    group: tuple[str, ...] = (),
+    file: UserFileOption = USER_FILE,
+    json: Json = False,
+) -> None:
+    """Replace a user's scopes and groups. What you don't list is removed.
+
+    It applies to new tokens, which clients get within fifteen minutes. For more scopes, users have to sign in again.
+
+    **Example**
+
+    - `millstream users change grace --scope orders:write --group staff`
+
+    Args:
+        scope: Scope that they can grant to clients; repeat it, or use '*' for all.
+        group: Group for policies of a gateway; repeat it for several.
+    """
+    with convert_errors():
+        _people(file).set_rights(name, scope, group)
+    _report_rights(name, scope, group, json=json)
 
 
 @users.command

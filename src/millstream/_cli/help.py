@@ -18,8 +18,8 @@ COMMANDS = {
         "gateway": "Serve other MCP servers and APIs at one address.",
         "dev": "Serve a file while you write it, with an inspector.",
         "install": "Add a server to an application's configuration.",
-        "keys": "Create, list, revoke, and rotate API keys.",
-        "users": "Add, list, and remove users.",
+        "keys": "Create, list, change, revoke, and rotate API keys.",
+        "users": "Add, list, change, and remove users.",
         "audit": "Check audit logs.",
     },
     "Use a server (URL, command, script, or file)": {

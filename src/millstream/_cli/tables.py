@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from getpass import getpass
 from textwrap import fill, shorten
 from typing import Any, TextIO
@@ -43,7 +43,7 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()  # a program may wait for this line
 
 
-def report(text: str, result: dict[str, str], *, json: bool) -> None:
+def report(text: str, result: Mapping[str, object], *, json: bool) -> None:
     """Print a result as JSON, or a message on standard error."""
     if json:
         print_json(result)

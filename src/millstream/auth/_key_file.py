@@ -258,6 +258,18 @@ class KeyFile(RecordFile[StoredKey]):
             keys.append(StoredKey(name, digest(key), now, scopes, expires, groups))
         return key
 
+    def set_rights(self, name: str, scopes: tuple[str, ...], groups: tuple[str, ...]) -> None:
+        """Replace the scopes and groups of a key, and of the keys that it replaced.
+
+        Raises:
+            ValueError: The key doesn't exist, or a scope or group is invalid.
+            LocalError: The file can't be used.
+        """
+        rights = {"scopes": check_scopes(scopes), "groups": check_groups(groups)}
+        with self.change() as keys:
+            _check_known(keys, name)
+            keys[:] = [msgspec.structs.replace(each, **rights) if each.name == name else each for each in keys]
+
     def revoke(self, name: str) -> None:
         """Revoke a key and the keys that it replaced.
 
@@ -286,11 +298,15 @@ class KeyFile(RecordFile[StoredKey]):
         return key
 
 
+def _check_known(keys: list[StoredKey], name: str) -> None:
+    if all(each.name != name for each in keys):
+        raise ValueError(f"There is no key {name!r}. See: millstream keys list")
+
+
 def _take(keys: list[StoredKey], name: str) -> StoredKey:
     """Remove all keys with a name and return the newest one."""
+    _check_known(keys, name)
     old = [each for each in keys if each.name == name]
-    if not old:
-        raise ValueError(f"There is no key {name!r}. See: millstream keys list")
     keys[:] = [each for each in keys if each.name != name]
     return old[-1]
 

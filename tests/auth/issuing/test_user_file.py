@@ -93,11 +93,28 @@ async def test_new_passwords_and_recreated_users_end_old_grants(desk: Desk, path
 
 
 @pytest.mark.usefixtures("quick_hashes")
+async def test_changed_rights_count_from_the_next_token_on(desk: Desk, path: Path) -> None:
+    users(path, "add", "ada", "--scope", "orders:write", "--scope", "orders:read", typed="correct horse\n")
+    desk = Desk(desk.services.store, people=auth.users(file=path))
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id, scope="orders:write orders:read")
+    assert given["scope"] == "orders:write orders:read"
+    users(path, "change", "ADA", "--scope", "orders:read", "--group", "staff")
+    desk.running.epoch()
+    renewed = await desk.refresh(id, given["refresh_token"])
+    assert renewed.message["scope"] == "orders:read"
+    found = await desk.who(renewed.message["access_token"])
+    assert found is not None
+    assert (found.principal.scopes, found.principal.claims["groups"]) == ({"orders:read"}, ["staff"])
+
+
+@pytest.mark.usefixtures("quick_hashes")
 @for_each(("arguments", "typed", "said"), [
     (("add", "a b"), "long enough\n", "isn't a valid user name"), (("add", ""), "", "'' isn't a valid"),
     (("add", "ada"), "short\n", "8 to 1024"),
     (("add", "ada", "--scope", "a b"), "long enough\n", "valid scope"), (("remove", "eve"), "", "no user 'eve'"),
-    (("password", "eve"), "long enough\n", "no user 'eve'"),
+    (("password", "eve"), "long enough\n", "no user 'eve'"), (("change", "eve"), "", "no user 'eve'"),
+    (("change", "ada", "--group", "a b"), "", "valid group"),
 ])  # fmt: skip
 def test_invalid_user_commands_are_explained(path: Path, arguments: tuple[str, ...], typed: str, said: str) -> None:
     with pytest.raises(CommandError, match=said):

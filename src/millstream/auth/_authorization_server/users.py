@@ -182,6 +182,18 @@ class UserFile(RecordFile[StoredUser]):
         with self.change() as users:
             del users[_find_user(users, name)]
 
+    def set_rights(self, name: str, scopes: tuple[str, ...], groups: tuple[str, ...]) -> None:
+        """Replace a user's scopes and groups.
+
+        Raises:
+            ValueError: The user doesn't exist, or a scope or group is invalid.
+            LocalError: The file can't be used.
+        """
+        rights = {"scopes": check_scopes(scopes), "groups": check_groups(groups)}
+        with self.change() as users:
+            at = _find_user(users, name)
+            users[at] = msgspec.structs.replace(users[at], **rights)
+
     def set_password(self, name: str, password: str, now: float) -> None:
         """Change a user's password and revoke their grants.
 
