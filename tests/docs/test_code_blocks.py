@@ -20,6 +20,8 @@ COMMANDS = {
     "pip install fastapi": "it asks the index",
 }
 """The commands of the other pages -> the test that runs each, or why none does."""
+SERVES = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*millstream (?:run|gateway|dev) ")
+"""A command that doesn't return, so the next one needs another terminal."""
 INSTALL = "install.md"
 NEEDED = {"pytest", "fastapi"}
 """What examples import besides Millstream and what it brings."""
@@ -41,6 +43,14 @@ def test_documented_commands_are_tested(page: Path) -> None:
         if block.language == "sh":
             typed = TYPED.fullmatch(page.relative_to(ROOT).as_posix())
             assert typed or set(block.body.splitlines()) <= set(COMMANDS)
+
+
+@for_each("page", [page for page in PAGES if page.parent.name == "recipes"])
+def test_recipes_have_a_block_for_each_terminal(page: Path) -> None:
+    for block in blocks(page.read_text("utf-8")):
+        if block.language in ("sh", "text"):
+            typed = [line for line in block.body.splitlines() if block.language == "sh" or line.startswith("$ ")]
+            assert not [line for line in typed[:-1] if SERVES.match(line)], f"start the server last:\n{block.body}"
 
 
 @for_each("page", PAGES)

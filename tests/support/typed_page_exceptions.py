@@ -439,7 +439,10 @@ PAGES = {
     "docs/recipes/live-page.md": Page(
         also={"curl -sN": (TypedCommand("curl -s http://127.0.0.1:8000/sales", '…subscribe("sales"…'),)},
     ),
-    "docs/recipes/nginx.md": Page(needs="nginx"),
+    "docs/recipes/nginx.md": Page(
+        needs="nginx",
+        untyped={"listen 443 ssl": "Its certificates aren't there. tests/deploy serves TLS with nginx."},
+    ),
     "docs/recipes/rest-api.md": Page(
         places={'{"result":"Ordered': '…{"result":"Ordered'},
     ),
