@@ -1,6 +1,7 @@
 """A server that reads its own channels: ``millstream run moderator.py``."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -19,9 +20,17 @@ async def lifespan(server: Server) -> AsyncGenerator[None, None]:
 async def moderate() -> None:
     """Publish a warning for each message that shouts."""
     async for event in mcp.hub.listen("room.*", name="moderator"):
-        text = (event.data or b"").decode()
+        text = text_of(event.data or b"")
         if text.isupper():
             await mcp.hub.publish("warnings", {"channel": event.channel, "text": text})
+
+
+def text_of(message: bytes) -> str:
+    """Return the text of a message, which is JSON such as ``{"name": "Ada", "text": "Hello"}``, or just text."""
+    try:
+        return str(json.loads(message)["text"])
+    except (ValueError, TypeError, KeyError):
+        return message.decode(errors="replace")
 
 
 mcp = Server("moderator", serve="hub", lifespan=lifespan)

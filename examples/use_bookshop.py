@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from millstream import Client, Server
-from millstream.client import BlockingClient, ConnectFailed, OAuth, Options, Question, Result, ToolFailed
+from millstream.client import BlockingClient, ClientError, OAuth, Options, Question, Result, ToolFailed
 from millstream.protocol import CreateMessageRequestParams
 
 BOOKSHOP = Path(__file__).with_name("bookshop.py")
@@ -58,8 +58,8 @@ async def try_to_order(server: str) -> str:
         return str(await order(server))
     except ToolFailed as exc:
         return f"The tool says no: {exc}"
-    except ConnectFailed as exc:
-        return f"Later, perhaps. {exc}"
+    except ClientError as exc:
+        return f"The call failed: {exc}"
 
 
 # endregion

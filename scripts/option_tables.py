@@ -183,7 +183,9 @@ def kind_text(node: ast.expr | None) -> str:  # noqa: C901, PLR0911  one for eac
 
 
 def many(kind: str) -> str:
-    """Return the name of a list: ``list of strings``."""
+    """Return the name of a list: ``list of strings``. Tables in a list have names: ``[upstreams.NAME]``."""
+    if kind in ("table", "any value"):
+        return "tables"
     return f"list of {'strings' if kind == 'text' else f'{kind}s' if kind.isalpha() else kind}"
 
 

@@ -125,8 +125,9 @@ def prepare(reader: Reader, page: str, text: str) -> None:
         assert "clone" in text, f"{page} doesn't say where the examples come from"
         shutil.copytree(ROOT / "examples", reader.folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     if "(../tutorial.md)" in text:
+        own = list(steps(text))
         for step in steps((ROOT / "docs/tutorial.md").read_text("utf-8")):
-            if isinstance(step, FileBlock):
+            if isinstance(step, FileBlock) and step not in own:
                 reader.write(step)
     for name, content in PAGES.get(page, Page()).files.items():
         path = reader.folder / name

@@ -130,13 +130,15 @@ async def test_hub_example_completes_languages(connect: Any, revision: str) -> N
         assert completed["completion"]["values"] == ["Dutch"]
 
 
-async def test_moderator_warns_about_messages_in_capitals() -> None:
+@for_each("message", ["STOP THAT", {"name": "Ada", "text": "STOP THAT"}])
+async def test_moderator_warns_about_messages_in_capitals(message: object) -> None:
     async with asyncio.timeout(WAIT), moderator.mcp.running():
         events = moderator.mcp.hub.listen("warnings")
         warning = asyncio.ensure_future(anext(events))
         while not warning.done():  # both listeners start with new events
-            await moderator.mcp.hub.publish("room.lobby", "Hello")
-            await moderator.mcp.hub.publish("room.lobby", "STOP THAT")
+            await moderator.mcp.hub.publish("room.lobby", {"name": "Ada", "text": "Hello"})
+            await moderator.mcp.hub.publish("room.lobby", [1])
+            await moderator.mcp.hub.publish("room.lobby", message)
             await asyncio.wait([warning], timeout=0.05)
         assert json.loads(warning.result().data or b"") == {"channel": "room.lobby", "text": "STOP THAT"}
         await events.aclose()

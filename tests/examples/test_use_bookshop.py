@@ -24,7 +24,7 @@ async def test_client_program_lists_everything() -> None:
 
 async def test_client_program_reports_a_missing_server() -> None:
     said = await use_bookshop.try_to_order(f"http://127.0.0.1:{free_port()}/mcp")
-    assert said.startswith("Later, perhaps. There is no server at http://127.0.0.1:")
+    assert said.startswith("The call failed: There is no server at http://127.0.0.1:")
 
 
 def test_blocking_script_needs_no_await() -> None:

@@ -185,7 +185,7 @@ PAGES = {
     ),
     "docs/guides/run-fastmcp-and-sdk-programs.md": Page(
         untyped=dict.fromkeys(
-            ("other_library.py", "millstream run bookshop.py", "from millstream import Server"),
+            ("other_library.py", "millstream run other_library.py", "from millstream import Server"),
             "The library isn't in the wheel's environment. tests/gateway/test_programs.py does what the page says.",
         ),
     ),
