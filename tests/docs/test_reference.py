@@ -235,3 +235,6 @@ def test_credentials_are_listed_with_their_options() -> None:
     for kind in get_args(Credentials):
         names = ", ".join(f"`{each.name}`" for each in fields(kind) if each.name != "text")
         assert f"| `{kind.__struct_config__.tag}` | {names} |" in text
+    table = text.partition("## Credentials\n")[2].partition("\n## ")[0].partition("Their options:")[2]
+    named = {each.name for kind in get_args(Credentials) for each in fields(kind)} - {"text"}
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == named
