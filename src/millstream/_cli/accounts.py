@@ -189,11 +189,11 @@ def rotate(
 
 
 def _report_rights(name: str, scopes: tuple[str, ...], groups: tuple[str, ...], *, json: bool) -> None:
-    text = f"{name} now has {_listed('scope', scopes)} and {_listed('group', groups)}."
+    text = f"{name} now has {_write_list('scope', scopes)} and {_write_list('group', groups)}."
     report(text, {"changed": name, "scopes": scopes, "groups": groups}, json=json)
 
 
-def _listed(kind: str, names: tuple[str, ...]) -> str:
+def _write_list(kind: str, names: tuple[str, ...]) -> str:
     return f"the {kind}{'' if len(names) == 1 else 's'} {', '.join(names)}" if names else f"no {kind}s"
 
 
