@@ -253,11 +253,11 @@ async def test_documented_program_runs_alone_and_as_upstream(tmp_path: Path) -> 
     page = (ROOT / "docs/guides/run-fastmcp-and-sdk-programs.md").read_text("utf-8")
     example = (ROOT / "examples/other_library.py").read_text("utf-8")
     assert example in page
-    (tmp_path / "bookshop.py").write_text(example)
+    (tmp_path / "other_library.py").write_text(example)
     blocks = [each.partition("```")[0] for each in page.split("```text\n")[1:]]
-    assert "millstream run bookshop.py --workers 4\n" in blocks
+    assert "millstream run other_library.py --workers 4\n" in blocks
     (tmp_path / "tools.py").write_text(next(each for each in blocks if "mcp.upstream" in each))
-    for file, tool in (("bookshop.py", "price"), ("tools.py", "books_price")):
+    for file, tool in (("other_library.py", "price"), ("tools.py", "books_price")):
         command = [sys.executable, "-m", "millstream", "run", str(tmp_path / file), "--transport", "stdio"]
         async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
             assert (await client.call(tool, isbn="978-0141439587")).text == "9.99"
