@@ -26,7 +26,7 @@ async def moderate() -> None:
 
 
 def text_of(message: bytes) -> str:
-    """Return the text of a message, which is JSON such as ``{"name": "Ada", "text": "Hello"}``, or just text."""
+    """Return the text of a message: plain text, or JSON such as ``{"name": "Ada", "text": "Hello"}``."""
     try:
         return str(json.loads(message)["text"])
     except (ValueError, TypeError, KeyError):

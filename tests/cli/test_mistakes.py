@@ -584,11 +584,11 @@ OF_OTHERS = {
     "can't be reached, so the call wasn't sent",
     "can't be started, so the call wasn't sent",
 }
-"""Messages on the page that aren't a string of ours."""
+"""Messages on the page that aren't a single string in the package."""
 
 
 def strings_of_the_package() -> Iterator[str]:
-    """Yield each string in the code, with ``…`` for what's filled in."""
+    """Yield each string in the code, with ``…`` in place of each inserted value."""
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.JoinedStr):

@@ -46,7 +46,7 @@ def test_documented_commands_are_tested(page: Path) -> None:
 
 
 @for_each("page", [page for page in PAGES if page.parent.name == "recipes"])
-def test_recipes_have_a_block_for_each_terminal(page: Path) -> None:
+def test_recipe_blocks_end_with_the_command_that_serves(page: Path) -> None:
     for block in blocks(page.read_text("utf-8")):
         if block.language in ("sh", "text"):
             typed = [line for line in block.body.splitlines() if block.language == "sh" or line.startswith("$ ")]

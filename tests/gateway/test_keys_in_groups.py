@@ -58,7 +58,7 @@ def read_keys(file: Path) -> list[Json]:
 
 
 def change_groups(file: Path, name: str, *groups: str) -> None:
-    """Give a key these groups and no scopes, as an operator does."""
+    """Replace a key's groups with the command, and remove its scopes."""
     options = [option for group in groups for option in ("--group", group)]
     said = run_in_process("keys", "change", name, "--file", str(file), *options).stderr
     assert said == f"{name} now has no scopes and {f'the group {groups[0]}' if groups else 'no groups'}.\n"

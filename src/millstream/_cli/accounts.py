@@ -128,7 +128,7 @@ def change_key(
     file: KeyFileOption = None,
     json: Json = False,
 ) -> None:
-    """Replace the scopes and groups of a key. What you don't list is removed, and the key itself stays the same.
+    """Replace a key's scopes and groups. Those you don't list are removed. The key itself stays the same.
 
     **Example**
 
@@ -301,7 +301,7 @@ def change_user(
     file: UserFileOption = USER_FILE,
     json: Json = False,
 ) -> None:
-    """Replace a user's scopes and groups. What you don't list is removed.
+    """Replace a user's scopes and groups. Those you don't list are removed.
 
     It applies to new tokens, which clients get within fifteen minutes. For more scopes, users have to sign in again.
 
