@@ -21,7 +21,7 @@ from millstream._http.hosts import HostPolicy, TrustedProxies
 from millstream._http.message import STREAM_HEAD, Handler, HttpLimits
 from millstream._http.server import Endpoints
 from millstream._http.server.guard import ConnectionGuard, ServerState
-from millstream._http.server.listener import SocketListener
+from millstream._http.server.listener import SocketListener, readable
 from patience import WAIT
 
 __all__ = ["STREAM_HEAD", "Endpoints", "HostPolicy", "HttpLimits", "SocketListener", "prepare"]
@@ -271,7 +271,12 @@ async def serve_asgi(
 
 
 async def _end(server: asyncio.Server, running: RunningServer) -> None:
+    waiting = True
+    while waiting:  # asyncio never closes a connection whose transport it would create after the server's close
+        waiting = bool(readable(server.sockets))
+        await asyncio.sleep(0)
     server.close()
+    await asyncio.sleep(0)  # the last connections are counted
     running.drop_connections()
     for connection in list(running.state.connections):
         connection.transport.abort()
