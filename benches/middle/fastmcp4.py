@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from fastmcp.client.transports import memory  # noqa: PLC0415
 
         memory.FastMCPTransport.connect_session = connect_session
-        # In memory, functions see no transport. From that, fastmcp concludes that one client has the server to itself.
-        run = program._fastmcp
-        program._fastmcp = lambda server, serve, version, transport: run(server, serve, version, None)
+        # In memory, functions see the transport of the client's task, usually none. From that, fastmcp concludes that
+        # one client has the server to itself.
+        run, current = program._fastmcp, import_module("fastmcp.server.context")._current_transport
+        program._fastmcp = lambda server, serve, version, _: run(server, serve, version, current.get())
