@@ -18,6 +18,7 @@ from fleet import until
 from http_peer import serve
 from millstream import Server
 from millstream.client import Client, ServerError
+from millstream.gateway import bearer
 from millstream.gateway._breaker import FAILURES
 from patience import WAIT, advance_clock
 from processes import ROOT, free_port
@@ -111,21 +112,20 @@ async def drop(asked: ReceivedRequest) -> None:
 
 
 async def stop_listening() -> str:
-    mcp, stack = Server("shop"), asyncio.Event()
+    mcp, stop, up = Server("shop"), asyncio.Event(), asyncio.Event()
     mcp.tool(name="order")(lambda: "Ordered.")
     port = free_port()
 
     async def run() -> None:
         async with mcp.running(), serve(mcp, port=port):
             up.set()
-            await stack.wait()
+            await stop.wait()
 
-    up = asyncio.Event()
     running = asyncio.create_task(run())
     await up.wait()
     async with run_gateway(f"http://127.0.0.1:{port}/mcp", start_timeout=1) as client:
         assert not (await client.call("shop_order")).is_error
-        stack.set()
+        stop.set()
         await running
         while NOT_SENT not in (text := await call(client)):
             pass
@@ -192,7 +192,7 @@ async def exit_during_a_call() -> str:
         return await call(client)
 
 
-async def end_the_session(prefix: str = "shop") -> str:
+async def end_the_session() -> str:
     """Return the error of the call after the upstream has forgotten the caller's session."""
     valid: set[str] = set()
     count = 0
@@ -215,13 +215,16 @@ async def end_the_session(prefix: str = "shop") -> str:
     async with misbehaving(behave) as upstream:
         mcp = Server("front")
         mcp.upstream("shop", upstream.url, start_timeout=WAIT, timeout=WAIT)
-        async with mcp.running(), serve(mcp) as front:
-            async with Client(f"http://127.0.0.1:{front.port}/mcp", revision=OLD, timeout=WAIT) as client:
-                assert not (await client.call("shop_order")).is_error
-                valid.clear()
-                text = await call(client)
-                assert not (await client.call("shop_order")).is_error  # in a new session
-                return text
+        async with (
+            mcp.running(),
+            serve(mcp) as front,
+            Client(f"http://127.0.0.1:{front.port}/mcp", revision=OLD, timeout=WAIT) as client,
+        ):
+            assert not (await client.call("shop_order")).is_error
+            valid.clear()
+            text = await call(client)
+            assert not (await client.call("shop_order")).is_error  # in a new session
+            return text
 
 
 async def test_callers_get_the_messages_of_the_failure_tables(tmp_path: Path) -> None:
@@ -237,13 +240,15 @@ async def test_callers_get_the_messages_of_the_failure_tables(tmp_path: Path) ->
         "429": status("429 Too Many Requests", b"slow down", "Retry-After: 17\r\n"),
         "401, and the gateway has no credentials": status("401 Unauthorized"),
         "401, and it has": status("401 Unauthorized", headers={"Authorization": "Bearer old"}),
-        "403": status("403 Forbidden", b"Your role can't order"),
-        "403, `insufficient_scope`": status(
-            "403 Forbidden", more='WWW-Authenticate: Bearer error="insufficient_scope", scope="orders"\r\n'
+        "403 with a reason": status("403 Forbidden", b"Your role can't order"),
+        "403 that asks for more scopes": status(
+            "403 Forbidden",
+            more='WWW-Authenticate: Bearer error="insufficient_scope", scope="orders"\r\n',
+            auth=bearer("token"),
         ),
         "404, 405, or 410": status("404 Not Found"),
         "another status": status("503 Service Unavailable"),
-        "no response within `timeout`": lambda: fail_at(hang, timeout=0.5),
+        "no response in time": lambda: fail_at(hang, timeout=0.5),
         "the connection closes during the call": lambda: fail_at(drop),
         "the process exits during the call": exit_during_a_call,
         "the response is too large": lambda: fail_at(lambda asked: asked.reply(b"x" * 100_000), max_bytes=10_000),
@@ -254,5 +259,4 @@ async def test_callers_get_the_messages_of_the_failure_tables(tmp_path: Path) ->
     shown = read_tables()
     async with asyncio.timeout(3 * WAIT):
         found = {what: (await fail()).removeprefix(LEAD) for what, fail in failures.items()}
-    import pprint; pprint.pprint(found, width=200)
     assert found == shown
