@@ -226,8 +226,10 @@ def test_new_options_get_a_row_without_a_sentence_and_removed_ones_lose_theirs()
 
 
 def test_shown_options_of_a_gateway_can_be_loaded() -> None:
-    config = load_file(ROOT / "examples" / "recipes" / "options.toml", environ={"WIKI_TOKEN": "secret"})
-    assert {each.name for each in config.upstreams} == {"files", "wiki", "shop"}
+    config = load_file(
+        ROOT / "examples" / "recipes" / "options.toml", environ={"DOCS_TOKEN": "secret", "WIKI_TOKEN": "secret"}
+    )
+    assert {each.name for each in config.upstreams} == {"time", "docs", "orders", "files", "wiki", "shop"}
 
 
 def test_credentials_are_listed_with_their_options() -> None:

@@ -233,7 +233,6 @@ PAGES = {
         },
         untyped={
             "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
-            "[upstreams.docs]": "Its server isn't there. tests/gateway/test_config.py reads such tables.",
             "people.toml": "tests/gateway/test_gateway_server.py serves it.",
             "millstream users add": "They ask for passwords. tests/gateway/test_gateway_server.py adds such users.",
             "millstream gateway ~/.cursor": "The reader's own file. tests/gateway/test_run_command.py serves others.",
