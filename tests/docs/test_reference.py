@@ -119,7 +119,7 @@ FIXED = {
     "the largest request that doesn't count there": LIGHT,
     "playground conversations": MAX_CONVERSATIONS,
     "ended sessions of one caller that the server remembers until their expiration": MAX_DELETES,
-    "responses to questions of another worker, from one session": PER_SECOND,
+    "messages to other workers, from one session": PER_SECOND,
     "`ctx.session_state`, in the store": MAX_STATE,
     "`ctx.user_state`, in the store": MAX_STATE,
     "queued webhook deliveries": MAX_QUEUED,
