@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import FieldInfo, fields
 
-from millstream import Client, Server, Settings, auth
+from millstream import Client, Principal, Server, Settings, auth
 from millstream._server.features.resources import PromptOptions, ResourceLabels, ResourceOptions
 from millstream._server.features.tools import ToolOptions
 from millstream._server.functions.description import Labels
@@ -69,6 +69,7 @@ WORDS = {
     "UrlPath": "text",
     "Weight": "number",
     "bool": "boolean",
+    "bytes": "bytes",
     "dict": "table",
     "float": "number",
     "int": "integer",
@@ -180,6 +181,8 @@ def kind_text(node: ast.expr | None) -> str:  # noqa: C901, PLR0911  one for eac
         case ast.Subscript(value=ast.Name(id="tuple" | "list" | "Sequence" | "Collection"), slice=inner):
             item = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
             return many(kind_text(item))
+        case ast.Subscript(value=ast.Name(id="frozenset"), slice=inner):
+            return many(kind_text(inner)).replace("list", "set", 1)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             values = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             return " or ".join(f'`"{each.value}"`' for each in values if isinstance(each, ast.Constant) and each.value)
@@ -208,7 +211,7 @@ def written(value: Any) -> str:
     """Return a default in the form of the pages."""
     if value is None:
         return "none"
-    if value in ((), ""):
+    if value in ((), "", b"", frozenset()):
         return "empty"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
@@ -243,6 +246,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
     "resource": partial(of_decorator, ResourceOptions, ResourceLabels, Labels),
     "prompt": partial(of_decorator, PromptOptions, Labels),
     "openapi": of_openapi,
+    "principal": lambda: of_fields(list(fields(Principal)), Principal),
     "client": lambda: of_function(Client.__init__),
     "client-options": of_client_options,
     **{f"auth-{name}": partial(of_function, getattr(auth, name)) for name in AUTH_FUNCTIONS},
@@ -272,6 +276,7 @@ def with_options(text: str) -> str:
             f"| `{name}` | {kind} | {default} | {sentences.get(name, '')} |\n"
             for name, kind, default in options.values()
         ]
-        return f"<!-- options: {match['name']} -->\n\n{HEAD}{''.join(lines)}"
+        head = HEAD.replace("option", "field", 1) if match["name"] == "principal" else HEAD
+        return f"<!-- options: {match['name']} -->\n\n{head}{''.join(lines)}"
 
     return TABLE.sub(fill, text)

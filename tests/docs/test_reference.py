@@ -37,6 +37,13 @@ from millstream._transports.connection import MAX_ITEMS
 from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
 from millstream._web.playground import MAX_CONVERSATIONS
+from millstream.auth._authorization_server import clients as oauth_clients
+from millstream.auth._authorization_server.authorize import REMEMBERED
+from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS
+from millstream.auth._authorization_server.grants import CODE_SECONDS
+from millstream.auth._authorization_server.tickets import PERSON_SECONDS
+from millstream.auth._jose import LEEWAY
+from millstream.auth._sign_in import LIFETIME as PAGE_SECONDS
 from millstream.client import Options
 from millstream.client import _errors as errors
 from millstream.extensions.events._outbox import MAX_QUEUED
@@ -77,7 +84,7 @@ def test_settings_are_listed() -> None:
 
 
 UNITS = {
-    "KiB": 1024, "MiB": 1024**2, "seconds": 1, "minutes": 60, "hour": 3600, "day": 86400, "days": 86400,
+    "KiB": 1024, "MiB": 1024**2, "seconds": 1, "minutes": 60, "hour": 3600, "hours": 3600, "day": 86400, "days": 86400,
 }  # fmt: skip
 AMOUNT = re.compile(rf"([\d,]*\d)(?: ({'|'.join(UNITS)})\b)?")
 HTTP_LIMITS = HttpLimits.of(Settings())
@@ -301,6 +308,29 @@ def test_options_have_their_names_types_defaults_and_a_sentence(page: str) -> No
     assert with_options(text) == text, "Run: make docs"
     for match in OPTIONS.finditer(text):
         assert re.findall(r"^\| `(\w+)` \|.*\|  \|$", match["body"], re.MULTILINE) == [], match["name"]
+
+
+LIFETIMES = {
+    "another issuer's token": (LEEWAY,),
+    "an authorization code of `auth.issuer`": (CODE_SECONDS,),
+    "an access token of `auth.issuer`": (ACCESS_SECONDS,),
+    "a refresh token": (REFRESH_SECONDS,),
+    "a consent": (REMEMBERED,),
+    "a sign-in at the consent page": (PERSON_SECONDS,),
+    "a sign-in to the server's pages": (PAGE_SECONDS,),
+    "a grant of an `auth.identity_provider`, or a client's signed assertion": (oauth_clients._MAX_ASSERTION_SECONDS,),
+    "the registration of a client": (oauth_clients.UNUSED, oauth_clients.USED),
+}
+
+
+def test_lifetimes_of_credentials_are_listed() -> None:
+    text = (REFERENCE / "auth.md").read_text("utf-8").partition("\n## How long credentials last\n")[2]
+    found = {
+        line.split(" | ")[0].removeprefix("| "): [amount(each[0]) for each in AMOUNT.finditer(line.split(" | ")[1])]
+        for line in text.partition("\n## ")[0].splitlines()
+        if line.startswith("| ")
+    }
+    assert {name: tuple(found[name]) for name in LIFETIMES} == LIFETIMES
 
 
 @for_each("name", auth.__all__)
