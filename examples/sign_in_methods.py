@@ -1,131 +1,153 @@
-"""Each way to sign in, as a function of its own: the blocks of the reference page "Sign-in"."""
+"""Each way to sign in, as a server of its own: the blocks of the reference page "Sign-in"."""
+# ruff: noqa: RET504  a block assigns what the function returns
 
+# region: server
 import os
-from pathlib import Path
-from typing import Any
 
 from millstream import Principal, Server, Settings, auth
 
 URL = "https://mcp.example.com"
+LOGIN = "https://login.example.com"
+PARTNERS = "https://login.example.org"
+
+mcp = Server("orders", auth=auth.oidc(LOGIN, audience=f"{URL}/mcp"))
+# endregion
 
 
-# region: list
-def for_staff_and_partners(staff: str, partners: str) -> Server:
-    """Accept the tokens of two issuers, and the key of a job."""
-    return Server(
+def for_staff_and_partners() -> Server:
+    # region: list
+    mcp = Server(
         "orders",
         auth=[
-            auth.oidc(staff, audience=f"{URL}/mcp"),
-            auth.oidc(partners, audience=f"{URL}/mcp"),
+            auth.oidc(LOGIN, audience=f"{URL}/mcp"),
+            auth.oidc(PARTNERS, audience=f"{URL}/mcp"),
             auth.keys(named_keys={"nightly": (os.environ["NIGHTLY_KEY"], ["orders:write"])}),
         ],
     )
+    # endregion
+    return mcp
 
 
-# endregion
-
-
-# region: fixed
 def without_variables() -> Server:
-    """Accept the keys in a file, and no key from the environment."""
-    return Server("orders", auth=auth.keys(file="millstream-keys.json"), settings=Settings(limit_calls="60/minute"))
+    # region: fixed
+    mcp = Server("orders", auth=auth.keys(file="millstream-keys.json"), settings=Settings(limit_calls="60/minute"))
+    # endregion
+    return mcp
 
 
-# endregion
+def for_named_keys() -> Server:
+    # region: keys
+    desk, robot = os.environ["DESK_KEY"], os.environ["ROBOT_KEY"]
+    mcp = Server("orders", auth=auth.keys(named_keys={"desk": (desk, ["orders:write"]), "robot": robot}))
+    # endregion
+    return mcp
 
 
-# region: oidc
-def with_a_button(issuer: str) -> Any:
-    """Accept tokens of two applications, and let people sign in to the server's pages."""
-    return auth.oidc(
-        issuer,
-        audience=f"{URL}/mcp",
-        scopes=["orders:read"],
-        scope_includes={"orders:write": ["orders:read"]},
-        client_ids=["desk", "orders"],
-        client_id="orders",
-        client_secret=os.environ["ORDERS_SECRET"],
+def with_a_button() -> Server:
+    # region: oidc
+    mcp = Server(
+        "orders",
+        auth=auth.oidc(
+            LOGIN,
+            audience=f"{URL}/mcp",
+            scopes=["orders:read"],
+            scope_includes={"orders:write": ["orders:read"]},
+            client_ids=["desk", "orders"],
+            client_id="orders",
+            client_secret=os.environ["ORDERS_SECRET"],
+        ),
     )
+    # endregion
+    return mcp
 
 
-# endregion
+def for_signed_tokens() -> Server:
+    # region: jwt
+    mcp = Server("orders", auth=auth.jwt(issuer=LOGIN, audience=f"{URL}/mcp", jwks=f"{LOGIN}/keys"))
+    # endregion
+    return mcp
 
 
-# region: introspection
-def for_opaque_tokens(issuer: str) -> Any:
-    """Ask the issuer about each token."""
-    return auth.introspection(
-        issuer=issuer,
-        audience=f"{URL}/mcp",
-        endpoint=f"{issuer}/introspect",
-        client="orders",
-        secret=os.environ["ORDERS_SECRET"],
+def for_opaque_tokens() -> Server:
+    # region: introspection
+    mcp = Server(
+        "orders",
+        auth=auth.introspection(
+            issuer=LOGIN,
+            audience=f"{URL}/mcp",
+            endpoint=f"{LOGIN}/introspect",
+            client="orders",
+            secret=os.environ["ORDERS_SECRET"],
+        ),
     )
+    # endregion
+    return mcp
 
 
-# endregion
-
-
-# region: issuer
-def for_people(users: Path) -> Any:
-    """Let people with a password sign in, at this server."""
-    return auth.issuer(
-        URL,
-        users=auth.users(file=users),
-        clients=[auth.client("desk", redirect_uris=["https://desk.example.com/back"])],
-        scope_descriptions={"orders:write": "Order books"},
+def for_people() -> Server:
+    # region: issuer
+    mcp = Server(
+        "orders",
+        auth=auth.issuer(
+            URL,
+            users=auth.users(file="users.json"),
+            clients=[auth.client("desk", redirect_uris=["https://desk.example.com/back"])],
+            scope_descriptions={"orders:write": "Order books"},
+        ),
     )
+    # endregion
+    return mcp
 
 
-# endregion
-
-
-# region: identity-provider
-def for_members(login: str) -> Any:
-    """Let an organization decide who can use which program."""
-    return auth.issuer(
-        URL,
-        users=auth.identity_provider(login, scopes=["orders:write"]),
-        clients=[auth.client("desk", secret=os.environ["DESK_SECRET"])],
+def for_members() -> Server:
+    # region: identity-provider
+    mcp = Server(
+        "orders",
+        auth=auth.issuer(
+            URL,
+            users=auth.identity_provider(LOGIN, scopes=["orders:write"]),
+            clients=[auth.client("desk", secret=os.environ["DESK_SECRET"])],
+        ),
     )
+    # endregion
+    return mcp
 
 
-# endregion
-
-
-# region: login-provider
-def for_staff(login: str) -> Any:
-    """Let people sign in at an OpenID provider, and order books."""
+def for_staff() -> Server:
+    # region: login-provider
     staff = auth.login_provider(
-        login,
+        LOGIN,
         name="staff",
         title="our sign-in",
         client_id="orders",
         client_secret=os.environ["ORDERS_SECRET"],
         allow={"@example.com": ["orders:write"]},
     )
-    return auth.issuer(URL, users=staff)
+    mcp = Server("orders", auth=auth.issuer(URL, users=staff))
+    # endregion
+    return mcp
 
 
-# endregion
+def with_google() -> Server:
+    # region: google
+    mcp = Server("orders", auth=auth.google(URL, allow=["@example.com"]))
+    # endregion
+    return mcp
 
 
-# region: google
-def with_google() -> Any:
-    """Let people with an address at example.com sign in with Google."""
-    return auth.google(URL, allow=["@example.com"], scope_descriptions={"orders:write": "Order books"})
+def with_github() -> Server:
+    # region: github
+    mcp = Server("orders", auth=auth.github(URL, allow={"org:example": ["orders:write"]}))
+    # endregion
+    return mcp
 
 
-# endregion
-
-
-# region: github
-def with_github() -> Any:
-    """Let the members of an organization sign in with GitHub."""
-    return auth.github(URL, allow={"org:example": ["orders:write"]})
-
-
-# endregion
+def for_a_job() -> Server:
+    # region: client
+    nightly = auth.client("nightly", jwks=os.environ["NIGHTLY_PUBLIC_KEY"], scopes=["orders:write"])
+    mcp = Server("orders", auth=auth.issuer(URL, users=auth.users(file="users.json"), clients=[nightly]))
+    # endregion
+    return mcp
 
 
 # region: method
@@ -146,3 +168,10 @@ class Badges(auth.AuthMethod):
 
 
 # endregion
+
+
+def for_badges() -> Server:
+    # region: badges
+    mcp = Server("orders", auth=Badges({"b-17": "ada"}))
+    # endregion
+    return mcp

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import FieldInfo, fields
 
-from millstream import Client, Server, Settings, auth
+from millstream import Client, Principal, Server, Settings, auth
+from millstream._server.features.resources import PromptOptions, ResourceLabels, ResourceOptions
 from millstream._server.features.tools import ToolOptions
 from millstream._server.functions.description import Labels
 from millstream.client import Options
@@ -31,6 +32,7 @@ from millstream.gateway import (
 )
 from millstream.gateway._config import _Target, upstream_options
 from millstream.gateway._config_values import GatewayConfig, options_of
+from millstream.gateway._openapi_tools import register
 from millstream.gateway._upstream_config import UpstreamConfig
 
 TABLE = re.compile(r"^<!-- options: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*)", re.MULTILINE)
@@ -67,6 +69,7 @@ WORDS = {
     "UrlPath": "text",
     "Weight": "number",
     "bool": "boolean",
+    "bytes": "bytes",
     "dict": "table",
     "float": "number",
     "int": "integer",
@@ -129,13 +132,26 @@ def size(value: Any) -> str:
     return f"{value >> 20} MiB (`{value}`)" if type(value) is int and value and value % 2**20 == 0 else ""
 
 
-def of_tool() -> Iterator[Option]:
-    """Return the options of the decorator, which have no values in the code."""
-    defaults = {"title": "the name", "description": "the docstring", "name": "the function's name", "enabled": "`true`"}
-    defaults |= {"output_schema": "from the annotation", "input_schema": "from the signature", "thread": "`true`"}
-    defaults |= {"cost": "`1`", "coerce": "`false`", "task_retry": "`false`", "defer_task": "`false`"}
-    for name, kind in sorted(annotations(ToolOptions, Labels).items()):
+def of_decorator(*classes: type, **other_defaults: str) -> Iterator[Option]:
+    """Return the options of a decorator, which have no values in the code."""
+    defaults = {"description": "the docstring", "name": "the function's name", "enabled": "`true`", "thread": "`true`"}
+    defaults |= other_defaults
+    for name, kind in sorted(annotations(*classes).items()):
         yield Option(name, kind_text(kind), defaults.get(name, "none"))
+
+
+def of_tool() -> Iterator[Option]:
+    """Return the options of `@mcp.tool`."""
+    defaults = {"output_schema": "from the annotation", "input_schema": "from the signature", "title": "the name"}
+    defaults |= {"cost": "`1`", "coerce": "`false`", "task_retry": "`false`", "defer_task": "`false`"}
+    return of_decorator(ToolOptions, Labels, **defaults)
+
+
+def of_openapi() -> Iterator[Option]:
+    """Return the options of `Server.from_openapi`, which passes most of them on."""
+    own = {each.name: each for each in of_function(Server.from_openapi.__func__)}  # type: ignore[attr-defined] # a class method
+    passed_on = {each.name: each for each in of_function(register)}
+    yield from (each for name, each in {**own, **passed_on}.items() if name not in ("add", "cls"))
 
 
 def of_fields(options: Iterator[FieldInfo] | list[FieldInfo], *classes: type) -> Iterator[Option]:
@@ -165,6 +181,8 @@ def kind_text(node: ast.expr | None) -> str:  # noqa: C901, PLR0911  one for eac
         case ast.Subscript(value=ast.Name(id="tuple" | "list" | "Sequence" | "Collection"), slice=inner):
             item = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
             return many(kind_text(item))
+        case ast.Subscript(value=ast.Name(id="frozenset"), slice=inner):
+            return many(kind_text(inner)).replace("list", "set", 1)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             values = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             return " or ".join(f'`"{each.value}"`' for each in values if isinstance(each, ast.Constant) and each.value)
@@ -193,7 +211,7 @@ def written(value: Any) -> str:
     """Return a default in the form of the pages."""
     if value is None:
         return "none"
-    if value in ((), ""):
+    if value in ((), "", b"", frozenset()):
         return "empty"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
@@ -225,6 +243,10 @@ TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
     "server": lambda: of_function(Server.__init__),
     "settings": of_settings,
     "tool": of_tool,
+    "resource": partial(of_decorator, ResourceOptions, ResourceLabels, Labels),
+    "prompt": partial(of_decorator, PromptOptions, Labels),
+    "openapi": of_openapi,
+    "principal": lambda: of_fields(list(fields(Principal)), Principal),
     "client": lambda: of_function(Client.__init__),
     "client-options": of_client_options,
     **{f"auth-{name}": partial(of_function, getattr(auth, name)) for name in AUTH_FUNCTIONS},
@@ -254,6 +276,7 @@ def with_options(text: str) -> str:
             f"| `{name}` | {kind} | {default} | {sentences.get(name, '')} |\n"
             for name, kind, default in options.values()
         ]
-        return f"<!-- options: {match['name']} -->\n\n{HEAD}{''.join(lines)}"
+        head = HEAD.replace("option", "field", 1) if match["name"] == "principal" else HEAD
+        return f"<!-- options: {match['name']} -->\n\n{head}{''.join(lines)}"
 
     return TABLE.sub(fill, text)

@@ -23,8 +23,9 @@ from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBER
 from millstream._protocol.metadata import MAX_CAPABILITIES, MAX_DISPLAYED
 from millstream._protocol.seal import MAX_TOKEN
 from millstream._server import handlers
+from millstream._server.calls.session_state import MAX_STATE
 from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
-from millstream._server.control import LIGHT
+from millstream._server.control import LIGHT, PER_SECOND
 from millstream._server.features.registry import MAX_URI
 from millstream._server.functions import msgspec_engine
 from millstream._server.functions.engine import MAX_BACKTRACKS
@@ -35,11 +36,26 @@ from millstream._telemetry.metrics import MAX_SERIES, Metrics, Reading, dump
 from millstream._transports.connection import MAX_ITEMS
 from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
+from millstream._web.playground import MAX_CONVERSATIONS
+from millstream.auth._authorization_server import clients as oauth_clients
+from millstream.auth._authorization_server.authorize import REMEMBERED
+from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS
+from millstream.auth._authorization_server.grants import CODE_SECONDS
+from millstream.auth._authorization_server.tickets import PERSON_SECONDS
+from millstream.auth._jose import LEEWAY
+from millstream.auth._sign_in import LIFETIME as PAGE_SECONDS
 from millstream.client import Options
 from millstream.client import _errors as errors
+from millstream.extensions.events._outbox import MAX_QUEUED
 from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
+from millstream.gateway._links import MAX_OWN_SESSIONS
+from millstream.gateway._parked_calls import MAX_BYTES as PARKED_BYTES
+from millstream.gateway._resource_watches import MAX_WATCHED
+from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.hub import Hub
+from millstream.hub import _delivery as hub_delivery
+from millstream.hub._channels import HubLimits
 from millstream.hub._replay import REPLAYS
 from problem_kinds import KINDS
 from scripts.docs import ROOT
@@ -67,19 +83,104 @@ def test_settings_are_listed() -> None:
     assert not missing, f"Add these rows to a table of docs/reference/settings.md, and run `make docs`: {missing}"
 
 
+UNITS = {
+    "KiB": 1024, "MiB": 1024**2, "seconds": 1, "minutes": 60, "hour": 3600, "hours": 3600, "day": 86400, "days": 86400,
+}  # fmt: skip
+AMOUNT = re.compile(rf"([\d,]*\d)(?: ({'|'.join(UNITS)})\b)?")
+HTTP_LIMITS = HttpLimits.of(Settings())
+FIXED = {
+    "headers of a request": HTTP_LIMITS.max_header_count,
+    "their size": HTTP_LIMITS.max_header_bytes,
+    "a request target, such as `/mcp?a=b`": HTTP_LIMITS.max_url,
+    "overhead of a chunked body": MAX_FRAMING,
+    "pipelined requests waiting on one connection": MAX_PIPELINE,
+    "messages in a batch of 2025-03-26": MAX_ITEMS,
+    "nesting of one message": MAX_NESTING,
+    "arrays and objects in one message": MAX_CONTAINERS,
+    "numbers in one message that are slow to parse: with an exponent beyond ±200, or with 20 digits and a two-digit "
+    "exponent": MAX_LONG_NUMBERS,
+    "values in the arguments of a tool with a hand-written schema, pydantic parameters, or a `Decimal`": (
+        msgspec_engine.MAX_VALUES
+    ),
+    "values in the arguments of a tool with sets of strings, or with many strings that have a `pattern`": (
+        msgspec_engine.MAX_BUILT
+    ),
+    "problems that pydantic may find in one set of arguments": MAX_ERRORS,
+    "steps of a `pattern` with lookahead, lookbehind, or backreferences, per string": MAX_BACKTRACKS,
+    "members in `inputResponses`, at all levels": MAX_MEMBERS,
+    "a `requestState`": MAX_TOKEN,
+    "members in the parameters of `prompts/get` and `completion/complete`, and in the answer to a form": MAX_MEMBERS,
+    "an id": MAX_ID,
+    "a progress token": MAX_ID,
+    "a resource's URI": MAX_URI,
+    "a client's capabilities": MAX_CAPABILITIES,
+    "a client's name, and its version": MAX_DISPLAYED,
+    "values of a completion": handlers.MAX_VALUES,
+    "an unknown name or method in an error message": MAX_SHOWN,
+    "the time without output before the reply to a call becomes an event stream": SILENCE,
+    "messages in a broken call stream that can be resumed": MAX_MESSAGES,
+    "their URIs": MAX_URI_BYTES,
+    "memory for sessions on connections and for subscribed URIs": MAX_HELD,
+    "the subscribers' channels and patterns": hub_delivery._MAX_MEMORY,
+    "data of an event": HubLimits().max_event,
+    "the largest request that doesn't count there": LIGHT,
+    "playground conversations": MAX_CONVERSATIONS,
+    "ended sessions of one caller that the server remembers until their expiration": MAX_DELETES,
+    "messages to other workers, from one session": PER_SECOND,
+    "`ctx.session_state`, in the store": MAX_STATE,
+    "`ctx.user_state`, in the store": MAX_STATE,
+    "queued webhook deliveries": MAX_QUEUED,
+    "series of one metric": MAX_SERIES,
+    "client sessions at upstreams that keep sessions": MAX_OWN_SESSIONS,
+    "their requests, which are kept twice": PARKED_BYTES,
+    "watched resources at an upstream": MAX_WATCHED,
+    "lines of event streams from one connection": LINES_PER_SECOND,
+}
+"""Limits that aren't settings, by the first cell of their row."""
+
+
+def limit_rows() -> list[dict[str, str]]:
+    """Return the rows of the page's tables of limits, by the names of their columns."""
+    found: list[dict[str, str]] = []
+    columns: list[str] = []
+    for line in (REFERENCE / "limits.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if not line.startswith("|"):
+            columns = []
+        elif not columns:
+            columns = cells
+        elif columns[1] == "limit" and not line.startswith("|---"):
+            found.append(dict(zip(columns, cells, strict=True)))
+    return found
+
+
+def amount(cell: str) -> int | None:
+    """Return the first number of a cell, in bytes or seconds if it has a unit."""
+    found = AMOUNT.search(cell)
+    return int(found[1].replace(",", "")) * UNITS.get(found[2], 1) if found else None
+
+
 def test_fixed_limits_are_listed() -> None:
-    page = (REFERENCE / "limits.md").read_text("utf-8")
-    table = page.partition("## Limits that aren't settings")[2].partition("\n## ")[0]
-    http = HttpLimits.of(Settings())
-    limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
-    assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, msgspec_engine.MAX_VALUES, msgspec_engine.MAX_BUILT, MAX_ERRORS,
-        MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, MAX_URI,
-        MAX_URI_BYTES, MAX_HELD, MAX_CAPABILITIES, MAX_DISPLAYED, handlers.MAX_VALUES, MAX_DELETES, SILENCE,
-        MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND, REPLAYS.count, LIGHT, MAX_SERIES,
-        http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,
-    ]  # fmt: skip
+    listed = {row["what"]: amount(row["limit"]) for row in limit_rows()}
+    assert {name: listed.get(name) for name in FIXED} == FIXED
     assert MAX_RECORD == MAX_URI_BYTES
+    (scans,) = (row for row in limit_rows() if row["what"].startswith("events that resuming subscribers can scan"))
+    assert amount(scans["for one caller"]) == REPLAYS.count
+
+
+def test_limits_that_settings_change_have_the_defaults_of_these_settings() -> None:
+    of_upstreams = {each.name: each.default for each in fields(UpstreamConfig)}
+    checked: set[str] = set()
+    for row in limit_rows():
+        names = re.findall(r"`(\w+)`", row.get("change it with", ""))
+        if not names or row["what"] in FIXED or "as many as" in row["limit"]:
+            continue
+        is_upstreams = "of the upstream" in row["change it with"]
+        default = of_upstreams[names[0]] if is_upstreams else getattr(Settings(), names[0])
+        wanted = int(default.partition("/")[0] or 0) if isinstance(default, str) else default
+        assert (amount(row["limit"]) or 0) == wanted, row
+        checked.add(names[0])
+    assert len(checked) > 30
 
 
 def test_run_options_are_listed() -> None:
@@ -207,6 +308,29 @@ def test_options_have_their_names_types_defaults_and_a_sentence(page: str) -> No
     assert with_options(text) == text, "Run: make docs"
     for match in OPTIONS.finditer(text):
         assert re.findall(r"^\| `(\w+)` \|.*\|  \|$", match["body"], re.MULTILINE) == [], match["name"]
+
+
+LIFETIMES = {
+    "another issuer's token": (LEEWAY,),
+    "an authorization code of `auth.issuer`": (CODE_SECONDS,),
+    "an access token of `auth.issuer`": (ACCESS_SECONDS,),
+    "a refresh token": (REFRESH_SECONDS,),
+    "a consent": (REMEMBERED,),
+    "a sign-in at the consent page": (PERSON_SECONDS,),
+    "a sign-in to the server's pages": (PAGE_SECONDS,),
+    "a grant of an `auth.identity_provider`, or a client's signed assertion": (oauth_clients._MAX_ASSERTION_SECONDS,),
+    "the registration of a client": (oauth_clients.UNUSED, oauth_clients.USED),
+}
+
+
+def test_lifetimes_of_credentials_are_listed() -> None:
+    text = (REFERENCE / "auth.md").read_text("utf-8").partition("\n## How long credentials last\n")[2]
+    found = {
+        line.split(" | ")[0].removeprefix("| "): [amount(each[0]) for each in AMOUNT.finditer(line.split(" | ")[1])]
+        for line in text.partition("\n## ")[0].splitlines()
+        if line.startswith("| ")
+    }
+    assert {name: tuple(found[name]) for name in LIFETIMES} == LIFETIMES
 
 
 @for_each("name", auth.__all__)

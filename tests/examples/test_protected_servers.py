@@ -9,16 +9,24 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from account_parts import KeyFile, UserFile
 from auth_world import make_server, run_guarded
 from examples import carded, keyed, serverless, shop_pages, sign_in_methods
-from issuer_world import claims, run_issuer, token
+from issuer_world import Issuer, claims, run_issuer, token
+from millstream import Server
 from millstream.client import BlockingClient
 from processes import free_port, run_command, run_server
 from wire import request
 
 DESK, ROBOT, SECRET = (f"a-key-of-the-{name}-for-this-test" for name in ("desk", "robot", "central-bank"))
+
+
+def with_features(server: Server) -> Server:
+    """Return a server with the sign-in of another one, and with tools and pages."""
+    return make_server(list(server.definition.auth))
 
 
 @pytest.fixture
@@ -29,10 +37,11 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnu
 
 @pytest.mark.usefixtures("_keys")
 async def test_named_keys_have_their_scopes() -> None:
-    async with run_guarded(make_server(keyed.named())) as world:
-        assert (await world.call(DESK, "who")).message["result"]["content"][0]["text"] == "desk"
-        assert (await world.call(ROBOT, "who")).message["result"]["content"][0]["text"] == "robot"
-        assert (await world.call("another", "who")).status == 403
+    for server in (make_server(keyed.named()), with_features(sign_in_methods.for_named_keys())):
+        async with run_guarded(server) as world:
+            assert (await world.call(DESK, "who")).message["result"]["content"][0]["text"] == "desk"
+            assert (await world.call(ROBOT, "who")).message["result"]["content"][0]["text"] == "robot"
+            assert (await world.call("another", "who")).status == 403
 
 
 @pytest.mark.usefixtures("_keys")
@@ -54,10 +63,12 @@ async def test_methods_in_a_list_each_accept_their_own_callers(monkeypatch: pyte
         run_issuer() as staff,
         run_issuer() as partners,
         run_issuer() as stranger,
-        run_guarded(sign_in_methods.for_staff_and_partners(staff.url, partners.url)) as world,
     ):
+        monkeypatch.setattr(sign_in_methods, "LOGIN", staff.url)
+        monkeypatch.setattr(sign_in_methods, "PARTNERS", partners.url)
         tokens = [token(claims(iss=each.url, aud=AUDIENCE)) for each in (staff, partners, stranger)]
-        statuses = [(await world.post(each, request("ping"))).status for each in (*tokens, DESK, ROBOT)]
+        async with run_guarded(sign_in_methods.for_staff_and_partners()) as world:
+            statuses = [(await world.post(each, request("ping"))).status for each in (*tokens, DESK, ROBOT)]
         assert statuses == [200, 200, 401, 200, 401]
 
 
@@ -76,7 +87,13 @@ async def test_a_key_from_the_environment_is_added_unless_the_program_has_its_ow
 
 async def test_oidc_options_accept_the_listed_applications_and_show_a_button(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERS_SECRET", SECRET)
-    async with run_issuer() as issuer, run_guarded(make_server(sign_in_methods.with_a_button(issuer.url))) as world:
+    async with run_issuer() as issuer:
+        monkeypatch.setattr(sign_in_methods, "LOGIN", issuer.url)
+        await check_applications(issuer)
+
+
+async def check_applications(issuer: Issuer) -> None:
+    async with run_guarded(with_features(sign_in_methods.with_a_button())) as world:
         for client, scope, status in (
             ("desk", "orders:write", 200),
             ("orders", "orders:read", 200),
@@ -94,13 +111,27 @@ async def test_introspection_options_ask_the_issuer(monkeypatch: pytest.MonkeyPa
         body = json.dumps({"active": True, **claims(iss=issuer.url, aud=AUDIENCE)}).encode()
         head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
         issuer.answers["/introspect"] = lambda request: head + body
-        async with run_guarded(make_server(sign_in_methods.for_opaque_tokens(issuer.url))) as world:
+        monkeypatch.setattr(sign_in_methods, "LOGIN", issuer.url)
+        async with run_guarded(sign_in_methods.for_opaque_tokens()) as world:
             assert (await world.post("opaque", request("ping"))).status == 200
+
+
+async def test_signed_tokens_are_accepted_with_the_keys_at_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with run_issuer() as issuer:
+        monkeypatch.setattr(sign_in_methods, "LOGIN", issuer.url)
+        async with run_guarded(sign_in_methods.for_signed_tokens()) as world:
+            for audience, status in ((AUDIENCE, 200), ("https://another.example.com", 401)):
+                signed = token(claims(iss=issuer.url, aud=audience))
+                assert (await world.post(signed, request("ping"))).status == status
 
 
 async def test_issuers_of_the_reference_name_themselves_and_show_their_ways_to_sign_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    monkeypatch.setenv("NIGHTLY_PUBLIC_KEY", pem.decode())
+    monkeypatch.chdir(tmp_path)
     for name in ("ORDERS_SECRET", "DESK_SECRET"):
         monkeypatch.setenv(name, SECRET)
     for name in ("GOOGLE", "GITHUB"):
@@ -108,14 +139,16 @@ async def test_issuers_of_the_reference_name_themselves_and_show_their_ways_to_s
         monkeypatch.setenv(f"{name}_CLIENT_SECRET", SECRET)
     UserFile(tmp_path / "users.json").add("ada", "correct horse battery", (), 0.0)
     async with run_issuer() as login:
-        for method, way in (
-            (sign_in_methods.for_people(tmp_path / "users.json"), 'name="password"'),
-            (sign_in_methods.for_members(login.url), "urn:ietf:params:oauth:grant-type:jwt-bearer"),
-            (sign_in_methods.for_staff(login.url), "Continue with our sign-in"),
+        monkeypatch.setattr(sign_in_methods, "LOGIN", login.url)
+        for server, way in (
+            (sign_in_methods.for_people(), 'name="password"'),
+            (sign_in_methods.for_members(), "urn:ietf:params:oauth:grant-type:jwt-bearer"),
+            (sign_in_methods.for_staff(), "Continue with our sign-in"),
             (sign_in_methods.with_google(), "Continue with Google"),
             (sign_in_methods.with_github(), "Continue with GitHub"),
+            (sign_in_methods.for_a_job(), "client_credentials"),
         ):
-            async with run_guarded(make_server(method)) as world:
+            async with run_guarded(with_features(server)) as world:
                 resource = await world.ask(None, "GET", "/.well-known/oauth-protected-resource/mcp")
                 assert json.loads(resource.body)["authorization_servers"] == [sign_in_methods.URL]
                 about = await world.ask(None, "GET", "/.well-known/oauth-authorization-server")
@@ -124,7 +157,7 @@ async def test_issuers_of_the_reference_name_themselves_and_show_their_ways_to_s
 
 
 async def test_own_method_accepts_badges() -> None:
-    async with run_guarded(make_server(sign_in_methods.Badges({"b-17": "ada"}))) as world:
+    async with run_guarded(with_features(sign_in_methods.for_badges())) as world:
         assert (await world.call("b-17", "who")).message["result"]["content"][0]["text"] == "ada"
         assert (await world.post("b-18", request("ping"))).status == 403
 

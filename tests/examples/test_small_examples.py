@@ -9,6 +9,7 @@ import pytest
 from cases import for_each
 from command_line import run_in_process
 from examples import bookshop, greet, hub, moderator
+from millstream.testing import connect as connect_directly
 from patience import WAIT
 from processes import ROOT
 
@@ -19,6 +20,20 @@ async def test_server_with_options_starts_on_its_file_of_keys(tmp_path: Path, mo
     module = runpy.run_path(str(ROOT / "examples" / "recipes" / "archive.py"))
     async with module["mcp"].running() as world:
         assert {"rest", "hub", "web"} <= set(world.definition.parts)
+
+
+async def test_items_have_their_options_and_come_from_apis_and_other_servers() -> None:
+    module = runpy.run_path(str(ROOT / "examples" / "recipes" / "items.py"))
+    async with connect_directly(module["mcp"]) as client:
+        (template,) = (await client.request("resources/templates/list"))["resourceTemplates"]
+        assert (template["title"], template["mimeType"]) == ("Opening hours", "text/plain")
+        (contents,) = await client.read("shop://soho/hours")
+        assert contents.text == "soho: 9 to 17"
+        (prompt,) = (await client.request("prompts/list"))["prompts"]
+        assert prompt["title"] == "Review a book"
+        assert (await client.call("orders_order_book", isbn="1", copies=2)).text == '{"result":"Ordered 2 of 1."}'
+    async with connect_directly(module["stock"]) as client:
+        assert [each["name"] for each in (await client.request("tools/list"))["tools"]] == ["count_copies"]
 
 
 async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:

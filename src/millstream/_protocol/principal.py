@@ -33,7 +33,7 @@ class Principal(Struct, frozen=True):
     """The OAuth client that acts for the subject, if the credential names one."""
     scopes: frozenset[str] = frozenset()
     claims: dict[str, Any] = {}
-    """Other claims of the credential."""
+    """The credential's claims."""
     expires_at: float = inf
     """Expiry in seconds since 1970: a token's ``exp`` plus an allowance for clock skew. Streams opened with the
     credential end then.
