@@ -83,7 +83,7 @@ PAGES = {
         },
     ),
     "docs/guides/events.md": Page(
-        untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
+        untyped={"o7 is paid": "The program prints it in its terminal. test_examples_of_documents.py runs both."},
     ),
     "docs/guides/errors.md": Page(
         untyped={
