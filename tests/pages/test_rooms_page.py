@@ -63,6 +63,37 @@ def test_two_visitors_talk_and_see_who_is_here(open_page: OpenPage, tmp_path: Pa
         expect(ada.locator("#here")).to_have_text("Here: Ada")
 
 
+def test_visitor_who_arrives_while_the_list_is_on_its_way_is_shown(open_page: OpenPage, tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with run_server(run_command(PROGRAM, port), port, tmp_path / "log"):
+        ada = open_page("about:blank", fresh=True)
+        held = list[tuple[WebSocketRoute, str | bytes]]()
+
+        def hold_list(socket: WebSocketRoute) -> None:
+            def pass_on(message: str | bytes) -> None:
+                if '"members"' in str(message):
+                    held.append((socket, message))
+                else:
+                    socket.send(message)
+
+            socket.connect_to_server().on_message(pass_on)
+
+        ada.route_web_socket(re.compile("/ws$"), hold_list)
+        ada.goto(f"{url}/?name=Ada")
+        expect(ada.get_by_role("status")).to_have_text("Connected.")
+        for _ in range(int(WAIT * 50)):
+            if held:
+                break
+            ada.wait_for_timeout(20)
+        bob = enter(open_page, url, "Bob")
+        expect(bob.locator("#here")).to_have_text("Here: Ada, Bob")
+        ((socket, message),) = held
+        assert "Bob" not in str(message)
+        socket.send(message)
+        expect(ada.locator("#here")).to_have_text("Here: Ada, Bob")
+
+
 def test_message_that_is_sent_again_is_delivered_once(open_page: OpenPage, tmp_path: Path) -> None:
     """The first attempt is delivered, but the page doesn't get the confirmation."""
     port = free_port()
@@ -181,6 +212,7 @@ def test_page_is_accessible_and_fits_a_phone(open_page: OpenPage, tmp_path: Path
         expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
         assert run_axe(page) == []
         assert page.evaluate(SIDEWAYS) <= 0
+        assert page.get_by_role("log").evaluate("log => log.scrollWidth - log.clientWidth") <= 0
         dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
         color = page.evaluate("getComputedStyle(document.body).color")
         assert (dark, color) == (color_scheme == "dark", "rgb(255, 255, 255)" if dark else "rgb(0, 0, 0)")
