@@ -3,7 +3,7 @@
 # region: server
 from dataclasses import dataclass
 
-from millstream import Client, Principal, Server
+from millstream import Principal, Server
 from millstream.extensions.events import Events
 
 mcp = Server("shop", serve="hub")
@@ -56,17 +56,6 @@ def is_own(event: Refunded, wanted: AtLeast, principal: Principal | None) -> boo
 
 
 events.event("order.refunded", arguments=AtLeast, match=is_own, scopes=["orders"])(Refunded)
-# endregion
-
-
-# region: client
-async def wait_for_payment(url: str, customer: str) -> str:
-    async with Client(url) as client, client.events.subscribe("order.paid", {"customer": customer}) as payments:
-        async for event in payments:
-            return f"{event.data['order']} at {event.timestamp}"
-    return "The server ended the subscription."
-
-
 # endregion
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""Chat rooms on the hub: tools that talk and listen, who is there, and a rule about who may use which channel.
+"""Chat rooms on the hub: a page, tools that talk and listen, and a rule about who may use which channel.
 
-Run it with ``millstream run examples/rooms.py``; `rooms.js` beside it is what a page does.
+Run it with ``millstream run examples/rooms.py``, and open ``http://127.0.0.1:8000/`` in two tabs.
 """
 
 # region: server
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
 from millstream import Context, Principal, Server
 
 
@@ -22,6 +27,16 @@ async def say(room: str, text: str, ctx: Context, name: str = "a guest") -> str:
     """Say something in a room."""
     sent = await ctx.hub.publish(f"room.{room}", {"name": name, "text": text}, publisher=ctx.principal)
     return f"Sent to {sent.subscribers} on this worker."
+
+
+# endregion
+
+
+# region: page
+@mcp.route("/")
+def show_lobby(request: Request) -> Response:
+    """Show the page of the room "lobby"."""
+    return HTMLResponse(Path(__file__).with_name("rooms.html").read_text("utf-8"))
 
 
 # endregion

@@ -2,8 +2,8 @@
 
 Run it after a change to a page, with the environment of the tests and Debian's chromium: ``.venv/bin/python
 scripts/screenshots.py``. It starts examples/hub.py, generates some activity, and opens each page in both color schemes,
-at desktop and phone width. The pages of other servers have one picture each: sign-in.png, sign-in-key.png, and
-gateway.png. With names, such as ``scripts/screenshots.py inspect``, only those pages.
+at desktop and phone width. The pages of other servers have one picture each: sign-in.png, sign-in-key.png, gateway.png,
+and rooms.png. With names, such as ``scripts/screenshots.py inspect``, only those pages.
 """
 
 import json
@@ -258,6 +258,23 @@ def take_gateway(browser: Browser) -> None:
         page.screenshot(path=FOLDER / "gateway.png")
 
 
+def take_rooms(browser: Browser) -> None:
+    """Take the chat of the guide to live pages, with two visitors."""
+    with running("run", "rooms.py", folder=".") as address:
+        ada, bob = (
+            browser.new_page(viewport=ViewportSize(width=640, height=600), color_scheme="light", locale="en-GB")
+            for _ in range(2)
+        )
+        for page, name, text in ((ada, "Ada", "Is the new shelf up?"), (bob, "Bob", "Since this morning.")):
+            page.goto(f"{address}/?name={name}")
+            page.get_by_text("Connected.").wait_for()
+            page.keyboard.type(text)
+            page.keyboard.press("Enter")
+            ada.get_by_text(text).wait_for()
+        ada.get_by_text("Here: Ada, Bob").wait_for()
+        ada.screenshot(path=FOLDER / "rooms.png")
+
+
 def take_key_form(browser: Browser) -> None:
     """Take the form in which a browser sends a key."""
     with running("run", "archive.py", "--serve", "web", folder=".", MCP_SERVER_AUTH_KEY="k" * 32) as address:
@@ -278,8 +295,13 @@ def main() -> None:
         for name, text in TALK:
             call("send_sse_message", {"message": text, "name": name, "channel": "broadcast"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
-        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "sign-in", "gateway", "sign-in-key", "dashboard"]
-        for name, one in (("sign-in", take_consent), ("sign-in-key", take_key_form), ("gateway", take_gateway)):
+        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "sign-in", "gateway", "sign-in-key", "rooms", "dashboard"]
+        for name, one in (
+            ("sign-in", take_consent),
+            ("sign-in-key", take_key_form),
+            ("gateway", take_gateway),
+            ("rooms", take_rooms),
+        ):
             if name in wanted:
                 one(browser)
         for act in (chat, join, docs, inspect):

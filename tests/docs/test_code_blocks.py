@@ -9,7 +9,7 @@ from scripts.docs import ROOT, blocks, broken_links, documents, region
 pytestmark = pytest.mark.check
 
 PAGES = list(documents())
-COPIED = {"python", "apache", "nginx", "json", "js", "toml", "yaml", "ini"}
+COPIED = {"python", "apache", "nginx", "html", "json", "js", "toml", "yaml", "ini"}
 FREE = {"", "text", "mermaid"}
 TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/(?:guides|recipes)/.*")
 """The pages whose commands test_typed_pages.py types."""

@@ -11,7 +11,7 @@ import yaml
 from websockets.asyncio.client import connect as websocket
 
 import http_peer
-from examples import compat_bookshop, events, fastapi_orders
+from examples import compat_bookshop, events, fastapi_orders, watch_payments
 from examples.rooms import may_use, mcp
 from millstream import Principal
 from millstream.compat.memory import create_connected_server_and_client_session
@@ -36,21 +36,31 @@ def test_only_the_program_can_publish_announcements() -> None:
     assert not may_use(None, "publish", "announcements")
 
 
-async def test_agents_receive_events_from_the_shop() -> None:
+async def test_program_prints_the_payments_that_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     async with http_peer.serve(events.mcp) as served, connect(events.mcp) as client, asyncio.timeout(WAIT):
-        before = events.mcp.hub.stats().subscribers
-        waiting = asyncio.create_task(events.wait_for_payment(f"http://127.0.0.1:{served.port}/mcp", "ada"))
+        url, before = f"http://127.0.0.1:{served.port}/mcp", events.mcp.hub.stats().subscribers
+        waiting = asyncio.create_task(watch_payments.watch(url, "ada"))
         while events.mcp.hub.stats().subscribers == before:  # noqa: ASYNC110  until it waits
             await asyncio.sleep(0)
-        for customer in ("bob", "ada"):
-            await client.call("pay", order=f"of {customer}", customer=customer, total=3)
-        assert (await waiting).startswith("of ada at 20")
-        ada, bob = Principal("ada"), Principal("bob")
-        refund, wanted = events.Refunded("7", "ada", 5), events.AtLeast(4)
-        assert events.is_own(refund, wanted, ada)
-        assert not events.is_own(refund, wanted, bob)
-        assert not events.is_own(refund, events.AtLeast(6), ada)
+        for order, customer in (("o6", "bob"), ("o7", "ada")):
+            await client.call("pay", order=order, customer=customer, total=12.5)
+        printed = ""
+        while "12.5" not in printed:
+            await asyncio.sleep(0)
+            printed += capsys.readouterr().out
+        waiting.cancel()
         await events.mcp.stop()
+    assert printed == "Waiting for payments by ada\no7 is paid: 12.5\n"
+    page = (ROOT / "docs" / "guides" / "events.md").read_text("utf-8")
+    assert all(f"```text\n{line}\n```" in page for line in printed.splitlines())
+
+
+def test_refunds_reach_only_the_customer_who_asked_for_that_much() -> None:
+    ada, bob = Principal("ada"), Principal("bob")
+    refund, wanted = events.Refunded("7", "ada", 5), events.AtLeast(4)
+    assert events.is_own(refund, wanted, ada)
+    assert not events.is_own(refund, wanted, bob)
+    assert not events.is_own(refund, events.AtLeast(6), ada)
 
 
 async def test_applications_publish_on_a_mounted_hub() -> None:

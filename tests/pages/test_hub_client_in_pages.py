@@ -12,7 +12,7 @@ from playwright.sync_api import Page, WebSocket, expect
 from faulty_proxy import faulty_proxy
 from pages_world import OpenPage
 from patience import WAIT
-from processes import ROOT, free_port, run_command, run_server
+from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -133,24 +133,6 @@ def test_members_and_their_changes_have_no_race(hub: str, open_page: OpenPage, t
     bob.evaluate("hub.close()")
     ada.wait_for_function("() => changes.length > 1")
     assert ada.evaluate("changes") == ["Bob join", "Bob leave"]
-
-
-def test_script_of_the_rooms_guide_shows_members_and_messages(open_page: OpenPage, tmp_path: Path) -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    script = (ROOT / "examples" / "rooms.js").read_text("utf-8").replace("http://127.0.0.1:8000", url)
-    with run_server(run_command("examples/rooms.py", port, "--serve", "all"), port, tmp_path / "log"):
-        said: list[str] = []
-        # This page has no policy against inline scripts.
-        page, other = (open_page(f"{url}/livez", fresh=True) for _ in range(2))
-        page.on("console", lambda message: said.append(message.text))
-        with page.expect_console_message(lambda message: message.text == "Ada: Good morning"):
-            page.add_script_tag(content=script, type="module")
-        with page.expect_console_message(lambda message: message.text == "Bob came"):
-            listen(other, url, "room.lobby", {}, name="Bob")
-        with page.expect_console_message(lambda message: message.text == "Bob left"):
-            other.evaluate("hub.close()")
-        assert sorted(said) == ["Ada: Good morning", "Bob came", "Bob left", "here: Ada"]
 
 
 def _keep_frames(frames: list[str], socket: WebSocket) -> None:

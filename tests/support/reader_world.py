@@ -23,7 +23,7 @@ from patience import WAIT
 from processes import ROOT, free_port, wait_for_port
 from scripts.docs import blocks
 
-FILE_LANGUAGES = frozenset(("python", "ini", "js", "json", "yaml", "nginx", "toml"))
+FILE_LANGUAGES = frozenset(("python", "html", "ini", "js", "json", "yaml", "nginx", "toml"))
 """Languages of blocks that the reader saves."""
 SERVERS = re.compile(
     r"(\w+=\S+ )*(millstream (run|dev|gateway (?!accept|add|remove)) ?(?!.*--transport stdio)|uvicorn "

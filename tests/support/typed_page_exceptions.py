@@ -83,7 +83,7 @@ PAGES = {
         },
     ),
     "docs/guides/events.md": Page(
-        untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
+        untyped={"o7 is paid": "The program prints it in its terminal. test_examples_of_documents.py runs both."},
     ),
     "docs/guides/errors.md": Page(
         untyped={
@@ -255,22 +255,18 @@ PAGES = {
     ),
     "docs/guides/live-pages.md": Page(
         untyped={
-            "board.py": "It needs a key and a browser; tests/auth/test_sign_in.py signs in to such a page.",
             "news.js": "It's the script of a page: tests/pages/test_news_page.py runs it.",
-            "rooms.js": "It's the script of a page: tests/pages/test_hub_client_in_pages.py runs it.",
             "eventsource.js": "It's the script of a page: tests/pages/test_news_page.py runs it.",
             'import { connect } from "./hub.js"': "test_hub_client.py and test_hub_client_in_pages.py do it with keys.",
             "MILLSTREAM_ALLOWED_ORIGINS": "tests/security tries other origins.",
-            **dict.fromkeys(
-                ("millstream run board.py", "curl -s http://127.0.0.1:8000/publish --oauth2-bearer"),
-                "It needs a key; tests/auth/test_sign_in.py signs in to such a page.",
-            ),
         },
         also={
-            "curl -sN": (
+            "millstream call http://127.0.0.1:8000/mcp announce": (
                 TypedCommand("curl -s http://127.0.0.1:8000/news", '…import { connect } from "/hub.js"…'),
-                TypedCommand(tool("order", '{"isbn":"1"}'), "…ordered…"),
-            )
+            ),
+            "millstream call http://127.0.0.1:8000/mcp say": (
+                TypedCommand("curl -s http://127.0.0.1:8000/", '…import { connect } from "/hub.js"…'),
+            ),
         },
     ),
     "docs/guides/chat-and-agents.md": Page(
