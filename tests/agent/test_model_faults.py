@@ -74,7 +74,7 @@ async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
 
 
 async def test_requests_are_retried_after_a_rate_limit_and_the_wait_is_reported() -> None:
-    events, api = await answered(BUSY, refuses(429, "Slow down.", retry_after_ms="1"), says("Here I am."))
+    events, api = await answered(BUSY, refuses(429, "Slow down.", retry_after_ms="1.4"), says("Here I am."))
     first, second = of(ModelRetry, events)
     assert (first.seconds, first.attempt, first.discard_text) == (0, 1, False)
     assert (second.seconds, second.attempt) == (0.001, 2)

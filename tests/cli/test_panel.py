@@ -13,7 +13,7 @@ from rich.console import Console
 
 from millstream import Server, auth
 from millstream._app.server_process import facts
-from millstream._protocol.errors import fit_command
+from millstream._protocol.errors import fit, fit_command
 from millstream._transports.openapi import example_of
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
@@ -80,6 +80,11 @@ def test_words_with_spaces_stay_whole_in_a_broken_command() -> None:
             ["sh", "-c", f"printf '%s\\n' {fit_command(command, width)}"], capture_output=True, text=True, check=True
         )
         assert done.stdout.split("\n")[:-1] == ["call", "", "a b", '--x=c "d" e', "--header", "A: b's", "f"]
+
+
+def test_long_words_of_a_text_stay_whole() -> None:
+    address = f"https://example.com/{'a' * 60}"
+    assert fit("Fix: ", f"Open {address} now, please.", 30) == f"Fix: Open\n     {address}\n     now, please."
 
 
 def test_command_is_found_without_an_activated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

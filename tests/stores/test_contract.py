@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import product
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from backend_stores import MemoryStore
 from hub_parts import PRESENCE, Clients, announced
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import (
     Entry,
     EntryRepeated,
@@ -68,6 +70,17 @@ async def test_stored_data_survives_close_and_open(store: Store) -> None:
     assert store.epoch == epoch
     assert await store.kv.get("key") == b"value"
     assert await store.log.read("stream", first) == []
+
+
+async def test_store_can_be_opened_again_after_its_lease_failed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(store.workers, "open", AsyncMock(side_effect=LocalError("There is no room.")))
+        with pytest.raises(LocalError, match=r"^There is no room\.$"):
+            await store.open()
+    await store.open()
+    await store.kv.put("key", b"value", TTL)
+    assert await store.kv.get("key") == b"value"
 
 
 # key-value

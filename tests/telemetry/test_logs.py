@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import logging.config
+import os
 import re
 import sys
 import traceback
@@ -273,6 +274,19 @@ def test_stderr_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert json.loads(captured.err)["message"] == "here"
+
+
+def test_pipes_get_whole_lines_unless_one_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "w") as stream:
+        outlet, pieces = logs.TextOutlet(stream, logging.Formatter()), list[bytes]()
+        monkeypatch.setattr(os, "write", lambda _, data: pieces.append(data) or len(data))
+        short, long = "s" * 1_499 + "\n", "l" * 9_999 + "\n"
+        outlet.write(short * 4)
+        assert pieces == [(short * 2).encode()] * 2
+        pieces.clear()
+        outlet.write(long)
+        assert (b"".join(pieces), len(pieces)) == (long.encode(), 3)
 
 
 def test_configuring_twice_writes_each_record_once() -> None:

@@ -258,7 +258,7 @@ def _assemble_page(name: str, body: bytes, files: Mapping[str, bytes], shown: fr
     named = [each.decode() for each in _MODULE.findall(whole)]
     others = dict.fromkeys(each for module in named for each in imports_of(module, files) if each not in named)
     preloads = "".join(f'  <link rel="modulepreload" href="assets/{each}">\n' for each in others)
-    whole = whole.replace(b"</head>", preloads.encode() + b"</head>", 1)
+    whole = whole.replace(b"</head>", preloads.encode() + b"</head>")
     # A changed file has a new URL.
     return _LINK.sub(lambda found: b"%b?%b" % (found[0], _digest(files[found[1].decode()])), whole)
 
