@@ -169,7 +169,8 @@ def started(name: str, variables: dict[str, str], folder: Path, log: Path, befor
 
 
 def test_templates_are_projects_for_uv(base: Environment, wheel: Path, tmp_path: Path) -> None:
-    base.type("millstream init news --template broadcast", tmp_path)
+    copy = "millstream init news --template broadcast"
+    assert fits(base.type(copy, tmp_path), OUTPUTS[copy])
     uv = [sys.executable, "-m", "uv", "--quiet"]
     run([*uv, "sync", "--python", sys.executable, "--find-links", wheel.parent], tmp_path / "news", unconfined())
     said = run([*uv, "run", "--no-sync", "pytest", "-q"], tmp_path / "news", unconfined())
