@@ -1,8 +1,8 @@
 """Hooks of MkDocs for building the site (mkdocs.yml names this file).
 
-The navigation is docs/index.md: its headings are tabs, its bold lines are groups, and its lists are pages. Pages that
-it doesn't link yet are at the end of their folder's tab, so every page can be reached. Pages for contributors aren't in
-the navigation and the search: docs/contributing/index.md links them. Each public package gets a page with its
+The navigation is docs/contents.md: its headings are tabs, its bold lines are groups, and its lists are pages. Pages
+that it doesn't link yet are at the end of their folder's tab, so every page can be reached. Pages for contributors
+aren't in the navigation and the search: docs/contributing/index.md links them. Each public package gets a page with its
 docstrings. The look of the site is docs/theme, with the fonts, colors, and mark of the product's pages.
 """
 
@@ -20,6 +20,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+CONTENTS = DOCS / "contents.md"
 ROOT = DOCS.parent
 SOURCES = ROOT / "src"
 ASSETS = SOURCES / "millstream" / "_web" / "assets"
@@ -40,7 +41,7 @@ TABS = {
     "explanation": ("Understand", ""),
     "recipes": ("Recipes", ""),
 }
-"""Folder of a page that docs/index.md doesn't link -> the tab and group for it."""
+"""Folder of a page that docs/contents.md doesn't link -> the tab and group for it."""
 FOR_CONTRIBUTORS = ("architecture.md", "contributing/", "decisions/", "design.md")
 MODULE_TAB = "Modules"
 DEMO = TemporaryDirectory(prefix="millstream-site-")
@@ -57,17 +58,17 @@ ROW = re.compile(r"(?<=<tr>\n)<td><code>(?P<name>-?-?[\w.-]+)</code>")
 Nav = list[Any]
 
 
-def navigation(index: str, pages: list[str]) -> Nav:
+def navigation(contents: str, pages: list[str]) -> Nav:
     """Return the tabs of the site.
 
     Args:
-        index: The text of docs/index.md.
+        contents: The text of docs/contents.md.
         pages: Every page, relative to docs/.
     """
     tabs: dict[str, Nav] = {}
     here: Nav = []
-    linked = {"index.md"}
-    for match in LINE.finditer(index):
+    linked = {"index.md", CONTENTS.name}
+    for match in LINE.finditer(contents):
         if match["tab"]:
             here = tabs.setdefault(match["tab"], [])
         elif match["group"]:
@@ -114,7 +115,7 @@ def on_config(config: Any) -> Any:
         raise PluginError("The library of the diagrams isn't installed. Run `make docs-site`, which installs it.")
     pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
     for_users = [page for page in pages if not page.startswith(FOR_CONTRIBUTORS)]
-    nav = navigation((DOCS / "index.md").read_text("utf-8"), for_users)
+    nav = navigation(CONTENTS.read_text("utf-8"), for_users)
     config.nav = [*nav, {MODULE_TAB: [{Path(page).stem: page} for page in modules()]}]
     return config
 
@@ -186,7 +187,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Convert links to files outside of docs/, which the site lacks, to plain text.
 
     Pages with two columns get the full width, and colors for the other library's code, which our tests treat as text.
-    The contents become the lower half of the home page.
+    The contents become the lower half of the home page, whose text is docs/theme/home.html. Links to them lead there.
     """
     source = page.file.src_uri
     words, weight = found_by(source)
@@ -196,14 +197,17 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if source == "index.md":
         page.meta |= {"template": "home.html", "hide": ["navigation", "toc"], "title": "Millstream"}
         page.meta["search"] = {"exclude": True}
-        _, *tabs = re.split(r"^(?=## )", markdown, flags=re.MULTILINE)
+        _, *tabs = re.split(r"^(?=## )", CONTENTS.read_text("utf-8"), flags=re.MULTILINE)
         markdown = "\n\n".join(columns(tab) for tab in tabs)
     if source.startswith("coming-from/"):
         page.meta["hide"] = ["navigation", "toc"]
+    if source.startswith(("coming-from/", "comparison.md")):
         markdown = markdown.replace("```text\n", "```python\n")
 
     def plain(match: re.Match[str]) -> str:
         target = (DOCS / source).parent / match["target"]
+        if target.resolve() == CONTENTS:
+            return match[0].replace(CONTENTS.name, "index.md")
         return match[0] if target.resolve().is_relative_to(DOCS) else match["text"]
 
     return OUTWARD.sub(plain, markdown)
@@ -244,8 +248,8 @@ def on_post_build(config: Any) -> None:
         place = site / page.relative_to(DOCS)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, place)
-    title, _, rest = (DOCS / "index.md").read_text("utf-8").partition("\n")
-    (site / "llms.txt").write_text(f"{title}\n\n> {config.site_description}\n{rest}", "utf-8")
+    rest = CONTENTS.read_text("utf-8").partition("\n")[2]
+    (site / "llms.txt").write_text(f"# {config.site_name}\n\n> {config.site_description}\n{rest}", "utf-8")
 
 
 def columns(tab: str) -> str:

@@ -102,6 +102,21 @@ def test_version_is_the_same_everywhere() -> None:
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
+def test_changelog_has_the_documented_form() -> None:
+    """docs/contributing/releasing.md"""
+    *versions, later = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    parts = ["Added", "Changed", "Fixed", "Security", "Known limits"]
+    assert later.startswith("Later versions\n")
+    assert re.findall(r"^- \*\*(\w+)\*\*:", later, re.MULTILINE) == parts[:-1]
+    for section in versions:
+        title, *lines = section.strip().splitlines()
+        assert re.fullmatch(r"\d+\.\d+\.\d+ \((not released|\d{4}-\d\d-\d\d)\)", title)
+        named = [line.removeprefix("### ") for line in lines if line.startswith("### ")]
+        assert named == [part for part in parts if part in named]
+        assert len(lines) <= 30
+        assert [line for line in lines if line.startswith("- ") and "](docs/" not in line] == []
+
+
 @for_each("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_request_few_permissions(path: Path) -> None:
     assert workflow(path.name)["permissions"] in ({}, {"contents": "read"})

@@ -2,9 +2,13 @@ import inspect
 import re
 import subprocess
 import sys
+from typing import Any
 
 import httpx2
 import pytest
+from mcp import Client as SdkClient
+from mcp.shared.exceptions import NoBackChannelError
+from mcp_types import ElicitResult
 
 from examples.coming_from import books, items, shop, test_shop
 from millstream import Context, Server
@@ -39,6 +43,34 @@ async def test_millstream_column_behaves_like_the_sdk_column() -> None:
     assert asked == ["Where to?"] * 2
     async with connect(books.mcp, elicit=lambda question: "decline") as client:
         assert (await client.call("order", isbn="7")).text == "Nothing ordered."
+
+
+async def test_questions_in_the_comparison_behave_as_described() -> None:
+    """The columns of the other package, with its client's default and with a client of 2025-11-25."""
+    text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    program: dict[str, Any] = {}
+    exec("\n\n".join(block.body for block in blocks(text) if block.language == "text"), program)  # noqa: S102
+
+    async def answer(context: object, params: object) -> ElicitResult:
+        return ElicitResult(action="accept", content={"street": "Hobbit Lane 1", "city": "Oxford"})
+
+    async def call(name: str, **options: str) -> str:
+        async with SdkClient(program["mcp"], elicitation_callback=answer, **options) as client:  # type: ignore[arg-type]
+            assert client.protocol_version == ("2025-11-25" if options else "2026-07-28")
+            try:
+                result = await client.call_tool(name, {"isbn": "7"})
+            except NoBackChannelError as exc:
+                return str(exc)
+            return result.content[0].text  # type: ignore[union-attr]
+
+    assert await call("order", mode="legacy") == "7 goes to Oxford"
+    assert await call("order_when_asked", mode="legacy") == "7 goes to Oxford"
+    assert await call("order_when_asked") == "7 goes to Oxford"
+    failed = await call("order")
+    assert f"an error: {failed.partition(': ')[2].removesuffix('.')} <!--" in text
+    async with connect(books.mcp, elicit=lambda question: {"street": "Hobbit Lane 1", "city": "Oxford"}) as client:
+        assert client.revision == "2026-07-28"
+        assert (await client.call("order", isbn="7")).text == "7 goes to Oxford"
 
 
 async def test_one_function_can_be_both_a_route_and_a_tool() -> None:

@@ -13,10 +13,12 @@ from dotenv import dotenv_values
 
 from agent_world import KEY, ScriptedModel, calls, repeats
 from cases import for_each
+from examples_index import read_outputs
 from millstream import Client
 from millstream.client import AccessDenied
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server, uvicorn_command
+from reader_world import fits
 
 pytestmark = pytest.mark.server
 
@@ -114,6 +116,9 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
     assert re.fullmatch(r"It is 20\S+\+0[12]:00\n", done.stdout)
     lines = [line.removeprefix("[DEBUG] ") for line in done.stderr.splitlines()]
     steps = [line for line in lines if not line.startswith(("sent {", "received {"))]
+    shown = read_outputs()["python3 mcp_client_demo.py --debug"].replace("[DEBUG] ", "")
+    shown = shown.replace("https://api.example.com/v1", api.url).replace("localhost:8000", f"localhost:{port}")
+    assert fits("\n".join([*steps, done.stdout]), shown)
     assert any(line.startswith("sent {") and '"tools/call"' in line for line in lines)
     assert any(line.startswith("received {") and '"content"' in line for line in lines)
     messages = [line for line in lines if line.startswith(("sent {", "received {"))]

@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 from processes import ROOT
+from reader_world import TypedCommand, steps
 
 
 class System(NamedTuple):
@@ -24,3 +25,9 @@ def read_index() -> list[System]:
             start, call, printed = re.findall(r"`([^`]+)`", line)[-3:]
             rows.append(System(match[1], match[2], start, call, printed))
     return rows
+
+
+def read_outputs() -> dict[str, str]:
+    """Return each command on docs/examples.md, with its output. Times match any time."""
+    text = re.sub(r"20\d\d-\d\d-\d\dT[\d:]{8}\+\d\d", "20…+…", (ROOT / "docs" / "examples.md").read_text("utf-8"))
+    return {step.command: step.printed for step in steps(text) if isinstance(step, TypedCommand)}
