@@ -72,9 +72,12 @@ async def test_folder_is_served_with_a_valid_manifest(folder: Path, revision: st
 async def test_directories_are_read_one_level_at_a_time(folder: Path) -> None:
     async with connect(served(folder)) as client:
         read = await client.request("resources/directory/read", {"uri": "skill://acme/refunds"})
-        assert [(each["name"], each["mimeType"]) for each in read["resources"]] == [
-            ("refunds", "text/markdown"), ("assets", "inode/directory"), ("later", "inode/directory")
-        ]  # fmt: skip
+        size = len(TEXT.format(name="refunds").encode())
+        assert [(each["name"], each["mimeType"], each.get("size", "none")) for each in read["resources"]] == [
+            ("refunds", "text/markdown", size),
+            ("assets", "inode/directory", "none"),
+            ("later", "inode/directory", "none"),
+        ]
         top = await client.request("resources/directory/read", {"uri": "skill://acme"})
         assert [each["uri"] for each in top["resources"]] == ["skill://acme/refunds"]
         for uri in ("skill://acme/refunds/SKILL.md", "skill://acme/", "skill://nothing", "https://acme"):
