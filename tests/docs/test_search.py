@@ -105,6 +105,7 @@ FIRST = {
     "cli": "reference/cli",
     "command line": "reference/cli",
     "commands": "reference/cli",
+    "millstream run options": "reference/cli",
 }
 """Query -> the page that's first, because only one page is right."""
 
