@@ -21,6 +21,7 @@ from workers_world import start_program, until
 CADDY = find_program("caddy")
 pytestmark = [pytest.mark.server, needs("caddy")]
 PROGRAM = "examples/broadcast/main.py"
+GUIDE = "docs/guides/behind-a-proxy.md"
 
 
 def configuration(page: str) -> str:
@@ -73,9 +74,19 @@ async def test_caddy_passes_events_and_the_server_blocks_private_pages(tmp_path:
         await check(port, trust, 403)
 
 
+async def test_caddy_blocks_private_pages(tmp_path: Path) -> None:
+    behind = free_port()
+    site = configuration(GUIDE).replace("127.0.0.1:8000", f"127.0.0.1:{behind}")
+    with run_server(run_command(PROGRAM, behind), behind, tmp_path / "server"), caddy(tmp_path, site) as (port, trust):
+        await check(port, trust, 404)
+
+
 async def test_caddy_reaches_a_unix_socket_and_blocks_private_pages(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
-    site = configuration("docs/guides/behind-a-proxy.md").replace("/run/millstream/server.sock", str(path))
+    (line,) = re.findall(r"^reverse_proxy unix//.*$", (ROOT / GUIDE).read_text("utf-8"), re.MULTILINE)
+    site = configuration(GUIDE).replace("reverse_proxy 127.0.0.1:8000 {", line)
+    site = site.replace("/run/millstream/server.sock", str(path))
+    assert str(path) in site
     command = run_command(PROGRAM, 8000, "--uds", str(path))
     with start_program(command, 0, tmp_path / "log", env=dict(os.environ)), caddy(tmp_path, site) as (port, trust):
         await check(port, trust, 404)

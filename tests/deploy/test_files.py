@@ -101,7 +101,7 @@ def test_page_and_systemd_unit_agree_on_the_path() -> None:
     page = (ROOT / "docs/guides/deploying.md").read_text("utf-8")
     (folder,) = re.findall(r"^sudo install .* team\.toml .*millstream-keys\.json (\S+)$", page, re.MULTILINE)
     assert gateway == f"{folder}/team.toml"
-    assert set(re.findall(r"/srv/\S+\.json", page)) == {f"{folder}/millstream-keys.json"}
+    assert set(re.findall(r"/srv/\S+\.json", page)) == {f"{folder}/millstream-keys.json", f"{folder}/users.json"}
     assert set(re.findall(r"/srv/\S+\.py", page)) == {program}
     assert set(re.findall(r"/app/\w+\.py", page)) == {"/app/server.py"}
 

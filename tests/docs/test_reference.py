@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import fields
 
 from cases import for_each
-from command_line import commands, long_options
+from command_line import commands, long_options, parameters
 from http_peer import listed_paths
 from millstream import Client, Context, Server, auth
 from millstream._app.routes import Routes
@@ -183,23 +183,68 @@ def test_limits_that_settings_change_have_the_defaults_of_these_settings() -> No
     assert len(checked) > 30
 
 
+NAMES = re.compile(r"`\w+`(?:, `\w+`)*")
+"""Matches a cell with names of commands."""
+
+
+def sections(page: str) -> dict[str, list[str]]:
+    """Return the lines of a page's sections by their headings."""
+    parts = re.split(r"^## ", (REFERENCE / page).read_text("utf-8"), flags=re.MULTILINE)[1:]
+    return {lines[0]: lines[1:] for lines in map(str.splitlines, parts)}
+
+
+def described_options() -> dict[str, set[str]]:
+    """Return the options that the page describes for each command, and for groups of commands, such as `keys`.
+
+    The options in a command's row are the command's. A row that begins with an option is for the commands in its second
+    cell, or else for the commands of the section. A section about one command may describe options in sentences, too.
+    """
+    found: dict[str, set[str]] = {}
+    for title, lines in sections("cli.md").items():
+        about = re.findall("^`millstream (.+)`$", title)
+        for command in (here := about or re.findall(r"^\| `millstream (\w+)", "\n".join(lines), re.MULTILINE)):
+            found.setdefault(command, set())
+        for line in lines:
+            options = set(re.findall(r"`(--[\w-]+)", line))
+            if match := re.match(r"\| `millstream ([a-z ]*[a-z])", line):
+                commands = [match[1]]
+            elif line.startswith("| `--"):
+                first, second, *_ = line.strip("| ").split(" | ")
+                options = set(re.findall(r"`(--[\w-]+)", first))
+                commands = re.findall(r"\w+", second) if NAMES.fullmatch(second) and not about else here
+            else:
+                commands = about
+            for command in commands:
+                found.setdefault(command, set()).update(options)
+    return found
+
+
 def test_run_options_are_listed() -> None:
-    assert set(long_options(dict(commands())["run"])) == {name for name in rows("cli.md") if name.startswith("--")}
+    listed = [line.split("`")[1] for line in sections("cli.md")["`millstream run`"] if line.startswith("| `--")]
+    assert sorted(listed) == sorted(long_options(dict(commands())["run"]))
 
 
 def test_options_for_other_commands_are_listed() -> None:
-    page, groups = rows("commands.md"), rows("cli.md")
-    named = {name.removeprefix("millstream ") for name in page if name.startswith("millstream ")}
-    assert named == {name.partition(" ")[0] for name, _ in commands()} - {"run"}
-    shared = {name for name in page if name.startswith("--")}
+    page = described_options()
+    assert {name.partition(" ")[0] for name in page} == {name.partition(" ")[0] for name, _ in commands()}
     for name, command in (*commands(), ("gateway", program()["gateway"])):
-        if name == "run":
-            continue
-        row = " ".join(page[f"millstream {name.partition(' ')[0]}"])
-        row += "".join(" ".join(cells) for key, cells in groups.items() if f"{key} ".startswith(f"millstream {name} "))
-        missing = set(long_options(command)) - set(re.findall(r"`(--[\w-]+)", row)) - shared
-        assert f"`millstream {name}" in row, f"docs/reference needs a row or a sentence for `millstream {name}`."
-        assert not missing, f"The row of `millstream {name}` in docs/reference lacks {sorted(missing)}."
+        assert name in page or name == "audit verify", f"docs/reference/cli.md needs a row for `millstream {name}`."
+        missing = set(long_options(command)) - page.get(name, set()) - page[name.partition(" ")[0]]
+        assert not missing, f"docs/reference/cli.md lacks {sorted(missing)} of `millstream {name}`."
+
+
+def test_rows_of_options_name_commands_that_have_them() -> None:
+    known = {
+        name.removesuffix(" verify"): {option for each in parameters(command) for option in each.names}
+        for name, command in commands()
+    }
+    rows = [line for title, lines in sections("cli.md").items() if title[0] != "`" for line in lines]
+    cells = [line.strip("| ").split(" | ") for line in rows if line.startswith("| `--")]
+    pairs = [(options, names) for options, names, *_ in cells if NAMES.fullmatch(names)]
+    assert len(pairs) > 20
+    for options, names in pairs:
+        for name in re.findall(r"\w+", names):
+            assert set(re.findall(r"--[\w-]+", options)) <= known[name], f"`millstream {name}` lacks {options}."
 
 
 def test_every_client_member_option_and_error_is_listed() -> None:

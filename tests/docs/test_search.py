@@ -85,6 +85,7 @@ QUERIES = {
     "examples": ("cookbook", "recipes", "templates"),
     "recipes/schedule": ("schedule", "cron"),
     "recipes/shared-state": ("cart",),
+    "reference/cli": ("cli", "command line", "commands", "millstream run options", "command line options"),
     "reference/limits": ("neighbors", "limits"),
     "reference/server": ("api reference",),
     "reference/tested": ("conformance", "CVE"),
@@ -101,6 +102,10 @@ FIRST = {
     "call a tool": "guides/client",
     "introspection": "guides/accept-tokens",
     "cors": "reference/settings",
+    "cli": "reference/cli",
+    "command line": "reference/cli",
+    "commands": "reference/cli",
+    "millstream run options": "reference/cli",
 }
 """Query -> the page that's first, because only one page is right."""
 

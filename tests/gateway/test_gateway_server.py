@@ -201,6 +201,17 @@ async def test_documented_gateway_file_is_served(tmp_path: Path) -> None:
             assert (await world.ask(credential, "POST", "/mcp", LIST, **JSON)).status == 200
 
 
+async def test_people_can_sign_in_at_the_gateway_of_a_team_beside_keys(tmp_path: Path) -> None:
+    recipes = ROOT / "examples" / "recipes"
+    settings, _, _ = (recipes / "team.toml").read_text("utf-8").partition("[upstreams.shop]")
+    add_user(tmp_path, "--scope", "orders:write")
+    key = run_in_process("keys", "add", "ada", "--file", str(tmp_path / "millstream-keys.json")).stdout.strip()
+    people = (recipes / "team-people.toml").read_text("utf-8")
+    async with run_guarded(served(write(tmp_path, settings + people))) as world:
+        for credential in (await signed_in(world), key):
+            assert (await world.ask(credential, "POST", "/mcp", LIST, **JSON)).status == 200
+
+
 def test_company_example_grants_the_scope_for_orders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ENTRA_ID", "the-client")
     monkeypatch.setenv("ENTRA_SECRET", "the-secret")

@@ -166,6 +166,7 @@ PAGES = {
             "server one unix@": "tests/workers/test_unix_sockets.py runs haproxy with it.",
             "ProxyPass / unix:": "tests/deploy/test_apache.py runs Apache with its other lines.",
             "mcp.example.com {\n    @private path_regexp": "tests/deploy/test_caddy.py runs Caddy with it.",
+            "reverse_proxy unix//": "tests/deploy/test_caddy.py runs Caddy with it.",
             "millstream run bookshop.py --uds": "tests/workers/test_unix_sockets.py has such servers.",
             "SSLEngine on": "The certificates aren't there. tests/deploy/test_apache.py runs Apache.",
             "server {\n    listen 80;\n    server_name mcp.example.com;\n    return 308": "deploy/nginx.conf has it.",
@@ -173,7 +174,6 @@ PAGES = {
             "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
             "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",
             "MILLSTREAM_ROOT_PATH": "tests/behavior/test_root_path.py has such a server.",
-            "curl -s -D -": "tests/transports/test_hosts.py has pages with this origin.",
         },
     ),
     "docs/guides/openapi.md": Page(
