@@ -136,14 +136,22 @@ async def test_pages_require_login_unless_public(lane: bool, tmp_path: Path) -> 
     mcp.static("/app", tmp_path)
     mcp.static("/open", tmp_path, public=True)
     mcp.route("/sign-in-help")(home_page)
+
+    @mcp.route("/price")
+    async def price(request: Request) -> Response:
+        return PlainTextResponse("7", headers={"Cache-Control": "private, max-age=60"})
+
     async with asked(mcp, lane=lane) as client:
         for path in ("/", "/blocking", "/app", "/app/", "/app/index.html", "/sign-in-help"):
             assert (await client.get(path)).status_code == 401, path
         opened = await client.get("/open/")
         assert (opened.text, opened.headers["cache-control"]) == ("app", "public, no-cache")
-        assert (await client.post("/hooks/a/1", json={})).status_code == 201
+        hooked = await client.post("/hooks/a/1", json={})
+        assert (hooked.status_code, hooked.headers.get("cache-control")) == (201, None)
         client.headers["authorization"] = f"Bearer {KEY}"
-        assert (await client.get("/blocking")).text == "alice"
+        for path, text, kept in (("/blocking", "alice", "private, no-cache"), ("/price", "7", "private, max-age=60")):
+            private = await client.get(path)
+            assert (private.text, private.headers["cache-control"]) == (text, kept)
         assert (await client.get("/app/")).text == "app"
 
 

@@ -364,6 +364,9 @@ def _page(function: Callable[..., Any]) -> Application:
                 f"{function.__name__} returned a {type(response).__name__}, but a route must return a response, "
                 "such as starlette.responses.JSONResponse."
             )
+        if principal is not None:
+            # Shared caches may keep a page that a cookie opened, unlike one for `Authorization` (RFC 9111 §3.5).
+            response.headers.setdefault("cache-control", "private, no-cache")
         background, response.background = response.background, None
         try:
             await response(scope, receive, send)
