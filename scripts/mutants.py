@@ -23,12 +23,12 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "millstream"
 FOLDERS = {
-    "_app": "transports server hub scale web cli workers",
+    "_app": "transports server hub scale web cli workers behavior",
     "_cli": "cli",
-    "_http": "transports security client",
+    "_http": "transports security client cli",
     "_limits.py": "auth scale server",
-    "_protocol": "protocol bad_input behavior properties",
-    "_server": "server behavior bad_input telemetry extensions",
+    "_protocol": "protocol bad_input behavior properties extensions",
+    "_server": "server behavior bad_input telemetry extensions scale",
     "_stores": "stores scale",
     "_telemetry": "telemetry auth",
     "_transports": "behavior transports bad_input rest",

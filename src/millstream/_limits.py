@@ -339,7 +339,6 @@ def rate_lines(name: str, rate: Rate, remaining: int, wait: float) -> bytes:
     )
 
 
-_QUOTA = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(day|month)")
 _MONTH = 32
 """Days to add to the first of a month to reach the next month."""
 
@@ -357,16 +356,10 @@ class CalendarQuota:
     name = "quota"
 
     def __init__(self, text: str) -> None:
-        """Parse ``10000/day`` or ``100000/month``.
-
-        Raises:
-            ValueError: The text isn't a quota.
-        """
-        match = _QUOTA.fullmatch(text.strip())
-        if match is None:
-            raise ValueError(f"{text!r} isn't a quota. Use a number per day or month, such as 10000/day.")
-        self.count = int(match[1])
-        self._monthly = match[2] == "month"
+        """Parse ``10000/day`` or ``100000/month``, which the settings have checked."""
+        count, _, unit = text.partition("/")
+        self.count = int(count)
+        self._monthly = unit.strip() == "month"
         self._now = Period(0.0, 0.0)
 
     @property

@@ -33,6 +33,7 @@ from millstream.compat.fastmcp import (
     UrlElicitationRequiredError,
     base,
 )
+from millstream.compat.fastmcp._auth import AccessToken, AuthSettings
 from millstream.testing import connect
 from wire import open_pipe
 
@@ -481,6 +482,26 @@ async def test_application_serves_the_programs_paths() -> None:
         assert (await http.post("/mcp", json={})).status_code == 404
     assert opened.json()["result"]["serverInfo"]["name"] == "paths"
     assert "mcp-session-id" not in opened.headers
+
+
+async def test_client_id_of_a_token_is_known_to_tools() -> None:
+    class Verifier:
+        async def verify_token(self, token: str) -> AccessToken:
+            return AccessToken(token=token, client_id="desk", scopes=[])
+
+    settings = AuthSettings(issuer_url="https://shop.example", resource_server_url="https://shop.example/mcp")
+    mcp = FastMCP(
+        "desk", host="shop.example", token_verifier=Verifier(), auth=settings, json_response=True, stateless_http=True
+    )
+
+    @mcp.tool()
+    def whose(ctx: Context[Any, Any, Any]) -> str:
+        return str(ctx.client_id)
+
+    call = _request(1, "tools/call", {"name": "whose", "arguments": {}})
+    async with _http(mcp) as http:
+        reply = await http.post("/mcp", content=call, headers={**_JSON, "Authorization": "Bearer a"})
+    assert reply.json()["result"]["content"] == [{"type": "text", "text": "desk"}]
 
 
 async def test_public_servers_send_no_cors_headers() -> None:

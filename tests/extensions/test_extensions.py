@@ -215,6 +215,10 @@ async def test_invalid_extensions_are_rejected_at_creation_or_startup() -> None:
         Server("shop", extensions=[Stock])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="Two extensions have the name"):
         Client(Server("shop"), extensions=[Peer(), Peer()])
+    for name in ("com.example/ordered", "roots/list"):
+        members = {"name": "com.example/other", "connect": lambda _, host, name=name: host.notification(name, print)}
+        with pytest.raises(ValueError, match=f"^The method '{name}' already exists"):
+            Client(Server("shop"), extensions=[Peer(), type("Other", (Extension,), members)()])
     for wrong, text in ((Ping(), "The method 'ping' already exists"), (Needy(), "needs 'com.example/stock'"),
                         (Picky(), "The extension 'com.example/picky' can't run: it needs a tool")):  # fmt: skip
         with pytest.raises(Exception, match=text):

@@ -1,3 +1,5 @@
+import time
+
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,6 +33,7 @@ def samples(text: bytes) -> dict[str, float]:
 def test_counts_are_summed_and_starts_are_the_earliest() -> None:
     found = samples(render_sums([process(2, since=7.0), process(3, since=5.0)]))
     assert found.pop("process_resident_memory_bytes") > 2**21
+    assert 0 < found.pop("process_start_time_seconds") <= time.time()
     assert {name: value for name, value in found.items() if not name.startswith(("process_", "python_"))} == {
         "calls_total add": 5,
         "memory_bytes": 200,

@@ -53,6 +53,17 @@ async def test_views_are_resources_with_their_metadata(folder: Path, revision: s
         assert client.server_extensions["io.modelcontextprotocol/ui"] == {}
 
 
+async def test_view_may_be_a_link_to_another_folder(folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "linked" / "orders.html"
+    link.parent.mkdir()
+    link.symlink_to(folder / "table.html")
+    server = Server("shop")
+    server.extend(Apps()).add(link)
+    async with connect(server) as client:
+        (read,) = await client.read("ui://orders/orders")
+        assert read.text == "<!doctype html><p>é</p>"
+
+
 async def test_tools_are_linked_to_their_views(folder: Path) -> None:
     server = Server("shop")
     apps = server.extend(Apps())
