@@ -327,6 +327,9 @@ def client(
 def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return a client's key set, or None if `jwks` is a URL."""
     if isinstance(jwks, str) and not jwks.lstrip().startswith("-----BEGIN"):
+        if "://" not in jwks:
+            forms = "the URL of a key set, a key as PEM, or a key set as a dict: json.loads(text)"
+            raise ValueError(f"The jwks of the client {id} must be {forms}.")
         check_url(jwks)
         return None
     keys = {"keys": [from_pem(jwks)]} if isinstance(jwks, str) else jwks
