@@ -22,12 +22,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from auth_world import run_guarded
 from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from command_line import run_in_process
 from fleet import until
-from millstream import Client, Server
-from millstream._cli.diagnosis import gateway_steps, read_health, read_states, upstream_step
+from millstream import Client, Server, auth
+from millstream._cli.diagnosis import health_steps, read_health, read_states, upstream_step
 from millstream._http.client.url import parse_url
 from millstream.gateway import UpstreamPolicy, bearer
 from patience import WAIT
@@ -306,4 +307,19 @@ async def test_doctor_names_a_store_that_does_not_respond() -> None:
     health = b'{"status":"degraded","store":{"kind":"redis","up":false}}'
     async with answer("200 OK", health)() as (url, _):
         found = await read_health(parse_url(url), {}, WAIT)
-    assert [(each.name, each.ok) for each in gateway_steps(found)] == [("store", False)]
+    assert [(each.name, each.ok) for each in health_steps(found)] == [("store", False)]
+
+
+async def test_doctor_tells_who_may_see_why_a_server_is_degraded() -> None:
+    server = Server("shop", auth=auth.keys(named_keys={"ops": ("o" * 32, ["millstream:watch"]), "ada": "a" * 32}))
+    async with run_guarded(server) as world:
+        world.runtime.host.check_ready(lambda: "the till is shut")
+        shown = []
+        for key in ("o", "a"):
+            headers = {"Authorization": f"Bearer {key * 32}"}
+            health = await read_health(parse_url(f"http://127.0.0.1:{world.running.port}/mcp"), headers, WAIT)
+            shown += [(each.name, each.found, each.ok, bool(each.remedy)) for each in health_steps(health)]
+    assert shown == [
+        ("health", "the till is shut", False, False),
+        ("health", "the server says that it's degraded, but not why", True, True),
+    ]

@@ -155,6 +155,8 @@ class _Store(Struct, frozen=True):
 
 
 class _Health(Struct):
+    status: str = ""
+    reasons: list[str] = []
     gateway: str = ""
     store: _Store = _Store()
     configuration: _Configuration | None = None
@@ -270,12 +272,12 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 "questions and log messages on stdio don't identify the call they belong to",
                 remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
-        for step in gateway_steps(describe()):
+        for step in health_steps(describe()):
             yield step
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
         health = await read_health(place.url, headers, options.timeout)
-        for step in gateway_steps(health):
+        for step in health_steps(health):
             yield step
         async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
@@ -316,8 +318,17 @@ async def sign_in_steps(target: str, challenge: str) -> AsyncIterator[Diagnostic
         yield DiagnosticStep(name, exc.message, ok=False, remedy=exc.remedy)
 
 
-def gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
-    """Yield what a gateway tells about its upstreams."""
+def health_steps(health: _Health) -> Iterator[DiagnosticStep]:
+    """Yield what a server tells about itself and its upstreams, and why it's degraded if that doesn't say so."""
+    steps = list(_gateway_steps(health))
+    yield from steps
+    if health.status == "degraded" and all(step.ok for step in steps):
+        text = "; ".join(health.reasons) or "the server says that it's degraded, but not why"
+        remedy = "" if health.reasons else "If it's a Millstream server, pass a key with the scope millstream:watch."
+        yield DiagnosticStep("health", text, ok=not health.reasons, remedy=remedy)
+
+
+def _gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
     if health.gateway:
         yield DiagnosticStep("gateway", f"it {health.gateway}")
     if (found := health.configuration) is not None:
