@@ -48,3 +48,9 @@ orders = Server.from_fastapi(app)
 # region: upstream
 mcp.upstream("orders", orders, timeout=10)
 # endregion
+
+# region: mount
+branches = Server("branches")
+branches.tool(hours)
+mcp.mount(branches, prefix="branches", tags=["beta"], limit="60/minute")
+# endregion

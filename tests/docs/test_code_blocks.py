@@ -14,7 +14,7 @@ FREE = {"", "text", "mermaid"}
 TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/(?:guides|recipes)/.*")
 """The pages whose commands test_typed_pages.py types."""
 COMMANDS = {
-    "millstream run examples/bookshop.py": "tests/cli/test_run.py",
+    "millstream run shop.py": "tests/docs/test_typed_pages.py",
     "make dist": "tests/test_package.py",
     ".venv/bin/python -m benches --only text --only chunked --rounds 3 --against ../main/src": "tests/test_benches.py",
     "pip install fastapi": "it asks the index",

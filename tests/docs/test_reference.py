@@ -90,7 +90,7 @@ AMOUNT = re.compile(rf"([\d,]*\d)(?: ({'|'.join(UNITS)})\b)?")
 HTTP_LIMITS = HttpLimits.of(Settings())
 FIXED = {
     "headers of a request": HTTP_LIMITS.max_header_count,
-    "their size": HTTP_LIMITS.max_header_bytes,
+    "size of a request's headers": HTTP_LIMITS.max_header_bytes,
     "a request target, such as `/mcp?a=b`": HTTP_LIMITS.max_url,
     "overhead of a chunked body": MAX_FRAMING,
     "pipelined requests waiting on one connection": MAX_PIPELINE,
@@ -119,11 +119,11 @@ FIXED = {
     "an unknown name or method in an error message": MAX_SHOWN,
     "the time without output before the reply to a call becomes an event stream": SILENCE,
     "messages in a broken call stream that can be resumed": MAX_MESSAGES,
-    "their URIs": MAX_URI_BYTES,
+    "URIs that a session or stream watches, together": MAX_URI_BYTES,
     "memory for sessions on connections and for subscribed URIs": MAX_HELD,
     "the subscribers' channels and patterns": hub_delivery._MAX_MEMORY,
     "data of an event": HubLimits().max_event,
-    "the largest request that doesn't count there": LIGHT,
+    "the largest request that doesn't count toward `max_call_bytes`": LIGHT,
     "playground conversations": MAX_CONVERSATIONS,
     "ended sessions of one caller that the server remembers until their expiration": MAX_DELETES,
     "messages to other workers, from one session": PER_SECOND,
@@ -132,7 +132,7 @@ FIXED = {
     "queued webhook deliveries": MAX_QUEUED,
     "series of one metric": MAX_SERIES,
     "client sessions at upstreams that keep sessions": MAX_OWN_SESSIONS,
-    "their requests, which are kept twice": PARKED_BYTES,
+    "requests of calls waiting for an answer at an upstream, which are kept twice": PARKED_BYTES,
     "watched resources at an upstream": MAX_WATCHED,
     "lines of event streams from one connection": LINES_PER_SECOND,
 }

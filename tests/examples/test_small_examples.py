@@ -32,6 +32,7 @@ async def test_items_have_their_options_and_come_from_apis_and_other_servers() -
         (prompt,) = (await client.request("prompts/list"))["prompts"]
         assert prompt["title"] == "Review a book"
         assert (await client.call("orders_order_book", isbn="1", copies=2)).text == '{"result":"Ordered 2 of 1."}'
+        assert (await client.call("branches_hours", branch="soho")).text == "soho: 9 to 17"
     async with connect_directly(module["stock"]) as client:
         assert [each["name"] for each in (await client.request("tools/list"))["tools"]] == ["count_copies"]
 
