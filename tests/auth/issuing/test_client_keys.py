@@ -123,7 +123,9 @@ def test_unusable_pem_keys_in_the_configuration_are_rejected(pem: str, words: st
 
 
 def test_key_set_as_text_is_rejected_with_the_forms_to_use() -> None:
-    with pytest.raises(ValueError, match=r"URL of a key set, a key as PEM, or a key set as a dict: json\.loads\(text\)"):
+    with pytest.raises(
+        ValueError, match=r"URL of a key set, a key as PEM, or a key set as a dict: json\.loads\(text\)"
+    ):
         auth.client("batch", jwks=json.dumps(JWKS))
 
 
