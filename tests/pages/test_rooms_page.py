@@ -94,6 +94,33 @@ def test_visitor_who_arrives_while_the_list_is_on_its_way_is_shown(open_page: Op
         expect(ada.locator("#here")).to_have_text("Here: Ada, Bob")
 
 
+def test_visitors_are_shown_after_the_connection_is_lost_while_the_list_is_requested(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    port = free_port()
+    with run_server(run_command(PROGRAM, port), port, tmp_path / "log"):
+        ada = open_page("about:blank", fresh=True)
+        lost = list[str]()
+
+        def drop_first_request(socket: WebSocketRoute) -> None:
+            server = socket.connect_to_server()
+
+            def pass_on(message: str | bytes) -> None:
+                if '"members"' in str(message) and not lost:
+                    lost.append(str(message))
+                    socket.close()
+                    server.close()
+                else:
+                    server.send(message)
+
+            socket.on_message(pass_on)
+
+        ada.route_web_socket(re.compile("/ws$"), drop_first_request)
+        ada.goto(f"http://127.0.0.1:{port}/?name=Ada")
+        expect(ada.locator("#here")).to_have_text("Here: Ada")
+        assert lost
+
+
 def test_message_that_is_sent_again_is_delivered_once(open_page: OpenPage, tmp_path: Path) -> None:
     """The first attempt is delivered, but the page doesn't get the confirmation."""
     port = free_port()
