@@ -49,7 +49,7 @@ class ServeOptions:
     workers: Annotated[int, Parameter(group=LISTEN, validator=Number(gte=1, lte=1000))] = 1
     """Number of processes."""
     store: Annotated[str, Parameter(metavar="URL", group=MCP)] = ""
-    """Where to store streams and records. [default: memory://]"""
+    """Where to store streams and records. [default: as in the program, else memory://]"""
     serve: Annotated[str, Parameter(metavar="PARTS", group=MCP)] = ""
     """What to serve in addition to MCP: hub, rest, web, metrics (separated by commas), or all."""
     auth_keys: Annotated[str | None, Parameter(metavar="FILE", group=SECURITY)] = None
