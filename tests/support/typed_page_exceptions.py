@@ -83,7 +83,10 @@ PAGES = {
         },
     ),
     "docs/guides/events.md": Page(
-        untyped={"o7 is paid": "The program prints it in its terminal. test_examples_of_documents.py runs both."},
+        untyped={
+            "o7 is paid": "The program prints it in its terminal. test_examples_of_documents.py runs both.",
+            "webhook_receiver.py": "It needs https. test_examples_of_documents.py sends it signed messages.",
+        },
     ),
     "docs/guides/errors.md": Page(
         untyped={
