@@ -251,9 +251,6 @@ PAGES = {
         untyped={
             "moderator.py": "tests/examples/test_small_examples.py runs it.",
             "closing.py": "tests/hub/test_stop.py runs it.",
-            'curl -sN "http://127.0.0.1:8000/events?channel=room.lobby&client_id': (
-                "It has to stay open. test_examples_of_documents.py has members in rooms."
-            ),
         },
     ),
     "docs/guides/live-pages.md": Page(
