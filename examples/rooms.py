@@ -3,12 +3,14 @@
 Run it with ``millstream run examples/rooms.py``, and open ``http://127.0.0.1:8000/`` in two tabs.
 """
 
-# region: server
+# region: imports
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+# endregion
+# region: server
 from millstream import Context, Principal, Server
 
 

@@ -1,18 +1,22 @@
 import asyncio
+import importlib
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
 import yaml
+from standardwebhooks import Webhook
 from websockets.asyncio.client import connect as websocket
 
 import http_peer
 from examples import compat_bookshop, events, fastapi_orders, watch_payments
 from examples.rooms import may_use, mcp
+from extensions.receiver import new_secret
 from millstream import Principal
 from millstream.compat.memory import create_connected_server_and_client_session
 from millstream.testing import connect
@@ -55,12 +59,39 @@ async def test_program_prints_the_payments_that_it_waits_for(capsys: pytest.Capt
     assert all(f"```text\n{line}\n```" in page for line in printed.splitlines())
 
 
-def test_refunds_reach_only_the_customer_who_asked_for_that_much() -> None:
+def test_refunds_reach_only_the_customer_who_asked_for_that_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADA_KEY", "key-of-ada-0123456789")
+    monkeypatch.setenv("BOB_KEY", "key-of-bob-0123456789")
+    events = importlib.import_module("examples.refunds")
     ada, bob = Principal("ada"), Principal("bob")
     refund, wanted = events.Refunded("7", "ada", 5), events.AtLeast(4)
     assert events.is_own(refund, wanted, ada)
     assert not events.is_own(refund, wanted, bob)
     assert not events.is_own(refund, events.AtLeast(6), ada)
+
+
+async def test_webhook_receiver_accepts_only_recent_signed_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, now = new_secret(), datetime.now(UTC)
+    monkeypatch.setenv("WEBHOOK_SECRET", secret)
+    app = importlib.import_module("examples.webhook_receiver").app
+
+    async def post(body: str, key: str = secret, *, sent: datetime = now, first: str = "") -> httpx2.Response:
+        headers = {
+            "webhook-id": "msg_1",
+            "webhook-timestamp": str(int(sent.timestamp())),
+            "webhook-signature": first + Webhook(key).sign("msg_1", sent, body),
+        }
+        return await http.post("/hook", content=body, headers=headers)
+
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="https://localhost") as http:
+        assert (await post('{"type":"verification","challenge":"x"}')).json() == {"challenge": "x"}
+        event = '{"name":"order.paid","data":{}}'
+        assert (await post(event)).status_code == 204
+        assert (await post(event, first="v1,b3RoZXI= ")).status_code == 204
+        assert (await post(event, new_secret())).status_code == 401
+        assert (await http.post("/hook", content=event)).status_code == 401
+        assert (await post(event, sent=now - timedelta(minutes=6))).status_code == 401
 
 
 async def test_applications_publish_on_a_mounted_hub() -> None:

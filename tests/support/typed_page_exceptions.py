@@ -83,7 +83,10 @@ PAGES = {
         },
     ),
     "docs/guides/events.md": Page(
-        untyped={"o7 is paid": "The program prints it in its terminal. test_examples_of_documents.py runs both."},
+        untyped={
+            "o7 is paid": "The program prints it in its terminal. test_examples_of_documents.py runs both.",
+            "webhook_receiver.py": "It needs https. test_examples_of_documents.py sends it signed messages.",
+        },
     ),
     "docs/guides/errors.md": Page(
         untyped={
@@ -248,9 +251,6 @@ PAGES = {
         untyped={
             "moderator.py": "tests/examples/test_small_examples.py runs it.",
             "closing.py": "tests/hub/test_stop.py runs it.",
-            'curl -sN "http://127.0.0.1:8000/events?channel=room.lobby&client_id': (
-                "It has to stay open. test_examples_of_documents.py has members in rooms."
-            ),
         },
     ),
     "docs/guides/live-pages.md": Page(

@@ -82,7 +82,7 @@ class NotSupported(ClientError):
 
 
 class ToolFailed(ClientError):
-    """The tool ran and reported an error: ``except ToolFailed as error: print(error)``.
+    """The tool reported an error, or an argument is wrong: ``except ToolFailed as error: print(error)``.
 
     Args:
         message: The text of the tool's error.
