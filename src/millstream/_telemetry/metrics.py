@@ -292,12 +292,13 @@ def _readings(metrics: Metrics) -> list[Reading]:
     """Return our metrics and the process metrics."""
     found = metrics.readings()
     for metric in _process().collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         samples = {
             (sample.name, *(each for pair in sample.labels.items() for each in pair)): float(sample.value)
             for sample in metric.samples
         }
-        merge: Merge = "min" if metric.name == "process_start_time_seconds" else "sum"
-        found.append(Reading(metric.name, metric.documentation, metric.type, merge, samples))
+        merge: Merge = "min" if name == "process_start_time_seconds" else "sum"
+        found.append(Reading(name, metric.documentation, metric.type, merge, samples))
     return found
 
 
