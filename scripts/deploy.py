@@ -156,6 +156,7 @@ def chart(folder: Path) -> str:
             kinds.update(re.findall(r"^kind: (\w+)", manifests, re.MULTILINE))
             run(BIN / "kubeconform", "-strict", "-schema-location", location, given=manifests)
             check_deployment(manifests, values)
+    run(BIN / "kubeconform", "-strict", "-schema-location", location, given=(DEPLOY / "gateway.yaml").read_text("utf-8"))
     for name in (
         "MILLSTREAM_ALLOWED_HOSTS",
         "FORWARDED_ALLOW_IPS",
