@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from millstream import Client
@@ -35,6 +36,9 @@ def count() -> int:
 mcp.run()
 """
 GUIDE = (ROOT / "docs" / "guides" / "behind-a-proxy.md").read_text("utf-8")
+CLIENT = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+INITIALIZE = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": CLIENT}
+PING = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
 NAMES = ("ada", "bob", "eve", "kim", "lea", "max", "zoe")
 
 
@@ -114,7 +118,7 @@ async def test_each_caller_keeps_its_gateway(
                 assert counts == [*range(counts[0], counts[0] + 6)], (name, revision)
 
 
-async def test_caller_at_another_gateway_reads_once_that_state_was_lost(
+async def test_another_gateway_has_no_state_of_a_caller(
     gateways: tuple[tuple[int, int], dict[str, str]],
 ) -> None:
     ports, keys = gateways
@@ -126,6 +130,12 @@ async def test_caller_at_another_gateway_reads_once_that_state_was_lost(
         assert "lost its state" in first[0] + first[1]
         assert "lost its state" not in first[2] + first[3]
         assert int((await one.call("new_count")).text) == int((await two.call("new_count")).text) == 1
+    media = {"Accept": "application/json, text/event-stream", "Authorization": f"Bearer {keys['zoe']}"}
+    async with httpx2.AsyncClient(timeout=WAIT, headers=media) as web:
+        begun = await web.post(f"http://127.0.0.1:{ports[0]}/mcp", json=INITIALIZE)
+        session = {"Mcp-Session-Id": begun.headers["mcp-session-id"]}
+        statuses = [(await web.post(f"http://127.0.0.1:{port}/mcp", json=PING, headers=session)) for port in ports]
+        assert [each.status_code for each in statuses] == [200, 404]
 
 
 async def result_of(client: Client) -> str:

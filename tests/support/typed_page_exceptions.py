@@ -376,7 +376,10 @@ PAGES = {
         },
     ),
     "docs/guides/troubleshooting.md": Page(
-        untyped={"millstream doctor": "Nothing is wrong there. tests/cli has servers with faults."},
+        untyped={
+            "millstream doctor": "Nothing is wrong there. tests/cli has servers with faults.",
+            "ok    configuration": "tests/gateway/test_diagnosis.py reads such lines.",
+        },
     ),
     "docs/guides/several-workers.md": Page(
         places={"4711": "…"},
