@@ -156,6 +156,8 @@ def chart(folder: Path) -> str:
             kinds.update(re.findall(r"^kind: (\w+)", manifests, re.MULTILINE))
             run(BIN / "kubeconform", "-strict", "-schema-location", location, given=manifests)
             check_deployment(manifests, values)
+    gateway = (DEPLOY / "gateway.yaml").read_text("utf-8")
+    run(BIN / "kubeconform", "-strict", "-schema-location", location, given=gateway)
     for name in (
         "MILLSTREAM_ALLOWED_HOSTS",
         "FORWARDED_ALLOW_IPS",

@@ -77,6 +77,14 @@ WORDS = {
     "str": "text",
 }
 """Types of the code -> what a page calls them. Other types have their own names."""
+UPSTREAM_ORDER = (
+    *("url", "command", "args", "openapi", "env", "cwd", "disabled", "prefix", "revision"),
+    *("auth", "headers", "forward_headers", "forward_client", "policy", "trust"),
+    *("isolation", "max_processes", "spare_processes", "idle_seconds", "memory_limit"),
+    *("timeout", "connect_timeout", "start_timeout", "refresh_seconds"),
+    *("max_connections", "max_bytes", "max_catalog_bytes"),
+)
+"""Options of an upstream by subject: where it is, what is sent to it and trusted, processes, times, and sizes."""
 AUTH_FUNCTIONS = [name for name in auth.__all__ if inspect.isfunction(getattr(auth, name)) and name != "provider_token"]
 """Functions of `millstream.auth` that have options."""
 
@@ -234,6 +242,12 @@ def shown_default(option: FieldInfo) -> str:
     return "empty" if default in (None, {}) else written(default)
 
 
+def of_upstreams() -> Iterator[Option]:
+    """Return the options of an upstream in the order of the page, and new ones at the end."""
+    found = {each.name: each for each in of_fields(list(upstream_options().values()), UpstreamConfig, _Target)}
+    yield from (found[name] for name in dict.fromkeys((*UPSTREAM_ORDER, *found)))
+
+
 def own(kind: type[msgspec.Struct]) -> list[FieldInfo]:
     """Return the options that the policy of an upstream doesn't have."""
     return [each for each in fields(kind) if each.name not in UpstreamPolicy.__struct_fields__]
@@ -251,7 +265,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Option]]] = {
     "client-options": of_client_options,
     **{f"auth-{name}": partial(of_function, getattr(auth, name)) for name in AUTH_FUNCTIONS},
     "gateway": lambda: of_fields(list(options_of(GatewayConfig).values()), GatewayConfig),
-    "upstreams": lambda: of_fields(list(upstream_options().values()), UpstreamConfig, _Target),
+    "upstreams": of_upstreams,
     "apis": lambda: of_fields(list(fields(OpenApi)), OpenApi),
     "policies": lambda: of_fields([each for each in fields(UpstreamPolicy) if each.name != "shared"], UpstreamPolicy),
     "groups": lambda: of_fields(list(fields(GroupPolicy)), GroupPolicy),

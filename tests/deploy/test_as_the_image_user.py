@@ -318,6 +318,51 @@ def test_gateway_container_serves_the_folder_of_the_team(container: Container) -
     folder.chmod(0o755)
 
 
+def test_gateway_pod_serves_as_its_user_and_reads_changed_files(container: Container) -> None:
+    config, _, deployment, _ = yaml.safe_load_all((DEPLOY / "gateway.yaml").read_text("utf-8"))
+    pod = deployment["spec"]["template"]["spec"]
+    (declared,) = pod["containers"]
+    (mode,) = {each["projected"]["defaultMode"] for each in pod["volumes"] if "projected" in each}
+    assert str(pod["securityContext"]["runAsUser"]) == str(pod["securityContext"]["fsGroup"]) == USER
+    folder = container.app / "config"
+    folder.mkdir()
+    container.app.chmod(0o755)
+    (folder / "..data").symlink_to("..1")
+    key = change_keys(container, container.state, "add", "ada")
+    keys = (container.state / "millstream-keys.json").read_text("utf-8")
+
+    def project(name: str, text: str) -> None:
+        """Write a version of the volume, as Kubernetes does: root's files, and a link that's replaced."""
+        (folder / name).mkdir()
+        for each, content in (("team.toml", text), ("millstream-keys.json", keys)):
+            path = folder / name / each
+            path.write_text(content, "utf-8")
+            path.chmod(mode)
+            if os.getuid() == 0:
+                os.chown(path, 0, int(USER))
+            if not (folder / each).is_symlink():
+                (folder / each).symlink_to(f"..data/{each}")
+        (folder / "..new").symlink_to(name)
+        (folder / "..new").rename(folder / "..data")
+
+    nowhere = f"http://127.0.0.1:{free_port()}/mcp"
+    text = re.sub(r"https?://[\w.-]+/mcp", nowhere, config["data"]["team.toml"])
+    project("..1", text)
+    settings = {each["name"]: each.get("value", KEY) for each in declared["env"]}
+    settings["MILLSTREAM_STORE"] = settings["MILLSTREAM_STORE"].replace("/data", str(container.state))
+    words = [each.replace("/config", str(folder)) for each in declared["args"]]
+    with container.run(*words, **of_the_image(), **settings) as port:
+        assert signs_in(port, key)
+        assert not signs_in(port, KEY)
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert ask(port, declared[probe]["httpGet"]["path"], host="10.1.2.3")[0] == 200
+        assert ask(port, "/mcp", {}, content_type="application/json", host="other.example.com")[0] == 421
+        project("..2", text.replace("upstreams.shop", "upstreams.store"))
+        until(lambda: f"Version 2 of {folder}/team.toml is in force" in container.log)
+        assert signs_in(port, key)
+    assert (container.state / "gateway.db").exists()
+
+
 @for_each("variable", ["MILLSTREAM_LOG_FILE", "MILLSTREAM_STORE"])
 def test_error_lists_folders_owned_by_root(variable: str, container: Container) -> None:
     place = container.logs / "server.file"

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
+from auth.test_tls import make
 from millstream import Client
 from millstream.client import Options
 from patience import WAIT
@@ -33,8 +34,12 @@ def configuration(page: str) -> str:
 
 
 @contextmanager
-def caddy(folder: Path, site: str) -> Iterator[tuple[int, ssl.SSLContext]]:
-    """Run Caddy with a site at localhost and a certificate of its own, and yield its port and what trusts it."""
+def caddy(folder: Path, site: str, certificate: str = "") -> Iterator[tuple[int, ssl.SSLContext]]:
+    """Run Caddy with a site at localhost, and yield its port and what trusts its certificate.
+
+    Args:
+        certificate: The site's certificate. By default, Caddy makes one.
+    """
     assert CADDY is not None
     port = free_port()
     own = ["admin off", "local_certs", "skip_install_trust", "auto_https disable_redirects", "default_bind 127.0.0.1"]
@@ -44,8 +49,9 @@ def caddy(folder: Path, site: str) -> Iterator[tuple[int, ssl.SSLContext]]:
     root = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
     log = folder / "caddy.log"
     with run_server(command, port, log, HOME=str(folder), XDG_DATA_HOME=str(folder)):
-        until(lambda: "certificate obtained" in log.read_text("utf-8"))
-        yield port, ssl.create_default_context(cafile=str(root))
+        if not certificate:
+            until(lambda: "certificate obtained" in log.read_text("utf-8"))
+        yield port, ssl.create_default_context(cafile=certificate or str(root))
 
 
 async def check(port: int, trust: ssl.SSLContext, private: int) -> None:
@@ -90,3 +96,17 @@ async def test_caddy_reaches_a_unix_socket_and_blocks_private_pages(tmp_path: Pa
     command = run_command(PROGRAM, 8000, "--uds", str(path))
     with start_program(command, 0, tmp_path / "log", env=dict(os.environ)), caddy(tmp_path, site) as (port, trust):
         await check(port, trust, 404)
+
+
+async def test_caddy_serves_the_certificate_of_a_private_network(tmp_path: Path) -> None:
+    behind, page = free_port(), (ROOT / "docs/recipes/team-gateway.md").read_text("utf-8")
+    (line,) = re.findall(r"`(tls /etc/caddy/cert\.pem /etc/caddy/key\.pem)`", page)
+    certificate, key = make(tmp_path, "localhost")
+    site = configuration("docs/recipes/team-gateway.md").replace("127.0.0.1:8000", f"127.0.0.1:{behind}")
+    first = line.replace("/etc/caddy/cert.pem", certificate).replace("/etc/caddy/key.pem", key)
+    site = site.replace("{\n", f"{{\n    {first}\n", 1)
+    with (
+        run_server(run_command(PROGRAM, behind), behind, tmp_path / "server"),
+        caddy(tmp_path, site, certificate) as (port, trust),
+    ):
+        await check(port, trust, 403)

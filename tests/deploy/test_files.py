@@ -27,7 +27,7 @@ def compose() -> dict[str, Any]:
     return dict(yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8")))
 
 
-@for_each("file", ["Dockerfile", "compose.yaml", ".env.example", "chart/values.yaml"])
+@for_each("file", ["Dockerfile", "compose.yaml", ".env.example", "chart/values.yaml", "gateway.yaml"])
 @for_each("kind", ["names", "secrets"])
 def test_settings_in_files_exist_and_contain_no_secrets(file: str, kind: str) -> None:
     text = (DEPLOY / file).read_text("utf-8")
@@ -58,6 +58,8 @@ def test_stop_grace_exceeds_the_drain_time() -> None:
     assert int(compose()["services"]["app"]["stop_grace_period"].removesuffix("s")) > takes
     unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
     assert int(re.findall(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)[0]) > takes
+    (gateway,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", (DEPLOY / "gateway.yaml").read_text("utf-8"))
+    assert int(gateway) > takes
     pods = (DEPLOY / "chart/templates/deployment.yaml").read_text("utf-8")
     assert "terminationGracePeriodSeconds: {{ add .Values.drainDelay .Values.drainTimeout 15 }}" in pods
 

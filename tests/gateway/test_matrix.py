@@ -201,8 +201,7 @@ def render_section() -> str:
     }
     for transport, dates in TRANSPORTS.items():
         lines.append(f"| {names[transport]} | " + " | ".join("yes" if date in dates else "–" for date in DATES) + " |")
-    lines += ["", "### Features", "", "Each of these is tested with every pair of revisions:", ""]
-    lines += [f"- {name}" for name in FEATURES]
+    lines += ["", "### Features", "", f"Each of these is tested with every pair of revisions: {'; '.join(FEATURES)}."]
     return "\n".join(lines) + "\n"
 
 
