@@ -13,7 +13,9 @@ from millstream._cli.chat.conversation import run_slash_command
 from millstream.agent import (
     Agent,
     AgentError,
+    AgentRun,
     AnswerEnd,
+    AnswerQueue,
     Approval,
     AssistantMessage,
     ContextError,
@@ -42,6 +44,25 @@ async def returned(wanted: tuple[str, str], **more: Any) -> tuple[ToolEnd, Scrip
     [result] = of(ToolEnd, events)
     assert events[-1] == AnswerEnd("done", 2, 20)
     return result, api
+
+
+async def test_answer_whose_reader_has_left_is_told_so_before_it_ends() -> None:
+    line, seen = AnswerQueue(), []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append((line.stopping, line.emit))
+
+    reading = asyncio.ensure_future(anext(AgentRun(line, work)))
+    while line.task is None:  # noqa: ASYNC110  nothing signals it
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert seen == [(True, None)]
 
 
 async def test_text_is_streamed_in_pieces_and_then_returned_whole() -> None:

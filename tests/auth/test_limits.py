@@ -13,7 +13,7 @@ from cases import for_each
 from fleet import until
 from millstream import Server, Settings, auth
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits import Limiter, Rate, SharedLimiter, period
+from millstream._limits import Limiter, Rate, SharedLimiter, period, rate_lines
 from millstream._stores.rates import ChargeResult
 from millstream.testing import ServerError, connect
 from patience import Clock
@@ -319,6 +319,10 @@ def test_invalid_limits_are_rejected_at_registration(options: Any) -> None:
             Settings(limit_quota=wrong)
     with pytest.raises(ValueError, match="0 or more"):
         Settings(limit_concurrency=-1)
+
+
+def test_shortest_time_to_wait_is_a_second() -> None:
+    assert rate_lines("calls", Rate(1, 60), 0, 0.2).splitlines()[0] == b"retry-after: 1"
 
 
 async def test_concurrency_limits_apply_on_every_transport() -> None:

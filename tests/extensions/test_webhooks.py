@@ -134,6 +134,16 @@ async def test_concurrent_verifications_are_limited(tmp_path: Path, monkeypatch:
             await asyncio.gather(*pending, other)
 
 
+async def test_endpoints_that_refuse_are_not_asked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_webhook, "_MAX_VERIFICATIONS_PER_HOST", 8)
+    async with run_delivery(tmp_path) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        receiver.echoes = False
+        for number in range(2):
+            await _expect_error(client.subscribe(receiver.url(f"/{number}"), secret), -32027, "challenge_failed")
+        await _expect_error(client.subscribe(receiver.url("/2"), secret), RESOURCE_EXHAUSTED)
+
+
 async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -> None:
     async with run_delivery(tmp_path) as (world, receiver):
         client = world.client()

@@ -123,3 +123,6 @@ def test_pattern_index_finds_matching_patterns(
             index.discard(pattern, found.pop(pattern))
             index.discard(pattern, object())  # type: ignore[arg-type]
     assert set(index.find(name)) == {found[pattern] for pattern in found if matches(pattern, name)}
+    for pattern, subscription in found.items():
+        index.discard(pattern, subscription)
+    assert not index

@@ -436,7 +436,7 @@ def watches(*, relayed: bool) -> Case:
                         return ""
             return "no update"
 
-        return Shared(hold, use, "You're watching 500 resources on 'there'")
+        return Shared(hold, use, "You're watching 500 resources on 'there'. The maximum is 500, or fewer")
 
     watches.__name__ += "-relayed" if relayed else ""
     return watches

@@ -223,3 +223,13 @@ def test_unions_in_another_order_keep_their_order() -> None:
         schema = schema_of_result(tool_with(int, returns))
         assert schema is not None
         assert schema["items"]["anyOf"][0]["type"] == first
+
+
+def test_invalid_base64_in_a_model_is_named() -> None:
+    class Note(pydantic.BaseModel):
+        scan: bytes
+
+    decode: Callable[[bytes], Any] = decoder_of(Note)
+    assert decode(b'{"scan": "aGk="}').scan == b"hi"
+    with pytest.raises(Exception, match="must be a base64 string"):
+        decode(b'{"scan": "?"}')

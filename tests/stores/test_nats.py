@@ -151,6 +151,18 @@ async def test_unreferenced_entries_are_purged(backing: NatsBacking) -> None:
     assert data_of(await store.log.newest("hub:journal", 2)) == [b"599", b"other"]
 
 
+async def test_replies_with_a_few_messages_are_joined(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await backing.worker()
+    batch, sizes = store.backend._link.batch, iter((1, 3, 1))
+
+    async def few(stream: str, subject: str, seq: int, most: int, max_bytes: int) -> list[StreamMessage]:
+        return await batch(stream, subject, seq, min(most, next(sizes)), max_bytes)
+
+    await append(store, "hub:journal", b"0", b"1", b"2", b"3", b"4")
+    monkeypatch.setattr(store.backend._link, "batch", few)
+    assert data_of(await store.log.read("hub:journal", None)) == [b"0", b"1", b"2", b"3", b"4"]
+
+
 async def test_append_with_a_lost_reply_is_not_repeated(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
     store = await backing.worker()
     await append(store, "hub:journal", b"0")

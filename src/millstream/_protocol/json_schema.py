@@ -197,9 +197,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
         try:
             (root,), components = make((annotation,))
         except TypeError:  # msgspec can't write the default of a field
-            if (plain := _with_text_defaults(annotation)) is annotation:
-                raise
-            (root,), components = make((plain,))
+            (root,), components = make((_with_text_defaults(annotation),))
         while missing := aliases.keys() - components.keys():
             for name in missing:
                 (definition,), more = make((aliases[name].target,))
