@@ -42,16 +42,20 @@ PING = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
 NAMES = ("ada", "bob", "eve", "kim", "lea", "max", "zoe")
 
 
+def write_team(folder: Path, settings: str = "") -> Path:
+    """Write the program and a file that lists it twice, and return the file."""
+    (folder / "counter.py").write_text(PROGRAM)
+    command = f'command = [{json.dumps(sys.executable)}, "counter.py"]\n'
+    upstreams = f'[upstreams.old]\n{command}revision = "2025-11-25"\n[upstreams.new]\n{command}'
+    (folder / "team.toml").write_text(settings + upstreams)
+    return folder / "team.toml"
+
+
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tuple[int, int], dict[str, str]]]:
     """Run two gateways with one store and one secret, and yield their ports and the callers' keys."""
     folder = tmp_path_factory.mktemp("gateways")
-    (folder / "counter.py").write_text(PROGRAM)
-    command = f'command = [{json.dumps(sys.executable)}, "counter.py"]\n'
-    (folder / "team.toml").write_text(
-        f'[settings]\nauth_keys = "keys.json"\n'
-        f'[upstreams.old]\n{command}revision = "2025-11-25"\n[upstreams.new]\n{command}'
-    )
+    write_team(folder, '[settings]\nauth_keys = "keys.json"\n')
     add = [sys.executable, "-m", "millstream", "keys", "add", "--file", str(folder / "keys.json")]
     keys = {
         name: subprocess.run([*add, name], check=True, capture_output=True, text=True, timeout=WAIT).stdout.strip()
@@ -136,6 +140,21 @@ async def test_another_gateway_has_no_state_of_a_caller(
         session = {"Mcp-Session-Id": begun.headers["mcp-session-id"]}
         statuses = [(await web.post(f"http://127.0.0.1:{port}/mcp", json=PING, headers=session)) for port in ports]
         assert [each.status_code for each in statuses] == [200, 404]
+
+
+async def test_sessions_end_when_the_gateway_restarts(tmp_path: Path) -> None:
+    port, file = free_port(), write_team(tmp_path)
+    run = run_command(str(file), port, "--store", f"sqlite:///{tmp_path}/team.db")
+    media = {"Accept": "application/json, text/event-stream"}
+    statuses: list[int] = []
+    for _ in range(2):
+        with run_server(run, port, tmp_path / "log", MILLSTREAM_SECRET_KEY="s" * 40):
+            async with httpx2.AsyncClient(timeout=WAIT, base_url=f"http://127.0.0.1:{port}") as web:
+                if not statuses:
+                    begun = await web.post("/mcp", json=INITIALIZE, headers=media)
+                    media["Mcp-Session-Id"] = begun.headers["mcp-session-id"]
+                statuses.append((await web.post("/mcp", json=PING, headers=media)).status_code)
+    assert statuses == [200, 404]
 
 
 async def result_of(client: Client) -> str:
