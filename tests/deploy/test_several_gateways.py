@@ -96,7 +96,7 @@ def haproxy_of_the_guide(folder: Path, ports: tuple[int, int]) -> Iterator[int]:
         yield port
 
 
-# The proxies choose differently, so each has callers of its own.
+# The proxies hash differently, so each test has its own callers.
 Proxy = Callable[[Path, tuple[int, int]], AbstractContextManager[int]]
 
 

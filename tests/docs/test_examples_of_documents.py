@@ -91,6 +91,7 @@ async def test_webhook_receiver_accepts_only_recent_signed_messages(monkeypatch:
         assert (await post(event, first="v1,b3RoZXI= ")).status_code == 204
         assert (await post(event, new_secret())).status_code == 401
         assert (await http.post("/hook", content=event)).status_code == 401
+        assert (await post(event, first="v1 ")).status_code == 401
         assert (await post(event, sent=now - timedelta(minutes=6))).status_code == 401
 
 

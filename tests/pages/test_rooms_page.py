@@ -1,4 +1,4 @@
-"""The chat of the guide to live pages: `examples/rooms.py` and its page `examples/rooms.html`."""
+"""The chat page of the live pages guide: `examples/rooms.py` and its page `examples/rooms.html`."""
 
 import re
 import subprocess
@@ -94,28 +94,35 @@ def test_visitor_who_arrives_while_the_list_is_on_its_way_is_shown(open_page: Op
         expect(ada.locator("#here")).to_have_text("Here: Ada, Bob")
 
 
+def lose_first(page: Page, text: str, *, from_server: bool) -> list[str]:
+    """Close the page's WebSocket instead of passing on the first message with a text. Return what was lost."""
+    lost = list[str]()
+
+    def connect(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        sender, receiver = (server, socket) if from_server else (socket, server)
+
+        def pass_on(message: str | bytes) -> None:
+            if text in str(message) and not lost:
+                lost.append(str(message))
+                socket.close()
+                server.close()
+            else:
+                receiver.send(message)
+
+        sender.on_message(pass_on)
+
+    page.route_web_socket(re.compile("/ws$"), connect)
+    return lost
+
+
 def test_visitors_are_shown_after_the_connection_is_lost_while_the_list_is_requested(
     open_page: OpenPage, tmp_path: Path
 ) -> None:
     port = free_port()
     with run_server(run_command(PROGRAM, port), port, tmp_path / "log"):
         ada = open_page("about:blank", fresh=True)
-        lost = list[str]()
-
-        def drop_first_request(socket: WebSocketRoute) -> None:
-            server = socket.connect_to_server()
-
-            def pass_on(message: str | bytes) -> None:
-                if '"members"' in str(message) and not lost:
-                    lost.append(str(message))
-                    socket.close()
-                    server.close()
-                else:
-                    server.send(message)
-
-            socket.on_message(pass_on)
-
-        ada.route_web_socket(re.compile("/ws$"), drop_first_request)
+        lost = lose_first(ada, '"members"', from_server=False)
         ada.goto(f"http://127.0.0.1:{port}/?name=Ada")
         expect(ada.locator("#here")).to_have_text("Here: Ada")
         assert lost
@@ -127,22 +134,7 @@ def test_message_that_is_sent_again_is_delivered_once(open_page: OpenPage, tmp_p
     url = f"http://127.0.0.1:{port}"
     with run_server(run_command(PROGRAM, port), port, tmp_path / "log"):
         ada = open_page("about:blank", fresh=True)
-        lost = list[str]()
-
-        def drop_first_reply(socket: WebSocketRoute) -> None:
-            server = socket.connect_to_server()
-
-            def pass_on(message: str | bytes) -> None:
-                if '"published"' in str(message) and not lost:
-                    lost.append(str(message))
-                    socket.close()
-                    server.close()
-                else:
-                    socket.send(message)
-
-            server.on_message(pass_on)
-
-        ada.route_web_socket(re.compile("/ws$"), drop_first_reply)
+        lose_first(ada, '"published"', from_server=True)
         ada.goto(f"{url}/?name=Ada")
         expect(ada.get_by_role("status")).to_have_text("Connected.")
         ada.keyboard.type("Hello")
