@@ -46,6 +46,23 @@ async def test_failed_publish_raises_for_the_publisher() -> None:
         assert outlet.data == ["2"]
 
 
+async def test_failed_subscription_leaves_nothing_on_its_outlet() -> None:
+    store, log = unreliable("log", MemoryStore())
+    async with open_hub(store) as hub:
+        outlet = await listen(hub, "kept")
+        callbacks = len(outlet._callbacks)
+        log.down = True
+        for _ in range(3):
+            with pytest.raises(LocalError):
+                await hub.subscribe(("new",), outlet, encode=encode_line, history=5)
+        log.down = False
+        assert (hub.stats().subscribers, len(outlet._callbacks)) == (1, callbacks)
+        await hub.subscribe(("new",), outlet, encode=encode_line, history=5)
+        await hub.publish("new", "1")
+        await hub.publish("kept", "2")
+        assert outlet.data == ["1", "2"]
+
+
 async def test_reading_resumes_after_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

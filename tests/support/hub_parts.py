@@ -82,6 +82,11 @@ class Outlet:
         else:
             self._callbacks.append(callback)
 
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Remove a callback."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
     def events(self) -> list[tuple[str | None, str | None, str]]:
         """Return (name, data, id) of all events, including those without data."""
         lines = b"".join(self.chunks).splitlines()

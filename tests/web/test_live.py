@@ -57,6 +57,11 @@ class Screen:
         if self.closed:
             callback()
 
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Remove a callback."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
     async def wait_closed(self) -> None:
         """Until the end."""
         await self._over.wait()

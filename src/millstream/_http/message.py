@@ -137,6 +137,13 @@ class OutputStream(Protocol):
             callback: A function without arguments that doesn't block.
         """
 
+    def forget(self, callback: Callback) -> None:
+        """Don't call `callback` when the outlet closes.
+
+        Args:
+            callback: A function that was passed to `on_close`. Any other is ignored.
+        """
+
 
 class Sink(OutputStream, Protocol):
     """An outlet with asynchronous close. The HTTP server, the ASGI adapter, and each WebSocket have one."""

@@ -33,11 +33,19 @@ from millstream._http.message import (
     query_values,
 )
 from millstream._protocol import sse
-from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
+from millstream._protocol.errors import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    OVERLOADED,
+    PARSE_ERROR,
+    ProtocolError,
+    closest_name,
+    shorten,
+)
 from millstream._protocol.jsonrpc import check_text, decoder, encode
 from millstream._protocol.principal import knows_identities, visible_part
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream._stores.base import StoreFull, StoreUnavailable
+from millstream._server.refusals import STORE_REFUSALS, Refusal, Refusals, find_refusal
 from millstream._transports.open_streams import OpenStreams, drop_head
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.hub._channels import DEFAULT, check_encoded_size, is_presence
@@ -46,11 +54,11 @@ from millstream.hub._event import UNAVAILABLE, encode_object
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
-_RETRY_AFTER = b"retry-after: 5\r\n"
+RETRY_SECONDS = 5
+_RETRY_AFTER = b"retry-after: %d\r\n" % RETRY_SECONDS
 _RETRY_SECONDS = re.compile(rb"^retry-after: (\d+)\r", re.IGNORECASE | re.MULTILINE)
 _JITTER_MS = 5_000
 _NO_STORE = JSON_HEAD + b"cache-control: no-store\r\n"
-_STORE_DOWN = plain_problem(503, "The store didn't respond in time.", _RETRY_AFTER)
 _PARTIAL = "Calls handled by the server's other processes don't appear here. The server's log describes the fix."
 
 
@@ -204,16 +212,16 @@ class HubRoutes(Struct, frozen=True):
         """
         try:
             admit()
-        except (InvalidName, Forbidden, LimitExceeded) as exc:
-            return _refusal(exc)
+        except REFUSED as exc:
+            return _refuse(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
         sink: Sink | None = None
+        gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
         try:
             async with self.hub.hold_interest(channels):
                 if self.streams.full(request):
                     return plain_problem(503, "Too many open streams. Close some, or try again later.", _RETRY_AFTER)
-                gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
                 sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
                 if gzip:
                     sink.write(GZIP_START)
@@ -221,9 +229,15 @@ class HubRoutes(Struct, frozen=True):
                 await begin(sink, gzip, knows_identities(request.principal))
                 drop_head(request)
                 return sink
-        except BaseException as exc:
-            if sink is None and isinstance(exc, StoreUnavailable):
-                return _STORE_DOWN
+        except REFUSED as exc:
+            refused = _refuse(exc)
+            if sink is None:
+                return refused
+            event = _encode_refusal(refused)
+            sink.write(deflate(event) if gzip else event)
+            sink.close()
+            return sink
+        except BaseException:
             if sink is not None:
                 sink.close()
             raise
@@ -236,10 +250,8 @@ class HubRoutes(Struct, frozen=True):
             self.hub.admission.members(channel, principal=principal, address=address)
             found = (await self.hub.members(channel)).visible(knows_identities(principal))
             reply = Response(encode(found), 200, _NO_STORE)
-        except (InvalidName, Forbidden, LimitExceeded) as exc:
-            reply = _refusal(exc)
-        except StoreUnavailable:
-            reply = _STORE_DOWN
+        except REFUSED as exc:
+            reply = _refuse(exc)
         status = "" if reply.status == 200 else str(reply.status)
         self.note("hub/members", "http", status=status, target=channel, principal=principal, address=address)
         return reply
@@ -255,8 +267,8 @@ class HubRoutes(Struct, frozen=True):
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
         except ProtocolError as exc:
             reply = plain_problem(max(exc.status, 400), exc.message)
-        except (InvalidName, Forbidden, EventTooLarge, StoreFull, StoreUnavailable) as exc:
-            reply = _refusal(exc)
+        except REFUSED as exc:
+            reply = _refuse(exc, PUBLICATION)
         status = "" if reply.status == 200 else str(reply.status)
         self.note("hub/publish", "http", status=status, target=channel, principal=principal, address=request.peer)
         return reply
@@ -290,21 +302,22 @@ class HubRoutes(Struct, frozen=True):
 
 
 _USAGE = 'Send an event: {"channel": "news", "data": …}.'
-_REFUSALS: dict[type[Exception], tuple[int, str]] = {
-    InvalidName: (400, ""),
-    Forbidden: (403, ""),
-    EventTooLarge: (413, ""),
-    LimitExceeded: (503, ""),
-    StoreFull: (503, "The store is full. The event wasn't published."),
-    StoreUnavailable: (503, "The store didn't respond in time. The event may or may not have been published."),
+PUBLICATION = "The event {} published."
+"""Whether an event was published, for `find_refusal`."""
+REFUSALS: Refusals = {
+    **STORE_REFUSALS,
+    InvalidName: Refusal(400, INVALID_PARAMS),
+    Forbidden: Refusal(403, -32003),
+    EventTooLarge: Refusal(413, INVALID_PARAMS),
+    LimitExceeded: Refusal(503, OVERLOADED, can_retry=True),
 }
-"""Status and text by error. If the text is empty, the error's own is sent. The others replace texts that may name a
-server."""
+"""How requests to the hub are refused over HTTP and WebSockets."""
+REFUSED: tuple[type[Exception], ...] = tuple(REFUSALS)
 
 
-def _refusal(exc: Exception) -> Response:
-    status, text = _REFUSALS[type(exc)]
-    return plain_problem(status, text or str(exc), _RETRY_AFTER if status == 503 else b"")
+def _refuse(exc: Exception, change: str = "") -> Response:
+    refusal, text = find_refusal(REFUSALS, exc, change)
+    return plain_problem(refusal.status, text, _RETRY_AFTER if refusal.can_retry else b"")
 
 
 def keep_event_source(request: HttpRequest, refusal: Response) -> Response:
@@ -315,10 +328,14 @@ def keep_event_source(request: HttpRequest, refusal: Response) -> Response:
     accept = request.headers.get(b"accept", b"").lower()
     if refusal.status not in (429, 503) or b"text/event-stream" not in accept:
         return refusal
+    return Response(_encode_refusal(refusal), 200, STREAM_HEAD)
+
+
+def _encode_refusal(refusal: Response) -> bytes:
+    """Return a temporary refusal as the last event of a stream."""
     found = _RETRY_SECONDS.search(refusal.head)
     wait = 1_000 * int(found[1] if found else 0) + randint(0, _JITTER_MS)  # noqa: S311  spreads load
-    event = sse.encode_event(refusal.body, event=UNAVAILABLE)
-    return Response(sse.retry(wait) + event, 200, STREAM_HEAD)
+    return sse.retry(wait) + sse.encode_event(refusal.body, event=UNAVAILABLE)
 
 
 _NAMES = ("channel", "client_id", "name", "history", "members", "last_event_id", "envelope")

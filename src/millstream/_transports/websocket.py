@@ -51,23 +51,15 @@ from millstream._protocol.principal import Principal, knows_identities
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher
+from millstream._server.refusals import find_refusal
 from millstream._transports.connection import ClientConnection, is_batch
+from millstream._transports.hub_routes import PUBLICATION, REFUSALS, REFUSED, RETRY_SECONDS
 from millstream._transports.open_streams import OpenStreams, silent_call
-from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded, Subscription
+from millstream.hub import Event, Forbidden, Hub, LimitExceeded, Subscription
 from millstream.hub._channels import DEFAULT, SOCKET_CHANNELS, check_encoded_size
 from millstream.hub._event import CUT, encode_object
 
-FORBIDDEN = -32003
-TOO_MANY = -32000
-_CODES: dict[type[Exception], int] = {
-    InvalidName: INVALID_PARAMS,
-    EventTooLarge: INVALID_PARAMS,
-    Forbidden: FORBIDDEN,
-    LimitExceeded: TOO_MANY,
-}
-_RETRY_AFTER_MS = 5_000
-"""How long a client should wait when there are too many subscribers."""
-_REFUSALS: tuple[type[Exception], ...] = (ProtocolError, msgspec.ValidationError, *_CODES)
+_REFUSED: tuple[type[Exception], ...] = (ProtocolError, msgspec.ValidationError, *REFUSED)
 MAX_HISTORY = 1_000
 """Maximum number of past events that a subscription can request."""
 
@@ -167,7 +159,7 @@ class Dialect(Struct, eq=False):
                 charged = True
                 await self._dispatcher.services.request_limits.admit(self._peer)
             await verb(self, message, head.id)
-        except _REFUSALS as exc:
+        except _REFUSED as exc:
             if isinstance(exc, ProtocolError) and exc.request_id is not None:  # of JSON-RPC
                 self._connection.receive(data)
                 return
@@ -188,14 +180,16 @@ class Dialect(Struct, eq=False):
             None if charged else self._dispatcher.services.request_limits.charge(self._peer.principal, self._peer.peer)
         )
         exc = over or exc
-        if isinstance(exc, ProtocolError):
-            error = revisions.error(exc, NEWEST_HANDSHAKE)
-            return self._fail(head.id, error.code, error.message, error.data)
         if isinstance(exc, msgspec.ValidationError):
             code = INVALID_PARAMS if head.type else INVALID_REQUEST
             return self._fail(head.id, code, f"Invalid message: {shorten(str(exc))}")
-        data = {"retryAfterMs": _RETRY_AFTER_MS} if isinstance(exc, LimitExceeded) else None
-        return self._fail(head.id, _CODES[type(exc)], str(exc), data)
+        if not isinstance(exc, ProtocolError):
+            refusal, text = find_refusal(REFUSALS, exc, PUBLICATION if head.type == "publish" else "")
+            exc = ProtocolError(
+                refusal.code, text, {"retryAfterMs": 1_000 * RETRY_SECONDS} if refusal.can_retry else None
+            )
+        error = revisions.error(exc, NEWEST_HANDSHAKE)
+        return self._fail(head.id, error.code, error.message, error.data)
 
     def _fail(self, id: Raw, code: int, message: str, data: Any = None, **about: Any) -> int:
         error = present({"code": code, "message": message, "data": data})
@@ -280,7 +274,6 @@ class Dialect(Struct, eq=False):
         subscription = self._subscriptions.pop(message.channel, None)
         if subscription is None:
             raise ProtocolError(INVALID_PARAMS, f"This socket isn't subscribed to {message.channel[:80]!r}.")
-        self._outbox.forget(subscription.handle_close)
         subscription.handle_close()
         self._reply(id, "unsubscribed", channel=message.channel)
 

@@ -587,20 +587,10 @@ class Hub(NotCopyable):
         delivery, outlet, mailbox = self._delivery, subscription.outlet, subscription.mailbox
         self._audience.enter(subscription)
         try:
-            await delivery.interest.add(subscription.channels)
-        finally:  # immediately, if the outlet is closed, and then the channels are removed
-            outlet.on_close(subscription.handle_close)
-        await delivery.pass_published()
-        replay = CatchUp(delivery, subscription, self._replay_limiter)
-        if last_event_id:
-            await replay.resume(last_event_id)
-        elif mailbox:
-            await replay.mailbox(mailbox)
-        elif history:
-            await replay.newest(history)
-        if members:
-            watched = [each.removeprefix(PRESENCE) for each in subscription.channels if is_presence(each)]
-            await replay.members(await self._member_lists(watched))  # nothing runs in between
+            replay = await self._replay(subscription, last_event_id, history, members)
+        except BaseException:
+            subscription.handle_close()  # the outlet may stay open
+            raise
         replay.finish()
         if last_event_id or mailbox:
             self._replays["gap" if replay.gap_sent else "full"] += 1
@@ -617,10 +607,31 @@ class Hub(NotCopyable):
             await self._publish_presence(subscription.places)
         return subscription
 
+    async def _replay(self, subscription: Subscription, last_event_id: str, history: int, members: bool) -> CatchUp:
+        """Write what a subscriber has missed, and return the replay to finish."""
+        delivery, outlet, mailbox = self._delivery, subscription.outlet, subscription.mailbox
+        try:
+            await delivery.interest.add(subscription.channels)
+        finally:  # immediately, if the outlet is closed, and then the channels are removed
+            outlet.on_close(subscription.handle_close)
+        await delivery.pass_published()
+        replay = CatchUp(delivery, subscription, self._replay_limiter)
+        if last_event_id:
+            await replay.resume(last_event_id)
+        elif mailbox:
+            await replay.mailbox(mailbox)
+        elif history:
+            await replay.newest(history)
+        if members:
+            watched = [each.removeprefix(PRESENCE) for each in subscription.channels if is_presence(each)]
+            await replay.members(await self._member_lists(watched))  # nothing runs in between
+        return replay
+
     def _leave(self, subscription: Subscription) -> None:
-        """Remove a subscriber whose outlet is closed. Its departure is published in the background."""
+        """Remove a subscriber. Its departure is published in the background."""
         if not self._audience.leave(subscription):
             return
+        subscription.outlet.forget(subscription.handle_close)
         self._delivery.interest.remove(subscription.channels)
         if subscription.mailbox and subscription.joined:
             self._delivery.mailboxes.client_left(subscription.mailbox)

@@ -15,6 +15,7 @@ const MAX_WAIT_MS = 15_000;
 const STABLE_MS = 2_000; // A connection that ends earlier counts as a failure.
 const MAX_CHANNELS = 16; // on one WebSocket
 const INVALID_PARAMS = -32602;
+const OVERLOADED = -32000;
 const UPGRADE_REQUIRED = 426;
 const TOO_SLOW = "This page was too slow, so the server disconnected it.";
 /** @type {State} */
@@ -522,7 +523,9 @@ class Socket extends Connection {
     const id = ++this.#number;
     const text = JSON.stringify({ ...message, id });
     const { promise, resolve, reject } = Promise.withResolvers();
-    const timer = setTimeout(() => reject(new Error("The server didn't respond in time.")), REPLY_MS);
+    const late = () => reject(new Error("The server didn't respond in time."));
+    // The server may wait for its store before each subscription in turn. If it's gone, the connection ends.
+    const timer = subscription ? undefined : setTimeout(late, REPLY_MS);
     this.#requests.set(id, { text, sent: false, subscription, resolve, reject });
     this.#send();
     return promise.finally(() => {
@@ -689,7 +692,8 @@ export class Hub extends Emitter {
   }
 
   /**
-   * Publish an event. If this fails without `Refused`, the event may have been published: repeat it with the same id.
+   * Publish an event. If this fails without `Refused`, the event may have been published: repeat it with the same id,
+   * after `retryMs` if the error has it.
    *
    * @param {string} channel
    * @param {unknown} data
@@ -818,7 +822,8 @@ export class Hub extends Emitter {
   async #request(message, path, body) {
     try {
       if (this.#socket) return await this.#socket.request(message);
-    } catch (error) {
+    } catch (/** @type {any} */ error) {
+      if (error.code === OVERLOADED) throw Object.assign(new Error(error.message), { retryMs: error.retryMs });
       if (this.#socket) throw error; // otherwise, it wasn't sent
     }
     const response = await fetch(new URL(path, this.#base), {

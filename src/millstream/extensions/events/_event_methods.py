@@ -86,6 +86,11 @@ class _Closable(Struct, eq=False):
         else:
             self._callbacks.append(callback)
 
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Don't call `callback` when the outlet closes."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
 
 class Feed(_Closable):
     """A hub outlet that queues events and the hub's own messages (gaps, positions, and the final cut) for one task.

@@ -1,0 +1,168 @@
+"""Each refusal of the table, at each way into the hub: HTTP, event streams, and WebSockets."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+
+import millstream
+from cases import for_each
+from http_peer import serve
+from millstream import Server
+from millstream._app.runtime import Runtime
+from millstream._protocol import revisions
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.revisions import NEWEST_HANDSHAKE
+from millstream._protocol.sse import Decoder
+from millstream._server.refusals import STORE_REFUSALS, find_refusal
+from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable
+from millstream._transports.hub_routes import REFUSALS
+from millstream.hub import EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
+from patience import WAIT
+from socket_world import ask, recv_json
+
+RAISED: list[Exception] = [
+    InvalidName("That isn't a name."),
+    Forbidden("subscribe", "news"),
+    EventTooLarge("That's too large."),
+    LimitExceeded("channel", 1),
+    StoreFull("10.1.2.3 is full"),
+    OwnerQuotaExceeded("10.1.2.3 is full"),
+    StoreUnavailable("10.1.2.3 is away"),
+]
+NAMES = [type(each).__name__ for each in RAISED]
+FROM_THE_STORE = [each for each in RAISED if isinstance(each, tuple(STORE_REFUSALS))]
+
+
+class Ways:
+    """A running hub, an HTTP client, and a WebSocket with a subscription."""
+
+    def __init__(self, runtime: Runtime, http: httpx2.AsyncClient, socket: ClientConnection) -> None:
+        self.runtime = runtime
+        self.http = http
+        self.socket = socket
+
+    async def check_socket(self, message: dict[str, Any], exc: Exception) -> str:
+        """Send a request that is refused, and return the text. The socket and its subscription go on."""
+        refusal, _ = find_refusal(REFUSALS, exc)
+        answer = await ask(self.socket, {**message, "id": 7})
+        error = answer["error"]
+        code = revisions.error(ProtocolError(refusal.code, ""), NEWEST_HANDSHAKE).code
+        data = {"retryAfterMs": 5_000} if refusal.can_retry else None
+        assert (answer["type"], answer["id"], error["code"], error.get("data")) == ("error", 7, code, data)
+        assert (await ask(self.socket, {"type": "ping"}))["type"] == "pong"
+        return str(error["message"])
+
+    async def check_delivery(self) -> None:
+        """Publish to the socket's subscription, and see the event arrive."""
+        sent = await self.http.post("/publish", json={"channel": "kept", "data": "still here"})
+        assert sent.status_code == 200
+        while (event := await recv_json(self.socket))["type"] != "event":
+            pass
+        assert event["data"] == "still here"
+
+
+async def subscribe(socket: ClientConnection, channel: str) -> None:
+    """Subscribe a socket to a channel."""
+    message = await ask(socket, {"type": "subscribe", "channel": channel})
+    while message["type"] == "position":
+        message = await recv_json(socket)
+    assert message["type"] == "subscribed"
+
+
+@asynccontextmanager
+async def hub_with_ways(store: str = "memory://") -> AsyncIterator[Ways]:
+    """Serve a hub on a real socket."""
+    server = Server("shop", serve="hub", store=store)
+    async with server.running() as runtime, serve(server) as running:
+        url = f"127.0.0.1:{running.port}"
+        http = httpx2.AsyncClient(base_url=f"http://{url}", timeout=WAIT)
+        async with http, connect(f"ws://{url}/ws", proxy=None, open_timeout=WAIT) as socket:
+            assert (await recv_json(socket))["type"] == "connected"
+            await subscribe(socket, "kept")
+            yield Ways(runtime, http, socket)
+
+
+def raising(exc: Exception) -> Any:
+    """Return a coroutine function that raises an exception."""
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(0)
+        raise exc
+
+    return refuse
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the incidents in the log."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
+
+
+def test_each_refusal_of_the_table_is_tried() -> None:
+    assert set(REFUSALS) <= set(map(type, RAISED))
+
+
+@for_each("exc", RAISED, ids=NAMES)
+async def test_refusals_are_the_same_over_http_event_streams_and_sockets(
+    exc: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusal, text = find_refusal(REFUSALS, exc)
+    retry = "5" if refusal.can_retry else None
+    async with hub_with_ways() as ways:
+        with monkeypatch.context() as patch:
+            for method in ("publish", "members", "subscribe"):
+                patch.setattr(Hub, method, raising(exc))
+            publish = await ways.http.post("/publish", json={"channel": "news", "data": 1})
+            members = await ways.http.get("/members", params={"channel": "news"})
+            for reply in (publish, members):
+                assert (reply.status_code, reply.headers.get("retry-after")) == (refusal.status, retry)
+            published = publish.json()["detail"]
+            assert members.json()["detail"] == text
+            assert published.startswith(text)
+            stream = await ways.http.get("/events?channel=news", headers={"accept": "text/event-stream"})
+            (event,) = Decoder().feed(stream.content)
+            told = {"status": refusal.status, "detail": text}
+            assert (event.event, json.loads(event.data)) == ("unavailable", told)
+            assert await ways.check_socket({"type": "publish", "channel": "news", "data": 1}, exc) == published
+            for kind in ("members", "subscribe"):
+                assert await ways.check_socket({"type": kind, "channel": "news"}, exc) == text
+            assert "10.1.2.3" not in published
+        await ways.check_delivery()
+    assert errors(caplog) == []
+
+
+@for_each("exc", FROM_THE_STORE, ids=[type(each).__name__ for each in FROM_THE_STORE])
+@for_each("kind", ["memory", "sqlite"])
+async def test_store_that_fails_is_reported_by_each_message_of_a_socket(
+    exc: Exception, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hub_with_ways("memory://" if kind == "memory" else f"sqlite:///{tmp_path}/hub.db") as ways:
+        with monkeypatch.context() as patch:
+            for part in (ways.runtime.store.log, ways.runtime.store.kv):
+                for method in ("append", "read", "newest", "get", "get_many", "keys", "put", "compare_and_set"):
+                    if hasattr(part, method):
+                        patch.setattr(type(part) if hasattr(type(part), method) else part, method, raising(exc))
+            said = await ways.check_socket({"type": "publish", "channel": "news", "data": 1}, exc)
+            assert said.startswith("The store ")
+            assert said.endswith("published.")
+            await ways.check_socket({"type": "subscribe", "channel": "news", "history": 5}, exc)
+            mailbox = await ways.http.get("/mcp/sse/phone", headers={"accept": "text/event-stream"})
+            assert [event.event for event in Decoder().feed(mailbox.content)] == ["connected", "unavailable"]
+            assert (await ask(ways.socket, {"type": "unsubscribe", "channel": "kept"}))["type"] == "unsubscribed"
+        await subscribe(ways.socket, "kept")
+        await ways.check_delivery()
+    assert errors(caplog) == []
+
+
+def test_hub_transports_do_not_name_the_store_exceptions() -> None:
+    """`refusals.py` has the only table, so that no transport forgets one of them."""
+    folder = Path(millstream.__file__).parent / "_transports"
+    for name in ("hub_routes.py", "websocket.py"):
+        assert "_stores" not in (folder / name).read_text("utf-8")
