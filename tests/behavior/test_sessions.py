@@ -131,11 +131,13 @@ async def test_sessions_survive_a_restart_with_the_same_key(connect: Connect, co
         body = await reply.body()
         assert (reply.status, b"true" in body, b"raw" in body) == (200, True, True)
         stream = await restarted.fetch("GET", "/mcp", {**headers, "accept": "text/event-stream"})
-        assert stream.status == 404
+        assert stream.status == 200
         subscribing = b'{"jsonrpc":"2.0","id":6,"method":"resources/subscribe","params":{"uri":"note://one"}}'
-        assert (await restarted.fetch("POST", "/mcp", headers, subscribing)).status == 404
+        assert (await restarted.fetch("POST", "/mcp", headers, subscribing)).status == 200
         assert (await restarted.fetch("DELETE", "/mcp", headers)).status == 204
-        assert (await restarted.fetch("POST", "/mcp", headers, PING)).status == 404
+        for method, body in (("POST", PING), ("POST", subscribing), ("GET", b"")):
+            given = headers if body else {**headers, "accept": "text/event-stream"}
+            assert (await restarted.fetch(method, "/mcp", given, body)).status == 404
     async with serve_http(world.build(secret_key="a key that this session was not sealed with"), lane=True) as stranger:
         assert (await stranger.fetch("POST", "/mcp", headers, PING)).status == 404
 

@@ -234,17 +234,41 @@ async def test_silent_call_logs_are_renewed_together() -> None:
             line.close()
 
 
-async def test_streams_end_when_the_store_lost_their_session() -> None:
+LISTS = [
+    "notifications/tools/list_changed",
+    "notifications/prompts/list_changed",
+    "notifications/resources/list_changed",
+]
+
+
+async def test_sessions_open_a_stream_and_subscribe_after_the_store_lost_them() -> None:
     shared = SharedStore()
-    async with fleet(make_shop, 2, store=shared) as (first, second):
-        headers = await first.initialize()
+    async with fleet(make_talking, 2, store=shared) as (first, second):
+        headers, another = await first.initialize(), await first.initialize()
+        watched = {"uri": "shop://sign"}
+        await first.ask("resources/subscribe", watched, headers)
         stream = await second.get(headers)
+        call = await talk(first, headers)
         shared.lose_everything()
         await stream.end()
-        assert (await second.get(headers)).status == 404
         assert await second.call("add", headers, a=1, b=2) == "3", "calls go on"
-        again = await second.initialize()
-        assert (await first.get(again)).status == 200
+        for last in (stream.events[0].id, None):
+            stream = await second.get(headers, last)
+            assert stream.status == 200
+            await stream.until(len(LISTS))
+            assert [each["method"] for each in stream.messages] == LISTS
+        assert (await second.get(headers, call.events[-1].id)).status == 400, "its log is lost"
+        await first.server.resource_updated("shop://sign")
+        assert "result" in await first.ask("resources/subscribe", watched, headers)
+        assert "result" in await first.ask("logging/setLevel", {"level": "debug"}, headers)
+        await first.server.resource_updated("shop://sign")
+        await stream.until(len(LISTS) + 1)
+        assert stream.messages[-1]["params"] == watched, "only the second one"
+        assert await first.delete(headers) == 204
+        await stream.end()
+        assert (await second.get(headers)).status == 404
+        assert (await second.get({**headers, "mcp-session-id": "nonsense"})).status == 404
+        assert (await first.get(another)).status == 200
 
 
 async def test_workers_on_one_store_agree_on_a_key() -> None:

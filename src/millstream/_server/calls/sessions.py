@@ -68,7 +68,7 @@ class Session(Struct, eq=False):
     charged_bytes: int = 0
     """Bytes of that share (see `ClientMemoryQuota`)."""
     current: bool = True
-    """Whether its streams can be resumed. False if they belong to an older store epoch."""
+    """False if the store has started over since the session began, so its record is lost."""
     issued_at: float = 0.0
     """Unix time, or 0 if a record can be older than the session's first request."""
     expires_at: float = math.inf

@@ -27,7 +27,6 @@ from millstream._server.peers import SessionEnd, StreamTakeover
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.tail import Tail
 from millstream._transports.open_streams import (
-    SESSION_NOT_FOUND,
     TOO_MANY_STREAMS,
     drop_head,
     error_response,
@@ -345,7 +344,6 @@ class StandaloneStreams(_NewestStreams):
 
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
-_STREAMS_GONE = rpc_refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams no longer exist. Initialize again.")
 _TOO_MANY_ENDED = rpc_refusal(
     503, SERVER_ERROR, "Too many ended sessions. Try again later.", head=b"retry-after: 60\r\n"
 )
@@ -375,14 +373,13 @@ class SessionStreams:
             session = await self._find(request)
         except ProtocolError as exc:
             return error_response(exc)
-        if not session.current:
-            return _STREAMS_GONE
         if self._endpoint.streams.full(request):
             return TOO_MANY_STREAMS
         last = request.headers.get(b"last-event-id")
         if last is not None:
             return await self._resume(request, session, last.decode("latin-1").strip())
-        return await self._standing.serve(request, session, resumed=False)
+        # The client of a session from before a restart may have missed changes.
+        return await self._standing.serve(request, session, resumed=not session.current)
 
     async def _resume(self, request: HttpRequest, session: Session, last: str) -> Response | None:
         parsed = parse_event_id(last)
@@ -391,8 +388,6 @@ class SessionStreams:
         stream, position = parsed
         if not stream.startswith(_STAND_ALONE):
             return await self._resumption.serve(request, session, stream, position)
-        if position.epoch != self._endpoint.services.store.epoch:
-            return UNKNOWN_EVENT
         return await self._standing.serve(request, session, resumed=True)
 
     async def delete(self, request: HttpRequest) -> Response | None:

@@ -39,15 +39,13 @@ from millstream._server.features.tools import (
     decode_request_params,
 )
 from millstream._transports.connection import is_batch
-from millstream._transports.open_streams import NOT_JSON, error_response, rpc_refusal, unknown_session
+from millstream._transports.open_streams import NOT_JSON, error_response, rpc_refusal
 from millstream._transports.streamable import StreamableEndpoint, StreamableExchange, finish, serve_batch
 
 _LISTEN = "subscriptions/listen"
 _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = rpc_refusal(406, INVALID_REQUEST, "Not acceptable. Accept application/json, text/event-stream, or both.")
 _UNREADABLE_STREAM = "Not acceptable. A subscription is answered with text/event-stream."
-_STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
-"""Methods whose effects are lost with an older store epoch. The client must initialize and subscribe again."""
 
 
 async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> Response | None:
@@ -137,8 +135,6 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
     if message.method == "initialize" and message.id is not None:
         return await _initialize(exchange, message)
     session, revision = await exchange.session()
-    if session is not None and not session.current and message.method in _STREAM_BOUND:
-        raise unknown_session()
     if message.id is None:
         check_notification(message)
         await exchange.notify(message, session, revision)
@@ -342,7 +338,7 @@ class Streamable:
             return _ACCEPTED
         if method == "initialize":
             return Envelope(message.id, method, params)
-        if method not in _HANDSHAKE_METHODS or method in _STREAM_BOUND:
+        if method not in _HANDSHAKE_METHODS:
             return None
         request.cancel_on_disconnect = session is None
         return Call(
