@@ -33,28 +33,20 @@ from millstream._http.message import (
     query_values,
 )
 from millstream._protocol import sse
-from millstream._protocol.errors import (
-    INVALID_PARAMS,
-    INVALID_REQUEST,
-    OVERLOADED,
-    PARSE_ERROR,
-    ProtocolError,
-    closest_name,
-    shorten,
-)
+from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
 from millstream._protocol.jsonrpc import check_text, decoder, encode
 from millstream._protocol.principal import knows_identities, visible_part
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream._server.refusals import STORE_REFUSALS, Refusal, Refusals, find_refusal
+from millstream._server.refusals import find_refusal
 from millstream._transports.open_streams import OpenStreams, drop_head
-from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
+from millstream._transports.refusals import PUBLICATION, REFUSALS, REFUSED, RETRY_SECONDS
+from millstream.hub import Encode, Event, Hub, InvalidName
 from millstream.hub._channels import DEFAULT, check_encoded_size, is_presence
 from millstream.hub._event import UNAVAILABLE, encode_object
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
-RETRY_SECONDS = 5
 _RETRY_AFTER = b"retry-after: %d\r\n" % RETRY_SECONDS
 _RETRY_SECONDS = re.compile(rb"^retry-after: (\d+)\r", re.IGNORECASE | re.MULTILINE)
 _JITTER_MS = 5_000
@@ -302,17 +294,6 @@ class HubRoutes(Struct, frozen=True):
 
 
 _USAGE = 'Send an event: {"channel": "news", "data": …}.'
-PUBLICATION = "The event {} published."
-"""Whether an event was published, for `find_refusal`."""
-REFUSALS: Refusals = {
-    **STORE_REFUSALS,
-    InvalidName: Refusal(400, INVALID_PARAMS),
-    Forbidden: Refusal(403, -32003),
-    EventTooLarge: Refusal(413, INVALID_PARAMS),
-    LimitExceeded: Refusal(503, OVERLOADED, can_retry=True),
-}
-"""How requests to the hub are refused over HTTP and WebSockets."""
-REFUSED: tuple[type[Exception], ...] = tuple(REFUSALS)
 
 
 def _refuse(exc: Exception, change: str = "") -> Response:

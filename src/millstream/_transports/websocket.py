@@ -53,8 +53,8 @@ from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher
 from millstream._server.refusals import find_refusal
 from millstream._transports.connection import ClientConnection, is_batch
-from millstream._transports.hub_routes import PUBLICATION, REFUSALS, REFUSED, RETRY_SECONDS
 from millstream._transports.open_streams import OpenStreams, silent_call
+from millstream._transports.refusals import PUBLICATION, REFUSALS, REFUSED, RETRY_SECONDS
 from millstream.hub import Event, Forbidden, Hub, LimitExceeded, Subscription
 from millstream.hub._channels import DEFAULT, SOCKET_CHANNELS, check_encoded_size
 from millstream.hub._event import CUT, encode_object
