@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from millstream._protocol.compose import compose
 from millstream._protocol.json_schema import is_array
 
 EVERYTHING = "*"
@@ -147,7 +148,7 @@ def _clean(text: object) -> str:
     """Return a claim as one line without control and invisible characters, or an empty string if it isn't text."""
     if not isinstance(text, str):
         return ""
-    text = unicodedata.normalize("NFKC", text[: 2 * _MAX_NAME])
+    text = compose("NFKC", text[: 2 * _MAX_NAME])
     shown = "".join(each if each.isprintable() else " " for each in _UNSEEN.sub("", text))
     return " ".join(shown.split())[:_MAX_NAME]
 

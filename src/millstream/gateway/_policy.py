@@ -24,7 +24,7 @@ from millstream._server.features.sources import Item, Visible, both, require_sco
 from millstream._server.features.tools import Tool
 from millstream.gateway._approval import ApprovalPolicy, with_approval
 from millstream.gateway._names import Names, with_safe_names
-from millstream.gateway._patterns import folded_forms, is_unmistakable, matcher, normal_forms, spellings
+from millstream.gateway._patterns import folded_forms, is_comparable, is_unmistakable, matcher, normal_forms, spellings
 from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.protocol import (
     MALFORMED,
@@ -556,8 +556,11 @@ class Policy:
         if self._is_empty:
             return _NO_RULES
         forms = allowed = strict = [name]
-        if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
+        if kind in ("resources", "templates") and self._has_uris:
+            # Rules may be written in any spelling, and an upstream may list any.
             written = [*spellings(name), *spellings(name.partition("#")[0].rstrip("?"))]
+            if not all(map(is_comparable, written)):
+                return None
             written += folded_forms(written)
             forms = list(dict.fromkeys((*written, *normal_forms(written))))
             allowed = [name, normalize_uri(name)]
