@@ -16,12 +16,36 @@ _MAX_MARKS = 30
 _LAST_MARK = 0x1FFFF
 _STARTERS_THAT_BECOME_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"
 """Characters that aren't marks until they're decomposed."""
+UNSEEN = (
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U00016fe4\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+"""A pattern of characters that nobody sees: Default_Ignorable_Code_Point (UAX #44 §5.7.4), and empty symbols."""
+_MAX_STACKED = 8
+"""Maximum marks on a letter that are shown as they are. More cover other lines."""
 
 
 @cache
 def _runs() -> re.Pattern[str]:
     marks = "".join(filter(unicodedata.combining, map(chr, range(0x300, _LAST_MARK)))) + _STARTERS_THAT_BECOME_MARKS
     return re.compile(f"([{marks}]{{{_MAX_MARKS}}})[{marks}]+")
+
+
+@cache
+def _hiding() -> re.Pattern[str]:
+    marks = "".join(each for each in map(chr, range(0x300, _LAST_MARK)) if unicodedata.category(each) in ("Mn", "Me"))
+    return re.compile(f"{UNSEEN}|(?<=[{marks}]{{{_MAX_STACKED}}})[{marks}]")
+
+
+def escape_unseen(text: str) -> str:
+    """Return text in which each character can be seen, so that none changes how the others look."""
+    text = "".join(each if each.isprintable() or each == "\n" else _escape(each) for each in text)
+    return text if text.isascii() else _hiding().sub(lambda found: _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    return f"\\u{ord(character):04x}"
 
 
 def has_long_runs(text: str) -> bool:
