@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from auth_world import GuardedServer, run_guarded
-from cpu import DEAR_TEXT, check_linear, repeat
+from cpu import DEAR_TEXT, check_linear, count_calls, repeat
 from http_peer import serve
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, ProtocolError, Server, Settings, ToolError, auth
@@ -588,6 +588,22 @@ def test_uris_are_compared_in_linear_time(unit: str, encode: Callable[[str], str
         uri_forms(uri)
 
     check_linear(compare, 2_000)
+
+
+def test_rules_of_a_uri_are_remembered_unless_it_is_long() -> None:
+    policy = Policy(UpstreamPolicy(deny=("note://x/secret*",), resources={"note://x/*": ResourcePolicy(tags=("x",))}))
+    for uri, is_kept in (("note://x/usual", True), ("note://x/secret", True), (f"note://x/{'a' * 1100}", False)):
+        with count_calls() as first:
+            found = policy.rules_of(uri)
+        with count_calls() as again:
+            assert policy.rules_of(uri) == found
+        assert (len(again) == 1) is is_kept
+        assert len(first) > 10
+    for number in range(1024):
+        policy.rules_of(f"note://x/{number}")
+    with count_calls() as calls:
+        policy.rules_of("note://x/usual")
+    assert len(calls) > 10
 
 
 def test_uris_that_grow_or_have_long_runs_of_marks_are_refused_by_rules() -> None:
