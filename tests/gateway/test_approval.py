@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from fastapi import FastAPI
 
 from cases import for_each
-from cpu import DEAR_TEXT, check_linear, count_calls, repeat
+from cpu import DEAR_TEXT, check_linear, repeat
 from fleet import EventStream, Worker, fleet
+from growth import MIB
 from millstream import Client, Context, Server, Settings, ToolError, auth
 from millstream.client import ServerError, ToolFailed
 from millstream.extensions import Extension, SavedCall
@@ -366,13 +368,17 @@ def test_values_are_compared_in_linear_time(unit: str) -> None:
 
 
 def test_questions_are_measured_before_they_are_worded() -> None:
-    """Indented, a value at each of many levels is a thousand times as long."""
+    """Indented at 50 levels, the text is 50 times as long."""
     deep: Any = [1] * 200_000
     for _ in range(50):
         deep = [deep]
-    with count_calls() as calls, pytest.raises(ToolError, match="too many arguments"):
-        _word_question("order", {"value": deep})
-    assert "escape_unseen" not in calls
+    tracemalloc.start()
+    try:
+        with pytest.raises(ToolError, match="too many arguments"):
+            _word_question("order", {"value": deep})
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
     with pytest.raises(ToolError, match="too many arguments"):
         _word_question("x" * 10_000, {})
 
