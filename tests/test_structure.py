@@ -259,6 +259,29 @@ def test_protocol_package_does_no_io() -> None:
         assert not used & outside, f"{path.name} imports {used & outside}"
 
 
+def test_only_one_module_composes_text() -> None:
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in sources("src")
+        for node in nodes_of(path)
+        if (isinstance(node, ast.Attribute) and node.attr in {"normalize", "is_normalized", "ucd_3_2_0"})
+        or (isinstance(node, ast.ImportFrom) and node.module in {"unicodedata", "stringprep", "encodings.idna"})
+    }
+    assert found == {"_protocol/compose.py"}
+
+
+def test_only_one_module_encodes_hosts() -> None:
+    """The codecs take quadratic time, or more, for long labels."""
+    codecs = {"idna", "punycode"}
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in sources("src")
+        for node in nodes_of(path)
+        if isinstance(node, ast.Constant) and node.value in codecs
+    }
+    assert found == {"_protocol/uri.py"}
+
+
 def test_optional_dependencies_are_imported_in_one_package() -> None:
     users: dict[str, set[str]] = {}
     for path in sources("src"):

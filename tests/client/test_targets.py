@@ -1,12 +1,14 @@
 import json
 import re
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cases import for_each
+from cpu import DEAR_TEXT, check_linear, repeat
 from millstream import Client, Server
 from millstream._http.client.url import parse_url
 from millstream.client import ClientError
@@ -257,3 +259,14 @@ async def test_files_are_loaded_and_programs_without_a_server_run(tmp_path: Path
         (tmp_path / name).write_text(text)
     async with Client(tmp_path / file) as client:
         assert [each.name for each in await client.tools()] == [tool]
+
+
+@pytest.mark.parametrize("unit", DEAR_TEXT.values(), ids=DEAR_TEXT)
+def test_hosts_are_read_in_linear_time(unit: str) -> None:
+    numbers = count()  # `urlsplit` remembers URLs
+
+    def parse(size: int) -> None:
+        with pytest.raises(TargetError):
+            parse_url(f"https://{next(numbers)}{repeat(unit, size)}")
+
+    check_linear(parse, 5_000)

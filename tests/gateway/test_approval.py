@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 from fastapi import FastAPI
 
 from cases import for_each
+from cpu import DEAR_TEXT, check_linear, repeat
 from fleet import EventStream, Worker, fleet
-from millstream import Client, Context, Server, Settings, auth
+from growth import MIB
+from millstream import Client, Context, Server, Settings, ToolError, auth
 from millstream.client import ServerError, ToolFailed
 from millstream.extensions import Extension, SavedCall
 from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
+from millstream.gateway._approval import _matches_values, _word_question
 from millstream.items import ItemSource, Tool
 from millstream.protocol import BY_DATE, TASKS, ClientInfo
 from patience import WAIT
@@ -343,11 +347,58 @@ async def test_names_in_an_object_match_like_values(shop: Shop) -> None:
     assert await find_asked(shop, "copies", "7", [{"copies": {"7.0": True}}]) == [True]
 
 
+def test_values_that_are_too_long_to_compare_match() -> None:
+    for long in ("x" * 5000, "\u0301\u0316" * 3000, ["x"] * 2000, {"x": ["x" * 4000] * 20}, f"[{'1,' * 1500}1]"):
+        assert _matches_values({"copies": "prod*"}, {"copies": long})
+    for short in ("x" * 4000, "\u0301\u0316" * 2000, ["x"] * 900, f"[{'1,' * 400}1]"):
+        assert not _matches_values({"copies": "prod*"}, {"copies": short})
+
+
+async def test_calls_with_a_long_value_are_asked_about(shop: Shop) -> None:
+    assert await find_asked(shop, "book", "prod*", [{"book": "x" * 4000}, {"book": "x" * 5000}]) == [False, True]
+
+
+@pytest.mark.parametrize("unit", DEAR_TEXT.values(), ids=DEAR_TEXT)
+def test_values_are_compared_in_linear_time(unit: str) -> None:
+    def compare(size: int) -> None:
+        _matches_values({"env": "prod*"}, {"env": repeat(unit, size)})
+        _matches_values({"env": "prod*"}, {"env": [repeat(unit, 50)] * (size // 50)})
+
+    check_linear(compare, 4_000)
+
+
+def test_questions_are_measured_before_they_are_worded() -> None:
+    """Indented at 50 levels, the text is 50 times as long."""
+    deep: Any = [1] * 200_000
+    for _ in range(50):
+        deep = [deep]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ToolError, match="too many arguments"):
+            _word_question("order", {"value": deep})
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ToolError, match="too many arguments"):
+        _word_question("x" * 10_000, {})
+
+
+def test_question_shows_what_nobody_sees_and_leaves_languages_readable() -> None:
+    hidden = "\u00ad\u034f\u061c\u115f\u17b4\u180b\u200b\u202e\u2060\u2800\u3164\ufe0f\uffa0\U000e0100\U000e0041"
+    question = _word_question("s_order", {"book": f"Thanks!{hidden}"})
+    assert [each for each in hidden if each in question] == []
+    for plain in ("हिन्दी में किताबें", "كِتَابٌ مُّفِيدٌ", "หนังสือที่ดี", "שָׁלוֹם", "ཧཱུྃ", "Việt Nam", "본", "𝄞"):
+        assert plain in _word_question("s_order", {"book": plain})
+    question = _word_question("s_order", {"book": "x" + "\u0301" * 40})
+    assert question.count("\u0301") == 8
+    assert question.count("\\u0301") == 32
+
+
 async def test_numbers_match_in_each_notation(shop: Shop) -> None:
     same: list[Any] = [100, 100.0, 1e2, "0100", "+100", " 1e2 ", "0x64", ["100.00"], "\uff11\uff10\uff10.0"]
     for pattern in ("100", "100.0", "1e2", "10?"):
         assert await find_asked(shop, "copies", pattern, [{"copies": each} for each in same]) == [True] * len(same)
-    other: list[Any] = [1, 1000, 100.5, "1e20", "100 books", True, "nan", "inf", "1e400", "1" * 5000, "0x" + "1" * 5000]
+    other: list[Any] = [1, 1000, 100.5, "1e20", "100 books", True, "nan", "inf", "1e400", "1" * 4000, "0x" + "1" * 4000]
     assert await find_asked(shop, "copies", "100", [{"copies": each} for each in other]) == [False] * len(other)
     assert await find_asked(shop, "copies", "1.5", [{"copies": "1.50"}]) == [True]
 

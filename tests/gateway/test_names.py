@@ -3,12 +3,14 @@ from collections.abc import Callable
 
 import pytest
 
-from cpu import check_linear
+from cpu import DEAR_TEXT, check_linear, repeat
 from millstream.gateway._names import (
     CAPABILITY,
     MAX_LOOPS,
     Names,
+    ascii_name,
     find_loops,
+    fold,
     leads_back,
     read_announcement,
     safe_names,
@@ -56,3 +58,13 @@ def test_odd_argument_names_are_replaced_in_linear_time(name: Callable[[int], st
     check_linear(replace, 200)
     found = replace(200)
     assert len({*found, *map(name, range(200))} - {*found.values()}) == len({*map(name, range(200))})
+
+
+@pytest.mark.parametrize("unit", DEAR_TEXT.values(), ids=DEAR_TEXT)
+def test_long_names_are_folded_in_linear_time(unit: str) -> None:
+    for run in (fold, lambda name: ascii_name(name, "a-z"), lambda name: safe_names({"properties": {name: {}}})):
+        check_linear(lambda size, run=run: run(repeat(unit, size)), 5_000)
+
+
+def test_names_that_differ_only_in_marks_that_no_language_has_look_alike() -> None:
+    assert fold("x" + "\u0301\u0316" * 20) == fold("x" + "\u0301\u0316" * 40) == "x"

@@ -1,15 +1,17 @@
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from runpy import run_path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
 
 from auth_world import GuardedServer, run_guarded
+from cpu import DEAR_TEXT, check_linear, count_calls, repeat
 from http_peer import serve
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, ProtocolError, Server, Settings, ToolError, auth
@@ -18,6 +20,7 @@ from millstream.client import ServerError
 from millstream.gateway import GroupPolicy, PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import AcceptedFile, fetch
 from millstream.gateway._config import load_file
+from millstream.gateway._patterns import canonical_uri, uri_forms
 from millstream.gateway._policy import Policy
 from millstream.gateway._results import Redactor
 from patience import WAIT
@@ -569,3 +572,47 @@ async def test_a_rule_about_other_uris_leaves_the_rest_readable(uri: str) -> Non
     front.upstream("u", files, prefix="", policy=UpstreamPolicy(deny=("db://private/*",)), start_timeout=WAIT)
     async with Client(front) as client:
         assert [each.text for each in await client.read(uri)] == ["plan"]
+
+
+@pytest.mark.parametrize("encode", [str, quote, lambda text: quote(quote(text))], ids=["plain", "encoded", "twice"])
+@pytest.mark.parametrize("unit", DEAR_TEXT.values(), ids=DEAR_TEXT)
+def test_uris_are_compared_in_linear_time(unit: str, encode: Callable[[str], str]) -> None:
+    policy = Policy(UpstreamPolicy(deny=("note://x/secret*",)))
+
+    def compare(size: int) -> None:
+        uri = f"note://x/{size}{encode(repeat(unit, size))}"
+        for kind in ("resources", "templates"):
+            policy.item(kind, uri)
+        policy.rules_of(uri)
+        canonical_uri(uri)
+        uri_forms(uri)
+
+    check_linear(compare, 2_000)
+
+
+def test_rules_of_a_uri_are_remembered_unless_it_is_long() -> None:
+    policy = Policy(UpstreamPolicy(deny=("note://x/secret*",), resources={"note://x/*": ResourcePolicy(tags=("x",))}))
+    for uri, is_kept in (("note://x/usual", True), ("note://x/secret", True), (f"note://x/{'a' * 1100}", False)):
+        with count_calls() as first:
+            found = policy.rules_of(uri)
+        with count_calls() as again:
+            assert policy.rules_of(uri) == found
+        assert (len(again) == 1) is is_kept
+        assert len(first) > 10
+    for number in range(1024):
+        policy.rules_of(f"note://x/{number}")
+    with count_calls() as calls:
+        policy.rules_of("note://x/usual")
+    assert len(calls) > 10
+
+
+def test_uris_that_grow_or_have_long_runs_of_marks_are_refused_by_rules() -> None:
+    policy = Policy(UpstreamPolicy(deny=("note://x/secret*",)))
+    for odd in ("\u0301\u0316" * 20, "\ufdfa" * 1100, "ü" * 1100):
+        for uri in (f"note://x/{odd}", f"note://x/{quote(odd)}", f"note://x/{quote(quote(odd))}"):
+            assert policy.rules_of(uri) is None
+            assert policy.item("resources", uri) is None
+    for usual in ("e\u0301" * 200, "ü" * 1000, "a" * 8000):
+        assert policy.rules_of(f"note://x/{usual}") is not None
+    without_patterns = Policy(UpstreamPolicy(tags=("shop",)))
+    assert without_patterns.item("resources", "note://x/" + "ü" * 1100) is not None

@@ -1,13 +1,16 @@
 """URIs in normal form, compared with RFC 3986 and with the URLs of clients that normalize what they read."""
 
 import random
+from contextlib import suppress
+from itertools import count
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import AnyUrl, ValidationError
 
 from cases import for_each
-from cpu import check_linear
-from millstream._protocol.uri import check_uri, normalize_uri
+from cpu import DEAR_TEXT, check_linear, repeat
+from millstream._protocol.uri import check_uri, encode_host, join_url, normalize_uri, split_url
 from property_settings import NIGHTLY
 
 EQUIVALENT = {
@@ -139,3 +142,29 @@ def test_every_spelling_of_a_dns_name_has_the_same_normal_form() -> None:
     for spelled in ("http://bücher.example", "http://b%C3%BCcher.example", "http://B%c3%bccher%E3%80%82example"):
         assert normalize_uri(spelled) == "http://xn--bcher-kva.example/"
     assert normalize_uri("http://b%C3%BCcher.example./") == "http://xn--bcher-kva.example./"
+
+
+@pytest.mark.parametrize("unit", DEAR_TEXT.values(), ids=DEAR_TEXT)
+def test_urls_of_peers_are_split_in_linear_time(unit: str) -> None:
+    numbers = count()  # `urlsplit` remembers URLs
+
+    def split(size: int) -> None:
+        url = f"https://{next(numbers)}{repeat(unit, size)}"
+        for run in (split_url, lambda url: join_url(url, "/y"), lambda url: join_url("https://x/", url), encode_host):
+            with suppress(ValueError):
+                run(url)
+
+    check_linear(split, 5_000)
+
+
+def test_hosts_that_no_resolver_knows_are_refused_before_they_are_encoded() -> None:
+    assert encode_host("bücher.example") == "xn--bcher-kva.example"
+    assert encode_host("::1") == "::1"
+    for host in ("ü" * 64, "ü." * 127, f"{'ü' * 254}"):
+        with pytest.raises(ValueError, match="DNS"):
+            encode_host(host)
+
+
+def test_urls_of_peers_are_split_as_the_standard_library_does() -> None:
+    for url in ("https://bücher.example/ä?b#c", "/x", "", "//x/y", "https://x/" + "e\u0301" * 99):
+        assert split_url(url) == urlsplit(url)

@@ -10,6 +10,15 @@ from types import FrameType
 import millstream
 
 _OURS = str(Path(millstream.__file__).parent)
+DEAR_TEXT = {
+    "marks": "\u0301\u0316",
+    "starters": "\u0f73",
+    "katakana": "\uff9e\uff9f",
+    "growing": "\ufdfa",
+    "letters": "".join(map(chr, range(0x4E00, 0x9C20))),
+    "labels": "\u0f73.",
+}
+"""Text that takes quadratic time to compose or to encode, or that becomes many times as long."""
 
 
 def cpu_seconds(run: Callable[[], object], times: int = 3) -> float:
@@ -30,6 +39,11 @@ async def cpu_seconds_of(run: Callable[[], Awaitable[object]], times: int = 3) -
         await run()
         found.append(time.process_time() - started)
     return min(found)
+
+
+def repeat(unit: str, size: int) -> str:
+    """Return some characters of repeated text."""
+    return (unit * (size // len(unit) + 1))[:size]
 
 
 def check_linear(run: Callable[[int], object], size: int) -> None:

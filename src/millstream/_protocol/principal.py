@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from millstream._protocol.compose import UNSEEN, compose
 from millstream._protocol.json_schema import is_array
 
 EVERYTHING = "*"
@@ -80,11 +81,8 @@ IDENTITIES = "millstream:identities"
 SHARED_KEY = "key"
 """The subject for keys that weren't given a name. Several people can use such a key, so it identifies none of them."""
 _MAX_NAME = 80
-_UNSEEN = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"
-    "|(?<=[\u0300-\u036f]{2})[\u0300-\u036f]"
-)
-"""Characters that make different names look the same: printable but invisible ones, and stacked accents."""
+_UNSEEN = re.compile(f"{UNSEEN}|(?<=[\u0300-\u036f]{{2}})[\u0300-\u036f]")
+"""Characters that make different names look the same: invisible ones, and stacked accents."""
 
 
 _LOOKALIKES = frozenset(("LATIN", "CYRILLIC", "GREEK", "COPTIC", "ARMENIAN", "CHEROKEE", "LISU"))
@@ -147,7 +145,7 @@ def _clean(text: object) -> str:
     """Return a claim as one line without control and invisible characters, or an empty string if it isn't text."""
     if not isinstance(text, str):
         return ""
-    text = unicodedata.normalize("NFKC", text[: 2 * _MAX_NAME])
+    text = compose("NFKC", text[: 2 * _MAX_NAME])
     shown = "".join(each if each.isprintable() else " " for each in _UNSEEN.sub("", text))
     return " ".join(shown.split())[:_MAX_NAME]
 

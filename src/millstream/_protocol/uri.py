@@ -7,7 +7,9 @@ normalize each one.
 import re
 from contextlib import suppress
 from functools import lru_cache
-from urllib.parse import quote, unquote
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
+
+from millstream._protocol.compose import has_long_runs
 
 STRAY_PERCENT = "%(?![0-9A-Fa-f]{2})"
 NOT_IN_URI = re.compile(rf"""[\x00-\x20"<>\\^`{{|}}\x7f-\x9f\ud800-\udfff]|{STRAY_PERCENT}""")
@@ -25,8 +27,9 @@ _MAX_NAME = 253
 """Maximum length of a name in the DNS."""
 _DOTS = r".\u3002\uff0e\uff61"
 _DNS_NAME = re.compile(rf"[^{_DOTS}]{{1,63}}(?:[{_DOTS}][^{_DOTS}]{{1,63}})*+[{_DOTS}]?")
-"""Labels of at most the length that the DNS allows. Encoding a label takes quadratic time."""
+"""Labels of at most the length that the DNS allows. Encoding a label takes quadratic time, or more."""
 _MAX_REMEMBERED = 256
+_LONG_RUNS = "it has too many combining marks in a row"
 
 
 def check_uri(what: str, uri: str) -> None:
@@ -58,6 +61,39 @@ def find_problem(uri: str) -> str:
         return "" if path.startswith("/") or authority else "the URI of a file must start with 'file:///'"
     needs_host = scheme.lower() in _DEFAULT_PORTS and not found[1]
     return f"a URI with '{scheme}:' must have a host after '//'" if needs_host else ""
+
+
+def split_url(url: str) -> SplitResult:
+    """Split a URL from a peer, as `urlsplit` does, which composes the host.
+
+    Raises:
+        ValueError: It isn't a URL.
+    """
+    if has_long_runs(url):
+        raise ValueError(_LONG_RUNS)
+    return urlsplit(url)
+
+
+def join_url(base: str, reference: str) -> str:
+    """Resolve a reference from a peer against a URL, as `urljoin` does.
+
+    Raises:
+        ValueError: It isn't a reference.
+    """
+    if has_long_runs(base) or has_long_runs(reference):
+        raise ValueError(_LONG_RUNS)
+    return urljoin(base, reference)
+
+
+def encode_host(host: str) -> str:
+    """Return a host in ASCII (RFC 3490 §4).
+
+    Raises:
+        ValueError: It isn't a name in the DNS.
+    """
+    if host and (len(host) > _MAX_NAME or not _DNS_NAME.fullmatch(host)):
+        raise ValueError("its host isn't a name in the DNS")
+    return host.encode("idna").decode()
 
 
 def normalize_uri(uri: str) -> str:
@@ -107,9 +143,8 @@ def _normalize_authority(authority: str, scheme: str) -> str:
         host, port = place, ""
     host = _encode(host)
     if scheme in _DEFAULT_PORTS and "%" in host and (name := unquote(host)).isprintable():
-        with suppress(UnicodeError):  # otherwise, it isn't a DNS name
-            if len(name) <= _MAX_NAME and _DNS_NAME.fullmatch(name):
-                host = _encode(name.encode("idna").decode())
+        with suppress(ValueError):  # otherwise, it isn't a DNS name
+            host = _encode(encode_host(name))
     # Only the letters of percent-encoded octets are upper case.
     host = "".join(each if at % 2 else each.lower() for at, each in enumerate(_ENCODED.split(host)))
     port = "" if f"{port:0>1}".lstrip("0") == _DEFAULT_PORTS.get(scheme) else port.lstrip("0") or port[-1:]

@@ -18,6 +18,7 @@ from msgspec import Raw, Struct, json
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError
 from millstream._protocol.admission import require_capabilities
+from millstream._protocol.compose import MAX_COMPOSED, escape_unseen
 from millstream._protocol.redaction import REDACTED, is_secret
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import RUNNING, Call
@@ -40,6 +41,8 @@ _TRUTH = {"true": ("1", "t", "y", "yes", "on"), "false": ("0", "f", "n", "no", "
 _NO_FIELDS: Json = {"type": "object", "properties": {}}
 _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
 """Maximum characters of a text that's shown whole, and of the two ends of a longer one."""
+_MAX_COMPARED, _ELEMENT = 64 * 1024, 64
+"""Maximum characters of a value that are compared with a pattern, and how many each element of a list counts as."""
 _MAX_SHOWN = 8 * 1024
 """Maximum characters of a question."""
 _TOO_LONG = "There are too many arguments to show. Send fewer, or shorter lists."
@@ -99,24 +102,36 @@ def _matches_values(patterns: Mapping[str, str], values: Mapping[str, Any]) -> b
             continue  # an upstream that tells names apart by case uses its default, whatever the other names have
         # Many programs ignore case in names.
         found = [each for name, each in values.items() if name.casefold() == wanted.casefold() and each is not None]
-        if not any(_matches_value(pattern, each) for each in found):
+        if not _matches_value(pattern, found):
             return False
     return True
 
 
 def _matches_value(pattern: str, value: Any) -> bool:
-    if is_array(value) or is_object(value):
-        found = [*value, *value.values()] if is_object(value) else value
-        return any(_matches_value(pattern, each) for each in found)
-    text = value if isinstance(value, str) else encode(value).decode()
-    if text.lstrip().startswith(("[", "{")):  # servers of the official SDK for Python decode it for some parameters
-        try:
-            if _matches_value(pattern, json.decode(text)):
-                return True
-        except MALFORMED:
-            return True  # their decoder takes more than ours
+    """Return whether a value or one of its elements matches, or there's too much of it to compare."""
     exact, folded = _matchers(pattern)
-    return exact(text) is not None or any(map(folded, _notations(without_hidden(text).casefold())))
+    pending, left = [value], _MAX_COMPARED
+    while pending:
+        each = pending.pop()
+        left -= _ELEMENT
+        if is_array(each) or is_object(each):
+            if len(each) * _ELEMENT > left:
+                return True
+            pending += each
+            pending += each.values() if is_object(each) else ()
+            continue
+        text = each if isinstance(each, str) else encode(each).decode()
+        left -= len(text)
+        if left < 0 or len(text) > MAX_COMPOSED:
+            return True
+        if text.lstrip().startswith(("[", "{")):  # servers of the official SDK for Python decode it for some parameters
+            try:
+                pending.append(json.decode(text))
+            except MALFORMED:
+                return True  # their decoder takes more than ours
+        if exact(text) is not None or any(map(folded, _notations(without_hidden(text).casefold()))):
+            return True
+    return False
 
 
 @lru_cache(1024)
@@ -160,13 +175,10 @@ async def _require(call: Call, source: Sequence[str], arguments: Mapping[str, An
     # A store that has lost its data has also lost the claims.
     mark = sha256(encode([source, arguments, call.services.store.epoch])).hexdigest()
     shown = {name: REDACTED if name in hidden and is_secret(name) else each for name, each in arguments.items()}
-    text = json.format(encode(_shorten(shown)), indent=2).decode()
-    question = Elicit(_escape(f"Allow {call.name} with these arguments?\n{text}"), _NO_FIELDS)
     outcome = "accepted"
     error: Exception | None = None
     try:
-        if len(question.message) > _MAX_SHOWN:
-            raise ToolError(_TOO_LONG)
+        question = Elicit(_word_question(call.name, shown), _NO_FIELDS)
         if call.revision.handshake:
             asked_for = _find_tool(call)
             await ask_by_request(call, question, call.services.questions)
@@ -248,6 +260,15 @@ def _shorten(value: Any) -> Any:
     return {name: _shorten(each) for name, each in value.items()} if is_object(value) else value
 
 
-def _escape(text: str) -> str:
-    """Return text in which each character can be seen, so that none changes how the others look."""
-    return "".join(each if each.isprintable() or each == "\n" else f"\\u{ord(each):04x}" for each in text)
+def _word_question(tool: str, arguments: Mapping[str, Any]) -> str:
+    """Return the text of a question. It's measured before each step that makes it longer.
+
+    Raises:
+        ToolError: It's too long to show.
+    """
+    text = encode(_shorten(arguments)).decode()
+    if len(text) + len(tool) <= _MAX_SHOWN:
+        text = f"Allow {tool} with these arguments?\n{json.format(text.encode(), indent=2).decode()}"
+        if len(text) <= _MAX_SHOWN and len(shown := escape_unseen(text)) <= _MAX_SHOWN:
+            return shown
+    raise ToolError(_TOO_LONG)

@@ -9,7 +9,6 @@ claims it.
 import hashlib
 import hmac
 import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from millstream._protocol.compose import compose
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.features.tools import PROPERTY_NAME
 from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, decoder, encode, is_array, members
@@ -41,8 +41,8 @@ _LETTERS = str.maketrans(
 
 def fold(name: str) -> str:
     """Return a name without details that readers overlook: case, width, accents, separators, and look-alike letters."""
-    text = unicodedata.normalize("NFKC", name).translate(_CAPITALS).casefold()
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
+    text = compose("NFKC", name).translate(_CAPITALS).casefold()
+    return "".join(filter(str.isalnum, compose("NFD", text))).translate(_LETTERS) or text
 
 
 def unused_name(name: str, taken: Collection[str]) -> str:
@@ -56,7 +56,7 @@ def unused_name(name: str, taken: Collection[str]) -> str:
 
 def ascii_name(text: str, allowed: str) -> str:
     """Return a name for a text: without accents, and with an underscore for each character outside a set."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    plain = compose("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(f"[^{allowed}]+", "_", plain).strip("_")
 
 

@@ -12,13 +12,14 @@ from contextlib import suppress
 from functools import cached_property, partial
 from itertools import chain, islice
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Struct, structs
 
 from millstream._protocol.json_schema import inline_references, is_integral, map_subschemas, value_at_pointer
 from millstream._protocol.schema_repair import KEYWORDS, fits_keyword
+from millstream._protocol.uri import join_url, split_url
 from millstream.gateway._catalog import MAX_ITEM_BYTES
 from millstream.gateway._names import ascii_name, unused_name
 from millstream.gateway._openapi_files import COLLECTIONS, upgrade, upgrade_schema
@@ -365,7 +366,7 @@ class Document:
         # named: below the base URL, or on one of the hosts. The base URL replaces that of the document's first server.
         base, usual = self._bases
         servers = _servers_of(operation) or _servers_of(shared)
-        for own in (urljoin(f"{base}/", each) for each in servers):
+        for own in (join_url(f"{base}/", each) for each in servers):
             origin, path = origin_of(own), urlsplit(own).path.rstrip("/")
             if has_dot_segment(path):  # it could leave the base path
                 continue
@@ -757,7 +758,7 @@ def _fill_in(server: Json) -> str:
 
 
 def origin_of(url: str) -> str:
-    parts = urlsplit(urljoin("https:", url.lower()))  # without a scheme, it's the document's own
+    parts = split_url(join_url("https:", url.lower()))  # without a scheme, it's the document's own
     host = parts.netloc.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
     return f"{parts.scheme}://{host}" if host else ""
 

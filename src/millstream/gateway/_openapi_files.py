@@ -10,12 +10,13 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import url2pathname
 
 import msgspec
 
 from millstream._protocol.jsonrpc import exceeds_limits
+from millstream._protocol.uri import join_url, split_url
 from millstream._yaml import read_yaml
 from millstream.client._applications import SERVER_TABLES
 from millstream.files import find_file, open_file
@@ -235,8 +236,9 @@ def _references(node: Any, base: str) -> Iterator[tuple[Json, str, str]]:
         if is_object(each):
             if isinstance(reference := each.get("$ref"), str):
                 with suppress(ValueError):  # it's dangling if it isn't a URL
+                    split_url(reference)
                     address, fragment = urldefrag(reference)
-                    yield each, urljoin(base, address) if address else base, fragment
+                    yield each, join_url(base, address) if address else base, fragment
             pending += each.values()
         elif is_array(each):
             pending += each

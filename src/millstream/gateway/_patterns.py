@@ -5,7 +5,6 @@ Patterns are case-sensitive: ``*`` is any text, ``?`` any character.
 
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from fnmatch import translate
@@ -13,10 +12,13 @@ from functools import lru_cache
 from itertools import accumulate
 from urllib.parse import unquote
 
+from millstream._protocol.compose import compose, has_long_runs
 from millstream._protocol.uri import find_problem, normalize_uri
 
 _MAX_MATCHERS = 16_384
 _MAX_URI_FORMS = 4
+_MAX_LETTERS = 1024
+"""Maximum length of a URI with characters outside ASCII that's compared with rules. Some become 18 others."""
 _BROWSER_SCHEMES = frozenset(("ftp", "http", "https", "ws", "wss"))
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _DRIVE = re.compile(r"file:/*[a-z][:|]", re.IGNORECASE)
@@ -57,7 +59,8 @@ def is_unmistakable(uri: str) -> bool:
         return False
     for each in spellings(uri):
         if (
-            "\0" in each
+            not is_comparable(each)
+            or "\0" in each
             or _OVERLONG.search(each)
             or _is_odd_path(_without_file_host(each))
             or _segments(each) != _segments(_fold(each))
@@ -74,7 +77,7 @@ def is_unmistakable(uri: str) -> bool:
             address = ipaddress.ip_address(host.strip("[]"))
             return str(address) == host.strip("[]") and not getattr(address, "ipv4_mapped", None)
         return False
-    return not host.endswith(".") and "%" not in host and unicodedata.normalize("NFKC", host) == host
+    return not host.endswith(".") and "%" not in host and compose("NFKC", host) == host
 
 
 def _is_odd_path(uri: str) -> bool:
@@ -134,7 +137,7 @@ def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
     Each has a path, and the parts that follow it: many upstreams ignore a query, a fragment, or the host of a file.
     Windows ignores a period at the end.
     """
-    found = spellings(without_hidden(uri), decode=lambda text: without_hidden(unquote(text)))
+    found = spellings(_without_hidden_in(uri), decode=lambda text: _without_hidden_in(unquote(text)))
     found += normal_forms(found)
     found += [_without_file_host(each) for each in found if each.startswith("file://")]
     return {each.casefold(): _split(each.casefold()) for each in found}
@@ -145,15 +148,26 @@ def _split(uri: str) -> tuple[str, frozenset[str]]:
     return _without_dots(path).rstrip("."), frozenset(filter(None, parts))
 
 
+def is_comparable(uri: str) -> bool:
+    """Return whether one spelling of a URI can be compared with rules in linear time."""
+    return uri.isascii() or (len(uri) <= _MAX_LETTERS and not has_long_runs(uri))
+
+
+def _without_hidden_in(uri: str) -> str:
+    """Return a URI without width and invisible characters, or an empty string if it isn't comparable."""
+    return without_hidden(uri) if is_comparable(uri) else ""
+
+
 def without_hidden(text: str) -> str:
     """Return text without width and invisible characters. It may end at a null character."""
     shown = "".join(each for each in text if each == "\0" or (each.isprintable() and not each.isspace()))
-    return unicodedata.normalize("NFKC", shown)
+    return compose("NFKC", shown)
 
 
 def canonical_uri(uri: str) -> str:
     """Return the one spelling of a URI: its normal form, decoded."""
-    last = spellings(normalize_uri(without_hidden(uri)), decode=lambda text: without_hidden(unquote(text)))[-1]
+    plain = normalize_uri(_without_hidden_in(uri))
+    last = spellings(plain, decode=lambda text: _without_hidden_in(unquote(text)))[-1]
     return (normal_forms([last]) or [last])[0]
 
 

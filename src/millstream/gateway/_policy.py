@@ -24,7 +24,7 @@ from millstream._server.features.sources import Item, Visible, both, require_sco
 from millstream._server.features.tools import Tool
 from millstream.gateway._approval import ApprovalPolicy, with_approval
 from millstream.gateway._names import Names, with_safe_names
-from millstream.gateway._patterns import folded_forms, is_unmistakable, matcher, normal_forms, spellings
+from millstream.gateway._patterns import folded_forms, is_comparable, is_unmistakable, matcher, normal_forms, spellings
 from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.protocol import (
     MALFORMED,
@@ -538,6 +538,7 @@ class Policy:
         self.rule_for_all: str = self._find_rule_for_all(layers, merged)
         """What it changes about every item, or about the upstream's other messages, or empty."""
         self._change_of = lru_cache(1024)(self._find_change)
+        self._remembered_rules = lru_cache(1024)(self._find_rules)
         self._changed: tuple[Lists | None, frozenset[str]] = (None, frozenset())
         """The lists of the last `changed_kinds`, and its result."""
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
@@ -556,8 +557,11 @@ class Policy:
         if self._is_empty:
             return _NO_RULES
         forms = allowed = strict = [name]
-        if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
+        if kind in ("resources", "templates") and self._has_uris:
+            # Rules may be written in any spelling, and an upstream may list any.
             written = [*spellings(name), *spellings(name.partition("#")[0].rstrip("?"))]
+            if not all(map(is_comparable, written)):
+                return None
             written += folded_forms(written)
             forms = list(dict.fromkeys((*written, *normal_forms(written))))
             allowed = [name, normalize_uri(name)]
@@ -674,10 +678,14 @@ class Policy:
     def rules_of(self, uri: str) -> ItemRules | None:
         """Return the rules of an unlisted URI, as callers see it, or None if it isn't offered.
 
-        Considers every spelling that an upstream may treat as the same resource.
+        Considers every spelling that an upstream may treat as the same resource. The results for the last thousand URIs
+        are kept, because each follower of a resource asks.
         """
         if self._is_empty:
             return _NO_RULES
+        return self._remembered_rules(uri) if len(uri) <= _MAX_REMEMBERED else self._find_rules(uri)
+
+    def _find_rules(self, uri: str) -> ItemRules | None:
         original = self._names.original_uri(uri)
         if original is None or (self._has_uris and not is_unmistakable(original)):
             return None
@@ -686,6 +694,8 @@ class Policy:
 
 _ANY = ("*",)
 _MAX_SHARED = 8
+_MAX_REMEMBERED = 1024
+"""Maximum characters of a URI whose rules are kept."""
 _MAX_NAME = 4096
 """Maximum characters of a name or URI that a policy leaves unchanged."""
 _COPIED = {

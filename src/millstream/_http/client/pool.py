@@ -16,7 +16,7 @@ from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from threading import Lock
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from msgspec import Struct
 
@@ -36,6 +36,7 @@ from millstream._http.client.url import Proxy, Url, no_proxy, parse_url, proxy_e
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
+from millstream._protocol.uri import split_url
 from millstream._tasks import run_in_thread
 
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -434,7 +435,7 @@ def check_url(url: str) -> SplitResult:
         OutboundError: The URL may not be fetched.
     """
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         port, host = parts.port, parts.hostname
     except ValueError:
         raise OutboundError("The URL is malformed.") from None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from msgspec import Struct
 
@@ -21,6 +21,7 @@ from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.hosts import is_loopback
 from millstream._override import override
 from millstream._protocol.errors import Confidential
+from millstream._protocol.uri import encode_host, join_url, split_url
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -34,7 +35,7 @@ def _ascii_host(parts: SplitResult) -> str:
     Raises:
         ValueError: It isn't a host.
     """
-    host = (parts.hostname or "").encode("idna").decode()
+    host = encode_host(parts.hostname or "")
     if _FORBIDDEN.search(host):  # IDNA turns U+00A0 into a space, which would end the target of a request line
         raise ValueError("its host contains spaces")
     return host
@@ -81,7 +82,7 @@ class Url(Struct, frozen=True):
             reference: The reference (RFC 3986 §4.1), such as the value of a `Location` header.
         """
         try:
-            return parse_url(urljoin(str(self), reference))
+            return parse_url(join_url(str(self), reference))
         except ValueError as exc:
             raise TargetError(f"{reference} isn't a valid URL: {exc}.") from exc
 
@@ -98,7 +99,7 @@ def parse_url(text: str) -> Url:
     if _FORBIDDEN.search(text):
         raise TargetError(f"{text!r} isn't a valid URL: it contains spaces or control characters.")
     try:
-        parts = urlsplit(text)
+        parts = split_url(text)
         try:
             port = parts.port
         except ValueError:

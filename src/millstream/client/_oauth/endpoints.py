@@ -25,6 +25,7 @@ from millstream._http.client.url import Url, parse_url
 from millstream._oauth import basic_credentials
 from millstream._protocol.errors import Confidential
 from millstream._protocol.redaction import find_secrets, redact_bytes, secret_parts
+from millstream._protocol.uri import split_url
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
@@ -307,7 +308,7 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> ProtectedRe
 def _covers(resource: str, url: Url) -> bool:
     """Return whether metadata covers this server: the same origin, and the same path or a parent of it."""
     try:
-        theirs = urlsplit(resource)
+        theirs = split_url(resource)
     except ValueError:
         return False
     ours = urlsplit(str(url))

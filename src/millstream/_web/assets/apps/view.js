@@ -26,8 +26,12 @@ const KINDS = {
   baseUriDomains: ["base", "resolves addresses below"]
 };
 
+// Default_Ignorable_Code_Point and empty symbols can't be seen, and more than eight marks on a letter cover other lines.
+const UNSEEN =
+  /[\p{C}\p{Default_Ignorable_Code_Point}\u2800\u{16fe4}\u{1d159}]|[^\P{Z} ]|(?<=[\p{Mn}\p{Me}]{8})[\p{Mn}\p{Me}]/gu;
+
 /** Escape characters that can't be seen, or that change what's seen. @param {string} text */
-const visible = (text) => text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (each) => `\\u{${each.codePointAt(0)?.toString(16)}}`);
+const visible = (text) => text.replace(UNSEEN, (each) => `\\u{${each.codePointAt(0)?.toString(16)}}`);
 
 /** @type {Set<() => Promise<void>>} close functions */
 const openApps = new Set();
@@ -188,7 +192,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
    * @param {unknown} [value]
    */
   const requestConsent = (asked, value, lasting = true) => {
-    const question = visible(asked);
+    const question = visible(asked.slice(0, MAX_QUESTION + 1));
     if (always.has(question)) return Promise.resolve();
     return /** @type {Promise<void>} */ (
       new Promise((resolve, reject) => {
