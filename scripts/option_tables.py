@@ -16,6 +16,10 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Client, Principal, Server, Settings, auth
+from millstream._gateway.apis.items import register
+from millstream._gateway.files.read import _Target, upstream_options
+from millstream._gateway.files.values import GatewayConfig, options_of
+from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._server.features.resources import PromptOptions, ResourceLabels, ResourceOptions
 from millstream._server.features.tools import ToolOptions
 from millstream._server.functions.description import Labels
@@ -30,10 +34,6 @@ from millstream.gateway import (
     ToolPolicy,
     UpstreamPolicy,
 )
-from millstream.gateway._config import _Target, upstream_options
-from millstream.gateway._config_values import GatewayConfig, options_of
-from millstream.gateway._openapi_tools import register
-from millstream.gateway._upstream_config import UpstreamConfig
 
 TABLE = re.compile(r"^<!-- options: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*)", re.MULTILINE)
 HEAD = "| option | type | default | meaning |\n|---|---|---|---|\n"

@@ -17,9 +17,9 @@ EXCEPTIONS = {
     '_cli/errors.py: (Invalid value "[^"]': "it has a backreference, and reads messages of our own command line",
     "_http/message.py: \\s*q\\s*=\\s*(?=[0.])0": "its lookahead separates the two repeats of blanks",
     "client/_endpoint.py: (?is)<(script|style|": "it has a backreference, to one of three names of elements",
-    'gateway/_config.py: """(?:[^"\\\\]++|\\\\.|"': "its repeats are possessive",
-    "gateway/_jsonc.py: (?:[ \\t\\r\\n\\ufeff:]+": "its repeats are possessive",
-    "gateway/_jsonc.py: (?:(?:[ \\t]++|/\\*[^\\": "its repeats are possessive",
+    '_gateway/files/read.py: """(?:[^"\\\\]++|\\\\.|"': "its repeats are possessive",
+    "_jsonc.py: (?:[ \\t\\r\\n\\ufeff:]+": "its repeats are possessive",
+    "_jsonc.py: (?:(?:[ \\t]++|/\\*[^\\": "its repeats are possessive",
 }
 """File and beginning of an expression that the analysis can't follow, and why it takes linear time."""
 

@@ -30,6 +30,7 @@ LAYERS = [
     "_yaml",
     "_frontmatter",
     "protocol",
+    "_jsonc",
     "_config",
     "_http",
     "_telemetry",
@@ -44,6 +45,7 @@ LAYERS = [
     "_transports",
     "_parts",
     "client",
+    "_gateway",
     "gateway",
     "agent",
     "extensions",
@@ -439,17 +441,16 @@ def dependencies() -> dict[str, str]:
     return dict(re.fullmatch(r"([\w-]+)(.*?)(?:;.*)?", item).groups() for item in project["dependencies"] + extras)
 
 
-OUTBOUND = ("_http/client", "client", "gateway", "extensions", "agent", "_cli", "_web/inspector.py", "_oauth.py")
+OUTBOUND = ("_http/client", "client", "_gateway", "extensions", "agent", "_cli", "_web/inspector.py", "_oauth.py")
 """Packages and modules that send requests."""
 LINE_BREAKS = {
     "_http/client/request.py": "writes the heads of requests",
     "client/_oauth/loopback.py": "writes the page that ends a sign-in, whose head is constant",
     "extensions/_host.py": "writes constant headers of a response",
     "_web/inspector.py": "writes constant headers of responses",
-    "gateway/_bridge.py": "writes a constant header of responses",
-    "gateway/_jsonc.py": "keeps the line ends of a settings file",
-    "gateway/_links.py": "writes a constant header of responses",
-    "gateway/_openapi_request.py": "writes the boundaries of multipart bodies",
+    "_gateway/calls/forward.py": "writes a constant header of responses",
+    "_gateway/upstreams/links.py": "writes a constant header of responses",
+    "_gateway/apis/request.py": "writes the boundaries of multipart bodies",
 }
 """Module with CR LF in a literal, other than as an argument of a search -> the reason."""
 _SEARCHES = {"strip", "rstrip", "partition", "split", "maketrans", "removesuffix"}

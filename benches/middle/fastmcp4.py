@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benches.middle.between import URL, open_http, record, serve
-from millstream.gateway._programs import program
+from millstream._gateway.programs import program
 
 
 @contextlib.asynccontextmanager

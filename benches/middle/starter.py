@@ -38,7 +38,7 @@ IMPORTS = (
     "millstream._cli.serve",
     "millstream._transports.connection",
     "millstream._transports.stdio",
-    "millstream.gateway._part",
+    "millstream._gateway.part",
 )
 """Modules that each command needs."""
 START_SECONDS = 60

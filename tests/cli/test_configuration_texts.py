@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from cpu import check_linear
-from millstream.gateway import _jsonc as jsonc
-from millstream.gateway._jsonc import JsonSyntaxError
+from millstream import _jsonc as jsonc
+from millstream._jsonc import JsonSyntaxError
 
 ENTRY = {"command": "run", "args": ["a b", 'c"d']}
 VSCODE = """\

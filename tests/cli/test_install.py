@@ -106,7 +106,7 @@ def written(key: str, text: str) -> Any:
 
 
 def command_value(text: str) -> Any:
-    from millstream.gateway import _jsonc as jsonc  # noqa: PLC0415 - what the applications read, comments aside
+    from millstream import _jsonc as jsonc  # noqa: PLC0415 - what the applications read, comments aside
 
     return jsonc.read(text).value
 

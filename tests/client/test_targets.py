@@ -10,6 +10,7 @@ import pytest
 from cases import for_each
 from cpu import DEAR_TEXT, check_linear, repeat
 from millstream import Client, Server
+from millstream._gateway.files.read import load_file
 from millstream._http.client.url import parse_url
 from millstream.client import ClientError
 from millstream.client._applications import APPLICATIONS, ConfigurableApp, Launch
@@ -17,7 +18,6 @@ from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
 from millstream.client._targets import Place, Remote, find_server
 from millstream.client._transports.stdio import Command
-from millstream.gateway._config import load_file
 from patience import WAIT
 
 

@@ -14,6 +14,12 @@ from millstream import Client, Context, Server, auth
 from millstream._app.routes import Routes
 from millstream._cli.program import program
 from millstream._config import Settings
+from millstream._gateway.files.read import load_file
+from millstream._gateway.messages.parked_calls import MAX_BYTES as PARKED_BYTES
+from millstream._gateway.options.credentials import Credentials
+from millstream._gateway.options.upstream import UpstreamConfig
+from millstream._gateway.upstreams.links import MAX_OWN_SESSIONS
+from millstream._gateway.upstreams.resource_watches import MAX_WATCHED
 from millstream._http.client import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
 from millstream._http.message import MAX_FRAMING, HttpLimits
@@ -47,12 +53,6 @@ from millstream.auth._sign_in import LIFETIME as PAGE_SECONDS
 from millstream.client import Options
 from millstream.client import _errors as errors
 from millstream.extensions.events._outbox import MAX_QUEUED
-from millstream.gateway._config import load_file
-from millstream.gateway._credentials import Credentials
-from millstream.gateway._links import MAX_OWN_SESSIONS
-from millstream.gateway._parked_calls import MAX_BYTES as PARKED_BYTES
-from millstream.gateway._resource_watches import MAX_WATCHED
-from millstream.gateway._upstream_config import UpstreamConfig
 from millstream.hub import Hub
 from millstream.hub import _delivery as hub_delivery
 from millstream.hub._channels import HubLimits

@@ -27,7 +27,7 @@ COMPUTED = {
     },
     "client/_transports/stdio.py": NONE,  # those that a process inherits
     "compat/fastmcp/_auth.py": {"FASTMCP_HOST", "FASTMCP_PORT", "FASTMCP_LOG_LEVEL", "FASTMCP_DEBUG"},
-    "gateway/_credentials/__init__.py": NONE,  # one that a configuration names
+    "_gateway/options/credentials/__init__.py": NONE,  # one that a configuration names
 }
 """Module that computes names -> the variables."""
 PASSED = {
@@ -47,7 +47,7 @@ PASSED = {
     "client/_targets.py": NONE,  # for ${NAME}
     "client/_transports/stdio.py": NONE,  # to redact them
     "client/_transports/websocket.py": NONE,  # to redact them
-    "gateway/_config.py": NONE,  # for ${NAME}
+    "_gateway/files/read.py": NONE,  # for ${NAME}
 }
 """Module that passes all variables to a function -> those that the function reads without naming them in a literal."""
 NOT_FOR_USERS = {

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from gateway import matrix_world as world
+from millstream._gateway.names import Names
 from millstream.client import Client, Options, ServerError
 from millstream.client._questions import Question
 from millstream.client._server_messages import LogMessage
-from millstream.gateway._names import Names
 from patience import WAIT
 
 Json = dict[str, Any]

@@ -17,10 +17,10 @@ from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from cases import for_each
 from http_peer import serve
 from millstream import Client, Server, Text, auth, middleware
+from millstream._gateway.credentials.source import UpstreamCredentials
 from millstream._override import override
 from millstream.client import AccessDenied
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
-from millstream.gateway._credentials.source import UpstreamCredentials
 from millstream.items import Call
 from millstream.protocol import BY_DATE
 from patience import WAIT
@@ -218,7 +218,7 @@ async def test_redirects_and_other_servers_are_rejected(caplog: pytest.LogCaptur
 
 @for_each("broken", ["!!bool foo", "!!timestamp foo", "!!float '1:'", "!!int x", f"0x{'f' * 5_000}", "[", "!!pairs 1"])
 async def test_documents_are_read_again_after_malformed_yaml(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._openapi_upstream.reconnect_delay", lambda failures: 0)
+    monkeypatch.setattr("millstream._gateway.apis.upstream.reconnect_delay", lambda failures: 0)
     mcp, reads = Server("api"), count(1)
     mcp.route("/about.yaml")(
         lambda given: Response(f"paths: {broken}") if next(reads) < 4 else JSONResponse(document(servers=[]))
@@ -234,7 +234,7 @@ async def test_documents_are_read_again_after_malformed_yaml(broken: str, monkey
 async def test_unexpected_errors_do_not_end_refreshes_and_are_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._openapi_upstream.reconnect_delay", lambda failures: 0)
+    monkeypatch.setattr("millstream._gateway.apis.upstream.reconnect_delay", lambda failures: 0)
     causes = [ZeroDivisionError("one"), ZeroDivisionError("one"), KeyError("two"), KeyError("two"), KeyError("two")]
     async with shop() as (url, _):
         front = Server("front")
@@ -247,7 +247,7 @@ async def test_unexpected_errors_do_not_end_refreshes_and_are_logged_once(
                     patch.undo()
                 raise cause
 
-            patch.setattr("millstream.gateway._openapi.Document.operations", fail)
+            patch.setattr("millstream._gateway.apis.document.Document.operations", fail)
             async with Client(front, timeout=WAIT) as client, asyncio.timeout(WAIT):
                 while "get_item" not in {each.name for each in await client.tools(fresh=True)}:
                     pass

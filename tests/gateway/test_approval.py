@@ -16,10 +16,10 @@ from cpu import DEAR_TEXT, check_linear, repeat
 from fleet import EventStream, Worker, fleet
 from growth import MIB
 from millstream import Client, Context, Server, Settings, ToolError, auth
+from millstream._gateway.rules.approval import _matches_values, _word_question
 from millstream.client import ServerError, ToolFailed
 from millstream.extensions import Extension, SavedCall
 from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
-from millstream.gateway._approval import _matches_values, _word_question
 from millstream.items import ItemSource, Tool
 from millstream.protocol import BY_DATE, TASKS, ClientInfo
 from patience import WAIT

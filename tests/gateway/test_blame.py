@@ -10,10 +10,10 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handsh
 from fleet import until
 from http_peer import serve
 from millstream import Server, auth
+from millstream._gateway.upstreams import breaker
 from millstream._parts import PartHost
 from millstream.client import Client, ServerError
 from millstream.gateway import OpenApi
-from millstream.gateway import _breaker as breaker
 from patience import WAIT, advance_clock
 from processes import ROOT
 

@@ -11,11 +11,11 @@ import pytest
 from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_handshake
 from gateway.content_server import make_library
 from millstream import Server
+from millstream._gateway.upstreams.lists import refresh_pause
 from millstream._protocol.metadata import ORIGIN_KEY
 from millstream._server.features.registry import Registry
 from millstream.client import Client
 from millstream.client._server_messages import Change
-from millstream.gateway._lists import refresh_pause
 from patience import WAIT
 from processes import free_port, run_command, run_server
 
@@ -110,8 +110,8 @@ async def test_lists_are_read_again_after_the_upstream_restarted() -> None:
 
 
 async def test_lists_are_not_refetched_for_every_lost_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._lists.refresh_pause", lambda seconds: 0)
-    monkeypatch.setattr("millstream.gateway._lists._MIN_REFRESH", WAIT)
+    monkeypatch.setattr("millstream._gateway.upstreams.lists.refresh_pause", lambda seconds: 0)
+    monkeypatch.setattr("millstream._gateway.upstreams.lists._MIN_REFRESH", WAIT)
     opened: list[str] = []
     used: set[str] = set()
 

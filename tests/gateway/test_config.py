@@ -12,12 +12,13 @@ import pytest
 from cases import for_each
 from millstream import Server
 from millstream._app.gateway_server import server_of_file
+from millstream._gateway.files.read import load_file
+from millstream._gateway.files.values import ConfigError
+from millstream._gateway.options.policy import ToolPolicy, UpstreamPolicy
+from millstream._gateway.options.upstream import UpstreamOptions
+from millstream._gateway.rules.policy import Policy
 from millstream.client import Client
 from millstream.gateway import UpstreamConfig
-from millstream.gateway._config import load_file
-from millstream.gateway._config_values import ConfigError
-from millstream.gateway._policy import Policy, ToolPolicy, UpstreamPolicy
-from millstream.gateway._upstream_config import UpstreamOptions
 from patience import WAIT
 
 FILE = """

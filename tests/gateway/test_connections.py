@@ -21,6 +21,7 @@ from fleet import until
 from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_gateway, run_scenario, run_world
 from issuer_world import run_issuer
 from millstream import Server, auth
+from millstream._gateway.credentials.source import outbound_for
 from millstream._http.client import ConnectFailed
 from millstream._http.client.url import parse_url
 from millstream._protocol.errors import LocalError
@@ -28,7 +29,6 @@ from millstream.client import Options
 from millstream.client._oauth.endpoints import fetch
 from millstream.client._questions import Question
 from millstream.gateway import per_user_oauth
-from millstream.gateway._credentials.source import outbound_for
 from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 

@@ -17,12 +17,12 @@ from http_peer import serve
 from issuer_world import claims as said_of
 from issuer_world import run_issuer, token
 from millstream import Context, Server, Settings, auth
+from millstream._gateway.credentials.source import LinkAuth, LinkCaller, UpstreamCredentials
+from millstream._gateway.files.read import load_file
+from millstream._gateway.options.credentials import Credentials
 from millstream._protocol.errors import LocalError
 from millstream.client import ServerError
 from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
-from millstream.gateway._config import load_file
-from millstream.gateway._credentials import Credentials
-from millstream.gateway._credentials.source import LinkAuth, LinkCaller, UpstreamCredentials
 from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 
@@ -395,7 +395,7 @@ async def test_rejected_exchange_affects_only_its_caller() -> None:
 async def test_open_connections_use_new_tokens_despite_requests_from_other_callers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._credentials.source._MAX_CALLERS", 2)
+    monkeypatch.setattr("millstream._gateway.credentials.source._MAX_CALLERS", 2)
     credentials = Forwarding("up", ("x-trace",))
 
     def call(who: str, token: str, trace: str) -> Any:

@@ -140,7 +140,7 @@ async def test_metrics_scrape_does_not_compute_upstream_reports(monkeypatch: pyt
     mcp, shop = Server("front", serve="metrics"), Server("shop")
     mcp.upstream("shop", shop, start_timeout=WAIT)
     async with mcp.running(), serve(mcp) as running:
-        monkeypatch.delattr("millstream.gateway._upstream.Upstream.describe")
+        monkeypatch.delattr("millstream._gateway.upstreams.upstream.Upstream.describe")
         peer = await running.connect()
         await peer.send(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         status, _, body = await peer.reply()

@@ -467,7 +467,7 @@ mcp.run()
 async def test_process_that_ends_or_hangs_is_replaced_after_one_failed_call(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._processes._PING_TIMEOUT", 1.0)
+    monkeypatch.setattr("millstream._gateway.processes.pool._PING_TIMEOUT", 1.0)
     front = make_gateway([sys.executable, "-c", PROGRAM], timeout=5.0)
     async with asyncio.timeout(WAIT), Client(front, timeout=WAIT) as client:
         first = int((await client.call("up_pid")).text)

@@ -18,8 +18,8 @@ from command_line import run_in_process
 from http_peer import serve
 from millstream import Client, Server, auth
 from millstream._app.gateway_server import server_of_file
+from millstream._gateway.files.values import ConfigError
 from millstream.client import AccessDenied
-from millstream.gateway._config_values import ConfigError
 from patience import WAIT
 from processes import ROOT
 from wire import request

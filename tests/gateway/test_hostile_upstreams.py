@@ -9,12 +9,12 @@ import pytest
 
 from fleet import until
 from millstream import Server
+from millstream._gateway.upstreams.breaker import FAILURES
 from millstream._override import override
 from millstream._protocol.content import ResourceLink
 from millstream._protocol.metadata import ORIGIN_KEY
 from millstream.client import Client, ToolFailed
 from millstream.gateway import OpenApi, UpstreamPolicy
-from millstream.gateway._breaker import FAILURES
 from millstream.middleware import Middleware, Next, Request
 from patience import WAIT
 
@@ -215,7 +215,7 @@ def pids_in(folder: Path) -> list[int]:
 async def test_upstream_with_all_processes_in_use_is_not_reported_as_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._lists._MIN_REFRESH", 0.05)
+    monkeypatch.setattr("millstream._gateway.upstreams.lists._MIN_REFRESH", 0.05)
     mcp = Server("front")
     command = [sys.executable, "-c", CRASHES, str(tmp_path)]
     options: Any = {"max_processes": 2, "refresh_seconds": 0.05, "start_timeout": WAIT, "timeout": WAIT}

@@ -19,9 +19,9 @@ from gateway.accounts import ALICE, run_scenario
 from http_peer import RunningServer, serve
 from issuer_world import claims, run_issuer, token
 from millstream import Context, ResourceLink, Server, auth
+from millstream._gateway.files.live import LiveConfig
 from millstream.client import AccessDenied, Client, ServerError, ToolFailed
 from millstream.gateway import UpstreamPolicy
-from millstream.gateway._live import LiveConfig
 from patience import WAIT
 from wire import POST
 from workers_world import until_async

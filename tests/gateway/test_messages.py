@@ -2,8 +2,8 @@
 
 import pytest
 
+from millstream._gateway.messages.router import LOG, MAX_QUEUED_BYTES, NotificationQueue
 from millstream.extensions import Share
-from millstream.gateway._messages import LOG, MAX_QUEUED_BYTES, NotificationQueue
 
 
 async def test_messages_that_nobody_reads_are_dropped_progress_first(caplog: pytest.LogCaptureFixture) -> None:

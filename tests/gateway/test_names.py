@@ -4,17 +4,8 @@ from collections.abc import Callable
 import pytest
 
 from cpu import DEAR_TEXT, check_linear, repeat
-from millstream.gateway._names import (
-    CAPABILITY,
-    MAX_LOOPS,
-    Names,
-    ascii_name,
-    find_loops,
-    fold,
-    leads_back,
-    read_announcement,
-    safe_names,
-)
+from millstream._gateway.loops import CAPABILITY, MAX_LOOPS, find_loops, leads_back, read_announcement
+from millstream._gateway.names import Names, ascii_name, fold, safe_names
 
 
 def test_number_of_loop_prefixes_compared_with_upstream_items_is_bounded() -> None:

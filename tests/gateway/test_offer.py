@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from millstream import Client, Server
+from millstream._gateway.catalog.catalog import Catalog
+from millstream._gateway.catalog.offer import Conflict, Mount, Offer, make_offer, mount
+from millstream._gateway.loops import STARTING
+from millstream._gateway.names import Names
+from millstream._gateway.rules.policy import Policy
 from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
-from millstream.gateway._catalog import Catalog
-from millstream.gateway._names import STARTING, Names
-from millstream.gateway._offer import Conflict, Mount, Offer, make_offer, mount
-from millstream.gateway._policy import Policy
 from patience import WAIT
 
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from examples import books_api, remote_api
 from millstream import Client, Server
+from millstream._gateway.apis.document import Document
 from millstream.client import ToolFailed
 from millstream.gateway import RouteKind, RouteMap
-from millstream.gateway._openapi import Document
 from patience import WAIT
 
 NOTHING = {"200": {"description": "ok"}}

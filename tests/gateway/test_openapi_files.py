@@ -10,8 +10,8 @@ import pytest
 from api_calls import BASE, Api, body, multipart, operation, sent, sent_json, tools
 from cases import for_each
 from millstream import Server
+from millstream._gateway.apis.document import Document
 from millstream._override import override
-from millstream.gateway._openapi import Document
 
 YAML = """\
 openapi: 3.0.3

@@ -388,7 +388,7 @@ async def test_repeated_answers_from_one_caller_do_not_delay_another(world: Worl
 
 
 async def test_parked_bytes_are_bounded_per_caller(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 8_000)
+    monkeypatch.setattr("millstream._gateway.messages.parked_calls.MAX_BYTES", 8_000)
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     large = {"times": 1, "note": "x" * 1_500}
     async with world.workers(1, auth=guard) as (worker,):

@@ -15,14 +15,14 @@ from cpu import DEAR_TEXT, check_linear, count_calls, repeat
 from http_peer import serve
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, ProtocolError, Server, Settings, ToolError, auth
+from millstream._gateway.catalog.catalog import AcceptedFile, fetch
+from millstream._gateway.files.read import load_file
+from millstream._gateway.rules.patterns import canonical_uri, uri_forms
+from millstream._gateway.rules.policy import Policy
+from millstream._gateway.rules.results import Redactor
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import ServerError
 from millstream.gateway import GroupPolicy, PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
-from millstream.gateway._catalog import AcceptedFile, fetch
-from millstream.gateway._config import load_file
-from millstream.gateway._patterns import canonical_uri, uri_forms
-from millstream.gateway._policy import Policy
-from millstream.gateway._results import Redactor
 from patience import WAIT
 from processes import ROOT
 

@@ -15,11 +15,11 @@ import pytest
 
 from fleet import until
 from millstream import Client
+from millstream._gateway.errors import InUse
+from millstream._gateway.options.upstream import UpstreamConfig
+from millstream._gateway.processes.pool import ErrorLog, ProcessPool, UpstreamProcesses
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command
-from millstream.gateway._links import InUse
-from millstream.gateway._processes import ErrorLog, ProcessPool, UpstreamProcesses
-from millstream.gateway._upstream_config import UpstreamConfig
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -369,8 +369,8 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
         import asyncio, sys
         from millstream import Client
         from millstream.client._transports.stdio import Command
-        from millstream.gateway._processes import ProcessPool
-        from millstream.gateway._upstream_config import UpstreamConfig
+        from millstream._gateway.processes.pool import ProcessPool
+        from millstream._gateway.options.upstream import UpstreamConfig
 
         async def main():
             pool = ProcessPool()

@@ -217,7 +217,7 @@ async def test_new_sessions_wait_until_a_stopping_program_has_stopped() -> None:
     from mcp.server import MCPServer  # noqa: PLC0415  a program of the other library
     from mcp.server.mcpserver import Context  # noqa: PLC0415
 
-    from millstream.gateway._programs.program import program_of  # noqa: PLC0415
+    from millstream._gateway.programs.program import program_of  # noqa: PLC0415
 
     stopping, may_stop = asyncio.Event(), asyncio.Event()
 

@@ -606,14 +606,14 @@ async def begin(gateway: Server, *peers: str) -> list[httpx2.Response]:
 
 
 async def test_caller_with_too_many_sessions_is_rejected_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._part.MAX_OWN_SESSIONS", 4)
+    monkeypatch.setattr("millstream._gateway.part.MAX_OWN_SESSIONS", 4)
     replies = await begin(relay(Cart()), "192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2")
     assert [each.status_code for each in replies] == [200, 200, 503, 200]
     assert replies[2].headers["retry-after"] == "60"
 
 
 async def test_sessions_through_a_trusted_proxy_are_not_limited_to_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._part.MAX_OWN_SESSIONS", 4)
+    monkeypatch.setattr("millstream._gateway.part.MAX_OWN_SESSIONS", 4)
     for trusted, status in (("10.0.0.0/8", 200), ("*", 503)):  # with a star, no address is known to be a proxy's
         monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
         replies = await begin(relay(Cart()), "10.0.0.1", "10.0.0.1", "10.0.0.1")
@@ -690,7 +690,7 @@ async def test_client_of_a_starting_upstream_gets_its_description(
     async def open_at_once(part: Any, upstreams: Any) -> None:
         pass
 
-    monkeypatch.setattr("millstream.gateway._part.GatewayPart._wait_for_lists", open_at_once)
+    monkeypatch.setattr("millstream._gateway.part.GatewayPart._wait_for_lists", open_at_once)
     asked_for, released = defaultdict[str, asyncio.Event](asyncio.Event), asyncio.Event()
     behave = starting({"initialize": released}, date, asked_for)
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
@@ -903,7 +903,7 @@ async def test_rejected_subscription_keeps_the_upstreams_message() -> None:
 async def test_relay_serves_more_subscriptions_than_an_upstream_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._links.MAX_STREAMS", 2)
+    monkeypatch.setattr("millstream._gateway.upstreams.links.MAX_STREAMS", 2)
     program = MCPServer("shelf")
 
     @program.tool()

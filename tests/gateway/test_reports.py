@@ -8,7 +8,7 @@ from urllib.request import urlopen
 import pytest
 
 from benches.chaos.upstream import __file__ as upstream
-from millstream.gateway._part import merge_reports
+from millstream._gateway.part import merge_reports
 from patience import WAIT
 from processes import free_port, run_command, run_server
 

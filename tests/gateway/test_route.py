@@ -1,4 +1,4 @@
-from millstream.gateway._route import UpstreamFacts, Way, choose_way, plan_route
+from millstream._gateway.messages.route import UpstreamFacts, Way, choose_way, plan_route
 from millstream.protocol import BY_DATE
 
 OWN = {

@@ -12,9 +12,9 @@ import pytest
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Context, Principal, Server, Settings
+from millstream._gateway.catalog.search import ToolIndex
 from millstream.client import Options, ServerError
 from millstream.gateway import ToolPolicy, UpstreamPolicy
-from millstream.gateway._search import ToolIndex
 from millstream.items import Tool
 from millstream.middleware import ListRequest, Middleware, Next
 from millstream.protocol import BY_DATE
@@ -106,7 +106,7 @@ async def test_one_thread_builds_the_index_for_all_searches(monkeypatch: pytest.
             threads.append(threading.current_thread())
             super().__init__(tools)
 
-    monkeypatch.setattr("millstream.gateway._search.ToolIndex", Index)
+    monkeypatch.setattr("millstream._gateway.catalog.search.ToolIndex", Index)
     async with Client(make_library(), timeout=WAIT) as client:
         found = await asyncio.gather(*(client.call("search_tools", query="branch") for _ in range(3)))
     assert all("list_branches" in each.text for each in found)
@@ -124,7 +124,7 @@ async def test_search_waits_for_one_of_each_other_caller_only(monkeypatch: pytes
             searched.append(query)
             return super().search(query)
 
-    monkeypatch.setattr("millstream.gateway._search.ToolIndex", Index)
+    monkeypatch.setattr("millstream._gateway.catalog.search.ToolIndex", Index)
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(WAIT), make_library().running() as runtime:
         eve, ada = (MemoryPipe(runtime.dispatcher, principal=Principal(each)) for each in ("eve", "ada"))

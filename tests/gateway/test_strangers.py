@@ -30,6 +30,10 @@ from millstream import Icon, Info, Server, Settings
 from millstream._app.gateway_server import server_of_upstream
 from millstream._app.server_process import facts
 from millstream._cli.items import signature_of
+from millstream._gateway.catalog.catalog import AcceptedFile
+from millstream._gateway.questions.abilities import ALL_ABILITIES
+from millstream._gateway.questions.questions import project_question
+from millstream._gateway.upstreams.upstream import Upstream
 from millstream._protocol.content import ResourceLink
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import encode
@@ -39,9 +43,6 @@ from millstream.agent._tools import Toolbox
 from millstream.client import Client, ServerError
 from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
-from millstream.gateway._catalog import AcceptedFile
-from millstream.gateway._questions import ALL_ABILITIES, project_question
-from millstream.gateway._upstream import Upstream
 from patience import WAIT
 from processes import NODE, ROOT, free_port, run_command, run_server
 from programs import require_program

@@ -16,7 +16,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from millstream import Server
-from millstream.gateway._policy import UpstreamPolicy
+from millstream._gateway.options.policy import UpstreamPolicy
 
 folder = Path(__file__).parent
 mcp = Server("office")

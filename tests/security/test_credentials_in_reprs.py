@@ -12,6 +12,7 @@ from msgspec import Struct
 import millstream
 from millstream import Settings
 from millstream._app.server_process.worker_process import Hello
+from millstream._gateway.credentials.source import LinkCaller
 from millstream.agent._configuration import ServerConfig
 from millstream.auth._authorization_server.grants import RefreshToken, SigningKey
 from millstream.auth._authorization_server.users import StoredUser
@@ -23,7 +24,6 @@ from millstream.client._transports import Options
 from millstream.client._transports.stdio import Command
 from millstream.extensions.events._webhook import DeliveryParams
 from millstream.gateway import bearer, static_headers
-from millstream.gateway._credentials.source import LinkCaller
 
 SECRET = "hunter2-hunter2-hunter2-hunter2-hunter2"
 NAMES = re.compile(

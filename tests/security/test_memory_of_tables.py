@@ -118,7 +118,7 @@ async def test_memory_for_unread_replies_matches_the_counted_size(caplog: pytest
 
 
 async def test_memory_for_parked_calls_matches_the_counted_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 8 * MIB)
+    monkeypatch.setattr("millstream._gateway.messages.parked_calls.MAX_BYTES", 8 * MIB)
 
     async def behave(asked: ReceivedRequest) -> None:
         server.requests.clear()  # they are in this process, too

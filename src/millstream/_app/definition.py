@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from asyncio import Task
 
     from millstream._app.user_routes import UserRoute
+    from millstream._gateway.files.live import LiveConfig
+    from millstream._gateway.options.sets import SetConfig
+    from millstream._gateway.options.upstream import UpstreamConfig
     from millstream._http.server.guard import ServerState
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
-    from millstream.gateway._live import LiveConfig
-    from millstream.gateway._sets import SetConfig
-    from millstream.gateway._upstream_config import UpstreamConfig
     from millstream.hub._subscriber import Authorize
 
 
@@ -55,12 +55,12 @@ TABLE: dict[str, PartEntry] = {
     "metrics": PartEntry("millstream._app.parts.operations:MetricsPart", None),
     "auth": PartEntry("millstream._app.parts.auth:AuthPart", lambda it: it.protected or bool(it.mounted)),
     "provider_tokens": PartEntry(
-        "millstream.gateway._credentials.provider_tokens:ProviderTokensPart", lambda it: it.keeps_provider_tokens
+        "millstream._gateway.credentials.provider_tokens:ProviderTokensPart", lambda it: it.keeps_provider_tokens
     ),
     # Its gate must precede the limits' gate.
-    "search": PartEntry("millstream.gateway._search:SearchPart", lambda it: it.settings.tool_search),
+    "search": PartEntry("millstream._gateway.catalog.search:SearchPart", lambda it: it.settings.tool_search),
     "resource_tools": PartEntry(
-        "millstream.gateway._resource_tools:ResourceToolsPart", lambda it: it.settings.resource_tools != "off"
+        "millstream._gateway.catalog.resource_tools:ResourceToolsPart", lambda it: it.settings.resource_tools != "off"
     ),
     "limits": PartEntry("millstream._app.parts:LimitsPart"),
     "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
@@ -70,8 +70,8 @@ TABLE: dict[str, PartEntry] = {
         lambda it: bool(it.upstreams) or any(tool.task is not None for tool in it.registry.tools.values()),
         extension=True,
     ),  # before the upstreams' tools are registered
-    "gateway": PartEntry("millstream.gateway._live_part:LiveGatewayPart", lambda it: bool(it.upstreams)),
-    "sets": PartEntry("millstream.gateway._sets:SetsPart", lambda it: bool(it.sets) or it.live is not None),
+    "gateway": PartEntry("millstream._gateway.live_part:LiveGatewayPart", lambda it: bool(it.upstreams)),
+    "sets": PartEntry("millstream._gateway.catalog.sets:SetsPart", lambda it: bool(it.sets) or it.live is not None),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),
     "probes": PartEntry("millstream._app.parts.operations:ProbesPart"),
@@ -234,7 +234,7 @@ class Definition:
         main = Address.main(self.settings)
         if not self.sets:
             return [main]
-        from millstream.gateway._sets import find_addresses  # noqa: PLC0415  few servers have sets
+        from millstream._gateway.catalog.sets import find_addresses  # noqa: PLC0415  few servers have sets
 
         return find_addresses(self.sets, main)
 

@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 from millstream._app.server import Server
 from millstream._config import ConfigVersion, Settings, VariableError
-from millstream.gateway._config_values import ConfigError, GatewayConfig
-from millstream.gateway._live import LiveConfig
-from millstream.gateway._part import check
-from millstream.gateway._programs import hosts_and_origins, library_of
+from millstream._gateway.files.live import LiveConfig
+from millstream._gateway.files.values import ConfigError, GatewayConfig
+from millstream._gateway.part import check
+from millstream._gateway.programs.libraries import hosts_and_origins, library_of
 
 if TYPE_CHECKING:
-    from millstream.gateway._programs.program import ProgramApplication
+    from millstream._gateway.programs.program import ProgramApplication
 
 logger = logging.getLogger("millstream.gateway")
 START_TIMEOUT = 30.0
@@ -110,14 +110,14 @@ def server_of(value: Any) -> Server:
     origins that the program allows with CORS.
 
     Args:
-        value: Server object. See `millstream.gateway._programs.library_of`.
+        value: Server object. See `millstream._gateway.programs.libraries.library_of`.
 
     Raises:
         ProgramError: It can't run this way. The message explains why and suggests a fix.
     """
     from millstream._app.user_routes import application_at  # noqa: PLC0415  only for other libraries
-    from millstream.gateway._programs.auth import ProgramAuth  # noqa: PLC0415
-    from millstream.gateway._programs.program import SIGN_IN, program_of  # noqa: PLC0415
+    from millstream._gateway.programs.auth import ProgramAuth  # noqa: PLC0415
+    from millstream._gateway.programs.program import SIGN_IN, program_of  # noqa: PLC0415
 
     program = program_of(value)
     side = program.side

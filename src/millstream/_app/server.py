@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from millstream._app.runtime import Runtime
+    from millstream._gateway.options.sets import SetOptions
+    from millstream._gateway.options.upstream import UpstreamOptions
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.extensions import Extension
-    from millstream.gateway._sets import SetOptions
-    from millstream.gateway._upstream_config import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
     Page = Callable[[Request], Response | Awaitable[Response]]
@@ -470,7 +470,7 @@ class Server(NotCopyable):
         Raises:
             ValueError: The document is invalid, or has no server and `client` isn't given.
         """
-        from millstream.gateway._openapi_tools import register  # noqa: PLC0415  few servers use it
+        from millstream._gateway.apis.items import register  # noqa: PLC0415  few servers use it
 
         made = cls(name)
         register(made.definition.add, spec, client, **options)
@@ -485,7 +485,7 @@ class Server(NotCopyable):
             name: Name that clients show, by default the application's title.
             options: Options of `from_openapi`.
         """
-        from millstream.gateway._openapi_tools import client_of_app  # noqa: PLC0415  few servers use it
+        from millstream._gateway.apis.items import client_of_app  # noqa: PLC0415  few servers use it
 
         options = {"output_schemas": True, **options}
         return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)
@@ -508,7 +508,7 @@ class Server(NotCopyable):
         Example:
             ``mcp.upstream("files", ["npx", "-y", "@modelcontextprotocol/server-filesystem", "."])``
         """
-        from millstream.gateway._upstream_config import UpstreamConfig  # noqa: PLC0415  few servers are gateways
+        from millstream._gateway.options.upstream import UpstreamConfig  # noqa: PLC0415  few servers are gateways
 
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
@@ -531,7 +531,7 @@ class Server(NotCopyable):
         Example:
             ``mcp.offer("/mcp/interns", allow=["files_read*", "add"], instructions="Read only.")``
         """
-        from millstream.gateway._sets import SetConfig  # noqa: PLC0415  few servers have sets
+        from millstream._gateway.options.sets import SetConfig  # noqa: PLC0415  few servers have sets
 
         values: dict[str, Any] = {"path": path, **options}
         self.definition.add_set(SetConfig(**values))

@@ -569,7 +569,7 @@ async def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json:
     """
     async with options.client(target) as client:
         await wait_for_upstreams(client, options.timeout)
-        from millstream.gateway._search import (  # noqa: PLC0415  other commands do without a gateway
+        from millstream._gateway.catalog.search import (  # noqa: PLC0415  other commands do without a gateway
             CALL,
             CALL_DESCRIPTION,
             SEARCH,

@@ -20,16 +20,15 @@ from millstream._cli.install import read, replace
 from millstream._cli.program import Json, Yes
 from millstream._cli.run import DEFAULTS, ServeOptions
 from millstream._cli.tables import confirm, print_json, print_text, report
+from millstream._gateway.catalog.catalog import AcceptedFile, Catalog, Description, digest_of, fetch, pinned_items
+from millstream._gateway.files.read import contains, load_file, parse, toml_statements
+from millstream._gateway.files.values import ConfigError, GatewayConfig
+from millstream._gateway.options.upstream import UpstreamConfig
+from millstream._gateway.questions.abilities import ALL_ABILITIES
 from millstream._protocol.errors import LocalError, escape, suggest
 from millstream.client import Client, ClientError, Options, TargetError, parse_url
 from millstream.client._targets import VARIABLE, UnsetVariable
 from millstream.files import lock_folder
-from millstream.gateway import _catalog as catalog
-from millstream.gateway._catalog import AcceptedFile, digest_of, pinned_items
-from millstream.gateway._config import contains, load_file, parse, toml_statements
-from millstream.gateway._config_values import ConfigError, GatewayConfig
-from millstream.gateway._questions import ALL_ABILITIES
-from millstream.gateway._upstream_config import UpstreamConfig
 
 gateway = App(
     name="gateway",
@@ -262,7 +261,7 @@ def _find_pinned(config: GatewayConfig, name: str, file: Path) -> tuple[Upstream
     return found, AcceptedFile(pins)
 
 
-async def _lists(config: UpstreamConfig) -> catalog.Catalog:
+async def _lists(config: UpstreamConfig) -> Catalog:
     if config.openapi is not None or config.auth is not None:
         raise CommandError(
             f"This command can't list {config.name}, because it's an API or needs its own credentials.",
@@ -281,7 +280,7 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
         config.target, options=options, headers=config.headers, timeout=config.timeout, revision=config.revision
     ) as client:
         failures: dict[str, ClientError] = {}
-        found = await catalog.fetch(
+        found = await fetch(
             client.conversation,
             max_bytes=config.max_catalog_bytes,
             failures=failures,
@@ -292,7 +291,7 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
     return found
 
 
-def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:
+def _show(kind: str, name: str, before: Description | None, after: Description) -> None:
     print(f"{kind} {escape(name)}:")
     lines = _lines(after)
     if before is not None:
@@ -300,7 +299,7 @@ def _show(kind: str, name: str, before: catalog.Description | None, after: catal
     print("\n".join(lines))
 
 
-def _lines(definition: catalog.Description) -> list[str]:
+def _lines(definition: Description) -> list[str]:
     text = msgspec.json.format(msgspec.json.encode(definition, order="sorted"), indent=2).decode()
     return [escape(line) for line in text.splitlines()]
 

@@ -25,6 +25,7 @@ from urllib.parse import quote, urlsplit
 from cyclopts import Parameter
 from msgspec import Struct
 
+from millstream import _jsonc as jsonc
 from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import Header, pairs
 from millstream._cli.errors import report_error
@@ -32,6 +33,7 @@ from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
 from millstream._http.client.url import parse_url
+from millstream._jsonc import JsonSyntaxError
 from millstream._modules import SCRIPTS, is_module, python_path, split_target
 from millstream._protocol.errors import closest_name
 from millstream._protocol.json_schema import value_at
@@ -39,8 +41,6 @@ from millstream.client._applications import APPLICATIONS, ConfigurableApp, Launc
 from millstream.client._errors import TargetError
 from millstream.client._targets import is_plain_program
 from millstream.files import PRIVATE, write_private
-from millstream.gateway import _jsonc as jsonc
-from millstream.gateway._jsonc import JsonSyntaxError
 
 _SET = re.compile(r"/mcp/([a-z0-9_-]{1,20})/?$")
 """The end of a path with the name of a set of items. Longer names may be secrets."""

@@ -25,14 +25,14 @@ import millstream
 from millstream._app import Server
 from millstream._app.server_process import CommandError, RunCalled, mark_import, place_of, show_failure
 from millstream._config import ConfigVersion, VariableError
+from millstream._gateway.programs.libraries import ProgramError, UnsupportedVersion, library_of
 from millstream._modules import CONFIGURATIONS, SCRIPTS, find_import_folders, is_module, split_target
 from millstream._override import override
 from millstream._protocol.errors import LocalError, MissingExtra, closest_name
 from millstream._telemetry.logs import is_foreign, user_frames
-from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 
 if TYPE_CHECKING:
-    from millstream.gateway._live import LiveConfig
+    from millstream._gateway.files.live import LiveConfig
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def live_config(target: str) -> "LiveConfig | None":
     source, name = split_target(target)
     if Path(source).suffix not in CONFIGURATIONS or find_command(target) is not None:
         return None
-    from millstream.gateway._live import LiveConfig  # noqa: PLC0415  only for gateways
+    from millstream._gateway.files.live import LiveConfig  # noqa: PLC0415  only for gateways
 
     try:
         return LiveConfig(Path(source), name)

@@ -53,8 +53,8 @@ from millstream._stores.local.server import run_local_server
 from millstream._tasks import Tasks, watch
 
 if TYPE_CHECKING:
-    from millstream.gateway._config_values import GatewayConfig
-    from millstream.gateway._live import LiveConfig
+    from millstream._gateway.files.live import LiveConfig
+    from millstream._gateway.files.values import GatewayConfig
 
 logger = logging.getLogger("millstream")
 PAUSE = 0.1

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pydantic import BaseModel, Field
 
 from millstream._copies import CopyableError
+from millstream._gateway.programs.libraries import hosts_and_origins
 from millstream._http.hosts import is_loopback
 from millstream._override import override
 from millstream._protocol.errors import refuse_unknown
@@ -23,7 +24,6 @@ from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.compat.fastmcp._outputs import current
 from millstream.compat.types import Url
-from millstream.gateway._programs import hosts_and_origins
 from millstream.protocol import Json
 
 logger = logging.getLogger("millstream")

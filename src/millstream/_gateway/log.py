@@ -1,0 +1,5 @@
+"""The gateway's log."""
+
+import logging
+
+logger = logging.getLogger("millstream.gateway")

@@ -1,0 +1,373 @@
+"""Upstream results on their way to a client: conversion, redaction, and storage of large ones.
+
+Conversion removes members that each server sets itself, and adds the prefix to URIs. Only members that change are
+decoded. Content, including binary data, isn't re-encoded.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import lru_cache, partial
+from hashlib import sha256
+from importlib import import_module
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
+from millstream._gateway.names import Names
+from millstream._gateway.options.policy import Redaction
+from millstream._protocol import notifications
+from millstream._protocol.errors import MissingExtra
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import SERVER_KEY
+from millstream._recent import Recent
+from millstream._server.calls.call import Call
+from millstream._server.features.resources import Template
+from millstream._server.features.sources import ItemSource
+from millstream.protocol import (
+    INTERNAL_ERROR,
+    MALFORMED,
+    Json,
+    ToolUnavailable,
+    decode_object,
+    decoder,
+    encode,
+    is_array,
+    is_object,
+)
+from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
+
+T = TypeVar("T")
+
+MAX_PATTERNS = 64
+_MAX_PATTERN = 1000
+_SMALL = 16 * 1024
+"""Size below which a thread costs more than the work, in bytes."""
+_MAX_PROGRAM = 1 << 20
+"""Maximum size of a compiled expression, in bytes."""
+
+
+_DEFINED = frozenset(("elicitations", "requiredCapabilities", "supported", "requested", "uri")).union(
+    *(
+        each.__struct_encode_fields__
+        for each in vars(notifications).values()
+        if isinstance(each, type) and issubclass(each, Struct)
+    )
+)
+"""Members of params, results, and the data of errors that MCP defines."""
+
+
+class Redactor:
+    """Applies several redactions in order.
+
+    The operator writes the expressions, but the text is untrusted. RE2's run time is linear in the text, whatever the
+    expression (docs/decisions/0037), but the text can have many megabytes, so only small messages are redacted on the
+    event loop. RE2 doesn't support lookaround or backreferences.
+
+    Raises:
+        ValueError: A pattern isn't a regular expression of RE2, or there are more than 64.
+        ImportError: The extra `redact` isn't installed.
+    """
+
+    def __init__(self, patterns: Sequence[str | Redaction]) -> None:
+        try:
+            re2: Any = import_module("re2")  # optional, without type hints
+        except ImportError:
+            raise MissingExtra("Redacting arguments and results", "redact") from None
+        if len(patterns) > MAX_PATTERNS:
+            raise ValueError(f"There are {len(patterns)} regular expressions. Use at most {MAX_PATTERNS}.")
+        options = re2.Options()
+        options.max_mem = _MAX_PROGRAM
+        options.log_errors = False
+        self._steps: list[Callable[[str], str]] = []
+        for each in patterns:
+            redaction = Redaction(each) if isinstance(each, str) else each
+            if len(redaction.pattern) > _MAX_PATTERN:
+                raise ValueError(
+                    f"The regular expression {redaction.pattern[:40]!r}… is too long. Split it into several."
+                )
+            try:
+                compiled = re2.compile(redaction.pattern, options)
+            except re2.error as exc:
+                raise ValueError(
+                    f"{redaction.pattern!r} isn't a valid RE2 regular expression: {_reason(exc)}."
+                ) from None
+            if compiled.search("") is not None:
+                raise ValueError(
+                    f"{redaction.pattern!r} matches the empty string, so it would redact between all characters."
+                )
+            self._steps.append(partial(compiled.sub, partial(_constant, redaction.replacement)))
+
+    def text(self, text: str) -> str:
+        """Return text with its matches replaced."""
+        for replace in self._steps:
+            text = replace(text)
+        return text
+
+    def value(self, value: Any, *, names: bool = True) -> Any:
+        """Return a JSON value with matches replaced in strings and numbers.
+
+        Args:
+            names: Whether to replace matches in member names as well.
+        """
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            written = encode(value).decode()
+            text = self.text(written)
+            return value if text == written else text
+        if is_array(value):
+            return [self.value(each, names=names) for each in value]
+        if is_object(value):
+            found: Json = {}
+            for name, each in value.items():
+                text = self.text(name) if names else name
+                found[f"{text} {len(found) + 1}" if text in found else text] = self.value(each, names=names)
+            return found
+        return value
+
+    def members(self, value: Any) -> Any:
+        """Return a JSON value with matches replaced, except in those of its own member names that MCP defines."""
+        if not is_object(value):
+            return self.value(value)
+        known = {name: self.value(each) for name, each in value.items() if name in _DEFINED}
+        return {**known, **self.value({name: each for name, each in value.items() if name not in known})}
+
+    def json(self, data: bytes) -> bytes:
+        """Return an encoded result or params with matches replaced, as `members` describes."""
+        return encode(self.members(msgspec.json.decode(data)))
+
+    async def redact(self, work: Awaitable[bytes], call: Call) -> bytes:
+        """Return the result of `work` for a call, with matches replaced. In its errors, they're replaced as well."""
+        try:
+            result = await work
+        except ToolError as exc:
+            raise ToolError(self.text(str(exc))) from None
+        except ProtocolError as exc:
+            message, data = self.text(exc.message), self.members(exc.data)
+            raise ProtocolError(exc.code, message, data, status=exc.status, head=exc.head) from None
+        return await run_aside(call, len(result), self.json, result)
+
+
+async def run_aside(call: Call, size: int, function: Callable[..., T], *args: Any) -> T:
+    """Run a function that examines each value of a message, using a worker thread for large messages.
+
+    Args:
+        call: The current call.
+        size: Message size, in bytes (see `Call.weight`).
+        args: Its arguments.
+
+    Raises:
+        ToolError: The caller's share of worker threads is in use.
+    """
+    if size < _SMALL:
+        return function(*args)
+    result: T = await call.services.threads.run(function, *args, owner=call.owner)
+    return result
+
+
+def _constant(text: str, match: Any) -> str:
+    return text
+
+
+def _reason(exc: Exception) -> str:
+    reason: object = exc.args[0] if exc.args else ""
+    return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+
+
+Rename = Callable[[str], str]
+"""Returns the URI that clients of the gateway use."""
+Members = dict[str, Raw]
+
+_COMPLETE = Raw(b'"complete"')
+_COMPLETE_TYPES = (bytes(_COMPLETE), b"null")
+_OPEN, _NULL = ord("["), ord("n")
+_MAX_CACHED_META = 512
+MAX_BLOCKS = 10_000
+"""Maximum blocks per result. Converting this many takes about 100 ms."""
+_NO_ITEMS = Raw(b"[]")
+_decode_items = decoder(list[Raw])
+_decode_meta = msgspec.json.Decoder(Json | None).decode
+_decode_text = decoder(str)
+
+
+def split_result(
+    result: bytes, array: str, rename: Rename | None = None, drop: Collection[str] = ()
+) -> tuple[bytes, Json | None]:
+    """Return the members of a result without its type and `_meta`, and the members of `_meta` beyond the server's name.
+
+    Args:
+        result: JSON object.
+        array: Member that must be an array, and is added if missing, or empty for none.
+        rename: Changes the URIs in the array; None keeps them.
+        drop: Members to leave out.
+
+    Raises:
+        ValueError, RecursionError: The result is malformed.
+    """
+    found = decode_members(result)
+    if bytes(found.pop("resultType", _COMPLETE)) not in _COMPLETE_TYPES:
+        raise ValueError("its resultType is unknown")
+    if array and (opening := memoryview(found.setdefault(array, _NO_ITEMS))[0]) != _OPEN:
+        if opening != _NULL:
+            raise ValueError(f"{array} must be an array")
+        found[array] = _NO_ITEMS
+    if array and len(result) > MAX_BLOCKS and len(_decode_items(found[array])) > MAX_BLOCKS:
+        raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
+    if rename is not None and (b'"uri"' in result or b"\\u" in result):  # names may be escaped
+        convert = partial(_convert, _CONVERSIONS[array], rename)
+        found[array] = Raw(encode([*map(convert, _decode_items(found[array]))]))
+    meta = found.pop("_meta", None)
+    for each in drop:
+        found.pop(each, None)
+    if (error := found.pop("isError", None)) is not None:
+        found["isError"] = error  # last, where `Dispatcher.call` looks for it
+    own_meta: Json | None = None
+    if meta is not None:
+        raw = bytes(meta)
+        own_meta = _read_meta(raw) if len(raw) > _MAX_CACHED_META else _cached_meta(raw)
+    return encode(found)[1:-1], own_meta
+
+
+def _read_meta(meta: bytes) -> Json | None:
+    try:
+        members: Json = _decode_meta(meta) or {}
+    except MALFORMED:  # there's no member for it beside our own
+        return None
+    members.pop(SERVER_KEY, None)
+    return members or None
+
+
+_cached_meta = lru_cache(256)(_read_meta)
+"""Cached, because most results of an upstream have the same `_meta`."""
+
+
+def _convert(convert: Callable[[Members, Rename], Members], rename: Rename, raw: Raw) -> Raw:
+    """Return an item with other URIs. An item that can't be read stays unchanged."""
+    try:
+        return Raw(encode(convert(decode_members(raw), rename)))
+    except MALFORMED:
+        return raw
+
+
+def _convert_message(message: Members, rename: Rename) -> Members:
+    content = message.get("content", _NO_ITEMS)
+    if not bytes(content).startswith(b"{"):
+        return message
+    return {**message, "content": Raw(encode(_convert_block(decode_members(content), rename)))}
+
+
+def _convert_block(block: Members, rename: Rename) -> Members:
+    kind = _decode_text(block["type"]) if "type" in block else ""
+    if kind == "resource_link":
+        return _convert_uri(block, rename)
+    if kind == "resource" and "resource" in block:
+        return {**block, "resource": Raw(encode(_convert_uri(decode_members(block["resource"]), rename)))}
+    return block
+
+
+def _convert_uri(item: Members, rename: Rename) -> Members:
+    return {**item, "uri": Raw(encode(rename(_decode_text(item["uri"]))))} if "uri" in item else item
+
+
+_CONVERSIONS: Mapping[str, Callable[[Members, Rename], Members]] = {
+    "content": _convert_block,
+    "messages": _convert_message,
+    "contents": _convert_uri,
+}
+"""Array of a result -> the function that changes the URIs in one of its items."""
+
+
+class NoResponse(ProtocolError):
+    """The upstream didn't respond."""
+
+
+def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable) -> ToolError | ProtocolError:
+    """Return the error for a call that has no result from its upstream. Pass ToolError if its client is the cause."""
+    return error(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
+
+
+URI = "result://{id}"
+_MAX_ISSUED = 1000
+
+
+class StoredResults(Struct, frozen=True):
+    """Stores results that were too large for their caller, so that the same caller can read them as resources.
+
+    They're temporary. The key is a hash of the caller, the set, and a random id, so no other caller can read a result,
+    even with its link.
+    """
+
+    kv: Map
+    names: Names
+    """Names of the results' upstream."""
+    issued: Recent[str, None] = field(default_factory=lambda: Recent(_MAX_ISSUED))
+    """URIs of recent results on this server. Unlike the upstream's own URIs, they don't get its prefix."""
+
+    async def save(self, call: Call, result: bytes, seconds: float) -> Json | None:
+        """Store a result and return the content that links to it, or None if the store has no space for it.
+
+        Args:
+            call: Call of the result.
+            result: JSON of the result.
+            seconds: Lifetime of the link.
+        """
+        id = (f"{share_for(call.owner)}." if call.owner else "") + secrets.token_urlsafe(18)
+        try:
+            await self.kv.put(_key(call, id), result, seconds, lossy=True)
+        except (StoreFull, StoreUnavailable):
+            return None
+        uri = self.names.uri(f"result://{id}")
+        if "resource_link" not in call.revision.content:
+            return {"type": "text", "text": f"The whole result: {uri}"}
+        self.issued.keep(uri, None)
+        return {
+            "type": "resource_link",
+            "uri": uri,
+            "name": f"Result of {call.name}",
+            "description": f"The whole result. It can be read for {seconds:,.0f} seconds.",
+            "mimeType": "application/json",
+            "size": len(result),
+        }
+
+    def template(self) -> Template:
+        """Return the resource template for stored results."""
+
+        async def read(values: Json, call: Call) -> list[EmbeddedResource] | None:
+            found = await self.kv.get(_key(call, str(values["id"])))
+            uri = self.names.uri(f"result://{values['id']}")
+            return None if found is None else _contents(uri, found)
+
+        schema = {"properties": {"id": {"type": "string"}}}
+        description = "A result that was too large for its call. Results link to it."
+        return Template(
+            self.names.uri(URI),
+            ItemSource("result", read, lambda values: values, description=description, schema=schema),
+        )
+
+
+def _key(call: Call, id: str) -> str:
+    owner = b"" if call.principal is None else call.principal.binding
+    address: str = call.dispatcher.address.name
+    readers = owner + b"\0" + address.encode() if address else owner
+    name = sha256(b"%b %b" % (readers, id.encode("utf-8", "surrogatepass"))).hexdigest()
+    share, dot, _ = id.partition(".")
+    return f"result:{share}.{name}" if dot else f"result:{name}"
+
+
+def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
+    """Return a result as resource contents: its structured value, or else its content."""
+    decoded, kind, text = decode_object(result), "application/json", result.decode()
+    blocks = decoded.get("content")
+    if "structuredContent" in decoded:
+        text = encode(decoded["structuredContent"]).decode()
+    elif is_array(blocks):
+        texts = [
+            each["text"]
+            for each in blocks
+            if is_object(each) and each.get("type") == "text" and isinstance(each.get("text"), str)
+        ]
+        if len(texts) == len(blocks):
+            kind, text = "text/plain", "\n".join(texts)
+    return [EmbeddedResource(resource=ResourceContents(uri, kind, text=text))]

@@ -1,0 +1,10 @@
+"""Upstreams that speak MCP: their lists, connections, and subscriptions, and whether they respond."""
+
+FACE = {
+    "breaker": ["find_outage"],
+    "links": ["Link", "MAX_OWN_SESSIONS"],
+    "lists": ["ListKeeper", "reconnect_delay"],
+    "mcp": ["McpUpstream"],
+    "upstream": ["Gateway", "ItemClasses", "NAME", "Upstream"],
+}
+"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""

@@ -1,0 +1,377 @@
+"""Connections to one upstream.
+
+There's one client `Conversation` per key, opened on first use. A key identifies the owner of a connection. A session at
+a URL belongs to one principal and one client session. Callers of one process share its session (see `isolation`).
+Clients never see an upstream's session id.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from time import monotonic
+
+from msgspec import Raw, Struct, field
+
+from millstream import ProtocolError
+from millstream._gateway.errors import InUse
+from millstream._gateway.log import logger
+from millstream._gateway.messages.router import MessageRouter
+from millstream._protocol.principal import Share
+from millstream._recent import Recent
+from millstream._server.pool import Pool
+from millstream._tasks import Tasks, has_failed
+from millstream.client import ConnectionLost, SessionLost
+from millstream.client.lowlevel import Conversation
+from millstream.protocol import OVERLOADED, Json, encode
+from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
+
+
+class ClientIdentity(Struct, frozen=True):
+    """The client information that a dedicated session sends to an upstream."""
+
+    revision: str
+    """The revision as a date."""
+    info: Raw
+    """`clientInfo` as the client sent it."""
+    capabilities: Json
+
+
+class LinkKey(Struct, frozen=True, gc=False):
+    """The owner of a connection."""
+
+    principal: str = ""
+    """The caller's `Principal.binding` in hexadecimal, or the digest of a token for a program, or empty for anonymous
+    callers, and for shared connections.
+    """
+    affinity: str = ""
+    """Id of the caller's handshake session, or empty without one."""
+    capabilities: bytes = b""
+    """Client capabilities that the connection declares, as canonical JSON, or empty for none."""
+    credentials: str = ""
+    """The credentials of the connection: see `UpstreamCredentials.link_key`."""
+    handshake: bool = False
+    """Whether a shared process uses the handshake although it also supports the per-request era."""
+    own: bool = False
+    """Whether it's the dedicated session for a client's session (see `CallRoute.own`)."""
+    call: int = 0
+    """Number of the only call that uses it (see `CallRoute.once`), or 0."""
+
+
+MAX_OWN_SESSIONS = 4096
+"""Maximum dedicated sessions of all upstreams in one process, half of them per caller."""
+MAX_STREAMS = 200
+"""Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may need a connection."""
+_ATTEMPTS = 3
+"""Maximum connections that a call tries if each is closed while it opens, because the user is reconnecting."""
+SHARED_KEY = LinkKey()
+"""Key of the connection that reads the upstream's lists."""
+
+
+class Link(Struct, eq=False):
+    """One connection."""
+
+    key: LinkKey
+    owner: str
+    """The caller whose share of connections it counts against, or empty if callers share it."""
+    conversation: Conversation
+    router: MessageRouter
+    """Clients of the calls on this connection."""
+    places: Pool | None = None
+    """Slots for calls, if several callers share the HTTP connections."""
+    open_task: asyncio.Task[None] | None = None
+    """Task that connects; None when it has succeeded."""
+    calls: int = 0
+    """Number of calls on this connection."""
+    last_used: float = field(default_factory=monotonic)
+    expires_at: float = math.inf
+    """For a dedicated session: when the client's session expires, in Unix time."""
+    ended: bool = False
+    """Whether it's being closed."""
+    remembered: bool = False
+    """Whether it's a caller's session, so the caller learns of its loss. See `UpstreamSessions`."""
+    notifying: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a client's notification is passed on, so that they keep their order."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the process, connection, or session has ended."""
+        return self.ended or self.conversation.transport.lost
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it's an open connection for calls without any now. Dedicated sessions hold state, so they're never
+        idle."""
+        return not self.calls and self.open_task is None and self.key != SHARED_KEY and not self.key.own
+
+
+_REMEMBERED_SECONDS = 7 * 86400.0
+"""Seconds for which a caller's session at an upstream is remembered."""
+_MARK = b"1"
+
+
+class UpstreamSessions(Struct, frozen=True):
+    """The principals that have a session at one upstream. They're in the store, so that a caller learns from any worker
+    that a session is lost, even after a restart, if the store outlives it.
+    """
+
+    kv: Map
+    address: Sequence[str]
+    """Identifies the upstream: names of the gateway and the upstream, and the target."""
+
+    async def add(self, key: LinkKey) -> None:
+        """Remember that a caller has a session."""
+        try:
+            await self.kv.put(self._name(key), _MARK, _REMEMBERED_SECONDS)
+        except (StoreFull, StoreUnavailable) as exc:
+            logger.warning("%s: a caller won't learn if its session is lost: %s", self.address[1], exc)
+
+    async def take(self, key: LinkKey) -> bool:
+        """Forget a caller's session. Return whether there was one."""
+        with contextlib.suppress(StoreUnavailable):
+            return await self.kv.compare_and_set(self._name(key), _MARK, None, 1.0)
+        return False
+
+    def _name(self, key: LinkKey) -> str:
+        owner = [*self.address, key.principal, key.capabilities.decode(), key.credentials]
+        return f"upstream-session:{share_for(key.principal)}.{sha256(encode(owner)).hexdigest()[:32]}"
+
+
+class Links(Struct):
+    """The connections to one upstream; `open` makes them."""
+
+    connect: Callable[[LinkKey, str, ClientIdentity | None], Link]
+    """Creates a connection of an owner that isn't started yet."""
+    on_open: Callable[[Link], None]
+    """Called with each connection that has opened."""
+    sessions: Share
+    """Counts dedicated sessions, which stay open as long as the sessions of their clients."""
+    places: Pool
+    """Slots for open connections. If an owner may not take another, an idle connection is closed: its own, or one of an
+    owner that holds more.
+    """
+    idle_seconds: float
+    """Seconds after which an idle connection is closed, or 0 for never."""
+    clock: Callable[[], float]
+    """The clock of sessions, in Unix time."""
+    records: UpstreamSessions
+    """Callers with a session at the upstream."""
+    links: dict[LinkKey, Link] = {}
+    own: dict[str, Link] = {}
+    """Client session -> its dedicated session at the upstream."""
+    lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
+    """Client sessions that lost their dedicated session, but haven't been notified yet."""
+    streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
+    """Counts subscriptions of clients that the upstream serves."""
+    retired: set[Link] = set()
+    """Connections to close when their last call ends, because their user has reconnected or disconnected."""
+    close_tasks: Tasks = field(default_factory=Tasks)
+
+    def __len__(self) -> int:
+        return len(self.links)
+
+    async def open(self, key: LinkKey, owner: str = "", client: ClientIdentity | None = None) -> Link:
+        """Return the connection of a key, opening it if necessary.
+
+        Args:
+            key: Identifies the connection.
+            owner: The caller (see `Call.owner`), or empty for the gateway itself.
+            client: The client of a dedicated session.
+
+        Raises:
+            InUse: All connections are in use.
+            SessionLost: The caller's earlier session has ended. The next call opens another one.
+            ClientError: The upstream can't be reached.
+            ProtocolError: There are too many dedicated sessions.
+        """
+        for _ in range(_ATTEMPTS):
+            link = self.links.get(key)
+            if link is not None and link.remembered and link.is_lost:
+                self.end(link)
+                link = None
+            link = link or self._add(key, owner, client)
+            opening = link.open_task
+            if opening is None:
+                return link
+            await asyncio.wait([opening])
+            if not opening.cancelled():
+                opening.result()
+            if self.links.get(key) is link:  # another caller may have closed it
+                return link
+        raise ConnectionLost("The connection was closed while it was being opened.")
+
+    def _add(self, key: LinkKey, owner: str, client: ClientIdentity | None) -> Link:
+        """Create a connection and start opening it."""
+        if not (key.principal or key.affinity or key.call):
+            owner = ""  # several callers share this connection
+        if not key.own:
+            self._take_place(owner)
+        elif not self.sessions.take(owner):
+            raise _too_many_sessions(self.sessions, owner)
+        link = self.links[key] = self.connect(key, owner, client)
+        if key.own:
+            self.own[key.affinity] = link
+        link.open_task = asyncio.create_task(self._start(link))
+        link.open_task.add_done_callback(has_failed)
+        return link
+
+    async def _start(self, link: Link) -> None:
+        key, conversation = link.key, link.conversation
+        is_callers = bool(key.principal) and not key.affinity  # a client's session ends here, too
+        try:
+            if is_callers and await self.records.take(key):
+                raise SessionLost("The earlier session has ended.")
+            await conversation.start()
+            if is_callers and conversation.negotiated.revision.handshake and conversation.transport.has_session:
+                link.remembered, conversation.requests.reconnects = True, False
+                await self.records.add(key)
+            self.on_open(link)
+            link.open_task = None
+        except BaseException:
+            if self.links.get(link.key) is link:
+                self._remove(link)
+            raise
+
+    def _remove(self, link: Link) -> None:
+        if self.links.get(link.key) is link:
+            del self.links[link.key]
+        if not link.key.own:
+            self.places.leave(link.owner)
+            return
+        self.sessions.leave(link.owner)
+        if self.own.get(link.key.affinity) is link:
+            del self.own[link.key.affinity]
+
+    async def open_once(self, key: LinkKey, owner: str) -> Link:
+        """Return a connection for one call. Pass it to `leave` afterwards.
+
+        Raises:
+            ClientError: See `open`.
+        """
+        try:
+            return await self.open(key, owner)
+        except BaseException:  # also if the caller is canceled
+            if (link := self.links.get(key)) is not None:
+                self._end_once_open(link)
+            raise
+
+    def leave(self, link: Link) -> None:
+        """Close a connection for one call, now or when the call that waits there for answers has ended."""
+        if not link.key.call:
+            return
+        if link.calls:
+            self.retired.add(link)
+        else:
+            self.end(link)
+
+    def end_session(self, session_id: str) -> None:
+        """Close the dedicated session of a client's session that has ended."""
+        if (link := self.own.get(session_id)) is not None:
+            self._end_once_open(link)
+
+    def _end_once_open(self, link: Link) -> None:
+        """Close a connection that its caller has given up. If it's being opened, the upstream may already have created
+        a session, whose id arrives with the response: without it, the session can't be ended.
+        """
+
+        def end(opening: asyncio.Task[None]) -> None:
+            if self.links.get(link.key) is link:
+                self.end(link)
+
+        if link.open_task is None:
+            self.end(link)
+        else:
+            link.open_task.add_done_callback(end)
+
+    def _take_place(self, owner: str) -> None:
+        """Take a slot for a connection, closing idle ones of the largest owner if needed."""
+        count = self.places.count
+        while not self.places.take(owner):
+            idle = [
+                link
+                for link in self.links.values()
+                if link.is_idle and (link.owner in ("", owner) or count(link.owner) > count(owner))
+            ]
+            if not idle:
+                raise InUse(self.places, owner, remedy="Raise max_connections.")
+            self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
+
+    async def forget(self, link: Link) -> None:
+        """Close a connection whose caller has learned that its session is lost."""
+        self.lost.pop(link.key.affinity, None)
+        if not link.ended:  # another call may have opened the next session
+            self.end(link)
+            if link.remembered:
+                await self.records.take(link.key)
+
+    def end(self, link: Link) -> None:
+        """Close a connection in the background. The next call with its key opens another one."""
+        if link.ended:
+            return
+        link.ended = True
+        self._remove(link)
+        self.close_tasks.spawn(_close(link))
+
+    def end_links_of(self, owner: str) -> None:
+        """Close the connections with one user's credentials when their calls have finished."""
+        for key, link in list(self.links.items()):
+            if key.credentials.partition("\n")[0] != owner:
+                continue
+            if key.own:
+                if link.open_task is None:  # else, the client has no session there yet
+                    self.lost.keep(key.affinity, None)
+                self.end(link)
+            elif link.calls and key.principal:  # without a principal, it's the connection for lists
+                del self.links[key]
+                self.retired.add(link)
+            else:
+                self.end(link)
+
+    def retire(self, *, handshake: bool) -> None:
+        """Close the connections with or without `LinkKey.handshake` when their calls have finished."""
+        for key, link in list(self.links.items()):
+            if key.handshake is handshake:
+                del self.links[key]
+                self.retired.add(link)
+                for stream in list(link.router.streams.values()):
+                    stream.end()
+
+    def end_idle(self, now: float) -> None:
+        """Close connections that have been idle for too long or are marked for closing. Call it once a second.
+
+        Args:
+            now: Current time of `time.monotonic`.
+        """
+        for link in [each for each in self.retired if not each.calls]:
+            self.retired.discard(link)
+            self.end(link)
+        for link in list(self.links.values()):
+            if link.is_idle and 0 < self.idle_seconds < now - link.last_used:
+                self.end(link)
+        for link in [each for each in self.own.values() if each.expires_at < self.clock()]:
+            self.end(link)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for link in [*self.links.values(), *self.retired]:
+            self.end(link)
+        self.retired.clear()
+        while self.close_tasks:
+            await self.close_tasks.settle(None)
+
+
+def _too_many_sessions(sessions: Share, owner: str) -> ProtocolError:
+    whose = f"{sessions.count(owner)} of them yours" if owner else "all of them in use"
+    text = f"Too many sessions are open here, {whose}. End sessions that you don't need, or try again later."
+    return ProtocolError(OVERLOADED, text, status=503, head=b"retry-after: 60\r\n")
+
+
+async def _close(link: Link) -> None:
+    opening = link.open_task
+    if opening is not None:
+        opening.cancel()
+        await asyncio.wait([opening])
+        if has_failed(opening):
+            return  # `Conversation.start` has closed it
+    await link.conversation.close()
