@@ -5,11 +5,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
 import millstream
+import millstream.gateway
 from cases import for_each
 from patience import WAIT
 
@@ -55,6 +58,31 @@ LAYERS = [
     "compat",
     "_cli",
 ]
+GATEWAY = [
+    "errors",
+    "log",
+    "names",
+    "loops",
+    "programs",
+    "options",
+    "rules",
+    "questions",
+    "messages",
+    "credentials",
+    "catalog",
+    "processes",
+    "upstreams",
+    "calls",
+    "apis",
+    "files",
+    "followers",
+    "relay",
+    "part",
+    "live_part",
+]
+"""Folders and files of the gateway. Each imports those above it."""
+MAX_FACE = 30
+"""Maximum names that a folder of the gateway lets others import, besides public ones."""
 OPTIONAL = {
     "jsonschema_rs",
     "keyring",
@@ -167,6 +195,91 @@ def test_imports_point_to_lower_layers() -> None:
             if package == "millstream" and layer in LAYERS and LAYERS.index(layer) > own:
                 upward.append(f"{path.relative_to(PACKAGE)} imports {name}, which lies above it")
     assert upward == []
+
+
+@cache
+def uses_of_the_gateway() -> tuple[tuple[str, str, str, str], ...]:
+    """Folder or file of the gateway that takes a name, or empty for another package; folder, module, and name."""
+    found: list[tuple[str, str, str, str]] = []
+    for path in sources("src"):
+        inside = path.relative_to(PACKAGE).parts
+        user = inside[1].removesuffix(".py") if inside[0] == "_gateway" else ""
+        # The table of parts names a class in a text: `package.module:Class`.
+        texts = [
+            node.value.replace(":", ".")
+            for node in nodes_of(path)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and re.fullmatch(r"[\w.]+:\w+", node.value)
+        ]
+        for name in (*imported(path), *texts):
+            if name.startswith("millstream._gateway."):
+                module, _, last = name.removeprefix("millstream._gateway.").rpartition(".")
+                folder, _, file = module.partition(".")
+                if folder and folder != user:
+                    found.append((user, folder, file, last))
+    return tuple(found)
+
+
+def face_of(folder: str) -> dict[str, list[str]]:
+    """The names that a folder of the gateway lets others import, by module; a file has none of its own."""
+    face: dict[str, list[str]] = getattr(import_module(f"millstream._gateway.{folder}"), "FACE", {})
+    return face
+
+
+def test_folders_of_the_gateway_import_downward() -> None:
+    files = {path.name.removesuffix(".py") for path in (PACKAGE / "_gateway").iterdir()} - {"__init__", "__pycache__"}
+    assert files == set(GATEWAY)
+    assert [
+        f"{user} takes {name} from {folder}.{file}, which is above it"
+        for user, folder, file, name in uses_of_the_gateway()
+        if user and GATEWAY.index(folder) > GATEWAY.index(user)
+    ] == []
+
+
+def test_folders_of_the_gateway_take_each_others_listed_names() -> None:
+    public = set(millstream.gateway.__all__)
+    folders = [each for each in GATEWAY if (PACKAGE / "_gateway" / each).is_dir()]
+    taken = {
+        (folder, file, name)
+        for _, folder, file, name in uses_of_the_gateway()
+        if folder in folders and name not in public
+    }
+    listed = {(folder, file, name) for folder in folders for file, names in face_of(folder).items() for name in names}
+    assert taken - listed == set(), "Add these names to FACE in the folder's __init__.py, or use others."
+    assert listed - taken == set(), "Nobody outside the folder uses these names. Remove them from its FACE."
+    sizes = {folder: sum(len(names) for names in face_of(folder).values()) for folder in folders}
+    assert {folder: size for folder, size in sizes.items() if size > MAX_FACE} == {}
+
+
+def test_modules_with_public_names_define_them() -> None:
+    elsewhere: list[str] = []
+    for path in sources("src"):
+        homes: dict[str, str] = {}
+        for node in tree_of(path).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+                homes = ast.literal_eval(node.value)
+        for name, home in homes.items():
+            package = "_gateway" if path.stem == "gateway" else ".".join(path.parent.relative_to(PACKAGE).parts)
+            module = resolve_name(f".{home}", ".".join(filter(None, ("millstream", package))))
+            file = PACKAGE.parent.joinpath(*module.split("."))
+            file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+            defined = {
+                target
+                for node in tree_of(file).body
+                for target in (
+                    [node.name]
+                    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                    else [ast.unparse(each) for each in node.targets]
+                    if isinstance(node, ast.Assign)
+                    else [ast.unparse(node.target)]
+                    if isinstance(node, ast.AnnAssign)
+                    else []
+                )
+            }
+            if name not in defined:
+                elsewhere.append(f"{path.relative_to(PACKAGE)}: {name} isn't defined in {module}")
+    assert elsewhere == [], "\n".join(elsewhere)
 
 
 GUESTS = ("extensions", "agent")

@@ -9,6 +9,7 @@ versions before 3.13 suggest nothing.
 import difflib
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
@@ -301,7 +302,8 @@ def missing_name(module: str, name: str, names: Collection[str], elsewhere: Alte
     hint = elsewhere.get(name, "")
     if name[0] != "_" and not hint and (near := closest_name(name, names)):
         hint = f"Did you mean {near}?"
-    if not hint or find_spec(f"{module}.{name}"):  # Python looks for attributes before it imports a submodule
+    # Python looks for attributes before it imports a submodule, which only a package has.
+    if not hint or (hasattr(sys.modules[module], "__path__") and find_spec(f"{module}.{name}")):
         return AttributeError(f"module {module!r} has no attribute {name!r}")
     return ImportError(f"{module} has no {name}. {hint}")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AuthMethod": "_method",
     "Identity": "_method",
-    "ProviderToken": "_provider_token",
+    "ProviderToken": "._server.calls.services",
     "Rejection": "_method",
     "Unavailable": "_method",
     "client": "_authorization_server.config",
@@ -83,7 +83,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
-    return getattr(import_module(f"millstream.auth.{home}"), name)
+    return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -77,7 +77,7 @@ _HOMES = {
     "IssuerMetadata": "_oauth.endpoints",
     "Listener": "_transports",
     "MemoryTokenStore": "_oauth",
-    "NotificationFilters": "_transports",
+    "NotificationFilters": "._protocol.handlers",
     "OAuth": "_oauth.flow",
     "Options": "_transports",
     "Outbound": "_oauth.endpoints",
@@ -98,11 +98,11 @@ _HOMES = {
     "Transport": "_transports",
     "TransportFactory": "_transports",
     "TransportRequest": "_transports",
-    "Url": "_targets",
+    "Url": "._http.client.url",
     "Webhook": "_events",
     "WorkloadIdentity": "_oauth.flow",
     "mcp_servers": "_targets",
-    "parse_url": "_targets",
+    "parse_url": "._http.client.url",
 }
 """Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""
 
@@ -175,7 +175,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, {})
-    value = getattr(import_module(f"millstream.client.{home}"), name)
+    value = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value
 
