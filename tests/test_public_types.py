@@ -1,6 +1,7 @@
 """Types in the annotations of public classes and functions can be imported."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,13 @@ def module_trees() -> dict[str, ast.Module]:
 
 
 @cache
+def source_lines(module: str) -> list[str]:
+    """Return the lines of a module."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8").splitlines()
+
+
+@cache
 def names_in(module: str) -> dict[str, Place]:
     """Return the names that a module imports from the package, and its classes, with the place of each."""
     tree, names = module_trees()[module], dict[str, Place]()
@@ -41,6 +49,7 @@ def names_in(module: str) -> dict[str, Place]:
     return names | {node.name: (module, node.name) for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
+@cache
 def find_definition(module: str, name: str) -> Place | None:
     """Return where a name is defined, through the modules that only pass it on."""
     place = names_in(module).get(name) if module in module_trees() else None
@@ -123,3 +132,57 @@ def test_types_that_users_hold_can_be_imported() -> None:
 def test_few_public_annotations_name_private_classes() -> None:
     hidden = set[str]().union(*hidden_types().values())
     assert len(hidden) <= MAX_HIDDEN_TYPES, f"{len(hidden)} classes:\n" + "\n".join(sorted(hidden))
+
+
+def definitions_at(place: Place) -> list[ast.stmt]:
+    """Return the classes and functions with a name in a module, overloads included."""
+    module, name = place
+    return [each for each in module_trees()[module].body if getattr(each, "name", "") == name]
+
+
+@cache
+def reachable_places() -> frozenset[Place]:
+    """Return the public classes and functions, and the private classes that they inherit from or return."""
+    found, waiting = set[Place](), set(exported_places())
+    for module, tree in module_trees().items():
+        if not any(part.startswith("_") for part in module.split(".")):
+            functions = [each for each in tree.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            waiting |= {(module, each.name) for each in functions if each.name[0] != "_"}
+    while waiting:
+        place = waiting.pop()
+        found.add(place)
+        for definition in definitions_at(place):
+            inherited = definition.bases if isinstance(definition, ast.ClassDef) else []
+            returned = [each.returns for each in functions_for_checkers(definition) if each.returns]
+            for expression in (*inherited, *returned):
+                waiting |= {each for each in classes_in(place[0], expression) if each not in found}
+    return frozenset(found)
+
+
+def functions_for_checkers(definition: ast.stmt) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield a function, or a class's public methods, without what checkers don't see: bodies of overloads, and members
+    below ``if not TYPE_CHECKING``.
+    """
+    overloaded = set[str]()
+    for member in definition.body if isinstance(definition, ast.ClassDef) else [definition]:
+        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and not re.match("_(?!_)", member.name):
+            if "overload" in [ast.unparse(each) for each in member.decorator_list]:
+                overloaded.add(member.name)
+                yield member
+            elif member.name not in overloaded:
+                yield member
+
+
+def test_public_functions_that_return_any_say_why_on_the_line() -> None:
+    unexplained = set[str]()
+    for module, name in reachable_places():
+        lines = source_lines(module)
+        definitions = definitions_at((module, name))
+        overloaded = len(definitions) > 1
+        for definition in definitions[:-1] if overloaded else definitions:
+            for function in functions_for_checkers(definition):
+                returned = ast.unparse(function.returns).strip("'") if function.returns else ""
+                line = lines[function.returns.lineno - 1] if function.returns else ""
+                if "Any" in returned.split(" | ") and not re.search(r"#(?! (?:noqa|pyright|type:)) \w", line):
+                    unexplained.add(f"{module}: {line.strip()}")
+    assert unexplained == set()

@@ -4,18 +4,32 @@ Delays grow and vary, so that a failing server isn't flooded and its clients don
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from functools import wraps
 from random import uniform
 from threading import Thread
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from millstream._copies import NotCopyable
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _LOOK_SECONDS = 0.3
 """Seconds between two looks at a file."""
+
+
+def make_blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method with the same arguments and docstring that waits for this method of `_inner`."""
+    name = method.__name__
+
+    @wraps(method)
+    def wait(self: Any, /, *args: P.args, **options: P.kwargs) -> T:
+        result: T = self._wait(getattr(self._inner, name)(*args, **options))
+        return result
+
+    return wait
 
 
 class Tasks(NotCopyable):

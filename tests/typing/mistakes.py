@@ -204,8 +204,22 @@ auth.keys(named_keys={"ada": ("key", ["books:read"]), "bob": "other"})
 ToolError()
 
 
-async def clients() -> None:
+async def clients(client: Client) -> None:
     Client("http://127.0.0.1:8000/mcp", timeout="5s")  # wrong
-    async with millstream.testing.connect(mcp) as client:
-        await client.cal("add", a=1)  # wrong
-        assert_type((await client.call("add", a=1)).is_error, bool)
+    with client:  # wrong
+        pass
+    list(client.tools())  # wrong
+    client.list_tool()  # wrong
+    (await client.call("add", a=1))["sum"]  # wrong
+    async with millstream.testing.connect(mcp) as connected:
+        await connected.cal("add", a=1)  # wrong
+        assert_type((await connected.call("add", a=1)).is_error, bool)
+
+
+def scripts(client: BlockingClient) -> None:
+    client.cal("add", a=1)  # wrong
+    client.watch("shop://stock")  # wrong
+    client.call("add", a=1, result_type=int).append(1)  # wrong
+    client.tools(frsh=True)  # wrong
+    client.read(5)  # wrong
+    client.transport()  # wrong

@@ -1,3 +1,5 @@
+import ast
+import inspect
 import json
 import os
 import shutil
@@ -6,18 +8,20 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
 
 import pytest
 
+from millstream import Context, SyncContext
+from millstream.client import BlockingClient, Client
 from patience import WAIT
 from processes import NODE
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 MARK = "# wrong"
-FILES = ("mistakes.py", "server_signatures.py", "client_signatures.py")
-"""The mistakes, and programs without any that use each documented signature."""
+FILES = ("mistakes.py", "server_signatures.py", "client_signatures.py", "revealed_types.py")
+"""The mistakes, and programs without any that use each documented signature, and reveal types."""
 CHECKERS_WAIT = 5 * WAIT
 """Half a minute of processor time each, of cores that other tests use, too."""
 PYRIGHT = ROOT / "requirements" / "pyright" / "node_modules" / "pyright" / "index.js"
@@ -79,6 +83,47 @@ def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
     )
     lines = [line.split(":") for line in done.stdout.splitlines() if ": error:" in line]
     assert {(line[0], int(line[1])) for line in lines} == marked, done.stdout
+
+
+@pytest.mark.parametrize("owner", [Client, BlockingClient])
+def test_type_of_each_client_attribute_is_checked(owner: type[Client | BlockingClient]) -> None:
+    used = {
+        use.attr
+        for check in ast.walk(ast.parse((HERE / "revealed_types.py").read_text("utf-8")))
+        if isinstance(check, ast.FunctionDef | ast.AsyncFunctionDef)
+        and ast.unparse(check.args).startswith(f"client: {owner.__name__},")
+        for use in ast.walk(check)
+        if isinstance(use, ast.Attribute) and ast.unparse(use.value) == "client"
+    }
+    assert used == {name for name in dir(owner) if not name.startswith("_")}
+
+
+def type_of(property_of: object) -> type[Any]:
+    """Return the class that a property is annotated with."""
+    kind: type[Any] = get_type_hints(cast("property", property_of).fget)["return"]
+    return kind
+
+
+@pytest.mark.parametrize(
+    ("blocking", "asynchronous", "left_out"),
+    [
+        (BlockingClient, Client, {"events", "tasks", "watch"}),
+        (SyncContext, Context, set[str]()),
+        (type_of(SyncContext.hub), type_of(Context.hub), set[str]()),
+        (type_of(SyncContext.user_state), type_of(Context.user_state), set[str]()),
+    ],
+)
+def test_blocking_class_has_the_members_and_parameters_of_its_original(
+    blocking: type[Any], asynchronous: type[Any], left_out: set[str]
+) -> None:
+    names = {name for name in dir(asynchronous) if not name.startswith("_")} - left_out
+    assert names == {name for name in dir(blocking) if not name.startswith("_")}
+    for name in names:
+        mine, original = getattr(blocking, name), getattr(asynchronous, name)
+        assert callable(mine) == callable(original)
+        if callable(mine):
+            both = [inspect.signature(each).parameters.values() for each in (mine, original)]
+            assert len({tuple((each.name, each.kind, each.default) for each in one) for one in both}) == 1, name
 
 
 def test_public_interface_is_typed_and_small() -> None:

@@ -109,7 +109,7 @@ def fits_keyword(keyword: str, value: Any) -> bool:
     return _repair_value(keyword, value) == value if keyword in _REPAIRED else check is None or check(value)
 
 
-def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> Any:
+def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> Any:  # what was passed: JSON or None
     """Return a JSON Schema without keywords that no reader can use, such as ``"required": null``, or None for no
     schema.
 

@@ -1,5 +1,7 @@
 """A conversation with a language model that uses the tools of MCP servers: ``async for event in agent.say("…")``.
 
+Experimental: a minor version can change it. See Stability in the documentation.
+
 Built on `millstream.client`. A model is any implementation of `model.Model`. The included one supports
 OpenAI-compatible APIs and Azure OpenAI (``pip install 'millstream[agent]'``).
 """

@@ -1,5 +1,7 @@
 """Base classes for customizing sign-in with ``auth.issuer(…, provider=…, users=…)``.
 
+Experimental: a minor version can change it. See Stability in the documentation.
+
 A login method identifies the user who signs in to the authorization server. It either checks a name and password from
 our own page (`Passwords`, such as ``auth.users``), or redirects the browser to another site (`UpstreamLogin`: OpenID
 Connect, Google, GitHub).

@@ -2,15 +2,29 @@
 
 import asyncio
 import copy
-import inspect
 import threading
-from collections.abc import Callable
-from typing import Any, Self, Unpack
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from millstream._override import override
-from millstream.client._client import Client, ClientArguments, create_client
+from millstream._protocol.errors import no_attribute
+from millstream._tasks import make_blocking
+from millstream.client._client import ELSEWHERE, Client, ClientArguments, create_client
 from millstream.client._errors import ClientError
+from millstream.client._requests import ServerInfo
 from millstream.client._targets import Target
+
+T = TypeVar("T")
+
+_ASYNCHRONOUS = dict.fromkeys(
+    ("events", "tasks", "watch"),
+    "Use `Client` for it: `async with Client(…) as client:`.",
+)
+_ELSEWHERE = {
+    name: advice.replace("async with Client", "with BlockingClient").replace("await ", "")
+    for name, advice in ELSEWHERE.items()
+} | _ASYNCHRONOUS
+"""Name in other packages, or of `Client` -> its replacement here."""
 
 
 class BlockingClient:
@@ -25,7 +39,7 @@ class BlockingClient:
     """
 
     def __init__(self, target: Target, **more: Unpack[ClientArguments]) -> None:
-        self._client = Client(target, **more)
+        self._inner = Client(target, **more)
         self._loop: asyncio.AbstractEventLoop | None = None
         """Runs in the thread inside the block."""
         self._depth = 0
@@ -33,7 +47,7 @@ class BlockingClient:
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
-        return (create_client, (type(self), *self._client.__reduce__()[1][1:]))
+        return (create_client, (type(self), *self._inner.__reduce__()[1][1:]))
 
     def __deepcopy__(self, memo: object) -> Self:
         """Return a client that isn't open, with the same target, handlers, and options: they aren't copied."""
@@ -46,7 +60,7 @@ class BlockingClient:
             self._thread = threading.Thread(target=_run, args=(runner,), name="millstream-client", daemon=True)
             self._thread.start()
         try:
-            self._wait(self._client.__aenter__)
+            self._wait(self._inner.__aenter__())
         except BaseException:
             self._stop()
             raise
@@ -56,27 +70,81 @@ class BlockingClient:
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
         try:
-            self._wait(self._client.__aexit__, *exc)
+            self._wait(self._inner.__aexit__(*exc))
         finally:
             self._stop()
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._client, name)
-        if not callable(found):
-            return found
+    @property
+    def server(self) -> ServerInfo:
+        """Name, version, and other information about the server."""
+        return self._inner.server
 
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return self._wait(found, *args, **kwargs)
+    @property
+    def revision(self) -> str:
+        """Date of the negotiated revision."""
+        return self._inner.revision
 
-        return method
+    @property
+    def capabilities(self) -> Mapping[str, Any]:
+        """The server's capabilities."""
+        return self._inner.capabilities
 
-    def _wait(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        async def result() -> Any:
-            found = work(*args, **kwargs)
-            return await found if inspect.isawaitable(found) else found
+    @property
+    def server_extensions(self) -> Mapping[str, Any]:
+        """Settings of each extension that the server announced, by identifier."""
+        return self._inner.server_extensions
 
+    @property
+    def instructions(self) -> str:
+        """The server's instructions for a language model."""
+        return self._inner.instructions
+
+    @property
+    def transport(self) -> str:
+        """Name of the transport, as in `Client.transport`."""
+        return self._inner.transport
+
+    call: Final = make_blocking(Client.call)
+    tools: Final = make_blocking(Client.tools)
+    resources: Final = make_blocking(Client.resources)
+    templates: Final = make_blocking(Client.templates)
+    prompts: Final = make_blocking(Client.prompts)
+    read: Final = make_blocking(Client.read)
+    prompt: Final = make_blocking(Client.prompt)
+    complete: Final = make_blocking(Client.complete)
+    skills: Final = make_blocking(Client.skills)
+    skill: Final = make_blocking(Client.skill)
+    read_skill: Final = make_blocking(Client.read_skill)
+    request: Final = make_blocking(Client.request)
+    notify: Final = make_blocking(Client.notify)
+    ping: Final = make_blocking(Client.ping)
+    set_log_level: Final = make_blocking(Client.set_log_level)
+    roots_changed: Final = make_blocking(Client.roots_changed)
+
+    # Names in other MCP libraries, as in `Client`
+
+    call_tool: Final = make_blocking(Client.call_tool)
+    list_tools: Final = make_blocking(Client.list_tools)
+    list_resources: Final = make_blocking(Client.list_resources)
+    list_resource_templates: Final = make_blocking(Client.list_resource_templates)
+    list_prompts: Final = make_blocking(Client.list_prompts)
+    read_resource: Final = make_blocking(Client.read_resource)
+    get_prompt: Final = make_blocking(Client.get_prompt)
+
+    if not TYPE_CHECKING:  # type checkers would accept every name
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _ELSEWHERE)
+
+    def _wait(self, needed: Awaitable[T]) -> T:
         if self._loop is None:
+            if isinstance(needed, Coroutine):
+                needed.close()
             raise ClientError("The client isn't connected. Use `with BlockingClient(…) as client:`.")
+
+        async def result() -> T:
+            return await needed
+
         return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
 
     def _stop(self) -> None:

@@ -68,7 +68,7 @@ _decode_prompt = foreign_decoder(GetPromptResult, logger.debug)
 _decode_completion = foreign_decoder(CompleteResult)
 
 
-_ELSEWHERE = {
+ELSEWHERE = {
     "close": "Leave the block: `async with Client(…) as client:` closes it.",
     "connect": "Write `async with Client(…) as client:`.",
     "get_tool": "Find it in `await client.tools()`.",
@@ -724,23 +724,19 @@ class Client:
         """
         return await self.prompt(name, arguments)
 
-    def __enter__(self) -> NoReturn:
-        """Reject a plain ``with``.
+    if not TYPE_CHECKING:  # type checkers would accept a plain `with`, and every name
 
-        Raises:
-            TypeError: Always; the message suggests a replacement.
-        """
-        raise TypeError(
-            f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient from millstream.client."
-        )
+        def __enter__(self) -> NoReturn:
+            raise TypeError(
+                f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient from "
+                "millstream.client."
+            )
 
-    def __exit__(self, *exc: object) -> None:
-        """Do nothing, because `__enter__` never returns."""
-
-    if not TYPE_CHECKING:  # type checkers would accept every name
+        def __exit__(self, *exc: object) -> None:
+            pass
 
         def __getattr__(self, name: str) -> Any:
-            raise no_attribute(self, name, _ELSEWHERE)
+            raise no_attribute(self, name, ELSEWHERE)
 
 
 class ClientArguments(TypedDict, total=False):

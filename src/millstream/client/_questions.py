@@ -69,7 +69,7 @@ class QuestionHandler(Protocol):
         """
         ...
 
-    async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
+    async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:  # becomes JSON
         """Answer a question. Return the result as a JSON-compatible value.
 
         Args:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from importlib import import_module
 from operator import itemgetter
-from typing import Any, Generic, NoReturn, TypeVar, cast, get_origin
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, get_origin
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -114,8 +114,10 @@ class PaginatedList(Struct, Generic[T], eq=False):
             seen.add(cursor)
             last = items
 
-    def __iter__(self) -> NoReturn:
-        raise TypeError("This list comes in pages. Write `async for`, or `await` it first.")
+    if not TYPE_CHECKING:  # type checkers report this themselves
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError("This list comes in pages. Write `async for`, or `await` it first.")
 
     def __await__(self) -> Generator[Any, None, list[T]]:
         return self._all().__await__()
@@ -144,13 +146,11 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         except InvalidResponse:
             return f"Result({self.text!r})"
 
-    def __getitem__(self, key: object) -> Any:
-        """Explain how to get the value.
+    if not TYPE_CHECKING:  # type checkers report this themselves
 
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(f"A Result isn't the value. Write result.data[{key!r}], or call(…, result_type=dict)[{key!r}].")
+        def __getitem__(self, key: object) -> NoReturn:
+            instead = f"result.data[{key!r}], or call(…, result_type=dict)[{key!r}]"
+            raise TypeError(f"A Result isn't the value. Write {instead}.")
 
     @property
     def text(self) -> str:
@@ -158,7 +158,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         return "\n".join(block.text for block in self.content if isinstance(block, Text))
 
     @property
-    def data(self) -> Any:
+    def data(self) -> Any:  # whatever JSON value the tool returned
         """Structured content as plain values, or the text if there's none.
 
         Raises:

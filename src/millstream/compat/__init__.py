@@ -1,4 +1,7 @@
-"""The compatibility layer: programs for the official SDK 1.x run after changing their imports."""
+"""The compatibility layer: programs for the official SDK 1.x run after changing their imports.
+
+Experimental: a minor version can change it. See Stability in the documentation.
+"""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,7 @@
-"""A client session to a server of the same process, as in the official SDK's ``mcp.shared.memory``."""
+"""A client session to a server of the same process, as in the official SDK's ``mcp.shared.memory``.
+
+Experimental: a minor version can change it. See Stability in the documentation.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

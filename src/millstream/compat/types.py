@@ -1,6 +1,8 @@
 # ruff: noqa: N815  the SDK's names
 """The protocol's types as pydantic models, with the names of the official SDK's ``mcp.types``.
 
+Experimental: a minor version can change it. See Stability in the documentation.
+
 Objects of an installed ``mcp.types`` also work.
 """
 

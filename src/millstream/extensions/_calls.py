@@ -160,7 +160,7 @@ class JsonType(NotCopyable):
             schema = {**schema, "$defs": self._whole["$defs"]}
         return {key: value for key, value in schema.items() if key != "default"}
 
-    def read(self, data: bytes) -> Any:
+    def read(self, data: bytes) -> Any:  # a value of the type that the constructor got
         """Return the value of JSON text.
 
         Args:

@@ -459,7 +459,7 @@ class CallInfo:
         return self._call.cancelled
 
     @property
-    def lifespan(self) -> Any:
+    def lifespan(self) -> Any:  # the program's lifespan decides its type
         """The value that the lifespan of the function's own server, or of its parent, yielded: ``ctx.lifespan.db``."""
         return self._services.lifespan_of(self._home)
 

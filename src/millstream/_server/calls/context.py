@@ -175,7 +175,7 @@ class Context(CallInfo, NotCopyable):
             raise ToolError("This tool acts in your name at another service. Sign in to this server first.")
         return await tokens.find(self.principal)
 
-    async def read_resource(self, uri: str) -> Any:
+    async def read_resource(self, uri: str) -> Any:  # what the resource function returns
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.
 
         The function runs as part of this call, for the same caller. At the address of a set (`Server.offer`), only the
@@ -323,7 +323,7 @@ class Context(CallInfo, NotCopyable):
     @overload
     async def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
     @overload
-    async def elicit(self, message: str, answer: object, *, key: str | None = None) -> Any: ...
+    async def elicit(self, message: str, answer: object, *, key: str | None = None) -> Any: ...  # a member of `answer`
     @_question
     async def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
         """Ask the user for a value of a type or of a flat schema: ``await ctx.elicit("Where to?", Address)``.

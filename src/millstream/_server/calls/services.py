@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from math import inf
 from secrets import token_bytes
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
@@ -34,6 +34,9 @@ from millstream._server.calls.sessions import ClientMemoryQuota, Session, Sessio
 from millstream._server.peers import LEEWAY, Peers
 from millstream._server.pool import Threads
 from millstream._stores.store import Store
+
+if TYPE_CHECKING:  # few servers have a hub
+    from millstream.hub import Event, HubStats, Member, MemberList, PublishResult
 
 LIST_CHANGED = {
     "tools": "notifications/tools/list_changed",
@@ -312,8 +315,9 @@ class Publisher(Protocol):
         event: str | None = None,
         id: str | None = None,
         publisher: Principal | None = None,
-    ) -> Any:
+    ) -> "PublishResult":
         """Publish to a channel."""
+        ...
 
     async def send(
         self,
@@ -324,21 +328,25 @@ class Publisher(Protocol):
         id: str | None = None,
         principal: Principal | None = None,
         publisher: Principal | None = None,
-    ) -> Any:
+    ) -> "PublishResult":
         """Publish to one client."""
+        ...
 
-    async def presence(self, channel: str) -> list[Any]:
+    async def presence(self, channel: str) -> "list[Member]":
         """Return the clients on a channel."""
         ...
 
-    async def members(self, channel: str) -> Any:
+    async def members(self, channel: str) -> "MemberList":
         """Return the clients on a channel, and the id of the last presence event that the list includes."""
+        ...
 
-    async def history(self, channel: str, count: int = 50) -> list[Any]:
+    async def history(self, channel: str, count: int = 50) -> "list[Event]":
         """Return the newest events of a channel, oldest first."""
         ...
 
-    def stats(self) -> Any: ...
+    def stats(self) -> "HubStats":
+        """Return statistics for operators."""
+        ...
 
 
 BeginTask = Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitable[bytes] | None]

@@ -56,7 +56,7 @@ class StoredState(ABC):
     @abstractmethod
     async def _change(self, edit: Edit) -> None: ...
 
-    async def get(self, key: str, default: Any = None) -> Any:
+    async def get(self, key: str, default: Any = None) -> Any:  # the JSON value that the program stored
         """Return the value of a key: ``await ctx.session_state.get("cart", [])``.
 
         Raises:
@@ -83,7 +83,9 @@ class StoredState(ABC):
 
         await self._change(edit)
 
-    async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
+    async def update(
+        self, key: str, function: Callable[[Any], Any], default: Any = None
+    ) -> Any:  # the JSON value that the program stored
         """Replace a value with the result of a function and return it: ``await ctx.session_state.update("n", lambda n:
         n + 1, 0)``.
 

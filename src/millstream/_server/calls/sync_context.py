@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
-from functools import partial, wraps
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from millstream._copies import NotCopyable
 from millstream._protocol.errors import Cancelled
@@ -14,10 +14,12 @@ from millstream._server.calls.context import Context
 from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import StoredState
 from millstream._server.pool import Jobs, run_carried, work
-from millstream._tasks import fulfill
+from millstream._tasks import fulfill, make_blocking
+
+if TYPE_CHECKING:  # few servers have a hub
+    from millstream.hub import HubStats
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 _CALL_CANCELLED = "The caller canceled the call."
 
@@ -70,18 +72,6 @@ class Waits:
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-def make_blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
-    """Return a method with the same arguments and docstring that waits for this method of `_inner`."""
-    name = method.__name__
-
-    @wraps(method)
-    def wait(self: Any, /, *args: P.args, **options: P.kwargs) -> T:
-        result: T = self._wait(getattr(self._inner, name)(*args, **options))
-        return result
-
-    return wait
-
-
 class SyncHub:
     """A blocking hub, with the arguments, results, and errors of `Hub`."""
 
@@ -94,6 +84,10 @@ class SyncHub:
     presence: Final = make_blocking(Publisher.presence)
     members: Final = make_blocking(Publisher.members)
     history: Final = make_blocking(Publisher.history)
+
+    def stats(self) -> "HubStats":
+        """Return statistics for operators, as `Hub.stats` does."""
+        return self._inner.stats()
 
 
 class SyncStoredState:
@@ -164,7 +158,7 @@ class SyncContext(CallInfo, NotCopyable):
     @overload
     def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
     @overload
-    def elicit(self, message: str, answer: object, *, key: str | None = None) -> Any: ...
+    def elicit(self, message: str, answer: object, *, key: str | None = None) -> Any: ...  # a member of `answer`
     def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
         """Ask the user for a value: ``to = ctx.elicit("Where to?", Address)``. See `Context.elicit` for the details.
 

@@ -69,7 +69,7 @@ class Request(NotCopyable):
         _ = self.arguments
         self._arguments = dict(arguments)
 
-    def final_arguments(self, read: Callable[[Json], Any]) -> Any:
+    def final_arguments(self, read: Callable[[Json], Any]) -> Any:  # as the type engine passes them
         """Return the arguments for the function: the original ones, or read again if middleware changed them.
 
         Args:
@@ -112,7 +112,7 @@ class Middleware:
         ``Server("shop", middleware=[Timing()])``.
     """
 
-    async def on_call(self, request: Request, next: Next) -> Any:
+    async def on_call(self, request: Request, next: Next) -> Any:  # the function's value
         """Wrap a tool. ``await next(request)`` returns the function's result.
 
         Args:
@@ -121,7 +121,7 @@ class Middleware:
         """
         return await next(request)
 
-    async def on_read(self, request: Request, next: Next) -> Any:
+    async def on_read(self, request: Request, next: Next) -> Any:  # the function's value
         """Wrap a resource or template. ``await next(request)`` returns the function's result.
 
         Args:
@@ -130,7 +130,7 @@ class Middleware:
         """
         return await next(request)
 
-    async def on_prompt(self, request: Request, next: Next) -> Any:
+    async def on_prompt(self, request: Request, next: Next) -> Any:  # the function's value
         """Wrap a prompt. ``await next(request)`` returns the function's result.
 
         Args:

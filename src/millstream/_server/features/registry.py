@@ -117,7 +117,7 @@ class RelayedServer(Protocol):
         """Pass on a client's notification."""
         ...
 
-    def find(self, kind: str, name: str) -> Any:
+    def find(self, kind: str, name: str) -> Any:  # an item of the kind
         """Return an item for a name that isn't listed but that the other server may know, or None."""
         ...
 
@@ -602,7 +602,7 @@ class Registry:
             if name not in hidden and (scopes is None or item.scopes <= scopes)
         }
 
-    def find(self, kind: str, name: str, caller: Call | HttpRequest) -> Any:
+    def find(self, kind: str, name: str, caller: Call | HttpRequest) -> Any:  # an item of the kind
         """Return the registered item that a caller names, or None if it's unknown or hidden from the caller.
 
         The caller may lack its scopes: see `check_scopes`.
@@ -610,7 +610,7 @@ class Registry:
         item = self.items[kind].get(name)
         return item if item is not None and sees(caller, item) else None
 
-    def find_elsewhere(self, kind: str, name: str) -> Any:
+    def find_elsewhere(self, kind: str, name: str) -> Any:  # an item of the kind
         """Return an item that isn't registered, if the relayed server may have it, or None."""
         return None if self.relayed is None else self.relayed.find(kind, name)
 

@@ -134,7 +134,7 @@ class Readable(Item):
         members = encode_contents(value, uri, self.mime_type, meta)
         return members + HINTS if call.revision.result_type else members
 
-    def unwrap(self, value: Any) -> Any:
+    def unwrap(self, value: Any) -> Any:  # what the resource function returns
         """Return a value of `run` in the form that functions of this server receive when they read the resource."""
         return value
 

@@ -316,7 +316,7 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
     default: Any = NODEFAULT,
     header: str | None = None,
     extra: Json | None = None,
-) -> Any:
+) -> Any:  # also stands in for a default, of a parameter of any type
     """Describe and constrain a value: ``copies: Annotated[int, Field(ge=1, le=9)] = 1``.
 
     Args:

@@ -1,5 +1,7 @@
 """`FastMCP` and related names of the official SDK, version 1.
 
+Experimental: a minor version can change it. See Stability in the documentation.
+
 To port a program, replace ``mcp.server.fastmcp`` with ``millstream.compat.fastmcp`` in its imports. This module also
 has the names of ``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitation``, and ``mcp.shared``. The names
 of ``mcp.types`` are in `millstream.compat.types`.

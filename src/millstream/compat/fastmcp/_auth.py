@@ -180,7 +180,7 @@ class AuthSettings(BaseModel):
 class TokenVerifier(Protocol):
     """Verifies tokens."""
 
-    async def verify_token(self, token: str) -> Any:
+    async def verify_token(self, token: str) -> Any:  # the program's own class, or None
         """Return the `AccessToken`, or None for an invalid token.
 
         Args:
@@ -197,7 +197,7 @@ AccessT_co = TypeVar("AccessT_co", covariant=True)
 class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, AccessT_co]):
     """Issues tokens. A provider without `authorize` only verifies them."""
 
-    async def get_client(self, client_id: str) -> Any:
+    async def get_client(self, client_id: str) -> Any:  # the program's own class, or None
         """Return a registered client, or None for an unknown one.
 
         Args:
@@ -276,7 +276,7 @@ class ProviderTokenVerifier:
 
     provider: Any
 
-    async def verify_token(self, token: str) -> Any:
+    async def verify_token(self, token: str) -> Any:  # the program's own class, or None
         """Return the provider's record of a token.
 
         Args:
@@ -334,7 +334,7 @@ class VerifierMethod(AuthMethod):
         return True
 
 
-def get_access_token() -> Any:
+def get_access_token() -> Any:  # what the program's verifier returned
     """Return the `AccessToken` of the current call, or None without one."""
     context = current.get(None)
     with suppress(ValueError, AttributeError):

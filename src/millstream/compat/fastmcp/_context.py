@@ -23,6 +23,7 @@ from millstream.compat.fastmcp._outputs import ContextMark, to_wire
 from millstream.protocol import Json, is_array, notification_message
 
 T = TypeVar("T")
+FormT = TypeVar("FormT", bound=BaseModel)
 SessionT = TypeVar("SessionT", default=Any)
 LifespanT = TypeVar("LifespanT", default=Any)
 RequestT = TypeVar("RequestT", default=Any)
@@ -56,7 +57,10 @@ class AcceptedUrlElicitation(BaseModel):
 ElicitationResult = AcceptedElicitation[T] | DeclinedElicitation | CancelledElicitation
 """Return type of `Context.elicit`."""
 _Action = Literal["accept", "decline", "cancel"]
-_REFUSALS: dict[_Action, type[BaseModel]] = {"decline": DeclinedElicitation, "cancel": CancelledElicitation}
+_REFUSALS: dict[_Action, type[DeclinedElicitation | CancelledElicitation]] = {
+    "decline": DeclinedElicitation,
+    "cancel": CancelledElicitation,
+}
 
 
 class Meta(types.Wire):
@@ -271,7 +275,7 @@ class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
         return self.session.engine
 
     @property
-    def fastmcp(self) -> Any:
+    def fastmcp(self) -> Any:  # the program's subclass of `FastMCP`
         """The server."""
         if self._fastmcp is None:
             raise ValueError("Context is not available outside of a request")
@@ -317,7 +321,7 @@ class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
             raise ValueError("Context is not available outside of a request")
         return self._session
 
-    async def run_in_thread(self, function: Callable[[], Any]) -> Any:
+    async def run_in_thread(self, function: Callable[[], T]) -> T:
         """Run a plain function in a worker thread of the server.
 
         Args:
@@ -326,7 +330,8 @@ class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
         if self._session is None:
             return await asyncio.to_thread(function)
         call = self._session.call
-        return await call.services.threads.run(function, owner=call.owner)
+        value: T = await call.services.threads.run(function, owner=call.owner)
+        return value
 
     # Notifications
 
@@ -398,7 +403,7 @@ class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
 
     # Questions
 
-    async def read_resource(self, uri: Any) -> Any:
+    async def read_resource(self, uri: Any) -> Any:  # what a subclass's `read_resource` returns
         """Return the contents of a resource of this server.
 
         Args:
@@ -406,7 +411,9 @@ class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
         """
         return await self.fastmcp.read_resource(uri)
 
-    async def elicit(self, message: str, schema: type[BaseModel]) -> Any:
+    async def elicit(
+        self, message: str, schema: type[FormT]
+    ) -> AcceptedElicitation[FormT] | DeclinedElicitation | CancelledElicitation:
         """Ask the user to fill in the fields of a model.
 
         Args:
@@ -422,7 +429,9 @@ class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
         action, data = await _ask(self._engine.elicit(message, schema))
         return AcceptedElicitation[Any](data=data) if action == "accept" else _REFUSALS[action]()
 
-    async def elicit_url(self, message: str, url: str, elicitation_id: str = "") -> Any:
+    async def elicit_url(
+        self, message: str, url: str, elicitation_id: str = ""
+    ) -> AcceptedUrlElicitation | DeclinedElicitation | CancelledElicitation:
         """Ask the user to open a URL.
 
         Args:
@@ -439,7 +448,7 @@ class Context(ContextMark, NotCopyable, Generic[SessionT, LifespanT, RequestT]):
         system_prompt: str | None = None,
         temperature: float | None = None,
         max_tokens: int = 512,
-    ) -> Any:
+    ) -> Any:  # one content block of the SDK's type, or several
         """Have the client's model continue a conversation and return the content of its reply.
 
         Args:

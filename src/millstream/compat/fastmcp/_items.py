@@ -236,7 +236,9 @@ class Tool(NotCopyable):
         """JSON Schema of structured content."""
         return None if self.output is None else self.output.schema
 
-    async def run(self, arguments: Json, context: Any = None, convert_result: bool = False) -> Any:
+    async def run(
+        self, arguments: Json, context: Any = None, convert_result: bool = False
+    ) -> Any:  # the function's value
         """Run the function.
 
         Args:
@@ -339,7 +341,7 @@ class Resource(BaseModel, abc.ABC):
     meta: Json | None = None
 
     @abc.abstractmethod
-    async def read(self) -> Any:
+    async def read(self) -> Any:  # a subclass's value
         """Return the content: text, bytes, or a value for JSON."""
 
     async def read_for(self, context: Any) -> str | bytes:
@@ -422,7 +424,7 @@ class FunctionResource(Resource):
         return signature_of(self.fn, self.name)
 
     @override
-    async def read(self) -> Any:
+    async def read(self) -> str | bytes:
         """Return the content. Raises ValueError if the function fails."""
         return await self.read_for(Context())
 

@@ -371,7 +371,7 @@ class FastMCP(NotCopyable, Generic[LifespanT]):
         """Return the prompts as listed to clients."""
         return self._list("prompts", types.Prompt)
 
-    async def call_tool(self, name: str, arguments: Json) -> Any:
+    async def call_tool(self, name: str, arguments: Json) -> Any:  # two shapes, as in the SDK
         """Call a tool. Return its content, or content and structured content if it has an output schema.
 
         Args:

@@ -1,5 +1,7 @@
 """Apps (``io.modelcontextprotocol/ui``): HTML views of tool results.
 
+Experimental: a minor version can change it. See Stability in the documentation.
+
 ``apps.add("orders/")`` serves a folder's views, and ``@apps.tool("ui://orders/table")`` links a tool to one. The views
 are resources, with their content security policy and permissions. The specification is
 https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.mdx.

@@ -1,5 +1,7 @@
 """Server cards (SEP-2127): name, address, and features of a server, for clients to discover.
 
+Experimental: a minor version can change it. See Stability in the documentation.
+
 `Cards` serves a server's card, and a catalog with it, at their well-known paths. See
 https://modelcontextprotocol.io/seps/2127-mcp-server-cards, which refers to
 https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/discovery.md and schema.ts.

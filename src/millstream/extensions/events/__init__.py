@@ -1,5 +1,7 @@
 """Server events that clients can subscribe to (SEP-3415, an official extension in Beta).
 
+Experimental: a minor version can change it. See Stability in the documentation.
+
 Clients that are woken up by an event without its data call the tool `get_recent_events`.
 
 Example:
