@@ -52,7 +52,7 @@ mcp = Server("notes", serve="all", auth=kinds[os.environ["KIND"]]())
 async def who(ctx: Context) -> str:
     return str(ctx.principal.claims.get("preferred_username") or ctx.principal.subject)
 
-mcp.offer("/mcp/readers", allow=["who"])
+mcp.add_set("/mcp/readers", allow=["who"])
 """
 SECONDS = 120
 KEYCLOAK = next(iter((ROOT / ".bench" / "keycloak").glob("keycloak-*")), Path("keycloak-that-is-not-installed"))

@@ -9,10 +9,10 @@ mcp = Server("gateway")
 mcp.upstream("shop", ["python", "shop.py"])
 mcp.upstream("warehouse", ["python", "warehouse.py"])
 
-mcp.offer(
+mcp.add_set(
     "/mcp/readers",
     instructions="Answer questions about books. You can't order any.",
     allow=["shop_search_books", "warehouse_count", "stock://*"],
 )
-mcp.offer("/mcp/buyers", allow=["shop_search_books", "shop_order"], limit="60/minute", tools={"shop_order": BUY})
-mcp.offer("/mcp/warehouse", upstreams=["warehouse"], short_names=True)
+mcp.add_set("/mcp/buyers", allow=["shop_search_books", "shop_order"], limit="60/minute", tools={"shop_order": BUY})
+mcp.add_set("/mcp/warehouse", upstreams=["warehouse"], short_names=True)

@@ -71,8 +71,8 @@ def make_front(file: Path, policy: UpstreamPolicy = TABLES) -> Server:
     shop.resource("price://{isbn}")(price)
     front = Server("front", auth=auth.keys(file=file), serve="rest")
     front.upstream("shop", shop, policy=policy, start_timeout=WAIT)
-    front.offer("/finance", allow=["shop_*"], groups=["finance"])
-    front.offer("/narrow", tools={"shop_pay": ToolPolicy(groups=("finance",))})
+    front.add_set("/finance", allow=["shop_*"], groups=["finance"])
+    front.add_set("/narrow", tools={"shop_pay": ToolPolicy(groups=("finance",))})
     return front
 
 

@@ -194,7 +194,7 @@ async def test_hidden_arguments_of_prompts_are_not_completed() -> None:
     mcp = Server("front")
     policy = UpstreamPolicy(prompts={"review": PromptPolicy(hidden={"tone": "kind"})})
     mcp.upstream("shop", shop, policy=policy, start_timeout=WAIT)
-    mcp.offer("/mcp/readers", prompts={"shop_review": PromptPolicy(hidden={"customer": "acme"})})
+    mcp.add_set("/mcp/readers", prompts={"shop_review": PromptPolicy(hidden={"customer": "acme"})})
     async with serve(mcp) as running:
         for revision in "2026-07-28", "2025-11-25":
             for path, hidden in (("/mcp", ("tone",)), ("/mcp/readers", ("tone", "customer"))):

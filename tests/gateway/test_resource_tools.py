@@ -191,7 +191,7 @@ async def test_they_are_listed_beside_tool_search() -> None:
 @pytest.mark.server
 async def test_tools_at_another_address_keep_to_its_set() -> None:
     mcp = make_library(settings=for_all())
-    mcp.offer("/mcp/readers", allow=["doc://hours"])
+    mcp.add_set("/mcp/readers", allow=["doc://hours"])
     async with mcp.running(), serve(mcp) as running:
         url = f"http://127.0.0.1:{running.port}/mcp/readers"
         for revision in ("2025-11-25", "2026-07-28"):

@@ -35,7 +35,7 @@ def make_shop(**options: Any) -> Server:
 
 async def test_sets_are_served_over_http_sse() -> None:
     mcp = make_shop()
-    mcp.offer("/mcp/interns", allow=["add"])
+    mcp.add_set("/mcp/interns", allow=["add"])
     async with serve(mcp) as running:
         for path, expected in (("/mcp/interns/sse", ["add"]), ("/sse", ["add", "drop"])):
             async with Client(f"http://127.0.0.1:{running.port}{path}", timeout=WAIT) as client:
@@ -59,7 +59,7 @@ async def test_sets_are_served_over_http_sse() -> None:
 
 async def test_sets_are_served_over_websockets() -> None:
     mcp = make_shop()
-    mcp.offer("/mcp/interns", allow=["add"])
+    mcp.add_set("/mcp/interns", allow=["add"])
     async with serve(mcp) as running:
         async with Client(f"ws://127.0.0.1:{running.port}/mcp/interns/ws", timeout=WAIT) as client:
             assert [each.name for each in await client.tools()] == ["add"]
@@ -76,7 +76,7 @@ async def test_sets_are_served_over_websockets() -> None:
 
 async def test_sets_are_served_as_rest_with_their_own_document() -> None:
     mcp = make_shop()
-    mcp.offer("/mcp/interns", allow=["add"])
+    mcp.add_set("/mcp/interns", allow=["add"])
     async with serve(mcp) as running, httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}") as http:
         assert (await http.post("/mcp/interns/tools/add", json={"a": 1, "b": 2})).json() == 3
         outside, missing = [(await http.post(f"/mcp/interns/tools/{name}", json={})) for name in ("drop", "none")]
@@ -91,8 +91,8 @@ async def test_sets_are_served_as_rest_with_their_own_document() -> None:
 async def test_callers_without_the_rights_of_a_set_are_refused_with_the_reason() -> None:
     keys = auth.keys(ROOT, named_keys={"alice": (ALICE, ["orders:write"]), "bob": BOB})
     mcp = make_shop(auth=keys)
-    mcp.offer("/staff", scopes=["orders:write"])
-    mcp.offer("/people", groups=["people"])
+    mcp.add_set("/staff", scopes=["orders:write"])
+    mcp.add_set("/people", groups=["people"])
     about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     body = json.dumps(request("initialize", about)).encode()
     headers = {name.replace("-", "_"): value for name, value in POST.items()}
@@ -125,7 +125,7 @@ async def test_callers_without_the_rights_of_a_set_are_refused_with_the_reason()
 
 async def test_a_set_that_nobody_can_use_prevents_the_start() -> None:
     mcp = make_shop()
-    mcp.offer("/staff", scopes=["orders:write"])
+    mcp.add_set("/staff", scopes=["orders:write"])
     with pytest.raises(ValueError, match="The set 'staff' requires scopes or groups"):
         async with mcp.running():
             pass
@@ -138,8 +138,8 @@ async def test_each_set_has_metadata_for_its_own_address_and_accepts_tokens_for_
 
 async def _check_metadata(issuer: str) -> None:
     mcp = make_shop(auth=auth.oidc(issuer, audience="http://127.0.0.1/mcp"))
-    mcp.offer("/mcp/staff", scopes=["orders:write"])
-    mcp.offer("/mcp/interns", allow=["add"])
+    mcp.add_set("/mcp/staff", scopes=["orders:write"])
+    mcp.add_set("/mcp/interns", allow=["add"])
     headers = {name.replace("-", "_"): value for name, value in POST.items()}
     known = "/.well-known/oauth-protected-resource"
     async with run_guarded(mcp) as running:
@@ -168,8 +168,8 @@ async def test_pages_and_health_show_the_sets_that_a_caller_can_use() -> None:
     mcp = Server("shop", serve="web", auth=keys)
     mcp.tool(lambda: "done", name="add")
     mcp.upstream("files", Server("files"), start_timeout=WAIT)
-    mcp.offer("/staff", scopes=["orders:write"])
-    mcp.offer("/interns", allow=["nothing"])
+    mcp.add_set("/staff", scopes=["orders:write"])
+    mcp.add_set("/interns", allow=["nothing"])
     async with run_guarded(mcp) as running:
         for key, sets in ((ALICE, ["/staff", "/interns"]), (BOB, ["/interns"])):
             facts = json.loads((await running.ask(key, "GET", "/connect/server")).body)
@@ -184,7 +184,7 @@ async def test_metrics_and_health_name_the_tools_of_sets_only_to_operators() -> 
     keys = auth.keys(ROOT, named_keys={"bob": BOB})
     mcp = Server("shop", serve="metrics", auth=keys)
     mcp.tool(lambda: "done", name="add")
-    mcp.offer("/staff", tools={"add": ToolPolicy(name="sum")})
+    mcp.add_set("/staff", tools={"add": ToolPolicy(name="sum")})
     async with run_guarded(mcp) as running:
         headers = {"authorization": f"Bearer {BOB}"}
         async with Client(f"http://127.0.0.1:{running.running.port}/staff", timeout=WAIT, headers=headers) as client:

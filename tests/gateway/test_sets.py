@@ -111,7 +111,7 @@ async def find_error(work: Any) -> str:
 
 async def test_set_has_only_its_items_in_each_era() -> None:
     mcp = make_shop()
-    mcp.offer("/mcp/interns", allow=["add", "files_read", "doc://files/i*", "greet"], instructions="For interns.")
+    mcp.add_set("/mcp/interns", allow=["add", "files_read", "doc://files/i*", "greet"], instructions="For interns.")
     async with serve(mcp) as running:
         for era in ERAS:
             async with open_at(running.port, "/mcp/interns", era) as client:
@@ -132,7 +132,7 @@ async def test_set_has_only_its_items_in_each_era() -> None:
 
 async def test_names_outside_a_set_fail_like_names_that_do_not_exist() -> None:
     mcp = make_shop()
-    mcp.offer("/mcp/interns", allow=["add", "greet", "doc://files/index"])
+    mcp.add_set("/mcp/interns", allow=["add", "greet", "doc://files/index"])
     outside = {"tool": "order", "upstream": "files_delete", "bare": "delete", "prompt": "files_review"}
     uris = (
         "doc://files/secret",
@@ -171,8 +171,8 @@ async def test_names_outside_a_set_fail_like_names_that_do_not_exist() -> None:
 
 async def test_sessions_of_one_address_are_unknown_at_another() -> None:
     mcp = make_shop()
-    mcp.offer("/mcp/interns", allow=["add"])
-    mcp.offer("/mcp/staff")
+    mcp.add_set("/mcp/interns", allow=["add"])
+    mcp.add_set("/mcp/staff")
     about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     async with run_wire(mcp, "own") as wire:
         paths = "/mcp", "/mcp/interns", "/mcp/staff"
@@ -218,7 +218,7 @@ async def test_selectors_choose_by_upstream_tag_hint_scope_and_group() -> None:
         "deny": ({"deny": ["*_*"]}, {"add", "reveal"}),
     }
     for name, (options, _) in expected.items():
-        mcp.offer(f"/{name}", **options)
+        mcp.add_set(f"/{name}", **options)
     async with run_guarded(mcp) as running:
         del running
         for name, (_, tools) in expected.items():
@@ -229,8 +229,8 @@ async def test_selectors_choose_by_upstream_tag_hint_scope_and_group() -> None:
 async def test_names_are_short_unless_two_items_would_have_one_name() -> None:
     mcp = make_shop()
     mcp.upstream("other", make_files(), start_timeout=WAIT)
-    mcp.offer("/one", upstreams=["files"], short_names=True)
-    mcp.offer("/two", allow=["*_read", "files_delete", "*_review", "add"], short_names=True)
+    mcp.add_set("/one", upstreams=["files"], short_names=True)
+    mcp.add_set("/two", allow=["*_read", "files_delete", "*_review", "add"], short_names=True)
     async with serve(mcp) as running:
         async with open_at(running.port, "/one") as client:
             found = await list_all(client)
@@ -252,7 +252,7 @@ async def test_rules_of_a_set_change_its_items_only_there() -> None:
         "files_delete": ToolPolicy(hidden={"force": False}, annotations={"destructiveHint": True}),
         "add": ToolPolicy(defaults={"b": 5}),
     }
-    mcp.offer("/interns", tools=rules, resources={"doc://files/index": ResourcePolicy(title="Index")})
+    mcp.add_set("/interns", tools=rules, resources={"doc://files/index": ResourcePolicy(title="Index")})
     async with serve(mcp) as running:
         for era in ERAS:
             async with open_at(running.port, "/interns", era) as client:
@@ -286,18 +286,18 @@ def test_rules_that_cannot_differ_between_addresses_are_rejected() -> None:
 
 def test_paths_of_sets_must_be_free() -> None:
     mcp = make_shop()
-    mcp.offer("/mcp/interns")
+    mcp.add_set("/mcp/interns")
     for path in ("/sse", "/mcp/interns", "/messages", "/other/interns"):
         with pytest.raises(ValueError, match="already"):
-            mcp.offer(path)
+            mcp.add_set(path)
     with pytest.raises(TypeError, match="allowed"):
-        mcp.offer("/b", allowed=["x"])  # type: ignore[call-arg]
+        mcp.add_set("/b", allowed=["x"])  # type: ignore[call-arg]
 
 
 async def test_limits_of_tools_are_shared_by_addresses_and_a_set_can_have_its_own() -> None:
     mcp = make_shop(auth=make_key_auth())
-    mcp.offer("/interns", tools={"order": ToolPolicy(name="buy")})
-    mcp.offer("/staff", limit="3/hour")
+    mcp.add_set("/interns", tools={"order": ToolPolicy(name="buy")})
+    mcp.add_set("/staff", limit="3/hour")
 
     async with run_guarded(mcp) as running:
 
@@ -319,7 +319,7 @@ async def test_limits_of_tools_are_shared_by_addresses_and_a_set_can_have_its_ow
 
 async def test_clients_learn_of_changes_at_their_own_address_only() -> None:
     mcp = make_shop()
-    mcp.offer("/interns", allow=["add", "doc://files/index"])
+    mcp.add_set("/interns", allow=["add", "doc://files/index"])
     async with serve(mcp) as running:
         for era in ("2025-06-18", "2026-07-28"):
             async with (
@@ -343,7 +343,7 @@ async def test_clients_learn_of_changes_at_their_own_address_only() -> None:
 
 async def test_updates_of_resources_outside_a_set_are_not_reported() -> None:
     mcp = make_shop()
-    mcp.offer("/interns", allow=["shop://opening-hours"])
+    mcp.add_set("/interns", allow=["shop://opening-hours"])
     mcp.resource("shop://stock", name="stock")(lambda: "9")
     async with (
         serve(mcp) as running,
@@ -357,7 +357,7 @@ async def test_updates_of_resources_outside_a_set_are_not_reported() -> None:
 
 async def test_search_finds_and_calls_only_tools_of_the_set() -> None:
     mcp = make_shop(settings=Settings(tool_search=True))
-    mcp.offer("/interns", upstreams=["files"], deny=["*delete"], short_names=True)
+    mcp.add_set("/interns", upstreams=["files"], deny=["*delete"], short_names=True)
     async with serve(mcp) as running:
         for era in ERAS:
             async with open_at(running.port, "/interns", era) as client:
@@ -389,9 +389,9 @@ async def test_views_of_tools_are_in_a_set_by_its_rules_for_them() -> None:
     mcp = Server("front", auth=make_key_auth())
     mcp.upstream("apps", apps, prefix="", start_timeout=WAIT)
     mcp.upstream("bank", bank, start_timeout=WAIT)
-    mcp.offer("/all", allow=["show_*", "take"])
-    mcp.offer("/denied", allow=["show_*"], deny=["ui://private"])
-    mcp.offer("/ruled", allow=["show_*"], resources={"ui://p*": ResourcePolicy(groups=("staff",))})
+    mcp.add_set("/all", allow=["show_*", "take"])
+    mcp.add_set("/denied", allow=["show_*"], deny=["ui://private"])
+    mcp.add_set("/ruled", allow=["show_*"], resources={"ui://p*": ResourcePolicy(groups=("staff",))})
     async with run_guarded(mcp) as running:
         for path, expected in (
             ("/all", ["ui://map", "ui://private"]),
@@ -423,7 +423,7 @@ async def test_hidden_secrets_of_a_set_are_not_shown_to_the_person_who_approves(
         mcp = Server("front", settings=Settings(tool_search=search))
         mcp.upstream("s", shop, start_timeout=WAIT, policy=UpstreamPolicy(tools=rules))
         hidden = {"api_key": "s3cret", "account": "company"}
-        mcp.offer("/b", short_names=True, tools={"s_order": ToolPolicy(hidden=hidden)})
+        mcp.add_set("/b", short_names=True, tools={"s_order": ToolPolicy(hidden=hidden)})
         async with serve(mcp) as running:
             for era in ERAS[1:]:
                 async with Client(
@@ -449,8 +449,8 @@ async def test_stored_results_are_read_only_at_their_own_address() -> None:
     mcp = Server("shop")
     mcp.upstream("large", large, policy=policy, start_timeout=WAIT)
     mcp.upstream("files", make_files(), start_timeout=WAIT)
-    mcp.offer("/one", upstreams=["large"])
-    mcp.offer("/two", upstreams=["files"])
+    mcp.add_set("/one", upstreams=["large"])
+    mcp.add_set("/two", upstreams=["files"])
     async with serve(mcp) as running:
         async with open_at(running.port, "/one") as client:
             result = await client.call("large_much")
@@ -469,7 +469,7 @@ async def test_tasks_belong_to_the_address_of_their_call() -> None:
         await done.wait()
         return "slow"
 
-    mcp.offer("/interns", tools={"slow": ToolPolicy(name="long")})
+    mcp.add_set("/interns", tools={"slow": ToolPolicy(name="long")})
     async with (
         serve(mcp) as running,
         open_at(running.port, "/interns") as client,
@@ -491,7 +491,7 @@ async def test_answers_of_one_address_are_not_accepted_at_another() -> None:
     async def ask(ctx: Context) -> int:
         return await ctx.elicit("How many?", int)
 
-    mcp.offer("/interns")
+    mcp.add_set("/interns")
     async with run_wire(mcp, "own") as wire:
         params: dict[str, Any] = {"name": "ask", "arguments": {}}
         first = await wire.post(
@@ -523,7 +523,7 @@ async def test_middleware_sees_calls_and_lists_of_sets() -> None:
             return [each for each in await next(request) if each.get("name") != "order"]
 
     mcp = make_shop(middleware=[Watch()])
-    mcp.offer("/interns", allow=["add", "order"])
+    mcp.add_set("/interns", allow=["add", "order"])
     async with serve(mcp) as running, open_at(running.port, "/interns") as client:
         assert [each.name for each in await client.tools()] == ["add"]
         assert (await client.call("add", a=1, b=2)).text == "3"
@@ -537,7 +537,7 @@ async def test_functions_read_resources_of_their_own_address() -> None:
     async def peek(uri: str, ctx: Context) -> str:
         return f"{ctx.set_name}: {await ctx.read_resource(uri)}"
 
-    mcp.offer("/interns", allow=["peek", "shop://*"])
+    mcp.add_set("/interns", allow=["peek", "shop://*"])
     async with serve(mcp) as running:
         async with open_at(running.port, "/interns") as client:
             assert (await client.call("peek", uri="shop://opening-hours")).text == "interns: always"
@@ -549,8 +549,8 @@ async def test_functions_read_resources_of_their_own_address() -> None:
 
 async def test_a_set_at_the_main_path_replaces_everything_there() -> None:
     mcp = make_shop(serve="rest")
-    mcp.offer("/mcp", name="public", allow=["add"])
-    mcp.offer("/mcp/all")
+    mcp.add_set("/mcp", name="public", allow=["add"])
+    mcp.add_set("/mcp/all")
     for era in ERAS:
         async with Client(mcp, revision=era, timeout=WAIT) as client:
             assert [each.name for each in await client.tools()] == ["add"]
@@ -577,8 +577,8 @@ async def test_listed_resources_outside_a_set_are_not_read_through_its_templates
     rules = {"doc://files/open/*": ResourcePolicy(tags=("public",)), "doc://files/{*": ResourcePolicy(tags=("public",))}
     shared = UpstreamPolicy(shared=UpstreamPolicy(resources=rules))
     mcp.upstream("files", make_files(), start_timeout=WAIT, policy=shared)
-    mcp.offer("/tagged", with_tags=["public"])
-    mcp.offer("/denied", deny=["doc://files/secret", "shop://plan"])
+    mcp.add_set("/tagged", with_tags=["public"])
+    mcp.add_set("/denied", deny=["doc://files/secret", "shop://plan"])
     async with serve(mcp) as running:
         for era in ERAS:
             for path in ("/tagged", "/denied"):
@@ -590,7 +590,7 @@ async def test_listed_resources_outside_a_set_are_not_read_through_its_templates
 
 async def test_scopes_and_visibility_of_a_sets_rules_hide_items_there() -> None:
     mcp = make_shop(auth=make_key_auth())
-    mcp.offer(
+    mcp.add_set(
         "/interns",
         tools={"add": ToolPolicy(scopes=("orders:write",)), "files_delete": ToolPolicy(groups=("staff",))},
         resources={"doc://files/secret": ResourcePolicy(scopes=("secrets",))},
@@ -614,7 +614,7 @@ async def test_scopes_and_visibility_of_a_sets_rules_hide_items_there() -> None:
 
 async def test_limits_of_a_set_apply_beside_those_of_the_server() -> None:
     mcp = make_shop(auth=make_key_auth(), settings=Settings(limit_calls="100/hour"))
-    mcp.offer("/staff", limit="1/hour")
+    mcp.add_set("/staff", limit="1/hour")
     async with run_guarded(mcp) as running:
         async with open_at(running.running.port, "/staff", key=ALICE) as client:
             assert (await client.call("add", a=1, b=2)).text == "3"
@@ -630,7 +630,7 @@ async def test_completers_complete_the_arguments_of_renamed_prompts() -> None:
     def names(value: str, arguments: dict[str, str]) -> list[str]:
         return ["Ada"]
 
-    mcp.offer("/interns", prompts={"greet": PromptPolicy(name="hello")})
+    mcp.add_set("/interns", prompts={"greet": PromptPolicy(name="hello")})
     async with serve(mcp) as running, open_at(running.port, "/interns") as client:
         assert (await client.complete("name", "", prompt="hello")).values == ["Ada"]
         assert "Hello Bob" in str(await client.prompt("hello", name="Bob"))
@@ -641,8 +641,8 @@ async def test_failures_of_upstreams_outside_a_set_are_not_mentioned_there() -> 
     mcp = Server("shop")
     mcp.upstream("files", make_files(), start_timeout=WAIT)
     mcp.upstream("mail", "http://127.0.0.1:9/mcp", start_timeout=0.1)
-    mcp.offer("/inside", upstreams=["files"])
-    mcp.offer("/all")
+    mcp.add_set("/inside", upstreams=["files"])
+    mcp.add_set("/all")
     async with serve(mcp) as running:
         for path, is_shown in (("/mcp", True), ("/all", True), ("/inside", False)):
             async with open_at(running.port, path) as client:

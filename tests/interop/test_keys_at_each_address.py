@@ -38,8 +38,8 @@ def make_shop() -> Server:
         """Order a book."""
         return "ordered"
 
-    mcp.offer("/mcp/readers", allow=["who"])
-    mcp.offer("/staff", scopes=["orders"])
+    mcp.add_set("/mcp/readers", allow=["who"])
+    mcp.add_set("/staff", scopes=["orders"])
     return mcp
 
 

@@ -430,7 +430,7 @@ mcp.static("/static", Path(__file__).parent, max_age=60, public=True)
 mcp.files("docs://", Path(__file__).parent)
 other = Server("other")
 mcp.mount(other, prefix="stock", scopes=["a"], groups=["b"], tags=["c"], limit="3/second")
-mcp.offer("/mcp/interns", allow=["quick"])
+mcp.add_set("/mcp/interns", allow=["quick"])
 overrides: dict[Callable[..., Any], Callable[..., Any]] = mcp.dependency_overrides
 mcp.dependency_overrides[options] = lambda: {"c": "d"}
 mcp.disable("tool", "quick")

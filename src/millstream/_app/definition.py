@@ -361,7 +361,7 @@ class Definition:
         for place, name in self._places("templates" if "{" in reference else "prompts", reference):
             place.registry.check_argument(name, argument)
             place.registry.completers[(name, argument)] = function
-            place.registry.offer("completions")
+            place.registry.announce("completions")
 
     def _check_everywhere(self, what: str) -> None:
         several = any(runtime.shared for each in self.around() for runtime in each.listeners)

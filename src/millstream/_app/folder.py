@@ -97,7 +97,7 @@ def _has_hidden(names: Iterable[str]) -> bool:
     return any(each.startswith(".") for each in names)
 
 
-def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:
+def add_folder(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:
     """Register the list and the files.
 
     Raises:

@@ -449,9 +449,9 @@ class Server(NotCopyable):
         Example:
             ``mcp.files("docs://", "docs")``
         """
-        from millstream._app.folder import offer  # noqa: PLC0415  only for programs with files of their own
+        from millstream._app.folder import add_folder  # noqa: PLC0415  only for programs with files of their own
 
-        offer(self.definition, uri, fspath(folder), options)
+        add_folder(self.definition, uri, fspath(folder), options)
 
     # Composition
 
@@ -512,7 +512,7 @@ class Server(NotCopyable):
 
         self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
-    def offer(self, path: str, **options: "Unpack[SetOptions]") -> None:
+    def add_set(self, path: str, **options: "Unpack[SetOptions]") -> None:
         """Serve a set of this server's items, its own and its upstreams', at another address.
 
         The set is a server of its own to its clients: other items don't exist there. It shares the connections,
@@ -529,7 +529,7 @@ class Server(NotCopyable):
             LocalError: This server is already running, or is mounted on another one.
 
         Example:
-            ``mcp.offer("/mcp/interns", allow=["files_read*", "add"], instructions="Read only.")``
+            ``mcp.add_set("/mcp/interns", allow=["files_read*", "add"], instructions="Read only.")``
         """
         from millstream._gateway.options.sets import SetConfig  # noqa: PLC0415  few servers have sets
 

@@ -282,7 +282,7 @@ class GatewayPart:
             registry, template = self._host.registry, upstream.results.template()
             template.origin, template.is_companion = upstream.name, True
             registry.exchange("templates", (), {template.name: template})
-            registry.offer("resources")
+            registry.announce("resources")
             self._results_offered[upstream.name] = partial(registry.exchange, "templates", (template.name,), {})
 
     def _set_up_pins(self, upstream: Upstream) -> None:
@@ -506,9 +506,9 @@ class GatewayPart:
     def _announce_capabilities(self, catalog: Catalog) -> None:
         registry, theirs = self._host.registry, catalog.announced
         for capability in theirs:
-            registry.offer(capability)
+            registry.announce(capability)
         if members(theirs.get("resources")).get("subscribe"):
-            registry.offer("subscribe")
+            registry.announce("subscribe")
 
     async def _list(self, handler: Handler, call: Call) -> bytes:
         """Return a page of a list, after reading the lists that it needs."""

@@ -308,7 +308,7 @@ class Passthrough:
         if link is None or not upstream.policy.passes_extensions(upstream.catalog):
             return b""
         if (connection := link.conversation.negotiated).revision is call.revision:
-            return connection.offer
+            return connection.discovered
         await upstream.lists.describe(link.conversation)
         return b""
 

@@ -392,7 +392,7 @@ class Handlers:
         return agreed
 
     def _grantable(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
-        offers, scopes = self._registry.offers, granted_scopes(call)
+        offers, scopes = self._registry.announces, granted_scopes(call)
         uris = wanted.resource_subscriptions if offers("resources") else []
         if scopes is not None and self._registry.scopes:
             find = self._registry.find_readable

@@ -94,7 +94,7 @@ class Connection(Struct, NotCopyable, frozen=True):
     instructions: str
     meta: bytes
     """The `_meta` members of every request, as JSON without braces."""
-    offer: bytes
+    discovered: bytes
     """The raw result of `initialize` or `server/discover`."""
 
 
@@ -700,7 +700,7 @@ class Requests(Confidential, Struct, kw_only=True):
         for _ in (0, 1):
             try:
                 result = await self._ask(transport, "server/discover", b"{}", revision, self.timeout)
-                offer = _decode_discover(result)
+                found = _decode_discover(result)
             except ServerError as exc:
                 named = versions(exc)
                 common = newest(named)
@@ -718,10 +718,10 @@ class Requests(Confidential, Struct, kw_only=True):
                 if self.pinned is not None or (isinstance(exc, ConnectionLost) and transport.lost):
                     raise
                 return None  # for example a status 500 from a server that didn't expect the method
-            agreed = newest(each for each in offer.supported_versions if self.pinned is None or each == revision.date)
+            agreed = newest(each for each in found.supported_versions if self.pinned is None or each == revision.date)
             if agreed is None:
                 return None
-            return self._new_connection(transport, agreed, offer, offer.meta.get(SERVER_KEY), result)
+            return self._new_connection(transport, agreed, found, found.meta.get(SERVER_KEY), result)
         return None
 
     async def _initialize(self, transport: Transport, revision: Revision) -> Connection:
@@ -754,11 +754,13 @@ class Requests(Confidential, Struct, kw_only=True):
         revision: Revision,
         result: DiscoverResult | _InitializeAnswer,
         server: Any,
-        offer: bytes,
+        discovered: bytes,
     ) -> Connection:
         transport.set_revision(revision)
         about, meta = _about(server), self.meta(revision)
-        return Connection(transport, revision, present(result.capabilities), about, result.instructions, meta, offer)
+        return Connection(
+            transport, revision, present(result.capabilities), about, result.instructions, meta, discovered
+        )
 
     async def notify(self, transport: Transport, method: str, params: Any = None) -> None:
         """Send a notification.

@@ -99,8 +99,8 @@ class Extension(Middleware):
     settings: Mapping[str, Any] | None = {}
     """Settings that the server announces under `name`. With None, `open` decides whether to announce the extension."""
     in_sets: bool = False
-    """Whether it's also served at the addresses of sets (`Server.offer`). Its methods then have to keep to the items of
-    `Context.set_name`.
+    """Whether it's also served at the addresses of sets (`Server.add_set`). Its methods then have to keep to the items
+    of `Context.set_name`.
     """
     client_settings: Mapping[str, Any] = {}
     """Settings that the client declares under `name`."""

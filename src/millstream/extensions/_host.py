@@ -424,7 +424,7 @@ class Host(Struct, NotCopyable, eq=False):
         Args:
             find: ``find(uri)`` returns the resource for a URI that no item has, or None. It must not block.
         """
-        self._host.registry.offer("resources")
+        self._host.registry.announce("resources")
         self._host.find_resources(find)
 
     def find_methods(self, find: Callable[[str, str], Handler | None]) -> None:

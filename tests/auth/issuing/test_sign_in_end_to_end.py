@@ -34,7 +34,7 @@ def shop(url: str, people: KnownUsers, **options: Any) -> Server:
         """Order a book."""
         return "ordered"
 
-    server.offer("/mcp/buyers", allow=["who"], scopes=["orders:write"])
+    server.add_set("/mcp/buyers", allow=["who"], scopes=["orders:write"])
     return server
 
 

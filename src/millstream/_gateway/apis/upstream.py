@@ -361,7 +361,7 @@ class ApiLists(ListKeeper):
                 document.skip("the reference to", address, reason)
             self._upstream.operations, self._digest = await asyncio.to_thread(self._select, document), digest
         tools = {name: each.describe(name) for name, each in self._upstream.operations.items()}
-        await self.offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
+        await self.publish(structs.replace(self.catalog, tools=tools, taken_at=time()))
         self.recover()
 
     async def _fetch_files(self, url: Url) -> DocumentFiles:

@@ -222,10 +222,10 @@ def _hash_of(catalog: Catalog) -> bytes:
     return digest_of(structs.replace(catalog, taken_at=0.0))
 
 
-async def _discover(conversation: Conversation, found: Catalog, offer: bytes) -> None:
+async def _discover(conversation: Conversation, found: Catalog, discovered: bytes) -> None:
     """Update capabilities and instructions. Open sessions keep the ones from their handshake."""
     try:
-        raw = offer or await conversation.requests.ask(RawRequest(method="server/discover", repeatable=True))
+        raw = discovered or await conversation.requests.ask(RawRequest(method="server/discover", repeatable=True))
         result = _decode_discover(raw)
         found.add_hint("discover", raw)
     except (ServerError, *MALFORMED) as exc:
@@ -238,7 +238,7 @@ async def fetch(
     conversation: Conversation,
     *,
     max_bytes: int,
-    offer: bytes = b"",
+    discovered: bytes = b"",
     before: Catalog | None = None,
     announced: Collection[str] = (),
     requires_one: bool = True,
@@ -250,7 +250,7 @@ async def fetch(
     Args:
         conversation: Connection to the upstream.
         max_bytes: Maximum bytes of all lists together. With 0, only the information about the upstream is fetched.
-        offer: The upstream's result of `server/discover`, if it's new; empty to ask again.
+        discovered: The upstream's result of `server/discover`, if it's new; empty to ask again.
         before: The last catalog.
         announced: Kinds of lists that the upstream said have changed. They're fetched even if it didn't declare them:
             a session keeps the capabilities of its start, when the upstream may have had no items of that kind.
@@ -275,7 +275,7 @@ async def fetch(
         capabilities=dict(negotiated.capabilities),
     )
     if not negotiated.revision.handshake:
-        await _discover(conversation, found, offer)
+        await _discover(conversation, found, discovered)
     omissions: list[str] = []
     fetched = 0
     for kind, (method, _, _) in METHODS.items():

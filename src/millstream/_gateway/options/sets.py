@@ -24,7 +24,7 @@ _RULES = frozenset((
 
 
 class SetOptions(TypedDict, total=False):
-    """Options of `Server.offer`. See `SetConfig`."""
+    """Options of `Server.add_set`. See `SetConfig`."""
 
     name: str
     instructions: str

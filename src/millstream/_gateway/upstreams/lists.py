@@ -197,9 +197,9 @@ class ListKeeper(ABC):
         """Load the stored copy, so that no client waits for the upstream."""
         found = await self._stored.load()
         if found is not None:
-            await self.offer(found)
+            await self.publish(found)
 
-    async def offer(self, found: Catalog, announced: Collection[str] = ()) -> None:
+    async def publish(self, found: Catalog, announced: Collection[str] = ()) -> None:
         """Offer new lists, without the items that aren't accepted."""
         if self.pins is not None:
             found, quarantined = await self.pins.split(found)
@@ -409,7 +409,7 @@ class McpLists(ListKeeper):
     """Multiple of the timeout that the shared process may take to start. Each start that takes longer doubles it."""
     _lister_left = False
     """Set when the user whose account reads the lists reconnects or disconnects."""
-    _listed_offer = b""
+    _listed_result = b""
     """The negotiated result of the connection that reads the lists, at the last read."""
 
     def __init__(self, source: ListSource, stored: StoredCatalog, pins: Pins | None) -> None:
@@ -442,10 +442,10 @@ class McpLists(ListKeeper):
             self.wanted.set()  # lists close the breaker
 
     @override
-    async def offer(self, found: Catalog, announced: Collection[str] = ()) -> None:
+    async def publish(self, found: Catalog, announced: Collection[str] = ()) -> None:
         """See `ListKeeper`."""
         found.asks_by_handshake |= self._source.in_sessions  # the file may have changed while the lists arrived
-        await super().offer(found, announced)
+        await super().publish(found, announced)
 
     @override
     async def run(self) -> None:
@@ -495,7 +495,7 @@ class McpLists(ListKeeper):
             self.start_factor = min(2 * self.start_factor, _MAX_START_FACTOR)
         if self._lister_left:
             return True
-        if isinstance(exc, ServerError) and not self._listed_offer and source.declare_less(exc):
+        if isinstance(exc, ServerError) and not self._listed_result and source.declare_less(exc):
             return True
         if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
             source.lose_handshake()
@@ -558,7 +558,7 @@ class McpLists(ListKeeper):
         """
         if self._source.is_relayed and not self.catalog.revision:
             found = await fetch(
-                conversation, max_bytes=0, offer=conversation.negotiated.offer, failures={}, warn=self.warn
+                conversation, max_bytes=0, discovered=conversation.negotiated.discovered, failures={}, warn=self.warn
             )
             self.catalog = found
             self.responded.set()
@@ -566,16 +566,16 @@ class McpLists(ListKeeper):
 
     async def _list(self, conversation: Conversation) -> None:
         announced, self._announced = self._announced, set[str]()
-        offer = conversation.negotiated.offer
-        known, self._listed_offer = self._listed_offer, offer
-        if known and offer is not known:
+        discovered = conversation.negotiated.discovered
+        known, self._listed_result = self._listed_result, discovered
+        if known and discovered is not known:
             self._source.forget_facts()
         failures: dict[str, ClientError] = {}
         try:
             found = await fetch(
                 conversation,
                 max_bytes=self.config.max_catalog_bytes if self.wanted.is_set() else 0,
-                offer=b"" if offer is known else offer,
+                discovered=b"" if discovered is known else discovered,
                 before=self.catalog,
                 announced=announced,
                 requires_one=not self._source.is_relayed
@@ -594,7 +594,7 @@ class McpLists(ListKeeper):
             found.resources = {}  # the lists may belong to the lister alone
         found.taken_at, found.asks_by_handshake = self._stored.time(), self._source.in_sessions
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
-        await self.offer(found, announced)
+        await self.publish(found, announced)
         self.recover(failures)
         self._listed_at = monotonic()
         await self._stored.save(found, renew=renew)
@@ -609,7 +609,7 @@ class McpLists(ListKeeper):
             except TimeoutError:  # another worker may just have refreshed the stored copy
                 found = await self._stored.load() if self._stored.shared else None
                 if found is not None and self._stored.time() - found.taken_at <= seconds / 2:
-                    await self.offer(found)
+                    await self.publish(found)
                     continue
             self._refresh.clear()
             if self.lister.handshake is not self._source.in_sessions:

@@ -414,7 +414,7 @@ class CallInfo:
     def set_name(self) -> str:
         """Name of the set of items that the caller uses: ``if ctx.set_name == "interns": …``.
 
-        It's empty at the server's main address. See `Server.offer`.
+        It's empty at the server's main address. See `Server.add_set`.
         """
         return str(self._call.dispatcher.address.name)
 

@@ -178,8 +178,8 @@ class Context(CallInfo, NotCopyable):
     async def read_resource(self, uri: str) -> Any:  # what the resource function returns
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.
 
-        The function runs as part of this call, for the same caller. At the address of a set (`Server.offer`), only the
-        set's resources exist.
+        The function runs as part of this call, for the same caller. At the address of a set (`Server.add_set`), only
+        the set's resources exist.
 
         Args:
             uri: The URI that clients use. For a template, the URI with its variables filled in.

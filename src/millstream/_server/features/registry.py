@@ -204,7 +204,7 @@ class Registry:
         self.resource_finders: list[Callable[[str], Resource | None]] = []
         """Each returns the resource for a URI that no item has, or None. The first match is used."""
         self._hints: Mapping[str, tuple[int, bool]] = {}
-        self._offered_capabilities: set[str] = {"logging"}
+        self._announced_capabilities: set[str] = {"logging"}
         self.extensions: list[RegisteredExtension] = []
         self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
@@ -230,9 +230,9 @@ class Registry:
         """
         self.check_free(kind, key)
         self._places[kind, key] = 0, next(self._numbers)
-        self._offer(kind, key, item)
+        self._enable(kind, key, item)
 
-    def _offer(self, kind: str, key: str, item: Any) -> None:
+    def _enable(self, kind: str, key: str, item: Any) -> None:
         self.items[kind][key] = item
         if kind in _NORMAL_FORMS:
             self._equivalents[kind].setdefault(_NORMAL_FORMS[kind](key), key)
@@ -301,7 +301,7 @@ class Registry:
 
     def enable(self, kind: str, key: str) -> None:
         """Enable an item again, in its original position. Raises KeyError if it isn't disabled."""
-        self._offer(kind, key, self.disabled[kind].pop(key))
+        self._enable(kind, key, self.disabled[kind].pop(key))
         self._sort(kind)
 
     def _sort(self, kind: str) -> None:
@@ -363,9 +363,9 @@ class Registry:
 
     def _touch(self, kind: str) -> None:
         change = _KINDS[kind]
-        self._offered_capabilities |= {change, SUBSCRIBE} if change == "resources" else {change}
+        self._announced_capabilities |= {change, SUBSCRIBE} if change == "resources" else {change}
         if kind in _KINDS_WITH_ARGUMENTS and self.completes_choices:
-            self._offered_capabilities.add("completions")
+            self._announced_capabilities.add("completions")
         self._forget_pages(kind)
         self.on_change(change)
 
@@ -383,7 +383,7 @@ class Registry:
         """
         own = self.items[kind]
         self.set_hints(whole._hints)
-        self._offered_capabilities |= whole._offered_capabilities
+        self._announced_capabilities |= whole._announced_capabilities
         if list(own) == list(items) and all(own[name] is item for name, item in items.items()):
             return False
         self.exchange(kind, own, items)
@@ -475,25 +475,25 @@ class Registry:
         if capability is None:
             return self.extension_handler(method, revision) is not None
         if self.relayed is None:  # without another call, for each list
-            if not capability or capability in self._offered_capabilities:
+            if not capability or capability in self._announced_capabilities:
                 return True
             # Clients of these revisions request every list, and some give up at an error.
             return revision.handshake and method.endswith("/list")
         # The relayed server decides which names exist.
-        return not capability or self.offers(capability) or method in ("tools/call", "prompts/get", "resources/read")
+        return not capability or self.announces(capability) or method in ("tools/call", "prompts/get", "resources/read")
 
-    def offer(self, capability: str) -> None:
+    def announce(self, capability: str) -> None:
         """Announce a capability."""
-        self._offered_capabilities.add(capability)
+        self._announced_capabilities.add(capability)
 
-    def offers(self, capability: str) -> bool:
+    def announces(self, capability: str) -> bool:
         """Return whether the server offers a capability. Once announced, one of its own is never withdrawn."""
-        return capability in (self._offered_capabilities if self.relayed is None else self.relayed.capabilities)
+        return capability in (self._announced_capabilities if self.relayed is None else self.relayed.capabilities)
 
     @property
     def capability_count(self) -> int:
         """The number of the server's own capabilities, which never decreases."""
-        return len(self._offered_capabilities) + len(self.extensions)
+        return len(self._announced_capabilities) + len(self.extensions)
 
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
         """Return the client capabilities that a method and name require."""
@@ -510,10 +510,12 @@ class Registry:
         if self.relayed is not None:
             offered = self.relayed.capabilities
         else:
-            offered = {name: {"listChanged": True} for name in ("tools", "prompts", "resources") if self.offers(name)}
-            if "resources" in offered and self.offers(SUBSCRIBE):
+            offered = {
+                name: {"listChanged": True} for name in ("tools", "prompts", "resources") if self.announces(name)
+            }
+            if "resources" in offered and self.announces(SUBSCRIBE):
                 offered["resources"]["subscribe"] = True
-            if self.offers("completions"):
+            if self.announces("completions"):
                 offered["completions"] = {}
             offered["logging"] = {}
         if not streams:

@@ -279,8 +279,8 @@ class Item:
     short_name: str = ""
     """Name without the upstream's prefix."""
     is_companion: bool = False
-    """Whether a set (`Server.offer`) has it without choosing it. If it has an origin, only together with other items of
-    that upstream.
+    """Whether a set (`Server.add_set`) has it without choosing it. If it has an origin, only together with other items
+    of that upstream.
     """
     fixed: frozenset[str] = frozenset()
     """Names of the arguments that a policy or a set has fixed."""

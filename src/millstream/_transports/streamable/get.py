@@ -330,7 +330,7 @@ class StandaloneStreams(_NewestStreams):
             sink.write(sse.prime(standing.mark()) if session.revision.priming else sse.COMMENT)
             standing.begin(record)
             if resumed:  # everything may have changed while the client was disconnected
-                changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if registry.offers(kind)]
+                changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if registry.announces(kind)]
                 uris = filter(reports, sorted(spellings(standing.subscribed or record.subscriptions)))
                 for change in changes + [ServerChange("updated", uri) for uri in uris]:
                     standing.write(encode_change(change))

@@ -117,7 +117,7 @@ class FastMCP(NotCopyable, Generic[LifespanT]):
         registry = self.engine.registry
         registry.completes_choices = False  # only the program's handler completes arguments
         for capability in ("tools", "resources", "prompts"):
-            registry.offer(capability)  # the SDK announces these capabilities even on an empty server
+            registry.announce(capability)  # the SDK announces these capabilities even on an empty server
         self._items: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         """Kind, as in the registry -> name or URI -> `Tool`, `Resource`, `ResourceTemplate`, or `Prompt`."""
         self._custom_routes: list[Route] = []
@@ -312,7 +312,7 @@ class FastMCP(NotCopyable, Generic[LifespanT]):
                     return msgspec.convert({**wire, "values": wire["values"][:_MAX_COMPLETIONS]}, Completion)
 
             registry.completes = complete
-            registry.offer("completions")
+            registry.announce("completions")
             return function
 
         return decorate
