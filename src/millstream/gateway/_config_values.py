@@ -13,7 +13,7 @@ from msgspec import Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings
-from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
+from millstream._protocol.errors import LocalError, MissingExtra, suggest
 from millstream._protocol.redaction import is_secret
 from millstream.client import TargetError, parse_url
 from millstream.client._targets import expand_variables
@@ -119,7 +119,7 @@ class ConfigValue(Struct, frozen=True):
         table = self.table()
         for key, each in table.items():
             if key not in known:
-                hint = suggest(key, tuple(known)) if closest_name(key, known) else f"use one of {', '.join(known)}."
+                hint = suggest(key, tuple(known))
                 if len(self.where) < 2 and (key.startswith("auth") or (not self.where and key in _SIGN_IN)):
                     hint = f"callers' sign-in is configured in tables such as [auth.issuer]. {_SIGN_IN_GUIDE}"
                 if self.where == ("settings",) and key != "auth" and key in GatewayConfig.__struct_fields__:
