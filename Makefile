@@ -170,7 +170,7 @@ docs-serve: $(SITE) ## show the site on 127.0.0.1:8001 while you write
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
 
 dist: $(VENV)/.test ## build the package, check it, and try it in empty environments
-	$(BIN)/python scripts/dist.py $(ARGS)
+	$(BIN)/python scripts/dist.py --everywhere $(ARGS)
 
 lock: $(VENV)/.test ## rebuild every lock file from scratch
 	scripts/lock $(BIN)/python

@@ -98,8 +98,10 @@ def test_pre_commit_hooks_match_make_check() -> None:
 
 
 def test_version_is_the_same_everywhere() -> None:
-    assert PROJECT["version"] == millstream.__version__
-    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    version = millstream.__version__
+    assert f"## {version} (" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    chart = loaded(ROOT / "deploy" / "chart" / "Chart.yaml")
+    assert (chart["version"], chart["appVersion"]) == (version, version)
 
 
 def test_changelog_has_the_documented_form() -> None:
