@@ -2,7 +2,7 @@
 
 The source archive and the wheel go to dist/, with a list of what an installation contains (CycloneDX). Each must pass
 ``twine check --strict``, and when installed alone in an empty environment, print its version and respond to a client
-over stdio. Dependencies have the versions of requirements/run.lock. With ``--everywhere``, the wheel is also tried on
+over stdio. Dependencies have the versions of requirements/run.txt. With ``--everywhere``, the wheel is also tried on
 the other Pythons that it promises, and beside the newest versions of packages that people use it with.
 
 A package without addresses is only good for trying: it's reported, and for a tag, it's an error.
@@ -118,7 +118,7 @@ def install(file: Path, folder: Path, python: str = sys.executable, *more: str) 
     """
     uv("venv", "--no-project", "--python", python, folder / ".venv")
     bin_ = folder / ".venv" / ("Scripts" if os.name == "nt" else "bin")
-    locked = () if more else ("--constraint", ROOT / "requirements" / "run.lock")
+    locked = () if more else ("--constraint", ROOT / "requirements" / "run.txt")
     uv("pip", "install", "--python", python_in(bin_), *locked, file, *more)
     return bin_
 

@@ -88,6 +88,16 @@ def test_issue_forms_are_valid(form: Path) -> None:
     assert all(field["attributes"]["label"] for field in fields)
 
 
+def test_dependabot_reads_every_lock_file() -> None:
+    """https://docs.github.com/code-security/dependabot: pip reads .txt files of up to 500,000 bytes in its folder."""
+    updates = {each["package-ecosystem"]: each for each in loaded(ROOT / ".github" / "dependabot.yml")["updates"]}
+    locks = [path for path in ROOT.glob(updates["pip"]["directory"].lstrip("/") + "/*") if path.is_file()]
+    assert len(locks) > 5
+    assert [path.name for path in locks if path.suffix != ".txt" or path.stat().st_size > 500_000] == []
+    node = (ROOT / "scripts" / "lock").read_text("utf-8").split("node_folders=(")[1].split(")")[0].split()
+    assert sorted(updates["npm"]["directories"]) == sorted(f"/{folder}" for folder in node)
+
+
 def test_pre_commit_hooks_match_make_check() -> None:
     (repository,) = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"

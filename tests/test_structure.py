@@ -268,7 +268,7 @@ def test_optional_dependencies_are_imported_in_one_package() -> None:
 
 
 def test_core_installation_has_no_optional_dependency() -> None:
-    lock = (ROOT / "requirements" / "run.lock").read_text("utf-8")
+    lock = (ROOT / "requirements" / "run.txt").read_text("utf-8")
     assert set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE)) & OPTIONAL == set()
 
 
