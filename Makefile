@@ -55,10 +55,10 @@ help: ## show this list
 setup: $(VENV)/.setup ## create .venv from the lock file, with millstream in it
 
 run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
-	@$(BIN)/millstream run examples/hub.py $(ARGS)
+	@TYPED_COMMAND="make run" $(BIN)/millstream run examples/hub.py $(ARGS)
 
-orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004
-	@$(BIN)/python examples/orders/start.py
+orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004 (ARGS="8100 8101 8102 8103 8104")
+	@$(BIN)/python examples/orders/start.py $(ARGS)
 
 check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .

@@ -296,6 +296,28 @@ def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch:
     assert not wrong, "\n".join(wrong)
 
 
+def test_remedies_name_the_make_target_that_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    typed_command = re.search(r'TYPED_COMMAND="(.*)" \$\(BIN\)/millstream run examples/hub.py \$\(ARGS\)', makefile)
+    assert typed_command
+    monkeypatch.setenv("TYPED_COMMAND", typed_command[1])
+    (tmp_path / "shop.py").write_text(FILES["shop.py"])
+    monkeypatch.chdir(tmp_path)
+    with ports() as given:
+        taken = given["TAKEN"]
+        for words, remedy in (
+            (f"--port {taken}", f'use another port: make run ARGS="--port {int(taken) + 1}"'),
+            ("--port 99999", 'Use make run ARGS="--port 8000".'),
+            ("--host 0.0.0.0", 'start it with make run ARGS="--auth-keys FILE".'),
+            ("--prot 1", 'make run ARGS="--help"'),
+            ("--max-body 1", "MILLSTREAM_MAX_BODY=VALUE make run"),
+        ):
+            status, said = typed(["run", "shop.py", *words.split()])
+            assert status
+            assert remedy in said
+            assert "millstream run" not in said
+
+
 def program() -> Server:
     """A small server."""
     mcp = Server("shop")

@@ -30,14 +30,14 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
-        from millstream._protocol.errors import fit  # noqa: PLC0415  only for errors
+        from millstream._protocol.errors import as_typed, fit  # noqa: PLC0415  only for errors
         from millstream._telemetry.logs import is_colored  # noqa: PLC0415
 
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         colored = is_colored(sys.stderr)
         text = shown or fit("Error: ", error, columns).replace("Error:", _RED_ERROR if colored else "Error:", 1)
         text += "\n" + fit("  Cause: ", why, columns) if why else ""
-        sys.stderr.write(f"{text}\n{fit('  Fix:   ', remedy, columns)}\n" if remedy else f"{text}\n")
+        sys.stderr.write(f"{text}\n{fit('  Fix:   ', as_typed(remedy), columns)}\n" if remedy else f"{text}\n")
         return
     from millstream._cli.tables import print_json  # noqa: PLC0415  only for errors
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from millstream._config import Settings
-from millstream._protocol.errors import LocalError, fit
+from millstream._protocol.errors import LocalError, as_typed, fit
 from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
 from millstream._telemetry.logs import PROGRAM, is_colored, is_foreign, user_frames
@@ -82,7 +82,7 @@ def report(error: CommandError) -> None:
     if error.why:
         lines.append(fit("  Cause: ", error.why, columns))
     if error.fix:
-        lines.append(fit("  Fix:   ", error.fix, columns))
+        lines.append(fit("  Fix:   ", as_typed(error.fix), columns))
     sys.stderr.write("\n".join(lines) + "\n")
 
 
