@@ -168,7 +168,7 @@ def test_imports_point_to_lower_layers() -> None:
 
 
 GUESTS = ("extensions", "agent")
-"""Packages that import what a package of others could import. See decision 0053."""
+"""Packages that import what a package of others could import. The gateway isn't one of them (decision 0053)."""
 
 
 def test_agent_and_extensions_use_the_public_interface() -> None:
