@@ -30,7 +30,8 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
-        from millstream._protocol.errors import as_typed, fit  # noqa: PLC0415  only for errors
+        from millstream._app.server_process import as_typed  # noqa: PLC0415  only for errors
+        from millstream._protocol.errors import fit  # noqa: PLC0415
         from millstream._telemetry.logs import is_colored  # noqa: PLC0415
 
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None

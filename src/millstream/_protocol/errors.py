@@ -8,7 +8,6 @@ versions before 3.13 suggest nothing.
 
 import difflib
 import json
-import os
 import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -263,17 +262,6 @@ def suggest_option(name: str, names: Collection[str], elsewhere: Alternatives) -
 
 _NARROWEST = 20
 """Minimum width of a text beside its label, in columns."""
-
-
-_OPTION = re.compile(r"(?:millstream run )?(--[a-z][\w-]*(?: (?:\d\w*(?:\.\w+)*|[A-Z]{2,}\b))?)")
-
-
-def as_typed(remedy: str) -> str:
-    """Return a remedy in terms of the target that was typed, if a Makefile sets it: ``make run ARGS="--port 8001"``."""
-    typed = os.environ.get("TYPED_COMMAND", "")
-    if not typed:
-        return remedy
-    return _OPTION.sub(rf'{typed} ARGS="\1"', remedy).replace("VALUE millstream …", f"VALUE {typed}")
 
 
 def fit(label: str, text: str, columns: int | None) -> str:
