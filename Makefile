@@ -29,7 +29,7 @@ endif
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 UV := $(BIN)/uv --quiet pip
 # The locked packages that build Millstream itself.
-BUILD := --build-constraint requirements/build.lock
+BUILD := --build-constraint requirements/build.txt
 PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
@@ -55,10 +55,10 @@ help: ## show this list
 setup: $(VENV)/.setup ## create .venv from the lock file, with millstream in it
 
 run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
-	@$(BIN)/millstream run examples/hub.py $(ARGS)
+	@TYPED_COMMAND="make run" $(BIN)/millstream run examples/hub.py $(ARGS)
 
-orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004
-	@$(BIN)/python examples/orders/start.py
+orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004 (ARGS="8100 8101 8102 8103 8104")
+	@$(BIN)/python examples/orders/start.py $(ARGS)
 
 check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .
@@ -170,7 +170,7 @@ docs-serve: $(SITE) ## show the site on 127.0.0.1:8001 while you write
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
 
 dist: $(VENV)/.test ## build the package, check it, and try it in empty environments
-	$(BIN)/python scripts/dist.py $(ARGS)
+	$(BIN)/python scripts/dist.py --everywhere $(ARGS)
 
 lock: $(VENV)/.test ## rebuild every lock file from scratch
 	scripts/lock $(BIN)/python
@@ -180,18 +180,18 @@ clean: ## remove environments, caches and results
 	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pages/node_modules requirements/pyright/node_modules requirements/site/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock requirements/build.lock pyproject.toml scripts/venv
+$(VENV)/.setup: requirements/run.txt requirements/bootstrap.txt requirements/build.txt pyproject.toml scripts/venv
 	@echo "Installing millstream into $(VENV) ..."
 	python=$(PYTHON) && scripts/venv $(VENV) "$$python"
-	$(UV) sync --python $(BIN)/python --require-hashes requirements/run.lock
+	$(UV) sync --python $(BIN)/python --require-hashes requirements/run.txt
 	$(UV) install --python $(BIN)/python $(BUILD) --no-deps --editable .
 	@touch $@
 
 # The test lock holds the run lock's versions and more, so that it adds to the same environment and changes nothing.
 # `uv sync` removes the packages of the tests.
-$(VENV)/.test: $(VENV)/.setup requirements/test.lock $(if $(wildcard $(BIN)/pytest*),,always)
+$(VENV)/.test: $(VENV)/.setup requirements/test.txt $(if $(wildcard $(BIN)/pytest*),,always)
 	@echo "Installing what the tests need ..."
-	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
+	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.txt
 	@touch $@
 
 # Compiled once, for all: in a new environment, each worker would compile every test by itself, and processes that tests
@@ -202,34 +202,34 @@ $(VENV)/.compiled: $(VENV)/.test
 	-@$(BIN)/python -c 'import pydantic_ai.models.openai'
 	@touch $@
 
-.venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.txt
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
-	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.txt
 	@touch $@
 
 # Millstream is in these, too: it runs programs of the libraries there. Each is imported once, which compiles it.
 IMPORT_mcp1 := from mcp.server.fastmcp import FastMCP
 IMPORT_foreign := from fastmcp import FastMCP
-.venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.txt
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
-	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.txt
 	$(UV) install --python .venv-$*/bin/python $(BUILD) --no-deps --editable .
 	@.venv-$*/bin/python -c '$(IMPORT_$*)'
 	@touch $@
 
-.venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.lock
+.venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.txt
 	@echo "Installing what the fuzzer needs ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-fuzz
-	$(UV) sync --python .venv-fuzz/bin/python --require-hashes requirements/fuzz.lock
+	$(UV) sync --python .venv-fuzz/bin/python --require-hashes requirements/fuzz.txt
 	$(UV) install --python .venv-fuzz/bin/python $(BUILD) --no-deps --editable .
 	@touch $@
 
-$(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json
+$(PEERS)/.ready: $(VENV)/.setup requirements/bench.txt benches/package-lock.json
 	@echo "Installing the peers ..."
 	$(BIN)/python -m venv --clear --without-pip $(PEERS)
-	$(UV) sync --python $(PEERS)/bin/python --require-hashes requirements/bench.lock
+	$(UV) sync --python $(PEERS)/bin/python --require-hashes requirements/bench.txt
 	cp benches/package.json benches/package-lock.json .bench/
 	scripts/npm $(PEERS)/bin/python --prefix .bench ci
 	@touch $@

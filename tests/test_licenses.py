@@ -6,7 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.check
 
-LOCK = Path(__file__).resolve().parent.parent / "requirements" / "run.lock"
+LOCK = Path(__file__).resolve().parent.parent / "requirements" / "run.txt"
 ALLOWED = {
     "0BSD",
     "Apache-2.0",
@@ -78,7 +78,7 @@ def test_license_expressions_are_parsed() -> None:
 
 
 def test_locked_packages_have_hashes() -> None:
-    locks = sorted(LOCK.parent.glob("*.lock"))
+    locks = sorted(LOCK.parent.glob("*.txt"))
     assert LOCK in locks
     for path in locks:
         lines = path.read_text("utf-8").splitlines()

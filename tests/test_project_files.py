@@ -1,4 +1,5 @@
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,40 @@ def test_issue_forms_are_valid(form: Path) -> None:
     assert all(field["attributes"]["label"] for field in fields)
 
 
+def test_dependabot_reads_every_lock_file() -> None:
+    """https://docs.github.com/code-security/dependabot: pip reads .txt files of up to 500,000 bytes in its folder."""
+    updates = {each["package-ecosystem"]: each for each in loaded(ROOT / ".github" / "dependabot.yml")["updates"]}
+    locks = [path for path in ROOT.glob(updates["pip"]["directory"].lstrip("/") + "/*") if path.is_file()]
+    assert len(locks) > 5
+    assert [path.name for path in locks if path.suffix != ".txt" or path.stat().st_size > 500_000] == []
+    node = (ROOT / "scripts" / "lock").read_text("utf-8").split("node_folders=(")[1].split(")")[0].split()
+    assert sorted(updates["npm"]["directories"]) == sorted(f"/{folder}" for folder in node)
+
+
+def test_cited_decisions_exist_and_are_about_what_cites_them() -> None:
+    pages = {each.name[:4]: each for each in (ROOT / "docs" / "decisions").glob("0*.md")}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    roots = ("src/", "scripts/", "benches/", "tests/", "examples/", "deploy/", ".github/", "Makefile", "pyproject.toml")
+    cited = 0
+    for name in tracked:
+        path = ROOT / name
+        if not name.startswith(roots) or path.suffix not in ("", ".py", ".md", ".toml", ".yml", ".js") or path.is_dir():
+            continue
+        lines = path.read_text("utf-8", "replace").splitlines()
+        for at, line in enumerate(lines):
+            for number in re.findall(r"decisions?[/ ](\d{4})", line):
+                cited += 1
+                assert number in pages, f"{name}:{at + 1}"
+                title = pages[number].read_text("utf-8").partition("\n")[0]
+                topic = {word[:4] for word in re.findall(r"[a-z]{4,}", f"{title} {pages[number].stem}".lower())}
+                near = " ".join([name, *lines[max(0, at - 3) : at + 2]]).lower()
+                near = re.sub(r"\d{4}-[\w-]+", "", near)
+                assert topic & {word[:4] for word in re.findall(r"[a-z]{4,}", near)}, (
+                    f"{name}:{at + 1} is about another"
+                )
+    assert cited > 8
+
+
 def test_pre_commit_hooks_match_make_check() -> None:
     (repository,) = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"
@@ -98,8 +133,10 @@ def test_pre_commit_hooks_match_make_check() -> None:
 
 
 def test_version_is_the_same_everywhere() -> None:
-    assert PROJECT["version"] == millstream.__version__
-    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    version = millstream.__version__
+    assert f"## {version} (" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    chart = loaded(ROOT / "deploy" / "chart" / "Chart.yaml")
+    assert (chart["version"], chart["appVersion"]) == (version, version)
 
 
 def test_changelog_has_the_documented_form() -> None:

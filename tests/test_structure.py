@@ -283,7 +283,7 @@ def test_modules_with_public_names_define_them() -> None:
 
 
 GUESTS = ("extensions", "agent")
-"""Packages that import what a package of others could import. See decision 0053."""
+"""Packages that import what a package of others could import. The gateway isn't one of them (decision 0053)."""
 
 
 def test_agent_and_extensions_use_the_public_interface() -> None:
@@ -406,7 +406,7 @@ def test_optional_dependencies_are_imported_in_one_package() -> None:
 
 
 def test_core_installation_has_no_optional_dependency() -> None:
-    lock = (ROOT / "requirements" / "run.lock").read_text("utf-8")
+    lock = (ROOT / "requirements" / "run.txt").read_text("utf-8")
     assert set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE)) & OPTIONAL == set()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from millstream._protocol.errors import Confidential, SuggestionMeta, closest_name, unknown_name_message
+from millstream._protocol.errors import Confidential, SuggestionMeta, closest_names, unknown_name_message
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}
@@ -360,10 +360,10 @@ def _is_foreign(variable: str, text: str) -> bool:
 
 
 def _nearest(name: str, elsewhere: Mapping[str, str]) -> str:
-    near = closest_name(name, {*_types(), *elsewhere})
-    if near is not None and near in elsewhere and PREFIX + near.upper() not in _ADDRESS:
-        return f" {elsewhere[near]}"
-    return f" Did you mean {PREFIX}{near.upper()}?" if near else ""
+    near = closest_names(name, {*_types(), *elsewhere})[:2]
+    if near and near[0] in elsewhere and PREFIX + near[0].upper() not in _ADDRESS:
+        return f" {elsewhere[near[0]]}"
+    return f" Did you mean {' or '.join(PREFIX + each.upper() for each in near)}?" if near else ""
 
 
 class ConfigVersion(Confidential, Struct, frozen=True):

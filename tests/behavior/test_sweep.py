@@ -1,18 +1,20 @@
 import asyncio
 import json
 import os
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
-from millstream import Context, Server, Settings
+from millstream import Client, Context, Server, Settings
 from millstream._protocol.jsonrpc import read
 from millstream._protocol.revisions import ASSUMED
 from millstream._server import sweep as sweeps
 from millstream._server.calls.call import ReplyChannel, handshake_call
 from millstream._transports.open_streams import NULL_REPLY
+from millstream.client._server_messages import PendingRequest
+from millstream.protocol import REVISIONS
 from patience import WAIT
 from processes import free_port, run_command, run_server
 from wire import MemoryPipe, request
@@ -109,6 +111,56 @@ async def test_automatic_progress_only_increases() -> None:
         assert steps == sorted(set(steps))
         assert (steps[0], steps[-1]) == (1, 2)
         await pipe.close()
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.parametrize("way", ["direct", "relay", "prefix"])
+async def test_keep_alives_extend_timeouts_without_being_shown(
+    revision: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mcp, begun, go_on = Server("quiet"), asyncio.Event(), asyncio.Event()
+    extended: asyncio.Queue[PendingRequest] = asyncio.Queue()
+    extend = PendingRequest.extend
+
+    def count(pending: PendingRequest, now: float) -> None:
+        if pending.progress is show:
+            extended.put_nowait(pending)
+        extend(pending, now)
+
+    monkeypatch.setattr(PendingRequest, "extend", count)
+
+    @mcp.tool
+    async def works(ctx: Context) -> str:
+        await ctx.progress(1, 3)
+        begun.set()
+        await go_on.wait()
+        await ctx.progress(2, 3)
+        return "done"
+
+    steps: list[tuple[float, float | None]] = []
+
+    def show(value: float, total: float | None, message: str | None) -> None:
+        steps.append((value, total))
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(WAIT))
+        runtimes = [await stack.enter_async_context(mcp.running())]
+        front, tool = mcp, "works"
+        if way != "direct":
+            front, tool = Server("front"), "a_works" if way == "prefix" else "works"
+            front.upstream("quiet", mcp, prefix="a" if way == "prefix" else "")
+            runtimes.append(await stack.enter_async_context(front.running()))
+        client = await stack.enter_async_context(Client(front, revision=revision))
+        working = asyncio.create_task(client.call(tool, progress=show))
+        await begun.wait()
+        await extended.get()  # the tool's own report
+        for _ in range(2):
+            for runtime in runtimes:
+                runtime.sweep.report_progress()
+        await extended.get()
+        go_on.set()
+        assert (await working).text == "done"
+    assert steps == [(1, 3), (2, 3)]
 
 
 async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

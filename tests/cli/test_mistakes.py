@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from cases import for_each
 from command_line import run_in_process
-from millstream import Client, Context, Field, Image, Server, Settings, auth
+from millstream import Client, Context, Field, Image, Server, Settings, ToolAnnotations, auth
 from millstream.client import BlockingClient, Options, ServerError
 from millstream.testing import connect
 from processes import ROOT
@@ -94,6 +95,9 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run inside/mounts.py", "has no millstream.Server", "mounted in app, so serve that: uvicorn mounts:app --app-dir"),
     ("run inside", "inside is a package without a server.", "Specify a module in it: millstream run inside.fast"),
     ("run shop.py --auth-key K", "run has no option --auth-key.", "millstream run shop.py --auth K"),
+    ("run shop.py --log debug", "Unknown option: --log. Did you mean --log-level?", "millstream run --help"),
+    ("run shop.py --secret K", "Unknown option: --secret.", "setting secret-key? Set it before the command"),
+    ("dev shop.py --max-bod 1", "Unknown option: --max-bod.", "MILLSTREAM_MAX_BODY=VALUE millstream …"),
     ("run shop.py --debug", "run has no option --debug.", "millstream run shop.py --log-level debug"),
     ("call shop.py order --debug", "call has no option --debug.", "millstream dev shop.py"),
     ("list -v http://127.0.0.1:FREE/mcp", "list has no option -v.", "millstream doctor http://127.0.0.1:FREE/mcp"),
@@ -292,6 +296,28 @@ def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch:
     assert not wrong, "\n".join(wrong)
 
 
+def test_remedies_name_the_make_target_that_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    typed_command = re.search(r'TYPED_COMMAND="(.*)" \$\(BIN\)/millstream run examples/hub.py \$\(ARGS\)', makefile)
+    assert typed_command
+    monkeypatch.setenv("TYPED_COMMAND", typed_command[1])
+    (tmp_path / "shop.py").write_text(FILES["shop.py"])
+    monkeypatch.chdir(tmp_path)
+    with ports() as given:
+        taken = given["TAKEN"]
+        for words, remedy in (
+            (f"--port {taken}", f'use another port: make run ARGS="--port {int(taken) + 1}"'),
+            ("--port 99999", 'Use make run ARGS="--port 8000".'),
+            ("--host 0.0.0.0", 'start it with make run ARGS="--auth-keys FILE".'),
+            ("--prot 1", 'make run ARGS="--help"'),
+            ("--max-body 1", "MILLSTREAM_MAX_BODY=VALUE make run"),
+        ):
+            status, said = typed(["run", "shop.py", *words.split()])
+            assert status
+            assert remedy in said
+            assert "millstream run" not in said
+
+
 def program() -> Server:
     """A small server."""
     mcp = Server("shop")
@@ -448,6 +474,62 @@ def test_a_mistake_in_a_program_is_explained() -> None:
             wrong.append(f"{number}, {wanted[0]}: nothing was raised")
     assert not wrong, "\n".join(wrong)
     assert len(COMMANDS) + len(PROGRAMS) >= 60
+
+
+GUESSES = {
+    "tool": {
+        "annotations=ToolAnnotations(destructive_hint=True)": "destructive destructiveHint destructive_hint",
+        "annotations=ToolAnnotations(read_only_hint=True)": "read_only readonly readOnly readOnlyHint",
+        "annotations=ToolAnnotations(idempotent_hint=True)": "idempotent idempotent_hint",
+        "annotations=ToolAnnotations(open_world_hint=True)": "open_world openWorld",
+        "enabled=False, or visible": "hidden hide",
+        "'input_schema'": "schema params parameters inputSchema",
+        "'limit'": "rate_limit",
+        "'concurrency'": "max_concurrency",
+        "'timeout'": "timeout_seconds",
+        "'task_ttl'": "ttl",
+        "Use one of annotations, coerce,": "titel",
+        "use one of annotations, coerce,": "xyz",
+    },
+    "prompt": {"enabled=False, or visible": "hidden", "use one of description,": "read_only destructive xyz"},
+    "resource": {"'mime_type'": "mime", "'size'": "size_bytes", "use one of annotations,": "idempotent xyz"},
+}
+"""Kind of item -> what an error suggests -> options that people guess."""
+
+
+def test_guessed_options_of_items_lead_to_the_right_one() -> None:
+    def item() -> str:
+        """Return a text."""
+        return ""
+
+    mcp = Server("shop")
+    decorators = {"tool": mcp.tool, "prompt": mcp.prompt, "resource": partial(mcp.resource, "book://1")}
+    wrong: list[str] = []
+    for kind, wanted in GUESSES.items():
+        for hint, guesses in wanted.items():
+            for guess in guesses.split():
+                with pytest.raises(TypeError) as raised:
+                    decorators[kind](**{guess: True})(item)  # type: ignore[operator]
+                if hint not in str(raised.value):
+                    wrong.append(f"{kind}, {guess}: {raised.value}")
+    assert not wrong, "\n".join(wrong)
+    for hint in GUESSES["tool"]:
+        if hint.startswith("annotations="):  # what the error says works
+            given = eval(hint.partition("=")[2], {"ToolAnnotations": ToolAnnotations})  # noqa: S307
+            mcp.tool(name=hint.partition("(")[2].partition("=")[0], annotations=given)(item)
+
+
+def test_unknown_settings_suggest_the_closest_ones() -> None:
+    for guess, *wanted in (
+        ("tls", "'tls_key' or 'tls_cert'"),
+        ("tool_timeout_seconds", "'tool_timeout'"),
+        ("xyz", "help(Settings) lists them."),
+    ):
+        with pytest.raises(TypeError) as raised:
+            Settings(**{guess: 1})
+        assert all(each in str(raised.value) for each in wanted), str(raised.value)
+    with pytest.raises(ValueError, match="Did you mean MILLSTREAM_TLS_KEY or MILLSTREAM_TLS_CERT"):
+        Settings.load({"MILLSTREAM_TLS": "a.pem"})
 
 
 VOCABULARIES = {

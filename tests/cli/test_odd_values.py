@@ -11,7 +11,7 @@ from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
 from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, misbehaving
 from millstream._cli import connect_options as connecting
-from millstream._cli.tables import Progress, choices_of, print_rows, value_of, wrong_answer
+from millstream._cli.tables import Progress, choices_of, describe_progress, print_rows, value_of, wrong_answer
 from millstream.client._questions import Question
 from patience import WAIT
 
@@ -112,6 +112,8 @@ def test_progress_of_any_magnitude_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
             progress.step(value, total, BAD)
         progress.close()
         assert "1e+308" in read()
+    for value, shown in ((4e-6, "0/3"), (2.000003, "2/3"), (0.25, "0.25/3")):
+        assert describe_progress(value, 3, "") == shown
 
 
 def test_overlong_names_do_not_widen_every_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,19 +4,26 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+from cases import for_each
 from command_line import CliRunner
 from millstream import Client
 from millstream._app.server_process import CommandError
+from millstream._cli import project as projects
 from millstream._cli.program import program
 from millstream._cli.serve import without_packages
+from millstream._version import __version__
 from millstream.client._errors import ClientError
 from patience import WAIT
 from processes import ROOT, free_port, wait_for_port
@@ -40,6 +47,39 @@ def test_new_projects_explain_how_to_serve_them(transport: str, run: str, folder
     assert CliRunner().invoke(program("init"), ["init", f"--{transport}"]).exit_code == 0
     assert run in (folder / "server.py").read_text("utf-8")
     assert ("--transport stdio" in (folder / "README.md").read_text("utf-8")) is (transport == "stdio")
+
+
+ORIGINS: list[tuple[dict[str, Any] | None, str]] = [
+    (None, f"millstream>={__version__}"),
+    ({"url": "file:///home/ada/millstream", "dir_info": {"editable": True}}, "@ file:///home/ada/millstream"),
+    ({"url": "file:///tmp/millstream-0.1.0-py3-none-any.whl", "archive_info": {}}, "0.1.0-py3-none-any.whl"),
+    (
+        {"url": "https://example.com/millstream.git", "vcs_info": {"vcs": "git", "commit_id": "abc1"}},
+        "millstream @ git+https://example.com/millstream.git@abc1",
+    ),
+]
+"""Origin of the installed package (PEP 610), and what a new project requires."""
+
+
+@for_each(("origin", "required"), ORIGINS)
+def test_new_projects_require_millstream_from_where_it_was_installed(
+    origin: dict[str, Any] | None, required: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = None if origin is None else json.dumps(origin)
+    monkeypatch.setattr(projects, "distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
+    place = f"shop-{abs(hash(required))}"
+    assert CliRunner().invoke(program("init"), ["init", place]).exit_code == 0
+    (own,) = tomllib.loads((folder / place / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    assert own.endswith(required)
+    assert Requirement(own).name == "millstream"
+    readme = (folder / place / "README.md").read_text("utf-8")
+    assert f"pip install {'millstream' if origin is None else repr(own)} pytest" in readme
+    assert CliRunner().invoke(program("init"), ["init", f"{place}-math", "--template", "math"]).exit_code == 0
+    listed = (folder / f"{place}-math" / "requirements.txt").read_text("utf-8").splitlines()
+    assert listed == tomllib.loads((folder / f"{place}-math" / "pyproject.toml").read_text())["project"]["dependencies"]
+    (found,) = (each for each in map(Requirement, listed) if each.name == "millstream")
+    assert found.extras == {"schema", "uvicorn"}
+    assert found.url == (None if origin is None else Requirement(own).url)
 
 
 def test_new_projects_overwrite_nothing(folder: Path) -> None:

@@ -91,7 +91,7 @@ def test_image_files_exist() -> None:
             assert (ROOT / source).exists(), source
     volumes = [volume.split(":")[0] for volume in compose()["services"]["nginx"]["volumes"]]
     assert [each for each in volumes if not each.endswith("certs") and not (DEPLOY / each).exists()] == []
-    assert Path(ROOT / "requirements/image.lock").read_text("utf-8").count("hiredis==") == 1
+    assert Path(ROOT / "requirements/image.txt").read_text("utf-8").count("hiredis==") == 1
 
 
 def test_page_and_systemd_unit_agree_on_the_path() -> None:

@@ -113,8 +113,8 @@ def test_errors_suggest_a_replacement_for_each_name_on_the_fastmcp_page() -> Non
 @pytest.mark.check
 def test_comparison_lists_the_measured_versions() -> None:
     page = (ROOT / "docs" / "comparison.md").read_text("utf-8")
-    lock = (ROOT / "requirements" / "bench.lock").read_text("utf-8")
-    mcp1 = (ROOT / "requirements" / "mcp1.lock").read_text("utf-8")
+    lock = (ROOT / "requirements" / "bench.txt").read_text("utf-8")
+    mcp1 = (ROOT / "requirements" / "mcp1.txt").read_text("utf-8")
     fastmcp, newest, older = (
         re.search(rf"^{name}==(\S+)", text, re.MULTILINE)
         for name, text in (("fastmcp", lock), ("mcp", lock), ("mcp", mcp1))

@@ -205,7 +205,7 @@ async def test_list_that_gains_a_denied_item_shows_it_to_nobody(revision: str) -
 async def test_policy_that_changes_every_item_is_named_as_the_reason_for_a_catalog(
     rules: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "millstream.gateway")
+    caplog.set_level("DEBUG", "millstream.gateway")
     async with upstream() as world, Client(gateway(world.url, **rules)):
         assert f"because the upstream's policy {why}" in caplog.text
 

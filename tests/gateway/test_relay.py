@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 from collections import defaultdict
@@ -819,6 +820,16 @@ async def test_doctor_and_operators_see_whether_a_server_relays() -> None:
             shown, _ = await doctor.communicate()
             assert f"gateway: it {mode}\n" in shown.decode()
             assert {each["mode"] for each in runtime.host.gateway.describe()} == {mode}  # type: ignore[union-attr]
+
+
+async def test_log_of_a_first_gateway_has_only_what_concerns_an_operator(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "millstream")
+    for prefix in ("", "a"):
+        gateway = Server("gateway")
+        gateway.upstream("books", growing(), prefix=prefix)
+        async with gateway.running(), Client(gateway) as client:
+            await client.tools()
+    assert {message.partition(":")[0] for message in caplog.messages} == {"The upstream books is ready"}
 
 
 class Listening:

@@ -45,7 +45,7 @@ LEFT_OUT = {
     ): "deprecated, and never sent by a server of ours",
     ("SampleResult", "_meta"): NOBODY_READS_IT,
     ("Root", "_meta"): NOBODY_READS_IT,
-    **{(name, "_meta"): NOBODY_READS_IT for name in ("CancelledNotificationParams", "ProgressNotificationParams")},
+    ("CancelledNotificationParams", "_meta"): NOBODY_READS_IT,
     ("LoggingMessageNotificationParams", "_meta"): NOBODY_READS_IT,
 }
 # (Struct, member) -> why it is there although the newest schema lacks it.

@@ -40,7 +40,7 @@ class Environment:
             ]
         )
         self.bin = folder / "bin"
-        pins = re.findall(r"^[\w.-]+==[^ ;\\]+", (ROOT / "requirements" / "test.lock").read_text("utf-8"), re.MULTILINE)
+        pins = re.findall(r"^[\w.-]+==[^ ;\\]+", (ROOT / "requirements" / "test.txt").read_text("utf-8"), re.MULTILINE)
         pins = [pin for pin in pins if not pin.startswith("mcp")]  # programs need several versions of it
         constraints = folder / "constraints.txt"
         constraints.write_text("\n".join([*pins, f"millstream @ {wheel.as_uri()}"]))

@@ -133,7 +133,7 @@ def test_public_interface_is_typed_and_small() -> None:
     untyped = [each["name"] for each in report["symbols"] if not each["isTypeKnown"]]
     assert report["completenessScore"] >= 0.99, untyped
     exported = report["exportedSymbolCounts"]
-    # What gateways and extensions import is public: docs/decisions/0052-guests-use-public-names.md.
+    # What extensions import is public, unlike what the gateway does: docs/decisions/0053.
     assert 100 < sum(exported.values()) <= 1_080
 
 

@@ -30,14 +30,15 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
-        from millstream._protocol.errors import fit  # noqa: PLC0415  only for errors
+        from millstream._app.server_process import as_typed  # noqa: PLC0415  only for errors
+        from millstream._protocol.errors import fit  # noqa: PLC0415
         from millstream._telemetry.logs import is_colored  # noqa: PLC0415
 
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         colored = is_colored(sys.stderr)
         text = shown or fit("Error: ", error, columns).replace("Error:", _RED_ERROR if colored else "Error:", 1)
         text += "\n" + fit("  Cause: ", why, columns) if why else ""
-        sys.stderr.write(f"{text}\n{fit('  Fix:   ', remedy, columns)}\n" if remedy else f"{text}\n")
+        sys.stderr.write(f"{text}\n{fit('  Fix:   ', as_typed(remedy), columns)}\n" if remedy else f"{text}\n")
         return
     from millstream._cli.tables import print_json  # noqa: PLC0415  only for errors
 
@@ -92,6 +93,7 @@ _OTHER_OPTIONS = {
 """Options of other programs, with ours."""
 _OPTIONED = ("install", "run")
 _SERVING = ("dev", "gateway", "run")
+_SET = "Set it before the command: MILLSTREAM_{}=VALUE millstream …"
 _PASSWORDS = "Leave out the password. The command asks for it, or reads it from a pipe."
 _COMMANDS = set(chain(*COMMANDS.values()))
 _CLIENTS = {name for heading, names in COMMANDS.items() if "a server" in heading for name in names} - {"record"}
@@ -197,7 +199,8 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
                 remedy = shlex.join(["millstream", *names, exc.argument.name, *arguments[arguments.index("--") :]])
         _fail(text, arguments, names, remedy)
     except (CycloptsError, UsageError) as exc:
-        _fail(str(exc), arguments, getattr(exc, "command_chain", None) or ())
+        known = [name for each in getattr(exc, "argument_collection", ()) if each.parse for name in each.names]
+        _fail(str(exc), arguments, getattr(exc, "command_chain", None) or (), known=known)
     except EOFError:  # Ctrl-D at a question
         report_error("Aborted.", 1, shown="Aborted.")
         sys.exit(1)
@@ -302,7 +305,9 @@ def _unknown(arguments: Sequence[str]) -> str:
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 
 
-def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy: str = "") -> None:
+def _fail(
+    text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy: str = "", known: Sequence[str] = ()
+) -> None:
     text = " ".join(text.split())
     for pattern, ours in _WORDS:
         text = pattern.sub(ours, text)
@@ -311,8 +316,15 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
     if found := _UNKNOWN.match(text):
         from millstream._protocol.errors import closest_name  # noqa: PLC0415  only for errors
 
-        shown, _, near = text.partition(" Did you mean --")
-        text = text if closest_name(found[2], [near.rstrip("?")]) else shown
+        options = [each[2:] for each in known if each.startswith("--")]
+        settings = [each.replace("_", "-") for each in _settings()] if command in _SERVING else []
+        near = next((each for each in options if each.startswith(found[2])), None)
+        near = near or closest_name(found[2], [*options, *settings])
+        text = text.partition(" Did you mean --")[0]
+        if near in options:
+            text += f" Did you mean --{near}?"
+        elif near is not None:
+            remedy = f"Did you mean the setting {near}? {_SET.format(near.replace('-', '_').upper())}"
         if command == "dev" and found[1] == "--reload":
             text, remedy = "dev always reloads, so it has no option --reload.", "Leave it out."
         if command == "gateway add":
@@ -350,7 +362,7 @@ def _other_option(command: str, unknown: re.Match[str], arguments: Sequence[str]
     ):
         return _instead(arguments, option, other)
     if command in _SERVING and (setting := name.replace("-", "_")) in _settings():
-        return f"It's a setting. Set it before the command: MILLSTREAM_{setting.upper()}=VALUE millstream …"
+        return f"It's a setting. {_SET.format(setting.upper())}"
     if other.endswith("debug") and command in _CLIENTS:
         server = next((each for each in arguments[1:] if each.endswith(_SERVERS) or "://" in each), "FILE")
         return f"To see what happens: millstream {'doctor' if '://' in server else 'dev'} {server}"

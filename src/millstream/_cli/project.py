@@ -7,6 +7,7 @@ them in `_templates`, a clone in `examples`.
 import json as json_module
 import re
 import shlex
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,7 +83,7 @@ An MCP server. `server.py` has the tools; `test_server.py` tests them.
 | `millstream install server.py --client claude` | add it to an application; `millstream install --help` lists them |
 | `pytest` | run the tests |
 
-`pip install millstream pytest` installs both programs. With uv, run `uv sync`, and put `uv run` before each command.
+`pip install {own} pytest` installs both programs. With uv, run `uv sync`, and put `uv run` before each command.
 """
 _STARTS = {
     "http": "| `millstream run server.py` | serve it at http://127.0.0.1:8000/mcp |",
@@ -177,7 +178,33 @@ def copy_template(name: str, template: str) -> dict[str, str]:
         own = {each.removeprefix("project/"): text for each, text in files.items() if each.startswith("project/")}
         rest = {each: text for each, text in files.items() if not each.startswith("project/")}
         files = {each: text.replace("deploy/", "").replace(": ..", ": .") for each, text in rest.items()} | own
-    return {**files, "pyproject.toml": _project_file(name, files["requirements.txt"].split()), ".gitignore": _IGNORED}
+    if _origin():
+        files["requirements.txt"] = re.sub(
+            r"^millstream(\[.*?\])?$", lambda found: _own(found[1]), files["requirements.txt"], flags=re.MULTILINE
+        )
+    return {
+        **files,
+        "pyproject.toml": _project_file(name, files["requirements.txt"].strip().splitlines()),
+        ".gitignore": _IGNORED,
+    }
+
+
+def _origin() -> str:
+    """Return the address that this Millstream was installed from, or an empty string if it came from an index.
+
+    Without a release, a project can't require a version (PEP 610).
+    """
+    try:
+        text = distribution("millstream").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return ""
+    origin = json_module.loads(text or "{}")
+    vcs = origin.get("vcs_info")
+    return f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}" if vcs else str(origin.get("url", ""))
+
+
+def _own(extras: str | None = None) -> str:
+    return f"millstream{extras or ''} @ {_origin()}"
 
 
 def _project_file(name: str, requirements: list[str]) -> str:
@@ -188,14 +215,14 @@ def _project_file(name: str, requirements: list[str]) -> str:
 def project(name: str, transport: str) -> dict[str, str]:
     """Return the files of a new project: name -> text."""
     quoted = json_module.dumps(name)[1:-1]
-    version = __version__.partition("+")[0]
+    own = _own() if _origin() else f"millstream>={__version__.partition('+')[0]}"
     title = " ".join(name.split())
     return {
         "server.py": _SERVER.format(
             title=quoted, name=quoted, run="" if transport == "http" else f'transport="{transport}"'
         ),
         "test_server.py": _TEST,
-        "pyproject.toml": _project_file(name, [f"millstream>={version}"]),
-        "README.md": _README.format(title=title, start=_STARTS[transport]),
+        "pyproject.toml": _project_file(name, [own]),
+        "README.md": _README.format(title=title, start=_STARTS[transport], own=shlex.quote(own.partition(">=")[0])),
         ".gitignore": _IGNORED,
     }

@@ -153,6 +153,12 @@ def brief(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters)"
 
 
+def describe_progress(value: float, total: float | None, message: str | None) -> str:
+    """Return one step of progress on one line. The decimals that keep-alives add to a value aren't shown."""
+    share = f"{round(value, 4):g}/{total:g}" if total else f"{round(value, 4):g}"
+    return one_line(f"{share} {message or ''}")
+
+
 class Progress:
     """Progress of a call on standard error: one changing line on a terminal, or a line per step in a pipe."""
 
@@ -162,8 +168,7 @@ class Progress:
 
     def step(self, value: float, total: float | None, message: str | None) -> None:
         """Show a step. Used as a progress handler of `Client.call`."""
-        share = f"{value:g}/{total:g}" if total else f"{value:g}"
-        text = one_line(f"{share} {message or ''}")
+        text = describe_progress(value, total, message)
         if not self._live:
             sys.stderr.write(f"progress {text}\n")
             return

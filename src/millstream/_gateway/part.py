@@ -238,7 +238,7 @@ class GatewayPart:
         catalog = f"merges its upstreams' lists into its own, because {obstacle}"
         rest = "" if upstreams[0].policy.is_empty else ", except for what its policy changes"
         self._mode = catalog if obstacle else f"relays {upstreams[0].name}{rest}"
-        logger.info("%s %s", definition.name, self._mode)
+        logger.debug("%s %s", definition.name, self._mode)
         host.report("gateway", lambda: self._mode)
         if not obstacle and isinstance(upstream := upstreams[0], McpUpstream):
             upstream.is_relayed = True

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter, signature
@@ -169,31 +169,46 @@ F = TypeVar("F", bound=Callable[..., Any])
 _WORD = re.compile(r"[^\W\d_]{3,}")
 Alternatives = Mapping[str, str]
 """Name that users try -> a sentence with the alternative, or the name that means the same."""
-FEW = 16
+_PART = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+")
+"""A part of a name: ``read``, ``Only``, or ``hint`` in ``read_onlyHint``."""
+FEW = 32
 """Maximum number of names that an error lists."""
 
 
-def closest_name(name: str, names: Collection[str]) -> str | None:
-    """Return the closest name, else one that begins with the given name, else None.
+def _parts(name: str) -> list[str]:
+    return [part.lower() for part in _PART.findall(name)]
 
-    Each word must be similar, so that ``shop_place_order`` doesn't suggest ``shop_delete_order``.
+
+def _has_parts(name: str, parts: Sequence[str]) -> bool:
+    """Return whether a name has these parts in a row, the last one perhaps shortened."""
+    own, wanted = _parts(name), "".join(parts)
+    return len(wanted) > 2 and any("".join(own[at:]).startswith(wanted) for at in range(len(own)))
+
+
+def closest_names(name: str, names: Collection[str]) -> list[str]:
+    """Return the names that a misspelled one can stand for, the closest first.
+
+    They are names with a similar spelling, and those that have the parts of the given name: ``readonly`` finds
+    ``read_only_hint``. Each word must be similar, so that ``shop_place_order`` doesn't find ``shop_delete_order``.
 
     Args:
         name: The name that was given.
         names: The names that exist.
-
-    Example:
-        ``closest_name("serch", ["search", "order"])``
     """
     by_case, given = {each.lower(): each for each in names}, name.lower()
-    words = _WORD.findall(given)
+    words, parts = _WORD.findall(given), _parts(name)
     near = [
-        each
+        by_case[each]
         for each in difflib.get_close_matches(given, by_case)
         if len(words) < 2 or all(difflib.get_close_matches(word, _WORD.findall(each), 1, 0.7) for word in words)
     ]
-    near += [each for each in by_case if len(name) > 2 and each.startswith(given)]
-    return by_case[near[0]] if near else None
+    near += sorted((each for each in names if _has_parts(each, parts)), key=lambda each: (len(each), each))
+    return list(dict.fromkeys(near))
+
+
+def closest_name(name: str, names: Collection[str]) -> str | None:
+    """Return the first of `closest_names`, or None: ``closest_name("serch", ["search", "order"])``."""
+    return next(iter(closest_names(name, names)), None)
 
 
 def pluralize(number: float, noun: str) -> str:
@@ -207,8 +222,8 @@ def add_article(noun: str) -> str:
 
 
 def suggest(name: str, names: Collection[str], near: str | None = None) -> str:
-    """Return the suggestion to end an error about an unknown name with: the closest name, and all names if there are
-    few.
+    """Return the suggestion to end an error about an unknown name with: the closest name and all names, or the three
+    closest ones of many.
 
     Args:
         name: The unknown name.
@@ -218,20 +233,32 @@ def suggest(name: str, names: Collection[str], near: str | None = None) -> str:
     Example:
         ``raise LookupError(f"There is no tool {name!r}; {suggest(name, tools)}")``
     """
-    near = near or closest_name(name, names)
+    closest = [near] if near else closest_names(name, names)[:3]
     if len(names) > FEW:
-        return f"did you mean {near!r}?" if near else f"there are {len(names)} others."
+        quoted = list(map(repr, closest))
+        listed = ", ".join(quoted[:-1]) + (" or " if quoted[1:] else "") + "".join(quoted[-1:])
+        return f"did you mean {listed}?" if quoted else f"there are {len(names)} others."
+    near = next(iter(closest), None)
     all_names = names if isinstance(names, list | tuple) else sorted(names)
     return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}."
 
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Alternatives) -> str:
     """Return the error text for an unknown name (see `refuse_unknown`)."""
-    near = name if name in elsewhere else closest_name(name, {*names, *elsewhere})
-    other = elsewhere.get(near or "", "")
-    if other and other not in names:
-        return f"{where} has no option {name!r}. {other}"
-    return f"{where} has no option {name!r}; {suggest(name, names, other)}"
+    hint = suggest_option(name, names, elsewhere)
+    return f"{where} has no option {name!r}{hint}{f' help({where}) lists them.' if hint.endswith('others.') else ''}"
+
+
+def suggest_option(name: str, names: Collection[str], elsewhere: Alternatives) -> str:
+    """Return the end of an error about an unknown option: what to write instead, or the closest ones.
+
+    Unlike an item, an option may have a shorter name: ``timeout_seconds`` suggests ``timeout``.
+    """
+    known = {*names, *elsewhere}
+    shorter = (each for each in sorted(known) if len(each) > 3 and _has_parts(name, _parts(each)))
+    near = name if name in elsewhere else closest_name(name, known) or max(shorter, key=len, default="")
+    other = elsewhere.get(near, "" if closest_name(name, names) else near)
+    return f". {other}" if other and other not in names else f"; {suggest(name, names, other)}"
 
 
 _NARROWEST = 20

@@ -353,6 +353,12 @@ class ProgressNotificationParams(Params):
     progress: float
     total: float | None = None
     message: str | None = None
+    meta: Any = field(name="_meta", default=None)
+    """Of any type, so that odd servers' progress counts, too."""
+
+
+KEEP_ALIVE = "millstream.server/keep-alive"
+"""Member of `_meta` that marks progress of a silent call, which only shows that the call is alive."""
 
 
 class LoggingMessageNotificationParams(Params):

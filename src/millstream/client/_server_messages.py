@@ -14,9 +14,11 @@ from msgspec import Raw, Struct, field
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.handlers import NotificationFilters
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import (
+    KEEP_ALIVE,
     LoggingMessageNotificationParams,
     NotificationParams,
     ProgressNotificationParams,
@@ -269,7 +271,7 @@ class ServerMessages(Struct, eq=False):
         pending = self.running.get(token) if isinstance(token, int) else None
         if pending is not None:
             pending.extend(asyncio.get_running_loop().time())
-            if pending.progress is not None:
+            if pending.progress is not None and KEEP_ALIVE not in members(params.meta):
                 self._run_handler(pending.progress, params.progress, params.total, params.message)
 
     def _handle_log_message(self, message: Envelope) -> None:

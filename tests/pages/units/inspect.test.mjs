@@ -195,3 +195,22 @@ test("the first notification of a session names the revision that the server cho
     ["notifications/initialized", { "mcp-protocol-version": "2025-06-18" }]
   ]);
 });
+
+test("keep-alives aren't progress of a call", async () => {
+  const transport = ({ got }) => ({
+    open: async () => {},
+    send: async ({ id }) => {
+      const step = (progress, _meta) =>
+        got({ method: "notifications/progress", params: { progressToken: id, progress, _meta } }, {});
+      step(1);
+      step(1.000001, { "millstream.server/keep-alive": true });
+      step(2, {});
+      got({ id, result: {} }, {});
+    }
+  });
+  const ignore = () => {};
+  const client = new Client(transport, "2025-11-25", {}, { sent: ignore, got: ignore, failed: ignore, notified: ignore });
+  const shown = [];
+  await client.request("tools/call", { name: "work" }, { progress: ({ progress }) => shown.push(progress) });
+  assert.deepEqual(shown, [1, 2]);
+});

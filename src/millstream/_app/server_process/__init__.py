@@ -4,6 +4,8 @@ reports.
 A command-line error has three parts: the problem, the reason, and a fix.
 """
 
+import os
+import re
 import shutil
 import sys
 import traceback
@@ -71,6 +73,17 @@ def check_not_importing(server: object = None) -> None:
         )
 
 
+_OPTION = re.compile(r"(?:millstream run )?(--[a-z][\w-]*(?: (?:\d\w*(?:\.\w+)*|[A-Z]{2,}\b))?)")
+
+
+def as_typed(remedy: str) -> str:
+    """Return a remedy in terms of the target that was typed, if a Makefile sets it: ``make run ARGS="--port 8001"``."""
+    typed = os.environ.get("TYPED_COMMAND", "")
+    if not typed:
+        return remedy
+    return _OPTION.sub(rf'{typed} ARGS="\1"', remedy).replace("VALUE millstream …", f"VALUE {typed}")
+
+
 def report(error: CommandError) -> None:
     """Write the message to standard error, one part per line."""
     colored = is_colored(sys.stderr)
@@ -82,7 +95,7 @@ def report(error: CommandError) -> None:
     if error.why:
         lines.append(fit("  Cause: ", error.why, columns))
     if error.fix:
-        lines.append(fit("  Fix:   ", error.fix, columns))
+        lines.append(fit("  Fix:   ", as_typed(error.fix), columns))
     sys.stderr.write("\n".join(lines) + "\n")
 
 

@@ -16,7 +16,7 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from millstream._cli.connect_options import version_of
-from millstream._cli.tables import brief, one_line, print_text, safe, safe_json
+from millstream._cli.tables import brief, describe_progress, one_line, print_text, safe, safe_json
 from millstream._override import override
 from millstream.agent import (
     Agent,
@@ -125,8 +125,7 @@ def line_of(event: Event) -> str:
 
 def progress_of(event: ToolProgress) -> str:
     """Return a tool's progress as one line of text."""
-    share = f"{event.value:g}/{event.total:g}" if event.total else f"{event.value:g}"
-    return one_line(f"{share} {event.message or ''}")
+    return describe_progress(event.value, event.total, event.message)
 
 
 def shortening_of(event: ResultsShortened) -> str:

@@ -18,7 +18,7 @@ from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.results import Redactor
-from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
+from millstream._protocol.errors import LocalError, MissingExtra, suggest
 from millstream._protocol.redaction import is_secret
 from millstream.client import TargetError, parse_url
 from millstream.client._targets import expand_variables
@@ -119,7 +119,7 @@ class ConfigValue(Struct, frozen=True):
         table = self.table()
         for key, each in table.items():
             if key not in known:
-                hint = suggest(key, tuple(known)) if closest_name(key, known) else f"use one of {', '.join(known)}."
+                hint = suggest(key, tuple(known))
                 if len(self.where) < 2 and (key.startswith("auth") or (not self.where and key in _SIGN_IN)):
                     hint = f"callers' sign-in is configured in tables such as [auth.issuer]. {_SIGN_IN_GUIDE}"
                 if self.where == ("settings",) and key != "auth" and key in GatewayConfig.__struct_fields__:

@@ -14,9 +14,10 @@ import msgspec
 from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import LocalError, ToolError, refuse_unknown
-from millstream._protocol.jsonrpc import encode, notification_message
+from millstream._protocol.jsonrpc import Json, encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS, LogLevel
 from millstream._protocol.notifications import (
+    KEEP_ALIVE,
     LoggingMessageNotificationParams,
     ProgressNotificationParams,
     Root,
@@ -523,14 +524,17 @@ def call_binding(call: Call) -> bytes:
     return call.binding
 
 
-async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:
+async def send_progress(
+    call: Call, progress: float, total: float | None, message: str | None, meta: Json | None = None
+) -> None:
     """Send one progress notification to the caller."""
     if call.over:
         return
     reported = call.progress = call.progress or CallProgress()
     reported.value, reported.total = progress, total
     token = call.id if call.token is None else call.token
-    params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
+    text = message if call.revision.progress_message else None
+    params = ProgressNotificationParams(token, progress, total, text, meta)
     notification = notification_message("notifications/progress", params)
     notification = call.services.notification_filters.filter_outgoing(notification, call.principal)
     if notification and call.token is not None:
@@ -540,9 +544,12 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
 
 
 async def nudge_progress(call: Call) -> None:
-    """Report a tiny step of progress for a silent call, so the caller sees that it's alive."""
+    """Report a tiny step of progress for a silent call, so the caller sees that it's alive.
+
+    The mark lets our clients extend the timeout without showing the step.
+    """
     reported = call.progress = call.progress or CallProgress()
     value = reported.value + OWN_STEP
     if reported.total is None or value < reported.total:
         reported.sent_heartbeat = True
-        await send_progress(call, value, reported.total, None)
+        await send_progress(call, value, reported.total, None, {KEEP_ALIVE: True})

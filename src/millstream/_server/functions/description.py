@@ -17,7 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct, to_builtins
 
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import suggest, suggest_keywords
+from millstream._protocol.errors import suggest, suggest_keywords, suggest_option
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.principal import Principal
@@ -155,12 +155,22 @@ _ELSEWHERE = {
     "serializer": "Return ToolResult(content=[Text(…)]) from the function.",
     "structured_output": "Write output_schema=None, or return Text(…) for text alone.",
     "version": "An item has one version. Give the other one another name.",
-    **dict.fromkeys(("readOnlyHint", "read_only_hint"), "Write annotations={'read_only_hint': True}."),
-    **dict.fromkeys(("destructiveHint", "destructive_hint"), "Write annotations={'destructive_hint': True}."),
-    **dict.fromkeys(("idempotentHint", "idempotent_hint"), "Write annotations={'idempotent_hint': True}."),
-    **dict.fromkeys(("openWorldHint", "open_world_hint"), "Write annotations={'open_world_hint': True}."),
+    **dict.fromkeys(
+        ("hidden", "hide"), "Write enabled=False, or visible=… for a function of the principal that returns False."
+    ),
 }
 """Option in other packages -> its replacement here."""
+_TOOLS_ELSEWHERE = {
+    **dict.fromkeys(("parameters", "params"), "input_schema"),
+    **dict.fromkeys(("async", "blocking", "sync"), "thread"),
+    "retry": "task_retry",
+    "ttl": "task_ttl",
+    **{
+        name: f"Write annotations=ToolAnnotations({name}=True)."
+        for name in ("read_only_hint", "destructive_hint", "idempotent_hint", "open_world_hint")
+    },
+}
+"""The same for tools only, and names that mean the same as an option."""
 
 
 def check_options(
@@ -178,9 +188,10 @@ def check_options(
         TypeError: An option is unknown or invalid. The message lists the allowed ones.
     """
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
+    elsewhere = _ELSEWHERE | _TOOLS_ELSEWHERE if "input_schema" in names else _ELSEWHERE
     for option, value in options.items():
         if option not in names:
-            hint = f". {_ELSEWHERE[option]}" if option in _ELSEWHERE else f"; {suggest(option, names)}"
+            hint = suggest_option(option, names, elsewhere)
             raise TypeError(f"{item}: there is no option {option!r}{hint}")
         right, what = _RULES[option]
         if value is not None and not right(value):

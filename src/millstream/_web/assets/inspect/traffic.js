@@ -3,6 +3,7 @@
 
 import { page } from "./host.js";
 import { $, clock, count, element, fact, figure, icon, isAtEnd, makeButton, pre, pretty } from "../dom.js";
+import { isKeepAlive } from "../mcp/client.js";
 import { colored } from "../render/json.js";
 import { copyButton, drawWhenReleased } from "../shell/controls.js";
 
@@ -318,6 +319,8 @@ function folded(notes, noted) {
     const value =
       params.progress === undefined
         ? ""
+        : isKeepAlive(params)
+          ? "keep-alive"
         : params.total === undefined
           ? String(params.progress)
           : `${params.progress} of ${params.total}`;

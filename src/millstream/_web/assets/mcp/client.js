@@ -11,6 +11,9 @@ export const FIRST = REVISIONS[REVISIONS.length - 1];
 /** Return whether a revision has a handshake and sessions. @param {string} revision */
 export const hasHandshake = (revision) => revision <= "2025-11-25";
 
+/** Return whether progress only shows that a silent call is alive. @param {Json} params */
+export const isKeepAlive = (params) => Boolean(params._meta?.["millstream.server/keep-alive"]);
+
 const CLIENT = { name: "millstream-inspect", version: "1" };
 const MAX_ROUNDS = 100;
 const MAX_PAGES = 1_000; // of a list
@@ -231,7 +234,7 @@ export class Client {
   #dispatch(message, how) {
     if (message.method && message.id !== undefined) this.#reply(message);
     else if (message.method === "notifications/progress") {
-      this.#progress.get(message.params.progressToken)?.(message.params);
+      if (!isKeepAlive(message.params)) this.#progress.get(message.params.progressToken)?.(message.params);
       this.#on.notified(message.method, message.params);
     } else if (message.method) {
       this.#notified.get(message.params?._meta?.[`${META}subscriptionId`])?.(message.method, message.params);
