@@ -192,6 +192,10 @@ class ServedSets(Protocol):
         """Use other configurations."""
         ...
 
+    def instruct(self) -> None:
+        """Use the instructions of the main address that are about a set's upstreams."""
+        ...
+
 
 class PartHost:
     """The running server, as parts can extend it: ``host.on_close(connection.close)``"""

@@ -1,11 +1,19 @@
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cpu import DEAR_TEXT, check_linear, repeat
+from http_peer import serve
+from millstream import Client, Server, Settings
 from millstream._gateway.loops import CAPABILITY, MAX_LOOPS, find_loops, leads_back, read_announcement
-from millstream._gateway.names import Names, ascii_name, fold, safe_names
+from millstream._gateway.names import Names, ascii_name, fit_name, fold, safe_names
+from millstream.client import ServerError
+from millstream.gateway import ToolPolicy, UpstreamPolicy
+from patience import WAIT
 
 
 def test_number_of_loop_prefixes_compared_with_upstream_items_is_bounded() -> None:
@@ -49,6 +57,78 @@ def test_odd_argument_names_are_replaced_in_linear_time(name: Callable[[int], st
     check_linear(replace, 200)
     found = replace(200)
     assert len({*found, *map(name, range(200))} - {*found.values()}) == len({*map(name, range(200))})
+
+
+LONG = "a_tool_with_a_name_of_sixty_characters_which_is_allowed_here"
+ODD = (LONG, LONG + "_2", "get-item.v2", "größe", "発注")
+
+
+def make_odd(policy: UpstreamPolicy | None = None, **options: Any) -> tuple[Server, Server]:
+    upstream, mcp = Server("ours"), Server("front", **options)
+    for name in (*ODD, "add"):
+        upstream.tool(lambda name=name: name, name=name, title=name, input_schema={"type": "object"})
+    mcp.upstream("ours", upstream, policy=policy, start_timeout=WAIT)
+    return upstream, mcp
+
+
+async def list_titles(client: Client) -> dict[str, str | None]:
+    return {each.name: each.title for each in await client.tools(fresh=True)}
+
+
+@pytest.mark.filterwarnings("ignore:The tool name")
+async def test_names_that_providers_refuse_are_cut_with_a_hash() -> None:
+    upstream, mcp = make_odd()
+    async with Client(mcp, timeout=WAIT) as client, client.watch(tools=True) as changes:
+        before = await list_titles(client)
+        assert before.pop("ours_add") == "add"
+        assert all(re.fullmatch("[A-Za-z0-9_-]{1,64}", name) for name in before)
+        assert set(before.values()) == {f"{name} (ours_{name})" for name in ODD}
+        for name in ODD:
+            whole = f"ours_{name}"
+            assert (await client.call(fit_name(whole))).text == (await client.call(whole)).text == name
+        upstream.remove_tool(LONG)
+        while fit_name(f"ours_{LONG}") in (after := await list_titles(client)):
+            await anext(changes)
+        assert before.keys() - after.keys() == {fit_name(f"ours_{LONG}")}
+
+
+@pytest.mark.filterwarnings("ignore:The tool name")
+async def test_policies_sets_and_the_audit_log_know_cut_names(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    policy = UpstreamPolicy(deny=("get-item.v2",), tools={LONG: ToolPolicy(description="Long")})
+    _, mcp = make_odd(policy, settings=Settings(audit_log=str(log)))
+    cut = fit_name(f"ours_{LONG}")
+    mcp.add_set("/long", allow=[f"ours_{LONG}"])
+    mcp.add_set("/cut", allow=[cut], short_names=True)
+    mcp.add_set("/denied", deny=[f"ours_{LONG}", "ours_größe"])
+    async with mcp.running(), serve(mcp) as running:
+        for path, names in {
+            "/mcp": {cut, "ours_add", *(fit_name(f"ours_{name}") for name in (ODD[1], *ODD[3:]))},
+            "/long": {cut},
+            "/cut": {LONG},
+            "/denied": {"ours_add", *(fit_name(f"ours_{name}") for name in (ODD[1], ODD[4]))},
+        }.items():
+            async with Client(f"http://127.0.0.1:{running.port}{path}", timeout=WAIT) as client:
+                assert set(await list_titles(client)) == names, path
+                if path == "/denied":
+                    with pytest.raises(ServerError, match="Unknown tool"):
+                        await client.call(f"ours_{LONG}")
+                else:
+                    assert (await client.call(f"ours_{LONG}")).text == LONG
+    called = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {each["target"] for each in called if each["method"] == "tools/call" and "outcome" not in each} == {
+        cut,
+        LONG,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The tool name")
+async def test_relay_keeps_names() -> None:
+    upstream, _ = make_odd()
+    mcp = Server("front")
+    mcp.upstream("ours", upstream, prefix="", start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        assert set(await list_titles(client)) == {*ODD, "add"}
 
 
 @pytest.mark.parametrize("unit", DEAR_TEXT.values(), ids=DEAR_TEXT)

@@ -272,20 +272,20 @@ async def test_large_messages_are_redacted_in_threads(monkeypatch: pytest.Monkey
     assert places == {(False, True), (True, False)}
 
 
-async def test_large_results_become_a_preview_and_a_link() -> None:
+async def test_large_results_become_a_preview_with_a_uri() -> None:
     policy = UpstreamPolicy(result_tokens=100)
     async with Client(make_gateway(policy), timeout=WAIT) as client:
         small = await client.call("shop_large", n=3)
         assert small.data == ["line 0", "line 1", "line 2"]
         large = await client.call("shop_large", n=1000)
-        text, link = large.content
+        (text,) = large.content
         assert text.text.startswith('["line 0"')
         assert len(text.text) < 600
-        assert json.loads((await client.read(link.uri))[0].text or "")[999] == "line 999"
+        assert json.loads((await client.read(text.text.rpartition(" ")[2]))[0].text or "")[999] == "line 999"
         assert all(each.output_schema is None for each in await client.tools())
     async with Client(make_gateway(policy), timeout=WAIT, revision="2024-11-05") as client:
-        _, where = (await client.call("shop_large", n=1000)).content
-        assert "line 999" in str((await client.read(where.text.rpartition(" ")[2]))[0].text)
+        (text,) = (await client.call("shop_large", n=1000)).content
+        assert "line 999" in str((await client.read(text.text.rpartition(" ")[2]))[0].text)
 
 
 def said(**more: Any) -> str:
@@ -316,8 +316,10 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
     ada = said(groups=["sales"], level=[1, 3])
     bob = said(sub="bob", scope="", groups="staff", level="3")
     async with run_guarded(make_gateway(policy, auth=method)) as world:
-        assert await names(world, ada) == {"shop_order", "shop_echo", "shop_large"}
-        assert await names(world, bob) == {"shop_echo", "shop_delete_all", "shop_fail", "shop_debit"}
+        assert await names(world, ada) == {"shop_order", "shop_echo", "shop_large", "read_resource"}
+        assert await names(world, bob) == {
+            "shop_echo", "shop_delete_all", "shop_fail", "shop_debit", "read_resource"
+        }  # fmt: skip
         assert (await world.call(bob, "shop_order", {"isbn": "1", "account": "a"})).status == 403
         assert "Unknown tool" in (await world.call(bob, "shop_large", {"n": 1})).body.decode()
         assert (await world.call(bob, "shop_delete_all")).status == 200
@@ -329,7 +331,7 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
         uri = "file://shop//%6frders/a"
         assert (await world.modern(bob, "resources/read", {"uri": uri}, uri)).status == 403
         large = await world.call(ada, "shop_large", {"n": 1000})
-        uri = large.message["result"]["content"][1]["uri"]
+        uri = large.message["result"]["content"][0]["text"].rpartition(" ")[2]
         assert "line 999" in (await world.modern(ada, "resources/read", {"uri": uri}, uri)).body.decode()
         other = await world.modern(said(sub="eve", level=3), "resources/read", {"uri": uri}, uri)
         assert "line 999" not in other.body.decode()
@@ -337,7 +339,7 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
 
 @pytest.mark.parametrize("kind", ["tools only", "with resources", "API", "search"])
 @pytest.mark.parametrize("prefix", ["", "shop"])
-async def test_cut_results_can_be_read_at_their_link(prefix: str, kind: str) -> None:
+async def test_cut_results_can_be_read_at_their_uri(prefix: str, kind: str) -> None:
     upstream, mcp = Server("shop"), Server("front", settings=Settings(tool_search=kind == "search"))
 
     @upstream.tool
@@ -360,8 +362,7 @@ async def test_cut_results_can_be_read_at_their_link(prefix: str, kind: str) -> 
                 result = await client.call("call_tool", name=name, arguments=body)
             else:
                 result = await client.call(name, **body)
-            last = result.content[-1]
-            uri = getattr(last, "uri", "") or last.text.rpartition(" ")[2]
+            uri = result.text.rpartition(" ")[2]
             assert "row 999" not in result.text, revision
             assert "row 999" in str((await client.read(uri))[0].text), revision
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from client.misbehaving_servers import GREETING, OFFER, ReceivedRequest, misbehaving, refuse
-from millstream import Server
-from millstream.client import Client, ClientError, ConnectionLost
+from millstream import Context, Server
+from millstream.client import Client, ClientError, ConnectionLost, ServerError
 from millstream.gateway import Redaction, UpstreamPolicy
+from millstream.protocol import BY_DATE
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -123,3 +124,35 @@ async def test_client_errors_include_status_reason_and_retry_time() -> None:
         with pytest.raises(ClientError, match="responded with status 404: no such tenant") as refused:
             await client.call("hello")
         assert (refused.value.status, refused.value.retry_after) == (404, None)
+
+
+@pytest.mark.parametrize("revision", [each.date for each in BY_DATE.values() if each.handshake])
+@pytest.mark.parametrize("upstream_revision", [None, "2025-11-25", "2026-07-28"])
+async def test_tool_that_asks_a_client_that_cannot_be_asked_fails_in_its_result(
+    revision: str, upstream_revision: str | None
+) -> None:
+    upstream, mcp = make_asking(), Server("front")
+    mcp.upstream("shop", upstream, start_timeout=WAIT, revision=upstream_revision)
+    for server, name in ((upstream, "ask"), (mcp, "shop_ask")):
+        async with Client(server, timeout=WAIT, revision=revision) as client:
+            result = await client.call(name, raise_on_error=False)
+            assert result.is_error
+            assert "elicitation" in result.text
+
+
+async def test_tool_that_asks_a_newer_client_that_cannot_be_asked_is_refused() -> None:
+    mcp = Server("front")
+    mcp.upstream("shop", make_asking(), start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT, revision="2026-07-28") as client:
+        with pytest.raises(ServerError, match=r"-32021"):
+            await client.call("shop_ask")
+
+
+def make_asking() -> Server:
+    mcp = Server("shop")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        return str(await ctx.elicit("Where?", int))
+
+    return mcp

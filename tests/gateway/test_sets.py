@@ -11,7 +11,7 @@ import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
-from millstream import Client, Context, ResourceLink, Server, Settings
+from millstream import Client, Context, Server, Settings
 from millstream.client import ClientError, ServerError
 from millstream.gateway import PromptPolicy, ResourcePolicy, SetConfig, ToolPolicy, UpstreamPolicy
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next
@@ -454,7 +454,7 @@ async def test_stored_results_are_read_only_at_their_own_address() -> None:
     async with serve(mcp) as running:
         async with open_at(running.port, "/one") as client:
             result = await client.call("large_much")
-            uri = next(each.uri for each in result.content if isinstance(each, ResourceLink))
+            uri = result.text.rpartition(" ")[2]
             assert len((await client.read(uri))[0].text or "") >= 5000
         for path in ("/two", "/mcp"):
             async with open_at(running.port, path) as client:
@@ -647,3 +647,23 @@ async def test_failures_of_upstreams_outside_a_set_are_not_mentioned_there() -> 
         for path, is_shown in (("/mcp", True), ("/all", True), ("/inside", False)):
             async with open_at(running.port, path) as client:
                 assert ("'mail'" in await find_error(client.call("mail_send"))) is is_shown
+
+
+async def test_set_has_the_instructions_of_its_upstreams() -> None:
+    mcp = Server("shop", instructions="Be kind.")
+    for name in ("one", "two"):
+        upstream = Server(name, instructions=f"About {name}.")
+        upstream.tool(lambda: "", name="much")
+        mcp.upstream(name, upstream, start_timeout=WAIT)
+    mcp.add_set("/both")
+    mcp.add_set("/one", upstreams=["one"], short_names=True)
+    mcp.add_set("/own", upstreams=["one"], instructions="Be quick.")
+    expected = {
+        "/both": "Be kind.\n\none (names begin with one_):\nAbout one.\n\ntwo (names begin with two_):\nAbout two.",
+        "/one": "Be kind.\n\none:\nAbout one.",
+        "/own": "Be quick.",
+    }
+    async with serve(mcp) as running:
+        for path, instructions in expected.items():
+            async with open_at(running.port, path) as client:
+                assert client.instructions == instructions

@@ -1,5 +1,6 @@
 """Names and URIs of upstream items as clients of the gateway see them."""
 
+import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
@@ -48,6 +49,19 @@ def ascii_name(text: str, allowed: str) -> str:
     """Return a name for a text: without accents, and with an underscore for each character outside a set."""
     plain = compose("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(f"[^{allowed}]+", "_", plain).strip("_")
+
+
+def fit_name(name: str) -> str:
+    """Return a tool's name as every model's API accepts it. A rejected name is cut and gets a hash of the whole, so
+    that other tools don't change it.
+    """
+    if _FITTING_NAME.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{ascii_name(name, 'A-Za-z0-9_-')[:55] or 'tool'}_{digest[:8]}"
+
+
+_FITTING_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:

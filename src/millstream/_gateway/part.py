@@ -19,12 +19,13 @@ from millstream._gateway.catalog.sets import reveals
 from millstream._gateway.followers import FollowedResources
 from millstream._gateway.loops import CAPABILITY, STARTING, Announcement, identity
 from millstream._gateway.messages.parked_calls import ParkedCalls
+from millstream._gateway.names import fit_name
 from millstream._gateway.options.policy import find_unknown_names, impossible_rules
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
-from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
+from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, READ_RESOURCE, RestrictedPattern
 from millstream._gateway.upstreams.links import MAX_OWN_SESSIONS
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import Gateway, Upstream
@@ -38,6 +39,7 @@ from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler, RegisteredExtension, sees
 from millstream._server.features.resources import Resource, Template
+from millstream._server.features.tools import Tool
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS
@@ -109,6 +111,8 @@ class GatewayPart:
         """Upstreams to close: those in use, those that a new configuration will use, and earlier ones with calls."""
         self._results_offered: dict[str, Callable[[], None]] = {}
         """Upstream -> function that removes its template of stored results."""
+        self._reader: Tool | None = None
+        """The tool `read_resource`, if it's offered for these results."""
 
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
@@ -280,7 +284,7 @@ class GatewayPart:
             self._results_offered.pop(upstream.name)()
         else:
             registry, template = self._host.registry, upstream.results.template()
-            template.origin, template.is_companion = upstream.name, True
+            template.origin, template.companion_of = upstream.name, (upstream.name,)
             registry.exchange("templates", (), {template.name: template})
             registry.announce("resources")
             self._results_offered[upstream.name] = partial(registry.exchange, "templates", (template.name,), {})
@@ -471,6 +475,7 @@ class GatewayPart:
     def _apply(self) -> set[str]:
         """Offer what the upstreams list now, in one step. Return the kinds of lists that have changed."""
         host, upstreams = self._host, self.upstreams
+        reader = self._remove_reader()  # an upstream's tool can have the name
         offer = make_offer(
             self._mounts,
             gateway_id=self._announcement["id"],
@@ -492,11 +497,40 @@ class GatewayPart:
         if host.registry.set_hints(offer.hints) or offer.announcement != self._announcement:
             self._announcement.update(offer.announcement)
             host.dispatcher.announcement.forget()
+        if self._offer_reader(reader):
+            changed.add("tools")
         self._extensions.update(self._mcp_upstreams)
         host.dispatcher.instruct(offer.instructions)
+        if host.sets is not None:
+            host.sets.instruct()
         if (info := self._introduction()) != host.dispatcher.info:
             host.dispatcher.introduce(info)
         return changed
+
+    def _offer_reader(self, reader: Tool | None) -> bool:
+        """Offer `read_resource` beside results that can be shortened, unless an item has the name. Return whether that
+        has changed.
+
+        Args:
+            reader: The tool that was offered before.
+        """
+        registry, upstreams = self._host.registry, tuple(self._results_offered)
+        if upstreams and not registry.has("tools", READ_RESOURCE):
+            if reader is None or reader.companion_of != upstreams:
+                from millstream._gateway.catalog.resource_tools import make_reader  # noqa: PLC0415  it loads SQLite
+
+                self._reader = make_reader()
+                self._reader.companion_of = upstreams
+            else:
+                self._reader = reader
+            registry.exchange("tools", (), {READ_RESOURCE: self._reader}, group=len(self.upstreams) + 1)
+        return self._reader is not reader
+
+    def _remove_reader(self) -> Tool | None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            self._host.registry.exchange("tools", (READ_RESOURCE,), {})
+        return reader
 
     def _has_own(self, kind: str, name: str) -> bool:
         registry = self._host.registry
@@ -568,7 +602,9 @@ class GatewayPart:
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.lists.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
         offered.rules.apply(item, upstream.results.save)
-        item.origin, item.short_name = upstream.name, upstream.names.original(kind, name) or name
+        whole, short = offered.whole_name, upstream.names.original(kind, offered.whole_name) or name
+        item.origin, item.short_name = upstream.name, fit_name(short) if kind == "tools" else short
+        item.long_name = whole if whole != name else ""
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _report_conflict(self, conflict: Conflict) -> None:
@@ -608,7 +644,7 @@ class GatewayPart:
             rules = upstream.policy.rules_of(uri)
             if rules is not None:
                 description = {"uri": own_uri, "name": own_uri}
-                item = OfferedItem(upstream.name, own_uri, description, rules, uri)
+                item = OfferedItem(upstream.name, own_uri, description, rules, uri, uri)
                 found: Resource = self._make_item("resources", upstream, uri, item)
                 return found
         return None
@@ -624,6 +660,7 @@ class GatewayPart:
             self._remove_items(upstream)
         for remove in self._results_offered.values():
             remove()
+        self._remove_reader()
         self.definition.connected = False
         del self._host.services.changes.source
         self._host.registry.set_hints({})

@@ -134,11 +134,16 @@ class Passthrough:
             found = list(_find_named(method, call.raw_params() or b"{}"))
         except MALFORMED:
             return False
-        return not any(upstream.policy.changes(kind, name) or self._is_renamed(kind, name) for kind, name in found)
+        return not any(upstream.policy.changes(kind, name) or self._is_own(kind, name) for kind, name in found)
 
-    def _is_renamed(self, kind: str, name: str) -> bool:
-        item = self._upstream.offered[kind].get(name)
-        return item is not None and item.own_name != name
+    def _is_own(self, kind: str, name: str) -> bool:
+        """Return whether a name is that of a renamed item, or one for shortened results."""
+        item, registry = self._upstream.offered[kind].get(name), self._host.registry
+        if item is not None:
+            return item.own_name != name
+        if kind == "resources":
+            return any(each.companion_of and each.template.match(name) for each in registry.templates.values())
+        return kind == "tools" and name in registry.tools and registry.tools[name].companion_of is not None
 
     async def _admit(self, kind: str, page: bytes) -> bool:
         """Return whether the policy changes no item of a page. If it does, the lists are read again."""

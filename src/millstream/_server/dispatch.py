@@ -69,6 +69,10 @@ class Instruction(Struct, frozen=True):
     text: str
     reads: Callable[[Principal | None, frozenset[str] | None], bool] | None = None
     """``reads(principal, granted)`` returns whether a caller with these scopes reads it. None if every caller does."""
+    upstream: str = ""
+    """Name of the upstream that it's about, if any."""
+    short_text: str = ""
+    """Text for a set whose names have no prefixes."""
 
 
 class ServerDescription:

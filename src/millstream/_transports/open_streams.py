@@ -307,7 +307,7 @@ def no_stream(accept: bytes | None) -> Response | None:
 
 def unknown_session() -> ProtocolError:
     """Return the error for a session that doesn't exist or has ended."""
-    text = "Session not found. Initialize again, without Mcp-Session-Id."
+    text = "Session not found. The connection was reset by a restart. Connect again."
     return ProtocolError(SESSION_NOT_FOUND, text, status=404)
 
 

@@ -68,8 +68,7 @@ _MAX_STEPS = 2_000_000
 """Maximum schemas to look at for all operations together, because many operations can refer to the same large schemas.
 Real documents of 6 MB need 200,000.
 """
-_MAX_NAME = 56
-"""Maximum characters of a name."""
+_NAME_BYTES = 64
 _RESERVED_HEADERS = frozenset((name, "header") for name in (
     "accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "te",
     "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
@@ -131,7 +130,7 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
 
 def _plain_name(text: str) -> str:
     """Convert text to an ASCII name, or to an empty string if nothing is left."""
-    plain = ascii_name(text, "A-Za-z0-9")[:_MAX_NAME].strip("_")
+    plain = ascii_name(text, "A-Za-z0-9")
     return f"_{plain}" if plain[:1].isdigit() else plain  # Gemini's API rejects names that begin with a digit
 
 
@@ -216,7 +215,9 @@ class Document:
                     shared = item | self._resolve(item)  # there may be operations beside a reference
                     if is_object(operation := shared.get(method.lower())):
                         found = self._operation(path, method, shared, self._resolve(operation))
-                        is_large = found.output_schema and len(encode(found.describe(""))) > MAX_ITEM_BYTES - _MAX_NAME
+                        is_large = (
+                            found.output_schema and len(encode(found.describe(""))) > MAX_ITEM_BYTES - _NAME_BYTES
+                        )
                         yield structs.replace(found, output_schema=None) if is_large else found
                 except _NotOffered as exc:
                     self.skip(method, path, str(exc))

@@ -25,7 +25,7 @@ from millstream._gateway.apis.request import (
     items_of,
     without_pairs,
 )
-from millstream._gateway.names import safe_names, unused_name, with_safe_names
+from millstream._gateway.names import fit_name, safe_names, unused_name, with_safe_names
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource
@@ -287,7 +287,7 @@ def register(
             kind = choose(operation, kind) or kind
         if kind is RouteKind.EXCLUDE:
             continue
-        name = unused_name(operation.name(names or {}), used_names)
+        name = fit_name(unused_name(operation.name(names or {}), used_names))
         used_names.add(name)
         if kind is RouteKind.TOOL:
             add("tools", name, OperationTool(name, operation, client))

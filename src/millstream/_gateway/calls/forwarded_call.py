@@ -33,6 +33,7 @@ from millstream._override import override
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
     MISSING_CLIENT_CAPABILITY,
+    REQUIRES_CAPABILITIES,
     RESOURCE_NOT_FOUND,
     UNSUPPORTED_VERSION,
     URL_ELICITATION_REQUIRED,
@@ -71,6 +72,7 @@ _MAX_SAVED_RESULT = 16 * 1024
 """Maximum size of a result that is saved while its call asks another question, in bytes."""
 _MAX_KEPT = 4096
 """Maximum characters of a method or name by which a policy keeps its redactor."""
+_RUN_BY_NAME = frozenset(("tools/call", "prompts/get", "resources/read"))
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 INPUT_REQUIRED, _TASK_MARKER = b'"input_required"', b'"task"'
@@ -358,6 +360,12 @@ class ForwardedCall(CallRecipient):
                 return call_error(call, text, ToolError)
         if self.verbatim:
             return RelayedError(exc.code, exc.message, exc.data)
+        if exc.code == MISSING_CLIENT_CAPABILITY and call.revision.handshake and call.method in _RUN_BY_NAME:
+            # These revisions have no such error, and a server that speaks them fails while the item runs.
+            required = members(members(exc.data).get("requiredCapabilities"))
+            is_tool = call.method == "tools/call" and required
+            text = f"{REQUIRES_CAPABILITIES} {', '.join(required)}." if is_tool else exc.message
+            return call_error(call, text, ToolError)
         if exc.code == URL_ELICITATION_REQUIRED:
             return self._convert_url_error(exc)
         if call.method == "resources/read" and exc.code == INVALID_PARAMS and not self._source.handshake:

@@ -17,7 +17,7 @@ FACE = {
         "read_page",
     ],
     "offer": ["Conflict", "Mount", "Offer", "OfferedItem", "find_claimant", "make_offer", "mount"],
-    "resource_tools": ["ResourceToolsPart"],
+    "resource_tools": ["ResourceToolsPart", "make_reader"],
     "search": ["CALL", "CALL_DESCRIPTION", "SEARCH", "SEARCH_DESCRIPTION", "SearchPart"],
     "sets": ["SetsPart", "find_addresses", "reveals"],
 }

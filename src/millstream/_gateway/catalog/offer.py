@@ -11,12 +11,11 @@ from msgspec import Struct, field, structs
 from millstream import Principal
 from millstream._gateway.catalog.catalog import METHODS, Catalog, Description
 from millstream._gateway.loops import STARTING, Announcement, find_loops, leads_back, read_announcement
-from millstream._gateway.names import Names, safe_names, with_origin
+from millstream._gateway.names import Names, fit_name, safe_names, with_origin
 from millstream._gateway.rules.policy import ItemRules, Policy
 from millstream._protocol.errors import pluralize
 from millstream._server.dispatch import Instruction
 from millstream._server.features.registry import normal_form
-from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.protocol import members
 
 MAX_INSTRUCTIONS = 8 * 1024
@@ -35,6 +34,8 @@ class OfferedItem(Struct, frozen=True):
     rules: ItemRules
     form: str
     """Normal form of the name or URI, which other upstreams' items mustn't have."""
+    whole_name: str
+    """Name or URI on this server before `fit_name`."""
 
 
 class Conflict(Struct, frozen=True):
@@ -122,13 +123,16 @@ def mount(
         if kind == "tools" and (safe := safe_names(each.get("inputSchema"), rules.hidden)):
             rules = structs.replace(rules, names=safe)
         description = rules.describe(each)
-        name = names.qualify(kind, description[METHODS[kind][2]])
+        name = whole = names.qualify(kind, description[METHODS[kind][2]])
+        if kind == "tools" and not is_relayed and (name := fit_name(whole)) != whole:
+            title = description.get("title")
+            description = {**description, "title": f"{title} ({whole})" if title else whole}
         if name in items[kind]:
             warnings.append(f"skipped {own_name!r}, because another item has the name {name!r}")
             continue
         if not is_relayed:
             description = {**description, "_meta": with_origin(description.get("_meta"), upstream)}
-        items[kind][name] = OfferedItem(upstream, own_name, description, rules, normal_form(kind, name))
+        items[kind][name] = OfferedItem(upstream, own_name, description, rules, normal_form(kind, name), whole)
     if listed and left_out == listed:
         warnings.append(f"the policy leaves out all that it lists ({pluralize(listed, 'item')}). Check its patterns.")
     return Mount(upstream, names, catalog, items, announcement, looping, is_asked, warnings, policy.item("prompts", ""))
@@ -168,7 +172,7 @@ def make_offer(
     conflicts = list[Conflict]()
     warnings = [(each.upstream, text) for each in mounts.values() for text in each.warnings]
     for kind, name, item in _items_of(mounts):
-        if other := find_claimant(mounts, item.upstream, kind, name):
+        if other := find_claimant(mounts, item.upstream, kind, item.whole_name):
             warnings.append((item.upstream, f"skipped {name!r}, because its prefix belongs to the upstream {other}"))
         elif (owner := owners.setdefault((kind, item.form), item.upstream)) != item.upstream:
             conflicts.append(Conflict(kind, name, item.upstream, owner))
@@ -176,15 +180,6 @@ def make_offer(
             conflicts.append(Conflict(kind, name, item.upstream, ""))
         else:
             items[kind][name] = item
-    for upstream in mounts:
-        odd = [
-            name for name, item in items["tools"].items() if item.upstream == upstream and not works_everywhere(name)
-        ]
-        if odd:
-            text = (
-                f"the name {odd[0]!r:.150} and {len(odd) - 1} others won't work with every client, even with the prefix"
-            )
-            warnings.append((upstream, f"{text}: {NAMES_THAT_WORK}"))
     found = {each.names.prefix: each.announcement for each in mounts.values() if each.announcement}
     announcement = {"id": gateway_id, "upstreams": found, STARTING: starting}
     return Offer(
@@ -224,8 +219,9 @@ def _merge_instructions(mounts: Mapping[str, Mount], own: str) -> tuple[Instruct
         text = "" if each.looping else each.catalog.instructions[:MAX_INSTRUCTIONS]
         prefix = each.names.prefix
         if text:
+            short = f"{each.upstream}:\n{text}"
             text = f"{each.upstream} (names begin with {prefix}_):\n{text}" if prefix else text
-            parts.append(Instruction(text, _readers_of(each)))
+            parts.append(Instruction(text, _readers_of(each), each.upstream, short))
     return tuple(parts)
 
 

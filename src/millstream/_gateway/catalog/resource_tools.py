@@ -1,4 +1,5 @@
-"""Tools that read resources and prompts, for clients that only know tools: ``Settings(resource_tools="on")``.
+"""Tools that read resources and prompts, for clients that only know tools: ``Settings(resource_tools="on")``. One of
+them, `read_resource`, is also listed beside tools whose results can be shortened.
 
 Each of them runs the handler of the method that other clients call, with the same caller. So scopes, policies, hooks,
 and questions are those of that method, and nothing can be read here that can't be read there.
@@ -7,13 +8,14 @@ and questions are those of that method, and nothing can be read here that can't 
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from millstream import Audio, EmbeddedResource, Image, ProtocolError, Text, ToolError, ToolResult
 from millstream._gateway.catalog.search import LISTED_TAG, read_arguments
+from millstream._gateway.rules.policy import READ_RESOURCE
 from millstream._parts import PartHost
 from millstream._protocol.content import Content
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
@@ -27,6 +29,8 @@ _TEMPLATES = "templates:"
 """Beginning of the cursor of a page of templates, which follow the resources."""
 _SHOWN = ("uri", "uriTemplate", "name", "title", "description", "mimeType", "size", "arguments")
 _CURSOR = {"type": "string", "description": "nextCursor of the page before"}
+_MAX_TEXT = 16_000
+"""Maximum characters of a resource's text in one result."""
 
 
 class _Page(Struct, frozen=True):
@@ -35,6 +39,7 @@ class _Page(Struct, frozen=True):
 
 class _Resource(Struct, frozen=True):
     uri: str
+    offset: Annotated[int, Meta(ge=0)] = 0
 
 
 class _Prompt(Struct, frozen=True):
@@ -65,7 +70,6 @@ class ResourceToolsPart:
             ValueError: The server has a tool with one of these names.
         """
         cursor = {"properties": {"cursor": _CURSOR}}
-        uri = {"properties": {"uri": {"type": "string", "description": "URI of the resource"}}, "required": ["uri"]}
         prompt = {
             "properties": {
                 "name": {"type": "string", "description": "Name of the prompt"},
@@ -73,22 +77,17 @@ class ResourceToolsPart:
             },
             "required": ["name"],
         }
-        tools: tuple[tuple[str, str, Json, type[Struct], Callable[[Any, Call], Awaitable[ToolResult]]], ...] = (
-            ("list_resources", "List the resources that read_resource reads, and the templates of their URIs.",
-             cursor, _Page, self._list_resources),
-            ("read_resource", "Read a resource, a file of a skill, or the whole of a shortened result, by its URI.",
-             uri, _Resource, self._read_resource),
-            ("list_prompts", "List the prompts that get_prompt returns.", cursor, _Page, self._list_prompts),
-            ("get_prompt", "Get the messages of a prompt.", prompt, _Prompt, self._get_prompt),
-        )  # fmt: skip
-        for name, description, schema, kind, run in tools:
-            read = partial(read_arguments, decoder(kind), name)
-            source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema})
-            tool = Tool(source, annotations={"readOnlyHint": True}, tags=[LISTED_TAG])
-            tool.is_companion = True
-            host.registry.add("tools", name, tool)
-            host.on_close(partial(host.registry.remove, "tools", name))
-        self._names = frozenset(name for name, *_ in tools)
+        tools = [
+            _make_tool("list_resources", "List the resources that read_resource reads, and the templates of their "
+             "URIs.", cursor, _Page, _list_resources),
+            make_reader(),
+            _make_tool("list_prompts", "List the prompts that get_prompt returns.", cursor, _Page, _list_prompts),
+            _make_tool("get_prompt", "Get the messages of a prompt.", prompt, _Prompt, _get_prompt),
+        ]  # fmt: skip
+        for tool in tools:
+            host.registry.add("tools", tool.name, tool)
+            host.on_close(partial(host.registry.remove, "tools", tool.name))
+        self._names = frozenset(tool.name for tool in tools)
         if not self._is_for_all:
             host.at_each_address(lambda each: each.wrap(["tools/list"], self._list_tools))
 
@@ -99,47 +98,94 @@ class ResourceToolsPart:
         """Leave these tools out for a client that declares capabilities, since it knows more than tools."""
         result = decode_object(b"{%b}" % await handler(call))
         if call.client.capabilities:
-            result["tools"] = [each for each in result["tools"] if each["name"] not in self._names]
+            hidden = self._names
+            if any(each.companion_of for each in call.dispatcher.registry.templates.values()):
+                hidden = hidden - {READ_RESOURCE}  # shortened results name it
+            result["tools"] = [each for each in result["tools"] if each["name"] not in hidden]
         if "cacheScope" in result:
             result["cacheScope"] = "private"  # it depends on the client
         return encode(result)[1:-1]
 
-    async def _list_resources(self, arguments: _Page, call: Call) -> ToolResult:
-        found: Json = {}
-        cursor = arguments.cursor
-        if not cursor.startswith(_TEMPLATES):
-            page = await self._ask(call, "resources/list", {"cursor": cursor} if cursor else {})
-            found = _page_of(page, "resources")
-            cursor = found.get("nextCursor", _TEMPLATES)
-        if cursor.startswith(_TEMPLATES):
-            cursor = cursor.removeprefix(_TEMPLATES)
-            page = await self._ask(call, "resources/templates/list", {"cursor": cursor} if cursor else {})
-            templates = _page_of(page, "resourceTemplates")
-            found |= {name: value for name, value in templates.items() if name != "nextCursor"}
-            if "nextCursor" in templates:
-                found["nextCursor"] = _TEMPLATES + templates["nextCursor"]
-        return ToolResult(encode(found).decode(), found)
 
-    async def _list_prompts(self, arguments: _Page, call: Call) -> ToolResult:
-        page = await self._ask(call, "prompts/list", {"cursor": arguments.cursor} if arguments.cursor else {})
-        found = _page_of(page, "prompts")
-        return ToolResult(encode(found).decode(), found)
+def _make_tool(
+    name: str, description: str, schema: Json, kind: type[Struct], run: Callable[[Any, Call], Awaitable[ToolResult]]
+) -> Tool:
+    read = partial(read_arguments, decoder(kind), name)
+    source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema})
+    tool = Tool(source, annotations={"readOnlyHint": True}, tags=[LISTED_TAG])
+    tool.companion_of = ()
+    return tool
 
-    async def _read_resource(self, arguments: _Resource, call: Call) -> ToolResult:
-        found = await self._ask(call, "resources/read", {"uri": arguments.uri})
-        return ToolResult([_block_of(each) for each in found["contents"]])
 
-    async def _get_prompt(self, arguments: _Prompt, call: Call) -> ToolResult:
-        found = await self._ask(call, "prompts/get", msgspec.to_builtins(arguments))
-        return ToolResult([_say(each) for each in found["messages"]])
+def make_reader() -> Tool:
+    """Return the tool `read_resource`."""
+    schema = {
+        "properties": {
+            "uri": {"type": "string", "description": "URI of the resource"},
+            "offset": {"type": "integer", "minimum": 0, "description": "Characters to skip, to read on in a long text"},
+        },
+        "required": ["uri"],
+    }
+    description = "Read a resource, a file of a skill, or the whole of a shortened result, by its URI."
+    return _make_tool(READ_RESOURCE, description, schema, _Resource, _read_resource)
 
-    async def _ask(self, call: Call, method: str, params: Json) -> Json:
-        try:
-            return decode_object(b"{%b}" % await call.dispatcher.run_inside(call, method, encode(params)))
-        except ProtocolError as exc:
-            if exc.code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS):
-                raise
-            raise ToolError(f"{exc.message}: {params['uri']}" if "uri" in params else exc.message) from None
+
+async def _list_resources(arguments: _Page, call: Call) -> ToolResult:
+    found: Json = {}
+    cursor = arguments.cursor
+    if not cursor.startswith(_TEMPLATES):
+        page = await _ask(call, "resources/list", {"cursor": cursor} if cursor else {})
+        found = _page_of(page, "resources")
+        cursor = found.get("nextCursor", _TEMPLATES)
+    if cursor.startswith(_TEMPLATES):
+        cursor = cursor.removeprefix(_TEMPLATES)
+        page = await _ask(call, "resources/templates/list", {"cursor": cursor} if cursor else {})
+        templates = _page_of(page, "resourceTemplates")
+        found |= {name: value for name, value in templates.items() if name != "nextCursor"}
+        if "nextCursor" in templates:
+            found["nextCursor"] = _TEMPLATES + templates["nextCursor"]
+    return ToolResult(encode(found).decode(), found)
+
+
+async def _list_prompts(arguments: _Page, call: Call) -> ToolResult:
+    page = await _ask(call, "prompts/list", {"cursor": arguments.cursor} if arguments.cursor else {})
+    found = _page_of(page, "prompts")
+    return ToolResult(encode(found).decode(), found)
+
+
+async def _read_resource(arguments: _Resource, call: Call) -> ToolResult:
+    """Return a page of the resource's text, counted over all of its contents. Others are on the last page."""
+    contents = (await _ask(call, "resources/read", {"uri": arguments.uri}))["contents"]
+    total = sum(len(each["text"]) for each in contents if "text" in each)
+    start, end = arguments.offset, min(arguments.offset + _MAX_TEXT, total)
+    if start > total:
+        raise ToolError(f"The resource has {total:,} characters. Use a smaller offset.")
+    blocks, position = list[str | Content](), 0
+    for each in contents:
+        if "text" in each:
+            part = each["text"][max(start - position, 0) : max(end - position, 0)]
+            position += len(each["text"])
+            if part or not total:
+                blocks.append(Text(part))
+        elif end == total:
+            blocks.append(_block_of(each))
+    if end < total:
+        blocks.append(Text(f"[Up to here, {end:,} of {total:,} characters. To read on, use offset {end}.]"))
+    return ToolResult(blocks)
+
+
+async def _get_prompt(arguments: _Prompt, call: Call) -> ToolResult:
+    found = await _ask(call, "prompts/get", msgspec.to_builtins(arguments))
+    return ToolResult([_say(each) for each in found["messages"]])
+
+
+async def _ask(call: Call, method: str, params: Json) -> Json:
+    try:
+        return decode_object(b"{%b}" % await call.dispatcher.run_inside(call, method, encode(params)))
+    except ProtocolError as exc:
+        if exc.code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS):
+            raise
+        raise ToolError(f"{exc.message}: {params['uri']}" if "uri" in params else exc.message) from None
 
 
 def _page_of(page: Json, member: str) -> Json:
@@ -148,13 +194,11 @@ def _page_of(page: Json, member: str) -> Json:
 
 
 def _block_of(contents: Json) -> Content:
-    """Return contents as the block that most clients understand.
+    """Return contents without text as the block that most clients understand.
 
     Raises:
         ToolError: An upstream's contents are malformed.
     """
-    if "text" in contents:
-        return Text(contents["text"])
     uri = str(contents.get("uri", ""))
     try:
         data = b64decode(contents["blob"])

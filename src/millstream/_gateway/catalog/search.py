@@ -153,7 +153,7 @@ class SearchPart:
             source = ItemSource(name, run, partial(read_arguments, decode, name), description=text, schema=schema)
             annotations = {"readOnlyHint": True} if name == SEARCH else None
             tool = Tool(source, annotations=annotations)
-            tool.is_companion = True
+            tool.companion_of = ()
             host.registry.add("tools", name, tool)
             host.on_close(partial(host.registry.remove, "tools", name))
         host.select_listed(self._select_listed)

@@ -138,18 +138,28 @@ def choose_items(config: SetConfig, policy: Policy, items: Items) -> dict[str, l
                 and name.startswith("ui://")
                 and not views.isdisjoint(((item.origin, name), ("", name)))
             )
-            rules = (policy_of_views if is_view else policy).item(kind, name)
-            if rules is not None and (is_view or (not item.is_companion and _admits(config, item))):
+            rules = (policy_of_views if is_view else policy).item(kind, name, other_name=item.long_name)
+            if rules is not None and (is_view or (item.companion_of is None and _admits(config, item))):
                 chosen[kind][name] = _Chosen(item, structs.replace(rules, name=""), rules.name or name)
                 views |= {(item.origin, uri) for uri in _views_of(item)} if kind == "tools" else set()
     origins = {each.source.origin for some in chosen.values() for each in some.values()}
-    for kind, some in items.items():
-        for name, item in some.items():
-            if item.is_companion and (not item.origin or item.origin in origins):
-                chosen[kind][name] = _Chosen(item, ItemRules(), name)
+    companions = [
+        (kind, name, item)
+        for kind, some in items.items()
+        for name, item in some.items()
+        if item.companion_of is not None and not (item.companion_of and origins.isdisjoint(item.companion_of))
+    ]
+    for kind, name, item in companions:
+        if not item.companion_of:
+            chosen[kind][name] = _Chosen(item, ItemRules(), name)
     if config.short_names:
         for kind in ("tools", "prompts"):
             chosen[kind] = _shorten(chosen[kind])
+    for kind, name, item in companions:
+        is_taken = any(each.name == name for each in chosen[kind].values())
+        is_denied = kind == "tools" and policy_of_views.item(kind, name) is None
+        if item.companion_of and not is_taken and not is_denied:
+            chosen[kind][name] = _Chosen(item, ItemRules(), name)
     return {kind: [some[name] for name in items[kind] if name in some] for kind, some in chosen.items()}
 
 
@@ -276,13 +286,27 @@ class SetsPart:
             for each in self._sets
         ]
 
+    def instruct(self) -> None:
+        """See `ServedSets`."""
+        theirs = [each for each in self._host.dispatcher.announcement.instructions if each.upstream]
+        for each in self._sets:
+            config, items = each.config, each.dispatcher.registry.items
+            origins = {item.origin for kind in METHODS for item in items[kind].values() if item.companion_of is None}
+            own = Instruction(config.instructions or self._definition.instructions)
+            rest = [
+                structs.replace(part, text=part.short_text) if config.short_names else part
+                for part in theirs
+                if part.upstream in origins and not config.instructions
+            ]
+            each.dispatcher.instruct((own, *rest))
+
     def _update(self, kind: str) -> None:
         for each in self._sets:
-            each.dispatcher.instruct((Instruction(each.config.instructions or self._definition.instructions),))
             for change in each.update():
                 if not self._loop.is_closed():  # items can change in any thread
                     emit = self._host.services.changes.emit
                     self._loop.call_soon_threadsafe(emit, ServerChange(change, address=each.config.name))
+        self.instruct()
 
 
 class _ServedSet:

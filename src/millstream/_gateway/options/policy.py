@@ -110,12 +110,11 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     timeout: Seconds = 0.0
     """Timeout of a call in seconds, or 0 for the upstream's own timeout."""
     result_bytes: Cap = 0
-    """Maximum size of a result, in bytes, or 0 for no limit. For a larger one, callers get the beginning and a link.
-    """
+    """Maximum size of a result, in bytes, or 0 for no limit. Of a larger one, callers get the beginning and a URI."""
     result_tokens: Cap = 0
     """The same limit in tokens of four characters. The smaller one applies."""
     result_seconds: Seconds = 0.0
-    """Seconds that the link works, or 0 for an hour."""
+    """Seconds that the URI works, or 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()
     """Regular expressions for text to redact before arguments reach the upstream."""
     approve: bool | ApprovalPolicy = False

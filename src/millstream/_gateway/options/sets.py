@@ -58,7 +58,7 @@ class SetConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, m
     there, and items that no set has can't be reached.
     """
     instructions: str = ""
-    """Instructions for the client's model, by default the server's own."""
+    """Instructions for the client's model. By default, the server's own, and those of the upstreams with items here."""
     upstreams: Texts = ()
     """Patterns of upstreams' names. If there are any, the set has only items of these upstreams."""
     allow: Texts = ()

@@ -2,7 +2,7 @@
 
 FACE = {
     "patterns": ["canonical_uri", "matcher", "uri_forms"],
-    "policy": ["CHARACTERS_PER_TOKEN", "ItemRules", "Policy", "RestrictedPattern"],
+    "policy": ["CHARACTERS_PER_TOKEN", "ItemRules", "Policy", "READ_RESOURCE", "RestrictedPattern"],
     "results": ["NoResponse", "Redactor", "StoredResults", "call_error", "split_result"],
 }
 """Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""

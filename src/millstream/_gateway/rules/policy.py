@@ -5,12 +5,13 @@ extra frame.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol, cast
 
+import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream import Principal, ProtocolError, ToolError
+from millstream import Principal, ProtocolError, ResourceContents, ToolError
 from millstream._gateway.names import Names, with_safe_names
 from millstream._gateway.options.policy import (
     EVERYONE,
@@ -60,10 +61,10 @@ def _has_claim(claim: Any, value: Any) -> bool:
     return any(type(each) is type(value) and each == value for each in (claim if is_array(claim) else (claim,)))
 
 
-SaveResult = Callable[[Call, bytes, float], Awaitable[Json | None]]
-"""Stores an oversized result: ``await keep(call, result, seconds)`` returns the resource link to it, or None if it
-doesn't fit.
-"""
+class SaveResult(Protocol):
+    """Stores an oversized result. See `StoredResults.save`."""
+
+    def __call__(self, call: Call, contents: Sequence[ResourceContents], seconds: float) -> Awaitable[str]: ...
 
 
 class ItemRules(Struct, frozen=True, kw_only=True):
@@ -228,7 +229,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             result = await (work if self.results is None else self.results.redact(work, call))
             if not self.budget or len(result) <= self.budget:
                 return result
-            return preview(result, self.budget, await keep(call, result, self.result_seconds))
+            return await _shorten_result(call, result, self.budget, partial(keep, seconds=self.result_seconds))
 
         return run_by_rules
 
@@ -254,30 +255,88 @@ def _each_of(first: FindRules | None, second: FindRules) -> FindRules:
 _NO_RULES = ItemRules()
 
 
-def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes:
-    """Return the beginning of a tool's result, and the resource link to the rest.
+READ_RESOURCE = "read_resource"
+"""The tool that reads the rest of a shortened result."""
+_JSON = "application/json"
+_NO_URI = "result:"
+"""URI of contents that aren't stored yet."""
+
+
+async def _shorten_result(
+    call: Call, result: bytes, budget: int, save: Callable[[Call, Sequence[ResourceContents]], Awaitable[str]]
+) -> bytes:
+    """Return the beginning of a tool's result, with the URI of the whole in its text. Many clients don't show blocks of
+    other kinds to their models, or fail, so none is added. Those that fit stay.
 
     Args:
         result: JSON of the result.
-        budget: Bytes of text to keep.
-        link: Resource link, or None if the whole result can't be stored.
+        budget: Bytes to keep.
+        save: Stores the contents of the whole result for a call, and returns their URI, or an empty string.
     """
     try:
         decoded = decode_object(result)
     except MALFORMED:
-        decoded = {}
+        return result  # an error, once it's converted
     content = decoded.get("content")
-    blocks = content if is_array(content) else ()
-    texts = [each["text"] for each in blocks if is_object(each) and isinstance(each.get("text"), str)]
-    if not texts and "structuredContent" in decoded:
-        texts = [encode(decoded["structuredContent"]).decode()]
-    text = "\n".join(texts).encode()
-    beginning = text[:budget].decode("utf-8", "ignore")
-    rest = "The link contains the full text." if link is not None else "The rest is too large to store: request less."
-    note = f"[{len(beginning.encode()):,} of {len(text):,} bytes of text. {rest}]"
+    blocks = [each for each in content if is_object(each)] if is_array(content) else []
+    texts = [each["text"] for each in blocks if isinstance(each.get("text"), str)]
+    text, structured = "\n".join(texts), decoded.get("structuredContent")
+    repeats = structured is not None and _repeats(text, structured)
+    kind = _JSON if repeats and structured != {"result": text} else "text/plain"
+    contents = [ResourceContents(_NO_URI, kind, text)] if texts else []
+    if structured is not None and not repeats:
+        contents.append(ResourceContents(_NO_URI, _JSON, encode(structured).decode()))
+        text = text or contents[-1].text or ""
+    is_whole, others = len(contents) < 2, list[Json]()
+    for each in blocks:
+        if not isinstance(each.get("text"), str):
+            contents.append(_contents_of(each))
+            if (size := len(encode(each))) <= budget:
+                others.append(each)
+                budget -= size
+            else:
+                is_whole = False
+    beginning = text.encode()[:budget].decode("utf-8", "ignore")
     kept: Json = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
-    kept["content"] = [{"type": "text", "text": f"{beginning}\n{note}"}, *([] if link is None else [dict(link)])]
+    shown = beginning
+    if beginning != text or not is_whole:
+        count = f"The first {len(beginning):,} of {len(text):,} characters." if beginning != text else _INCOMPLETE
+        reader = call.dispatcher.registry.tools.get(READ_RESOURCE)
+        has_reader = reader is not None and reader.companion_of is not None
+        where = (
+            f"To read on, call {READ_RESOURCE} with offset {len(beginning)} and" if has_reader else "All of it is at"
+        )
+        uri = await save(call, contents)
+        note = (
+            f"[{count} {where} this URI:] {uri}" if uri else f"[{count} The rest is too large to store: request less.]"
+        )
+        shown = f"{beginning}\n{note}" if beginning else note
+    kept["content"] = [*([{"type": "text", "text": shown}] if shown else []), *others]
     return encode(kept)
+
+
+_INCOMPLETE = "This isn't the whole result."
+
+
+def _repeats(text: str, structured: Any) -> bool:
+    """Return whether a text says the same as a structured value."""
+    try:
+        said = msgspec.json.decode(text)
+        return structured in (said, {"result": said}, {"result": text})
+    except MALFORMED:
+        return bool(structured == {"result": text})
+
+
+def _contents_of(block: Json) -> ResourceContents:
+    """Return a block other than text as it's read at the URI of its result."""
+    found = members(block.get("resource")) or {"mimeType": block.get("mimeType"), "blob": block.get("data")}
+    try:
+        contents = msgspec.convert({**found, "uri": _NO_URI}, ResourceContents)
+    except msgspec.ValidationError:
+        contents = ResourceContents(_NO_URI)
+    if (contents.text is None) == (contents.blob is None):  # a link, or malformed
+        return ResourceContents(_NO_URI, _JSON, encode(block).decode())
+    return contents
 
 
 class RestrictedPattern(Struct, frozen=True):
@@ -382,7 +441,9 @@ class Policy:
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
-    def item(self, kind: str, name: str, hints: Mapping[str, Any] = {}, *, is_listed: bool = True) -> ItemRules | None:
+    def item(
+        self, kind: str, name: str, hints: Mapping[str, Any] = {}, *, is_listed: bool = True, other_name: str = ""
+    ) -> ItemRules | None:
         """Return the rules of an item, or None if it isn't offered. The order of the rules, and which of them win, is
         decided here, as docs/guides/gateway-policies.md shows it.
 
@@ -391,10 +452,11 @@ class Policy:
             name: Upstream's name or URI.
             hints: Annotations of a tool, except those that are only its upstream's word.
             is_listed: Whether the upstream lists it. Of another URI, each spelling has to be allowed.
+            other_name: Another name that patterns can match.
         """
         if self._is_empty:
             return _NO_RULES
-        forms = allowed = strict = [name]
+        forms = allowed = strict = [name, other_name] if other_name else [name]
         if kind in ("resources", "templates") and self._has_uris:
             # Rules may be written in any spelling, and an upstream may list any.
             written = [*spellings(name), *spellings(name.partition("#")[0].rstrip("?"))]

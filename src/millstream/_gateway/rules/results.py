@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Raw, Struct, structs
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
 from millstream._gateway.names import Names
@@ -21,7 +21,6 @@ from millstream._protocol import notifications
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import SERVER_KEY
-from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
@@ -30,7 +29,6 @@ from millstream.protocol import (
     MALFORMED,
     Json,
     ToolUnavailable,
-    decode_object,
     decoder,
     encode,
     is_array,
@@ -289,47 +287,33 @@ def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable
 
 
 URI = "result://{id}"
-_MAX_ISSUED = 1000
 
 
 class StoredResults(Struct, frozen=True):
     """Stores results that were too large for their caller, so that the same caller can read them as resources.
 
     They're temporary. The key is a hash of the caller, the set, and a random id, so no other caller can read a result,
-    even with its link.
+    even with its URI.
     """
 
     kv: Map
     names: Names
     """Names of the results' upstream."""
-    issued: Recent[str, None] = field(default_factory=lambda: Recent(_MAX_ISSUED))
-    """URIs of recent results on this server. Unlike the upstream's own URIs, they don't get its prefix."""
 
-    async def save(self, call: Call, result: bytes, seconds: float) -> Json | None:
-        """Store a result and return the content that links to it, or None if the store has no space for it.
+    async def save(self, call: Call, contents: Sequence[ResourceContents], seconds: float) -> str:
+        """Store a result and return its URI, or an empty string if the store has no space for it.
 
         Args:
             call: Call of the result.
-            result: JSON of the result.
-            seconds: Lifetime of the link.
+            contents: What reading the URI returns. Their own URIs aren't used.
+            seconds: Lifetime of the URI.
         """
         id = (f"{share_for(call.owner)}." if call.owner else "") + secrets.token_urlsafe(18)
         try:
-            await self.kv.put(_key(call, id), result, seconds, lossy=True)
+            await self.kv.put(_key(call, id), encode(contents), seconds, lossy=True)
         except (StoreFull, StoreUnavailable):
-            return None
-        uri = self.names.uri(f"result://{id}")
-        if "resource_link" not in call.revision.content:
-            return {"type": "text", "text": f"The whole result: {uri}"}
-        self.issued.keep(uri, None)
-        return {
-            "type": "resource_link",
-            "uri": uri,
-            "name": f"Result of {call.name}",
-            "description": f"The whole result. It can be read for {seconds:,.0f} seconds.",
-            "mimeType": "application/json",
-            "size": len(result),
-        }
+            return ""
+        return self.names.uri(f"result://{id}")
 
     def template(self) -> Template:
         """Return the resource template for stored results."""
@@ -337,14 +321,20 @@ class StoredResults(Struct, frozen=True):
         async def read(values: Json, call: Call) -> list[EmbeddedResource] | None:
             found = await self.kv.get(_key(call, str(values["id"])))
             uri = self.names.uri(f"result://{values['id']}")
-            return None if found is None else _contents(uri, found)
+            if found is None:
+                return None
+            contents = _decode_contents(found)
+            return [EmbeddedResource(resource=structs.replace(each, uri=uri)) for each in contents]
 
         schema = {"properties": {"id": {"type": "string"}}}
-        description = "A result that was too large for its call. Results link to it."
+        description = "A result that was too large for its call. The shortened result has its URI."
         return Template(
             self.names.uri(URI),
             ItemSource("result", read, lambda values: values, description=description, schema=schema),
         )
+
+
+_decode_contents = decoder(list[ResourceContents])
 
 
 def _key(call: Call, id: str) -> str:
@@ -354,20 +344,3 @@ def _key(call: Call, id: str) -> str:
     name = sha256(b"%b %b" % (readers, id.encode("utf-8", "surrogatepass"))).hexdigest()
     share, dot, _ = id.partition(".")
     return f"result:{share}.{name}" if dot else f"result:{name}"
-
-
-def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
-    """Return a result as resource contents: its structured value, or else its content."""
-    decoded, kind, text = decode_object(result), "application/json", result.decode()
-    blocks = decoded.get("content")
-    if "structuredContent" in decoded:
-        text = encode(decoded["structuredContent"]).decode()
-    elif is_array(blocks):
-        texts = [
-            each["text"]
-            for each in blocks
-            if is_object(each) and each.get("type") == "text" and isinstance(each.get("text"), str)
-        ]
-        if len(texts) == len(blocks):
-            kind, text = "text/plain", "\n".join(texts)
-    return [EmbeddedResource(resource=ResourceContents(uri, kind, text=text))]

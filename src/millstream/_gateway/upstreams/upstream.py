@@ -216,10 +216,8 @@ class Upstream(ABC):
     def link_uri(self, uri: str) -> str:
         """Translate a URI in an upstream's result for gateway clients.
 
-        Links to stored results, and web links that the upstream doesn't list, are unchanged.
+        Web links that the upstream doesn't list are unchanged.
         """
-        if uri in self.results.issued:
-            return uri
         if uri.partition(":")[0].lower() in _WEB_SCHEMES and not self.lists.is_listed(uri):
             return uri
         return self.names.uri(uri) if "resources" in self.catalog.capabilities else uri

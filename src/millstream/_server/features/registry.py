@@ -166,6 +166,8 @@ class Registry:
 
     private = False
     """Whether callers sign in. Results must then be cached only for the caller."""
+    long_names: Mapping[tuple[str, str], str] = {}
+    """(kind, another name that callers can use) -> name of the item. See `Item.long_name`."""
 
     def __init__(self, *, page_size: int, list_ttl_ms: int) -> None:
         self._page_size = page_size
@@ -356,6 +358,10 @@ class Registry:
         don't take quadratic time.
         """
         items = self.items[kind]
+        self.long_names = {
+            **{key: name for key, name in self.long_names.items() if key[0] != kind},
+            **{(kind, item.long_name): name for name, item in items.items() if item.long_name},
+        }
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
         self.conditional.pop(kind, None)
         if conditional := tuple(name for name, item in items.items() if item.visible is not None):
@@ -609,7 +615,8 @@ class Registry:
 
         The caller may lack its scopes: see `check_scopes`.
         """
-        item = self.items[kind].get(name)
+        items = self.items[kind]
+        item = items.get(name) or items.get(self.long_names.get((kind, name), name))
         return item if item is not None and sees(caller, item) else None
 
     def find_elsewhere(self, kind: str, name: str) -> Any:  # an item of the kind

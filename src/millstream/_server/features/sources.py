@@ -278,9 +278,11 @@ class Item:
     """Name of the upstream that it comes from, if any."""
     short_name: str = ""
     """Name without the upstream's prefix."""
-    is_companion: bool = False
-    """Whether a set (`Server.add_set`) has it without choosing it. If it has an origin, only together with other items
-    of that upstream.
+    long_name: str = ""
+    """The upstream's own name with the prefix, if some models' APIs reject it. Callers can use it as well."""
+    companion_of: Collection[str] | None = None
+    """Names of upstreams. A set (`Server.add_set`) that has an item of one of them also has this one, without
+    choosing it. With no names, each set has it. None for other items.
     """
     fixed: frozenset[str] = frozenset()
     """Names of the arguments that a policy or a set has fixed."""
