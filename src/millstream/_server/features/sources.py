@@ -239,8 +239,6 @@ class ItemSource(Struct, frozen=True):
     """The output schema and encoder of a tool."""
     headers: tuple[ParamHeader, ...] = ()
     """Arguments that are repeated in headers."""
-    struct: type[Struct] | None = None
-    """The result type of `decode`, if a plain decoder of this type does the same."""
     decode: Read | None = None
     """Decodes raw arguments to a struct, if no other preparation is needed."""
     code: CodeType | None = None
@@ -390,7 +388,6 @@ def source_of(
         schema=made.input_schema,
         output=made.output,
         headers=made.headers,
-        struct=made.engine.typed if direct else None,
         decode=decode_of(made) if direct else None,
         code=made.code,
         untyped=made.untyped,
