@@ -338,11 +338,7 @@ class Dispatcher:
                 failed = members.endswith(_ERROR)
             if failed and call.method == "tools/call":
                 call.failure = CallFailure("tool_error")
-            answer = (
-                b'{"jsonrpc":"2.0","id":%b,"result":%b%b%b}' % (encode(call.id), head, members, end)
-                if not (call.bare or call.cancelled)
-                else _wrap_envelope(call, b"%b%b%b" % (head, members, end))
-            )
+            answer = _wrap_envelope(call, b"%b%b%b" % (head, members, end))
         except BaseException as exc:
             answer = self._failure(call, exc)
         finally:
@@ -584,7 +580,7 @@ def _is_cancelled(call: Call) -> bool:
 
 
 def _wrap_envelope(call: Call, result: bytes) -> bytes:
-    if _is_cancelled(call):
+    if call.cancelled and _is_cancelled(call):
         return b""
     return result if call.bare else result_message(call.id, result)
 
