@@ -119,8 +119,6 @@ _last = LastFrame()
 class HttpSocket(ServerSocket):
     """The socket of an HTTP connection."""
 
-    __slots__ = ("connection", "current")
-
     connection: "ServerConnection"
     current: "ServerExchange | None"
     """The call being answered."""
@@ -349,13 +347,6 @@ class ServerConnection:
         scheme: ``http`` or ``https``.
         proxies: Proxies whose forwarded headers are trusted.
     """
-
-    __slots__ = (
-        "_body_bytes", "_budgeted_bytes", "_bytes_since_body", "_chunk_bytes", "_framing_bytes", "_handshake",
-        "_headers", "_ignored_head", "_ignored_upgrade", "_ignores_body", "_parser", "_peer", "_proxies",
-        "_remaining_bytes", "_scheme", "_shared", "_table", "_target", "_wants_websocket", "body", "fast", "held",
-        "newest", "over_cap", "queue", "reading", "replying", "since",
-    )  # fmt: skip
 
     def __init__(
         self,

@@ -49,8 +49,6 @@ class HttpProtocol(HttpSocket):
     It executes the events of its `ServerConnection`.
     """
 
-    __slots__ = ("_proxies",)
-
     def __init__(
         self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
     ) -> None:

@@ -241,41 +241,35 @@ class Streamable:
     """The POST handler of the MCP endpoint."""
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
-        dispatcher = endpoint.dispatcher
         self._endpoint = endpoint
-        self._dispatcher = dispatcher
-        self._registry = dispatcher.registry
-        self._open_line = endpoint.open_line
-        self._prepares = dispatcher.begin is None
-        self._tools = dispatcher.registry.tools
-        self._calls = dispatcher.calls
-        self._most = dispatcher.load.max_each
-        """With fewer calls in flight, no caller can exceed its limit."""
+        self._dispatcher = endpoint.dispatcher
+        self._registry = endpoint.dispatcher.registry
 
     async def post(self, request: HttpRequest) -> Response | None:
         """Serve one POST of any revision."""
-        headers, body = request.headers, request.body
+        headers, body, dispatcher = request.headers, request.body, self._dispatcher
         found, size = None, len(body)
         if (
             # Without one of these, the request needs checks before it's decoded.
-            self._prepares
+            dispatcher.begin is None
             and headers.get(b"content-type") == b"application/json"
             and size <= _MAX_USUAL
             and len(headers) == len(request.raw_headers)
             and (body.isascii() or is_utf8(body))
             and not exceeds_limits(body)
-            and (len(self._calls) < self._most or not self._dispatcher.load.full(request.owner))
+            # With fewer calls in flight, no caller can exceed its limit.
+            and (len(dispatcher.calls) < dispatcher.load.max_each or not dispatcher.load.full(request.owner))
             and parse_accept(headers.get(b"accept")).json
             and b"content-encoding" not in headers
         ):
             found = self._read(request)
         if isinstance(found, Response):
             return found
-        if found is None or (size > LIGHT and not self._dispatcher.load.takes(found, size)):
+        if found is None or (size > LIGHT and not dispatcher.load.takes(found, size)):
             del body  # a stream may be open for a day
             return await serve_exactly(self._endpoint, request)
         session = found.session
-        answer = await self._dispatcher.call(found, "" if session is None else session.id)
+        answer = await dispatcher.call(found, "" if session is None else session.id)
         if answer and found.reply_channel is None and found.failure is None:
             return Response(answer)
         return await finish(found, answer)
@@ -298,7 +292,7 @@ class Streamable:
             return self._note(message, request, session) if revision.handshake else None
         tool, arguments, rest, body = None, None, b"", request.body
         if method == "tools/call" and self._registry.relayed is None:
-            tool = self._tools.get(params.name)
+            tool = self._registry.tools.get(params.name)
             if tool is None or not tool.plain or (tool.task is not None and "extensions" in client.capabilities):
                 return None
             try:
@@ -317,7 +311,7 @@ class Streamable:
             method=method,
             params=rest,
             client=client,
-            open_reply=self._open_line,
+            open_reply=self._endpoint.open_line,
             origin=request,
             session=session,
             principal=request.principal,
