@@ -17,7 +17,7 @@ from behavior.functions import JOURNAL
 from behavior.harness import Client, Json, Reply
 from cases import for_each
 from millstream import Context, Server, Settings
-from millstream._transports.streamable.post import _decode as read_usual
+from millstream._transports.usual import read_usual
 from patience import WAIT
 from wire import open_pipe, per_request, routing, run_wire
 

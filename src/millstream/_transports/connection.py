@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, field
 
 from millstream._http.message import Callback, Headers, peer_network
 from millstream._override import override
@@ -25,6 +25,7 @@ from millstream._protocol.admission import (
 )
 from millstream._protocol.errors import INVALID_REQUEST, Confidential, ProtocolError
 from millstream._protocol.jsonrpc import (
+    MALFORMED,
     Envelope,
     check_text,
     notification_message,
@@ -36,6 +37,7 @@ from millstream._protocol.jsonrpc import (
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import (
+    UNKNOWN_CLIENT,
     Call,
     ReplyChannel,
     handshake_call,
@@ -44,9 +46,11 @@ from millstream._server.calls.call import (
 )
 from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
+from millstream._server.control import LIGHT
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import RelayedServer
 from millstream._tasks import has_failed, is_canceled
+from millstream._transports.usual import prepare, read_usual
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer has disconnected or was cut for reading too slowly."""
@@ -115,8 +119,10 @@ class ClientConnection(Confidential, Struct, eq=False):
             if is_batch(data):
                 self.start(self._batch(data))
                 return
-            message = read(data)
-            call = self._open(message)
+            call = self._open_usual(data)
+            if call is None:
+                message = read(data)
+                call = self._open(message)
         except ProtocolError as exc:
             self._write(self._refuse(self._charge() or exc, message))
             return
@@ -194,7 +200,42 @@ class ClientConnection(Confidential, Struct, eq=False):
         dispatcher.by_id.setdefault((self.id, call.id), call)  # before the call runs, so that it can be canceled
         return call
 
-    def _way(self) -> dict[str, object]:
+    def _open_usual(self, data: bytes) -> Call | None:
+        """Return the call for a usual `tools/call` of the handshake era, or None for any other message."""
+        dispatcher, session = self._dispatcher, self.session
+        if dispatcher.registry.relayed is not None or dispatcher.begin is not None or len(data) > LIGHT:
+            return None
+        try:
+            message = read_usual(data)
+        except MALFORMED:
+            return None
+        params, client = message.params, UNKNOWN_CLIENT if session is None else session.client
+        if message.method != "tools/call" or message.id is UNSET or params.meta.version is not UNSET:
+            return None
+        prepared = prepare(dispatcher.registry, params, client)
+        if prepared is None:
+            return None
+        tool, arguments = prepared
+        token = params.meta.token
+        call = Call(
+            revision=self._revision(),
+            id=message.id,
+            method=message.method,
+            client=client,
+            session=session,
+            name=params.name,
+            token=None if token is UNSET else token,
+            tool=tool,
+            body=data,
+            arguments=arguments,
+            **self._way(),
+        )
+        if dispatcher.load.full(call.owner):
+            return None
+        dispatcher.by_id.setdefault((self.id, call.id), call)
+        return call
+
+    def _way(self) -> dict[str, Any]:
         return {
             "reply_channel": None if self.open_reply else self,
             "open_reply": self.open_reply,

@@ -4,9 +4,8 @@ Anything unusual, and every error, is left to `serve_exactly`, which begins agai
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct
 
 from millstream._http.message import HttpRequest, Response, carries_json, parse_accept
 from millstream._protocol import revisions
@@ -16,7 +15,6 @@ from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_ID,
     Envelope,
-    Json,
     check_text,
     decoder,
     exceeds_limits,
@@ -25,7 +23,7 @@ from millstream._protocol.jsonrpc import (
     refusal_message,
     result_message,
 )
-from millstream._protocol.metadata import META_NAMES, ClientInfo, Implementation, LogLevel, ProgressToken
+from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, PER_REQUEST, Revision
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call
 from millstream._server.calls.services import UNLIMITED
@@ -34,6 +32,7 @@ from millstream._server.control import LIGHT
 from millstream._transports.connection import is_batch
 from millstream._transports.open_streams import NOT_JSON, error_response, rpc_refusal, unknown_session
 from millstream._transports.streamable import StreamableEndpoint, StreamableExchange, finish, serve_batch
+from millstream._transports.usual import UsualMessage, prepare, read_usual
 
 _LISTEN = "subscriptions/listen"
 _ACCEPTED = Response(b"", 202, b"")
@@ -193,42 +192,10 @@ _MAX_USUAL = 64 * 1024
 """Maximum size of a usual body, in bytes. The exact path reads a larger one in parts, each with its own bound."""
 
 
-class _Meta(Struct, frozen=True, gc=False, rename=META_NAMES):
-    version: str | UnsetType = UNSET
-    """Present only in the per-request era."""
-    capabilities: Json | UnsetType = UNSET
-    client: Implementation | UnsetType = UNSET
-    log_level: LogLevel | UnsetType = UNSET
-    token: ProgressToken | UnsetType = UNSET
-
-
-class _Params(
-    Struct, frozen=True, gc=False, rename={"meta": "_meta", "responses": "inputResponses", "state": "requestState"}
-):
-    meta: _Meta = _Meta()
-    name: str = ""
-    arguments: Raw = Raw(b"{}")
-    responses: dict[str, Raw] | UnsetType = UNSET
-    state: UnsetType = UNSET
-    """Never present: a state must be verified first, on the exact path."""
-
-
-class _Message(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
-    method: str
-    id: int | str | UnsetType = UNSET
-    """Missing in a notification."""
-    params: _Params = _Params()
-    result: UnsetType = UNSET
-    """Never present: a message with it isn't a request. The same applies to `error`."""
-    error: UnsetType = UNSET
-
-
 class _Body(Struct, gc=False):
     params: Raw = Raw(b"")
 
 
-_decode = decoder(_Message)
 _decode_body = decoder(_Body)
 
 
@@ -280,7 +247,7 @@ class Streamable:
         A tool's arguments are decoded here. The handlers of other methods decode their parameters.
         """
         try:
-            message = _decode(request.body)
+            message = read_usual(request.body)
         except MALFORMED:
             return None
         by_header = b"mcp-method" in request.headers
@@ -292,13 +259,10 @@ class Streamable:
             return self._note(message, request, session) if revision.handshake else None
         tool, arguments, rest, body = None, None, b"", request.body
         if method == "tools/call" and self._registry.relayed is None:
-            tool = self._registry.tools.get(params.name)
-            if tool is None or not tool.plain or (tool.task is not None and "extensions" in client.capabilities):
+            prepared = prepare(self._registry, params, client)
+            if prepared is None:
                 return None
-            try:
-                arguments = tool.decode(params.arguments)
-            except Exception:  # Includes errors of validators, which the exact path reports.
-                return None
+            tool, arguments = prepared
         elif method in _USUAL[revision.date] and self._registry.admits(method, revision) and _is_short(request):
             rest, body = bytes(_decode_body(body).params), b""
         else:
@@ -327,7 +291,7 @@ class Streamable:
         return call
 
     def _per_request(
-        self, message: _Message, request: HttpRequest
+        self, message: UsualMessage, request: HttpRequest
     ) -> tuple[Revision, Session | None, ClientInfo] | None:
         """Return the revision, session, and client of a message, or None if the headers or `_meta` need more checks."""
         headers, meta = request.headers, message.params.meta
@@ -344,7 +308,9 @@ class Streamable:
         client = ClientInfo(meta.capabilities, about.name, about.version) if about else ClientInfo(meta.capabilities)
         return revision, None, client
 
-    def _handshake(self, message: _Message, request: HttpRequest) -> tuple[Revision, Session | None, ClientInfo] | None:
+    def _handshake(
+        self, message: UsualMessage, request: HttpRequest
+    ) -> tuple[Revision, Session | None, ClientInfo] | None:
         """Return what `_per_request` returns, for a message of the other era."""
         headers, sessions = request.headers, self._endpoint.sessions
         value, revision = headers.get(b"mcp-session-id"), _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
@@ -359,7 +325,7 @@ class Streamable:
             return None
         return session.revision, session, session.client
 
-    def _note(self, message: _Message, request: HttpRequest, session: Session | None) -> Response | None:
+    def _note(self, message: UsualMessage, request: HttpRequest, session: Session | None) -> Response | None:
         """Return the response to a notification that nothing here reads."""
         method, services, registry = message.method, self._endpoint.services, self._registry
         if (
