@@ -25,7 +25,6 @@ from millstream._protocol.admission import (
 )
 from millstream._protocol.errors import INVALID_REQUEST, Confidential, ProtocolError
 from millstream._protocol.jsonrpc import (
-    MALFORMED,
     Envelope,
     check_text,
     notification_message,
@@ -46,16 +45,14 @@ from millstream._server.calls.call import (
 )
 from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.control import LIGHT
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import RelayedServer
 from millstream._tasks import has_failed, is_canceled
-from millstream._transports.usual import prepare, read_usual
+from millstream._transports.usual import LISTEN, Sender, is_unread, open_usual, read_sender, read_usual
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer has disconnected or was cut for reading too slowly."""
 Drain = Callable[[], Awaitable[None]]
-_LISTEN = "subscriptions/listen"
 
 
 class ClientConnection(Confidential, Struct, eq=False):
@@ -113,21 +110,47 @@ class ClientConnection(Confidential, Struct, eq=False):
 
     def receive(self, data: bytes) -> None:
         """Process one message. Requests run as tasks of this connection. Never raises."""
+        if self._receive_usual(data):
+            return
         message: Envelope | None = None
         try:
             check_text(data)
             if is_batch(data):
                 self.start(self._batch(data))
                 return
-            call = self._open_usual(data)
-            if call is None:
-                message = read(data)
-                call = self._open(message)
+            message = read(data)
+            call = self._open(message)
         except ProtocolError as exc:
             self._write(self._refuse(self._charge() or exc, message))
             return
         if call is not None:
             self.start(self._answer(call), call)
+
+    def _receive_usual(self, data: bytes) -> bool:
+        """Process a usual message, or return False."""
+        dispatcher, message, session = self._dispatcher, read_usual(data), self.session
+        if message is None:
+            return False
+        sender: Sender | None = self._revision(), session, UNKNOWN_CLIENT if session is None else session.client
+        if message.params.meta.version is not UNSET:
+            sender = read_sender(message, data)
+        if sender is None:
+            return False
+        if message.id is UNSET:
+            # This one begins the reports of changes.
+            if message.method == "notifications/initialized" or not is_unread(dispatcher, message.method, data):
+                return False
+            self._note(message.method)
+            return True
+        call = open_usual(dispatcher, message, data, sender, self, self.open_reply)
+        if call is None:
+            return False
+        call.transport = self.transport
+        if self.open_reply is None:
+            call.reply_channel = self
+        dispatcher.by_id.setdefault((self.id, call.id), call)
+        self.start(self._answer(call), call)
+        return True
 
     def start(self, work: Coroutine[Any, Any, None], call: Call | None = None) -> asyncio.Task[None]:
         """Run a call, or a batch of them, as a task that ends with the connection."""
@@ -141,7 +164,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         if not answer:
             return
         self._write(answer)
-        if call.method == _LISTEN:
+        if call.method == LISTEN:
             # The server ended the call, so it must send an error:
             # https://modelcontextprotocol.io/specification/2026-07-28/basic
             self._notify(notification_message("notifications/cancelled", {"requestId": call.id}))
@@ -198,41 +221,6 @@ class ClientConnection(Confidential, Struct, eq=False):
         except ProtocolError as exc:
             raise revisions.error(exc, call.revision) from exc
         dispatcher.by_id.setdefault((self.id, call.id), call)  # before the call runs, so that it can be canceled
-        return call
-
-    def _open_usual(self, data: bytes) -> Call | None:
-        """Return the call for a usual `tools/call` of the handshake era, or None for any other message."""
-        dispatcher, session = self._dispatcher, self.session
-        if dispatcher.registry.relayed is not None or dispatcher.begin is not None or len(data) > LIGHT:
-            return None
-        try:
-            message = read_usual(data)
-        except MALFORMED:
-            return None
-        params, client = message.params, UNKNOWN_CLIENT if session is None else session.client
-        if message.method != "tools/call" or message.id is UNSET or params.meta.version is not UNSET:
-            return None
-        prepared = prepare(dispatcher.registry, params, client)
-        if prepared is None:
-            return None
-        tool, arguments = prepared
-        token = params.meta.token
-        call = Call(
-            revision=self._revision(),
-            id=message.id,
-            method=message.method,
-            client=client,
-            session=session,
-            name=params.name,
-            token=None if token is UNSET else token,
-            tool=tool,
-            body=data,
-            arguments=arguments,
-            **self._way(),
-        )
-        if dispatcher.load.full(call.owner):
-            return None
-        dispatcher.by_id.setdefault((self.id, call.id), call)
         return call
 
     def _way(self) -> dict[str, Any]:

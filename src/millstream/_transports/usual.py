@@ -1,24 +1,61 @@
-"""Usual messages, decoded once and strictly, for every transport.
+"""The usual way to read a message, for every transport and both eras: one strict decoder, and a tool's own one.
 
-For anything else, `read_usual` fails or `prepare` returns None. The exact path of the transport then reads the bytes
-again, with `jsonrpc.read`, and reports each error.
+Anything unusual, and every error, is left to the transport's exact path, which begins again with the message's bytes. A
+message that this module accepts has the same effect there.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from millstream._protocol.jsonrpc import Json, decoder
-from millstream._protocol.metadata import META_NAMES, ClientInfo, Implementation, LogLevel, ProgressToken
-from millstream._server.features.registry import Registry
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, decoder, exceeds_limits, is_utf8
+from millstream._protocol.metadata import (
+    MAX_CAPABILITIES,
+    MAX_DISPLAYED,
+    META_NAMES,
+    ClientInfo,
+    Implementation,
+    LogLevel,
+    ProgressToken,
+)
+from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
+from millstream._server.calls.call import Call, ReplyChannel
+from millstream._server.calls.services import UNLIMITED
+from millstream._server.calls.sessions import Session
+from millstream._server.control import LIGHT
+from millstream._server.dispatch import Dispatcher
 from millstream._server.features.tools import Tool
+
+MAX_USUAL = 64 * 1024
+"""Maximum size of a usual message, in bytes. The exact path reads a larger one in parts, each with its own bound."""
+LISTEN = "subscriptions/listen"
+STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
+"""Methods whose effects are lost with an older store epoch. The client must initialize and subscribe again."""
+_USUAL = {
+    revision.date: frozenset(revision.requests)
+    - {"initialize", LISTEN}
+    - STREAM_BOUND
+    - (frozenset() if revision.handshake else {"resources/read"})  # `Call.name` is its URI
+    for revision in ALL
+}
+"""Date of a revision -> requests that take no more checks than `open_usual` has."""
+_NAMED = frozenset(("tools/call", "prompts/get"))
+_Displayed = Annotated[str, Meta(max_length=MAX_DISPLAYED)]
+_Id = int | Annotated[str, Meta(max_length=MAX_ID // len(r"\ud83c\udf89") - 1)]
+"""Short enough in every spelling."""
+
+
+class UsualClient(Implementation, frozen=True, rename="camel", gc=False):
+    name: _Displayed = ""
+    version: _Displayed = ""
 
 
 class UsualMeta(Struct, frozen=True, gc=False, rename=META_NAMES):
     version: str | UnsetType = UNSET
     """Present only in the per-request era."""
     capabilities: Json | UnsetType = UNSET
-    client: Implementation | UnsetType = UNSET
+    client: UsualClient | UnsetType = UNSET
     log_level: LogLevel | UnsetType = UNSET
     token: ProgressToken | UnsetType = UNSET
 
@@ -37,7 +74,7 @@ class UsualParams(
 class UsualMessage(Struct, gc=False):
     jsonrpc: Literal["2.0"]
     method: str
-    id: int | str | UnsetType = UNSET
+    id: _Id | UnsetType = UNSET
     """Missing in a notification."""
     params: UsualParams = UsualParams()
     result: UnsetType = UNSET
@@ -45,16 +82,126 @@ class UsualMessage(Struct, gc=False):
     error: UnsetType = UNSET
 
 
-read_usual = decoder(UsualMessage)
-"""Return a request or notification of any era, or raise one of `MALFORMED`."""
+class _Body(Struct, gc=False):
+    params: Raw = Raw(b"")
 
 
-def prepare(registry: Registry, params: UsualParams, client: ClientInfo) -> tuple[Tool, Any] | None:
-    """Return the tool of a call with its decoded arguments, or None if the call needs more checks."""
-    tool = registry.tools.get(params.name)
-    if tool is None or not tool.plain or (tool.task is not None and "extensions" in client.capabilities):
-        return None
+_decode = decoder(UsualMessage)
+_decode_body = decoder(_Body)
+
+
+def read_usual(body: bytes) -> UsualMessage | None:
+    """Return a request or notification of any era, or None for an unusual message."""
     try:
-        return tool, tool.decode(params.arguments)
-    except Exception:  # Includes errors of validators, which the exact path reports.
+        return _decode(body) if len(body) <= MAX_USUAL and not exceeds_limits(body) else None
+    except MALFORMED:
         return None
+
+
+def is_text(body: bytes, arguments: Raw, tool: Tool | None) -> bool:
+    """Return whether a message is UTF-8. Decoders check only what they read.
+
+    Arguments can be long, so they aren't read twice if the tool's decoder has read all of them.
+    """
+    if body.isascii():
+        return True
+    if tool is not None and tool.reads_all:
+        known = bytes(arguments)
+        at = body.find(known[:64])  # Python searches for long texts slowly
+        if body.startswith(known, at):
+            body = body[:at] + body[at + len(known) :]
+    return is_utf8(body)
+
+
+Sender = tuple[Revision, Session | None, ClientInfo]
+
+
+def read_sender(message: UsualMessage, body: bytes) -> Sender | None:
+    """Return the revision and client in the `_meta` of a per-request message, or None if they're unusual."""
+    params = message.params
+    meta = params.meta
+    revision, about = PER_REQUEST.get(str(meta.version)), meta.client
+    if (
+        revision is None
+        or meta.capabilities is UNSET
+        # The exact path shortens large capabilities.
+        or (len(body) > MAX_CAPABILITIES and len(body) - len(params.arguments) > MAX_CAPABILITIES)
+    ):
+        return None
+    client = ClientInfo(meta.capabilities, about.name, about.version) if about else ClientInfo(meta.capabilities)
+    return revision, None, client
+
+
+def is_unread(dispatcher: Dispatcher, method: str, body: bytes) -> bool:
+    """Return whether a notification has no effect, except that it's counted."""
+    services, registry = dispatcher.services, dispatcher.registry
+    return (
+        method.startswith("notifications/")
+        and method != "notifications/cancelled"
+        and not services.notification_filters
+        and services.request_limits is UNLIMITED
+        and registry.relayed is None
+        and method not in registry.notification_handlers
+        and (body.isascii() or is_utf8(body))
+    )
+
+
+def open_usual(
+    dispatcher: Dispatcher,
+    message: UsualMessage,
+    body: bytes,
+    sender: Sender,
+    origin: Any,
+    open_reply: Callable[[Call], ReplyChannel] | None,
+) -> Call | None:
+    """Return the call for a request, or None if it needs more checks. Its bytes are counted.
+
+    A tool's arguments are decoded here. The handlers of other methods decode their parameters.
+
+    Args:
+        origin: The HTTP request or the connection.
+    """
+    method, params, (revision, session, client) = message.method, message.params, sender
+    registry, load, meta = dispatcher.registry, dispatcher.load, params.meta
+    tool, arguments, rest = None, None, b""
+    if dispatcher.begin is not None:
+        return None  # a span covers the reading of arguments
+    if method == "tools/call" and registry.relayed is None:
+        tool = registry.tools.get(params.name)
+        if tool is None or not tool.plain or (tool.task is not None and "extensions" in client.capabilities):
+            return None
+        try:
+            arguments = tool.decode(params.arguments)
+        except Exception:  # Includes errors of validators, which the exact path reports.
+            return None
+    elif method in _USUAL[revision.date] and registry.admits(method, revision):
+        if method == "tools/call" and registry.requires(method, params.name):
+            return None
+        rest = bytes(_decode_body(body).params)
+    else:
+        return None
+    if not is_text(body, params.arguments, tool):
+        return None
+    call = Call(  # a 16th keyword argument would make Python build a dict
+        revision=revision,
+        id=message.id,  # type: ignore[arg-type]  # only requests become calls
+        method=method,
+        params=rest,
+        client=client,
+        open_reply=open_reply,
+        origin=origin,
+        session=session,
+        principal=origin.principal,
+        headers=origin.headers,
+        name=params.name if method in _NAMED else "",
+        token=None if meta.token is UNSET else meta.token,
+        tool=tool,
+        body=b"" if tool is None else body,
+        arguments=arguments,
+    )
+    if not revision.handshake and (meta.log_level or params.responses):
+        call.log_level, call.responses = meta.log_level or "", params.responses or None
+    # With fewer calls in flight, no caller can exceed its limit.
+    if len(dispatcher.calls) >= load.max_each and load.full(call.owner):
+        return None
+    return call if len(body) <= LIGHT or load.takes(call, len(body)) else None

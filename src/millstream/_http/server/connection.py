@@ -416,6 +416,8 @@ class ServerConnection:
         table = self.fast
         if table is None or self.reading > IDLE or self.replying != SILENT or self.held:
             if self.reading == FAST_BODY:
+                if len(data) == self._remaining_bytes and not (self._body_bytes or self.held):
+                    return self._take_body(data)
                 self._receive_body(data)
             else:
                 self._parse(data)
@@ -470,8 +472,20 @@ class ServerConnection:
         self.since = self._shared.clock
         self._body_bytes = 0
         self._remaining_bytes = size
+        if not body:
+            return None
         self._receive_body(body)
         return self.next_event()
+
+    def _take_body(self, body: bytes) -> ServerExchange | None:
+        """Return the request whose head came alone, with its whole body."""
+        exchange = self.newest
+        assert exchange is not None  # noqa: S101  the head was read, and its reply isn't written
+        self.reading = ENDS[self.reading]
+        self.replying = BEGINS_REPLY[self.replying]
+        if not self._ignores_body:
+            exchange.body = body
+        return exchange
 
     def next_event(self) -> Event | None:
         """Return the next event, or `None` if more bytes or `complete` are needed."""

@@ -241,6 +241,8 @@ class ItemSource(Struct, frozen=True):
     """Arguments that are repeated in headers."""
     decode: Read | None = None
     """Decodes raw arguments to a struct, if no other preparation is needed."""
+    reads_all: bool = False
+    """See `Engine.reads_all`."""
     code: CodeType | None = None
     """The code of the function, to locate warnings."""
     untyped: tuple[str, ...] = ()
@@ -389,6 +391,7 @@ def source_of(
         output=made.output,
         headers=made.headers,
         decode=decode_of(made) if direct else None,
+        reads_all=made.engine.typed is not None and made.engine.reads_all,
         code=made.code,
         untyped=made.untyped,
     )

@@ -131,6 +131,8 @@ class Tool(Item):
         """Client capabilities that a call requires."""
         self.decode: Callable[[Any], Any] = cast("Callable[[Any], Any]", source.decode)
         """Decodes raw arguments to a struct. Only for a tool that is `plain`."""
+        self.reads_all: bool = source.reads_all
+        """See `Engine.reads_all`. Only for a tool that is `plain`."""
         self.plain: bool = source.decode is not None and not (
             self.requires or self.headers or self.visible or "stream" in self.parameters
         )

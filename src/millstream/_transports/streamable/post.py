@@ -5,41 +5,40 @@ Anything unusual, and every error, is left to `serve_exactly`, which begins agai
 
 from collections.abc import Mapping
 
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET
 
 from millstream._http.message import HttpRequest, Response, carries_json, parse_accept
 from millstream._protocol import revisions
 from millstream._protocol.admission import admit_per_request, check_notification, per_request_revision, read_initialize
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.jsonrpc import (
-    MALFORMED,
-    MAX_ID,
     Envelope,
     check_text,
-    decoder,
-    exceeds_limits,
-    is_utf8,
     read,
     refusal_message,
     result_message,
 )
-from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, PER_REQUEST, Revision
+from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call
 from millstream._server.calls.services import UNLIMITED
 from millstream._server.calls.sessions import Session
-from millstream._server.control import LIGHT
 from millstream._transports.connection import is_batch
 from millstream._transports.open_streams import NOT_JSON, error_response, rpc_refusal, unknown_session
 from millstream._transports.streamable import StreamableEndpoint, StreamableExchange, finish, serve_batch
-from millstream._transports.usual import UsualMessage, prepare, read_usual
+from millstream._transports.usual import (
+    LISTEN,
+    STREAM_BOUND,
+    Sender,
+    UsualMessage,
+    is_unread,
+    open_usual,
+    read_sender,
+    read_usual,
+)
 
-_LISTEN = "subscriptions/listen"
 _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = rpc_refusal(406, INVALID_REQUEST, "Not acceptable. Accept application/json, text/event-stream, or both.")
 _UNREADABLE_STREAM = "Not acceptable. A subscription is answered with text/event-stream."
-_STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
-"""Methods whose effects are lost with an older store epoch. The client must initialize and subscribe again."""
 
 
 async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> Response | None:
@@ -84,7 +83,7 @@ async def _open(exchange: StreamableExchange, message: Envelope, named: Revision
         return await _take_answer(exchange, message)
     if message.is_request:
         exchange.endpoint.dispatcher.load.admit(exchange.request, message.method)
-        if message.method != _LISTEN:
+        if message.method != LISTEN:
             exchange.check_readable()
     return await (_handshake(exchange, message) if named is None else _per_request(exchange, message, named))
 
@@ -108,7 +107,7 @@ async def _per_request(exchange: StreamableExchange, message: Envelope, revision
         check_notification(message)
         await exchange.notify(message, None, revision)
         return _ACCEPTED
-    if message.method == _LISTEN and not exchange.accepts.stream:
+    if message.method == LISTEN and not exchange.accepts.stream:
         raise ProtocolError(INVALID_REQUEST, _UNREADABLE_STREAM, status=406)
     registry = endpoint.dispatcher.registry
     admitted = admit_per_request(
@@ -129,7 +128,7 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
     if message.method == "initialize" and message.id is not None:
         return await _initialize(exchange, message)
     session, revision = await exchange.session()
-    if session is not None and not session.current and message.method in _STREAM_BOUND:
+    if session is not None and not session.current and message.method in STREAM_BOUND:
         raise unknown_session()
     if message.id is None:
         check_notification(message)
@@ -177,31 +176,11 @@ async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Respo
     return _ACCEPTED
 
 
-_PER_REQUEST: Mapping[bytes | None, Revision] = {date.encode(): each for date, each in PER_REQUEST.items()}
 _BY_HEADER: Mapping[bytes | None, Revision] = {
     None: ASSUMED,
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
-_USUAL = {
-    revision.date: frozenset(revision.requests) - {"initialize", _LISTEN} - _STREAM_BOUND
-    for revision in (*HANDSHAKE.values(), *PER_REQUEST.values())
-}
-"""Date of a revision -> requests that take no more checks than `Streamable` has."""
-_MAX_USUAL = 64 * 1024
-"""Maximum size of a usual body, in bytes. The exact path reads a larger one in parts, each with its own bound."""
-
-
-class _Body(Struct, gc=False):
-    params: Raw = Raw(b"")
-
-
-_decode_body = decoder(_Body)
-
-
-def _is_short(request: HttpRequest) -> bool:
-    """Return whether an id can't be too long, and no client of the hub is named."""
-    return len(request.body) <= MAX_ID and not request.query
 
 
 class Streamable:
@@ -210,107 +189,61 @@ class Streamable:
     def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint
         self._dispatcher = endpoint.dispatcher
-        self._registry = endpoint.dispatcher.registry
 
     async def post(self, request: HttpRequest) -> Response | None:
         """Serve one POST of any revision."""
-        headers, body, dispatcher = request.headers, request.body, self._dispatcher
-        found, size = None, len(body)
+        headers = request.headers
+        found = None
         if (
             # Without one of these, the request needs checks before it's decoded.
-            dispatcher.begin is None
-            and headers.get(b"content-type") == b"application/json"
-            and size <= _MAX_USUAL
+            headers.get(b"content-type") == b"application/json"
             and len(headers) == len(request.raw_headers)
-            and (body.isascii() or is_utf8(body))
-            and not exceeds_limits(body)
-            # With fewer calls in flight, no caller can exceed its limit.
-            and (len(dispatcher.calls) < dispatcher.load.max_each or not dispatcher.load.full(request.owner))
             and parse_accept(headers.get(b"accept")).json
             and b"content-encoding" not in headers
+            and not request.query
         ):
             found = self._read(request)
         if isinstance(found, Response):
             return found
-        if found is None or (size > LIGHT and not dispatcher.load.takes(found, size)):
-            del body  # a stream may be open for a day
+        if found is None:
             return await serve_exactly(self._endpoint, request)
         session = found.session
-        answer = await dispatcher.call(found, "" if session is None else session.id)
+        answer = await self._dispatcher.call(found, "" if session is None else session.id)
         if answer and found.reply_channel is None and found.failure is None:
             return Response(answer)
         return await finish(found, answer)
 
     def _read(self, request: HttpRequest) -> Call | Response | None:
-        """Return a usual request as a call, or the response to a usual notification. Return None for any other message.
-
-        A tool's arguments are decoded here. The handlers of other methods decode their parameters.
-        """
-        try:
-            message = read_usual(request.body)
-        except MALFORMED:
+        """Return a usual request as a call, or the response to a usual notification, or None for another message."""
+        message = read_usual(request.body)
+        if message is None:
             return None
-        by_header = b"mcp-method" in request.headers
-        known = self._per_request(message, request) if by_header else self._handshake(message, request)
-        if known is None:
+        sender = (self._per_request if b"mcp-method" in request.headers else self._handshake)(message, request)
+        if sender is None:
             return None
-        method, params, (revision, session, client) = message.method, message.params, known
+        session = sender[1]
         if message.id is UNSET:
-            return self._note(message, request, session) if revision.handshake else None
-        tool, arguments, rest, body = None, None, b"", request.body
-        if method == "tools/call" and self._registry.relayed is None:
-            prepared = prepare(self._registry, params, client)
-            if prepared is None:
+            if not is_unread(self._dispatcher, message.method, request.body):
                 return None
-            tool, arguments = prepared
-        elif method in _USUAL[revision.date] and self._registry.admits(method, revision) and _is_short(request):
-            rest, body = bytes(_decode_body(body).params), b""
-        else:
-            return None
-        meta = params.meta
-        request.cancel_on_disconnect = session is None
-        call = Call(
-            revision=revision,
-            id=message.id,
-            method=method,
-            params=rest,
-            client=client,
-            open_reply=self._endpoint.open_line,
-            origin=request,
-            session=session,
-            principal=request.principal,
-            headers=request.headers,
-            name=params.name,
-            token=None if meta.token is UNSET else meta.token,
-            tool=tool,
-            body=body,
-            arguments=arguments,
-        )
-        if not revision.handshake and (meta.log_level or params.responses):
-            call.log_level, call.responses = meta.log_level or "", params.responses or None
+            self._endpoint.services.note(message.method, "http", session, principal=request.principal)
+            return _ACCEPTED
+        call = open_usual(self._dispatcher, message, request.body, sender, request, self._endpoint.open_line)
+        if call is not None:
+            request.cancel_on_disconnect = session is None
         return call
 
-    def _per_request(
-        self, message: UsualMessage, request: HttpRequest
-    ) -> tuple[Revision, Session | None, ClientInfo] | None:
-        """Return the revision, session, and client of a message, or None if the headers or `_meta` need more checks."""
-        headers, meta = request.headers, message.params.meta
-        revision = _PER_REQUEST.get(headers.get(b"mcp-protocol-version"))
+    def _per_request(self, message: UsualMessage, request: HttpRequest) -> Sender | None:
+        """Return the sender of a message, or None if the headers or `_meta` need more checks."""
+        headers, params = request.headers, message.params
         if (
-            revision is None
-            or meta.version != revision.date
+            headers.get(b"mcp-protocol-version") != str(params.meta.version).encode()
             or headers[b"mcp-method"] != message.method.encode()
-            or headers.get(b"mcp-name", b"") != message.params.name.encode()
-            or meta.capabilities is UNSET
+            or headers.get(b"mcp-name", b"") != params.name.encode()
         ):
             return None
-        about = meta.client
-        client = ClientInfo(meta.capabilities, about.name, about.version) if about else ClientInfo(meta.capabilities)
-        return revision, None, client
+        return read_sender(message, request.body)
 
-    def _handshake(
-        self, message: UsualMessage, request: HttpRequest
-    ) -> tuple[Revision, Session | None, ClientInfo] | None:
+    def _handshake(self, message: UsualMessage, request: HttpRequest) -> Sender | None:
         """Return what `_per_request` returns, for a message of the other era."""
         headers, sessions = request.headers, self._endpoint.sessions
         value, revision = headers.get(b"mcp-session-id"), _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
@@ -324,19 +257,3 @@ class Streamable:
         if session is None or self._dispatcher.stopping:
             return None
         return session.revision, session, session.client
-
-    def _note(self, message: UsualMessage, request: HttpRequest, session: Session | None) -> Response | None:
-        """Return the response to a notification that nothing here reads."""
-        method, services, registry = message.method, self._endpoint.services, self._registry
-        if (
-            not method.startswith("notifications/")
-            or method == "notifications/cancelled"
-            or services.notification_filters
-            or services.request_limits is not UNLIMITED
-            or registry.relayed is not None
-            or method in registry.notification_handlers
-            or not _is_short(request)
-        ):
-            return None
-        services.note(method, "http", session, principal=request.principal)
-        return _ACCEPTED
