@@ -253,7 +253,7 @@ def odd_messages(make: Any) -> list[bytes]:
     add = make("tools/call", {"name": "add", "arguments": {"a": 1, "b": 2}})
     looks = make("tools/call", {"name": "looks", "arguments": {}})
     meta = looks["params"].get("_meta", {})
-    about = {f"{META}clientInfo": {"name": "n" * 5_000, "version": "v" * 257, "title": "t" * 5_000}}
+    about = {f"{META}clientInfo": {"name": "n" * 257, "version": "v" * 257, "title": "t" * 257}}
     metas: list[dict[str, Any]] = [
         about, {f"{META}clientInfo": {}}, {f"{META}clientInfo": {"name": "a", "title": 1}},
         {f"{META}clientInfo": {"name": "a" * 256, "version": "é" * 256, "websiteUrl": None}},

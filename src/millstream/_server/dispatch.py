@@ -278,7 +278,7 @@ class Dispatcher:
         finally:
             call.method, call.name, call.params, call.arguments = outer
 
-    async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901  what surrounds each call
+    async def call(self, call: Call, scope: str = "") -> bytes:
         """Run one call and return its answer.
 
         Args:
@@ -301,8 +301,6 @@ class Dispatcher:
             self.begin(call)
         answer = b""
         try:
-            if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
-                await asked
             answer = _wrap_envelope(call, await self._run(call))
         except BaseException as exc:
             answer = self._failure(call, exc)
@@ -331,7 +329,9 @@ class Dispatcher:
         return refusal_message(call.id, over or ProtocolError(INVALID_REQUEST, _IN_FLIGHT))
 
     async def _run(self, call: Call) -> bytes:
-        """Run a call and return its result."""
+        """Run a call if the gate lets it pass, and return its result."""
+        if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
+            await asked
         relayed, tool = self.registry.relayed, call.tool
         if relayed is not None and (result := await self._relay(call, relayed)):
             return result

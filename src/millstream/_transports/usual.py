@@ -98,13 +98,11 @@ def read_usual(body: bytes) -> UsualMessage | None:
         return None
 
 
-def is_text(body: bytes, arguments: Raw, tool: Tool | None) -> bool:
+def _is_text(body: bytes, arguments: Raw, tool: Tool | None) -> bool:
     """Return whether a message is UTF-8. Decoders check only what they read.
 
     Arguments can be long, so they aren't read twice if the tool's decoder has read all of them.
     """
-    if body.isascii():
-        return True
     if tool is not None and tool.reads_all:
         known = bytes(arguments)
         at = body.find(known[:64])  # Python searches for long texts slowly
@@ -180,7 +178,7 @@ def open_usual(
         rest = bytes(_decode_body(body).params)
     else:
         return None
-    if not is_text(body, params.arguments, tool):
+    if not (body.isascii() or _is_text(body, params.arguments, tool)):
         return None
     call = Call(  # a 16th keyword argument would make Python build a dict
         revision=revision,

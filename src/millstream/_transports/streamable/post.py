@@ -18,7 +18,7 @@ from millstream._protocol.jsonrpc import (
     refusal_message,
     result_message,
 )
-from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
+from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, PER_REQUEST, Revision
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call
 from millstream._server.calls.services import UNLIMITED
 from millstream._server.calls.sessions import Session
@@ -176,6 +176,7 @@ async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Respo
     return _ACCEPTED
 
 
+_PER_REQUEST: Mapping[bytes | None, Revision] = {date.encode(): each for date, each in PER_REQUEST.items()}
 _BY_HEADER: Mapping[bytes | None, Revision] = {
     None: ASSUMED,
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
@@ -215,36 +216,34 @@ class Streamable:
 
     def _read(self, request: HttpRequest) -> Call | Response | None:
         """Return a usual request as a call, or the response to a usual notification, or None for another message."""
-        message = read_usual(request.body)
+        message, headers = read_usual(request.body), request.headers
         if message is None:
             return None
-        sender = (self._per_request if b"mcp-method" in request.headers else self._handshake)(message, request)
-        if sender is None:
-            return None
-        session = sender[1]
+        if b"mcp-method" in headers:
+            sender = read_sender(message, request.body)
+            if (
+                sender is None
+                or _PER_REQUEST.get(headers.get(b"mcp-protocol-version")) is not sender[0]
+                or headers[b"mcp-method"] != message.method.encode()
+                or headers.get(b"mcp-name", b"") != message.params.name.encode()
+            ):
+                return None
+        else:
+            sender = self._handshake(message, request)
+            if sender is None:
+                return None
         if message.id is UNSET:
             if not is_unread(self._dispatcher, message.method, request.body):
                 return None
-            self._endpoint.services.note(message.method, "http", session, principal=request.principal)
+            self._endpoint.services.note(message.method, "http", sender[1], principal=request.principal)
             return _ACCEPTED
         call = open_usual(self._dispatcher, message, request.body, sender, request, self._endpoint.open_line)
         if call is not None:
-            request.cancel_on_disconnect = session is None
+            request.cancel_on_disconnect = call.session is None
         return call
 
-    def _per_request(self, message: UsualMessage, request: HttpRequest) -> Sender | None:
-        """Return the sender of a message, or None if the headers or `_meta` need more checks."""
-        headers, params = request.headers, message.params
-        if (
-            headers.get(b"mcp-protocol-version") != str(params.meta.version).encode()
-            or headers[b"mcp-method"] != message.method.encode()
-            or headers.get(b"mcp-name", b"") != params.name.encode()
-        ):
-            return None
-        return read_sender(message, request.body)
-
     def _handshake(self, message: UsualMessage, request: HttpRequest) -> Sender | None:
-        """Return what `_per_request` returns, for a message of the other era."""
+        """Return the sender of a message without the headers of the per-request era, or None if it's unusual."""
         headers, sessions = request.headers, self._endpoint.sessions
         value, revision = headers.get(b"mcp-session-id"), _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
         if revision is None or message.params.meta.version is not UNSET:

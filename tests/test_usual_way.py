@@ -1,12 +1,13 @@
-"""Usual requests take the usual path: the head isn't read by the parser, nor the message by `serve_exactly`.
+"""Usual requests take the usual way: the head isn't read by the parser, nor the message by `serve_exactly`.
 
 What they cost is measured by `python -m benches --against`.
 """
 
 import asyncio
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -14,14 +15,27 @@ from typing import Any, Self
 import pytest
 
 import millstream
+from benches.wire import REQUESTS, recorded
 from cases import for_each
 from millstream import Server, Settings
 from millstream._app.server_process.entry import prepare
 from millstream._http.server.listener import SocketListener
-from wire import POST, FakeTransport, Wire, ask_asgi, encode_headers, encode_request, per_request, request, routing
+from wire import (
+    POST,
+    FakeTransport,
+    Wire,
+    ask_asgi,
+    encode_headers,
+    encode_request,
+    open_pipe,
+    per_request,
+    request,
+    routing,
+)
 
 OURS = str(Path(millstream.__file__).parent)
-BODY = json.dumps(per_request("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}})).encode()
+CALL = {"name": "add", "arguments": {"a": 2, "b": 3}}
+BODY = json.dumps(per_request("tools/call", CALL)).encode()
 HEADERS = encode_headers(routing("tools/call", "add"))
 
 
@@ -43,18 +57,16 @@ class Count:
             self.names.append(frame.f_code.co_qualname)
 
 
-def make_server(
-    key: str = "", *, settings: Settings | None = None, serve: Sequence[str] = ()
-) -> tuple[Server, list[list[str]]]:
-    """A server with one tool; behind a key, if there is one."""
-    mcp = Server("budget", settings=settings or Settings(auth_key=key), serve=serve)
+def make_server() -> Server:
+    """A server with one tool."""
+    mcp = Server("usual", settings=Settings())
 
     @mcp.tool
     async def add(a: int, b: int) -> int:
         """Add two numbers."""
         return a + b
 
-    return mcp, []
+    return mcp
 
 
 async def measure(ask: Callable[[], Any]) -> list[str]:
@@ -67,19 +79,13 @@ async def measure(ask: Callable[[], Any]) -> list[str]:
     return min((count.names for count in counts), key=len)
 
 
-def with_key(server: Server) -> list[tuple[bytes, bytes]]:
-    """The headers of a call, with the key of the server."""
-    key = server.settings.auth_key
-    return [*HEADERS, (b"authorization", b"Bearer %b" % key.encode())] if key else HEADERS
+async def count_request(
+    server: Server, *requests: bytes, last: bytes = b'"structuredContent":5}}', apart: bool = False
+) -> list[str]:
+    """The calls of the last request to our own connection, which comes three times after the others.
 
-
-async def through_connection(server: Server) -> list[str]:
-    """One call as bytes to our own connection, in one piece, as a socket brings it."""
-    return await count_request(server, encode_request("POST", "/mcp", with_key(server), BODY))
-
-
-async def count_request(server: Server, *requests: bytes, last: bytes = b'"structuredContent":5}}') -> list[str]:
-    """The calls of the last request to our own connection, which comes three times after the others."""
+    It comes in one piece, as a socket brings it, or with its head and its body apart.
+    """
     protocol = SocketListener(prepare(server, await server.start())).make_protocol()
     transport = FakeTransport()
     protocol.connection_made(transport)
@@ -87,7 +93,9 @@ async def count_request(server: Server, *requests: bytes, last: bytes = b'"struc
     async def send(data: bytes) -> None:
         transport.written.clear()
         transport.write_event.clear()
-        asyncio.get_running_loop().call_soon(protocol.data_received, data)  # as from a socket: no task runs
+        head, end, body = data.partition(b"\r\n\r\n")
+        for piece in (head + end, body) if apart else (data,):
+            asyncio.get_running_loop().call_soon(protocol.data_received, piece)  # as from a socket: no task runs
         await transport.write_event.wait()
         await asyncio.sleep(0)
 
@@ -102,8 +110,8 @@ async def count_request(server: Server, *requests: bytes, last: bytes = b'"struc
     return names
 
 
-async def test_lists_take_the_fast_path() -> None:
-    server, _ = make_server()
+async def test_lists_take_the_usual_way() -> None:
+    server = make_server()
 
     async def ask() -> None:
         reply = await ask_asgi(
@@ -135,13 +143,13 @@ async def count_more(server: Server, *requests: bytes, last: bytes = b'"structur
     return names
 
 
-async def test_connections_return_to_the_fast_path() -> None:
+async def test_connections_return_to_the_usual_way() -> None:
     odd = encode_request("POST", "/mcp", [*HEADERS, (b"expect", b"x")], BODY)
-    assert await count_more(make_server()[0], odd, PLAIN) == []
+    assert await count_more(make_server(), odd, PLAIN) == []
 
 
 async def test_calls_alternating_between_thousands_of_sessions_cost_no_more_than_one_session() -> None:
-    server, _ = make_server()
+    server = make_server()
     async with server.running() as runtime:
         prepare(server, runtime)
         protocol = SocketListener(prepare(server, runtime)).make_protocol()
@@ -157,7 +165,7 @@ async def test_calls_alternating_between_thousands_of_sessions_cost_no_more_than
             return b"".join(transport.written)
 
         wire, calls = Wire(server, runtime, None), list[bytes]()
-        body = json.dumps(request("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}})).encode()
+        body = json.dumps(request("tools/call", CALL)).encode()
         for _ in range(1500):
             calls.append(encode_request("POST", "/mcp", encode_headers(await wire.initialize()), body))
         for data in (*calls, *calls[:2]):
@@ -175,18 +183,53 @@ async def test_calls_alternating_between_thousands_of_sessions_cost_no_more_than
     assert not {"HeaderLineCache.__missing__", "HttpSessions._open", "serve_exactly"} & {*many}  # timers may have run
 
 
+RECORDED = [
+    (path.stem, method)
+    for path in sorted(REQUESTS.glob("*.http"))
+    for method in re.findall(r"(?m)^### (\S+)$", path.read_text("utf-8"))
+]
+
+
+@for_each(("client", "method"), RECORDED)
+async def test_requests_of_real_clients_take_the_usual_way(client: str, method: str) -> None:
+    server, kind = make_server(), recorded(client, method)
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        opened = await Wire(server, runtime, None).initialize(kind.revision) if kind.sessions else {}
+        body = kind.body.replace("@", "1000001")
+        head = kind.whole.format(host="127.0.0.1", length=len(body.encode()), session=opened.get("mcp-session-id"))
+        is_chunked = "Transfer-Encoding" in head
+        for apart in (False,) if is_chunked else (False, True):
+            names = await count_request(server, f"{head}{body}".encode(), last=b"", apart=apart)
+            assert not {"ServerConnection._parse", "ServerConnection.on_body"} & {*names}
+            assert ("read_chunk" in names) == is_chunked
+            assert ("serve_exactly" in names) == (method == "initialize")
+
+
+async def test_requests_on_connections_take_the_usual_way() -> None:
+    server = make_server()
+    async with server.running() as runtime:
+        pipe = open_pipe(runtime)
+        for message in (request("tools/call", CALL), per_request("tools/call", CALL), per_request("tools/list")):
+            with Count() as count:
+                pipe.send(json.dumps(message).encode())
+                assert b'"result"' in await pipe.receive()
+            assert "ClientConnection._open" not in count.names
+        await pipe.close()
+
+
 @for_each(
     ("method", "params"),
     [
         ("ping", None),
         ("tools/list", {}),
         ("notifications/initialized", None),
-        ("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}),
+        ("tools/call", CALL),
     ],
 )
 @for_each("session", [True, False])
-async def test_handshake_messages_take_the_fast_path(method: str, params: Any, session: bool) -> None:
-    server, _ = make_server()
+async def test_handshake_messages_take_the_usual_way(method: str, params: Any, session: bool) -> None:
+    server = make_server()
     async with server.running() as runtime:
         prepare(server, runtime)
         headers = await Wire(server, runtime, None).initialize() if session else POST
@@ -199,7 +242,7 @@ async def test_handshake_messages_take_the_fast_path(method: str, params: Any, s
 
 
 async def test_functions_in_threads_wake_the_event_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, loop = Server("budget"), asyncio.get_running_loop()
+    server, loop = Server("usual"), asyncio.get_running_loop()
 
     @server.tool
     def add(a: int, b: int) -> int:
@@ -216,7 +259,7 @@ async def test_functions_in_threads_wake_the_event_loop_once(monkeypatch: pytest
     async with server.running() as runtime:
         prepare(server, runtime)
         monkeypatch.setattr(loop, "call_soon_threadsafe", note)
-        names = await through_connection(server)
+        names = await count_request(server, PLAIN)
         assert len(wakeups) == 3
         assert runtime.services.threads.places.used == 0
     assert "serve_exactly" not in names
