@@ -307,6 +307,11 @@ def test_odd_messages_have_the_effect_of_the_exact_way(ways: Ways, make: Any, tr
         fields = headers_for(parse(body)) if make is per_request else encode_headers({**POST, **ways.session})
         taken += ways.compare(body, fields, transport)
     assert taken > 20
+    looks = make("tools/call", {"name": "looks", "arguments": {}})
+    fields = headers_for(looks) if make is per_request else encode_headers(POST)
+    body = json.dumps(looks).encode()
+    assert ways.compare(body, fields)
+    assert not ways.compare(body, [*fields, (b"query", b"")])  # a client of the hub
 
 
 @given(

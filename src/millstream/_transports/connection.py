@@ -48,7 +48,7 @@ from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import RelayedServer
 from millstream._tasks import has_failed, is_canceled
-from millstream._transports.usual import LISTEN, Sender, is_unread, open_usual, read_sender, read_usual
+from millstream._transports.usual import LISTEN, is_unread, open_usual, read_usual
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer has disconnected or was cut for reading too slowly."""
@@ -128,14 +128,11 @@ class ClientConnection(Confidential, Struct, eq=False):
 
     def _receive_usual(self, data: bytes) -> bool:
         """Process a usual message, or return False."""
-        dispatcher, message, session = self._dispatcher, read_usual(data), self.session
-        if message is None:
+        dispatcher, found, session = self._dispatcher, read_usual(data), self.session
+        if found is None:
             return False
-        sender: Sender | None = self._revision(), session, UNKNOWN_CLIENT if session is None else session.client
-        if message.params.meta.version is not UNSET:
-            sender = read_sender(message, data)
-        if sender is None:
-            return False
+        message, sender = found
+        sender = sender or (self._revision(), session, UNKNOWN_CLIENT if session is None else session.client)
         if message.id is UNSET:
             # This one begins the reports of changes.
             if message.method == "notifications/initialized" or not is_unread(dispatcher, message.method, data):

@@ -90,12 +90,31 @@ _decode = decoder(UsualMessage)
 _decode_body = decoder(_Body)
 
 
-def read_usual(body: bytes) -> UsualMessage | None:
-    """Return a request or notification of any era, or None for an unusual message."""
+Sender = tuple[Revision, Session | None, ClientInfo]
+
+
+def read_usual(body: bytes) -> tuple[UsualMessage, Sender | None] | None:
+    """Return a request or notification, or None for an unusual message. In the per-request era, it names its sender."""
     try:
-        return _decode(body) if len(body) <= MAX_USUAL and not exceeds_limits(body) else None
+        if len(body) > MAX_USUAL or exceeds_limits(body):
+            return None
+        message = _decode(body)
     except MALFORMED:
         return None
+    params = message.params
+    meta = params.meta
+    if meta.version is UNSET:
+        return message, None
+    revision, about, capabilities = PER_REQUEST.get(meta.version), meta.client, meta.capabilities
+    if (
+        revision is None
+        or capabilities is UNSET
+        # The exact path shortens large capabilities.
+        or (len(body) > MAX_CAPABILITIES and len(body) - len(params.arguments) > MAX_CAPABILITIES)
+    ):
+        return None
+    client = ClientInfo(capabilities, about.name, about.version) if about else ClientInfo(capabilities)
+    return message, (revision, None, client)
 
 
 def _is_text(body: bytes, arguments: Raw, tool: Tool | None) -> bool:
@@ -109,25 +128,6 @@ def _is_text(body: bytes, arguments: Raw, tool: Tool | None) -> bool:
         if body.startswith(known, at):
             body = body[:at] + body[at + len(known) :]
     return is_utf8(body)
-
-
-Sender = tuple[Revision, Session | None, ClientInfo]
-
-
-def read_sender(message: UsualMessage, body: bytes) -> Sender | None:
-    """Return the revision and client in the `_meta` of a per-request message, or None if they're unusual."""
-    params = message.params
-    meta = params.meta
-    revision, about = PER_REQUEST.get(str(meta.version)), meta.client
-    if (
-        revision is None
-        or meta.capabilities is UNSET
-        # The exact path shortens large capabilities.
-        or (len(body) > MAX_CAPABILITIES and len(body) - len(params.arguments) > MAX_CAPABILITIES)
-    ):
-        return None
-    client = ClientInfo(meta.capabilities, about.name, about.version) if about else ClientInfo(meta.capabilities)
-    return revision, None, client
 
 
 def is_unread(dispatcher: Dispatcher, method: str, body: bytes) -> bool:

@@ -29,10 +29,8 @@ from millstream._transports.usual import (
     LISTEN,
     STREAM_BOUND,
     Sender,
-    UsualMessage,
     is_unread,
     open_usual,
-    read_sender,
     read_usual,
 )
 
@@ -216,11 +214,11 @@ class Streamable:
 
     def _read(self, request: HttpRequest) -> Call | Response | None:
         """Return a usual request as a call, or the response to a usual notification, or None for another message."""
-        message, headers = read_usual(request.body), request.headers
-        if message is None:
+        found, headers = read_usual(request.body), request.headers
+        if found is None:
             return None
+        message, sender = found
         if b"mcp-method" in headers:
-            sender = read_sender(message, request.body)
             if (
                 sender is None
                 or _PER_REQUEST.get(headers.get(b"mcp-protocol-version")) is not sender[0]
@@ -228,10 +226,8 @@ class Streamable:
                 or headers.get(b"mcp-name", b"") != message.params.name.encode()
             ):
                 return None
-        else:
-            sender = self._handshake(message, request)
-            if sender is None:
-                return None
+        elif sender is not None or (sender := self._handshake(request)) is None:
+            return None
         if message.id is UNSET:
             if not is_unread(self._dispatcher, message.method, request.body):
                 return None
@@ -242,11 +238,11 @@ class Streamable:
             request.cancel_on_disconnect = call.session is None
         return call
 
-    def _handshake(self, message: UsualMessage, request: HttpRequest) -> Sender | None:
+    def _handshake(self, request: HttpRequest) -> Sender | None:
         """Return the sender of a message without the headers of the per-request era, or None if it's unusual."""
         headers, sessions = request.headers, self._endpoint.sessions
         value, revision = headers.get(b"mcp-session-id"), _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
-        if revision is None or message.params.meta.version is not UNSET:
+        if revision is None:
             return None
         if sessions is None:
             return revision, None, UNKNOWN_CLIENT
