@@ -90,7 +90,7 @@ unit: $(VENV)/.test ## run the tests that need no Node, server process, other pa
 
 # Everything that reads revisions from the table has to work with one more. Only tests know the folder.
 next: $(VENV)/.test ## run a slice of the tests with a made-up revision after the newest one
-	PYTHONPATH=tests/support/sixth $(PYTEST) -q -m "$(MARKS)" tests/behavior tests/bad_input tests/test_budgets.py tests/protocol/test_admission.py
+	PYTHONPATH=tests/support/sixth $(PYTEST) -q -m "$(MARKS)" tests/behavior tests/bad_input tests/test_usual_way.py tests/protocol/test_admission.py
 
 busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes now and then (RUN="make unit")
 	$(BIN)/python scripts/busy.py $(RUN)

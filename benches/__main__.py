@@ -92,10 +92,7 @@ def alone(options: argparse.Namespace, names: list[str]) -> int:
     raise_file_limit()
     with tempfile.TemporaryDirectory() as folder:
         found = Comparison(trees(options.against), min(options.seconds, 60.0), Path(folder), say)
-        try:
-            found.run(names, options.rounds, options.connections or [])
-        finally:
-            found.close()
+        found.run(names, options.rounds, options.connections or [])
     print(f"{processor()}, {interpreter()}\n\n{found.table()}")
     return 1 if any(row.errors for row in found.results.values()) else 0
 

@@ -3,18 +3,20 @@
     python -m benches --only text-16k --only chunked --rounds 3 --against ../other/src
 
 Both trees serve the same program with the same Python on the same core at the same time, so other load on the machine
-slows both. Where two measurements in a row differ by a quarter, two at once differ by a few percent.
+slows both. Where two measurements in a row differ by a quarter, two at once differ by a few percent. Single starts of
+one tree differ by up to 10%, so each round starts its servers.
 """
 
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benches import http_load, processes
+from benches import http_load, processes, stdio_load
 from benches.backends import run_store
 from benches.held import Held
 from benches.processes import ROOT, BenchError, Running
@@ -26,19 +28,18 @@ from benches.traffic import ROWS, Row
 class Compared:
     """The measurements of one row by tree, one value per round."""
 
-    loads: dict[str, list[http_load.Load]] = field(default_factory=dict)
+    loads: dict[str, list[http_load.Load | stdio_load.StdioLoad]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
 
 class Comparison:
-    """Measures rows on source trees, `{"this": Path, "other": Path}`. `close` stops every server that it started."""
+    """Measures rows on source trees, `{"this": Path, "other": Path}`."""
 
     def __init__(self, trees: dict[str, Path], seconds: float, folder: Path, say: Callable[[str], None]) -> None:
         self._trees = trees
         self._seconds = seconds
         self._folder = folder
         self._say = say
-        self._servers: dict[tuple[str, str], Running] = {}
         self.results: dict[tuple[str, int], Compared] = {}
         """By row and number of connections."""
 
@@ -50,38 +51,32 @@ class Comparison:
                 self._measure(ROWS[name], compared, many)
             self._say(f"{name}, {many} connections: {'  '.join(_cells(compared))}")
 
-    def close(self) -> None:
-        for server in self._servers.values():
-            server.stop()
-        self._servers.clear()
-
     def _measure(self, row: Row, compared: Compared, connections: int) -> None:
         """Load the servers of all trees at once. A tree with an error is left out from then on."""
-        servers: dict[str, tuple[Running, Running]] = {}
-        loads: dict[str, Future[http_load.Load]] = {}
-        with ExitStack() as stack:
+        loads: dict[str, Future[http_load.Load | stdio_load.StdioLoad]] = {}
+        with ExitStack() as stack, ThreadPoolExecutor() as threads:
+            drives: dict[str, Callable[[], http_load.Load | stdio_load.StdioLoad]] = {}
             for tree in self._trees.keys() - compared.errors.keys():
                 try:
-                    servers[tree] = self._prepare(row, tree, stack)
+                    drives[tree] = self._prepare(row, tree, connections, stack)
                 except BenchError as exc:
                     compared.errors[tree] = str(exc)
-            with ThreadPoolExecutor() as threads:
-                for tree, (server, measured) in servers.items():
-                    loads[tree] = threads.submit(
-                        http_load.quick, server, row.kind, self._seconds, connections, measured=measured
-                    )
+            for tree, drive in drives.items():
+                loads[tree] = threads.submit(drive)
+            wait(loads.values())
         for tree, load in loads.items():
             try:
                 compared.loads[tree].append(load.result())
             except BenchError as exc:
                 compared.errors[tree] = str(exc)
 
-    def _prepare(self, row: Row, tree: str, stack: ExitStack) -> tuple[Running, Running]:
-        """Return the server that gets the load, and the one whose processor time counts, ready for one round."""
-        if not (row.store or row.first or row.streams):
-            server = self._server(row.target, tree)
-            server.open_sessions(row.kind.sessions, row.kind.revision)
-            return server, server
+    def _prepare(
+        self, row: Row, tree: str, connections: int, stack: ExitStack
+    ) -> Callable[[], http_load.Load | stdio_load.StdioLoad]:
+        """Start what one round of a tree needs, and return a function that measures the load."""
+        if row.way == "stdio":
+            command, environment = self._command(row.target, tree, 0)
+            return partial(stdio_load.drive, command, environment, self._seconds, handshake=True)
         options = ["--workers", str(row.workers)] if row.workers > 1 else []
         if row.store not in ("", "memory"):
             folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -102,19 +97,19 @@ class Comparison:
                 named = replace(kind, body=kind.body.replace("#", str(number)))
                 held.open(http_load.fill(measured, named, number), until.encode())
         stack.enter_context(held)
-        return server, measured
+        server.open_sessions(row.kind.sessions, row.kind.revision)
+        load = http_load.apart if row.way == "apart" else http_load.quick
+        return partial(load, server, row.kind, self._seconds, connections, measured=measured)
 
-    def _server(self, target: str, tree: str) -> Running:
-        key = (target, tree)
-        if key not in self._servers:
-            self._servers[key] = self._start(target, tree, [])
-        return self._servers[key]
+    def _command(self, target: str, tree: str, port: int) -> tuple[list[str], dict[str, str]]:
+        found = TARGETS[target]
+        return found.command(port), dict(found.environment) | {"PYTHONPATH": str(self._trees[tree])}
 
     def _start(self, target: str, tree: str, options: list[str]) -> Running:
-        port, found = processes.free_port(), TARGETS[target]
-        environment = dict(found.environment) | {"PYTHONPATH": str(self._trees[tree])}
+        port = processes.free_port()
+        command, environment = self._command(target, tree, port)
         log = self._folder / f"{target}-{tree}-{port}.log"
-        return processes.start([*found.command(port), *options], environment, port, log, first=found.first)
+        return processes.start([*command, *options], environment, port, log, first=TARGETS[target].first)
 
     def table(self) -> str:
         """Return the results in Markdown."""

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import zlib
@@ -103,6 +104,23 @@ def quick(
     if not least - VARYING <= size <= most + VARYING:
         raise BenchError(f"replies of {least:.0f} to {most:.0f} bytes, the first one had {size}")
     return _load(timed, cpu, spent)
+
+
+def apart(
+    server: Running, kind: Kind, seconds: float, connections: int = CONNECTIONS, *, measured: Running | None = None
+) -> Load:
+    """Do as `quick`, with the head and the body of each request in two segments, as `benches.segments` sends them."""
+    size, measured = probe(server, kind), measured or server
+    command = [sys.executable, "-m", "benches.segments", str(server.port), str(seconds), str(connections), str(size)]
+    cpu = measured.cpu()
+    done = subprocess.run(
+        pinned(LOAD_CORE, command), input=fill(server, kind), capture_output=True, timeout=seconds + 30, check=False
+    )
+    cpu = measured.cpu() - cpu
+    if done.returncode != 0:
+        raise BenchError(f"segments: {done.stderr.decode().strip().splitlines()[-1]}")
+    answers = int(done.stdout)
+    return Load(answers / seconds, 0.0, 0.0, cpu / answers * 1e6, cpu / seconds * 100)
 
 
 def fill(server: Running, kind: Kind, number: int = PROBE) -> bytes:

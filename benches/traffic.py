@@ -5,6 +5,7 @@ framed.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from benches.backends import STORES
 from benches.wire import KINDS, Kind, recorded
@@ -49,6 +50,8 @@ class Row:
     """Whether the load goes to another server on the same store, and this one, which has a subscriber of another
     channel, only reads.
     """
+    way: Literal["wrk", "apart", "stdio"] = "wrk"
+    """How requests are sent: by wrk, with their head and body in two segments, or over stdio."""
 
 
 def _call(client: str, tool: str, arguments: str, reply: str) -> Kind:
@@ -121,12 +124,6 @@ def _without_session(kind: Kind) -> Kind:
     return replace(_with(kind, without=("mcp-session-id",)), sessions=0)
 
 
-def _chunked(kind: Kind) -> Kind:
-    size = len(kind.body.encode()) + 6 * kind.body.count("@")
-    chunked = _with(kind, "Transfer-Encoding: chunked", without=("content-length",))
-    return replace(chunked, body=f"{size:x}\r\n{kind.body}\r\n0\r\n\r\n")
-
-
 def _other(client: str, method: str, reply: str = "") -> Kind:
     return replace(recorded(client, method), reply=reply)
 
@@ -164,7 +161,9 @@ ROWS = {
         _with(_PLAIN, "Accept-Encoding: gzip, br", *_CLOUDFLARE, without=("accept-encoding",)),
     ),
     "browser": Row("fetch() in Chromium", recorded("chromium-2025-11-25")),
-    "chunked": Row("a chunked body", _chunked(_PLAIN)),
+    "chunked": Row("a chunked body, Go", recorded("nethttpchunked-2026-07-28")),
+    "apart": Row("head and body in two segments, as httpx sends them", _PLAIN, way="apart"),
+    "stdio-plain": Row("stdio, 16 calls in flight, 2025-11-25", KINDS["call-2025"], "ours-stdio", way="stdio"),
     "reconnect": Row("a connection per call", _with(_PLAIN, "Connection: close", without=("connection",))),
     "initialize-python": Row("initialize, old Python", _other("python1-2025-03-26", "initialize", '"serverInfo"')),
     "ping-python": Row("ping, old Python", _other("python1-2025-03-26", "ping", '"result":{}')),

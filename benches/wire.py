@@ -72,14 +72,19 @@ KINDS = {
 
 
 def recorded(client: str, method: str = "tools/call") -> Kind:
-    """Return a request of a real client, byte for byte but for the id, the host, and the session."""
+    """Return a request of a real client, byte for byte but for the id, which has seven digits, the host, and the
+    session."""
     requests = (REQUESTS / f"{client}.http").read_text("utf-8").split("\n### ")[1:]
     text = next(each for each in requests if each.startswith(f"{method}\n"))
     head, _, body = text.partition("\n")[2].partition("\n\n")
     whole = head.replace("\n", "\r\n") + "\r\n\r\n"
     expect = "sum" if method == "tools/call" else ""
     sessions = SESSIONS if "{session}" in head else 0
-    return Kind("", body.rstrip("\n"), expect, sessions, revision=client.partition("-")[2], whole=whole)
+    body = body.rstrip("\n")
+    if "\r\ntransfer-encoding: chunked" in whole.lower():
+        size = len(body.encode()) + 6 * body.count("@")
+        body = f"{size:x}\r\n{body}\r\n0\r\n\r\n"
+    return Kind("", body, expect, sessions, revision=client.partition("-")[2], whole=whole)
 
 
 KINDS |= {f"as-{path.stem}": recorded(path.stem) for path in sorted(REQUESTS.glob("*.http"))}

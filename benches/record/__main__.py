@@ -3,7 +3,8 @@
 It starts our server of the benches and a relay before it, runs the command with the relay's URL in place of `{url}`,
 and writes one request of each method to ``benches/requests/NAME.http``. The client has to call ``add(a=1234567, b=1)``,
 and to print its name and version in a line ``source: …``. In the file, `{host}`, `{session}`, and `{length}` stand for
-values of a run, and `@` for the id of a request. With ``--nginx``, nginx passes the requests on, as in its guide.
+values of a run, and `@` for the id of a request. A chunked body is one chunk, written without its framing. With
+``--nginx``, nginx passes the requests on, as in its guide.
 
 The files were made by these commands. The packages are those of ``make bench`` and ``make test``, and of environments
 with mcp 1.30.0, 1.12.4, and 1.9.4, which speak three revisions:
@@ -18,6 +19,10 @@ with mcp 1.30.0, 1.12.4, and 1.9.4, which speak three revisions:
     python -m benches.record go-2026-07-28 go run -C benches/go ./client {url}
     python -m benches.record rust-2025-11-25 cargo run --manifest-path benches/record/rust/Cargo.toml -- {url}
     python -m benches.record chromium-2025-11-25 python -m benches.record.browser {url}
+    python -m benches.record httpx-2026-07-28 python benches/record/plain.py {url}
+    python -m benches.record undici-2026-07-28 node benches/record/plain.mjs {url}
+    python -m benches.record nethttp-2026-07-28 go run -C benches/go ./plain {url}
+    python -m benches.record nethttpchunked-2026-07-28 go run -C benches/go ./plain {url} chunked
     python -m benches.record --nginx nginx-2026-07-28 python benches/record/client.py {url}
 """
 
@@ -74,9 +79,12 @@ def requests(sent: bytes) -> list[tuple[str, str]]:
     while b"\r\n\r\n" in sent:
         head, _, rest = sent.partition(b"\r\n\r\n")
         length = re.search(rb"(?im)^content-length: *(\d+)", head)
-        size = int(length[1]) if length else 0
+        size, end = int(length[1]) if length else 0, b""
+        if re.search(rb"(?im)^transfer-encoding: *chunked", head):
+            digits, _, rest = rest.partition(b"\r\n")
+            size, end = int(digits, 16), b"\r\n0\r\n\r\n"
         found.append((head.decode("latin-1"), rest[:size].decode()))
-        sent = rest[size:]
+        sent = rest[size:].removeprefix(end)
     return found
 
 

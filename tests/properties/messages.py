@@ -4,6 +4,7 @@ Each member of a message is valid, invalid, or absent, so most examples pass som
 """
 
 import json
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -43,13 +44,23 @@ def members(required: dict[str, Any], optional: dict[str, Any] | None = None) ->
 
 capabilities = mostly(
     st.fixed_dictionaries(
-        {}, optional={name: mostly(st.just({})) for name in ("sampling", "elicitation", "roots", "experimental")}
+        {},
+        optional={
+            **{name: mostly(st.just({})) for name in ("sampling", "elicitation", "roots", "extensions")},
+            "experimental": st.sampled_from([{}, {"x": "y" * 3_000}, {"x": {"y": "é" * 3_000}}]),
+        },
     )
 )
+names = st.one_of(texts, st.sampled_from(["n" * 256, "n" * 257, "é" * 5_000]))
 metas = members(
     {f"{META}protocolVersion": mostly(versions), f"{META}clientCapabilities": capabilities},
     {
-        f"{META}clientInfo": mostly(st.fixed_dictionaries({"name": texts, "version": texts})),
+        f"{META}clientInfo": mostly(
+            st.fixed_dictionaries(
+                {"name": names, "version": names},
+                optional={"title": mostly(names), "websiteUrl": mostly(texts), "icons": junk},
+            )
+        ),
         f"{META}logLevel": mostly(st.sampled_from(["debug", "error", "loud", ""])),
         "progressToken": mostly(ids),
         "x": junk,
@@ -108,11 +119,11 @@ messages: st.SearchStrategy[Any] = st.one_of(requests(), requests(), requests(),
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw a `tools/call` that the fast paths might take."""
+def calls(draw: st.DrawFn, *tools: str, inputs: st.SearchStrategy[Any] = arguments) -> dict[str, Any]:
+    """Draw a `tools/call` that the usual way might take."""
     given = {
-        "name": draw(mostly(st.sampled_from(TOOLS))),
-        "arguments": draw(arguments),
+        "name": draw(mostly(st.sampled_from([*TOOLS, *tools]))),
+        "arguments": draw(inputs),
         **draw(st.fixed_dictionaries({}, optional={"requestState": mostly(texts), "inputResponses": junk, "x": junk})),
     }
     if draw(mostly(st.just(True), st.just(False))):
@@ -130,14 +141,27 @@ def encoded_messages(draw: st.DrawFn, source: st.SearchStrategy[Any] = messages)
         value, ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (" , ", " : ")]))
     )
     body = text.encode("utf-8", "surrogatepass")
-    if draw(st.integers(0, 4)) > 0:
+    kind = draw(st.integers(0, 4))
+    if kind > 1:
         return body
+    if kind == 1:  # another spelling, or a second member of the same name
+        first = draw(
+            st.sampled_from([b'"name"', b'"_meta"', b'"arguments"', b'"id"', b'"method"', b'"params"', b'"a"'])
+        )
+        value = draw(st.sampled_from(SPELLINGS))
+        return re.sub(first + rb" ?: ?", lambda found: found[0] + value + b"," + found[0], body, count=1)
     place = draw(st.integers(0, len(body)))
     wound = draw(
         st.one_of(st.binary(max_size=6), st.sampled_from([b"\\u0000", b",", b"}", b'"id":null,', b"NaN", b"1e999"]))
     )
     return body[:place] + wound + body[place + draw(st.integers(0, 3)) :]
 
+
+SPELLINGS = [
+    b"1.0", b"1.00", b"-0", b"-0.0", b"1e0", b"10E-1", b"1e2", b"1e400", b"9" * 5_000, b"18446744073709551616",
+    b"null", b"{}", b"[]", b'"add"', b'"\\u0061dd"', b'"tools\\/call"', b'"\xff"', b'"\\ud83d"',
+    b'"' + b"\\u0041" * 2_700 + b'"', b'"' + b"\\u0041" * 2_800 + b'"',
+]  # fmt: skip
 
 bodies = st.one_of(encoded_messages(), encoded_messages(), st.binary(max_size=64))
 

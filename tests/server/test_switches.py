@@ -315,4 +315,4 @@ def test_unconditional_lists_are_prepared_once() -> None:
     mcp.tool(name="a")(lambda: "")
     assert mcp.registry.conditional == {}
     assert mcp.registry.page("tools", NEWEST, None) is mcp.registry.page("tools", NEWEST, None)
-    assert set(mcp.registry.fast) == {b"a"}
+    assert mcp.registry.tools["a"].plain

@@ -1,19 +1,9 @@
 import asyncio
 import socket
-import sys
-from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
-import millstream
-from cases import for_each
 from http_peer import ToyApp
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
@@ -21,16 +11,11 @@ from millstream._http.server.listener import HttpProtocol, SocketListener
 from patience import WAIT
 from wire import FakeTransport
 
-OURS = str(Path(millstream.__file__ or "").parent)
-HANDLER_AND_ROUTE = 2
-"""Calls of the handler and the route table, which are the test's own here and in other files."""
 EIGHT_HEADERS = (
     b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: application/json, text/event-stream\r\n"
     b"Content-Type: application/json\r\nMcp-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\n"
     b"Mcp-Name: echo\r\nUser-Agent: test\r\nContent-Length: 2\r\n\r\n{}"
 )
-UNUSUAL = EIGHT_HEADERS.replace(b"User-Agent: test", b"X-Other:  test")
-"""A head that the parser reads."""
 
 
 async def _echo(request: HttpRequest) -> Response:
@@ -45,58 +30,6 @@ def connect() -> tuple[HttpProtocol, FakeTransport]:
     protocol, transport = SocketListener(APP.table).make_protocol(), FakeTransport()
     protocol.connection_made(transport)
     return protocol, transport
-
-
-async def calls_of(protocol: Any, transport: FakeTransport, data: bytes = EIGHT_HEADERS) -> Counter[str]:
-    """Our Python calls from the bytes of a request to those of its reply."""
-    turns = 4
-    for _ in range(2):
-        # Hosts and heads are remembered after the first.
-        protocol.data_received(data)
-        for _ in range(turns):
-            await asyncio.sleep(0)
-    transport.written.clear()
-    calls: Counter[str] = Counter()
-
-    def profile(frame: FrameType, event: str, _argument: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(OURS):
-            calls[frame.f_code.co_qualname] += 1
-
-    def arrive() -> None:
-        """Bytes come from the loop, not from a task."""
-        sys.setprofile(profile)
-        protocol.data_received(data)
-
-    asyncio.get_running_loop().call_soon(arrive)
-    try:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-    finally:
-        sys.setprofile(None)
-    assert b"".join(transport.written).endswith(b"\r\n\r\n{}")
-    return calls
-
-
-@for_each(("data", "most"), [(EIGHT_HEADERS, 5), (UNUSUAL, 25)], ids=["fast", "parsed"])
-async def test_plain_call_stays_within_its_python_call_budget(data: bytes, most: int) -> None:
-    protocol, transport = connect()
-    calls = await calls_of(protocol, transport, data)
-    assert calls.total() + HANDLER_AND_ROUTE <= most, calls
-    assert len(transport.written) == 1
-    protocol.connection_lost(None)
-
-
-async def test_plain_call_through_asgi_takes_at_most_six_python_calls() -> None:
-    config = uvicorn.Config(APP, log_config=None, access_log=False, proxy_headers=False)
-    config.load()
-    protocol, transport = (
-        HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}),
-        FakeTransport(),
-    )
-    protocol.connection_made(transport)
-    calls = await calls_of(protocol, transport)
-    assert calls.total() + HANDLER_AND_ROUTE <= 6, calls
-    protocol.connection_lost(None)
 
 
 async def test_one_timer_sweeps_all_connections() -> None:

@@ -50,7 +50,7 @@ from millstream._server.calls.context import call_binding
 from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
 from millstream._server.control import Control, Gate, Load, release_arguments
-from millstream._server.features.registry import DISCOVER, Handler, Registry
+from millstream._server.features.registry import DISCOVER, Handler, Registry, RelayedServer
 from millstream._server.features.tools import run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -282,7 +282,7 @@ class Dispatcher:
         finally:
             call.method, call.name, call.params, call.arguments = outer
 
-    async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901, PLR0912, PLR0915  one frame for each call
+    async def call(self, call: Call, scope: str = "") -> bytes:
         """Run one call and return its answer.
 
         Args:
@@ -295,12 +295,7 @@ class Dispatcher:
         key = (scope, call.id)
         if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):
             if call.cancelled or call.transport != "http":
-                self.abandon(call, scope)
-                if call.cancelled:
-                    return b""
-                limits, peer = self.services.request_limits, "" if call.origin is None else call.origin.peer
-                over = limits.charge(call.principal, peer)
-                return refusal_message(call.id, over or ProtocolError(INVALID_REQUEST, _IN_FLIGHT))
+                return self._refuse_repeated(call, scope)
             scope = ""
         self.calls.add(call)
         call.services, call.dispatcher = self.services, self
@@ -310,43 +305,7 @@ class Dispatcher:
             self.begin(call)
         answer = b""
         try:
-            if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
-                await asked
-            tool, relayed, head, members, end = call.tool, self.registry.relayed, b"", b"", b""
-            if relayed is not None:
-                relay = relayed.relay
-                timeout = self._tool_timeout if call.method == "tools/call" else 0
-                head = await (
-                    run_with_timeout(lambda _, each: relay(each), call, None, timeout) if timeout else relay(call)
-                )
-            if head:
-                failed = head.rfind(b'"isError"') >= 0 and _reports_error(head)
-            else:
-                if tool is not None:
-                    timeout, run = tool.timeout, tool.run
-                    if timeout is None:
-                        timeout = self._tool_timeout
-                    value = (
-                        await run_with_timeout(run, call, call.arguments, timeout)
-                        if timeout
-                        else await run(call.arguments, call)
-                    )
-                    members = tool.encode(value, call)
-                else:
-                    handler, around = _handler(self._handlers, self.registry, call), self.around
-                    members = await (handler(call) if around is None else around(call, handler))
-                head, end = self._heads[call.revision.date], b"}"
-                if call.meta is not None:
-                    head = _head(self.info, call.revision, call.meta)
-                head = head if members else head.removesuffix(b",")
-                failed = members.endswith(_ERROR)
-            if failed and call.method == "tools/call":
-                call.failure = CallFailure("tool_error")
-            answer = (
-                b'{"jsonrpc":"2.0","id":%b,"result":%b%b%b}' % (encode(call.id), head, members, end)
-                if not (call.bare or call.cancelled)
-                else _wrap_envelope(call, b"%b%b%b" % (head, members, end))
-            )
+            answer = _wrap_envelope(call, await self._run(call))
         except BaseException as exc:
             answer = self._failure(call, exc)
         finally:
@@ -363,6 +322,43 @@ class Dispatcher:
         if call.question_ids or call.tee is not None:
             await _conclude(call, answer)
         return answer
+
+    def _refuse_repeated(self, call: Call, scope: str) -> bytes:
+        """Return the answer for a call whose id is in use, or that was canceled before it ran."""
+        self.abandon(call, scope)
+        if call.cancelled:
+            return b""
+        peer = "" if call.origin is None else call.origin.peer
+        over = self.services.request_limits.charge(call.principal, peer)
+        return refusal_message(call.id, over or ProtocolError(INVALID_REQUEST, _IN_FLIGHT))
+
+    async def _run(self, call: Call) -> bytes:
+        """Run a call if the gate lets it pass, and return its result."""
+        if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
+            await asked
+        relayed, tool = self.registry.relayed, call.tool
+        if relayed is not None and (result := await self._relay(call, relayed)):
+            return result
+        if tool is not None:
+            timeout = self._tool_timeout if tool.timeout is None else tool.timeout
+            running = run_with_timeout(tool.run, call, call.arguments, timeout) if timeout else None
+            members = tool.encode(await (running or tool.run(call.arguments, call)), call)
+        else:
+            handler, around = _handler(self._handlers, self.registry, call), self.around
+            members = await (handler(call) if around is None else around(call, handler))
+        if members.endswith(_ERROR) and call.method == "tools/call":
+            call.failure = CallFailure("tool_error")
+        head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
+        return b"%b%b}" % (head if members else head.removesuffix(b","), members)
+
+    async def _relay(self, call: Call, relayed: RelayedServer) -> bytes:
+        """Return the result of another server, or empty bytes if this server has to run the call."""
+        timeout = self._tool_timeout if call.method == "tools/call" else 0
+        relay = relayed.relay
+        result = await (run_with_timeout(lambda _, each: relay(each), call, None, timeout) if timeout else relay(call))
+        if call.method == "tools/call" and result.rfind(b'"isError"') >= 0 and _reports_error(result):
+            call.failure = CallFailure("tool_error")
+        return result
 
     async def outcome(self, call: Call) -> tuple[bytes, ProtocolError | None]:
         """Run one call and return its result (also of a failed tool) or error, without an envelope. A canceled call has
@@ -588,7 +584,7 @@ def _is_cancelled(call: Call) -> bool:
 
 
 def _wrap_envelope(call: Call, result: bytes) -> bytes:
-    if _is_cancelled(call):
+    if call.cancelled and _is_cancelled(call):
         return b""
     return result if call.bare else result_message(call.id, result)
 

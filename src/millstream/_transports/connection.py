@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, field
 
 from millstream._http.message import Callback, Headers, peer_network
 from millstream._override import override
@@ -36,6 +36,7 @@ from millstream._protocol.jsonrpc import (
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import (
+    UNKNOWN_CLIENT,
     Call,
     ReplyChannel,
     handshake_call,
@@ -47,11 +48,11 @@ from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import RelayedServer
 from millstream._tasks import has_failed, is_canceled
+from millstream._transports.usual import LISTEN, is_unread, open_usual, read_usual
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer has disconnected or was cut for reading too slowly."""
 Drain = Callable[[], Awaitable[None]]
-_LISTEN = "subscriptions/listen"
 
 
 class ClientConnection(Confidential, Struct, eq=False):
@@ -109,6 +110,8 @@ class ClientConnection(Confidential, Struct, eq=False):
 
     def receive(self, data: bytes) -> None:
         """Process one message. Requests run as tasks of this connection. Never raises."""
+        if self._receive_usual(data):
+            return
         message: Envelope | None = None
         try:
             check_text(data)
@@ -123,6 +126,29 @@ class ClientConnection(Confidential, Struct, eq=False):
         if call is not None:
             self.start(self._answer(call), call)
 
+    def _receive_usual(self, data: bytes) -> bool:
+        """Process a usual message, or return False."""
+        dispatcher, found, session = self._dispatcher, read_usual(data), self.session
+        if found is None:
+            return False
+        message, sender = found
+        sender = sender or (self._revision(), session, UNKNOWN_CLIENT if session is None else session.client)
+        if message.id is UNSET:
+            # This one begins the reports of changes.
+            if message.method == "notifications/initialized" or not is_unread(dispatcher, message.method, data):
+                return False
+            self._note(message.method)
+            return True
+        call = open_usual(dispatcher, message, data, sender, self, self.open_reply)
+        if call is None:
+            return False
+        call.transport = self.transport
+        if self.open_reply is None:
+            call.reply_channel = self
+        dispatcher.by_id.setdefault((self.id, call.id), call)
+        self.start(self._answer(call), call)
+        return True
+
     def start(self, work: Coroutine[Any, Any, None], call: Call | None = None) -> asyncio.Task[None]:
         """Run a call, or a batch of them, as a task that ends with the connection."""
         task = asyncio.get_running_loop().create_task(work)
@@ -135,7 +161,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         if not answer:
             return
         self._write(answer)
-        if call.method == _LISTEN:
+        if call.method == LISTEN:
             # The server ended the call, so it must send an error:
             # https://modelcontextprotocol.io/specification/2026-07-28/basic
             self._notify(notification_message("notifications/cancelled", {"requestId": call.id}))
@@ -194,7 +220,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         dispatcher.by_id.setdefault((self.id, call.id), call)  # before the call runs, so that it can be canceled
         return call
 
-    def _way(self) -> dict[str, object]:
+    def _way(self) -> dict[str, Any]:
         return {
             "reply_channel": None if self.open_reply else self,
             "open_reply": self.open_reply,

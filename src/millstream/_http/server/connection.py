@@ -2,8 +2,7 @@
 
 `ServerConnection.receive` takes bytes and returns the next event, `next_event` returns further ones, and `complete`
 marks the reply to a request as written. Requests are answered one at a time, in order of arrival; pipelined requests
-wait in a queue. The hot path, `ServerExchange.run`, is inline to save Python calls.
-
+wait in a queue.
 A connection has two states, `reading` and `replying`, each with a table that maps the state before an event to the
 state after. They change only by a lookup there, so an illegal transition raises KeyError.
 
@@ -119,8 +118,6 @@ _last = LastFrame()
 
 class HttpSocket(ServerSocket):
     """The socket of an HTTP connection."""
-
-    __slots__ = ("connection", "current")
 
     connection: "ServerConnection"
     current: "ServerExchange | None"
@@ -249,7 +246,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             self.cancelled = True
             self.task.cancel()
 
-    async def run(self, protocol: HttpSocket) -> None:  # noqa: C901, PLR0912  the hot path, inline
+    async def run(self, protocol: HttpSocket) -> None:  # noqa: C901, PLR0912  each end of a call
         """Run the handler and write its reply, all in the call's own task."""
         waited = False
         try:
@@ -293,7 +290,6 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 and not self.cors
                 and self.method == "POST"
             ):
-                # `ReplyHeads.reply` for the usual reply, inline.
                 protocol.transport.write(b"%b%d\r\n\r\n%b" % (heads.usual, len(body), body))
             else:
                 protocol.transport.write(
@@ -301,34 +297,23 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 )
             if len(body) > LARGE:
                 protocol.count_unsent(len(body))
-        self.response_complete = True
-        protocol.current = None
-        # `ServerConnection.complete`, inline (tests/transports/test_inlined_code.py).
-        connection = protocol.connection
-        connection.replying = COMPLETES[connection.replying]
-        connection.since = protocol.guard.clock
-        if connection.newest is self:
-            connection.newest = None
-        if not self.keep_alive:
-            protocol.transport.close()
-        elif waited and (connection.queue or protocol.read_paused or connection.reading == EXPECTED):
-            # The caller of an exchange that never suspended continues by itself.
-            protocol.proceed()
+        self._complete(protocol, waited=waited)
 
     def _abort(self, protocol: HttpSocket) -> None:
         """Close without a reply. Called when the task was canceled."""
         self.response_complete = True
         protocol.transport.abort()
 
-    def _complete(self, protocol: HttpSocket) -> None:
-        """Continue the connection after the end of a stream that its handler left open."""
+    def _complete(self, protocol: HttpSocket, *, waited: bool = True) -> None:
+        """Continue the connection after the reply. The caller of an exchange that never waited continues by itself."""
         self.response_complete = True
         protocol.current = None
-        protocol.connection.complete(self)
-        if self.keep_alive:
-            protocol.proceed()
-        else:
+        connection = protocol.connection
+        connection.complete(self)
+        if not self.keep_alive:
             protocol.transport.close()
+        elif waited and (connection.queue or protocol.read_paused or connection.reading == EXPECTED):
+            protocol.proceed()
 
 
 MAX_PIPELINE = 64
@@ -362,13 +347,6 @@ class ServerConnection:
         scheme: ``http`` or ``https``.
         proxies: Proxies whose forwarded headers are trusted.
     """
-
-    __slots__ = (
-        "_body_bytes", "_budgeted_bytes", "_bytes_since_body", "_chunk_bytes", "_framing_bytes", "_handshake",
-        "_headers", "_ignored_head", "_ignored_upgrade", "_ignores_body", "_parser", "_peer", "_proxies",
-        "_remaining_bytes", "_scheme", "_shared", "_table", "_target", "_wants_websocket", "body", "fast", "held",
-        "newest", "over_cap", "queue", "reading", "replying", "since",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -438,6 +416,8 @@ class ServerConnection:
         table = self.fast
         if table is None or self.reading > IDLE or self.replying != SILENT or self.held:
             if self.reading == FAST_BODY:
+                if len(data) == self._remaining_bytes and not (self._body_bytes or self.held):
+                    return self._take_body(data)
                 self._receive_body(data)
             else:
                 self._parse(data)
@@ -492,8 +472,20 @@ class ServerConnection:
         self.since = self._shared.clock
         self._body_bytes = 0
         self._remaining_bytes = size
+        if not body:
+            return None
         self._receive_body(body)
         return self.next_event()
+
+    def _take_body(self, body: bytes) -> ServerExchange | None:
+        """Return the request whose head came alone, with its whole body."""
+        exchange = self.newest
+        assert exchange is not None  # noqa: S101  the head was read, and its reply isn't written
+        self.reading = ENDS[self.reading]
+        self.replying = BEGINS_REPLY[self.replying]
+        if not self._ignores_body:
+            exchange.body = body
+        return exchange
 
     def next_event(self) -> Event | None:
         """Return the next event, or `None` if more bytes or `complete` are needed."""

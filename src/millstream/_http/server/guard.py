@@ -110,10 +110,6 @@ class ServerSocket(asyncio.Protocol):
     The server reads nothing while the client leaves too much unread.
     """
 
-    __slots__ = (
-        "__weakref__", "guard", "peer", "read_paused", "room", "state", "table", "transport", "unsent", "unsent_since",
-    )  # fmt: skip
-
     transport: asyncio.Transport
 
     def __init__(self, table: Endpoints, state: ServerState, guard: "ConnectionGuard") -> None:

@@ -49,8 +49,6 @@ class HttpProtocol(HttpSocket):
     It executes the events of its `ServerConnection`.
     """
 
-    __slots__ = ("_proxies",)
-
     def __init__(
         self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
     ) -> None:
@@ -102,30 +100,9 @@ class HttpProtocol(HttpSocket):
         connection = self.connection
         event = connection.receive(data)
         if event is not None:
-            if type(event) is ServerExchange:
-                # `_begin`, inline (tests/transports/test_inlined_code.py).
-                self.current = event
-                event.protocol = self
-                task = self.guard.start(event.run(self))
-                if not (event.response_complete or event.left_open):
-                    event.task = task
-                    event.cancel = task.cancel
-                    self.state.tasks.add(task)
-            else:
-                self._carry_out(event)
+            self._carry_out(event)
         if connection.queue or connection.reading == EXPECTED:
             self.proceed()
-
-    def _begin(self, exchange: ServerExchange) -> None:
-        """Run a call in its own task, so a cancellation can't affect another call."""
-        self.current = exchange
-        exchange.protocol = self
-        task = self.guard.start(exchange.run(self))
-        if not (exchange.response_complete or exchange.left_open):
-            # From now on, the call can be canceled, and the server waits for it.
-            exchange.task = task
-            exchange.cancel = task.cancel
-            self.state.tasks.add(task)
 
     @override
     def proceed(self) -> None:
@@ -142,7 +119,15 @@ class HttpProtocol(HttpSocket):
 
     def _carry_out(self, event: Event) -> None:
         if isinstance(event, ServerExchange):
-            self._begin(event)
+            # A call runs in its own task, so a cancellation can't affect another call.
+            self.current = event
+            event.protocol = self
+            task = self.guard.start(event.run(self))
+            if not (event.response_complete or event.left_open):
+                # From now on, the call can be canceled, and the server waits for it.
+                event.task = task
+                event.cancel = task.cancel
+                self.state.tasks.add(task)
         elif isinstance(event, bytes):
             self.transport.write(event)
         elif isinstance(event, Response):

@@ -28,7 +28,7 @@ from millstream._recent import RecentBytes
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import Completer
-from millstream._server.features.tools import PreparedCall, Tool
+from millstream._server.features.tools import Tool
 
 
 def sees(call: Call | HttpRequest, item: Any) -> bool:
@@ -189,8 +189,6 @@ class Registry:
         # Caches
         self._equivalents: dict[str, dict[str, str]] = {kind: {} for kind in _NORMAL_FORMS}
         """Kind -> normal form of an item's URI -> the URI as registered. Disabled items are included."""
-        self.fast: dict[bytes, PreparedCall] = {}
-        """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
         self._pages: RecentBytes[tuple[str, str, str | None, Audience], bytes] = RecentBytes(
             _MAX_PAGES, max_bytes=_MAX_PAGE_BYTES, size_of=len
         )
@@ -238,16 +236,11 @@ class Registry:
         self.items[kind][key] = item
         if kind in _NORMAL_FORMS:
             self._equivalents[kind].setdefault(_NORMAL_FORMS[kind](key), key)
-        self._prepare(kind, key, item)
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
         if item.visible is not None:
             self.conditional[kind] = (*self.conditional.get(kind, ()), key)
         self._touch(kind)
-
-    def _prepare(self, kind: str, key: str, item: Any) -> None:
-        if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
-            self.fast[key.encode()] = fast
 
     def has(self, kind: str, key: str) -> bool:
         """Return whether a name is taken, by an enabled or disabled item."""
@@ -296,8 +289,6 @@ class Registry:
     def disable(self, kind: str, key: str) -> None:
         """Disable an item until `enable`. Raises KeyError if it isn't enabled."""
         self.disabled[kind][key] = self.items[kind].pop(key)
-        if kind == "tools":
-            self.fast.pop(key.encode(), None)
         self._recount(kind)
         self._touch(kind)
 
@@ -326,8 +317,6 @@ class Registry:
         removed = frozenset(removed)
         items, disabled = self.items[kind], self.disabled[kind]
         for name in removed:
-            if kind == "tools":
-                self.fast.pop(name.encode(), None)
             if name not in added or name not in items:  # other items are replaced in place
                 items.pop(name, None)
                 disabled.pop(name, None)
@@ -338,7 +327,6 @@ class Registry:
         for name, item in added.items():
             self._places.setdefault((kind, name), (group, next(self._numbers)))
             items[name] = item
-            self._prepare(kind, name, item)
         self._sort(kind)
         if kind in _NORMAL_FORMS:
             kept = (*reversed(items), *disabled)

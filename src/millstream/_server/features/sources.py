@@ -239,10 +239,10 @@ class ItemSource(Struct, frozen=True):
     """The output schema and encoder of a tool."""
     headers: tuple[ParamHeader, ...] = ()
     """Arguments that are repeated in headers."""
-    struct: type[Struct] | None = None
-    """The result type of `decode`, if a plain decoder of this type does the same."""
     decode: Read | None = None
     """Decodes raw arguments to a struct, if no other preparation is needed."""
+    reads_all: bool = False
+    """See `Engine.reads_all`."""
     code: CodeType | None = None
     """The code of the function, to locate warnings."""
     untyped: tuple[str, ...] = ()
@@ -392,8 +392,8 @@ def source_of(
         schema=made.input_schema,
         output=made.output,
         headers=made.headers,
-        struct=made.engine.typed if direct else None,
         decode=decode_of(made) if direct else None,
+        reads_all=made.engine.typed is not None and made.engine.reads_all,
         code=made.code,
         untyped=made.untyped,
     )

@@ -9,33 +9,26 @@ from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any, Literal, Self, Unpack, cast
 
-import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Struct
 
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolUnavailable, pluralize, suggest
 from millstream._protocol.json_schema import is_object, members, walk
-from millstream._protocol.jsonrpc import Json, decoder
+from millstream._protocol.jsonrpc import Json
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import (
     CLIENT_CAPABILITIES,
-    META_NAMES,
     TASKS,
-    Implementation,
-    LogLevel,
     ParamHeader,
-    ProgressToken,
 )
-from millstream._protocol.revisions import PER_REQUEST
 from millstream._server.calls.call import Call
 from millstream._server.features import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.engine import ToolResult, encode_result, encode_value
-from millstream._server.functions.msgspec_engine import dec_hook
 
 
 class ToolOptions(Labels, total=False):
@@ -136,10 +129,10 @@ class Tool(Item):
         """Rules for turning calls into tasks, or None if they never become tasks."""
         self.requires: Mapping[str, Any] = needed
         """Client capabilities that a call requires."""
-        self.struct: type[Struct] | None = source.struct
-        """The result type of `decode` for well-formed arguments. None if reading them takes more than decoding."""
         self.decode: Callable[[Any], Any] = cast("Callable[[Any], Any]", source.decode)
         """Decodes raw arguments to a struct. Only for a tool that is `plain`."""
+        self.reads_all: bool = source.reads_all
+        """See `Engine.reads_all`. Only for a tool that is `plain`."""
         self.plain: bool = source.decode is not None and not (
             self.requires or self.headers or self.visible or "stream" in self.parameters
         )
@@ -353,155 +346,3 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
                 f"The tool {call.name} didn't finish within {pluralize(seconds, 'second')}."
             ) from None
         raise
-
-
-class _Meta(Struct, gc=False, rename=META_NAMES):
-    version: Literal[tuple(PER_REQUEST)]  # type: ignore[valid-type]  # dates belong in revisions.py only
-    capabilities: Json
-    client: Implementation | UnsetType = UNSET
-    log_level: LogLevel | UnsetType = UNSET
-    token: ProgressToken | UnsetType = UNSET
-
-
-class _HandshakeMeta(Struct, frozen=True, gc=False, rename=META_NAMES):
-    version: Raw | UnsetType = UNSET
-    """Present only in the other era."""
-    token: ProgressToken | UnsetType = UNSET
-
-
-class _ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: _HandshakeMeta = _HandshakeMeta()
-
-
-class _HandshakeParams(_ParamsWithMeta, kw_only=True):
-    name: str
-    arguments: Raw = Raw(b"{}")
-
-
-class _Message(Struct, gc=False):
-    jsonrpc: Literal["2.0"]
-    result: UnsetType = UNSET
-    """Never present: a message with it isn't a request. The same applies to `error`."""
-    error: UnsetType = UNSET
-
-
-class _HandshakeCall(_Message, kw_only=True):
-    id: int | str
-    method: Literal["tools/call"]
-    params: _HandshakeParams
-
-
-class _HandshakeMessage(_Message, kw_only=True):
-    id: int | str | UnsetType = UNSET
-    """Missing in a notification."""
-    method: str
-    params: Raw = Raw(b"")
-
-
-decode_handshake_message = decoder(_HandshakeMessage)
-"""A complete request or notification of the handshake era, with undecoded parameters."""
-decode_handshake_params = decoder(_ParamsWithMeta)
-"""Parameters, decoded down to `_meta`."""
-decode_handshake_call = decoder(_HandshakeCall)
-"""Decodes a complete `tools/call` of the handshake era, except its arguments."""
-
-
-class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: _Meta
-    name: str = ""
-
-
-class _Request(_Message, kw_only=True):
-    id: int | str
-    method: str
-    params: Raw
-
-
-decode_request = decoder(_Request)
-"""Decodes a complete request of the per-request era, except its parameters."""
-decode_request_params = decoder(_RequestParams)
-"""Parameters, decoded down to the name and `_meta`."""
-
-
-class _RawParams(Struct, gc=False, rename={"meta": "_meta", "responses": "inputResponses", "state": "requestState"}):
-    name: str
-    meta: _Meta
-    arguments: Raw = Raw(b"{}")
-    responses: dict[str, Raw] | UnsetType = UNSET
-    state: UnsetType = UNSET
-    """A state must be verified first, on the exact path."""
-
-
-class _RawCall(_Message, kw_only=True):
-    id: int | str
-    method: Literal["tools/call"]
-    params: _RawParams
-
-
-_decode_raw_call = decoder(_RawCall)
-"""A complete `tools/call` of any tool, with undecoded arguments. An upstream can have thousands of tools, and a decoder
-for each would take a millisecond to create.
-"""
-
-
-class PreparedCall(Struct, eq=False):
-    """The decoder for calls of one tool: complete `tools/call` messages of the per-request era.
-
-    The transport finds it by the `Mcp-Name` header. It accepts exactly the well-formed common case. For anything else
-    the decoder fails, and `protocol.admission` returns the exact error.
-    """
-
-    tool: Tool
-    decode: Callable[[bytes], Any]
-    """bytes -> struct with `id` and `params`. Raises msgspec.DecodeError for everything but the common case."""
-
-    @staticmethod
-    def of(tool: Tool) -> "PreparedCall | None":
-        """Return the fast path of a tool, or None if its calls need checks that a typed decoder can't do."""
-        if not tool.plain:
-            return None
-
-        def decode_first(body: bytes) -> Any:
-            # Many tools are never called, and a decoder takes half a millisecond to create.
-            decode = _in_two_steps(tool) if tool.struct is None else _in_one_step(tool.name, tool.struct)
-            prepared.decode = decode if tool.task is None else _without_task(decode)
-            return prepared.decode(body)
-
-        prepared = PreparedCall(tool, decode_first)
-        return prepared
-
-
-def _in_one_step(name: str, arguments: Any) -> Callable[[bytes], Any]:
-    required = any(field.required for field in msgspec.structs.fields(arguments))
-    default: list[Any] = [] if required else [msgspec.field(default_factory=arguments)]
-    fields: list[Any] = [("name", Literal[name]), ("arguments", arguments, *default)]
-    params = msgspec.defstruct("Params", fields, bases=(_RawParams,), kw_only=True, gc=False)
-    envelope = msgspec.defstruct("Envelope", [("params", params)], bases=(_RawCall,), kw_only=True, gc=False)
-    return msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode
-
-
-def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Wrap a decoder to reject calls that may become tasks, because they aren't the common case."""
-
-    def decode_plain(body: bytes) -> Any:
-        envelope = decode(body)
-        if "extensions" in envelope.params.meta.capabilities:
-            raise msgspec.DecodeError("The client declares extensions.")
-        return envelope
-
-    return decode_plain
-
-
-def _in_two_steps(tool: Tool) -> Callable[[bytes], Any]:
-    """Return a decoder for arguments that need a second step."""
-    name, decode_arguments = tool.name, tool.decode
-
-    def decode_both(body: bytes) -> Any:
-        envelope = _decode_raw_call(body)
-        params = envelope.params
-        if params.name != name:
-            raise msgspec.DecodeError("The header specifies a different tool.")
-        params.arguments = decode_arguments(params.arguments)
-        return envelope
-
-    return decode_both

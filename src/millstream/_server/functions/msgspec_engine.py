@@ -12,10 +12,11 @@ from importlib import import_module
 from io import IOBase
 from math import inf
 from pathlib import Path, PurePath
-from typing import Any, Protocol, TypeVar, cast
+from types import UnionType
+from typing import Any, Protocol, TypeVar, Union, cast
 
 import msgspec
-from msgspec import NODEFAULT, Struct
+from msgspec import NODEFAULT, Meta, Struct
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
@@ -180,6 +181,8 @@ class Engine(Protocol):
     """The class of decoded arguments, with a member per parameter, in order."""
     typed: type[Struct] | None
     """The `struct`, if a plain msgspec decoder for it is equivalent to `decode`."""
+    reads_all: bool = False
+    """Whether `decode` reads each text in the arguments. Types with members of their own ignore unknown ones."""
     max_values: int
     """Maximum number of values in large arguments, which are slow to validate or to build, or 0 for no maximum."""
     output: Output | None
@@ -212,6 +215,9 @@ class Engine(Protocol):
         return find_problems(self.input_schema, values, lax=lax, matches=search) or [engine_problem(error)]
 
 
+_READ_WHOLE = (str, int, float, bool, list, dict, type(None), Union, UnionType)
+
+
 class MsgspecEngine(Engine):
     """The engine of functions with types that msgspec supports.
 
@@ -222,8 +228,10 @@ class MsgspecEngine(Engine):
     """
 
     def __init__(self, arguments: ArgumentList, returns: Any) -> None:
+        self.reads_all = arguments.closed
         for parameter in arguments.parameters:
             for _, kind in parts_of(parameter.annotation):
+                self.reads_all &= isinstance(kind, Meta) or kind in _READ_WHOLE
                 if isinstance(kind, type) and is_dataclass(kind) and not all(each.init for each in fields(kind)):
                     raise TypeError(f"{kind.__name__} has fields that only its own code sets (init=False)")
         self.struct = _struct_of(arguments)
