@@ -211,7 +211,7 @@ async def test_clients_learn_that_sessions_at_a_changed_upstream_have_ended(tmp_
         assert (await client.call("b_visit")).text == "b 1"
         await gateway.change(a("timeout = 77"), b())
         lost = await client.call("a_visit", raise_on_error=False)
-        assert "has ended its session with you and lost its state. Call again" in lost.text
+        assert "This gateway has restarted, or has closed your session with the server 'a'" in lost.text
         assert (await client.call("a_visit")).text == "a 1"
         assert (await client.call("b_visit")).text == "b 2"
 

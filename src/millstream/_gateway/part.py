@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -196,7 +195,7 @@ class GatewayPart:
         self._apply()
         upstreams, live = self.upstreams.values(), self.definition.live
         if live is not None or any(each.may_have_own or each.keeps_callers for each in upstreams):
-            host.services.session_holder = secrets.token_hex(6)
+            host.services.session_holder = host.store.workers.me
         host.services.keeps_callers = lambda: any(each.keeps_callers for each in upstreams)
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
         if self._name_conflict:
@@ -490,6 +489,7 @@ class GatewayPart:
         changed = {
             METHODS[kind][0].partition("/")[0] for kind in METHODS if self._replace_items(kind, offer.items[kind])
         }
+        host.services.binds_sessions = any(each.may_have_own or each.keeps_callers for each in upstreams.values())
         for upstream in upstreams.values():
             offered = upstream.offered["tools"].items()
             upstream.tokens = sum(_tokens(tool, item.description) for tool, item in offered)

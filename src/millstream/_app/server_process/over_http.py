@@ -210,6 +210,8 @@ class HttpServer:
         drainer.announce()
         await listener.accept_backlog()
         listener.close()
+        if forwarder is not None:
+            forwarder.leave()
         if self.worker is not None:
             self.worker.takeover.close()
             self.worker.line.send(Departure())

@@ -3,11 +3,16 @@
 Programs and upstreams keep state for a client's session in one process, so its sealed id names the worker that holds
 it. Any worker can receive a request. If it's for another worker's session, it's forwarded unchanged to that worker's
 private socket, before any other check, and the reply is streamed back. The holder checks the credential, counts the
-call against the limits, and logs it, as for its own connections. If the holder has exited, the session is lost: 404.
+call against the limits, and logs it, as for its own connections.
+
+If the holder has exited or is stopping, or if there's none because the session is older than the first upstream that
+keeps state, all workers choose the same other one by its number, which its replacement inherits. While that worker
+isn't running, they choose the next one. It goes on with the session, whose state at upstreams is lost (see `Links`).
+Answers and cancellations reach the calls that a stopping worker still runs through the store.
 
 Upstreams can also keep state for a principal, in a process or session that all of the principal's clients share. So a
-principal's requests without a session go to one worker, too, chosen by its number, which its replacement inherits.
-While that worker isn't running, they go to the next one. The receiver authenticates them first, and so does the holder.
+principal's requests without a holder go to one worker, too, chosen in the same way. The receiver authenticates them
+first, and so does the holder.
 
 The sockets are beside the socket of the parent's store, in a folder that only this user can access.
 """
@@ -16,6 +21,7 @@ import asyncio
 import os
 import socket
 import sys
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +44,7 @@ from millstream._protocol.jsonrpc import read
 from millstream._protocol.principal import Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
-from millstream._transports.open_streams import error_response, unknown_session
+from millstream._transports.open_streams import error_response
 from millstream._transports.streamable import MAX_CACHED_SESSIONS
 
 if TYPE_CHECKING:
@@ -56,17 +62,15 @@ _OWN = frozenset({
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
+_LEFT = "."
+"""How the name of a stopping worker's socket begins. The connections to it are still open."""
 _CONNECT_TIMEOUT = 5.0
 _END_TIMEOUT = 1.0
 """Seconds for the last replies to other workers."""
 _BUSY = refusal(503, "The worker that holds this session is busy or restarting. Retry in a second.", retry_after="1")
 _GONE = refusal(503, "The worker isn't running. Retry in a second.", retry_after="1")
-"""The worker didn't get the request, because it isn't running."""
+"""The worker didn't get the request, because it isn't running or takes no more."""
 _STOPPED = (
-    "The worker that holds this session stopped during the request, which may have taken effect. Initialize "
-    "again, and check before you repeat the request."
-)
-_STOPPED_CALL = (
     "The worker that served you stopped during the request, which may have taken effect. Check before you repeat it."
 )
 
@@ -97,7 +101,11 @@ class SessionForwarder:
         self._folder = folder
         self._guard = guard
         self._workers = workers
-        services.session_holder = f"{number}-{services.session_holder}"
+        self._home = f"{folder.name}/"
+        """How the names of all workers of this server begin. The rest is the name of the socket."""
+        self._name = f"{number}-{services.session_holder}"
+        services.session_holder = self._home + self._name
+        self._leaving = False
         self.read_addresses()
         self._inner = endpoints
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
@@ -105,10 +113,8 @@ class SessionForwarder:
         self._received = self._wrap(endpoints, _receive)
         self._listener = SocketListener(self._received)
         self._holders: Recent[bytes, str] = Recent(MAX_CACHED_SESSIONS)
-        """Sealed session id -> its worker, or empty for an invalid one."""
+        """Sealed session id -> the name of its worker, or empty if it has none here."""
         self._pools: dict[str, ConnectionPool] = {}
-        self._lost: set[str] = set()
-        """Workers that closed a connection during a request and haven't responded since. They may be exiting."""
 
     def update(self) -> None:
         """Forward requests for the addresses of MCP that there are now."""
@@ -145,16 +151,22 @@ class SessionForwarder:
         Raises:
             OSError: The socket can't be created.
         """
-        path = self._folder / self._services.session_holder
+        path = self._folder / self._name
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(os.fspath(path))
         path.chmod(0o600)
         await self._listener.listen(sock)
 
+    def leave(self) -> None:
+        """Let other workers take over the sessions, because this one is stopping."""
+        self._leaving = True
+        with suppress(OSError):
+            (self._folder / self._name).rename(self._folder / f"{_LEFT}{self._name}")
+
     async def close(self) -> None:
         """Stop forwarding and receiving requests when all calls have ended."""
         with suppress(OSError):
-            (self._folder / self._services.session_holder).unlink()
+            (self._folder / f"{_LEFT}{self._name}").unlink()
         await self._listener.accept_backlog()
         self._listener.close()
         clock, state = asyncio.get_running_loop().time, self._listener.state
@@ -168,41 +180,58 @@ class SessionForwarder:
     # To other workers
 
     def _pass_on(self, handler: Handler) -> Handler:
-        services, holder, guard = self._services, self._services.session_holder, self._guard
-
         def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
-            sealed, worker = request.headers.get(b"mcp-session-id"), ""
-            if sealed is not None and request.path in self._paths:
-                worker = self._holders.get(sealed) or self._find_holder(sealed)
-            if worker:
-                return handler(request) if worker == holder else self._forward(worker, request)
-            is_call, keeps = request.method == "POST" or request.path in self._sse_paths, services.keeps_callers
-            if guard is None or not is_call or keeps is None or not keeps():
+            sealed = request.headers.get(b"mcp-session-id")
+            if sealed is None or request.path not in self._paths:
+                return self._serve_anywhere(handler, request, None)
+            worker = self._holders.get(sealed)
+            worker = self._find_holder(sealed) if worker is None else worker
+            if worker == self._name and not self._leaving:
                 return handler(request)
-            return self._serve_caller(handler, request)
+            if worker:
+                return self._serve_session(handler, request, worker, sealed)
+            return self._serve_anywhere(handler, request, None if worker is None else sealed)
 
         return serve
+
+    async def _serve_session(
+        self, handler: Handler, request: HttpRequest, worker: str, sealed: bytes
+    ) -> Response | Sink | None:
+        reply = await self._forward(worker, request)
+        return await self._serve_anywhere(handler, request, sealed) if reply is _GONE else reply
+
+    def _serve_anywhere(
+        self, handler: Handler, request: HttpRequest, sealed: bytes | None
+    ) -> Awaitable[Response | Sink | None]:
+        """Serve a request that no worker holds the state for, in a session with a sealed id, or without one."""
+        services = self._services
+        is_call = sealed is not None or request.method == "POST" or request.path in self._sse_paths
+        if is_call and self._guard is not None and services.keeps_callers is not None and services.keeps_callers():
+            return self._serve_caller(handler, request)
+        if sealed is not None and services.binds_sessions:
+            return self._serve_by_number(handler, request, zlib.crc32(sealed))
+        return handler(request)
 
     async def _serve_caller(self, handler: Handler, request: HttpRequest) -> Response | Sink | None:
         assert self._guard is not None  # noqa: S101  the caller has looked
         found = await self._guard(request)
         if not isinstance(found, Principal):
             return found
-        body, cancels = request.body, request.cancel_on_disconnect
-        for worker in self._workers_for(found):
-            if worker == self._services.session_holder:
+        return await self._serve_by_number(handler, request, int.from_bytes(found.binding[:8], "big"))
+
+    async def _serve_by_number(self, handler: Handler, request: HttpRequest, number: int) -> Response | Sink | None:
+        for worker in self._workers_for(number):
+            if worker == self._name:
                 break
-            reply = await self._forward(worker, request, is_session=False)
+            reply = await self._forward(worker, request)
             if reply is not _GONE:
                 return reply
-            request.body, request.cancel_on_disconnect = body, cancels
         return await handler(request)
 
-    def _workers_for(self, principal: Principal) -> Iterator[str]:
-        """Yield the workers for a principal's state, in the order in which to try them: first the one with the
-        principal's number, or while that one isn't running, the next one. A killed worker leaves its socket.
+    def _workers_for(self, first: int) -> Iterator[str]:
+        """Yield the workers for state without a holder, in the order in which to try them: first the one with a number,
+        or while that one isn't running, the next one. A killed worker leaves its socket.
         """
-        first = int.from_bytes(principal.binding[:8], "big")
         names = os.listdir(self._folder)  # noqa: PTH208  as fast as possible
         for number in range(first, first + self._workers):
             found = [self._folder / name for name in names if name.startswith(f"{number % self._workers + 1}-")]
@@ -210,41 +239,40 @@ class SessionForwarder:
                 found.sort(key=_created_at, reverse=True)
             yield from (each.name for each in found)
 
-    def _find_holder(self, sealed: bytes) -> str:
+    def _find_holder(self, sealed: bytes) -> str | None:
+        """Return the name of a session's worker, empty if it has none here, or None for an invalid id."""
         services = self._services
         token = seal.decode(sealed.decode("latin-1"), services.ring, services.clock() - services.leeway)
-        worker = "" if token is None else token.worker
-        if worker:
-            self._holders.keep(sealed, worker)
+        if token is None:
+            return None
+        worker = token.worker.removeprefix(self._home) if token.worker.startswith(self._home) else ""
+        self._holders.keep(sealed, worker)
         return worker
 
-    async def _forward(self, worker: str, request: HttpRequest, *, is_session: bool = True) -> Response | None:
+    async def _forward(self, worker: str, request: HttpRequest) -> Response | None:
+        """Forward a request. Return `_GONE`, and leave the request as it is, if the worker didn't get it."""
+        if not os.path.exists(f"{self._folder}/{worker}"):  # noqa: ASYNC240, PTH110  it's local and fast
+            return _GONE  # it's stopping, although its connections may still be open
         if worker not in self._pools:
             await self._drop_pools()
         pool = self._pools.get(worker) or self._make_pool(worker)
         try:
-            data, request.body = _encode(request), b""
+            data = _encode(request)
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
-        request.cancel_on_disconnect = True
-        lost = worker in self._lost
+        cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
         try:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
             reply = await pool.send(data, repeatable=True)
         except ConnectFailed as exc:
             if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
                 return _BUSY
-            reply = None
-        except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
-            if is_session and (lost or not (self._folder / worker).exists()):
-                return _refuse(data, unknown_session())
-            self._lost.add(worker)
-            return _refuse(data, ProtocolError(SERVER_ERROR, _STOPPED if is_session else _STOPPED_CALL, status=502))
-        self._lost.discard(worker)
-        if reply is None:
-            if self._pools.pop(worker, None) is not None:
+            request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
+            if isinstance(exc.__cause__, ConnectionRefusedError) and self._pools.pop(worker, None) is not None:
                 await pool.close()
-            return _refuse(data, unknown_session()) if is_session else _GONE
+            return _GONE
+        except ClientError:
+            return _refuse(data)
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
@@ -266,7 +294,7 @@ class SessionForwarder:
             while data := await stream.read():
                 sink.write(data)
                 await sink.drain()
-        except ClientError:  # the worker has exited, so the client finds that the session is lost
+        except ClientError:  # the worker has exited
             pass
         finally:
             endings.discard(sink.close)
@@ -274,8 +302,8 @@ class SessionForwarder:
 
     async def _drop_pools(self) -> None:
         """Close the pools of workers that are gone."""
-        for gone in [each for each in self._pools if not (self._folder / each).exists()]:
-            self._lost.discard(gone)
+        names = os.listdir(self._folder)  # noqa: PTH208  as above
+        for gone in [each for each in self._pools if each not in names and f"{_LEFT}{each}" not in names]:
             await self._pools.pop(gone).close()
 
     def _make_pool(self, worker: str) -> ConnectionPool:
@@ -295,11 +323,12 @@ class SessionForwarder:
         return pool
 
 
-def _refuse(data: bytes, exc: ProtocolError) -> Response:
-    """Return the error for a request that `_encode` returned, with the id of its message."""
+def _refuse(data: bytes) -> Response:
+    """Return the error for a request whose worker stopped, from what `_encode` returned, with the id of its message."""
     message = None
     with suppress(ProtocolError):
         message = read(data.partition(b"\r\n\r\n")[2])
+    exc = ProtocolError(SERVER_ERROR, _STOPPED, status=502)
     return error_response(exc, message.id if message is not None and message.is_request else None)
 
 

@@ -30,7 +30,7 @@ from millstream._gateway.messages.route import Way, choose_way
 from millstream._gateway.messages.router import CallRecipient, ForwardedStream
 from millstream._gateway.questions.abilities import can_ask, declare
 from millstream._gateway.rules.results import call_error
-from millstream._gateway.upstreams.links import Link
+from millstream._gateway.upstreams.links import EndedHere, Link
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import NAME
 from millstream._protocol.errors import (
@@ -368,6 +368,8 @@ async def _fail(
     initializes again. A client that's bound to a connection finds out only from the error. With a catalog, the next
     call opens another session, and the error explains that the upstream's state is lost.
     """
+    if isinstance(exc, EndedHere):
+        return call_error(call, _ENDED_HERE.format(upstream.name))
     lost, session = isinstance(exc, SessionLost), call.session
     ended = link if link is not None and (link.key.own or link.remembered) and (lost or link.is_lost) else None
     if ended is not None:
@@ -387,6 +389,10 @@ async def _fail(
     return no_response_error(call, upstream, exc, ended=ended is not None)
 
 
+_ENDED_HERE = (
+    "This gateway has restarted, or has closed your session with the server {0!r} for another reason, so the session "
+    "has lost its state. Call again to start a new one."
+)
 _NO_STORE = b"cache-control: no-store\r\n"
 """Headers of the error about an ended session, which keeps its status in every revision."""
 
@@ -424,7 +430,7 @@ def _cannot_ask(message: bytes) -> bool:
     return b" request" in message and _CANNOT_ASK.search(message) is not None
 
 
-async def connect(  # noqa: C901  each refusal has its own next step
+async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
     call: Call, upstream: McpUpstream, abilities: bytes, name: str
 ) -> Link:
     """Return the connection of a call, opening it if necessary.
@@ -440,6 +446,10 @@ async def connect(  # noqa: C901  each refusal has its own next step
     key, links = upstream.key(call, abilities, name), upstream.links
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:
+            if key.affinity in links.lost and not call.method.endswith("/list"):
+                links.lost.pop(key.affinity, None)
+                if link.conversation.transport.has_session:
+                    raise EndedHere("The earlier session has ended.")
             return link
         key = upstream.key(call, abilities, name)
     try:

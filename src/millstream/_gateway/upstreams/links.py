@@ -22,7 +22,7 @@ from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, has_failed
-from millstream.client import ConnectionLost, SessionLost
+from millstream.client import ClientError, ConnectionLost, SessionLost
 from millstream.client.lowlevel import Conversation
 from millstream.protocol import OVERLOADED, Json, encode
 from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
@@ -69,6 +69,10 @@ SHARED_KEY = LinkKey()
 """Key of the connection that reads the upstream's lists."""
 
 
+class EndedHere(ClientError):
+    """This gateway has ended the caller's session at the upstream. The next call uses another one."""
+
+
 class Link(Struct, eq=False):
     """One connection."""
 
@@ -112,8 +116,8 @@ _MARK = b"1"
 
 
 class UpstreamSessions(Struct, frozen=True):
-    """The principals that have a session at one upstream. They're in the store, so that a caller learns from any worker
-    that a session is lost, even after a restart, if the store outlives it.
+    """The principals and the clients' sessions that have a session at one upstream. They're in the store, so that a
+    caller learns from any worker that a session is lost, even after a restart, if the store outlives it.
     """
 
     kv: Map
@@ -127,6 +131,12 @@ class UpstreamSessions(Struct, frozen=True):
         except (StoreFull, StoreUnavailable) as exc:
             logger.warning("%s: a caller won't learn if its session is lost: %s", self.address[1], exc)
 
+    async def has(self, key: LinkKey) -> bool:
+        """Return whether a caller has a session."""
+        with contextlib.suppress(StoreUnavailable):
+            return await self.kv.get(self._name(key)) is not None
+        return False
+
     async def take(self, key: LinkKey) -> bool:
         """Forget a caller's session. Return whether there was one."""
         with contextlib.suppress(StoreUnavailable):
@@ -134,7 +144,7 @@ class UpstreamSessions(Struct, frozen=True):
         return False
 
     def _name(self, key: LinkKey) -> str:
-        owner = [*self.address, key.principal, key.capabilities.decode(), key.credentials]
+        owner = [*self.address, key.principal, key.capabilities.decode(), key.credentials, key.affinity]
         return f"upstream-session:{share_for(key.principal)}.{sha256(encode(owner)).hexdigest()[:32]}"
 
 
@@ -161,7 +171,9 @@ class Links(Struct):
     own: dict[str, Link] = {}
     """Client session -> its dedicated session at the upstream."""
     lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
-    """Client sessions that lost their dedicated session, but haven't been notified yet."""
+    """Client sessions whose dedicated session this gateway has ended, but that haven't been notified yet."""
+    known: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
+    """Client sessions that have had a dedicated session in this process."""
     streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
     """Counts subscriptions of clients that the upstream serves."""
     retired: set[Link] = set()
@@ -182,14 +194,15 @@ class Links(Struct):
         Raises:
             InUse: All connections are in use.
             SessionLost: The caller's earlier session has ended. The next call opens another one.
+            EndedHere: As above, but this gateway has ended it.
             ClientError: The upstream can't be reached.
             ProtocolError: There are too many dedicated sessions.
         """
         for _ in range(_ATTEMPTS):
             link = self.links.get(key)
             if link is not None and link.remembered and link.is_lost:
-                self.end(link)
-                link = None
+                await self.forget(link)
+                raise SessionLost("The earlier session has ended.")
             link = link or self._add(key, owner, client)
             opening = link.open_task
             if opening is None:
@@ -218,14 +231,20 @@ class Links(Struct):
 
     async def _start(self, link: Link) -> None:
         key, conversation = link.key, link.conversation
-        is_callers = bool(key.principal) and not key.affinity  # a client's session ends here, too
+        is_callers = bool(key.principal) and not key.affinity
         try:
             if is_callers and await self.records.take(key):
-                raise SessionLost("The earlier session has ended.")
+                raise EndedHere("The earlier session has ended.")
+            if key.own and await self.records.has(key):
+                self.lost.keep(key.affinity, None)
             await conversation.start()
-            if is_callers and conversation.negotiated.revision.handshake and conversation.transport.has_session:
+            has_session = conversation.negotiated.revision.handshake and conversation.transport.has_session
+            if has_session and is_callers:
                 link.remembered, conversation.requests.reconnects = True, False
+            if has_session and (is_callers or key.own):
                 await self.records.add(key)
+            if key.own:
+                self.known.keep(key.affinity, None)
             self.on_open(link)
             link.open_task = None
         except BaseException:
@@ -269,6 +288,7 @@ class Links(Struct):
         """Close the dedicated session of a client's session that has ended."""
         if (link := self.own.get(session_id)) is not None:
             self._end_once_open(link)
+            self.close_tasks.spawn(self.records.take(link.key))
 
     def _end_once_open(self, link: Link) -> None:
         """Close a connection that its caller has given up. If it's being opened, the upstream may already have created
@@ -300,10 +320,11 @@ class Links(Struct):
     async def forget(self, link: Link) -> None:
         """Close a connection whose caller has learned that its session is lost."""
         self.lost.pop(link.key.affinity, None)
-        if not link.ended:  # another call may have opened the next session
-            self.end(link)
-            if link.remembered:
-                await self.records.take(link.key)
+        self.end(link)
+        if (
+            link.remembered or link.key.own
+        ) and link.key not in self.links:  # another call may have opened the next one
+            await self.records.take(link.key)
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
@@ -350,7 +371,7 @@ class Links(Struct):
             if link.is_idle and 0 < self.idle_seconds < now - link.last_used:
                 self.end(link)
         for link in [each for each in self.own.values() if each.expires_at < self.clock()]:
-            self.end(link)
+            self.end_session(link.key.affinity)
 
     async def close(self) -> None:
         """Close all connections."""

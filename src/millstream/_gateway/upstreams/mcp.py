@@ -62,7 +62,6 @@ from millstream.client import (
     Options,
     RequestTimeout,
     ServerError,
-    SessionLost,
     TransportFactory,
 )
 from millstream.client._recovery import NO_HANDSHAKE, ONLY_SESSION, UNREACHABLE, has_only_session, lacks_handshake
@@ -406,7 +405,6 @@ class McpUpstream(Upstream):
         sessions and doesn't serve the client's era without.
 
         Raises:
-            SessionLost: It has ended before the session of its client.
             ServerError: The upstream rejects this client.
             ProtocolError: There are too many dedicated sessions.
             ClientError: The upstream can't be reached.
@@ -414,10 +412,10 @@ class McpUpstream(Upstream):
         session, links = call.session, self.links
         assert session is not None  # noqa: S101  the channel requires one
         link = links.own.get(session.id)
-        if (link is not None and link.key != key) or session.id in links.lost:
-            links.lost.pop(session.id, None)
+        was_here = session.id in links.known or session.current  # else, the store has forgotten whether there was one
+        if not was_here or (link is not None and link.key != key):  # it was opened with different credentials
+            links.lost.keep(session.id, None)
             links.end_session(session.id)
-            raise SessionLost("The session was opened with different credentials.")
         info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
         declared = capabilities_of(call, self.policy.questions, is_relayed=self.is_relayed)
         identity = ClientIdentity(call.revision.date, Raw(info), declared)
@@ -541,7 +539,7 @@ class McpUpstream(Upstream):
         links, session = self.links, call.session
         if not route.own:
             link = links.links.get(SHARED_KEY)
-        elif session is None or (link := links.own.get(session.id)) is None:
+        elif session is None or session.id in links.lost or (link := links.own.get(session.id)) is None:
             return None
         else:
             link.expires_at = session.expires_at

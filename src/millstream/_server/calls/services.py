@@ -422,6 +422,8 @@ class Services:
     """Limiter shared between workers; None with a single worker."""
     on_failed_sign_in: Callable[[str], None] | None = None
     """Called with the caller's address after each failed password or client authentication."""
+    binds_sessions: bool = False
+    """Whether this process holds the sessions that begin now, because upstreams can keep state for them."""
     keeps_callers: Callable[[], bool] | None = None
     """Returns whether this process keeps state for principals, so that each has to reach the same process."""
 
@@ -486,7 +488,9 @@ class Services:
         self.streams: Share = Share(settings.max_streams)
         """All open streams and subscriptions, but not the streams of short calls."""
         self.session_holder: str = ""
-        """Identifies this process in the ids of sessions that it holds. Empty if any worker can serve them."""
+        """Identifies this process in the ids of sessions that it holds: its name in the store, behind the folder and
+        number of a worker whose siblings forward requests. Empty if it can't hold any.
+        """
         self.session_ends: list[Callable[[str], None]] = []
         """Called with the id of each session that ends."""
         self.endings: set[Callable[[], None]] = set()
@@ -496,6 +500,13 @@ class Services:
 
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """Returns the dependency overrides of a server, set by tests."""
+
+    def is_sibling(self, holder: str) -> bool:
+        """Return whether this process may serve the sessions of a holder that it has received: no process or this one
+        holds them, or a sibling that is gone, because requests to a live one are forwarded.
+        """
+        home = self.session_holder.rpartition("/")[0]
+        return holder in ("", self.session_holder) or (home != "" and home == holder.rpartition("/")[0])
 
     def end_session(self, session_id: str) -> None:
         """Release the resources of a session that has ended."""

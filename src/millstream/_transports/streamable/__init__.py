@@ -49,7 +49,7 @@ from millstream._recent import Recent
 from millstream._server.calls import call as calls
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
-from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
+from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord, convert_store_errors
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.base import Position, StoreFull, StoreUnavailable, StreamSealed, read_offset
 from millstream._stores.rates import share_for
@@ -333,9 +333,8 @@ class HttpSessions:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._recorded = services.records.known
-        self._remembered: Recent[bytes, tuple[Session, bytes, int]] = Recent(MAX_CACHED_SESSIONS)
-        """Header value -> session, principal hash, expiry. Contains sessions that have no record or that this worker
-        knows."""
+        self._remembered: Recent[bytes, tuple[Session, bytes, int, str]] = Recent(MAX_CACHED_SESSIONS)
+        """Header value -> what `_open` returned. Contains sessions that have no record or that this worker knows."""
         self._since = 0.0
         """Start of the current period."""
         self._kept = Share(_CAPABILITIES_ROOM)
@@ -380,7 +379,7 @@ class HttpSessions:
             expires_at=expires_at,
             epoch=services.store.epoch,
             recorded=recorded,
-            worker=services.session_holder,
+            worker=services.session_holder if services.binds_sessions else "",
             address=address,
         )
         return session, seal.encode(token, services.ring, services.nonce())
@@ -396,13 +395,13 @@ class HttpSessions:
         known = self._open(value) if remembered is None else remembered
         if known is None:
             return None
-        session, principal_hash, expires_at = known
+        session, principal_hash, expires_at, holder = known
         if (
             (b"" if principal is None else principal.binding) != principal_hash
             or session.address != address
             or session.id in self._recorded
             or expires_at <= self._services.clock()
-            or (remembered is None and self._services.records.may_exist(session))
+            or (remembered is None and (holder or self._services.records.may_exist(session)))
         ):
             return None
         if remembered is None:
@@ -417,7 +416,8 @@ class HttpSessions:
                 give the same error.
         """
         value = request.headers[b"mcp-session-id"]
-        known = self._remembered.get(value) or self._open(value)
+        remembered = self._remembered.get(value)
+        known = remembered or self._open(value)
         if (
             known is None
             or known[0].address != address
@@ -426,6 +426,8 @@ class HttpSessions:
         ):
             raise unknown_session()
         session, records = known[0], self._services.records
+        if remembered is None and known[3] and await self._is_alive(known[3]):
+            raise unknown_session()  # it's on another machine
         record = await records.get(session) if records.may_exist(session) else NO_RECORD
         if session.id in records.known or not records.may_exist(session):
             self._remembered.keep(value, known)
@@ -437,11 +439,16 @@ class HttpSessions:
                 session = msgspec.structs.replace(session, client=client)
         return session
 
-    def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
+    async def _is_alive(self, holder: str) -> bool:
+        with convert_store_errors():
+            return await self._services.store.workers.alive(holder[-_WORKER:])
+
+    def _open(self, value: bytes) -> tuple[Session, bytes, int, str] | None:
+        """Return a session, the hash of its principal, its expiry, and its holder unless this worker may serve it."""
         services = self._services
         token = seal.decode(value.decode("latin-1"), services.ring, services.clock() - services.leeway)
         revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
-        if token is None or revision is None or token.worker not in ("", services.session_holder):
+        if token is None or revision is None:
             return None
         client = ClientInfo(capabilities_of(token.capabilities), token.client_name, token.client_version)
         current = token.epoch == services.store.epoch
@@ -455,7 +462,8 @@ class HttpSessions:
             expires_at=token.expires_at,
             address=token.address,
         )
-        return session, token.principal_hash, token.expires_at + int(services.leeway)
+        holder = "" if services.is_sibling(token.worker) else token.worker
+        return session, token.principal_hash, token.expires_at + int(services.leeway), holder
 
     async def end(self, session: Session, owner: str) -> bool:
         """Write the tombstone of a session. Return False if the caller has ended too many.
@@ -568,8 +576,6 @@ class StreamableExchange(Struct, eq=False):
         headers, sessions = self.request.headers, self.endpoint.sessions
         if sessions is not None and b"mcp-session-id" in headers:
             session = await sessions.find(self.request, self.endpoint.address)
-            if self.endpoint.services.session_holder and self.endpoint.dispatcher.stopping:
-                raise unknown_session()  # it ends with this worker, which still takes its answers
             return session, check_handshake_header(headers, session.revision) or session.revision
         revision = check_handshake_header(headers, None)
         if revision is not None and sessions is not None:
