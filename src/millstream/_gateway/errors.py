@@ -30,3 +30,7 @@ class NoCredentials(ClientError):
 
 class ClientRejected(NoCredentials):
     """The authorization server rejects the client that the operator configured for the gateway."""
+
+
+class EndedHere(ClientError):
+    """This gateway has ended the caller's session at the upstream. The next call uses another one."""

@@ -22,7 +22,7 @@ from msgspec import Raw, Struct, structs
 from millstream import ProtocolError, ToolError, __version__
 from millstream._gateway.calls.failures import no_response_error, refused_error
 from millstream._gateway.calls.forwarded_call import INPUT_REQUIRED, ForwardedCall, SavedResult, input_required
-from millstream._gateway.errors import InUse
+from millstream._gateway.errors import EndedHere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.loops import PATH, GatewayLoop, extend_path
 from millstream._gateway.messages.parked_calls import Ticket
@@ -30,7 +30,7 @@ from millstream._gateway.messages.route import Way, choose_way
 from millstream._gateway.messages.router import CallRecipient, ForwardedStream
 from millstream._gateway.questions.abilities import can_ask, declare
 from millstream._gateway.rules.results import call_error
-from millstream._gateway.upstreams.links import EndedHere, Link
+from millstream._gateway.upstreams.links import Link
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import NAME
 from millstream._protocol.errors import (

@@ -15,14 +15,14 @@ from time import monotonic
 from msgspec import Raw, Struct, field
 
 from millstream import ProtocolError
-from millstream._gateway.errors import InUse
+from millstream._gateway.errors import EndedHere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.messages.router import MessageRouter
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, has_failed
-from millstream.client import ClientError, ConnectionLost, SessionLost
+from millstream.client import ConnectionLost, SessionLost
 from millstream.client.lowlevel import Conversation
 from millstream.protocol import OVERLOADED, Json, encode
 from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
@@ -67,10 +67,6 @@ _ATTEMPTS = 3
 """Maximum connections that a call tries if each is closed while it opens, because the user is reconnecting."""
 SHARED_KEY = LinkKey()
 """Key of the connection that reads the upstream's lists."""
-
-
-class EndedHere(ClientError):
-    """This gateway has ended the caller's session at the upstream. The next call uses another one."""
 
 
 class Link(Struct, eq=False):
