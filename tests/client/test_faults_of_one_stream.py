@@ -223,6 +223,7 @@ async def test_invalid_handshake_headers_are_rejected() -> None:
             pass
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("way", [*WAYS, "stdio"])
 async def test_notification_backlog_ends_the_stream(way: str, tmp_path: Path) -> None:
     async def slow(message: object) -> None:

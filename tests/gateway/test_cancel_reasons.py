@@ -92,6 +92,7 @@ async def connect(stack: AsyncExitStack, kind: str) -> Caller:
 KINDS = ("relay stdio", "catalog stdio", "relay http", "catalog http")
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", KINDS)
 async def test_upstream_receives_the_reason_of_a_cancellation(kind: str) -> None:
     name = "" if "relay" in kind else "p_"

@@ -80,6 +80,7 @@ def run(program: str, *argv: str, sixth: bool) -> str:
     return done.stdout
 
 
+@pytest.mark.server
 async def test_new_revision_adds_no_python_call_for_existing_clients() -> None:
     programs = [(PER_REQUEST[0], False), (PER_REQUEST[0], True), ("2027-03-01", True)]
     counts = [await asyncio.to_thread(run, COUNT_CALLS, date, sixth=sixth) for date, sixth in programs]
