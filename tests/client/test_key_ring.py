@@ -58,7 +58,6 @@ def kept(count: int) -> StoredCredentials:
     )
 
 
-@pytest.mark.server
 def test_tokens_are_kept_in_the_key_ring(ring: InMemory) -> None:
     store = default_store()
     assert isinstance(store, KeyringTokenStore)

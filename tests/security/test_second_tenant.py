@@ -553,6 +553,7 @@ CASES: list[Case] = [
 ]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 async def test_second_tenant_is_not_affected_by_the_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)  # who has to wait is refused
