@@ -257,10 +257,9 @@ COMMAND = {"command": "x", "args": [str(SHOP)], "cwd": "/srv", "trust": True, "t
 REMOTE = {"httpUrl": "https://example.com/old", "headers": {"X": "Y"}, "oauth": {"clientId": "c"}, "timeout": 20}
 
 
-@pytest.mark.server
 @pytest.mark.parametrize(
     ("before", "target", "entry"),
-    [(COMMAND, URL, {"httpUrl": URL}), (REMOTE, str(SHOP), LOCAL)],
+    [(COMMAND, URL, {"httpUrl": URL}), pytest.param(REMOTE, str(SHOP), LOCAL, marks=pytest.mark.server)],
     ids=["a URL", "a command"],
 )
 def test_entries_for_other_servers_inherit_nothing(

@@ -237,7 +237,7 @@ def make_official_chatter() -> MCPServer:
 @pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 @pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
-@pytest.mark.parametrize("kind", ["server", "program", "command", "URL"])
+@pytest.mark.parametrize("kind", ["server", "program", pytest.param("command", marks=pytest.mark.server), "URL"])
 async def test_every_message_of_a_call_arrives_in_order(kind: str, prefix: str, revision: str) -> None:
     async with AsyncExitStack() as stack:
         target: Any = {"program": make_official_chatter, "command": lambda: [sys.executable, "-c", CHATTER]}.get(

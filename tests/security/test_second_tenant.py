@@ -530,7 +530,7 @@ def arriving_replies(kind: str) -> Case:
     return arriving_replies
 
 
-CASES: list[Case] = [
+CASES: list[Any] = [
     calls,
     call_bytes,
     connections,
@@ -542,8 +542,8 @@ CASES: list[Case] = [
     http_calls,
     api_calls,
     failures,
-    processes,
-    processes_of_the_gateway,
+    pytest.param(processes, marks=pytest.mark.server),
+    pytest.param(processes_of_the_gateway, marks=pytest.mark.server),
     watches(relayed=False),
     watches(relayed=True),
     stored_results,
@@ -553,7 +553,6 @@ CASES: list[Case] = [
 ]
 
 
-@pytest.mark.server
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 async def test_second_tenant_is_not_affected_by_the_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)  # who has to wait is refused
