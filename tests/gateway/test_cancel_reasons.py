@@ -89,10 +89,10 @@ async def connect(stack: AsyncExitStack, kind: str) -> Caller:
     return caller
 
 
-STDIO = [pytest.param(kind, marks=pytest.mark.server) for kind in ("relay stdio", "catalog stdio")]
-KINDS = (*STDIO, "relay http", "catalog http")
+KINDS = ("relay stdio", "catalog stdio", "relay http", "catalog http")
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", KINDS)
 async def test_upstream_receives_the_reason_of_a_cancellation(kind: str) -> None:
     name = "" if "relay" in kind else "p_"
@@ -109,6 +109,7 @@ async def test_upstream_receives_the_reason_of_a_cancellation(kind: str) -> None
     assert json.loads(told) == ["She changed her mind"]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", KINDS)
 async def test_client_receives_the_reason_why_a_question_was_withdrawn(kind: str) -> None:
     name = "" if "relay" in kind else "p_"

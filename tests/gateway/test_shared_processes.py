@@ -350,6 +350,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.server
 async def test_process_that_starts_more_slowly_than_the_timeout_is_given_longer(tmp_path: Path) -> None:
     file = tmp_path / "slow.py"
     file.write_text(SLOW)
@@ -399,6 +400,7 @@ for line in sys.stdin:
 """A server that announces its resource when `touch` is called, which returns the log level of the session."""
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
 @pytest.mark.parametrize("own", ["2025-06-18", "2025-11-25"])
 async def test_callers_of_a_relayed_process_do_not_change_its_session(revision: str, own: str) -> None:
@@ -473,6 +475,7 @@ for line in sys.stdin:
 """A server of both eras, whose tool `ask` can ask only in sessions, and whose tool `touch` changes its resource."""
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 async def test_updates_arrive_after_a_process_has_changed_its_era(revision: str, prefix: str) -> None:
