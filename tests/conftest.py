@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+import file_queue
 import property_settings  # noqa: F401  loads the profile of Hypothesis
 from processes import ROOT, RunState
 from programs import describe_missing
@@ -72,6 +73,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite the server lines of tests/transcripts")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers collect only the files that they run."""
+    file_queue.install(config)
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Skip files and folders whose tests are all deselected, without importing them."""
     expression = config.getoption("markexpr")
@@ -100,20 +106,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files so that all cores stay busy.
-
-    Browser tests come first and together, because they share a browser. The later half of the other server tests mostly
-    waits, so these files alternate with files that only compute. Short files come last.
-    """
-    files = dict.fromkeys(item.path for item in items)
+    """Order the files so that all cores stay busy."""
     serve = {item.path for item in items if item.get_closest_marker("server") is not None}
-    shown = [path for path in files if path in serve and path.parent.name == "pages"]
-    waiting = [path for path in files if path in serve and path.parent.name != "pages"]
-    computing = [path for path in files if path not in serve]
-    half, most = len(waiting) // 2, len(computing) * 3 // 4
-    later = waiting[half:]
-    turns = [*enumerate(later), *((at * len(later) / most, path) for at, path in enumerate(computing[:most]))]
-    order = [*shown, *waiting[:half], *(path for _, path in sorted(turns)), *computing[most:]]
+    order = file_queue.order_files((item.path for item in items), serve)
     places = {path: place for place, path in enumerate(order)}
     items.sort(key=lambda item: places[item.path])
 
@@ -196,7 +191,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """After a failure, servers that tests share are replaced at their next use."""
     report = yield
-    RunState.failures += report.failed
+    if report.failed:
+        RunState.failures += 1
+        RunState.refused = ""
     return report
 
 
@@ -207,8 +204,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """
     if hasattr(signal, "SIGALRM"):
         signal.alarm(_seconds_to_hang(item))
-    RunState.may_serve = item.get_closest_marker("server") is not None  # `make unit` needs no server
-    RunState.may_read_all = any(item.get_closest_marker(each) for each in ("server", "nightly", "check"))
+    RunState.is_unit = not any(item.get_closest_marker(each) for each in ("server", "nightly", "check"))
     if RunState.failures > RunState.collected:
         RunState.collected = RunState.failures
         report, sys.unraisablehook = sys.unraisablehook, lambda _: None
@@ -223,24 +219,40 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Generator[None, None, None]:
-    """Turn off the alarm that `pytest_runtest_setup` has set."""
+    """Turn off the alarm that `pytest_runtest_setup` has set, and fail a test that hid a refusal."""
     try:
-        return (yield)
+        result = yield
     finally:
         if hasattr(signal, "SIGALRM"):
             signal.alarm(0)
+        RunState.is_unit = False
+        refused, RunState.refused = RunState.refused, ""
+    assert not refused, refused
+    return result
 
 
 _ENVIRONMENTS = re.compile(re.escape(str(ROOT)) + r"/\.(?:venv-|bench/)")
 
 
-def _refuse_other_environments(event: str, arguments: tuple[Any, ...]) -> None:
-    """Refuse to read what a new clone doesn't have: folders that git ignores, and that only `make test` creates."""
-    if event not in ("open", "subprocess.Popen") or RunState.may_read_all:
+_STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+_LOOKUPS = {"cc", "gcc", "ld", "ldconfig", "objdump", "uname"}
+"""Commands that the standard library runs once per process, to find a library or to name the machine."""
+
+
+def _refuse_in_unit(event: str, arguments: tuple[Any, ...], state: type[RunState] = RunState) -> None:
+    """Refuse what `make unit` works without: processes, and ignored folders that only `make test` creates.
+
+    `state` is a parameter because Python calls the hook until its end, when a module's names have no values.
+    """
+    if not state.is_unit or (event != "open" and event not in _STARTS):
         return
-    path = str(arguments[0])
-    if _ENVIRONMENTS.match(path) and not path.startswith(sys.prefix + os.sep):
-        raise AssertionError(f"Tests that read {path} need the mark `server`, because `make unit` works without it.")
+    name = str(arguments[0]) if arguments else ""
+    if event != "open" and Path(name).name not in _LOOKUPS:
+        state.refused = f"Tests that start processes need the mark `server`. This one starts {arguments!r:.200}."
+        raise AssertionError(state.refused)
+    if event == "open" and _ENVIRONMENTS.match(name) and not name.startswith(sys.prefix + os.sep):
+        state.refused = f"Tests that read {name} need the mark `server`, because `make unit` works without it."
+        raise AssertionError(state.refused)
 
 
-sys.addaudithook(_refuse_other_environments)
+sys.addaudithook(_refuse_in_unit)

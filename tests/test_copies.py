@@ -150,6 +150,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.server
 def test_public_objects_survive_every_kind_of_copy_or_refuse_with_advice() -> None:
     broken = dict[str, str]()
     for name, value in survivors().items():
@@ -168,6 +169,7 @@ def test_public_objects_survive_every_kind_of_copy_or_refuse_with_advice() -> No
             assert re.fullmatch(r"[A-Z].*\.", kind._COPY_ADVICE), name
 
 
+@pytest.mark.server
 def test_errors_raised_in_worker_processes_reach_their_caller() -> None:
     errors = [each for each in survivors().values() if isinstance(each, BaseException)]
     assert len(errors) > 50

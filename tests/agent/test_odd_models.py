@@ -373,6 +373,7 @@ COMBINED: list[tuple[Json, Json, list[str]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.server
 @for_each("combined", COMBINED)
 async def test_combinations_at_the_top_level_of_a_schema_are_flattened(
     combined: tuple[Json, Json, list[str]],
@@ -385,6 +386,7 @@ async def test_combinations_at_the_top_level_of_a_schema_are_flattened(
     assert not parameters.keys() & {"allOf", "anyOf", "oneOf", "$ref"}
 
 
+@pytest.mark.server
 async def test_references_into_flattened_combinations_lead_to_the_same_schema() -> None:
     parameters = await sent_parameters(
         {"oneOf": [TITLED, {"properties": {"name": {"$ref": "#/oneOf/0/properties/title"}}}]}
@@ -397,6 +399,7 @@ async def test_references_into_flattened_combinations_lead_to_the_same_schema() 
     assert found == {"type": "string"}
 
 
+@pytest.mark.server
 @for_each(
     "schema",
     [

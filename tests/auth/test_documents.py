@@ -71,6 +71,7 @@ async def test_tokens_page_examples_work() -> None:
             assert (await world.call("another", "who")).status == 401
 
 
+@pytest.mark.server
 @needs("openssl")
 async def test_authorization_server_page_commands_work(
     tmp_path: Path,

@@ -268,6 +268,7 @@ def test_call_prints_structured_content_without_text(tmp_path: Path) -> None:
     assert printed("call", str(path), "chart") == '[image/gif, 4 bytes]\n{"highest":7}\n'
 
 
+@pytest.mark.server
 def test_unknown_names_suggest_the_nearest() -> None:
     done = run("call", SHOP, "ordr")
     assert (done.exit_code, done.stderr) == (1, "Error: The server has no tool 'ordr'. Did you mean order?\n")
@@ -285,6 +286,7 @@ def test_questions_without_a_terminal_are_explained() -> None:
     )
 
 
+@pytest.mark.server
 def test_printed_output_logs_and_tracebacks_from_a_file_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "failing.py"
     path.write_text(

@@ -20,6 +20,7 @@ def test_completion_scripts_contain_commands_and_options() -> None:
         assert all(word in done.stdout for word in ("millstream", "install", "rotate", "transport")), shell
 
 
+@pytest.mark.server
 def test_bash_completes_commands_and_choices(tmp_path: Path) -> None:
     script = CliRunner().invoke(program("completion"), ["completion", "bash"]).stdout
     (tmp_path / "script").write_text(script, "utf-8")

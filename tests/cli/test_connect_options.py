@@ -11,6 +11,7 @@ from millstream.client import Question
 from patience import WAIT
 
 
+@pytest.mark.server
 async def test_commands_report_a_server_that_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: asyncio.Queue[str] = asyncio.Queue()
     monkeypatch.setattr(connect_options, "_SILENCE", 0)

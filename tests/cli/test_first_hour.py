@@ -167,6 +167,7 @@ def test_user_is_asked_again_after_an_invalid_answer() -> None:
     assert wrong_answer(3, {"type": "integer", "minimum": 1, "maximum": 5}) == ""
 
 
+@pytest.mark.server
 def test_names_with_spaces_can_be_installed(tmp_path: Path) -> None:
     path = tmp_path / "shop.py"
     path.write_text(SHOP.format(auth=None))

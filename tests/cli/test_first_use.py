@@ -152,6 +152,7 @@ def test_key_of_another_certificate_prevents_startup(tmp_path: Path) -> None:
     assert f"The key in {key} doesn't belong to the certificate in {certificate}." in said
 
 
+@pytest.mark.server
 def test_missing_template_resources_show_the_server_error(here: Path) -> None:
     (here / "shop.py").write_text(
         "from millstream import Server, ToolError\n"
@@ -178,6 +179,7 @@ def test_doctor_suggests_a_fix_only_once() -> None:
     assert out.count("Check the host and port") == 1
 
 
+@pytest.mark.server
 @for_each("name", sorted(MODULES))
 def test_every_command_has_help(name: str) -> None:
     shown = run(name, "-h")
@@ -279,6 +281,7 @@ async def test_library_errors_suggest_a_fix() -> None:
     assert raised.value.remedy == "Check the host and port, and that the server is running."
 
 
+@pytest.mark.server
 def test_help_shows_examples_that_can_be_pasted() -> None:
     for name in MODULES:
         text = run(name, "--help")[1]

@@ -111,6 +111,7 @@ def command_value(text: str) -> Any:
     return jsonc.read(text).value
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("key", BEFORE)
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["linux", "macos", "windows"])
 def test_install_writes_the_entry_into_json_files(
@@ -134,6 +135,7 @@ def test_install_writes_the_entry_into_json_files(
         assert [each.name for each in path.parent.iterdir() if "before" in each.name] == []
 
 
+@pytest.mark.server
 @for_each("key", BEFORE)
 def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
     assert install(str(SHOP), "--client", key, "--yes").exit_code == 0
@@ -144,6 +146,7 @@ def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("key", BEFORE)
 @pytest.mark.parametrize("broken", [b"{]", b"\xff\xfe{}", b"a: [\n\tb"], ids=["text", "bytes", "tab"])
 def test_broken_files_are_rejected_and_unchanged(key: str, broken: bytes, home: Path) -> None:
@@ -158,6 +161,7 @@ def test_broken_files_are_rejected_and_unchanged(key: str, broken: bytes, home: 
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.server
 def test_install_shows_the_change_and_asks_for_confirmation(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = home / PLACES["claude"][0]
     path.parent.mkdir(parents=True)
@@ -175,6 +179,7 @@ def test_install_shows_the_change_and_asks_for_confirmation(home: Path, monkeypa
     assert '"shop"' in path.read_text("utf-8")
 
 
+@pytest.mark.server
 def test_diff_shows_only_the_entry(home: Path) -> None:
     path = home / PLACES["cursor"][0]
     path.parent.mkdir(parents=True)
@@ -188,6 +193,7 @@ def test_diff_shows_only_the_entry(home: Path) -> None:
     assert path.read_text("utf-8") == text
 
 
+@pytest.mark.server
 @for_each("key", ["codex", "goose"])
 def test_entries_for_other_files_are_printed(key: str, home: Path) -> None:
     path, reads = home / PLACES[key][0], tomllib.loads if key == "codex" else yaml.safe_load
@@ -210,6 +216,7 @@ def test_entries_for_other_files_are_printed(key: str, home: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.server
 def test_install_prints_a_report_in_json(home: Path) -> None:
     first = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
     assert (first["result"], first["file"]) == ("installed", str(home / ".cursor/mcp.json"))
@@ -221,6 +228,7 @@ def test_install_prints_a_report_in_json(home: Path) -> None:
     assert written_otherwise["result"] == "unchanged"
 
 
+@pytest.mark.server
 def test_user_additions_to_an_entry_are_kept(home: Path) -> None:
     path = home / ".gemini" / "settings.json"
     assert install(str(SHOP), "--client", "gemini", "--yes", "-v", "KEY=1").exit_code == 0
@@ -231,6 +239,7 @@ def test_user_additions_to_an_entry_are_kept(home: Path) -> None:
     assert (entry["trust"], entry["env"], entry["args"][1]) == (True, {"KEY": "1"}, f"{SHOP}:mcp")
 
 
+@pytest.mark.server
 def test_goose_entries_have_lowercase_names(home: Path) -> None:
     shown = install(str(SHOP), "--client", "goose", "--name", "Shop").stdout
     assert yaml.safe_load(shown)["extensions"]["shop"]["name"] == "shop"
@@ -250,7 +259,7 @@ REMOTE = {"httpUrl": "https://example.com/old", "headers": {"X": "Y"}, "oauth": 
 
 @pytest.mark.parametrize(
     ("before", "target", "entry"),
-    [(COMMAND, URL, {"httpUrl": URL}), (REMOTE, str(SHOP), LOCAL)],
+    [(COMMAND, URL, {"httpUrl": URL}), pytest.param(REMOTE, str(SHOP), LOCAL, marks=pytest.mark.server)],
     ids=["a URL", "a command"],
 )
 def test_entries_for_other_servers_inherit_nothing(
@@ -261,6 +270,7 @@ def test_entries_for_other_servers_inherit_nothing(
     assert written("gemini", path.read_text("utf-8")) == entry
 
 
+@pytest.mark.server
 def test_user_additions_are_kept_for_the_same_server(home: Path) -> None:
     path = entry_in_gemini(home, COMMAND)
     assert install(str(SHOP), "--client", "gemini", "--yes").exit_code == 0
@@ -274,6 +284,7 @@ def test_other_hosts_inherit_no_credentials(home: Path) -> None:
     assert written("gemini", path.read_text("utf-8")) == {"httpUrl": "https://shop.evil.example/mcp"}
 
 
+@pytest.mark.server
 def test_undo_keeps_later_changes(home: Path) -> None:
     path = home / PLACES["gemini"][0]
     path.parent.mkdir()
@@ -286,6 +297,7 @@ def test_undo_keeps_later_changes(home: Path) -> None:
     assert isinstance(install(str(SHOP), "--client", "gemini", "--undo", "--yes").exception, CommandError)
 
 
+@pytest.mark.server
 def test_file_modes_and_links_are_kept(home: Path) -> None:
     real = home / "dotfiles.json"
     real.write_text("{}", "utf-8")
@@ -299,6 +311,7 @@ def test_file_modes_and_links_are_kept(home: Path) -> None:
     assert "shop" in real.read_text("utf-8")
 
 
+@pytest.mark.server
 @for_each("undo", [False, True])
 def test_changes_made_during_the_question_are_kept(home: Path, *, undo: bool) -> None:
     from millstream._cli.install import prepare, prepare_undo, write  # noqa: PLC0415 - only here is it done by hand
@@ -317,6 +330,7 @@ def test_changes_made_during_the_question_are_kept(home: Path, *, undo: bool) ->
     assert path.read_text("utf-8") == '{"new": 1}'
 
 
+@pytest.mark.server
 def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "my.env"
     file.write_text("# mine\nexport A='1 2'\nB=\"x\\ny\" # two\nC = plain  # three\n\nD=#\n", "utf-8")
@@ -329,6 +343,7 @@ def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> N
     assert "Line 2" in done.exception.what
 
 
+@pytest.mark.server
 def test_claude_desktop_entries_keep_the_name_as_typed(home: Path) -> None:
     words = [str(SHOP), "--client", "claude", "--yes", "--name", "My Analytics Server"]
     done = install(*words)
@@ -339,6 +354,7 @@ def test_claude_desktop_entries_keep_the_name_as_typed(home: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.server
 def test_installing_again_merges_variables(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "my.env"
     file.write_text("B=3\nC=4\n", "utf-8")
@@ -347,12 +363,14 @@ def test_installing_again_merges_variables(home: Path, tmp_path: Path) -> None:
     assert written("cursor", (home / PLACES["cursor"][0]).read_text("utf-8"))["env"] == {"A": "1", "B": "3", "C": "4"}
 
 
+@pytest.mark.server
 def test_project_files_are_supported(home: Path, folder: Path) -> None:
     assert install(str(SHOP), "--client", "vscode", "--project", "--yes").exit_code == 0
     assert "shop" in command_value((folder / ".vscode" / "mcp.json").read_text("utf-8"))["servers"]
     assert isinstance(install(str(SHOP), "--client", "claude", "--project", "--yes").exception, CommandError)
 
 
+@pytest.mark.server
 @for_each(
     ("arguments", "words"),
     [
@@ -374,6 +392,7 @@ def test_invalid_installs_are_explained_in_one_sentence(arguments: list[str], wo
     assert [each for each in home.rglob("*") if each.is_file()] == []
 
 
+@pytest.mark.server
 def test_single_installed_application_is_the_default(home: Path) -> None:
     (home / ".cursor").mkdir()
     assert "Added shop to Cursor" in install(str(SHOP), "--yes").output
@@ -401,6 +420,7 @@ def test_packages_run_with_uv_in_this_environment(home: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.server
 def test_printed_configuration_works_with_our_client(home: Path) -> None:
     configuration = json.loads(install(str(SHOP), "--client", "json").stdout)
     place = find_server(configuration, env={}, cwd=None)
@@ -428,6 +448,7 @@ def test_server_lists_are_installed_as_a_gateway(tmp_path: Path) -> None:
         command.launch_of(str(tmp_path / "servers.yaml"), env={}, headers={})
 
 
+@pytest.mark.server
 def test_programs_for_other_libraries_are_started_unchanged(tmp_path: Path) -> None:
     for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
         (tmp_path / name).write_text(text, "utf-8")

@@ -12,6 +12,8 @@ from millstream._cli.program import program
 from millstream.client._applications import APPLICATIONS, System
 from patience import WAIT
 
+pytestmark = pytest.mark.server
+
 SHOP = Path(__file__).resolve().parents[1] / "client" / "shop.py"
 PROGRAM = Path(sys.executable).with_name("millstream")
 

@@ -125,6 +125,7 @@ def test_overlong_names_do_not_widen_every_line(monkeypatch: pytest.MonkeyPatch)
     assert len(written[-1]) < 1000
 
 
+@pytest.mark.server
 async def test_watch_ends_when_its_output_is_closed() -> None:
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "watch"]
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:

@@ -62,6 +62,7 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
+@pytest.mark.server
 def test_command_can_be_copied_from_a_narrow_terminal() -> None:
     assert drawn(shop(), width=62).splitlines()[-1] == "millstream call http://127.0.0.1:8000/mcp order isbn=hello"
     words = ["millstream", "call", "http://127.0.0.1:8000/mcp", "order", "isbn=hello"]
@@ -73,6 +74,7 @@ def test_command_can_be_copied_from_a_narrow_terminal() -> None:
         assert all(len(line) <= width for line in command.splitlines() if len(line.rstrip("\\").split()) > 1)
 
 
+@pytest.mark.server
 def test_words_with_spaces_stay_whole_in_a_broken_command() -> None:
     command = """call "$TOKEN" 'a b' --x='c "d" e' --header "A: b's" f"""
     for width in (10, 20, 40, 200):

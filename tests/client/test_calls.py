@@ -490,6 +490,7 @@ def test_blocking_client_can_be_nested_and_reused() -> None:
         client.call("count", a=1, b=2)
 
 
+@pytest.mark.server
 def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> None:
     program = """
         from millstream import Server

@@ -223,7 +223,7 @@ async def test_invalid_handshake_headers_are_rejected() -> None:
             pass
 
 
-@pytest.mark.parametrize("way", [*WAYS, "stdio"])
+@pytest.mark.parametrize("way", [*WAYS, pytest.param("stdio", marks=pytest.mark.server)])
 async def test_notification_backlog_ends_the_stream(way: str, tmp_path: Path) -> None:
     async def slow(message: object) -> None:
         await asyncio.get_running_loop().create_future()

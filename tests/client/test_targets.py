@@ -144,6 +144,7 @@ def test_configurations_list_their_servers(tmp_path: Path) -> None:
         place(path)
 
 
+@pytest.mark.server
 @for_each("text", FILES_OF_OTHERS, ids=lambda text: text.split('"')[1])
 async def test_client_and_gateway_read_application_files_in_the_same_way(tmp_path: Path, text: str) -> None:
     (tmp_path / "greet.py").write_text(GREETER)
@@ -157,6 +158,7 @@ async def test_client_and_gateway_read_application_files_in_the_same_way(tmp_pat
         assert (await client.call("greet", name="Ada")).text == "Hello, Ada"
 
 
+@pytest.mark.server
 async def test_servers_in_application_files_are_selected_by_name(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(GREETER)
     path = tmp_path / "settings.json"
@@ -252,6 +254,7 @@ FILES = {
 }
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(("file", "tool"), [("shop.py", "echo"), ("late.py", "late"), ("raw.py", "raw")])
 async def test_files_are_loaded_and_programs_without_a_server_run(tmp_path: Path, file: str, tool: str) -> None:
     """The server can be another file's, and a program can speak the protocol by itself."""

@@ -20,6 +20,7 @@ mcp.run("stdio")
 """
 
 
+@pytest.mark.server
 async def test_home_folder_can_be_abbreviated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -103,6 +103,7 @@ async def tools(): ...
 """
 
 
+@pytest.mark.server
 def test_error_for_a_version_1_low_level_program_suggests_the_package(tmp_path: Path) -> None:
     file = tmp_path / "old.py"
     file.write_text(LOW_LEVEL, "utf-8")

@@ -90,6 +90,7 @@ def column(number: int) -> list[str]:
     return [row[number].strip("`").replace("\\|", "|") for row in OTHERS]
 
 
+@pytest.mark.server
 def test_without_pydantic_other_types_match_the_table() -> None:
     program = [sys.executable, str(ROOT / "tests" / "support" / "both_engines.py"), "--core", json.dumps(ANNOTATIONS)]
     found = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE, timeout=WAIT).stdout)

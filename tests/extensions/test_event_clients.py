@@ -95,6 +95,7 @@ async def test_broken_stream_resumes_after_the_last_event() -> None:
         await shop.stop()
 
 
+@pytest.mark.server
 async def test_client_receives_events_over_stdio() -> None:
     async with asyncio.timeout(WAIT), Client([sys.executable, str(ROOT / "examples/events.py")]) as client:
         assert client.revision == "2026-07-28"

@@ -75,6 +75,7 @@ async def test_extension_works_in_every_revision_and_transport(
     await _use_extension(f"{scheme}://127.0.0.1:{server.port()}{path}", revision)
 
 
+@pytest.mark.server
 @for_each("revision", DATES)
 async def test_extension_works_over_stdio(revision: str) -> None:
     await _use_extension([sys.executable, str(FILE)], revision)

@@ -92,6 +92,7 @@ async def connect(stack: AsyncExitStack, kind: str) -> Caller:
 KINDS = ("relay stdio", "catalog stdio", "relay http", "catalog http")
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", KINDS)
 async def test_upstream_receives_the_reason_of_a_cancellation(kind: str) -> None:
     name = "" if "relay" in kind else "p_"
@@ -108,6 +109,7 @@ async def test_upstream_receives_the_reason_of_a_cancellation(kind: str) -> None
     assert json.loads(told) == ["She changed her mind"]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", KINDS)
 async def test_client_receives_the_reason_why_a_question_was_withdrawn(kind: str) -> None:
     name = "" if "relay" in kind else "p_"

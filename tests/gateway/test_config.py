@@ -338,6 +338,7 @@ def test_tools_that_an_application_disables_are_not_offered(tmp_path: Path, capl
     ]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("name", ["drop[all]", "drop*", "drop?"])
 @pytest.mark.parametrize("member", ["excludeTools", "disabledTools"])
 async def test_tools_that_a_file_excludes_are_not_offered(member: str, name: str, tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def unusual_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
 
 
+@pytest.mark.server
 @for_each("cause", CAUSES)
 async def test_cause_is_shown_to_operators_and_what_to_do_to_callers(
     cause: str, caplog: pytest.LogCaptureFixture
@@ -223,6 +224,7 @@ async def test_failing_refresh_is_logged_once_and_its_end_counts_the_attempts(ca
         assert gateway.describe()[0]["reason"] == ""
 
 
+@pytest.mark.server
 async def test_process_that_keeps_failing_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     code = "import os, sys; sys.exit(f'no license for {os.getpid()}')"
     async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
@@ -295,6 +297,7 @@ async def test_policy_that_leaves_everything_out_is_shown(caplog: pytest.LogCapt
         assert "up: the policy leaves out all that it lists (1 item). Check its patterns." in caplog.text
 
 
+@pytest.mark.server
 def test_doctor_waits_for_a_command_that_starts_slowly(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text("from millstream import Server\nmcp = Server('shop')\nmcp.run()\n")
     file = tmp_path / "gateway.toml"

@@ -15,6 +15,8 @@ from millstream.protocol import BY_DATE
 from patience import WAIT
 from wire import MemoryPipe, per_request, request
 
+pytestmark = pytest.mark.server
+
 ODD: list[Any] = [
     {"type": "hologram", "data": "x", "uri": 5},
     {"type": 5},

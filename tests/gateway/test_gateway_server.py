@@ -258,6 +258,7 @@ mcp.run("stdio")
 """
 
 
+@pytest.mark.server
 async def test_sets_in_a_file_share_the_process_of_their_upstream(tmp_path: Path) -> None:
     program, file = tmp_path / "files.py", tmp_path / "gateway.toml"
     program.write_text(FILES_PROGRAM)
@@ -299,6 +300,7 @@ def test_mistakes_in_sets_are_explained(text: str, hint: str, tmp_path: Path) ->
     assert "gateway.toml" in str(caught.value)
 
 
+@pytest.mark.server
 async def test_documented_sets_have_the_same_items_in_a_file_and_in_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

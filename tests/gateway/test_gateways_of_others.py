@@ -93,6 +93,7 @@ class OtherGateway(Extension):
             caller.push_to_caller(notification_message(notification.method, {**params, "progressToken": caller.token}))
 
 
+@pytest.mark.server
 async def test_extension_with_public_names_is_a_gateway_to_an_official_server() -> None:
     mcp = Server("front", extensions=[OtherGateway(OFFICIAL)])
     steps: list[float] = []

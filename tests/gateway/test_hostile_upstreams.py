@@ -142,6 +142,7 @@ async def test_prefixed_names_reach_the_upstream_with_that_prefix() -> None:
         assert (await client.read("other://x"))[0].text == "greedy other://x"
 
 
+@pytest.mark.server
 async def test_links_are_prefixed_in_every_spelling() -> None:
     mcp = Server("front")
     mcp.upstream("odd", [sys.executable, "-c", ESCAPES], start_timeout=WAIT)
@@ -193,6 +194,7 @@ async def test_api_schemas_are_bounded() -> None:
         assert tool.output_schema is None
 
 
+@pytest.mark.server
 async def test_crashing_process_affects_only_its_caller() -> None:
     mcp = Server("front")
     command = [sys.executable, "-c", CRASHES]
@@ -212,6 +214,7 @@ def pids_in(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir()]
 
 
+@pytest.mark.server
 async def test_upstream_with_all_processes_in_use_is_not_reported_as_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,6 +261,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.server
 async def test_log_names_the_option_that_allows_larger_results(caplog: pytest.LogCaptureFixture) -> None:
     gateway = Server("gateway")
     command = [sys.executable, "-c", LARGE]

@@ -118,6 +118,7 @@ CATALOG = {"revision": HANDSHAKE}
 """Options of an upstream that isn't relayed, and that uses the handshake."""
 
 
+@pytest.mark.server
 @for_each_revision
 @pytest.mark.parametrize(
     ("isolation", "more"),
@@ -140,6 +141,7 @@ async def test_one_persons_state_reaches_another_only_in_a_shared_process(
         assert (await bob.call("read")).text == ("Ada's secret" if is_shared else "nothing")
 
 
+@pytest.mark.server
 @for_each_revision
 @pytest.mark.parametrize("isolation", [None, "shared", "per_principal", "per_session"])
 @pytest.mark.parametrize("people", [{"ada": ADA}, {}], ids=["one person", "without sign-in"])
@@ -157,11 +159,13 @@ async def test_clients_of_one_person_and_clients_without_sign_in_share_a_process
         assert (await second.call("read")).text == ("nothing" if separated else "of the first")
 
 
+@pytest.mark.server
 async def test_one_person_uses_the_process_that_lists_the_tools() -> None:
     async with gateway(None, people={"ada": ADA}, max_processes=1) as url, connect(url, ADA, PER_REQUEST) as ada:
         assert (await ada.call("keep", value="mine")).text == "mine"
 
 
+@pytest.mark.server
 @for_each_revision
 async def test_process_of_the_only_person_stays_separate_when_the_keys_change(revision: str, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
@@ -383,6 +387,7 @@ async def test_session_that_a_caller_gave_up_while_it_was_opened_ends_at_the_ups
         await until(lambda: len(carts.kept) == before)
 
 
+@pytest.mark.server
 async def test_lost_state_of_a_process_is_reported_once_to_its_principal() -> None:
     async with (
         gateway(None, people=PEOPLE) as url,
@@ -400,6 +405,7 @@ async def test_lost_state_of_a_process_is_reported_once_to_its_principal() -> No
         assert (await bob.call("read")).text == "Bob's secret"
 
 
+@pytest.mark.server
 async def test_state_lost_with_an_idle_process_is_reported_once_even_after_a_restart(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/gateway.db"
     async with (
@@ -416,6 +422,7 @@ async def test_state_lost_with_an_idle_process_is_reported_once_even_after_a_res
         assert (await ada.call("read")).text == "nothing"
 
 
+@pytest.mark.server
 async def test_process_with_state_is_kept_while_idle_if_the_operator_wants_that() -> None:
     command = [sys.executable, "-c", COMMAND]
     mcp = Server("front", auth=auth.keys(named_keys=PEOPLE))
@@ -478,6 +485,7 @@ async def test_session_that_ends_during_a_call_is_reported_by_its_error(revision
         assert not any("lost its state" in each for each in texts)
 
 
+@pytest.mark.server
 async def test_process_with_state_is_not_stopped_for_another_principal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.01)
     async with (
@@ -491,6 +499,7 @@ async def test_process_with_state_is_not_stopped_for_another_principal(monkeypat
         assert (await ada.call("read")).text == "Ada's secret"
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -509,6 +518,7 @@ async def test_log_describes_what_callers_share(
     assert [told in each and "MiB" in each for each in found] == [True] * bool(told)
 
 
+@pytest.mark.server
 async def test_doctor_describes_what_callers_share() -> None:
     async with gateway(None) as url:
         command = [sys.executable, "-m", "millstream", "doctor", url, "--json"]

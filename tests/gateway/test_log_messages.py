@@ -131,6 +131,7 @@ async def test_client_that_asked_for_no_logs_gets_none_of_another_call() -> None
     assert (ada.logs, ben.logs) == (["Ada"], [])
 
 
+@pytest.mark.server
 async def test_one_clients_concurrent_calls_of_a_process_lose_no_logs() -> None:
     async with gateway([sys.executable, "-c", MEETING]) as mcp:
         ada = Caller(mcp)
@@ -140,6 +141,7 @@ async def test_one_clients_concurrent_calls_of_a_process_lose_no_logs() -> None:
     assert sorted(ada.logs) == ["Ada", "Ada", "Eve", "Eve"]
 
 
+@pytest.mark.server
 async def test_log_that_only_the_later_of_two_calls_wants_is_not_lost() -> None:
     async with gateway([sys.executable, "-c", MEETING], prefix="a") as mcp, mcp.running() as running:
         pipe = MemoryPipe(running.dispatcher)
@@ -153,6 +155,7 @@ async def test_log_that_only_the_later_of_two_calls_wants_is_not_lost() -> None:
     assert heard == ["emergency", "info"]
 
 
+@pytest.mark.server
 async def test_logs_of_a_process_reach_no_other_client(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with gateway([sys.executable, "-c", MEETING]) as mcp:
@@ -163,6 +166,7 @@ async def test_logs_of_a_process_reach_no_other_client(caplog: pytest.LogCapture
     assert json.dumps("Ada") in caplog.text
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("keys", [(ALICE, ALICE), (ALICE, BOB), ("", "")], ids=["one", "two", "anonymous"])
 async def test_logs_of_a_process_reach_concurrent_requests_of_one_principal(keys: tuple[str, str]) -> None:
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB}) if any(keys) else None
@@ -233,7 +237,7 @@ def make_official_chatter() -> MCPServer:
 @pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 @pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
-@pytest.mark.parametrize("kind", ["server", "program", "command", "URL"])
+@pytest.mark.parametrize("kind", ["server", "program", pytest.param("command", marks=pytest.mark.server), "URL"])
 async def test_every_message_of_a_call_arrives_in_order(kind: str, prefix: str, revision: str) -> None:
     async with AsyncExitStack() as stack:
         target: Any = {"program": make_official_chatter, "command": lambda: [sys.executable, "-c", CHATTER]}.get(

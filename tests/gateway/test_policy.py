@@ -542,6 +542,7 @@ async def test_misspelled_names_in_the_policy_for_all_upstreams_are_logged(caplo
     ]
 
 
+@pytest.mark.server
 async def test_names_are_not_judged_before_all_lists_have_arrived(caplog: pytest.LogCaptureFixture) -> None:
     shop, shared = Server("shop"), UpstreamPolicy(deny=("late_order", "shop_delet"))
     shop.tool(lambda: "ordered", name="order")

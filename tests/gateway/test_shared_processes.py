@@ -107,6 +107,7 @@ async def callers(*keys: str, revision: str = HANDSHAKE, **options: Any) -> Asyn
             yield found
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("keys", "revision"),
     [((ALICE, BOB), HANDSHAKE), (("", ""), HANDSHAKE), (("", ""), PER_REQUEST)],
@@ -126,6 +127,7 @@ async def test_abandoned_calls_question_is_not_sent_to_other_callers(
     assert 'isolation = "per_' in caplog.text
 
 
+@pytest.mark.server
 async def test_process_used_by_two_principals_cannot_ask_questions() -> None:
     async with callers(ALICE, BOB, isolation="shared") as (alice, bob):
         assert "secret" in await alice.work()
@@ -134,6 +136,7 @@ async def test_process_used_by_two_principals_cannot_ask_questions() -> None:
         assert (len(alice.questions), bob.questions, bob.logs) == (1, [], [])
 
 
+@pytest.mark.server
 async def test_process_used_by_one_caller_can_ask_questions() -> None:
     for keys, options in (((ALICE, ALICE), {}), (("", ""), {}), ((ALICE, BOB), {})):
         async with callers(*keys, **options) as (first, second):
@@ -143,6 +146,7 @@ async def test_process_used_by_one_caller_can_ask_questions() -> None:
             assert "secret" in await second.work()
 
 
+@pytest.mark.server
 async def test_every_principal_sees_that_the_policy_rejected_a_question() -> None:
     async with callers(ALICE, BOB, policy=UpstreamPolicy(questions=())) as (alice, bob):
         for caller in (alice, bob):
@@ -174,6 +178,7 @@ async def visit_in_turn(old: Client, new: Client) -> None:
     assert len({each["process"] for each in visits}) == 1
 
 
+@pytest.mark.server
 async def test_clients_from_both_eras_share_one_process() -> None:
     mcp = Server("front")
     mcp.upstream("foreign", OFFICIAL, prefix="", start_timeout=WAIT, timeout=WAIT)
@@ -183,6 +188,7 @@ async def test_clients_from_both_eras_share_one_process() -> None:
         await visit_in_turn(old, new)
 
 
+@pytest.mark.server
 async def test_shared_process_changes_its_era_once_to_ask_questions(tmp_path: Path) -> None:
     mcp = Server("front", settings=Settings(store=f"sqlite:///{tmp_path}/gateway.db"))
     mcp.upstream("foreign", OFFICIAL, prefix="", start_timeout=WAIT, timeout=WAIT)
@@ -233,6 +239,7 @@ async def ask_mute(text: str, revision: str, **options: Any) -> AsyncIterator[Ca
         yield ask
 
 
+@pytest.mark.server
 @for_each(
     "text",
     [
@@ -248,18 +255,21 @@ async def test_every_sdk_error_about_questions_changes_the_era(text: str) -> Non
         assert "Call again." in await ask()
 
 
+@pytest.mark.server
 async def test_process_without_handshake_keeps_its_era() -> None:
     async with ask_mute(SDK_ERROR, PER_REQUEST) as ask:
         assert "Call again." in await ask()
         assert [await ask() for _ in range(2)] == [SDK_ERROR] * 2
 
 
+@pytest.mark.server
 async def test_error_about_requests_to_clients_does_not_change_the_era() -> None:
     text = "There is no page about server-initiated requests."
     async with ask_mute(text, PER_REQUEST) as ask:
         assert await ask() == text
 
 
+@pytest.mark.server
 async def test_process_that_may_not_ask_questions_keeps_its_era() -> None:
     async with ask_mute(SDK_ERROR, PER_REQUEST, policy=UpstreamPolicy(questions=())) as ask:
         for _ in range(2):
@@ -289,6 +299,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.server
 async def test_error_that_quotes_its_caller_does_not_change_the_era() -> None:
     mcp = Server("front")
     mcp.upstream("quotes", [sys.executable, "-c", QUOTES], prefix="", start_timeout=WAIT, timeout=WAIT)
@@ -305,6 +316,7 @@ class ProgramsOfAda(auth.AuthMethod):
         return auth.Identity(Principal("ada", "https://issuer.example", credential), 60.0)
 
 
+@pytest.mark.server
 @for_each("isolation", ["shared", "per_principal"])
 async def test_questions_from_one_users_program_do_not_reach_another_program(isolation: Any) -> None:
     mcp = Server(
@@ -338,6 +350,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.server
 async def test_process_that_starts_more_slowly_than_the_timeout_is_given_longer(tmp_path: Path) -> None:
     file = tmp_path / "slow.py"
     file.write_text(SLOW)
@@ -387,6 +400,7 @@ for line in sys.stdin:
 """A server that announces its resource when `touch` is called, which returns the log level of the session."""
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
 @pytest.mark.parametrize("own", ["2025-06-18", "2025-11-25"])
 async def test_callers_of_a_relayed_process_do_not_change_its_session(revision: str, own: str) -> None:
@@ -461,6 +475,7 @@ for line in sys.stdin:
 """A server of both eras, whose tool `ask` can ask only in sessions, and whose tool `touch` changes its resource."""
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 async def test_updates_arrive_after_a_process_has_changed_its_era(revision: str, prefix: str) -> None:

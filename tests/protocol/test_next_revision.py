@@ -81,6 +81,7 @@ def run(program: str, *argv: str, sixth: bool) -> str:
     return done.stdout
 
 
+@pytest.mark.server
 async def test_calls_beside_and_of_a_new_revision_take_the_usual_way() -> None:
     programs = [(PER_REQUEST[0], False), (PER_REQUEST[0], True), ("2027-03-01", True)]
     found = [await asyncio.to_thread(run, FIND_WAY, date, sixth=sixth) for date, sixth in programs]

@@ -84,6 +84,7 @@ def test_chained_references_are_kept() -> None:
     assert repair_schema(schema) == schema
 
 
+@pytest.mark.server
 def test_patterns_that_are_kept_compile_in_ecma_262() -> None:
     patterns = [
         "^[^\\s@]+@[^\\s@]+\\.[^\\s@]+$", "(?!a)b|", "\\u{1F600}{2,3}?", "[\\w\\-.]", "(a)\\1", "\\@\\-x", "a{2}",

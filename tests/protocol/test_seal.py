@@ -151,6 +151,7 @@ def test_fresh_ring_opens_tokens_before_sealing_any() -> None:
     assert KeyRing([OLD]).open(b"state", TOKEN, b"owner") is None
 
 
+@pytest.mark.server
 def test_cryptography_is_not_loaded_before_the_first_use() -> None:
     program = (
         "import sys; from millstream._protocol.seal import KeyRing; ring = KeyRing([b'n' * 32]);"

@@ -219,6 +219,7 @@ with socket.socket() as own:
 """
 
 
+@pytest.mark.server
 @pytest.mark.skipif(sys.platform != "linux", reason="stores are only shared on Linux")
 def test_siblings_are_found_by_the_socket_of_their_server_rather_than_an_inherited_one() -> None:
     with socket.socket() as unrelated:
@@ -244,6 +245,7 @@ with socket.socket() as own:
 """
 
 
+@pytest.mark.server
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can change its user")
 def test_siblings_are_found_after_a_change_of_user() -> None:
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, timeout=WAIT)

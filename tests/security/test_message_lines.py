@@ -73,6 +73,7 @@ def read_lines(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line, object_pairs_hook=unique) for line in lines]
 
 
+@pytest.mark.server
 async def test_methods_of_callers_do_not_become_messages_of_a_program(tmp_path: Path) -> None:
     async with relay(tmp_path) as (wire, log):
         headers = await wire.initialize()
@@ -89,6 +90,7 @@ async def test_methods_of_callers_do_not_become_messages_of_a_program(tmp_path: 
         assert asked.count("tools/call") == 1
 
 
+@pytest.mark.server
 @for_each("break_", ["\n", "\r", "\r\n", "\n\n"])
 async def test_line_breaks_in_requests_do_not_become_messages_of_a_program(break_: str, tmp_path: Path) -> None:
     log = tmp_path / "lines"

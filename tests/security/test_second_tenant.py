@@ -530,7 +530,7 @@ def arriving_replies(kind: str) -> Case:
     return arriving_replies
 
 
-CASES: list[Case] = [
+CASES: list[Any] = [
     calls,
     call_bytes,
     connections,
@@ -542,8 +542,8 @@ CASES: list[Case] = [
     http_calls,
     api_calls,
     failures,
-    processes,
-    processes_of_the_gateway,
+    pytest.param(processes, marks=pytest.mark.server),
+    pytest.param(processes_of_the_gateway, marks=pytest.mark.server),
     watches(relayed=False),
     watches(relayed=True),
     stored_results,

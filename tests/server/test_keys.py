@@ -128,6 +128,7 @@ def test_key_file_that_is_a_directory_is_a_warning(tmp_path: Path) -> None:
     assert load_secrets("", state_dir=tmp_path).source == "process"
 
 
+@pytest.mark.server
 def test_processes_started_together_share_the_key(tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for number in range(3):

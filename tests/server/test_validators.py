@@ -354,6 +354,7 @@ def test_errors_show_types_without_their_module() -> None:
     assert "test_validators" not in str(refused.value)
 
 
+@pytest.mark.server
 def test_missing_pydantic_is_explained_for_types_that_need_it() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -310,6 +310,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.server
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which process has connected")
 async def test_worker_is_gone_although_a_process_that_it_forked_still_runs() -> None:
     server = LocalServer(backend_for)
@@ -497,6 +498,7 @@ def start_and_close() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.server
 def test_leftovers_from_a_killed_parent_are_removed(place: Path) -> None:
     program = """
 import asyncio, os, signal

@@ -262,6 +262,7 @@ async def test_file_is_readable_only_by_its_owner(path: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
 
 
+@pytest.mark.server
 async def test_second_process_is_rejected_with_a_fix(path: Path) -> None:
     async with open_sqlite(path) as store:
         await append(store, "hub:journal", b"a")

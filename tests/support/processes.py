@@ -87,10 +87,10 @@ class RunState:
     """Number of failed tests."""
     collected = 0
     """Number of failed tests at the last garbage collection."""
-    may_read_all = True
-    """True if the running test may read environments that only `make test` creates."""
-    may_serve = True
-    """True if the running test has the mark `server`. Tests without it are part of `make unit`."""
+    is_unit = False
+    """True while a test runs that has none of the marks `server`, `nightly`, and `check`, so it's for `make unit`."""
+    refused = ""
+    """Why such a test fails, even if the code that it tests handles the exception."""
 
 
 @contextmanager
@@ -110,7 +110,6 @@ def terminate_after(process: subprocess.Popen[bytes]) -> Iterator[None]:
 @contextmanager
 def run_server(command: list[str], port: int, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server for the length of the block, with its output in the file `log`."""
-    assert RunState.may_serve, "Tests that start servers need the mark `server`."
 
     def start() -> subprocess.Popen[bytes]:
         with log.open("wb") as sink:

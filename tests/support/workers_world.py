@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from patience import WAIT
-from processes import RunState, free_port, kill_with_parent, redis_timed_out, run_command, terminate_after
+from processes import free_port, kill_with_parent, redis_timed_out, run_command, terminate_after
 
 PROGRAM = """
 import asyncio, os, signal
@@ -150,7 +150,6 @@ class Program:
 @contextmanager
 def start_program(command: list[str], port: int, log: Path, *, ready: bool = True, **options: Any) -> Iterator[Program]:
     """Run a program for the length of the block. If `ready`, wait for all its workers first."""
-    assert RunState.may_serve, "Tests that start servers need the mark `server`."
     options = {"stdin": subprocess.DEVNULL, **options}
 
     def start() -> Program:

@@ -122,6 +122,7 @@ def test_no_spans_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None
     assert load_spans("1") is None
 
 
+@pytest.mark.server
 def test_programs_without_tracing_import_no_opentelemetry() -> None:
     program = (
         "import sys\nfrom millstream._server.observability.observer import Tracer, load_spans\n"

@@ -200,6 +200,7 @@ async def test_wrong_passwords_and_clients_are_audited(tmp_path: Path) -> None:
     assert "wrong" not in path.read_text("utf-8")
 
 
+@pytest.mark.server
 def test_servers_without_an_issuer_do_not_import_its_module() -> None:
     program = (
         "import sys; from millstream import Server, auth; Server('x', auth=auth.keys('k' * 20));"

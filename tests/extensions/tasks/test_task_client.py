@@ -182,6 +182,7 @@ class _ServerProcess:
         await self.kill()
 
 
+@pytest.mark.server
 async def test_example_runs_as_tasks() -> None:
     async with Client("examples/reports.py", elicit=lambda _: {"approved": True}) as client:
         assert (await client.call("make_report", year=2026, task=True)).text == "The report of 2026 is ready."
