@@ -28,21 +28,22 @@ UNLISTED = "on no row"
 ROWS = {
     "types, schemas, and arguments": "_server/functions _protocol/json_schema.py",
     "server: dispatch, registry, and items": """_server/__init__.py _server/dispatch.py _server/handlers.py
-        _server/features _server/control.py _server/pool.py _server/sweep.py _server/peers.py _server/worker_queries.py
-        items.py middleware.py""",
+        _server/features _server/control.py _server/pool.py _server/sweep.py _server/peers.py _server/refusals.py
+        _server/worker_queries.py items.py middleware.py""",
     "server: calls, context, sessions, and questions": "_server/calls",
     "server: application, routes, and runtime": """__init__.py _app/__init__.py _app/arguments.py _app/definition.py
         _app/folder.py _app/parts/__init__.py _app/routes.py _app/runtime.py _app/runtimes.py _app/server.py
         _app/user_routes.py _config.py _parts.py testing.py""",
     "server: worker processes": "_app/server_process",
     "protocol: messages, revisions, and errors": """protocol.py _protocol/__init__.py _protocol/admission.py
-        _protocol/content.py _protocol/errors.py _protocol/handlers.py _protocol/jsonrpc.py _protocol/metadata.py
-        _protocol/notifications.py _protocol/principal.py _protocol/revisions.py _protocol/seal.py _protocol/sse.py
-        _protocol/uri.py _protocol/uri_template.py""",
+        _protocol/compose.py _protocol/content.py _protocol/errors.py _protocol/handlers.py _protocol/jsonrpc.py
+        _protocol/metadata.py _protocol/notifications.py _protocol/principal.py _protocol/revisions.py _protocol/seal.py
+        _protocol/sse.py _protocol/uri.py _protocol/uri_template.py""",
     "protocol: schema repair, foreign documents, and redaction": """_protocol/foreign.py _protocol/redaction.py
         _protocol/schema_repair.py _frontmatter.py _yaml.py""",
     "transports: Streamable HTTP, SSE, and stdio": """_transports/__init__.py _transports/connection.py
-        _transports/http_sse.py _transports/open_streams.py _transports/stdio.py _transports/streamable""",
+        _transports/http_sse.py _transports/open_streams.py _transports/refusals.py _transports/stdio.py
+        _transports/streamable _transports/usual.py""",
     "transports: WebSocket": """_http/server/websocket.py _http/websocket.py _transports/websocket.py
         client/_transports/websocket.py""",
     "transports: REST and its OpenAPI document": "_transports/openapi.py _transports/rest.py",
@@ -57,18 +58,19 @@ ROWS = {
     "client: sign-in": "_oauth.py client/_oauth",
     "client: targets, and other applications' files": """_cli/install.py client/_applications.py client/_targets.py
         gateway/_jsonc.py gateway/_mcp_servers.py
-        _gateway/files/jsonc.py _gateway/files/mcp_servers.py""",
+        _gateway/files/mcp_servers.py _jsonc.py""",
     "sign-in: guard, keys, tokens, and providers": "_app/parts/auth.py auth",
     "sign-in: authorization server": "auth/_authorization_server",
     "gateway: upstreams, links, lists, and items": """gateway/_catalog.py gateway/_followers.py gateway/_items.py
         gateway/_links.py gateway/_lists.py gateway/_mcp_upstream.py gateway/_names.py gateway/_offer.py
         gateway/_part.py gateway/_resource_watches.py gateway/_upstream.py
         _gateway/__init__.py _gateway/calls/items.py _gateway/catalog _gateway/errors.py _gateway/followers.py
-        _gateway/part.py _gateway/rules/__init__.py _gateway/rules/names.py _gateway/upstreams""",
+        _gateway/log.py _gateway/loops.py _gateway/names.py _gateway/part.py _gateway/rules/__init__.py
+        _gateway/upstreams""",
     "gateway: forwarded calls": """gateway/_breaker.py gateway/_bridge.py gateway/_failures.py
         gateway/_forwarded_call.py gateway/_messages.py gateway/_parked_calls.py gateway/_questions.py
         gateway/_results.py gateway/_route.py
-        _gateway/calls _gateway/messages _gateway/rules/results.py _gateway/upstreams/breaker.py""",
+        _gateway/calls _gateway/messages _gateway/questions _gateway/rules/results.py _gateway/upstreams/breaker.py""",
     "gateway: policy, patterns, and approval": """gateway/_approval.py gateway/_patterns.py gateway/_policy.py
         _gateway/options/policy.py _gateway/rules/approval.py _gateway/rules/patterns.py _gateway/rules/policy.py""",
     "gateway: upstream credentials": """gateway/_credentials
@@ -86,7 +88,7 @@ ROWS = {
     "gateway: relay": """gateway/_passthrough.py
         _gateway/relay.py""",
     "gateway: sets": """_server/address.py gateway/_sets.py
-        _gateway/catalog/sets.py""",
+        _gateway/catalog/sets.py _gateway/options/sets.py""",
     "gateway: tool search and resource tools": """gateway/_resource_tools.py gateway/_search.py
         _gateway/catalog/resource_tools.py _gateway/catalog/search.py""",
     "hub": "_app/parts/hub.py _transports/hub_routes.py hub",

@@ -27,7 +27,7 @@ COMPUTED = {
     },
     "client/_transports/stdio.py": NONE,  # those that a process inherits
     "compat/fastmcp/_auth.py": {"FASTMCP_HOST", "FASTMCP_PORT", "FASTMCP_LOG_LEVEL", "FASTMCP_DEBUG"},
-    "_gateway/options/credentials/__init__.py": NONE,  # one that a configuration names
+    "_gateway/options/credentials.py": NONE,  # one that a configuration names
 }
 """Module that computes names -> the variables."""
 PASSED = {
@@ -54,6 +54,7 @@ NOT_FOR_USERS = {
     "MILLSTREAM_PATH",  # a setting
     "PATH",
     "PYTEST_CURRENT_TEST",
+    "TYPED_COMMAND",  # from the Makefile
     "_MILLSTREAM_WORKER",
 }
 

@@ -146,6 +146,7 @@ async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]
 AWAITED_IN_EXCEPT = {
     **dict.fromkeys(("hub/_replay.py", "_limits.py"), "asks the store again, or waits for it"),
     "auth/_authorization_server/authorize.py": "shows the form of consent again, for a person who is not signed in",
+    "_app/server_process/session_forwarder.py": "closes its connections to a worker that isn't running",
     "hub/_mailbox.py": "saves its position after the gap",
     **dict.fromkeys(("extensions/events/_webhook.py", "extensions/events/_delivery.py"), "deletes a record"),
     "extensions/tasks/_runner.py": "deletes what a refused task has left",
@@ -153,7 +154,7 @@ AWAITED_IN_EXCEPT = {
     "_server/calls/pending_questions.py": "writes a message to the client, which no code of the user sees",
 }
 """Where no code of a user can be reached."""
-WITHOUT_USER_CODE = {"_cli", "_stores", "agent", "client", "gateway"}
+WITHOUT_USER_CODE = {"_cli", "_gateway", "_stores", "agent", "client"}
 """Packages that run nothing of a server's."""
 
 

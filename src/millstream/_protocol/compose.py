@@ -33,7 +33,7 @@ def _runs() -> re.Pattern[str]:
 
 
 @cache
-def _hiding() -> re.Pattern[str]:
+def _unseen_or_stacked() -> re.Pattern[str]:
     marks = "".join(each for each in map(chr, range(0x300, _LAST_MARK)) if unicodedata.category(each) in ("Mn", "Me"))
     return re.compile(f"{UNSEEN}|(?<=[{marks}]{{{_MAX_STACKED}}})[{marks}]")
 
@@ -41,7 +41,7 @@ def _hiding() -> re.Pattern[str]:
 def escape_unseen(text: str) -> str:
     """Return text in which each character can be seen, so that none changes how the others look."""
     text = "".join(each if each.isprintable() or each == "\n" else _escape(each) for each in text)
-    return text if text.isascii() else _hiding().sub(lambda found: _escape(found[0]), text)
+    return text if text.isascii() else _unseen_or_stacked().sub(lambda found: _escape(found[0]), text)
 
 
 def _escape(character: str) -> str:

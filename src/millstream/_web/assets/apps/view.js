@@ -28,7 +28,7 @@ const KINDS = {
 
 // Default_Ignorable_Code_Point and empty symbols can't be seen, and more than eight marks on a letter cover other lines.
 const UNSEEN =
-  /[\p{C}\p{Default_Ignorable_Code_Point}\u2800\u{16fe4}\u{1d159}]|[^\P{Z} ]|(?<=[\p{Mn}\p{Me}]{8})[\p{Mn}\p{Me}]/gu;
+  /[\p{C}\p{Default_Ignorable_Code_Point}\u2800\u{16fe4}\u{1d159}]|(?! )\p{Z}|(?<=[\p{Mn}\p{Me}]{8})[\p{Mn}\p{Me}]/gu;
 
 /** Escape characters that can't be seen, or that change what's seen. @param {string} text */
 const visible = (text) => text.replace(UNSEEN, (each) => `\\u{${each.codePointAt(0)?.toString(16)}}`);
