@@ -185,9 +185,9 @@ PAGES = {
     ),
     "docs/guides/openapi.md": Page(
         untyped={
-            "remote_api.py": "Its API isn't there. tests/gateway/test_openapi.py makes its server.",
-            "Invalid arguments": "tests/gateway/test_openapi.py reads this error.",
-            "HTTP error 404": "tests/gateway/test_openapi.py reads this error, too.",
+            "remote_api.py": "Its API isn't there. tests/gateway/apis/test_openapi.py makes its server.",
+            "Invalid arguments": "tests/gateway/apis/test_openapi.py reads this error.",
+            "HTTP error 404": "tests/gateway/apis/test_openapi.py reads this error, too.",
         },
     ),
     "docs/guides/run-fastmcp-and-sdk-programs.md": Page(
@@ -209,9 +209,9 @@ PAGES = {
             )
         },
         untyped={
-            "policy.py": "tests/gateway/test_policy.py compares it with gateway.toml.",
+            "policy.py": "tests/gateway/rules/test_policy.py compares it with gateway.toml.",
             "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
-            "…\n900,sold": "tests/gateway/test_policy.py reads such results.",
+            "…\n900,sold": "tests/gateway/rules/test_policy.py reads such results.",
             "[settings]": "It's one more line in a file.",
         },
     ),
@@ -222,14 +222,14 @@ PAGES = {
             "from_litellm.toml": "Its servers aren't there. tests/gateway/test_gateway_server.py has others.",
             "from_metamcp.toml": "The same.",
             '[sets.buyers]\nallow = ["shop_search_books", "shop_order"]\nscopes': (
-                "It needs a sign-in. tests/gateway/test_set_addresses.py has such sets."
+                "It needs a sign-in. tests/gateway/catalog/test_set_addresses.py has such sets."
             ),
-            "[sets.public]": "tests/gateway/test_sets.py has such sets.",
+            "[sets.public]": "tests/gateway/catalog/test_sets.py has such sets.",
         },
     ),
     "docs/guides/credentials-for-upstreams.md": Page(
         untyped={
-            "accounts.py": "Its servers aren't there. tests/gateway/test_credentials.py imports it.",
+            "accounts.py": "Its servers aren't there. tests/gateway/credentials/test_credentials.py imports it.",
             "The server 'mail'": "tests/security/test_credentials_in_errors.py compares it.",
         },
     ),
@@ -239,15 +239,15 @@ PAGES = {
             "tool\twarehouse_count\tReturn how many copies of a book are in the warehouse.\n": "…",
         },
         untyped={
-            "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
+            "front.py": "tests/gateway/files/test_run_command.py serves it, beside the server that it names.",
             "people.toml": "tests/gateway/test_gateway_server.py serves it.",
             "millstream users add": "They ask for passwords. tests/gateway/test_gateway_server.py adds such users.",
-            "millstream gateway ~/.cursor": "The reader's own file. tests/gateway/test_run_command.py serves others.",
-            "millstream install servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
-            "millstream run -- uvx": "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
-            "Version 2 of gateway.toml": "tests/gateway/test_live.py reads such lines.",
+            "millstream gateway ~/.cursor": "The reader's own. tests/gateway/files/test_run_command.py serves others.",
+            "millstream install servers.json": "tests/gateway/files/test_run_command.py serves the file over stdio.",
+            "millstream run -- uvx": "uvx asks the index. tests/gateway/files/test_run_command.py runs such commands.",
+            "Version 2 of gateway.toml": "tests/gateway/files/test_live.py reads such lines.",
             "gateway.toml, line 7": "tests/workers/test_live_gateways.py reads such lines.",
-            "The upstream warehouse can't be reached": "tests/gateway/test_blame.py reads such errors.",
+            "The upstream warehouse can't be reached": "tests/gateway/upstreams/test_blame.py reads such errors.",
             "The server 'warehouse'": "The same.",
         },
     ),

@@ -1,4 +1,7 @@
-"""Changes to a gateway's file, in processes with one worker and with two. tests/gateway/test_live.py has the rest."""
+"""Changes to a gateway's file, in processes with one worker and with two.
+
+tests/gateway/files/test_live.py has the rest.
+"""
 
 import asyncio
 import json

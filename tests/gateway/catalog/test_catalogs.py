@@ -21,7 +21,7 @@ from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
-SHOP = Path(__file__).parent.parent / "client" / "shop.py"
+SHOP = Path(__file__).parents[2] / "client" / "shop.py"
 
 
 def make_gateway(target: Any, store: str = "", **options: Any) -> Server:

@@ -20,7 +20,7 @@ from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
-SHOP = Path(__file__).parent.parent / "client" / "shop.py"
+SHOP = Path(__file__).parents[2] / "client" / "shop.py"
 COMMAND = [sys.executable, "-m", "millstream", "run", str(SHOP), "--transport", "stdio"]
 
 
