@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from millstream._app.runtime import Runtime
 from millstream._http.asgi import AsgiSink
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.admission import target_name
+from millstream._protocol.metadata import encode_value
 from millstream._protocol.principal import Principal
 from millstream._server.calls.call import Call
 from millstream._transports import connection
@@ -286,6 +288,7 @@ def odd_messages(make: Any) -> list[bytes]:
         (orders, '"y"', ['"é"', '"\udcff"']),
         (says, "Köln", ["Köln", "Köln" * 3_000, "\udcff", "ї" * 40_000, "\\ud83d"]),
         (looks, "}", ["} \udcff"]),
+        (looks, '"id": 1', ['"id": 1, "x": "\udcc3{}\udca9"']),  # UTF-8 without the arguments' text
     ]
     found = [body for message, old, new in spelled for body in spell(message, old, *new)]
     found += [json.dumps(make("tools/call", {"name": "looks", "_meta": {**meta, **each}})).encode() for each in metas]
@@ -312,6 +315,13 @@ def test_odd_messages_have_the_effect_of_the_exact_way(ways: Ways, make: Any, tr
     body = json.dumps(looks).encode()
     assert ways.compare(body, fields)
     assert not ways.compare(body, [*fields, (b"query", b"")])  # a client of the hub
+
+
+@for_each("name", ["greet", "=?base64?Z3JlZXQ=?=", "grüß", "\x7f", "a b", " a", ""])
+def test_names_agree_with_their_header_in_any_spelling(ways: Ways, name: str) -> None:
+    message = per_request("prompts/get", {"name": name})
+    for header in (name, encode_value(name), f"=?base64?{b64encode(name.encode()).decode()}?="):
+        ways.compare(json.dumps(message).encode(), headers_for(message, **{"mcp-name": header}))
 
 
 @given(

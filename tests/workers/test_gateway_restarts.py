@@ -293,6 +293,38 @@ async def test_sessions_of_a_killed_worker_go_on_with_another_one(world: World, 
             assert len([each for each in found if LOST in each]) in (1, 2)  # again if its successor isn't ready yet
 
 
+async def test_sessions_do_not_return_to_state_from_before_another_worker_served_them(
+    world: World, tmp_path: Path
+) -> None:
+    with run_gateway(world, tmp_path, "desk", "kept") as gateway:
+        async with AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(gateway.connect()) for _ in range(24)]
+            for session in sessions:
+                await session.call("kept_keep", value="first")
+            first = {session: int(await session.call("desk_worker")) for session in sessions}
+            killed = max(first.values(), key=list(first.values()).count)
+            kill(killed)
+            moved = [session for session, pid in first.items() if pid == killed]
+            for session in moved:
+                assert LOST in await session.call("kept_read")
+                await session.call("kept_keep", value="second")
+            old = set(first.values()) - {killed}
+
+            async def find_returned() -> dict[Session, int]:  # to the successor of the killed worker
+                found = {session: int(await session.call("desk_worker")) for session in moved}
+                return {session: pid for session, pid in found.items() if pid not in old}
+
+            async with asyncio.timeout(WAIT):
+                while not (returned := await find_returned()):
+                    pass
+            for session in returned:
+                assert LOST in await session.call("kept_read")
+                await session.call("kept_keep", value="third")
+            kill(next(iter(returned.values())))
+            for session in returned:
+                assert LOST in await session.call("kept_read")
+
+
 async def test_another_principals_session_stays_unknown_after_a_restart(world: World, tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("{}")
     keys = {}

@@ -25,7 +25,7 @@ from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, READ_RESOURCE, RestrictedPattern
-from millstream._gateway.upstreams.links import MAX_OWN_SESSIONS
+from millstream._gateway.upstreams.links import MAX_OWN_SESSIONS, TAKEN_OVER
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import Gateway, Upstream
 from millstream._http.client import ArrivingBytes
@@ -39,6 +39,7 @@ from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler, RegisteredExtension, sees
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import Tool
+from millstream._server.peers import PartMessage
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS
@@ -191,6 +192,7 @@ class GatewayPart:
         for upstream in self.upstreams.values():
             await self._open_upstream(upstream)
         self._register_metrics(host)
+        host.services.peers.on(PartMessage, self._hand_over)
         await self._wait_for_lists(self.upstreams.values())
         self._apply()
         upstreams, live = self.upstreams.values(), self.definition.live
@@ -200,6 +202,12 @@ class GatewayPart:
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
         if self._name_conflict:
             raise ValueError(self._name_conflict)
+
+    def _hand_over(self, message: PartMessage, _worker: str) -> None:
+        if message.part == TAKEN_OVER:
+            for upstream in self.upstreams.values():
+                if isinstance(upstream, McpUpstream):
+                    upstream.links.hand_over(message.body.decode())
 
     async def _open_upstream(self, upstream: Upstream) -> None:
         await upstream.open()

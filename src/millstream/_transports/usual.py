@@ -123,7 +123,7 @@ def _is_text(body: bytes, arguments: Raw, tool: Tool | None) -> bool:
         known = bytes(arguments)
         at = body.find(known[:64])  # Python searches for long texts slowly
         if body.startswith(known, at):
-            body = body[:at] + body[at + len(known) :]
+            body = b"%b %b" % (body[:at], body[at + len(known) :])  # a space, because parts of a character could meet
     return is_utf8(body)
 
 

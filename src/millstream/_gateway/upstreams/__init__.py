@@ -2,7 +2,7 @@
 
 FACE = {
     "breaker": ["find_outage"],
-    "links": ["Link", "MAX_OWN_SESSIONS"],
+    "links": ["Link", "MAX_OWN_SESSIONS", "TAKEN_OVER"],
     "lists": ["ListKeeper", "reconnect_delay"],
     "mcp": ["McpUpstream"],
     "upstream": ["Gateway", "ItemClasses", "NAME", "Upstream"],

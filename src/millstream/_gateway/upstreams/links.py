@@ -8,7 +8,7 @@ Clients never see an upstream's session id.
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from time import monotonic
 
@@ -106,6 +106,8 @@ class Link(Struct, eq=False):
         return not self.calls and self.open_task is None and self.key != SHARED_KEY and not self.key.own
 
 
+TAKEN_OVER = "gateway sessions"
+"""`PartMessage.part` of the message with the id of a client's session that its sender serves now."""
 _REMEMBERED_SECONDS = 7 * 86400.0
 """Seconds for which a caller's session at an upstream is remembered."""
 _MARK = b"1"
@@ -163,6 +165,8 @@ class Links(Struct):
     """The clock of sessions, in Unix time."""
     records: UpstreamSessions
     """Callers with a session at the upstream."""
+    announce: Callable[[str], Awaitable[object]]
+    """Tells the other workers that this one serves a client's session now. They call `hand_over`."""
     links: dict[LinkKey, Link] = {}
     own: dict[str, Link] = {}
     """Client session -> its dedicated session at the upstream."""
@@ -233,6 +237,7 @@ class Links(Struct):
                 raise EndedHere("The earlier session has ended.")
             if key.own and await self.records.has(key):
                 self.lost.keep(key.affinity, None)
+                await self.announce(key.affinity)
             await conversation.start()
             has_session = conversation.negotiated.revision.handshake and conversation.transport.has_session
             if has_session and is_callers:
@@ -285,6 +290,15 @@ class Links(Struct):
         if (link := self.own.get(session_id)) is not None:
             self._end_once_open(link)
             self.close_tasks.spawn(self.records.take(link.key))
+
+    def hand_over(self, session_id: str) -> None:
+        """Close the dedicated session of a client's session, which another worker serves now, when its calls have
+        finished. If the client's session comes back, its state is from before that, so its caller learns of the loss.
+        """
+        link = self.own.get(session_id)
+        if link is not None and link.open_task is None:
+            self.links.pop(link.key, None)
+            self.retired.add(link)
 
     def _end_once_open(self, link: Link) -> None:
         """Close a connection that its caller has given up. If it's being opened, the upstream may already have created

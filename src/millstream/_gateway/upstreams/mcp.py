@@ -36,6 +36,7 @@ from millstream._gateway.questions.abilities import (
 from millstream._gateway.upstreams.links import (
     MAX_STREAMS,
     SHARED_KEY,
+    TAKEN_OVER,
     ClientIdentity,
     Link,
     LinkKey,
@@ -55,6 +56,7 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange, Services, SessionChange
 from millstream._server.calls.sessions import Session
+from millstream._server.peers import PartMessage
 from millstream._server.pool import Pool
 from millstream.client import (
     ClientError,
@@ -149,8 +151,9 @@ class McpUpstream(Upstream):
         clock = gateway.host.services.clock
         records = UpstreamSessions(gateway.host.store.kv, (gateway.name, config.name, config.address))
         self.links: Links = Links(
-            self._make_link, self._take_link, gateway.sessions, places, config.idle_seconds, clock, records
-        )
+            self._make_link, self._take_link, gateway.sessions, places, config.idle_seconds, clock, records,
+            lambda session: gateway.host.services.peers.broadcast(PartMessage(TAKEN_OVER, session.encode())),
+        )  # fmt: skip
         self.watches: ResourceWatches = ResourceWatches(
             config.name,
             self._shared_conversation,

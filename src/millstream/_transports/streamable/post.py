@@ -18,6 +18,7 @@ from millstream._protocol.jsonrpc import (
     refusal_message,
     result_message,
 )
+from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, PER_REQUEST, Revision
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call
 from millstream._server.calls.services import UNLIMITED
@@ -220,7 +221,7 @@ class Streamable:
                 sender is None
                 or _PER_REQUEST.get(headers.get(b"mcp-protocol-version")) is not sender[0]
                 or headers[b"mcp-method"] != message.method.encode()
-                or headers.get(b"mcp-name", b"") != message.params.name.encode()
+                or headers.get(b"mcp-name", b"") != encode_value(message.params.name).encode()
             ):
                 return None
         elif sender is not None or (sender := self._handshake(request)) is None:
