@@ -111,6 +111,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run none.py", "none.py has no millstream.Server.", 'mcp = Server("my-server")'),
     ("run two.py", "two.py has several servers: a, b.", "millstream run two.py:a"),
     ("run shop.py:mcpp", "There is no mcpp in shop.py.", "Use one of: mcp."),
+    ("run shop.py --p 8", "Unknown option: --p. Did you mean --port?", "millstream run --help"),
     ("run shop.py --prot 8", "Unknown option: --prot.", "Did you mean --port?"),
     ("run shop.py --port 80000", "80000 isn't a valid port.", "Use --port 8000."),
     ("run shop.py --port abc", 'Invalid value "abc" for --port.', "Write a whole number."),

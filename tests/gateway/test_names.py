@@ -123,6 +123,50 @@ async def test_policies_sets_and_the_audit_log_know_cut_names(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:The tool name")
+@pytest.mark.parametrize("through", [True, False])
+async def test_limit_of_a_tool_applies_to_each_of_its_names(through: bool) -> None:
+    upstream, mcp = Server("ours"), Server("front", settings=Settings(tool_search=True))
+    upstream.tool(lambda: "done", name="x" * 200)
+    mcp.upstream("ours", upstream, policy=UpstreamPolicy(limit="1/hour"), start_timeout=WAIT)
+    whole = f"ours_{'x' * 200}"
+    async with Client(mcp, timeout=WAIT) as client:
+        assert (await client.call("call_tool", {"name": whole})).text == "done"
+        for name in (whole, fit_name(whole)):
+            with pytest.raises(ServerError, match="Too many requests"):
+                await (client.call("call_tool", {"name": name}) if through else client.call(name))
+
+
+@pytest.mark.filterwarnings("ignore:The tool name")
+async def test_own_tool_keeps_its_name_when_an_upstream_has_it_too(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    upstream, mcp = Server("ours"), Server("front", settings=Settings(audit_log=str(log)))
+    upstream.tool(lambda: "theirs", name="get.item")
+
+    @mcp.tool(name="get.item")
+    def get(key: str) -> str:
+        return "own"
+
+    mcp.upstream("ours", upstream, prefix="", start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        assert (await client.call("get.item", key="x" * 100_000)).text == "own"
+        assert (await client.call(fit_name("get.item"))).text == "theirs"
+    calls = [each for line in log.read_text().splitlines() if (each := json.loads(line))["method"] == "tools/call"]
+    assert [each["target"] for each in calls if "outcome" not in each] == ["get.item", fit_name("get.item")]
+
+
+@pytest.mark.filterwarnings("ignore:The tool name")
+async def test_tool_that_is_enabled_again_keeps_its_whole_name() -> None:
+    _, mcp = make_odd()
+    async with Client(mcp, timeout=WAIT) as client:
+        assert await list_titles(client)
+        mcp.disable("tool", fit_name("ours_größe"))
+        with pytest.raises(ServerError, match="Unknown tool"):
+            await client.call("ours_größe")
+        mcp.enable("tool", fit_name("ours_größe"))
+        assert (await client.call("ours_größe")).text == "größe"
+
+
+@pytest.mark.filterwarnings("ignore:The tool name")
 async def test_relay_keeps_names() -> None:
     upstream, _ = make_odd()
     mcp = Server("front")

@@ -320,7 +320,7 @@ def _fail(
         settings = [each.replace("_", "-") for each in _settings()] if command in _SERVING else []
         near = next((each for each in options if each.startswith(found[2])), None)
         near = near or closest_name(found[2], [*options, *settings])
-        text = text.partition(" Did you mean --")[0]
+        text = text.partition(" Did you mean -")[0]
         if near in options:
             text += f" Did you mean --{near}?"
         elif near is not None:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Literal
 
 MAX_COMPOSED = 4096
-"""Maximum characters of text that's composed. The result can be 18 times as long."""
+"""Maximum characters of text outside ASCII that's composed. The result can be 18 times as long."""
 _MAX_MARKS = 30
 """Maximum marks after a letter in text of any language (UAX #15 §13, Stream-Safe Text Format)."""
 _LAST_MARK = 0x1FFFF
@@ -54,6 +54,5 @@ def has_long_runs(text: str) -> bool:
 
 
 def compose(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
-    """Return the beginning of text in a normal form, without the marks that no language has."""
-    text = text[:MAX_COMPOSED]
-    return text if text.isascii() else unicodedata.normalize(form, _runs().sub(r"\1", text))
+    """Return text in a normal form, without the marks that no language has. Only ASCII isn't cut at `MAX_COMPOSED`."""
+    return text if text.isascii() else unicodedata.normalize(form, _runs().sub(r"\1", text[:MAX_COMPOSED]))

@@ -195,7 +195,7 @@ class Handlers:
         params = read(CallToolRequestParams, call)
         registry = self._registry
         tool: Tool | None = registry.find("tools", params.name, call) or registry.find_elsewhere("tools", params.name)
-        call.name = registry.long_names.get(("tools", params.name), params.name)
+        call.name = registry.listed_name("tools", params.name)
         if tool is None:
             call.name = params.name[:128]
             raise _unknown_tool(call)

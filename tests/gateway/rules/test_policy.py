@@ -449,6 +449,23 @@ async def test_updates_to_quarantined_resources_are_not_forwarded(tmp_path: Path
         assert (await anext(changes)).uri == "memo://plan"
 
 
+@pytest.mark.parametrize("prefix", ["", "files"])
+async def test_long_spellings_of_quarantined_resources_are_not_forwarded(tmp_path: Path, prefix: str) -> None:
+    upstream, path = Server("files"), tmp_path / "gateway.lock"
+    upstream.resource("memo://box/secret", name="secret")(lambda: "text")
+    AcceptedFile(path).accept(
+        "files", "resources", {"memo://box/secret": {"uri": "memo://box/secret", "name": "other"}}
+    )
+    mcp = Server("front")
+    policy = UpstreamPolicy(pins=str(path))
+    mcp.upstream("files", upstream, policy=policy, trust="pin", start_timeout=WAIT, prefix=prefix)
+    box = f"memo://{f'{prefix}/' if prefix else ''}box/"
+    async with Client(mcp, timeout=WAIT) as client:
+        for way in ("", "./" * 3_000, "a/../" * 1_000, "%2e/" * 1_500):
+            with pytest.raises(ServerError, match="not found"):
+                await client.read(f"{box}{way}secret")
+
+
 async def test_policy_can_quarantine_new_definitions() -> None:
     policy = UpstreamPolicy(new_items="quarantine")
     mcp = Server("front")

@@ -223,9 +223,11 @@ class SearchPart:
             raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
         call.name, call.arguments = inner.name[:128], None
         call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
-        tool: Tool | None = call.dispatcher.registry.find("tools", inner.name, call)
+        registry = call.dispatcher.registry
+        tool: Tool | None = registry.find("tools", inner.name, call)
         if tool is None:
             return  # the handler rejects it
+        call.name = registry.listed_name("tools", inner.name)
         if tool.requires and not call.revision.handshake:
             require_capabilities(call.client.capabilities, tool.requires)
         if tool.headers and call.headers is not None:

@@ -240,6 +240,8 @@ class Registry:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
         if item.visible is not None:
             self.conditional[kind] = (*self.conditional.get(kind, ()), key)
+        if item.long_name:
+            self.long_names = {**self.long_names, (kind, item.long_name): key}
         self._touch(kind)
 
     def has(self, kind: str, key: str) -> bool:
@@ -603,9 +605,12 @@ class Registry:
 
         The caller may lack its scopes: see `check_scopes`.
         """
-        items = self.items[kind]
-        item = items.get(name) or items.get(self.long_names.get((kind, name), name))
+        item = self.items[kind].get(self.listed_name(kind, name))
         return item if item is not None and sees(caller, item) else None
+
+    def listed_name(self, kind: str, name: str) -> str:
+        """Return the name in the list of an item that a caller names, or an unknown name unchanged."""
+        return name if name in self.items[kind] else self.long_names.get((kind, name), name)
 
     def find_elsewhere(self, kind: str, name: str) -> Any:  # an item of the kind
         """Return an item that isn't registered, if the relayed server may have it, or None."""
