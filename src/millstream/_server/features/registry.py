@@ -166,10 +166,10 @@ class Registry:
 
     private = False
     """Whether callers sign in. Results must then be cached only for the caller."""
-    long_names: Mapping[tuple[str, str], str] = {}
-    """(kind, another name that callers can use) -> name of the item. See `Item.long_name`."""
 
     def __init__(self, *, page_size: int, list_ttl_ms: int) -> None:
+        self.long_names: dict[tuple[str, str], str] = {}
+        """(kind, another name that callers can use) -> name of the item. See `Item.long_name`."""
         self._page_size = page_size
         self._list_ttl_ms = list_ttl_ms
         # Registered items
@@ -241,7 +241,7 @@ class Registry:
         if item.visible is not None:
             self.conditional[kind] = (*self.conditional.get(kind, ()), key)
         if item.long_name:
-            self.long_names = {**self.long_names, (kind, item.long_name): key}
+            self.long_names[kind, item.long_name] = key
         self._touch(kind)
 
     def has(self, kind: str, key: str) -> bool:
@@ -344,7 +344,7 @@ class Registry:
         self._forget_pages(kind)
 
     def _recount(self, kind: str) -> None:
-        """Collect the scopes and conditions of a kind's items. `_offer` adds those of one item, so many registrations
+        """Collect the scopes and conditions of a kind's items. `_enable` adds those of one item, so many registrations
         don't take quadratic time.
         """
         items = self.items[kind]
