@@ -18,7 +18,6 @@ from millstream._protocol.jsonrpc import (
     refusal_message,
     result_message,
 )
-from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, PER_REQUEST, Revision
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call
 from millstream._server.calls.services import UNLIMITED
@@ -221,7 +220,9 @@ class Streamable:
                 sender is None
                 or _PER_REQUEST.get(headers.get(b"mcp-protocol-version")) is not sender[0]
                 or headers[b"mcp-method"] != message.method.encode()
-                or headers.get(b"mcp-name", b"") != encode_value(message.params.name).encode()
+                or headers.get(b"mcp-name", b"") != (name := message.params.name).encode()
+                or not (name.isascii() and name.isprintable())
+                or name.startswith("=?")  # the sentinel of a value in Base64
             ):
                 return None
         elif sender is not None or (sender := self._handshake(request)) is None:
