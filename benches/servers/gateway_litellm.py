@@ -28,4 +28,4 @@ with tempfile.TemporaryDirectory() as folder:
         try:
             process.wait()
         finally:
-            process.terminate()
+            process.kill()  # it takes longer to end by itself than `Running.stop` waits
