@@ -131,7 +131,7 @@ seeds: $(VENV)/.test ## type every line of the seed documents in empty environme
 	-@scripts/apt curl
 	@$(BIN)/python scripts/seeds.py
 
-bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
+bench: $(VENV)/.test $(PEERS)/.ready .bench/litellm/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
@@ -234,6 +234,12 @@ $(PEERS)/.ready: $(VENV)/.setup requirements/bench.txt benches/package-lock.json
 	cp benches/package.json benches/package-lock.json .bench/
 	scripts/npm $(PEERS)/bin/python --prefix .bench ci
 	@touch $@
+
+# Another gateway, whose packages conflict with the peers'. Where it can't be installed, the bench leaves it out.
+.bench/litellm/.ready: $(VENV)/.setup requirements/litellm.txt
+	@echo "Installing LiteLLM's proxy ..."
+	-@$(BIN)/python -m venv --clear --without-pip $(@D) && \
+	  $(UV) sync --python $(@D)/bin/python --require-hashes requirements/litellm.txt && touch $@
 
 .bench/subscribers: $(wildcard benches/load/*)
 	@mkdir -p $(@D)

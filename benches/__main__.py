@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benches.broadcast import PROGRAM
-from benches.cases import BROADCASTS, CASES, ORDINARY
+from benches.cases import BROADCASTS, CASES, FIXED_RATE, ORDINARY, PUBLISHED
 from benches.compare import Comparison, trees
 from benches.measure import ENDURING, Bench
 from benches.processes import ROOT, raise_file_limit
@@ -29,7 +29,7 @@ MARK = "<!-- figures of Python {}: written by `make bench ARGS=--write` -->\n"
 def main() -> int:
     """Measure the requested cases, and print and write the results."""
     names = [*CASES, *BROADCASTS, *ENDURING, "start"]
-    groups = {name.partition("-")[0] for name in (*BROADCASTS, *ORDINARY)}
+    groups = {name.partition("-")[0] for name in (*BROADCASTS, *ORDINARY, *FIXED_RATE)}
     rows = {*ROWS, *(name.partition("-")[0] for name in ROWS)} - set(names) - groups
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 51), metavar="1-50")
@@ -37,9 +37,9 @@ def main() -> int:
     parser.add_argument(
         "--only",
         action="append",
-        choices=[*names, *groups, *rows],
+        choices=[*names, *groups, "page", *rows],
         metavar="CASE",
-        help=", ".join([*CASES, *sorted(groups), *ENDURING, "start", *ROWS]),
+        help=", ".join([*CASES, *sorted(groups), *ENDURING, "start", "page", *ROWS]),
     )
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of the mixed load")
     parser.add_argument(
@@ -56,15 +56,22 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every round's figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables into benches/RESULTS.md")
     options = parser.parse_args()
+    if "page" in (options.only or ()):
+        options.only += PUBLISHED
     wanted = set(options.only or rows if options.against else options.only or names)
     if wanted <= rows:
         return alone(options, [name for name in ROWS if {name, name.partition("-")[0]} & wanted])
     if options.against or wanted & rows:
         parser.error(f"Only {', '.join(ROWS)} are measured without a peer; no other case can be combined with them.")
+    only = set(options.only or ())
+    return measure(options, [name for name in names if not only or {name, name.partition("-")[0]} & only])
+
+
+def measure(options: argparse.Namespace, chosen: list[str]) -> int:
+    """Measure cases beside their peers."""
     missing = [name for name in ("wrk", "taskset") if shutil.which(name) is None]
     if missing or not Path(PYTHON).exists() or not PROGRAM.exists():
         sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")
-    chosen = [name for name in names if not options.only or {name, name.partition("-")[0]} & set(options.only)]
     for line in (f"Measured with {interpreter()}.", *left_out()):
         say(line)
     raise_file_limit()
@@ -113,7 +120,8 @@ def placed(page: str, python: str, text: str) -> str:
 
 def describe(options: argparse.Namespace) -> str:
     """Describe the command and the machine, for every table."""
-    chosen = "".join(f" --only {name}" for name in options.only or ())
+    implied = PUBLISHED if "page" in (options.only or ()) else ()
+    chosen = "".join(f" --only {name}" for name in options.only or () if name not in implied)
     lasting = "" if options.duration == 60 else f" --duration {options.duration:g}"
     version = "".join(f" VERSION={name}" for name in ENVIRONMENT.split("-")[1:])
     command = f'make bench{version} ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{lasting}{chosen}"'

@@ -100,6 +100,12 @@ CASES = {
         "as-python-2026-07-28",
         {"ours": 0.4},
     ),
+    "gateways": Case(
+        "tools/call through gateways, 2025-11-25 without sessions",
+        ("ours-gateway-sessionless", "litellm", "ours-sessionless"),
+        {},
+        "gateways",
+    ),
     "key": Case("with a warm API key", ("ours-key", "ours"), {"ours": 0.9}, "as-python-bearer"),
     "jwt": Case("with a warm JWT", ("ours-jwt", "ours"), {"ours": 0.9}, "as-python-bearer"),
     "limit": Case("with a limit", ("ours-limited", "ours"), {"ours": 0.97}, "as-python-bearer"),
@@ -197,9 +203,13 @@ DEV_LAB = {
 CASES |= FEW | RECORDED | DEV_LAB
 _LEAST = {"reconnect": 0.8, "def": 0.65, "pydantic": 0.85} | dict.fromkeys(("plain-2026", "plain-session"), 1.3)
 _PEERS = {
-    "ours-traffic": ("rust-traffic", "mcp-traffic"),
-    "ours-traffic-sessionless": ("rust-traffic-sessionless", "mcp-traffic-sessionless"),
-    "ours-20": ("rust-20", "mcp-20"),
+    "ours-traffic": ("rust-traffic", "mcp-traffic", "fastmcp-traffic"),
+    "ours-traffic-sessionless": (
+        "rust-traffic-sessionless",
+        "mcp-traffic-sessionless",
+        "fastmcp-traffic-sessionless",
+    ),
+    "ours-20": ("rust-20", "mcp-20", "fastmcp-20"),
 }
 ORDINARY = {
     f"real-{name}": Case(
@@ -215,7 +225,25 @@ ORDINARY = {
     if row.target in _PEERS
 }
 """The rows of `benches.traffic` beside peers that have the same tools."""
-CASES |= ORDINARY
+FIXED_RATE = {
+    f"fixed-{name}": Case(
+        f"{ROWS[name].title}, at a fixed rate",
+        ("ours-traffic", *_PEERS["ours-traffic"]),
+        {},
+        name,
+        connections=256,
+    )
+    for name in ("plain-2026", "wait")
+}
+"""The latencies of `benches.fixed_rate`. With 256 connections, a tool that waits 10 ms allows 25,600 calls a second."""
+CASES |= ORDINARY | FIXED_RATE
+PUBLISHED = (
+    *(f"real-{name}" for name in ("plain-2026", "plain-session", "umlauts", "long-any", "text-16k", "list-20")),
+    *(f"real-{name}" for name in ("pydantic", "def", "wait", "reconnect", "raising")),
+    *FIXED_RATE,
+    *("gateway", "gateways", "secured", "adopted", "adopted-session", "asgi", "start", "broadcast-5000"),
+)
+"""What docs/performance.md shows beside peers: `--only page`."""
 SIZES = (100, 1_000, 5_000, 10_000)
 BROADCASTS = {
     f"broadcast-{size}": Broadcast(

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benches import broadcast, client_load, endurance, http_load, processes, startup, stdio_load
-from benches.cases import BROADCASTS, CASES, Case
+from benches import broadcast, client_load, endurance, fixed_rate, http_load, processes, startup, stdio_load
+from benches.cases import BROADCASTS, CASES, FIXED_RATE, Case
 from benches.processes import BenchError, Running
 from benches.shop import Backend
 from benches.targets import PAGE, TARGETS, present
@@ -94,6 +94,9 @@ class Bench:
             return asdict(endurance.stalled(target, self._seconds, log))
         if name in BROADCASTS:
             return asdict(broadcast.drive(BROADCASTS[name], target, self._seconds, log))
+        if name in FIXED_RATE:
+            kind, server = KINDS[CASES[name].kind], self._server(target)
+            return asdict(fixed_rate.drive(server, kind, self._seconds, CASES[name].connections))
         return self._load(CASES[name], target)
 
     def _load(self, case: Case, target: str) -> dict[str, Any]:

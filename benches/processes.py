@@ -18,7 +18,7 @@ from benches.wire import COMMON, FIRST_CALL, INITIALIZE, INITIALIZED, First
 ROOT = Path(__file__).resolve().parent.parent
 SERVER_CORE = "0"
 LOAD_CORE = "1"
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 _IDLE_SECONDS, _IDLE_CPU = 1.0, 0.05
 """A server is idle if it uses no more than this processor time in this many seconds."""
 

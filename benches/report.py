@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from benches.cases import BOUNDS, BROADCASTS, CASES, Broadcast, Case
+from benches.cases import BOUNDS, BROADCASTS, CASES, FIXED_RATE, Broadcast, Case
 from benches.endurance import CALLS, EVENTS, MIXED, MOST_CHANGE, MOST_SLOPE
+from benches.fixed_rate import SAME_RATE
 from benches.measure import Figures, Results
 from benches.targets import TARGETS
 
 COLUMNS = {"p50": ".2f", "p99": ".2f", "cpu_us": ".1f", "busy": ".0f"}
+FIXED_RATE_COLUMNS = {
+    "cpu_us": ".1f", "half_p50": ".2f", "half_p99": ".2f", "same_p50": ".2f", "same_p99": ".2f", "load": ".0f",
+}  # fmt: skip
 BROADCAST_COLUMNS = COLUMNS | {"load": ".0f", "kib": ".1f"}
 
 
@@ -88,6 +92,15 @@ def _at_most(title: str, values: list[float], most: float, unit: str, form: str)
 
 def _load_table(name: str, figures: dict[str, Figures]) -> str:
     case = CASES[name]
+    if name in FIXED_RATE:
+        return _table(
+            case.title,
+            "calls/s at most | ours is | by CPU | CPU µs a call | p50 ms at half of it | p99 ms at half of it "
+            f"| p50 ms at {SAME_RATE}/s | p99 ms at {SAME_RATE}/s | load's core %",
+            figures,
+            figures[case.targets[0]],
+            lambda found: [_middle(found, figure, form) for figure, form in FIXED_RATE_COLUMNS.items()],
+        )
     return _table(
         case.title,
         "calls/s | ours is | by CPU | p50 ms | p99 ms | CPU µs a call | core % | MiB idle | MiB after",

@@ -12,12 +12,13 @@ from functools import cache
 from pathlib import Path
 
 from benches.processes import ROOT
-from benches.wire import BEARER, FIRST_BEARER, FIRST_CALL, FIRST_SESSION, First
+from benches.wire import BEARER, FIRST_BEARER, FIRST_CALL, FIRST_GATEWAY, FIRST_SESSION, First
 
 PEERS = ROOT / ".bench"
 ENVIRONMENT = Path(sys.prefix).name.removeprefix(".")
 """Name of the environment of this Python and its peers in the Makefile: `venv-3.14`."""
 PYTHON = str(PEERS / ENVIRONMENT / "bin" / "python")
+LITELLM = PEERS / "litellm" / "bin" / "litellm"
 SERVERS = ROOT / "benches" / "servers"
 CLIENTS = ROOT / "benches" / "clients.py"
 RUN = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(SERVERS / "ours.py")]
@@ -49,9 +50,13 @@ def _ours(*options: str) -> Callable[[int], list[str]]:
     return lambda port: [*RUN, "--port", str(port), "--log-level", "warning", *options]
 
 
-def _adopted(script: str) -> Callable[[int], list[str]]:
+def _adopted(script: str, *options: str) -> Callable[[int], list[str]]:
     """Return the target for a program of the SDK, which is also in this environment."""
-    return lambda port: [*RUN[:-1], str(SERVERS / script), "--port", str(port), "--log-level", "warning"]
+    return lambda port: [*RUN[:-1], str(SERVERS / script), "--port", str(port), "--log-level", "warning", *options]
+
+
+def _litellm(port: int) -> list[str]:
+    return [sys.executable, "-m", "benches.servers.gateway_litellm", str(LITELLM), str(port)]
 
 
 def _ours_traffic(*options: str) -> Callable[[int], list[str]]:
@@ -160,6 +165,8 @@ TARGETS = {
     "ours-hub": Target("millstream", _ours_hub, CAPS),
     "ours-soak": Target("millstream", _ours_hub, FORGETFUL),
     "ours-gateway": Target("millstream, a gateway before it", _adopted("gateway.py")),
+    "ours-gateway-sessionless": Target("millstream, a gateway before it", _adopted("gateway.py", "--no-sessions")),
+    "litellm": Target("LiteLLM 1.108", _litellm, program=Program(LITELLM, "it isn't installed"), first=FIRST_GATEWAY),
     "ours-key": Target("millstream, a key", _ours("--auth", BEARER), first=FIRST_BEARER),
     "ours-jwt": Target("millstream, a JWT", _ours(), (("BENCH_AUTH", "jwt"),), first=FIRST_BEARER),
     "ours-limited": Target("millstream, a limit", _ours(), LIMIT),
@@ -196,9 +203,12 @@ TARGETS = {
     "mcp-go-sessionless": _compiled("mcp-go 1.2", MCP_GO, "stateless", *ONE_CORE),
     "mcp-go-100": _compiled("mcp-go 1.2", MCP_GO, "http", *ONE_CORE, *MANY),
     "mcp-go-stdio": _compiled("mcp-go 1.2", MCP_GO, "stdio", *ONE_CORE),
-    "mcp-traffic": Target("mcp 2.3.0", _python("sdk_traffic.py", "http"), TRAFFIC),
-    "mcp-traffic-sessionless": Target("mcp 2.3.0", _python("sdk_traffic.py", "stateless"), TRAFFIC),
+    "mcp-traffic": Target("mcp 2.3.0", _python("sdk_traffic.py", "mcp", "http"), TRAFFIC),
+    "mcp-traffic-sessionless": Target("mcp 2.3.0", _python("sdk_traffic.py", "mcp", "stateless"), TRAFFIC),
+    "fastmcp-traffic": Target("fastmcp 4.2", _python("sdk_traffic.py", "fastmcp", "http"), TRAFFIC),
+    "fastmcp-traffic-sessionless": Target("fastmcp 4.2", _python("sdk_traffic.py", "fastmcp", "stateless"), TRAFFIC),
     "mcp-20": Target("mcp 2.3.0", _python("sdk_python.py", "http"), TWENTY),
+    "fastmcp-20": Target("fastmcp 4.2", _python("sdk_fastmcp.py", "http"), TWENTY),
     "rust-traffic": _compiled("Rust SDK 3.11", RUST, "http", *TRAFFIC),
     "rust-traffic-sessionless": _compiled("Rust SDK 3.11", RUST, "stateless", *TRAFFIC),
     "rust-20": _compiled("Rust SDK 3.11", RUST, "http", *TWENTY),

@@ -72,6 +72,11 @@ def _count(text: str) -> Kind:
     return _call(PYTHON, "count", f'"text":"{text}"', str(len(text)))
 
 
+def _sum(tool: str) -> Kind:
+    """Return a call of another tool that adds two numbers."""
+    return replace(_call(PYTHON, tool, '"a":@,"b":1', ""), expect="sum")
+
+
 def _fill(text: str) -> str:
     """Repeat a text up to the length of long arguments."""
     return (text * (LONG // len(text) + 1)).encode()[:LONG].decode("utf-8", "ignore")
@@ -175,6 +180,7 @@ ROWS = {
     "list-20-2026": Row("list of 20 tools, 2026-07-28, Python", _other(PYTHON, "tools/list", '"add_9"'), "ours-20"),
     "pydantic": Row("a pydantic model as the argument", _call(PYTHON, "order", _ORDER, "Springfield")),
     "def": Row("a `def` tool", _call(PYTHON, "add_plain", '"a":@,"b":1', "1000002")),
+    "wait": Row("a tool that waits 10 ms", _sum("add_later"), connections=256),
     "raising": Row("a tool that raises", _call(PYTHON, "fail", "", '"isError":true')),
     "task": Row("a call that becomes a task", _task("finish"), "ours-hub-rows"),
     "task-10000": Row(

@@ -169,6 +169,18 @@ FIRST_CALL = First("/mcp", KINDS["call-2026"].head, KINDS["call-2026"].body.repl
 FIRST_BEARER = First("/mcp", KINDS["call-bearer"].head, FIRST_CALL.body)
 FIRST_SESSION = First("/mcp", COMMON, INITIALIZE)
 """The first request for a server that supports only the handshake."""
+GATEWAY_KEY = "sk-bench"
+"""The key of LiteLLM's proxy, which doesn't start without one. Other servers ignore its header."""
+_SESSION = KINDS["as-typescript-2025-11-25"]
+KINDS["gateways"] = replace(
+    _SESSION,
+    sessions=0,
+    whole=_SESSION.whole.replace("mcp-session-id: {session}", f"x-litellm-api-key: Bearer {GATEWAY_KEY}"),
+)
+FIRST_GATEWAY = First(
+    "/mcp", f"{KINDS['call-2025'].head}x-litellm-api-key: Bearer {GATEWAY_KEY}\r\n",
+    KINDS["call-2025"].body.replace("@", "1").encode(),
+)  # fmt: skip
 FIRST_EVENT = First("/publish", "content-type: application/json\r\n", b'{"data":"first"}')
 
 

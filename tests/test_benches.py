@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benches import __main__ as command
-from benches import compare, http_load, processes, report, targets
+from benches import compare, fixed_rate, http_load, processes, report, targets
 from benches.adopt import __main__ as adopt
-from benches.cases import BROADCASTS, CASES
+from benches.cases import BROADCASTS, CASES, PUBLISHED
 from benches.endurance import slope
 from benches.measure import Figures
 from benches.targets import TARGETS
@@ -185,6 +185,49 @@ def test_cpu_ratios_decide_if_the_budget_requires_it() -> None:
     assert not report.verdicts(results)[0].kept
 
 
+def test_fixed_rate_is_half_of_the_maximum_then_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def send(_: object, kind: Kind, seconds: float, connections: int, rate: float) -> dict[str, float]:
+        rates.append(rate)
+        return {"call_p50_ms": rate / 10, "call_p99_ms": rate / 5, "load_cpu_us": 25.0}
+
+    most = http_load.Load(8_000.0, 1.0, 2.0, 120.0, 97.0)
+    monkeypatch.setattr(http_load, "drive", lambda *_: most)
+    monkeypatch.setattr(fixed_rate, "send", send)
+    server = processes.Running(None, 0, Path(), 0.0)  # type: ignore[arg-type]
+    found = fixed_rate.drive(server, KINDS["wait"], 1, 256)
+    assert rates == [4_000, 100]
+    assert found == fixed_rate.FixedRate(8_000, 120, 400, 800, 10, 20, 10)
+
+
+def test_fixed_rate_table_shows_medians_of_latencies() -> None:
+    def rounds(*p99s: float) -> Figures:
+        one = {"rate": 900.0, "cpu_us": 40.0, "half_p50": 1.0, "same_p50": 2.0, "same_p99": 3.0, "load": 5.0}
+        return Figures([one | {"half_p99": p99} for p99 in p99s])
+
+    text = report.tables({"fixed-wait": {"ours-traffic": rounds(9, 30, 11), "fastmcp-traffic": rounds(80, 70, 700)}})
+    assert "**a tool that waits 10 ms, at a fixed rate**" in text
+    assert "| millstream | 900 |  |  | 40.0 | 1.00 | 11.00 | 2.00 | 3.00 | 5 |" in text
+    assert "| fastmcp 4.2 | 900 | 100% | 100% | 40.0 | 1.00 | 80.00 | 2.00 | 3.00 | 5 |" in text
+
+
+def test_one_run_repeats_the_rows_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PUBLISHED:
+        assert name in {*CASES, *BROADCASTS, "start"}
+    peers = {"rust-traffic", "mcp-traffic", "fastmcp-traffic"}
+    for name in ("real-plain-2026", "real-wait", "fixed-plain-2026", "fixed-wait"):
+        assert peers < set(CASES[name].targets)
+    page = (processes.ROOT / "docs" / "performance.md").read_text("utf-8")
+    arguments = re.search(r'make bench ARGS="(.*)"', page)
+    assert arguments is not None
+    chosen: list[list[str]] = []
+    monkeypatch.setattr(command, "measure", lambda _, names: chosen.append(names) or 0)
+    monkeypatch.setattr(sys, "argv", ["benches", *arguments[1].split()])
+    assert command.main() == 0
+    assert set(chosen[0]) == set(PUBLISHED)
+
+
 def test_table_rows_have_a_cell_per_column() -> None:
     failed = {name: Figures(error="did not start") for name in ("ours", "rust")}
     text = report.tables({"call": failed, "broadcast-100": {"ours-hub": failed["ours"], "nchan": figures(1)}})
@@ -200,7 +243,7 @@ def test_unavailable_rivals_are_reported_in_one_line(monkeypatch: pytest.MonkeyP
             monkeypatch.setitem(targets.TARGETS, name, replace(target, program=absent))
     lines = targets.left_out()
     assert [line.partition(" is left out: ")[0] for line in lines] == [
-        "Go SDK 1.8", "Rust SDK 3.11", "mcp-go 1.2", "nginx + Nchan",
+        "Go SDK 1.8", "LiteLLM 1.108", "Rust SDK 3.11", "mcp-go 1.2", "nginx + Nchan",
     ]  # fmt: skip
     assert not targets.present("rust")
     assert targets.present("ours")
@@ -228,6 +271,8 @@ def test_rival_names_show_locked_versions() -> None:
     rmcp = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]["rmcp"]["version"]
     assert rmcp.startswith("=" + TARGETS["rust"].name.split()[-1] + ".")
     modules = (folder / "go" / "go.mod").read_text("utf-8")
+    litellm = (processes.ROOT / "requirements" / "litellm.txt").read_text("utf-8")
+    assert f"\nlitellm=={TARGETS['litellm'].name.split()[-1]}." in litellm
     for name, module in (("go", "modelcontextprotocol/go-sdk"), ("mcp-go", "mark3labs/mcp-go")):
         assert f"{module} v{TARGETS[name].name.split()[-1]}." in modules
 

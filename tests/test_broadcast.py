@@ -1,13 +1,17 @@
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benches import broadcast, fixed_rate
+from benches.processes import free_port, start
+from benches.targets import TARGETS
+from benches.wire import KINDS
 from patience import WAIT
 from processes import ROOT, SharedServer, run_command, share_server
 from programs import require_program
@@ -102,6 +106,71 @@ def test_load_program_detects_server_errors(program: Path, written: dict[int, li
             output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 1
     assert json.loads(output)[fault] > 0
+
+
+RECORDED = b"POST /mcp HTTP/1.1\r\nHost: bench\r\nContent-Length: 7\r\n\r\n1000001"
+
+
+def call_at_a_fixed_rate(program: Path, rate: int, answer: Callable[[socket.socket, int, int], None]) -> dict[str, Any]:
+    """What the program reports after a hundred calls of RECORDED on one connection, which `answer` answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT)
+        command = [str(program), "--port", str(listener.getsockname()[1]), "--subscribers", "0", "--callers", "1"]
+        options = ["--calls", str(rate), "--seconds", str(100 / rate), "--request", RECORDED.decode()]
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE) as process:
+            caller, _ = listener.accept()
+            with caller, caller.makefile("rb") as requests, suppress(ConnectionError):
+                caller.settimeout(WAIT)
+                for number in range(100):
+                    answer(caller, number, int(requests.read(len(RECORDED))[-7:] or 0))
+                assert requests.read() == b""
+            output, _ = process.communicate(timeout=WAIT)
+    found: dict[str, Any] = json.loads(output)
+    assert process.returncode == (1 if found["wrong"] else 0)
+    return found
+
+
+def reply(caller: socket.socket, total: int) -> None:
+    body = b'{"result":{"structuredContent":{"result":%d}}}' % total
+    caller.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+
+def test_waits_behind_a_slow_reply_count_from_the_time_when_calls_are_due(program: Path) -> None:
+    def answer(caller: socket.socket, number: int, call: int) -> None:
+        assert call == 1000001 + number
+        if number == 0:
+            # The other calls become due in this time, a hundredth of it apart.
+            caller.settimeout(1)
+            with suppress(TimeoutError):
+                caller.recv(1)
+            caller.settimeout(WAIT)
+        reply(caller, call + 1)
+
+    found = call_at_a_fixed_rate(program, 100, answer)
+    assert found["calls"] == 100
+    assert found["call_max_ms"] >= 990
+    assert found["call_p99_ms"] >= 970
+    assert found["call_p50_ms"] >= 480
+
+
+def test_wrong_replies_at_a_fixed_rate_are_detected(program: Path) -> None:
+    found = call_at_a_fixed_rate(program, 1000, lambda caller, number, call: reply(caller, call + (number != 50)))
+    assert found["wrong"] == 1
+
+
+def test_waiting_tool_can_be_called_at_a_fixed_rate(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broadcast, "PROGRAM", program)
+    monkeypatch.setattr(broadcast, "pinned", lambda _, command: command)
+    target, port = TARGETS["ours-traffic"], free_port()
+    server = start(target.command(port), {}, port, tmp_path / "log", core="")
+    try:
+        found = fixed_rate.send(server, KINDS["wait"], 0.2, 16, 100)
+    finally:
+        server.stop()
+    assert found["calls"] == 20
+    assert found["call_p50_ms"] >= 10
 
 
 @pytest.mark.parametrize(("status", "fine"), [(201, True), (202, True), (400, False)])

@@ -7,7 +7,8 @@
 
 enum kind { SUBSCRIBER, STALLED, PUBLISHER, CALLER };
 enum state { CONNECTING, HEAD, LINES, FRAMES, BODY, IDLE, ENDED };
-enum { MOST = 1 << 20, MOST_BYTES = 1 << 18, LINE = 48, KEPT = 320, OPENING = 64 };
+enum { MOST = 1 << 20, MOST_BYTES = 1 << 18, LINE = 48, KEPT = 1024, OPENING = 64 };
+#define RECORDED "1000001" /* the id in a request of --request, as `http_load.PROBE` */
 
 struct peer {
     int fd;
@@ -23,6 +24,7 @@ struct peer {
 extern struct options {
     int port, subscribers, stalled, callers, window, websocket, tool, raw, hold;
     unsigned int size, events;
+    const char *request; /* what callers send; otherwise, a call of the example's tool */
     double seconds, lockstep, rate, calls;
 } options;
 
@@ -32,7 +34,7 @@ extern struct total {
     unsigned int calls, answered;
 } total;
 
-extern struct peer *peers;              /* subscribers, stalled ones, the publisher, callers */
+extern struct peer *peers;              /* subscribers, stalled ones, the publisher if there are any, callers */
 extern int count, opened, opening, publishing;
 extern double sent_at[MOST], taken[MOST], call_times[MOST];
 

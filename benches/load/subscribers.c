@@ -1,4 +1,5 @@
 /* Load for broadcasts: N subscribers, one publisher and some callers over loopback, in one thread around one epoll.
+   Without subscribers, only the calls, at their fixed rate.
 
    Every event carries a number. Each subscriber must get each number once and in order; what it gets otherwise is
    counted. The time of an event runs from the moment it is due (with --rate) or sent until the last subscriber has it.
@@ -37,7 +38,7 @@ static double begin_calls(double begun, double at, double until) {
     static int turns;
     double due = begun + total.calls / options.calls;
     for (int tried = 0; tried < options.callers && due <= at && due < until && total.calls < MOST - 1; tried++) {
-        struct peer *caller = &peers[publishing + 1 + turns++ % options.callers];
+        struct peer *caller = &peers[count - options.callers + turns++ % options.callers];
         if (caller->state != IDLE) continue;
         call(caller, due);
         due = begun + total.calls / options.calls;
@@ -115,14 +116,14 @@ static void report(double spent, double lockstep, unsigned int first, double use
            options.subscribers, total.complete, total.deliveries, total.duplicated, total.missing, total.wrong,
            total.lost, total.failed, slow, connected, spent,
            spent > 0 ? (double)options.subscribers * first / spent : 0.0,
-           total.deliveries ? used / total.deliveries * 1e6 : 0.0);
+           total.deliveries + total.answered ? used / (total.deliveries + total.answered) * 1e6 : 0.0);
     /* Times are those of lockstep where there was one: an event alone, not one behind the rest of its window. */
     times("", lockstep ? taken + first + 1 : taken + 1, lockstep ? total.complete - first : total.complete);
     if (options.calls > 0) printf(", \"calls\": %u", total.answered), times("call_", call_times, total.answered);
     printf("}\n");
 }
 
-enum { PORT = 256, SUBSCRIBERS, STALLED_ONES, EVENTS, SECONDS, LOCKSTEP, WINDOW, RATE, SIZE, CALLS, WS, TOOL, RAW, HOLD };
+enum { PORT = 256, SUBSCRIBERS, STALLED_ONES, EVENTS, SECONDS, LOCKSTEP, WINDOW, RATE, SIZE, CALLS, CALLERS, REQUEST, WS, TOOL, RAW, HOLD };
 
 static void parse(int argc, char **argv) {
     static const struct option known[] = {
@@ -130,7 +131,8 @@ static void parse(int argc, char **argv) {
         {"events", 1, 0, EVENTS},     {"seconds", 1, 0, SECONDS},         {"lockstep", 1, 0, LOCKSTEP},
         {"window", 1, 0, WINDOW},     {"rate", 1, 0, RATE},               {"size", 1, 0, SIZE},
         {"calls", 1, 0, CALLS},       {"ws", 0, 0, WS},                   {"tool", 0, 0, TOOL},
-        {"raw", 0, 0, RAW},           {"hold", 0, 0, HOLD},             {0, 0, 0, 0}};
+        {"raw", 0, 0, RAW},           {"hold", 0, 0, HOLD},             {"callers", 1, 0, CALLERS},
+        {"request", 1, 0, REQUEST},   {0, 0, 0, 0}};
     for (int found; (found = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         double value = optarg ? atof(optarg) : 1;
         switch (found) {
@@ -144,6 +146,8 @@ static void parse(int argc, char **argv) {
             case RATE: options.rate = value; break;
             case SIZE: options.size = value; break;
             case CALLS: options.calls = value; break;
+            case CALLERS: options.callers = value; break;
+            case REQUEST: options.request = optarg; break;
             case WS: options.websocket = 1; break;
             case TOOL: options.tool = 1; break;
             case RAW: options.raw = 1; break;
@@ -151,11 +155,12 @@ static void parse(int argc, char **argv) {
             default: exit(2);
         }
     }
-    if (!options.port || options.subscribers < 1 || options.size < 16 || options.size >= MOST_BYTES
+    if (!options.port || options.subscribers < 0 || (!options.subscribers && (options.calls <= 0 || options.seconds <= 0))
+        || options.callers < 1 || options.size < 16 || options.size >= MOST_BYTES
         || (!options.events && options.seconds <= 0)) {
         fprintf(stderr, "usage: subscribers --port N (--seconds S | --events M) [--subscribers N] [--stalled K] [--ws]\n"
                         "         [--window W] [--rate PER_SECOND] [--lockstep S] [--size BYTES] [--calls PER_SECOND]\n"
-                        "         [--tool | --raw] [--hold]\n");
+                        "         [--callers N] [--request TEXT] [--tool | --raw] [--hold]\n");
         exit(2);
     }
 }
@@ -172,7 +177,8 @@ int main(int argc, char **argv) {
     double connected = now() - begun;
     milestone("connected");
     double used = cpu();
-    double spent = run(options.seconds, options.events ? options.events : MOST, options.window, options.rate);
+    unsigned int events = !options.subscribers ? 0 : options.events ? options.events : MOST;
+    double spent = run(options.seconds, events, options.window, options.rate);
     unsigned int first = total.complete;
     if (spent >= 0 && options.lockstep > 0) run(options.lockstep, MOST, 1, 0);
     used = cpu() - used;

@@ -1,5 +1,7 @@
 """Our server for the rows of `benches.traffic`: a tool for each kind of argument, result, and function."""
 
+import asyncio
+
 from pydantic import BaseModel, Field
 
 from benches import wire
@@ -44,6 +46,13 @@ async def order(order: Order) -> str:
 @mcp.tool
 def add_plain(a: int, b: int) -> int:
     """Add two numbers in a thread."""
+    return a + b
+
+
+@mcp.tool
+async def add_later(a: int, b: int) -> int:
+    """Add two numbers after 10 ms."""
+    await asyncio.sleep(0.01)
     return a + b
 
 

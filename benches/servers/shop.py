@@ -1,7 +1,7 @@
 """The TM Dev Lab benchmark's three tools, which need Redis and an HTTP API: ours, and by the official Python SDK.
 
 `millstream run shop.py` serves them, and so does `shop.py PORT WORKERS` with the SDK, uvloop, and JSON replies. Both
-use the same clients: the fastest maintained ones, as measured in benches/RESULTS.md.
+use the same clients: the fastest maintained ones, as measured in benches/ARCHIVE.md.
 """
 
 import asyncio

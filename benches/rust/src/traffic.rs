@@ -1,6 +1,6 @@
 //! The tools of benches/servers/ours_traffic.py. The text of `page` is in the file that BENCH_PAGE names.
 
-use std::{env, error::Error, fs, sync::Arc};
+use std::{env, error::Error, fs, sync::Arc, time::Duration};
 
 use rmcp::{
     Json, ServerHandler,
@@ -65,6 +65,12 @@ impl Traffic {
 
     #[tool(description = "Add two numbers.")]
     fn add_plain(&self, Parameters(Numbers { a, b }): Parameters<Numbers>) -> Json<Sum> {
+        Json(Sum { result: a + b })
+    }
+
+    #[tool(description = "Add two numbers after 10 ms.")]
+    async fn add_later(&self, Parameters(Numbers { a, b }): Parameters<Numbers>) -> Json<Sum> {
+        tokio::time::sleep(Duration::from_millis(10)).await;
         Json(Sum { result: a + b })
     }
 
