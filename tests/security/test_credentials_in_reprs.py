@@ -41,10 +41,10 @@ HARMLESS = {
     "_stores.nats.link.StreamMessage": "headers of an entry",
     "client._requests.RawRequest": "arguments of a tool",
     "extensions._extension.HandlerMark": "the name of a header",
-    "gateway._credentials.BearerToken": "the name of a variable",
-    "gateway._credentials.Secret": "the name of a variable",
-    "gateway._credentials.StaticHeaders": "secrets, which show no value",
-    "gateway._links.LinkKey": "a digest",
+    "_gateway.options.credentials.BearerToken": "the name of a variable",
+    "_gateway.options.credentials.Secret": "the name of a variable",
+    "_gateway.options.credentials.StaticHeaders": "secrets, which show no value",
+    "_gateway.upstreams.links.LinkKey": "a digest",
 }
 """Types with such fields that aren't credentials."""
 

@@ -207,7 +207,7 @@ def test_client_keywords_from_other_packages_suggest_ours() -> None:
 
 @for_each("option", ["readOnlyHint", "read_only_hint", "destructiveHint", "idempotentHint", "openWorldHint"])
 def test_hints_as_options_suggest_annotations(option: str) -> None:
-    with pytest.raises(TypeError, match=r"no option '\w+'\. Write annotations=\{'\w+_hint': True\}\."):
+    with pytest.raises(TypeError, match=r"no option '\w+'\. Write annotations=ToolAnnotations\(\w+_hint=True\)\."):
         Server("shop").tool(lambda: 1, **{option: True})  # type: ignore[call-overload]
 
 
