@@ -364,9 +364,9 @@ def check_numbers(schema: Schema, value: Any) -> None:
 
 
 def _mark_numbers(value: Any) -> Any:
-    """Return a value in which something that has no type in JSON replaces NaN and infinite numbers."""
+    """Return a value in which a tuple, which is of no JSON type, replaces NaN and infinite numbers."""
     if isinstance(value, float) and not isfinite(value):
-        return ...
+        return ()
     if is_object(value):
         return {key: _mark_numbers(each) for key, each in value.items()}
     return [*map(_mark_numbers, value)] if is_array(value) else value

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import lru_cache, partial
+from pathlib import PurePath
 from typing import Any, cast
 
 import msgspec
@@ -220,7 +221,19 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
             for each in node["fields"]
         ]
         return _in_json(node, core_schema.call_schema(core_schema.arguments_schema(parts), node["cls"]))
+    if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
+        return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
     return _in_order(node, change) if kind == "union" else None
+
+
+def _is_path(node: dict[str, Any]) -> bool:
+    return issubclass(members(node.get("python_schema")).get("cls", object), PurePath)
+
+
+def _read_path(value: Any) -> Any:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise PydanticCustomError("path", "must be a path as text")
+    return value
 
 
 def _in_json(node: dict[str, Any], read: Any) -> Any:

@@ -3,7 +3,6 @@
 It's loaded only for functions that need it, because pydantic is an extra.
 """
 
-import pathlib
 import re
 import sys
 from base64 import b64encode
@@ -24,7 +23,6 @@ from msgspec import NODEFAULT, Meta, Struct
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import (
-    PydanticCustomError,
     PydanticSerializationError,
     SchemaError,
     SchemaValidator,
@@ -485,8 +483,6 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     kind: Any = origin or annotation
     if (made := _translate_class(annotation, kind, inside)) is not None:
         return made
-    if annotation is pathlib.Path:
-        return Annotated[annotation, pydantic.BeforeValidator(_read_path)]
     if not parts:
         return annotation
     if origin in UNIONS:
@@ -505,12 +501,6 @@ def _choices_in(annotation: Any) -> dict[Any, Any]:
         return {str(each.value): each for each in annotation}
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     return {str(each.value if isinstance(each, Enum) else each): each for each in choices}
-
-
-def _read_path(value: Any) -> Any:
-    if isinstance(value, str) and (not value or "\0" in value):
-        raise PydanticCustomError("path", "must be a path as text")
-    return value
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
