@@ -52,6 +52,16 @@ class Leveled(pydantic.BaseModel):
     level: Level = Level.LOW
 
 
+@dataclasses.dataclass
+class Step:
+    level: Level
+    after: "Step | None" = None
+
+
+class Planned(pydantic.BaseModel):
+    step: Step
+
+
 class Written(pydantic.BaseModel, extra="forbid"):
     number: int = pydantic.Field(serialization_alias="no")
 
@@ -248,6 +258,15 @@ def test_a_class_in_a_model_and_beside_it_is_read_by_the_rules_of_each() -> None
         assert found.model == Leveled(level=Level.LOW)
     with pytest.raises(ArgumentError, match="'level' must be one of 1, 2"):
         read_arguments(plan(tool), b'{"model":{},"level":true}')
+
+
+def test_a_recursive_class_in_a_model_and_beside_it_is_read_by_the_rules_of_each() -> None:
+    def tool(planned: Planned, step: Step | None = None) -> None: ...
+
+    made = plan(tool)
+    assert read_arguments(made, b'{"planned":{"step":{"level":1,"after":{"level":true}}}}').planned.step.after
+    with pytest.raises(ArgumentError, match=r"'step\.after\.level' must be one of 1, 2"):
+        read_arguments(made, b'{"planned":{"step":{"level":1}},"step":{"level":1,"after":{"level":true}}}')
 
 
 def test_dates_from_text_are_not_seconds() -> None:
