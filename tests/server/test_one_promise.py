@@ -21,11 +21,18 @@ from typing_extensions import TypedDict
 
 from cases import for_each
 from millstream import Field
-from millstream._protocol.errors import LocalError, ProtocolError
-from millstream._server.calls.questions import parse_answer, requested_schema
-from millstream._server.functions.engine import decoder_of, encode_result
-from millstream._server.functions.plan import ArgumentError, read_texts
-from plans import plan, read_arguments
+from plans import (
+    ArgumentError,
+    LocalError,
+    ProtocolError,
+    decoder_of,
+    encode_result,
+    parse_answer,
+    plan,
+    read_arguments,
+    read_texts,
+    requested_schema,
+)
 from type_rows import ROWS, type_in
 
 
