@@ -1,17 +1,11 @@
-import datetime as dt
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
-from decimal import Decimal
-from pathlib import Path
-from typing import Annotated, Any, List, Literal, Tuple  # noqa: UP035  they are on the page
-from uuid import UUID
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import HttpUrl, JsonValue, SecretStr
 
 import both_engines
 from cases import for_each
@@ -21,34 +15,14 @@ from millstream.testing import connect
 from patience import WAIT
 from plans import Plan, plan, read_arguments
 from scripts.docs import ROOT
-
-PAGE = (ROOT / "docs" / "reference" / "types.md").read_text("utf-8")
-ROWS = [
-    [cell.strip().strip("`").replace("\\|", "|") for cell in re.split(r" (?<!\\)\| ", line.strip("|"))]
-    for line in PAGE.split("### Other types")[0].splitlines()
-    if line.startswith("| `")
-]
-
-
-NAMES: dict[str, Any] = {
-    **vars(argument_types),
-    **{each.__name__: each for each in (Decimal, Path, UUID, HttpUrl, SecretStr)},
-    "List": List,  # noqa: UP006  as above
-    "Tuple": Tuple,  # noqa: UP006  as above
-    "Iterable": Iterable,
-    "JsonValue": JsonValue,
-    "dt": dt,
-    "Annotated": Annotated,
-    "Any": Any,
-    "Literal": Literal,
-}
+from type_rows import PAGE, ROWS, type_in
 
 
 def tool_with(annotation: str) -> Plan:
     def tool(x: Any) -> Any:
         return x
 
-    tool.__annotations__["x"] = eval(annotation, NAMES)  # noqa: S307  our own page
+    tool.__annotations__["x"] = type_in(annotation)
     return plan(tool)
 
 

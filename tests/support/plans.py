@@ -2,9 +2,25 @@
 
 from typing import Any
 
-from millstream._server.functions.plan import Plan, plan, read_arguments
+from millstream._protocol.errors import LocalError, ProtocolError
+from millstream._server.calls.questions import parse_answer, requested_schema
+from millstream._server.functions.engine import decoder_of, encode_result
+from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments, read_texts
 
-__all__ = ["Plan", "plan", "read_arguments", "schema_of_result"]
+__all__ = [
+    "ArgumentError",
+    "LocalError",
+    "Plan",
+    "ProtocolError",
+    "decoder_of",
+    "encode_result",
+    "parse_answer",
+    "plan",
+    "read_arguments",
+    "read_texts",
+    "requested_schema",
+    "schema_of_result",
+]
 
 
 def schema_of_result(made: Plan) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
+from math import isfinite
 from typing import Annotated, Any, TypeGuard, cast, get_args, get_origin
 
 import msgspec
@@ -139,9 +140,26 @@ def read_value(engine: Engine, raw: bytes) -> Any:
     wrapped = b'{"%b":%b}' % (VALUE.encode(), raw)
     try:
         return getattr(engine.decode(wrapped), VALUE)
+    except msgspec.ValidationError:
+        values = decode_integral(wrapped)
+    try:
+        return getattr(engine.convert(values), VALUE)
     except msgspec.ValidationError as error:
-        problems = engine.problems(error, msgspec.json.decode(wrapped))
+        problems = engine.problems(error, values)
         raise ValueError("; ".join(f"{place(each.path[1:])} {each.text}".strip() for each in problems)) from error
+
+
+def _whole(text: str) -> float:
+    value = float(text)
+    if value.is_integer():
+        return int(value)
+    if not isfinite(value):
+        raise ValueError("Number out of range")
+    return value
+
+
+decode_integral = msgspec.json.Decoder(float_hook=_whole).decode
+"""Decodes JSON with ``2.0`` as the integer 2, as JSON Schema does."""
 
 
 def decoder_of(annotation: Any) -> Callable[[bytes], Any]:

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache, wraps
 from importlib import import_module
 from io import IOBase
-from math import inf
+from math import inf, isfinite
 from pathlib import Path, PurePath
 from types import UnionType
 from typing import Any, Protocol, TypeVar, Union, cast
@@ -25,8 +25,11 @@ from millstream._protocol.json_schema import (
     NO_NUMBER,
     Schema,
     has_no_number,
+    is_array,
+    is_object,
     is_recursive_alias,
     schema_of,
+    walk,
 )
 from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.dependencies import RegistrationError
@@ -249,7 +252,7 @@ class MsgspecEngine(Engine):
     @override
     def convert(self, values: Json, *, lax: bool = False) -> Any:
         """See `Engine`."""
-        if self.typed is None:
+        if lax or self.typed is None:  # msgspec would read "1999" as seconds since 1970
             check_exactly(self.input_schema, values, lax=lax)
         return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook, str_keys=True)
 
@@ -260,7 +263,7 @@ class MsgspecEngine(Engine):
 
 
 def check_exactly(schema: Schema, values: Any, *, lax: bool = False) -> None:
-    """Refuse strings that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
+    """Refuse strings that only Python reads as a decimal number or a date: ``NaN``, ``1_000``, ``1999``."""
     for problem in find_problems(schema, values, lax=lax, steps=inf, first=True):
         raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
@@ -325,6 +328,7 @@ def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
     # Values of such a class aren't decoded again, because it validates itself or decoding has side effects.
     self_validating = annotation if hasattr(annotation, "__post_init__") else None
     exact = has_decimals(schema)
+    can_be_null = may_hide_no_number(schema)
 
     def encode_checked(value: Any) -> bytes:
         data = encode(value)
@@ -334,12 +338,38 @@ def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
             except (msgspec.ValidationError, ValueError) as error:
                 unwritable = b"null" in data and has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook))
                 raise output_error(f"{NO_NUMBER}: {error}" if unwritable else str(error)) from None
+        if can_be_null and b"null" in data:
+            check_numbers(schema, msgspec.to_builtins(value, enc_hook=enc_hook))
         if exact and (b"NaN" in data or b"Infinity" in data):
             for problem in find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
                 raise output_error(f"{subject(problem.path) if problem.path else ''}{problem.text}")
         return data
 
     return encode_checked
+
+
+def may_hide_no_number(schema: Schema) -> bool:
+    """Return whether null, as which NaN is encoded, can be valid in place of a number."""
+    return any({"null"} < kinds and kinds & {"integer", "number"} for kinds in map(set, map(_kinds, walk(schema))))
+
+
+def check_numbers(schema: Schema, value: Any) -> None:
+    """Refuse NaN and infinite numbers that a schema describes. It needs the value before it's JSON.
+
+    Raises:
+        LocalError: There's one.
+    """
+    if has_no_number(value) and find_problems(schema, _mark_numbers(value), steps=inf, first=True):
+        raise output_error(NO_NUMBER)
+
+
+def _mark_numbers(value: Any) -> Any:
+    """Return a value in which a tuple, which is of no JSON type, replaces NaN and infinite numbers."""
+    if isinstance(value, float) and not isfinite(value):
+        return ()
+    if is_object(value):
+        return {key: _mark_numbers(each) for key, each in value.items()}
+    return [*map(_mark_numbers, value)] if is_array(value) else value
 
 
 @once_per_type

@@ -10,7 +10,6 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing, contextmanager, suppress
-from math import isfinite
 from types import CodeType, MethodType
 from typing import Any, Never, NoReturn, get_args, get_origin
 
@@ -35,7 +34,13 @@ from millstream._server.functions.dependencies import (
     warn_author,
 )
 from millstream._server.functions.description import describe
-from millstream._server.functions.engine import SchemaCheck, engine_of, may_be_content, output_from_schema
+from millstream._server.functions.engine import (
+    SchemaCheck,
+    decode_integral,
+    engine_of,
+    may_be_content,
+    output_from_schema,
+)
 from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError
 from millstream._server.functions.parameters import (
     ITERATORS,
@@ -461,7 +466,7 @@ def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
     may_fit = plan.coerce or plan.engine.typed is None or "`float`" in str(error)
     cause = error
     with suppress(msgspec.DecodeError, RecursionError):
-        values = (_decode_integral if may_fit else msgspec.json.decode)(raw)
+        values = (decode_integral if may_fit else msgspec.json.decode)(raw)
         try:
             if plan.coerce:
                 values = _coerce(plan.input_schema, values)
@@ -584,15 +589,3 @@ def decode_json_texts(schema: Schema, values: Json) -> None:
 
 def _takes_text(node: Any) -> bool:
     return any("$ref" not in part and _types_of(part) & {"", "string"} for part in _alternatives(node))
-
-
-def _whole(text: str) -> float:
-    value = float(text)
-    if value.is_integer():
-        return int(value)
-    if not isfinite(value):
-        raise ValueError("Number out of range")
-    return value
-
-
-_decode_integral = msgspec.json.Decoder(float_hook=_whole).decode

@@ -6,8 +6,9 @@ It's loaded only for values of models, because pydantic is an extra.
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from functools import lru_cache, partial
+from pathlib import PurePath
 from typing import Any, cast
 
 import msgspec
@@ -45,12 +46,52 @@ def codec_of(kind: Any) -> Codec:
     return Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
 
 
-def reader_of(model: type[pydantic.BaseModel]) -> Callable[[bytes], Any]:
-    """Return a function that makes a model from JSON."""
-    core = model.__pydantic_core_schema__
-    changed = _with_json_forms(core, tables=True)
-    usual = changed == core
-    return (model.__pydantic_validator__ if usual else SchemaValidator(changed, None, False)).validate_json
+def reader_of(model: type[pydantic.BaseModel]) -> SchemaValidator:
+    """Return a validator that reads the arguments in a model's fields as a dict, in order.
+
+    Outside of models, plain types accept only what their JSON schema describes.
+    """
+    return SchemaValidator(_with_json_forms(model.__pydantic_core_schema__, root=model), None, False)
+
+
+def checker_of(core: Any) -> SchemaValidator:
+    """Return a validator for results. It doesn't run the program's validators, because a result isn't an argument."""
+    return SchemaValidator(_without_functions(core), None, False)
+
+
+def _without_functions(node: Any) -> Any:
+    if isinstance(node, list | tuple):
+        parts = map(_without_functions, cast("Sequence[Any]", node))
+        return list(parts) if isinstance(node, list) else tuple(parts)
+    if not is_object(node):
+        return node
+    kind: str = node.get("type", "")
+    made = {
+        key: {name: _without_functions(each) for name, each in value.items()}
+        if key in _MAPS and is_object(value)
+        else value
+        if key in NO_SCHEMAS
+        else _without_functions(value)
+        for key, value in node.items()
+        if kind != "str" or key not in _TEXT_CHANGES
+    }
+    if kind in _SCALARS:
+        return {**made, "strict": True}
+    if kind == "json" or (kind in _VALIDATORS and is_programs(members(node["function"]).get("function"))):
+        inner: Any = made.get("schema", {"type": "any"})
+        return {**inner, "ref": node["ref"]} if "ref" in node else inner
+    return made
+
+
+def is_programs(function: Any) -> bool:
+    """Return whether the program wrote a function in a core schema."""
+    module = getattr(getattr(function, "func", function), "__module__", None) or ""
+    return not module.startswith(("pydantic.", "pydantic_core.", "millstream."))
+
+
+_SCALARS = frozenset(("int", "float", "bool", "str"))
+_VALIDATORS = frozenset(("function-before", "function-after", "function-wrap", "function-plain"))
+_TEXT_CHANGES = frozenset(("strip_whitespace", "to_lower", "to_upper"))
 
 
 def _checked_table(node: dict[str, Any]) -> Any:
@@ -79,32 +120,199 @@ def jsonable(model: object) -> Any:
     return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
 
 
-def _with_json_forms(node: Any, *, chosen: bool = False, tables: bool = False) -> Any:
+def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, root: Any = None) -> Any:
     """Return a core schema that reads and writes the JSON that the JSON schema describes.
 
-    If `tables` is true, SQLModel tables are validated.
+    Args:
+        chosen: Whether the class around the node has chosen how bytes are written.
+        plain: Whether no model is around the node. In a model, the model decides what it accepts.
+        root: The model of the arguments, to read them. Then SQLModel tables are validated.
     """
-    if is_object(node) and "config" in node:
-        chosen = chooses_encoding(node["config"])
-    change = partial(_with_json_forms, chosen=chosen, tables=tables)
+    change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
     if isinstance(node, list | tuple):
         parts = map(change, cast("Sequence[Any]", node))
         return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
+    if root is not None and node.get("type") == "definitions":  # models and plain types can share a class
+        in_models = _with_json_forms(node["definitions"], plain=False, root=root)
+        return {**node, "schema": change(node["schema"]), "definitions": [*change(node["definitions"]), *in_models]}
+    if root is not None:
+        node, plain = _enter(node, root, plain=plain)
+    if "config" in node:
+        chosen = chooses_encoding(node["config"])
+    change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
     if (made := _json_form(node, chosen=chosen)) is not None:
         return made
-    function = getattr(members(node.get("function")).get("function"), "__self__", None)
-    if isinstance(function, pydantic.EncodedBytes):
+    if root is not None and plain and (made := _exact_form(node, change)) is not None:
+        return made
+    if isinstance(getattr(members(node.get("function")).get("function"), "__self__", None), pydantic.EncodedBytes):
         return node
+    changed = _with_parts(node, change)
+    return changed if root is None else _read_form(changed, root)
+
+
+def _with_parts(node: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a core schema with changed schemas in it."""
     changed = dict(node)
     for key, value in node.items():
         if key in _MAPS and is_object(value):
             changed[key] = {name: change(each) for name, each in value.items()}
         elif key not in NO_SCHEMAS:
             changed[key] = change(value)
-    is_table = tables and node.get("type") == "model" and node["cls"].model_config.get("table")
-    return _checked_table(changed) if is_table else changed
+    return changed
+
+
+def _enter(node: dict[str, Any], root: Any, *, plain: bool) -> tuple[dict[str, Any], bool]:
+    """Return a core schema, and whether its parts are outside of models."""
+    kind, holder = node.get("type"), node.get("cls")
+    if not plain:
+        return {**node, **{key: f"{node[key]} in a model" for key in ("ref", "schema_ref") if key in node}}, False
+    if kind == "dataclass" and not hasattr(holder, "__pydantic_config__"):
+        return {
+            "config": {"strict": bool(root.model_config.get("strict"))},
+            **node,
+        }, True  # pydantic doesn't pass it on
+    return node, kind not in ("model", "dataclass") or holder is root
+
+
+def _read_form(node: dict[str, Any], root: Any) -> Any:
+    """Return another core schema for a type that pydantic doesn't read, or read at once."""
+    if node.get("type") == "generator":
+        read = {key: value for key, value in node.items() if key in ("items_schema", "min_length", "max_length")}
+        return _in_json(node, {"type": "list", **read})
+    if node.get("type") != "model":
+        return node
+    if node["cls"] is root:
+        return _arguments(node)
+    return _checked_table(node) if node["cls"].model_config.get("table") else node
+
+
+def _arguments(node: dict[str, Any]) -> Any:
+    """Return the core schema of a dict for a model, which takes less time to read."""
+    inner = node["schema"]
+    fields = {
+        name: core_schema.typed_dict_field(
+            each["schema"], required=each["schema"]["type"] != "default", validation_alias=each["validation_alias"]
+        )
+        for name, each in inner["fields"].items()
+    }
+    return core_schema.typed_dict_schema(
+        fields, extra_behavior=inner.get("extra_behavior", "ignore"), config=node["config"]
+    )
+
+
+def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
+    """Return another core schema for a type of which pydantic reads more JSON than our schema describes, or None."""
+    kind: str = node["type"] if isinstance(node.get("type"), str) else ""
+    if kind in _TEXTS:
+        return _in_json(node, _behind(_TEXTS[kind], node))
+    if kind == "float":
+        return {**node, "allow_inf_nan": False}
+    if kind == "literal" or (kind == "enum" and not issubclass(node["cls"], Flag)):
+        find = choice_finder(node["members"] if kind == "enum" else node["expected"])
+        return _in_json(node, core_schema.no_info_plain_validator_function(find))
+    if kind == "dict" and (keys := node.get("keys_schema", {})).get("type") in _KEYS:
+        values = change(node.get("values_schema", {"type": "any"}))
+        return {**node, "keys_schema": _behind(_KEYS[keys["type"]], keys), "values_schema": values}
+    if kind == "named-tuple":
+        parts = [
+            core_schema.arguments_parameter(each["name"], change(each["schema"]), mode="positional_only")
+            for each in node["fields"]
+        ]
+        return _in_json(node, core_schema.call_schema(core_schema.arguments_schema(parts), node["cls"]))
+    if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
+        return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
+    return _in_order(node, change) if kind == "union" else None
+
+
+def _is_path(node: dict[str, Any]) -> bool:
+    return issubclass(members(node.get("python_schema")).get("cls", object), PurePath)
+
+
+def _read_path(value: Any) -> Any:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise PydanticCustomError("path", "must be a path as text")
+    return value
+
+
+def _in_json(node: dict[str, Any], read: Any) -> Any:
+    """Return a core schema that reads JSON in another way than Python values."""
+    usual = {key: value for key, value in node.items() if key != "ref"}
+    ref = {"ref": node["ref"]} if "ref" in node else {}
+    return {"type": "json-or-python", "json_schema": read, "python_schema": usual, **ref}
+
+
+def _behind(pattern: str, node: dict[str, Any]) -> Any:
+    """Return a core schema that reads only text with a pattern."""
+    text = core_schema.str_schema(strict=True, pattern=pattern)
+    return core_schema.chain_schema([text, cast("core_schema.CoreSchema", {**node, "strict": False})])
+
+
+def _in_order(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
+    """Return a union in which text becomes the first alternative that fits, or None if it already does.
+
+    pydantic prefers other classes to `str`.
+    """
+    choices = [each[0] if isinstance(each, tuple) else each for each in node["choices"]]
+    texts = [each for each in choices if _kind_of(each) in _READ_FROM_TEXT]
+    if len(texts) < 2 or "str" not in map(_kind_of, texts):
+        return None
+    first = {"type": "union", "choices": [change(each) for each in texts], "mode": "left_to_right"}
+    others = [change(each) for each in choices if each not in texts]
+    return {**node, "choices": [first, *others]} if others else {**node, **first}
+
+
+def _kind_of(node: Any) -> str:
+    while node["type"] in ("function-before", "function-after", "function-wrap", "default"):
+        node = node["schema"]
+    return str(node["type"])
+
+
+_DAY = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_HOUR = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})?"
+_HEX = "[0-9a-fA-F]"
+_TEXTS = {
+    "date": f"^{_DAY}$",
+    "datetime": f"^{_DAY}[Tt ]{_HOUR}$",
+    "time": f"^{_HOUR}$",
+    "timedelta": (
+        r"^[+-]?P(?:[0-9]+W)?(?:[0-9]+(?:\.[0-9]+)?D)?"
+        r"(?:T(?:[0-9]+H)?(?:[0-9]+M)?(?:[0-9]+(?:\.[0-9]+)?S)?)?$"
+    ),
+    "uuid": f"^(?:{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}|{_HEX}{{32}})$",
+}
+"""Type in a core schema -> the text that JSON has for it."""
+_KEYS = {"int": "^(0|-?[1-9][0-9]*)$", "float": r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"}
+_READ_FROM_TEXT = frozenset(("str", "bytes", "url", "decimal", "fraction", "lax-or-strict", *_TEXTS))
+"""Types in a core schema that are read from text. A path, for example, is `lax-or-strict`."""
+
+
+def choice_finder(choices: Sequence[Any]) -> Callable[[Any], Any]:
+    """Return a function that finds the choice for a JSON value. Unlike pydantic, it doesn't take true as 1."""
+    by_value: dict[Any, Any] = {}
+    others: list[tuple[Any, Any]] = []
+    for each in choices:
+        is_member = isinstance(each, Enum)
+        written = pydantic_core.to_jsonable_python(each.value, serialize_unknown=True) if is_member else each
+        if isinstance(written, list | dict):
+            others.append((written, each))
+        else:
+            by_value.setdefault((isinstance(written, bool), written), each)
+
+    def find(value: Any) -> Any:
+        if isinstance(value, Enum) and value in choices:  # the key of a dict
+            return value
+        if isinstance(value, list | dict):
+            found = [each for written, each in others if written == value]
+        else:
+            key = isinstance(value, bool), value
+            found = [by_value[key]] if key in by_value else []
+        if not found:
+            raise PydanticCustomError("choice", "must be one of the choices")
+        return found[0]
+
+    return find
 
 
 def _json_form(node: dict[str, Any], *, chosen: bool) -> Any:

@@ -3,7 +3,6 @@
 It's loaded only for functions that need it, because pydantic is an extra.
 """
 
-import pathlib
 import re
 import sys
 from base64 import b64encode
@@ -24,9 +23,9 @@ from msgspec import NODEFAULT, Meta, Struct
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import (
-    PydanticCustomError,
     PydanticSerializationError,
     SchemaError,
+    SchemaValidator,
     core_schema,
 )
 from typing_extensions import TypedDict
@@ -55,6 +54,7 @@ from millstream._server.functions.msgspec_engine import (
     Output,
     OutputError,
     check_exactly,
+    check_numbers,
     dec_hook,
     enc_hook,
     has_decimals,
@@ -91,9 +91,10 @@ from millstream._server.functions.pydantic_codecs import (
     DECIMAL_SCHEMA,
     NO_SCHEMAS,
     Codec,
+    checker_of,
     chooses_encoding,
     codec_of,
-    member_of,
+    is_programs,
     reader_of,
 )
 
@@ -141,7 +142,9 @@ class PydanticEngine(Engine):
             types = ", ".join(type_text(each.annotation) for each in parameters)
             raise TypeError(_explain_failure(types, error)) from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
-        self._validate = reader_of(model)
+        reader = reader_of(model)
+        _check_defaults(model, reader, parameters)
+        self._validate = reader.validate_json
         self._make = make
         self.decode = partial(self._read, self._validate)
         self.output = None if returns is None else output_of(returns)
@@ -149,7 +152,7 @@ class PydanticEngine(Engine):
 
     @cached_property
     def _validate_lax(self) -> Callable[[bytes], Any]:
-        return reader_of(self._make(strict=False))
+        return reader_of(self._make(strict=False)).validate_json
 
     @override
     def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
@@ -161,7 +164,7 @@ class PydanticEngine(Engine):
             made = validate(bytes(raw))
         except pydantic.ValidationError as error:
             raise msgspec.ValidationError(f"{error.error_count()} problems") from error
-        return self.struct(*made.__dict__.values())  # the model's fields, in order
+        return self.struct(*made.values())  # the fields, in order
 
     @override
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
@@ -254,6 +257,36 @@ def _model_of(
     }
     base = _ClosedArguments if forbid_unknown else _Arguments
     return pydantic.create_model(name, __base__=base, __cls_kwargs__={"strict": strict}, **definitions)
+
+
+def _check_defaults(model: type[pydantic.BaseModel], reader: SchemaValidator, parameters: list[Parameter]) -> None:
+    """Check that clients could send every default that can be written as JSON.
+
+    Raises:
+        RegistrationError: A default doesn't match its type.
+    """
+    for parameter, field in zip(parameters, model.model_fields.values(), strict=True):
+        if field.default in (None, pydantic_core.PydanticUndefined):
+            continue
+        value = {parameter.wire: field.default}
+        try:
+            written = msgspec.json.encode(value, enc_hook=enc_hook)
+        except (TypeError, ValueError, RecursionError):
+            continue  # the function's own sentinel, which only makes the argument optional
+        # Models write other members than they read.
+        why = _first_error(reader.validate_json, written) and _first_error(reader.validate_python, value)
+        if why and not has_no_number(field.default):
+            raise RegistrationError(f"its default {field.default!r} doesn't fit its type: {why}")
+
+
+def _first_error(validate: Callable[[Any], Any], values: Any) -> str:
+    """Return the first error of the values, or an empty string. Other arguments can be missing."""
+    try:
+        validate(values)
+    except pydantic.ValidationError as error:
+        found = error.errors(include_url=False)
+        return next((each["msg"] for each in found if each["type"] != "missing" or len(each["loc"]) > 1), "")
+    return ""
 
 
 def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
@@ -450,9 +483,6 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     kind: Any = origin or annotation
     if (made := _translate_class(annotation, kind, inside)) is not None:
         return made
-    if origin is Literal or annotation is pathlib.Path:
-        read = member_of(parts) if origin is Literal else _read_path
-        return Annotated[annotation, pydantic.BeforeValidator(read)]
     if not parts:
         return annotation
     if origin in UNIONS:
@@ -471,12 +501,6 @@ def _choices_in(annotation: Any) -> dict[Any, Any]:
         return {str(each.value): each for each in annotation}
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     return {str(each.value if isinstance(each, Enum) else each): each for each in choices}
-
-
-def _read_path(value: Any) -> Any:
-    if isinstance(value, str) and (not value or "\0" in value):
-        raise PydanticCustomError("path", "must be a path as text")
-    return value
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
@@ -611,11 +635,11 @@ class _DataclassSchema:
         return schema
 
 
-def _encode_checked(codec: Codec, schema: Schema, value: Any) -> bytes:
+def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value: Any) -> bytes:
     """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
     made: Any = value
     try:
-        made = codec.validator.validate_python(value)
+        made = check.validate_python(value)
         if isinstance(made, pydantic.BaseModel):
             unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
             if unset:  # `model_construct` doesn't validate anything
@@ -631,8 +655,7 @@ def _encode_checked(codec: Codec, schema: Schema, value: Any) -> bytes:
             raise output_error(str(error)) from None
     if b"null" in data:
         plain = codec.serializer.to_python(made)
-        if has_no_number(pydantic_core.to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64")):
-            raise output_error(NO_NUMBER)
+        check_numbers(schema, pydantic_core.to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64"))
     return data
 
 
@@ -653,7 +676,9 @@ def output_of(annotation: Any) -> Output | None:
         raise OutputError(_explain_failure(type_text(annotation), error)) from error
     schema = _clean_schema(schema, schema.get("title", ""))
     drop_formats(schema, LOOSE)
-    return Output(schema, partial(_encode_checked, codec, schema)) if is_structured(schema) else None
+    if not is_structured(schema):
+        return None
+    return Output(schema, partial(_encode_checked, codec, checker_of(adapter.core_schema), schema))
 
 
 def _writer_of(annotation: Any) -> Callable[[Any], Any] | None:
@@ -669,12 +694,11 @@ def _has_serializer(node: Any) -> bool:
         return _has_serializer(node[0])
     function = members(node.get("serialization")).get("function")
     if function is not None:
-        return not getattr(function, "__module__", "").startswith(_NOT_A_PROGRAMS)
+        return is_programs(function)
     inner = node.get("choices", [node.get("schema")]) if node["type"] in _ALTERNATIVES else ()
     return any(map(_has_serializer, inner))
 
 
-_NOT_A_PROGRAMS = ("pydantic.", "millstream.")
 _ALTERNATIVES = frozenset(("nullable", "union", "default", "function-after", "function-before", "function-wrap"))
 
 
