@@ -53,6 +53,15 @@ def test_item_of_the_first_upstream_is_offered_if_two_have_one_name() -> None:
     assert found.conflicts == [Conflict("tools", "add", "two", "one")]
 
 
+@pytest.mark.parametrize("name", ["_files_read.", "\u0301files_read", "\uff46iles_read", "files_" + "x" * 80])
+def test_cut_name_does_not_begin_with_the_prefix_of_another_upstream(name: str) -> None:
+    found = offer(upstream("other", name, "add"), upstream("files", "read", prefix="files"))
+    assert list(found.items["tools"]) == ["add", "files_read"]
+    ((source, warning),) = found.warnings
+    assert source == "other"
+    assert "its prefix belongs to the upstream files" in warning
+
+
 def test_two_spellings_of_one_uri_are_one_resource() -> None:
     mounts = [
         upstream(name, resources={uri: {"uri": uri, "name": "x"}}) for name, uri in (("a", "x://H/1"), ("b", "x://h/1"))

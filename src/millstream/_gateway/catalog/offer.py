@@ -172,7 +172,8 @@ def make_offer(
     conflicts = list[Conflict]()
     warnings = [(each.upstream, text) for each in mounts.values() for text in each.warnings]
     for kind, name, item in _items_of(mounts):
-        if other := find_claimant(mounts, item.upstream, kind, item.whole_name):
+        claims = (find_claimant(mounts, item.upstream, kind, each) for each in (item.whole_name, name))
+        if other := next(filter(None, claims), ""):
             warnings.append((item.upstream, f"skipped {name!r}, because its prefix belongs to the upstream {other}"))
         elif (owner := owners.setdefault((kind, item.form), item.upstream)) != item.upstream:
             conflicts.append(Conflict(kind, name, item.upstream, owner))
