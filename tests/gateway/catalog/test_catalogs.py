@@ -166,7 +166,9 @@ def test_replaced_lists_leave_nothing_behind() -> None:
     sizes = set[int]()
     for number in range(3):
         removed, added = list(registry.prompts), f"prompt_{number}"
-        registry.exchange("prompts", removed, {added: SimpleNamespace(scopes=frozenset[str](), visible=None)})
+        registry.exchange(
+            "prompts", removed, {added: SimpleNamespace(scopes=frozenset[str](), visible=None, long_name="")}
+        )
         sizes.add(sum(len(each) for each in vars(registry).values() if isinstance(each, dict)))
     assert len(sizes) == 1
 
