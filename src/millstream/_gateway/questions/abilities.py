@@ -73,7 +73,7 @@ def capabilities_of(call: Call, questions: frozenset[str], *, is_relayed: bool) 
     """
     declared = dict(call.client.capabilities)
     if not is_relayed and declared.pop("extensions", None):
-        passed = _decode_abilities(abilities_of(call))
+        passed = decode_abilities(abilities_of(call))
         declared |= {"extensions": passed["extensions"]} if "extensions" in passed else {}
     return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
 
@@ -86,19 +86,19 @@ def can_ask(abilities: bytes) -> bool:
 @lru_cache(256)
 def limit_abilities(abilities: bytes, questions: frozenset[str]) -> bytes:
     """Return abilities with only some kinds of questions."""
-    found = _decode_abilities(abilities)
+    found = decode_abilities(abilities)
     kept = {name: value for name, value in found.items() if name in questions or name == "extensions"}
     return encode_sorted(kept) if kept else b""
 
 
 @lru_cache(256)
-def _decode_abilities(abilities: bytes) -> Json:
+def decode_abilities(abilities: bytes) -> Json:
     return decode_object(abilities) if abilities else {}
 
 
 def declare(abilities: bytes, revision: Revision) -> Json:
     """Convert abilities to client capabilities in the upstream's revision."""
-    declared: Json = dict(_decode_abilities(abilities))
+    declared: Json = dict(decode_abilities(abilities))
     modes = declared.pop("elicitation", None)
     supported: Json = {mode: {} for mode in members(modes) if mode in revision.elicitation_modes}
     if supported or modes == {}:

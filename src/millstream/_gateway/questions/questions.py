@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import Message, ProtocolError, ToolError
-from millstream._gateway.questions.abilities import QUESTIONS, _decode_abilities
+from millstream._gateway.questions.abilities import QUESTIONS, decode_abilities
 from millstream._gateway.rules.results import Redactor
 from millstream._protocol.jsonrpc import MAX_MEMBERS, RequestId, exceeds_limits, too_many_members
 from millstream._protocol.metadata import LOG_LEVELS
@@ -62,7 +62,7 @@ def check_declared(method: str, abilities: bytes, allowed: Collection[str] | Non
     """
     kind = _CAPABILITY.get(method, "")
     try:
-        return members(_decode_abilities(abilities)[kind])
+        return members(decode_abilities(abilities)[kind])
     except KeyError:
         text = f"The client didn't declare support for {method}"
         if allowed is None:

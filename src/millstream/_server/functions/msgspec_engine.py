@@ -235,7 +235,8 @@ class MsgspecEngine(Engine):
         for parameter in arguments.parameters:
             for _, kind in parts_of(parameter.annotation):
                 self.reads_all &= isinstance(kind, Meta) or kind in _READ_WHOLE
-                if isinstance(kind, type) and is_dataclass(kind) and not all(each.init for each in fields(kind)):
+                made: Any = kind
+                if isinstance(kind, type) and is_dataclass(made) and not all(each.init for each in fields(made)):
                     raise TypeError(f"{kind.__name__} has fields that only its own code sets (init=False)")
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)

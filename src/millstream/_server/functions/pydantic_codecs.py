@@ -254,7 +254,8 @@ def _in_order(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
 
     pydantic prefers other classes to `str`.
     """
-    choices = [each[0] if isinstance(each, tuple) else each for each in node["choices"]]
+    written: Sequence[Any] = node["choices"]
+    choices: list[Any] = [cast("Any", each)[0] if isinstance(each, tuple) else each for each in written]
     texts = [each for each in choices if _kind_of(each) in _READ_FROM_TEXT]
     if len(texts) < 2 or "str" not in map(_kind_of, texts):
         return None
@@ -296,7 +297,7 @@ def choice_finder(choices: Sequence[Any]) -> Callable[[Any], Any]:
         is_member = isinstance(each, Enum)
         written = pydantic_core.to_jsonable_python(each.value, serialize_unknown=True) if is_member else each
         if isinstance(written, list | dict):
-            others.append((written, each))
+            others.append((cast("Any", written), each))
         else:
             by_value.setdefault((isinstance(written, bool), written), each)
 
