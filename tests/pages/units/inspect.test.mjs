@@ -209,7 +209,12 @@ test("keep-alives aren't progress of a call", async () => {
     }
   });
   const ignore = () => {};
-  const client = new Client(transport, "2025-11-25", {}, { sent: ignore, got: ignore, failed: ignore, notified: ignore });
+  const client = new Client(
+    transport,
+    "2025-11-25",
+    {},
+    { sent: ignore, got: ignore, failed: ignore, notified: ignore }
+  );
   const shown = [];
   await client.request("tools/call", { name: "work" }, { progress: ({ progress }) => shown.push(progress) });
   assert.deepEqual(shown, [1, 2]);

@@ -321,9 +321,9 @@ function folded(notes, noted) {
         ? ""
         : isKeepAlive(params)
           ? "keep-alive"
-        : params.total === undefined
-          ? String(params.progress)
-          : `${params.progress} of ${params.total}`;
+          : params.total === undefined
+            ? String(params.progress)
+            : `${params.progress} of ${params.total}`;
     const said =
       text(params.message) || text(params.uri) || (params.data === undefined ? "" : JSON.stringify(params.data));
     return element(
