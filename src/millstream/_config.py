@@ -377,3 +377,14 @@ class ConfigVersion(Confidential, Struct, frozen=True):
     """
     targets: list[tuple[str, str]] = []
     """Name and target of each upstream in the first version, for the gateway's id, which doesn't change."""
+
+
+_OPTION = re.compile(r"(?:millstream run )?(--[a-z][\w-]*(?: (?:\d\w*(?:\.\w+)*|[A-Z]{2,}\b))?)")
+
+
+def as_typed(remedy: str) -> str:
+    """Return a remedy in terms of the target that was typed, if a Makefile sets it: ``make run ARGS="--port 8001"``."""
+    typed = os.environ.get("TYPED_COMMAND", "")
+    if not typed:
+        return remedy
+    return _OPTION.sub(rf'{typed} ARGS="\1"', remedy).replace("VALUE millstream …", f"VALUE {typed}")

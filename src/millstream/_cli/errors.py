@@ -30,7 +30,7 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
-        from millstream._app.server_process import as_typed  # noqa: PLC0415  only for errors
+        from millstream._config import as_typed  # noqa: PLC0415  only for errors
         from millstream._protocol.errors import fit  # noqa: PLC0415
         from millstream._telemetry.logs import is_colored  # noqa: PLC0415
 

@@ -4,8 +4,6 @@ reports.
 A command-line error has three parts: the problem, the reason, and a fix.
 """
 
-import os
-import re
 import shutil
 import sys
 import traceback
@@ -13,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from millstream._config import Settings
+from millstream._config import Settings, as_typed
 from millstream._protocol.errors import LocalError, fit
 from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
@@ -71,17 +69,6 @@ def check_not_importing(server: object = None) -> None:
             why="`millstream run` imports the file first and then serves its server.",
             fix='Put the call below the line `if __name__ == "__main__":`.',
         )
-
-
-_OPTION = re.compile(r"(?:millstream run )?(--[a-z][\w-]*(?: (?:\d\w*(?:\.\w+)*|[A-Z]{2,}\b))?)")
-
-
-def as_typed(remedy: str) -> str:
-    """Return a remedy in terms of the target that was typed, if a Makefile sets it: ``make run ARGS="--port 8001"``."""
-    typed = os.environ.get("TYPED_COMMAND", "")
-    if not typed:
-        return remedy
-    return _OPTION.sub(rf'{typed} ARGS="\1"', remedy).replace("VALUE millstream …", f"VALUE {typed}")
 
 
 def report(error: CommandError) -> None:
