@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conformance.official import PATIENT, SELECTIONS, Report, run_suite
+from file_queue import get_selected_tests
 from patience import WAIT
 from processes import NODE, ROOT, free_port, run_command, run_server, uvicorn_command
 from property_settings import NIGHTLY
@@ -99,7 +100,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         runs = Runs(pool, tmp_path_factory.mktemp("conformance"))
-        for item in request.session.items:
+        for item in get_selected_tests(request.session):
             if isinstance(item, pytest.Function) and item.path == request.path and hasattr(item, "callspec"):
                 runs.start(item.callspec.params.get("way", "lane"), item.callspec.params["name"])
         yield runs

@@ -14,6 +14,7 @@ import pytest
 
 from agent_world import KEY, ScriptedModel, calls, says
 from auth.test_tls import make
+from file_queue import get_selected_tests
 from nats_parts import NatsServer
 from processes import ROOT, free_port
 from programs import MISSING
@@ -189,8 +190,10 @@ def reading(
 ) -> Iterator[dict[str, Future[None]]]:
     """All selected pages, which are being typed: page -> its task."""
     wanted = [
-        item.callspec.params["page"] for item in request.session.items if "reading" in getattr(item, "fixturenames", ())
-    ]  # type: ignore[attr-defined]
+        item.callspec.params["page"]  # type: ignore[attr-defined]
+        for item in get_selected_tests(request.session)
+        if "reading" in getattr(item, "fixturenames", ())
+    ]
     with ThreadPoolExecutor(AT_ONCE) as readers:
         yield {page: readers.submit(read, page, tmp_path_factory.mktemp("reader"), installed) for page in wanted}
 

@@ -35,6 +35,14 @@ def order_files(files: Iterable[Path], serve: set[Path]) -> list[Path]:
     return [*shown, *waiting[:half], *(path for _, path in sorted(turns)), *computing[most:]]
 
 
+_TESTS = pytest.StashKey[list[pytest.Item]]()
+
+
+def get_selected_tests(session: pytest.Session) -> list[pytest.Item]:
+    """Return the tests that a fixture may prepare for: those of the file that runs, or all that were collected."""
+    return session.stash.get(_TESTS, session.items)
+
+
 class QueuedFile(pytest.Item):
     """A file whose tests aren't collected yet."""
 
@@ -45,7 +53,7 @@ class QueuedFile(pytest.Item):
         """Collect the file, and run its selected tests."""
         session = self.session
         place = session.items.index(self)
-        tests = self._collect()
+        session.stash[_TESTS] = tests = self._collect()
         for test, following in pairwise([*tests, nextitem]):
             assert test is not None
             session.items[place] = test  # each report has to be about the item that the worker runs

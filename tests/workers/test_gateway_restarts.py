@@ -293,6 +293,7 @@ async def test_sessions_of_a_killed_worker_go_on_with_another_one(world: World, 
             assert len([each for each in found if LOST in each]) in (1, 2)  # again if its successor isn't ready yet
 
 
+@pytest.mark.nightly
 async def test_sessions_do_not_return_to_state_from_before_another_worker_served_them(
     world: World, tmp_path: Path
 ) -> None:
@@ -309,6 +310,10 @@ async def test_sessions_do_not_return_to_state_from_before_another_worker_served
                 assert LOST in await session.call("kept_read")
                 await session.call("kept_keep", value="second")
             old = set(first.values()) - {killed}
+            # The successor may have been ready for the last ones already.
+            served = {session: int(await session.call("desk_worker")) for session in moved}
+            moved = [session for session, pid in served.items() if pid in old]
+            assert moved
 
             async def find_returned() -> dict[Session, int]:  # to the successor of the killed worker
                 found = {session: int(await session.call("desk_worker")) for session in moved}
@@ -318,7 +323,9 @@ async def test_sessions_do_not_return_to_state_from_before_another_worker_served
                 while not (returned := await find_returned()):
                     pass
             for session in returned:
-                assert LOST in await session.call("kept_read")
+                async with asyncio.timeout(WAIT):
+                    while LOST not in (found := await session.call("kept_read")):
+                        assert found == "second"  # a worker may not have noticed the successor yet
                 await session.call("kept_keep", value="third")
             kill(next(iter(returned.values())))
             for session in returned:
