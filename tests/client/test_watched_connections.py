@@ -24,6 +24,7 @@ from client.watch_parts import (
     block_forever,
     count_gets,
     count_handshakes,
+    count_subscriptions,
     session,
     until_other_than_again,
     wait_until,
@@ -163,7 +164,8 @@ async def test_watch_command_survives_a_server_restart(tmp_path: Path) -> None:
                 assert (await process.stdout.readline()).startswith(b"Watching shop")
                 first.close()
                 second.enter_context(shop(port, tmp_path))
-                assert await process.stdout.readline() == b"changed\tagain\n"
+                while await process.stdout.readline() != b"changed\tagain\n":
+                    pass
                 async with publishing(url):
                     while (line := await process.stdout.readline()) == b"changed\tagain\n":
                         pass
@@ -226,6 +228,25 @@ async def test_resumed_stream_reports_missed_changes(id: str, short_backoff: Non
             while heard[-1] != Change("tools"):
                 heard.append(await anext(changes))
         assert heard == [Change("prompts"), *([] if id else [AGAIN]), Change("tools")]
+        assert count_handshakes(server) == 1
+
+
+@pytest.mark.parametrize("id", ["", "id: e1\n"], ids=["missed", "resumed"])
+async def test_reopened_streams_get_their_subscriptions_again(id: str, short_backoff: None) -> None:
+    """A server may have lost them in a restart, and the changes until the client subscribed again."""
+
+    async def streams(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        if count_gets(server) == 1:
+            await asked.event(NOTE, id)
+            await wait_until(lambda: count_subscriptions(server) == 1)
+            raise ConnectionError
+        await block_forever()
+
+    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
+        async with client.watch("a://1") as changes:
+            while count_subscriptions(server) < 2:
+                assert await anext(changes) == AGAIN
         assert count_handshakes(server) == 1
 
 

@@ -56,3 +56,7 @@ def count_handshakes(server: MisbehavingServer) -> int:
 
 def count_gets(server: MisbehavingServer) -> int:
     return [asked.verb for asked in server.requests].count("GET")
+
+
+def count_subscriptions(server: MisbehavingServer) -> int:
+    return [asked.method for asked in server.requests].count("resources/subscribe")

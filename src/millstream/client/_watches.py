@@ -35,7 +35,7 @@ from millstream.client._errors import (
 )
 from millstream.client._requests import Connection, RawRequest, Requests
 from millstream.client._server_messages import Change
-from millstream.client._transports import Transport
+from millstream.client._transports import StreamReopened, Transport
 
 _logger = logging.getLogger(__name__)
 _MAX_UNREAD = 10_000
@@ -225,6 +225,12 @@ class Changes(Watch, NotCopyable, eq=False):
             with contextlib.suppress(ClientError):
                 for ask in self._asks("resources/unsubscribe"):
                     await self._requests.send(connection, ask)
+
+    @override
+    def _on_interruption(self, transport: Transport, fault: ClientError) -> None:
+        if isinstance(fault, StreamReopened) and not self._filter.resource_subscriptions:
+            return
+        super()._on_interruption(transport, fault)
 
     def _on_change(self, change: Change, subscription: Any) -> None:
         wanted = self._filter

@@ -41,11 +41,11 @@ async def test_example_follows_its_policy(tmp_path: Path) -> None:
         async with Client(url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT) as client:
             while not (tools := await client.tools(fresh=True)):
                 pass
-            assert {each.name for each in tools} == {"shop_search_books", "shop_buy"}
+            assert {each.name for each in tools} == {"shop_search_books", "shop_buy", "read_resource"}
             bought = (await client.call("shop_buy", isbn="7")).text
             assert bought == "Ordered 7 for company; card [redacted] was charged."
         async with Client(url, headers={"authorization": f"Bearer {poor}"}, timeout=WAIT) as client:
-            assert {each.name for each in await client.tools()} == {"shop_search_books"}
+            assert {each.name for each in await client.tools()} == {"shop_search_books", "read_resource"}
 
 
 async def test_mcp_servers_file_works_over_stdio(tmp_path: Path) -> None:

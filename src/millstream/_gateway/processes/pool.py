@@ -585,7 +585,7 @@ class ErrorLog:
 
 
 class Watchdog:
-    """A small process that ends our process groups when this process has exited. Its program is `_watchdog.py`.
+    """A small process that ends our process groups when this process has exited. Its program is `watchdog.py`.
 
     Without it, a server that ignores the end of its input would outlive us. PR_SET_PDEATHSIG isn't enough: it doesn't
     reach child processes (``npx``, ``uv run``), exists only on Linux, and takes effect when the starting thread ends.
@@ -621,7 +621,7 @@ class Watchdog:
                     sys.executable,
                     "-I",
                     "-S",
-                    Path(__file__).with_name("_watchdog.py"),
+                    Path(__file__).with_name("watchdog.py"),
                     "=".join(self.mark),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.DEVNULL,

@@ -169,6 +169,10 @@ class TransportRequest(Struct, gc=False):
     """See `RawRequest.owner`."""
 
 
+class StreamReopened(ConnectionLost):
+    """Why the server may have lost subscriptions, but not the session: after a restart, it may have kept only that."""
+
+
 class Listener(Protocol):
     """Receives what the server sends outside of responses."""
 

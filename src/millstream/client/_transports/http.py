@@ -40,6 +40,7 @@ from millstream.client._transports import (
     Listener,
     Options,
     SkipLog,
+    StreamReopened,
     TransportRequest,
     answered_id,
     messages_in,
@@ -363,8 +364,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
             raise ConnectionLost("The server still has the previous stream open.")
         if reply.stream is None or reply.status != 200:
             raise SessionLost("The session has expired on the server.")
-        if reader.attempts and not reader.last_event_id:
-            self._listener.on_interruption(self, None)
+        if reader.attempts:
+            self._listener.on_interruption(self, StreamReopened("A stream was reopened."))
+            if not reader.last_event_id:
+                self._listener.on_interruption(self, None)
         stands.set()
         reader.attach(reply.stream)
         while (message := await reader.message()) is not None:
