@@ -11,6 +11,7 @@ from millstream import auth
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.records import digest
 from millstream.auth._key_file import PREFIX, KeyFile, KeyMethod
+from millstream.auth._method import Rejection
 from wire import Reply, request
 
 PING = request("ping", id=5)
@@ -133,6 +134,25 @@ async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: Ke
         kept.revoke("ci")
         assert guard.refresh()
         assert (await world.post(new, PING, mcp_session_id=session)).status == 403
+
+
+@for_each("change", ["add", "rotate"])
+async def test_new_keys_work_at_once(kept: KeyFile, change: str) -> None:
+    async with run_guarded(make_server(auth.keys(file=kept.path))) as world:
+        new = kept.add("ci", (), 0.0, None) if change == "add" else kept.rotate("first", 0.0, 60.0)
+        assert (await world.post(new, PING, mcp_session_id=await world.initialize(new))).status == 200
+
+
+async def test_unknown_keys_read_the_file_ten_times_a_second_at_most(
+    kept: KeyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = [100.0], list[float]()
+    method = KeyMethod((), KeyFile(kept.path), clock=lambda: now[0])
+    monkeypatch.setattr(method._file, "reload", lambda _: looks.append(now[0]))
+    for number in range(100):
+        now[0] = 100 + number / 100
+        assert isinstance(await method.examine(f"ms_{number}"), Rejection)
+    assert 9 <= len(looks) <= 10
 
 
 async def test_rotated_keys_work_only_during_their_grace_period(tmp_path: Path) -> None:

@@ -316,6 +316,8 @@ logger = logging.getLogger("millstream")
 _VERDICT_SECONDS = 3600.0
 _REJECTION_SECONDS = 60.0
 """Seconds that a verdict on a key is cached. Revocations take effect within a second (`AuthGuard.refresh`)."""
+_LOOK_SECONDS = 0.1
+"""Minimum seconds between looks at the file because of unknown keys."""
 _REVOCATION_SECONDS = 10.0
 """Seconds after which every guard with this method has polled `epoch` and seen a revocation."""
 
@@ -354,6 +356,7 @@ class KeyMethod(AuthMethod):
         """Names with a valid key at the last check."""
         self._revoked_at: dict[str, float] = {}
         """Name of a recently removed key -> time of removal. The name may have another key."""
+        self._looked_at = 0.0
         if file is not None:
             file.load_for_server()
         self.epoch()
@@ -376,8 +379,16 @@ class KeyMethod(AuthMethod):
 
     @override
     async def examine(self, credential: str) -> Identity | Rejection:
-        """Return the owner of a key, or a rejection to cache until the keys change."""
-        return await self.identify(credential) or Rejection(seconds=_REJECTION_SECONDS)
+        """Return the owner of a key, or a rejection to cache until the keys change.
+
+        A key may have been printed a moment ago, so the file is looked at before an unknown one is rejected.
+        """
+        found = await self.identify(credential)
+        if found is None and self._file is not None and not 0 <= self._clock() - self._looked_at < _LOOK_SECONDS:
+            self._looked_at = self._clock()
+            self.epoch()
+            found = await self.identify(credential)
+        return found or Rejection(seconds=_REJECTION_SECONDS)
 
     def _all(self) -> tuple[StoredKey, ...]:
         return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.records)
