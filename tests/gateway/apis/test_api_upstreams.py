@@ -205,6 +205,9 @@ async def test_redirects_and_other_servers_are_rejected(caplog: pytest.LogCaptur
         "isn't the document's own origin": lambda port: document(servers=[{"url": "http://127.0.0.2:9/v1"}]),
         "nested deeper": lambda port: {"x": json.loads("[" * 80 + "]" * 80), **document()},
         "must be version 2.0": lambda port: {"swagger": "1.2", "paths": {}},
+        "has more than 16,777,216 bytes. To allow more, set max_catalog_bytes.": (
+            lambda port: {"x": "a" * 17_000_000, **document()}
+        ),
     }
     for reason, described in broken.items():
         async with shop(described) as (url, _):

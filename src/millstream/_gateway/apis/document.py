@@ -155,7 +155,9 @@ class Document:
         self, spec: Any, *, hosts: Collection[str] = (), output_schemas: bool = False,
         fixed: Collection[tuple[str, str]] = (),
     ) -> None:  # fmt: skip
-        if not is_object(spec) or not is_object(spec.get("paths")):
+        if not is_object(spec):
+            raise ValueError("The OpenAPI document must be an object with members such as openapi and paths.")
+        if not is_object(spec.get("paths")):
             raise ValueError("The OpenAPI document has no paths.")
         if str(spec.get("swagger", "")).startswith("2"):
             spec = upgrade(spec)

@@ -35,6 +35,8 @@ _SUFFIXES = (".json", ".yaml", ".yml")
 """Ends of the names of files that a document can refer to."""
 _VISIBLE = re.compile(r"(?:/[^./\\;?#%\x00-\x1f\x7f][^/\\;?#%\x00-\x1f\x7f]*+)+")
 """Matches a decoded path without hidden names, and without characters that servers interpret differently."""
+_MEMBER = re.compile(rb"(?m)^(?:[^#\s][^\n]*:|[\[{-])")
+"""Matches a line that begins a member or a list in YAML."""
 _TABLES = (*SERVER_TABLES, "tokens", "registrations")
 """Members of configuration files and token files that contain entries by name."""
 _ENTRY = ("access_token", "args", "client_id", "command", "httpUrl", "serverUrl", "url")
@@ -50,14 +52,22 @@ def parse_file(data: bytes) -> Any:
         ValueError: It's neither, or is too deep or large.
         MissingExtra: It's YAML, and the extra isn't installed.
     """
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if data.lstrip()[:1] == b"{":
+    data = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not data:
+        raise ValueError("The document is empty.")
+    if data[:1] == b"<":
+        raise ValueError(
+            "The document is a web page or XML. Use the address of the JSON or YAML, such as /openapi.json."
+        )
+    if data[:1] == b"{":
         if reason := exceeds_limits(data, MAX_DEPTH):
             raise ValueError(f"The document has {reason}.")
         try:
             return msgspec.json.decode(data)
         except msgspec.DecodeError as exc:
             raise ValueError(f"The document isn't JSON ({exc}).") from exc
+    if not _MEMBER.search(data):
+        raise ValueError("The document isn't JSON or YAML.")
     try:
         what = "Reading an OpenAPI document in YAML"
         found = read_yaml(data, what=what, extra="yaml", max_depth=MAX_DEPTH, allow_aliases=True)
@@ -130,7 +140,10 @@ class DocumentFiles:
         self._digest.update(data)
         self._bytes_left -= len(data)
         if self._bytes_left < 0 or len(self._values) > _MAX_FILES:
-            raise ValueError(f"The document has more than {self._max_bytes:,} bytes or {_MAX_FILES:,} files.")
+            raise ValueError(
+                f"The document has more than {self._max_bytes:,} bytes or {_MAX_FILES:,} files. To allow more bytes, "
+                "set max_catalog_bytes."
+            )
         try:
             value = parse_file(data)
         except ValueError as exc:

@@ -35,7 +35,7 @@ from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.results import call_error
 from millstream._gateway.upstreams.lists import ListKeeper, reconnect_delay
 from millstream._gateway.upstreams.upstream import Gateway, ItemClasses, Upstream
-from millstream._http.client import Inflow
+from millstream._http.client import Inflow, TooLarge
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
@@ -339,8 +339,9 @@ class ApiLists(ListKeeper):
         url: Url | None = None
         if isinstance(source, str | Path):
             url = parse_url(str(source)) if str(source).startswith(("http://", "https://")) else None
-            limit = self.config.max_catalog_bytes
-            files = await self._fetch_files(url) if url else await asyncio.to_thread(read_files, source, limit)
+            files = await (
+                self._fetch_files(url) if url else asyncio.to_thread(read_files, source, self._document_bytes)
+            )
             source, digest, refused = files.document, files.digest, files.refused
         elif is_application(source):
             try:
@@ -364,6 +365,10 @@ class ApiLists(ListKeeper):
         await self.publish(structs.replace(self.catalog, tools=tools, taken_at=time()))
         self.recover()
 
+    @property
+    def _document_bytes(self) -> int:
+        return 2 * self.config.max_catalog_bytes  # it describes more than its tools do
+
     async def _fetch_files(self, url: Url) -> DocumentFiles:
         """Fetch the document, and the files that it refers to and may refer to.
 
@@ -371,7 +376,7 @@ class ApiLists(ListKeeper):
             ValueError: The document can't be read.
             ClientError: The document can't be reached.
         """
-        files = DocumentFiles(str(url), self.config.max_catalog_bytes)
+        files = DocumentFiles(str(url), self._document_bytes)
         await asyncio.to_thread(files.add, await self._fetch(url))
         while address := files.wanted:
             try:
@@ -415,11 +420,15 @@ class ApiLists(ListKeeper):
         has_credentials = has_credentials and same_origin
         credentials = self._upstream.credentials if has_credentials else None
         auth = None if credentials is None or credentials.personal else credentials.auth("")
-        pool = self._upstream.pool(url, self.config.max_catalog_bytes)
+        limit = self._document_bytes
+        pool = self._upstream.pool(url, limit)
         kept = _FolderAuth(folder, auth) if folder else auth
         endpoint = Endpoint(url, self.config.headers if has_credentials else {}, pool, kept)
-        async with asyncio.timeout(self.config.timeout):
-            reply = await endpoint.send("GET", {"accept": "application/json"}, repeatable=True)
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                reply = await endpoint.send("GET", {"accept": "application/json"}, repeatable=True)
+        except TooLarge as exc:
+            raise ValueError(f"{url} has more than {limit:,} bytes. To allow more, set max_catalog_bytes.") from exc
         reply.discard()
         if reply.status != 200 or reply.stream is not None:
             raise ValueError(f"{url} returned status {reply.status} instead of a document.")

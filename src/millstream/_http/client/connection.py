@@ -199,7 +199,7 @@ class HttpConnection(asyncio.Protocol):
             if self._reply is not None or self._waiter is not None:
                 self._count(len(data), before)
         except TooLarge as exc:
-            self._error = exc
+            self._error = self._error or exc
         except HttpParserUpgrade:
             self._error = InvalidResponse("The server switched protocols without being asked to.")
         except HttpParserError as exc:
