@@ -16,11 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from cases import for_each
 from guard_peer import echo, make_endpoints
 from http_peer import request, serve
 from millstream._app.server_process import CommandError
 from millstream._app.server_process.listen_sockets import Certificate
 from millstream._config import Settings
+from millstream._protocol.errors import LocalError
 from patience import WAIT
 from processes import free_port, run_command, run_server
 from workers_world import PROGRAM, kill, run_workers, until
@@ -157,6 +159,22 @@ def test_partial_certificate_renewal_is_not_loaded(tmp_path: Path) -> None:
     Path(key).write_bytes(new_key)
     assert certificate.renew()
     assert not certificate.renew()
+
+
+@for_each("broken", ["key", "certificate"])
+def test_pairs_that_stay_unusable_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    cert, key = make(tmp_path, "old")
+    certificate, now = Certificate(cert, key), [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    Path(key if broken == "key" else cert).write_text("nothing")
+    assert not certificate.renew()
+    now[0] = 1059.9
+    assert not certificate.renew()
+    now[0] = 1060.0
+    with pytest.raises(LocalError, match=r"can't be used: .*The old ones still serve\."):
+        certificate.renew()
+    make(tmp_path, "new")
+    assert certificate.renew()
 
 
 def test_old_tls_versions_are_rejected(tmp_path: Path) -> None:

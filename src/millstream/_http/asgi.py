@@ -27,6 +27,7 @@ from millstream._http.message import (
     HttpRequest,
     Response,
     Sink,
+    body_too_large,
     compress,
     failure,
     refusal,
@@ -145,7 +146,6 @@ MAX_PIECES = 1024
 """Maximum messages per body, plus one for each 64 bytes of it."""
 
 _NOT_FOUND = refusal(404, "Not found.")
-_TOO_LARGE = refusal(413, "The body is too large.", connection="close")
 _PIECES_TOO_SMALL = refusal(400, "The body arrived in too many small pieces. Send larger ones.", connection="close")
 _TOO_SLOW = refusal(408, "The body arrived too slowly.", connection="close")
 _TOO_MANY = refusal(
@@ -227,7 +227,7 @@ class AsgiAdapter:
         length = headers.get(b"content-length", b"")
         # A body without a declared length is measured on arrival.
         if len(length) >= self.digits and length.isdigit() and (len(length) > 18 or int(length) > self.limits.max_body):
-            return exchange.reply(_TOO_LARGE)
+            return exchange.reply(body_too_large(self.limits.max_body, connection="close"))
         return exchange.serve(handler)
 
 
@@ -355,7 +355,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
                 if room := adapter.body_budget.take(self.peer, len(piece)):
                     counted += len(piece)
                 if len(parts) > adapter.limits.max_body:
-                    return _TOO_LARGE
+                    return body_too_large(adapter.limits.max_body, connection="close")
                 if not message.get("more_body", False):
                     self.body = bytes(parts)
                     return None

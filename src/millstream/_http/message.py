@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from secrets import token_hex
@@ -92,6 +92,12 @@ def refusal(status: int, text: str, **headers: str) -> Response:
         ``refusal(429, "Too many orders. Try again in a minute.", retry_after="60")``
     """
     return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
+
+
+@cache
+def body_too_large(limit: int, **headers: str) -> Response:
+    """Return the error response for a body of more than `limit` bytes: ``body_too_large(2**22)``."""
+    return refusal(413, f"The body has more than {limit:,} bytes. To allow more, set max_body.", **headers)
 
 
 class OutputStream(Protocol):

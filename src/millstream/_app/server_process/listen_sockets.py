@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import ssl
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from millstream._config import VariableError, address
 from millstream._http.hosts import UNIX, is_loopback
 from millstream._http.server.listener import BACKLOG
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._stores.health import LogOnce
 from millstream.auth._key_file import SHORTEST_KEY, is_path
 from millstream.files import Stamp, stamp_of
 
 MAX_PORT = 65_535
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None))
+_PATIENCE = 60.0
+"""Seconds for whoever renews a certificate to write both files."""
 FIRST = 3
 """First descriptor passed by systemd (sd_listen_fds(3))."""
 
@@ -256,7 +260,7 @@ class Certificate:
     """A certificate chain and its key, as files, renewed without a restart.
 
     The files are checked once a second. A matching new pair is used for new connections, and a mismatched one is
-    ignored.
+    ignored, with a warning after a minute.
     """
 
     def __init__(self, cert: str, key: str) -> None:
@@ -270,7 +274,7 @@ class Certificate:
         try:
             for each in (self._cert, self._key):
                 each.stat()  # the error names a missing file
-            self._seen = self._stamps()
+            self._seen, self._unusable_since = self._stamps(), 0.0
             self.context = self._load()
         except (OSError, ssl.SSLError, ValueError) as exc:
             why = f"{' and '.join(dict.fromkeys((str(self._cert), str(self._key))))}: {exc}."
@@ -293,7 +297,11 @@ class Certificate:
         return context
 
     def renew(self) -> bool:
-        """Use the current files if they are new and valid. Return whether they were."""
+        """Use the current files if they are new and valid. Return whether they were.
+
+        Raises:
+            LocalError: They can't be used, and not only for a moment between two writes.
+        """
         stamps = self._stamps()
         if stamps == self._seen:
             return False
@@ -301,16 +309,23 @@ class Certificate:
             self._load()  # in a separate context first, because the active one must not be partly renewed
             self.context.load_cert_chain(self._cert, self._key, password=_no_passphrase)
         except (OSError, ssl.SSLError, ValueError) as exc:
-            logger.debug("The renewed certificate can't be used yet: %s", exc)
+            self._unusable_since = self._unusable_since or time.monotonic()
+            if time.monotonic() - self._unusable_since >= _PATIENCE:
+                raise LocalError(
+                    f"{self._cert} and {self._key} can't be used: {exc}. The old ones still serve."
+                ) from exc
             return False
-        self._seen = stamps
+        self._seen, self._unusable_since = stamps, 0.0
         logger.info("The certificate was renewed.")
         return True
 
     async def watch(self) -> None:
         """Renew the certificate when the files change, until canceled."""
         trouble = LogOnce(
-            logger, "The certificate can't be checked; retrying", "The certificate can be checked.", catches=Exception
+            logger,
+            "The certificate can't be renewed; retrying",
+            "The certificate's files can be used.",
+            catches=Exception,
         )
         while True:
             await asyncio.sleep(EVERY)

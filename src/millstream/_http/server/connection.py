@@ -41,6 +41,7 @@ from millstream._http.message import (
     LastFrame,
     Response,
     Sink,
+    body_too_large,
     compress,
     failure,
     refusal,
@@ -57,7 +58,6 @@ CHUNKS_TOO_SMALL = refusal(400, "The body arrived in too many small chunks. Send
 UPGRADE_WITH_BODY = refusal(400, "An upgrade request must not have a body.")
 HEADER_TIMEOUT = refusal(408, "The headers arrived too slowly.")
 BODY_TIMEOUT = refusal(408, "The body arrived too slowly.")
-BODY_TOO_LARGE = refusal(413, "The body is too large.")
 TARGET_TOO_LONG = refusal(414, "The request target is too long.")
 HEADERS_TOO_LARGE = refusal(431, "The request has too many headers, or its headers are too large.")
 TOO_MANY_BODIES = refusal(
@@ -712,7 +712,7 @@ class ServerConnection:
         self._bytes_since_body = 0
         self._body_bytes += len(body)
         if self._body_bytes > self._table.limits.max_body:
-            self.refuse(BODY_TOO_LARGE)
+            self.refuse(body_too_large(self._table.limits.max_body))
         elif self._ignores_body:
             return
         elif not self.body:
@@ -767,7 +767,7 @@ class ServerConnection:
             if (len(hosts) != 1 or parse_authority(hosts[0]) is None) and target.partition(b"?")[0] not in _PROBES:
                 return BAD_HOST
         if size > self._table.limits.max_body:
-            return BODY_TOO_LARGE
+            return body_too_large(self._table.limits.max_body)
         if not target.startswith(b"/") and _split_target(target) is None:
             return BAD_TARGET
         if self._wants_websocket:
