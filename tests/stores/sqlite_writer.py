@@ -10,6 +10,7 @@ switches to the user `nobody` before opening the store.
 import argparse
 import asyncio
 import json
+import logging
 import os
 import resource
 import sys
@@ -25,6 +26,7 @@ NOBODY = 65534
 
 async def write(store: Store, run: str, each: int, size: int, *, more_room: bool) -> int:
     """Append, and return the number of failures."""
+    logging.disable()
     sqlite.PAUSE = 0.0  # type: ignore[misc]  # retry immediately after a disk failure
     await store.open()
     failed = 0

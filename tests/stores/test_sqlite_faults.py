@@ -18,6 +18,7 @@ from backend_stores import SqliteStore
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, StoreFull, StoreUnavailable
+from millstream._stores.sqlite import file as sqlite_file
 from millstream._stores.sqlite import store as sqlite_writer
 from millstream._stores.sqlite.file import locate
 from programs import require_program
@@ -80,6 +81,24 @@ async def test_full_file_rejects_writes_and_recovers(
     await store.close()
     await store.open()
     assert await read_all(store, "hub:journal") == [*kept, Entry(position, b"again")]
+
+
+async def test_failures_are_logged_when_they_begin_and_when_they_end(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
+    database(store).execute(f"PRAGMA max_page_count={database(store).execute('PRAGMA page_count').fetchone()[0] + 5}")
+    for _ in range(3):
+        with pytest.raises(StoreFull):
+            await append(store, "hub:other", bytes(200_000))
+        await store.kv.put("s:small", b"fits", TTL)
+    (full,) = caplog.records
+    assert "can't grow: the disk is full" in full.getMessage()
+    database(store).execute("PRAGMA max_page_count=1000000")
+    monkeypatch.setattr(sqlite_file, "_CALM_SECONDS", 0.0)
+    for _ in range(2):
+        await append(store, "hub:other", bytes(200_000))
+    assert [each.getMessage() for each in caplog.records[1:]] == [f"{path} can be written again."]
 
 
 async def test_unwritable_file_is_an_outage(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:

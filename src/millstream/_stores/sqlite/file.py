@@ -4,9 +4,11 @@ One process owns the file through SQLite's exclusive lock, which ends with the p
 never overwritten.
 """
 
+import logging
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,10 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
 
+_logger = logging.getLogger("millstream.stores")
+
+_CALM_SECONDS = 60.0
+"""Seconds without a failed write until a file counts as working, because small writes may fit on a full disk."""
 _AWAY = "Restore a backup, or move the file away (with its -wal file) to start with an empty store"
 _TEXTS: Final[dict[str, str]] = {
     "SQLITE_FULL": (
@@ -148,6 +154,8 @@ class Database:
     def __init__(self, location: Location) -> None:
         self.location = location
         self.epoch = ""
+        self._failed_at = 0.0
+        """Time of the last write that failed, or 0."""
         self._database: sqlite3.Connection | None = None
         self._owned: tuple[int, int] | None = None
         """The identity of the open file, even if another one is at its path by now."""
@@ -221,11 +229,17 @@ class Database:
             if self._database is not None and self._database.in_transaction:
                 with suppress(sqlite3.Error):
                     self.run("ROLLBACK")
+            if not self._failed_at:
+                _logger.error("A write to the store failed: %s", error)
+            self._failed_at = time.monotonic()
             if not isinstance(error, StoreFull):
                 # After a failed fsync, the kernel may discard unwritten pages, and the next fsync may succeed.
                 self.drop()
             raise error from exc
         self._log = self._log or _identity(_log_of(self.location.path))
+        if self._failed_at and time.monotonic() - self._failed_at > _CALM_SECONDS:
+            _logger.warning("%s can be written again.", self.location.path)
+            self._failed_at = 0.0
 
     def explain(self, exc: Exception) -> LocalError:
         """Translate an error to one that the store contract allows, with its cause and advice."""
