@@ -108,6 +108,18 @@ async def test_root_path_shows_the_mcp_url_if_pages_are_disabled(*, lane: bool) 
         assert found == [(404, told), (404, f"Not found. MCP is served at {where}.\n")]
 
 
+@LANES
+async def test_oauth_paths_of_a_server_with_keys_ask_for_the_key(*, lane: bool) -> None:
+    """Clients without a key try OAuth, and show people what these paths say."""
+    paths = ("/register", "/.well-known/oauth-authorization-server", "/.well-known/oauth-protected-resource/mcp")
+    found = await texts(Server("shop", settings=Settings(auth_key=KEY)), *paths, lane=lane)
+    said = (
+        "Not found. This server needs a key, not OAuth: send the header Authorization: Bearer, followed by your key.\n"
+    )
+    assert found == [(404, said)] * 3
+    assert (await texts(Server("shop"), "/register", lane=lane))[0][1].endswith("MCP is served at /mcp.\n")
+
+
 async def test_misspelled_paths_suggest_the_right_one() -> None:
     """Paths of the program may be private, so they aren't suggested."""
     mcp = Server("shop", serve="all")

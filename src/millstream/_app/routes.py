@@ -138,7 +138,7 @@ class Routes:
         mcp_path = addresses[0].path
         self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}
         with_issuer = guard is not None and any(each.issuers for each in guard.methods)
-        self._sign_in = "--login" if with_issuer else "" if guard is None else "--auth KEY"
+        self._sign_in = "--login" if with_issuer else "" if guard is None else _KEY
 
         self._mcp = f"MCP is served at {{root}}{mcp_path}."
         nothing = self._limit(_refuse(404, f"{self._mcp} Give that address to an MCP client."))
@@ -231,6 +231,8 @@ class Routes:
         if method not in ("GET", "HEAD", "POST") and self._limits is UNLIMITED:
             return None
         text = f"Use {{root}}{bare}." if bare in self._exact else _HINTS.get(bare, self._mcp)
+        if self._sign_in == _KEY and path.startswith(_OAUTH):
+            text = "This server needs a key, not OAuth: send the header Authorization: Bearer, followed by your key."
         return self._for_browsers(self._limit(_refuse(404, f"Not found. {text}")))
 
     def _limit(self, handler: Handler) -> Handler:
@@ -381,6 +383,10 @@ KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
 """Paths to suggest for similar ones. A program's own paths aren't suggested, because they may be private."""
 
 _SIGN_IN = "/sign-in"
+_KEY = "--auth KEY"
+"""How clients sign in with a key, in the client commands' options."""
+_OAUTH = ("/register", "/authorize", "/token", "/.well-known/oauth-", "/.well-known/openid-configuration")
+"""Beginnings of the paths that clients without a key try, and whose replies they show to people."""
 _SIGN_IN_NAMES = frozenset({"/login", "/log-in", "/signin", "/auth", "/auth/login", "/account", "/account/login"})
 """Common names of sign-in pages, which people try."""
 _MAX_MISSPELLED = 64

@@ -169,18 +169,23 @@ async def test_expired_tokens_are_refreshed_once_for_all_calls() -> None:
         assert [each["grant_type"] for each in accounts.forms] == ["refresh_token"]
 
 
-async def test_authorization_server_outage_keeps_connections() -> None:
+@for_each("fails", ["", "temporarily_unavailable", "server_error"])
+async def test_authorization_server_outage_keeps_connections(fails: str) -> None:
     async with run_scenario() as (other, gate, alice, bob):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.wait_for_tool("up_who")
         other.accounts.expires_in = 0.001
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
         other.accounts.expires_in = 600
-        other.accounts.metadata_changes = {"token_endpoint": "http://127.0.0.1:9/token"}
+        other.accounts.fails = fails
+        if not fails:
+            other.accounts.metadata_changes = {"token_endpoint": "http://127.0.0.1:9/token"}
         for _ in range(8):
-            assert "credentials that its authorization server doesn't issue" in await gate.call(BOB, "up_who")
+            text = await gate.call(BOB, "up_who")
+            assert "credentials that its authorization server doesn't issue" in text
+            assert "/connections" not in text
         assert await gate.call(ALICE, "up_who") == "ada"
-        other.accounts.metadata_changes = {}
+        other.accounts.fails, other.accounts.metadata_changes = "", {}
         assert await gate.call(BOB, "up_who") == "brian"
         assert (await bob.submit("disconnect")).status_code == (await alice.submit("disconnect")).status_code == 303
         assert (await gate.mcp.start()).host.degraded_reasons() == []

@@ -362,7 +362,11 @@ class PersonalCredentials(TokenCredentials):
             # Keep it: the refusal may be the upstream's mistake, and the user would have to connect again.
             return None if old is None or old.has_ended else old
         oauth, store = self._client("", old, {})
-        if not await oauth.refresh(self.url):
+        try:
+            is_renewed = await oauth.refresh(self.url)
+        except AccessDenied as exc:  # it's the authorization server's, so the account isn't lost
+            raise ConnectFailed(f"The account at {self.upstream!r} can't be renewed at the moment. {exc}") from exc
+        if not is_renewed:
             if oauth.rejected_client_id:
                 await self._take_rejection(oauth.rejected_client_id)
             self._log_end(oauth.rejected_client_id)
