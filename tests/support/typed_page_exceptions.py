@@ -262,6 +262,7 @@ PAGES = {
             "news.js": "It's the script of a page: tests/pages/test_news_page.py runs it.",
             "eventsource.js": "It's the script of a page: tests/pages/test_news_page.py runs it.",
             'import { connect } from "./hub.js"': "test_hub_client.py and test_hub_client_in_pages.py do it with keys.",
+            'import { connect } from "./hub.mjs"': "test_hub_client.py does it in Node.js.",
             "MILLSTREAM_ALLOWED_ORIGINS": "tests/security tries other origins.",
         },
         also={
