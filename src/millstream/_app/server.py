@@ -480,15 +480,19 @@ class Server(NotCopyable):
     def from_fastapi(cls, app: Any, *, name: str = "", **options: Any) -> "Server":
         """Return a server with a FastAPI application's operations as tools: ``Server.from_fastapi(app)``.
 
+        The application's lifespan runs while the server runs, unless the server is mounted on the application.
+
         Args:
             app: The application.
             name: Name that clients show, by default the application's title.
             options: Options of `from_openapi`.
         """
-        from millstream._gateway.apis.items import client_of_app  # noqa: PLC0415  few servers use it
+        from millstream._gateway.apis.items import LocalApp  # noqa: PLC0415  few servers use it
 
-        options = {"output_schemas": True, **options}
-        return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)
+        options, local = {"output_schemas": True, **options}, LocalApp(app)
+        made = cls.from_openapi(app.openapi(), local.client(), name=name or app.title, **options)
+        made.definition.lifespan = partial(local.lifespan, made)
+        return made
 
     def upstream(self, name: str, target: Any = None, **options: "Unpack[UpstreamOptions]") -> None:
         """Offer the items of another server as part of this one, in every revision and on every transport.

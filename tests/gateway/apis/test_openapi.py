@@ -1,13 +1,16 @@
 """Servers from an OpenAPI document or a FastAPI application: their items, and the requests to the API."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
+from cases import for_each
 from examples import books_api, remote_api
 from millstream import Client, Server
 from millstream._gateway.apis.document import Document
@@ -195,6 +198,44 @@ async def test_fastapi_applications_become_servers() -> None:
         wrong = await client.call("add", shelf="a", isbn="7", pages="many", raise_on_error=False)
         assert wrong.is_error
         assert "'pages' must be an integer" in wrong.text
+
+
+@for_each("how", ["from_fastapi", "upstream", "mounted", "mounted on the application", "mounted on a server"])
+async def test_lifespan_of_an_application_runs_once_with_its_state(how: str) -> None:
+    log = list[str]()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, str]]:
+        log.append("start")
+        app.state.db = "Emma"
+        yield {"pool": "open"}
+        log.append("stop")
+
+    app = FastAPI(title="Books", lifespan=lifespan)
+
+    @app.get("/find", operation_id="find")
+    def find(request: Request) -> str:
+        return f"{request.app.state.db} {getattr(request.state, 'pool', '')}".strip()
+
+    made, outside = Server("front"), AsyncExitStack()
+    if how == "upstream":
+        made.upstream("books", openapi=app, prefix="", start_timeout=WAIT)
+    else:
+        made = Server.from_fastapi(app)
+    if how == "mounted on the application":
+        app.mount("/mcp", made)
+        await outside.enter_async_context(app.router.lifespan_context(app))
+    elif how == "mounted":
+        FastAPI().mount("/mcp", made)
+    elif how == "mounted on a server":
+        made, books = Server("front"), made
+        made.mount(books)
+    async with outside, Client(made, timeout=WAIT) as client:
+        while not await client.tools(fresh=True):
+            pass
+        assert ("Emma" if how == "mounted on the application" else "Emma open") in (await client.call("find")).text
+        assert log == ["start"]
+    assert log == ["start", "stop"]
 
 
 @pytest.mark.parametrize("shelf", ["..", ".", ""])

@@ -1,8 +1,9 @@
 """Operations of an OpenAPI document as items of a server, and the options of documents."""
 
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
 from enum import Enum
 from functools import partial, reduce
@@ -41,6 +42,8 @@ from millstream.protocol import (
     is_object,
     members,
 )
+
+_logger = logging.getLogger("millstream.gateway")
 
 _TIMEOUT = 30.0
 _HTTP_CLIENTS = "httpx2", "httpx"
@@ -317,7 +320,43 @@ LOCAL_URL = "http://localhost"
 """Base URL of an application in this process."""
 
 
-def client_of_app(app: Any) -> Any:
-    """Return an HTTP client for an ASGI application in this process."""
-    http = _http()
-    return http.AsyncClient(transport=http.ASGITransport(app=app), base_url=LOCAL_URL)
+class LocalApp(Struct, eq=False):
+    """An ASGI application in this process, with its lifespan: ``client = LocalApp(app).client()``."""
+
+    app: Any
+    _state: dict[str, Any] = {}
+    """What its lifespan yielded, for its requests."""
+    _runs: bool = False
+
+    def client(self) -> Any:
+        """Return an HTTP client of the application, an httpx2 or httpx `AsyncClient`."""
+        http = _http()
+        transport = http.ASGITransport(app=self._serve, raise_app_exceptions=False)  # they're status 500 under a server
+        return http.AsyncClient(transport=transport, base_url=LOCAL_URL)
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.app({**scope, "state": self._state.copy()}, receive, send)
+        except Exception:
+            _logger.exception("%s %s failed in the application", scope["method"], scope["path"])
+            raise
+
+    @asynccontextmanager
+    async def lifespan(self, server: Any = None) -> AsyncGenerator[Any]:
+        """Run the application's lifespan, and yield its state.
+
+        Args:
+            server: The server. If it's mounted on the application, whoever serves that runs the lifespan.
+        """
+        enter = getattr(getattr(self.app, "router", None), "lifespan_context", None)
+        mounted = [getattr(each, "app", None) for each in getattr(self.app, "routes", ())]
+        if self._runs or enter is None or (server is not None and server in mounted):
+            yield self._state
+            return
+        self._runs = True
+        try:
+            async with enter(self.app) as state:
+                self._state = dict(state or {})
+                yield self._state
+        finally:
+            self._runs, self._state = False, {}

@@ -21,7 +21,7 @@ from msgspec import structs
 from millstream import ProtocolError, ToolError
 from millstream._gateway.apis.document import Document, Operation, logger, parameter_key
 from millstream._gateway.apis.files import DocumentFiles, is_document_below, read_files
-from millstream._gateway.apis.items import LOCAL_URL, argument_reader, client_of_app, send_by
+from millstream._gateway.apis.items import LOCAL_URL, LocalApp, argument_reader, send_by
 from millstream._gateway.apis.reply import ApiReply, check_reply, result_of
 from millstream._gateway.apis.request import ApiRequest, build_request, without_pairs
 from millstream._gateway.calls.failures import no_response_error, refused_error
@@ -156,10 +156,9 @@ class ApiUpstream(Upstream):
         """Start reading the document, in the background. An application in this process starts now."""
         application = self.openapi.document
         if is_application(application):
-            context = getattr(getattr(application, "router", None), "lifespan_context", None)
-            if context is not None:
-                await self.stack.enter_async_context(context(application))
-            self.client = client_of_app(application)
+            local = LocalApp(application)
+            await self.stack.enter_async_context(local.lifespan())
+            self.client = local.client()
             self.stack.push_async_callback(self.client.aclose)
         self.lists.tasks.spawn(self.lists.run())
 
