@@ -19,10 +19,12 @@ from cryptography.x509.oid import NameOID
 from cases import for_each
 from guard_peer import echo, make_endpoints
 from http_peer import request, serve
+from millstream import Client
 from millstream._app.server_process import CommandError
 from millstream._app.server_process.listen_sockets import Certificate
 from millstream._config import Settings
 from millstream._protocol.errors import LocalError
+from millstream.client import Options, TlsFailed
 from patience import WAIT
 from processes import free_port, run_command, run_server
 from workers_world import PROGRAM, kill, run_workers, until
@@ -37,14 +39,18 @@ while (HERE / "held").exists():
 """
 
 
-def make(folder: Path, name: str, *, passphrase: bytes = b"") -> tuple[str, str]:
-    """Create a self-signed certificate for localhost and its key; return their paths."""
+def make(
+    folder: Path, name: str, *, passphrase: bytes = b"", begins: float = 0.0, ends: float = 30.0
+) -> tuple[str, str]:
+    """Create a self-signed certificate for localhost, valid between these days from now, and its key; return their
+    paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
+    begin, end = now + dt.timedelta(begins), now + dt.timedelta(ends)
     cert = (
         x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + dt.timedelta(1))
+        .serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(end)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .sign(key, hashes.SHA256())
     )  # fmt: skip
@@ -175,6 +181,39 @@ def test_pairs_that_stay_unusable_are_reported(tmp_path: Path, monkeypatch: pyte
         certificate.renew()
     make(tmp_path, "new")
     assert certificate.renew()
+
+
+@for_each(
+    ("begins", "ends", "says"),
+    [(-9, -1, "expired on"), (0, 13.9, "expires on"), (0, 14.1, ""), (1, 30, "is valid from"), (-1, 90, "")],
+)
+def test_dates_of_the_certificate_are_checked_at_the_start_and_at_a_renewal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, begins: float, ends: float, says: str
+) -> None:
+    caplog.clear()
+    cert, key = make(tmp_path, "first", begins=begins, ends=ends)
+    certificate = Certificate(cert, key)
+    make(tmp_path, "second", begins=begins, ends=ends)
+    assert certificate.renew()
+    said = [each.getMessage() for each in caplog.records if each.levelname != "INFO"]
+    assert [says in each for each in said] == ([True] * 2 if says else [])
+
+
+def test_clients_of_an_expired_certificate_are_told_that_it_must_be_renewed(tmp_path: Path) -> None:
+    cert, key = make(tmp_path, "old", begins=-9, ends=-1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    async def connect() -> None:
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+        async with server:
+            url = f"https://localhost:{server.sockets[0].getsockname()[1]}/mcp"
+            trusting = Options(tls=ssl.create_default_context(cafile=cert))
+            with pytest.raises(TlsFailed, match=r"certificate has expired.*has to renew it"):
+                async with Client(url, options=trusting):
+                    pass
+
+    asyncio.run(connect())
 
 
 def test_old_tls_versions_are_rejected(tmp_path: Path) -> None:

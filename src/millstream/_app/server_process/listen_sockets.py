@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from millstream._app.definition import Definition
@@ -29,6 +30,9 @@ MAX_PORT = 65_535
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None))
 _PATIENCE = 60.0
 """Seconds for whoever renews a certificate to write both files."""
+_NOTICE = timedelta(days=14)
+"""How long before a certificate's end the log warns, once a day."""
+_DAY = 86_400.0
 FIRST = 3
 """First descriptor passed by systemd (sd_listen_fds(3))."""
 
@@ -285,6 +289,7 @@ class Certificate:
                 why = f"The key in {self._key} doesn't belong to the certificate in {self._cert}."
                 fix = "Use the key that the certificate was issued for: --tls-key FILE"
             raise CommandError("The certificate can't be used.", why=why, fix=fix) from exc
+        self._check_dates()
 
     def _stamps(self) -> list[Stamp | None]:
         return [stamp_of(self._cert), stamp_of(self._key)]
@@ -317,7 +322,26 @@ class Certificate:
             return False
         self._seen, self._unusable_since = stamps, 0.0
         logger.info("The certificate was renewed.")
+        self._check_dates()
         return True
+
+    def _check_dates(self) -> None:
+        """Warn if clients can't trust the certificate because of its dates, or soon won't."""
+        from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415  only servers with a certificate use it
+
+        self._checked_at = time.monotonic()
+        try:
+            found, now = load_pem_x509_certificate(self._cert.read_bytes()), datetime.now(UTC)
+        except (OSError, ValueError):
+            return  # OpenSSL accepts more than this library
+        end = found.not_valid_after_utc
+        if end < now:
+            logger.error("The certificate in %s expired on %s. Clients refuse it: renew it.", self._cert, end.date())
+        elif end - now < _NOTICE:
+            logger.warning("The certificate in %s expires on %s. Renew it.", self._cert, end.date())
+        elif (begin := found.not_valid_before_utc) > now:
+            text = "The certificate in %s is valid from %s on. Until then, clients refuse it. Check the clock here."
+            logger.error(text, self._cert, begin.isoformat())
 
     async def watch(self) -> None:
         """Renew the certificate when the files change, until canceled."""
@@ -331,6 +355,8 @@ class Certificate:
             await asyncio.sleep(EVERY)
             with trouble:
                 self.renew()
+                if time.monotonic() - self._checked_at > _DAY:
+                    self._check_dates()
 
 
 def _no_passphrase() -> str:

@@ -381,14 +381,18 @@ RAISE_FILE_LIMIT = "Raise the limit: `ulimit -n`, or LimitNOFILE of systemd."
 """Remedy of a process that has too many open files."""
 
 
+_TRUST_IT = "If it's your own certificate, set SSL_CERT_FILE to its file, or trust it in Options.tls."
+_RENEW_IT = "Its owner has to renew it. If others can use it, check the clock of this machine."
+_OTHER_NAME = "Use the name or address that the certificate was issued for."
+_TLS_REMEDIES = {9: _RENEW_IT, 10: _RENEW_IT, 62: _OTHER_NAME, 64: _OTHER_NAME}
+"""Code of OpenSSL's reason (X509_V_ERR) -> remedy: not yet valid, expired, another host name, another IP address."""
+
+
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
     """Return the error for a server that doesn't respond, or whose TLS isn't trusted."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return TlsFailed(
-            f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
-            remedy="If it's your own certificate, set SSL_CERT_FILE to its file, or pass a context that trusts it "
-            "(Options.tls).",
-        )
+        remedy = _TLS_REMEDIES.get(exc.verify_code, _TRUST_IT)
+        return TlsFailed(f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.", remedy=remedy)
     if isinstance(exc, ssl.SSLError):
         remedy = f"Use {url.scheme[:-1]}:// if the server has no TLS."
         return TlsFailed(f"{url.origin} doesn't speak TLS ({exc.reason or exc}).", remedy=remedy)
