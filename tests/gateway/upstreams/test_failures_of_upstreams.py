@@ -29,7 +29,7 @@ from fleet import until
 from http_peer import serve
 from millstream import Client, Server
 from millstream.client import ServerError
-from millstream.gateway import OpenApi
+from millstream.gateway import OpenApi, bearer
 from patience import WAIT
 from processes import free_port
 
@@ -140,6 +140,31 @@ async def test_tool_that_hangs_is_named_while_the_upstream_stays_ready(caplog: p
         assert "0.5 seconds" in front.state["last_error"]["text"]
         assert front.page["unanswered"] == 1
         assert "tools/call up_add of the upstream up failed" in caplog.text
+
+
+@for_each("kind", ["API", "MCP"])
+async def test_credentials_that_calls_need_and_lists_do_not_are_shown_to_operators(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(asked: ReceivedRequest) -> None:
+        await asked.reply(b'{"error": "revoked"}', status="401 Unauthorized")
+
+    responses = {"200": {"description": "ok"}}
+    paths = {"/add": {"get": {"operationId": "add", "responses": responses}}}
+    discovered = with_discovery(lambda asked: refuse(asked) if asked.method == "tools/call" else _reply_as_tools(asked))
+    async with (
+        asyncio.timeout(WAIT),
+        AsyncExitStack() as stack,
+        misbehaving(refuse if kind == "API" else discovered) as server,
+    ):
+        document = {"openapi": "3.1.0", "info": {}, "paths": paths}
+        base = server.url.removesuffix("/mcp")
+        target = None if kind == "API" else server.url
+        options = {"openapi": OpenApi(document=document, base_url=base)} if kind == "API" else {}
+        front = await open_front(stack, target, caplog, auth=bearer("old"), **options)
+        assert "rejected the gateway's credentials" in await front.call()
+        assert "401" in front.state["last_error"]["text"]
+        assert front.page["last_error"] == front.state["last_error"]
 
 
 async def test_upstream_that_blocks_as_a_whole_is_down_after_one_timeout(caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,8 @@ def no_response_error(
     """
     what, why = f"{call.method:.200} {call.name:.200}", _describe_error(exc)  # a relay passes on all methods
     logger.warning("%s of the upstream %s failed: %s", what, upstream.name, why)
+    if isinstance(exc, AccessDenied) and not (upstream.credentials is not None and upstream.credentials.personal):
+        upstream.note_error(exc)  # the operator's credentials
     refusal = _describe_for_caller(upstream, exc, words=words)
     if ended and not (isinstance(exc, ConnectionLost) and (upstream.processes or isinstance(exc, SessionLost))):
         refusal += " Its session with you and its state are lost."

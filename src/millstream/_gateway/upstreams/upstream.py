@@ -222,11 +222,15 @@ class Upstream(ABC):
             return uri
         return self.names.uri(uri) if "resources" in self.catalog.capabilities else uri
 
+    def note_error(self, error: ClientError) -> None:
+        """Show an error of a call to the operator, in `/gateway` and `doctor`."""
+        self.last_error = {"at": time(), "text": str(error)}
+
     def record_failure(self, error: ClientError, call: Call, method: str, name: str) -> None:
         """Record a call without a usable response. It counts against its caller. If it may affect all callers, the
         gateway checks the upstream itself.
         """
-        self.last_error = {"at": time(), "text": str(error)}
+        self.note_error(error)
         if isinstance(error, InUse | NoCredentials | TooMuchArriving | UnsendableRequest):
             return
         separate = self.has_separate_processes
