@@ -218,6 +218,7 @@ async def test_clients_learn_that_sessions_at_a_changed_upstream_have_ended(tmp_
 
 async def test_unusable_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MISSING", raising=False)
+    monkeypatch.setitem(sys.modules, "re2", None)  # type: ignore[arg-type]  as if it weren't installed
     path = tmp_path / "gateway.toml"
     async with serve_shops("a", "b") as shops:
         a, b = (table(name, running.port) for name, (_, running) in shops.items())
@@ -235,6 +236,7 @@ async def test_unusable_files_change_nothing(tmp_path: Path, monkeypatch: pytest
                 start.replace("front", "back"): ", line 1: name: it can't change while the gateway runs. Restart",
                 f'{start}[auth.keys]\nfile = "keys.json"': ", line 12: auth.keys: ",
                 f'store = "sqlite:///{tmp_path}/s.db"\n{start}': ", line 1: store: it can't change",
+                f'{other}[upstreams.c.policy]\nredact_results = ["x"]': "pip install 'millstream[redact]'",
                 'name = "front"\n[settings]\nmax_calls = 9\n': "has no upstreams. Add one, or stop the gateway.",
             }.items():
                 await gateway.change(text)

@@ -21,7 +21,7 @@ from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.upstreams.upstream import Upstream
 from millstream._parts import PartHost
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._tasks import watch
 from millstream.files import stamp_of
 from millstream.protocol import Json, is_object, members
@@ -271,13 +271,13 @@ class LiveConfig:
             if self._host.sets is not None:
                 self._host.sets.check(sets)
             upstreams = await self._part.prepare(self.choose(config), has_sets=bool(sets))
-        except (ValueError, LocalError) as exc:
+        except (ValueError, LocalError, MissingExtra) as exc:
             raise ConfigError(f"{self.path}: {exc}") from exc
         self._prepared = version, config, upstreams
 
     def _explain(self, exc: Exception) -> str:
         """Return why a version can't be used. An error that isn't about the file is logged."""
-        if isinstance(exc, ValueError | LocalError | OSError):
+        if isinstance(exc, ValueError | LocalError | OSError | MissingExtra):
             return str(exc)
         logger.error("%s can't be used", self.path, exc_info=exc)
         return f"{self.path} can't be used, because of an unexpected error, which is in the log."
