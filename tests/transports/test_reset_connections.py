@@ -2,10 +2,12 @@ import asyncio
 import socket
 import struct
 
+import pytest
+
 from cases import for_each
 from http_messages import HttpRequest, Response
-from http_peer import ToyApp, request, serve
-from millstream import Settings
+from http_peer import ToyApp, make_listener, request, serve
+from millstream import Server, Settings
 from patience import WAIT
 from socket_world import TRANSPORTS, UPGRADE, world
 
@@ -49,3 +51,17 @@ async def test_reset_handshakes_do_not_bypass_limits(way: str) -> None:
         send_and_reset(app.running.port, head)
         await app.raw()
         assert set(peers) == {"127.0.0.1"} if way == "lane" else peers == ["reset", "127.0.0.1"]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has this option")
+async def test_connections_whose_network_is_gone_are_ended_by_the_kernel() -> None:
+    """Accepted sockets inherit these options (RFC 5482, tcp(7))."""
+    mcp = Server("shop", settings=Settings(write_timeout=17))
+    async with mcp.running():
+        listener = await make_listener(mcp)
+        sock = socket.create_server(("127.0.0.1", 0))
+        server = await listener.listen(sock)
+        options = socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL
+        assert [sock.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [17_000, 17, 10]
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        server.close()

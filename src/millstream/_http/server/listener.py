@@ -5,6 +5,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from math import inf
 from typing import Any, cast
 
@@ -41,6 +42,22 @@ _MAX_SPARES = 16
 """Connections above the cap that are reserved for health probes, so a full server doesn't look dead."""
 _MAX_LINGERING = 256
 """Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
+
+
+def _notice_lost_networks(listener: socket.socket, seconds: float) -> None:
+    """End connections whose peer acknowledges nothing for some seconds. By default, kernels wait for 15 minutes.
+
+    Accepted sockets inherit these options (tcp(7)); systems without one ignore it.
+    """
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    whole = max(1, min(round(seconds), 3600))
+    options = {"TCP_KEEPIDLE": whole, "TCP_KEEPALIVE": whole, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in {**options, "TCP_USER_TIMEOUT": 1000 * whole}.items():
+            if (option := getattr(socket, name, None)) is not None:
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class HttpProtocol(HttpSocket):
@@ -277,6 +294,7 @@ class SocketListener:
 
     async def listen(self, sock: socket.socket) -> asyncio.Server:
         """Accept connections from a bound socket."""
+        _notice_lost_networks(sock, self._table.limits.write_timeout)
         server = await asyncio.get_running_loop().create_server(
             self.make_protocol,
             sock=sock,
