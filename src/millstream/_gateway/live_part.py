@@ -1,4 +1,7 @@
-"""The gateway as a part of the server, which changes its upstreams while it runs."""
+"""The gateway as a part of the server, which changes its upstreams while it runs.
+
+An upstream that `Upstream.can_become` its new configuration keeps its connections. Others are replaced.
+"""
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence

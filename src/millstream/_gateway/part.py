@@ -100,7 +100,7 @@ class GatewayPart:
         self.upstreams: dict[str, Upstream] = {}
 
         self._announcement: Announcement = {"id": "", "upstreams": {}, STARTING: 0}
-        """See `_names`."""
+        """See `names`."""
 
         self._mounts: dict[str, Mount] = {}
         """The upstreams as callers see them."""

@@ -77,7 +77,7 @@ class Offer(Struct, frozen=True):
     instructions: tuple[Instruction, ...]
     """The server's own, and those of each upstream for the callers who see one of its items."""
     announcement: Announcement
-    """See `_names`."""
+    """See `names`."""
     conflicts: list[Conflict]
     warnings: list[tuple[str, str]]
     """Upstream, and why one of its items isn't offered."""

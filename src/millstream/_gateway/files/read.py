@@ -1,4 +1,4 @@
-"""Configuration files of a gateway: ``gateway.toml``, and in `_mcp_servers.py` the files of other applications.
+"""Configuration files of a gateway: ``gateway.toml``, and in `mcp_servers.py` the files of other applications.
 
 `load_file` reads either. Mistakes raise a `ConfigError` with the file, the line, and the allowed values. These files
 start programs, so they must come from the operator, never over HTTP.

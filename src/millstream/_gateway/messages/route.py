@@ -1,7 +1,7 @@
 """How a call reaches an upstream: pure functions from what is known to a value.
 
 `plan_route` chooses the connection, before there is one. `choose_way` chooses what happens to messages on it, as soon
-as the connection has a revision. Nothing else decides either.
+as the connection has a revision. Nothing else decides either, but for `isolation`, which `McpUpstream.key` adds.
 """
 
 from enum import Enum

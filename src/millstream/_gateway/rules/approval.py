@@ -1,4 +1,4 @@
-"""ApprovalPolicy of tool calls: before the upstream receives a call, the person at the client is asked.
+"""Approval of tool calls: before the upstream receives a call, the person at the client is asked.
 
 An answer counts once, for one question that this server asked. In the handshake era, the question is a request that
 waits for its answer. In the per-request era, the answer arrives with the state of the request that asked, which is

@@ -221,7 +221,7 @@ class McpUpstream(Upstream):
 
         Args:
             call: The client's call.
-            abilities: The questions that the client can answer (see `_questions.abilities_of`).
+            abilities: The questions that the client can answer (see `abilities_of`).
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
         needs_newer = bool(self.newer_calls) and (call.method, name) in self.newer_calls
@@ -473,7 +473,7 @@ class McpUpstream(Upstream):
         return key
 
     def abilities(self, call: Call) -> bytes:
-        """Return the questions that the upstream can ask a call's client (see `_questions.abilities_of`)."""
+        """Return the questions that the upstream can ask a call's client (see `abilities_of`)."""
         return limit_abilities(abilities_of(call), self.policy.questions)
 
     @property
