@@ -5,6 +5,7 @@ import itertools
 import json
 import signal
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from patience import WAIT
 from processes import NODE, ROOT, free_port
-from workers_world import Program, kill, start_program, until, until_async
+from workers_world import Program, kill, run_workers, start_program, until, until_async
 
 pytestmark = pytest.mark.server
 
@@ -48,9 +49,19 @@ def make(name):
     return program
 
 
+def note_ends(app):
+    async def serve(scope, receive, send):
+        if scope.get("method") == "DELETE":
+            with open("ended", "ab") as ended:
+                ended.write(b".")
+        await app(scope, receive, send)
+
+    return serve
+
+
 async def main():
     for name, port, stateless in (("kept", sys.argv[1], False), ("free", sys.argv[2], True)):
-        app = make(name).streamable_http_app(stateless_http=stateless)
+        app = note_ends(make(name).streamable_http_app(stateless_http=stateless))
         serving = uvicorn.Server(uvicorn.Config(app, port=int(port), log_level="warning"))
         tasks.append(asyncio.create_task(serving.serve()))
         while not serving.started:
@@ -76,6 +87,24 @@ for line in sys.stdin:
     if "id" in message:
         print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
 """
+PROGRAM = """
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from millstream import Server
+
+
+@asynccontextmanager
+async def lifespan(server):
+    if Path("broken").exists():
+        raise RuntimeError("the disk is full")
+    yield
+
+
+gateway = Server("front", lifespan=lifespan)
+gateway.upstream("desk", [sys.executable, "{command}"], start_timeout={wait})
+gateway.upstream("kept", "{url}", start_timeout={wait})
+"""
 OPENAPI = {
     "openapi": "3.1.0",
     "info": {"title": "api", "version": "1"},
@@ -97,6 +126,7 @@ class World:
     """The upstreams, and the tables of a gateway's file that names them."""
 
     def __init__(self, folder: Path, ports: tuple[int, int]) -> None:
+        self.folder, self.kept_url = folder, f"http://127.0.0.1:{ports[0]}/mcp"
         (folder / "desk.py").write_text(COMMAND)
         (folder / "api.json").write_text(json.dumps({**OPENAPI, "servers": [{"url": f"http://127.0.0.1:{ports[1]}"}]}))
         kept, free = (f'url = "http://127.0.0.1:{port}/mcp"\nstart_timeout = {WAIT}\n' for port in ports)
@@ -108,6 +138,11 @@ class World:
             "relay": f'[upstreams.kept]\nprefix = ""\n{kept}',
             "free relay": f'[upstreams.free]\nprefix = ""\n{free}',
         }
+
+    def count_ended(self) -> int:
+        """Return the number of sessions that were ended at the upstreams."""
+        ended = self.folder / "ended"
+        return ended.stat().st_size if ended.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +192,7 @@ class Gateway:
 
     @asynccontextmanager
     async def connect(self, key: str = "", **headers: str) -> AsyncIterator["Session"]:
-        session = Session(self.port, headers)
-        if key:
-            session.headers["authorization"] = f"Bearer {key}"
-        params = {"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-        reply = await session.post("initialize", params)
-        session.headers["mcp-session-id"] = reply.headers["mcp-session-id"]
-        yield session
+        yield await Session(self.port, headers | ({"authorization": f"Bearer {key}"} if key else {})).begin()
 
 
 class Session:
@@ -172,6 +201,12 @@ class Session:
     def __init__(self, port: int, headers: dict[str, str]) -> None:
         self.url, self._ids = f"http://127.0.0.1:{port}/mcp", itertools.count(1)
         self.headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": REVISION, **headers}
+
+    async def begin(self) -> "Session":
+        params = {"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+        reply = await self.post("initialize", params)
+        self.headers["mcp-session-id"] = reply.headers["mcp-session-id"]
+        return self
 
     async def post(self, method: str, params: Any) -> httpx2.Response:
         message = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
@@ -293,43 +328,52 @@ async def test_sessions_of_a_killed_worker_go_on_with_another_one(world: World, 
             assert len([each for each in found if LOST in each]) in (1, 2)  # again if its successor isn't ready yet
 
 
-@pytest.mark.nightly
-async def test_sessions_do_not_return_to_state_from_before_another_worker_served_them(
+async def find_siblings(port: int) -> list[Session]:
+    """Return two sessions of one worker that different workers take over, because of their ids."""
+    found: dict[str, dict[int, Session]] = {}
+    async with asyncio.timeout(WAIT):
+        while True:
+            session = await Session(port, {}).begin()
+            siblings = found.setdefault(await session.call("desk_worker"), {})
+            siblings[zlib.crc32(session.headers["mcp-session-id"].encode()) % 2] = session
+            if len(siblings) == 2:
+                return list(siblings.values())
+
+
+async def test_session_does_not_return_to_state_from_before_another_worker_served_it(
     world: World, tmp_path: Path
 ) -> None:
-    with run_gateway(world, tmp_path, "desk", "kept") as gateway:
-        async with AsyncExitStack() as stack:
-            sessions = [await stack.enter_async_context(gateway.connect()) for _ in range(24)]
-            for session in sessions:
-                await session.call("kept_keep", value="first")
-            first = {session: int(await session.call("desk_worker")) for session in sessions}
-            killed = max(first.values(), key=list(first.values()).count)
-            kill(killed)
-            moved = [session for session, pid in first.items() if pid == killed]
-            for session in moved:
-                assert LOST in await session.call("kept_read")
-                await session.call("kept_keep", value="second")
-            old = set(first.values()) - {killed}
-            # The successor may have been ready for the last ones already.
-            served = {session: int(await session.call("desk_worker")) for session in moved}
-            moved = [session for session, pid in served.items() if pid in old]
-            assert moved
+    program, broken = (
+        PROGRAM.format(command=f"{world.folder}/desk.py", url=world.kept_url, wait=WAIT),
+        tmp_path / "broken",
+    )
+    with run_workers(tmp_path, 2, program=program, cwd=tmp_path) as served:
 
-            async def find_returned() -> dict[Session, int]:  # to the successor of the killed worker
-                found = {session: int(await session.call("desk_worker")) for session in moved}
-                return {session: pid for session, pid in found.items() if pid not in old}
+        async def kill_worker(session: Session) -> None:
+            broken.touch()  # it can't be replaced for now
+            kill(pid := int(await session.call("desk_worker")))
+            await until_async(lambda: pid not in served.children())
 
-            async with asyncio.timeout(WAIT):
-                while not (returned := await find_returned()):
-                    pass
-            for session in returned:
-                async with asyncio.timeout(WAIT):
-                    while LOST not in (found := await session.call("kept_read")):
-                        assert found == "second"  # a worker may not have noticed the successor yet
-                await session.call("kept_keep", value="third")
-            kill(next(iter(returned.values())))
-            for session in returned:
-                assert LOST in await session.call("kept_read")
+        siblings = await find_siblings(served.port)
+        for session in siblings:
+            await session.call("kept_keep", value="first")
+        await kill_worker(siblings[0])
+        for session in siblings:
+            assert LOST in await session.call("kept_read")
+            assert await session.call("kept_keep", value="second") == "second"
+        ended = world.count_ended()
+        broken.unlink()
+        async with asyncio.timeout(WAIT):
+            while not (returned := [each for each in siblings if LOST in await each.call("kept_read")]):
+                pass
+        (session,) = returned
+        assert await session.call("kept_keep", value="third") == "third"
+        await until_async(lambda: world.count_ended() > ended)  # by the worker that kept the second value
+        await kill_worker(session)
+        assert LOST in await session.call("kept_read")
+        assert await session.call("kept_read") == "nothing"
+        (other,) = set(siblings) - {session}
+        assert await other.call("kept_read") == "second"
 
 
 async def test_another_principals_session_stays_unknown_after_a_restart(world: World, tmp_path: Path) -> None:
