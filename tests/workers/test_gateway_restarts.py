@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import secrets
 import signal
 import sys
 import zlib
@@ -14,8 +15,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from nats_parts import shared_url
 from patience import WAIT
 from processes import NODE, ROOT, free_port
+from redis_parts import RedisServer, shared_servers
 from workers_world import Program, kill, run_workers, start_program, until, until_async
 
 pytestmark = pytest.mark.server
@@ -232,25 +235,41 @@ class Session:
             return (await http.delete(self.url, headers=self.headers)).status_code
 
 
+STORES: dict[str, Callable[[], str]] = {
+    "memory": lambda: "memory://",
+    "sqlite": lambda: "sqlite:///gateway.db",
+    "redis": lambda: f"{shared_servers(RedisServer).url}?prefix=t{secrets.token_hex(6)}",
+    "nats": shared_url,
+}
+
+
 @contextmanager
-def run_gateway(world: World, folder: Path, *tables: str, workers: int = 2, start: str = "") -> Iterator[Gateway]:
+def run_gateway(
+    world: World, folder: Path, *tables: str, workers: int = 2, store: str = "memory", start: str = ""
+) -> Iterator[Gateway]:
     with ExitStack() as stack:
+        start = f'store = "{STORES[store]()}"\n{start}'
         yield Gateway(stack, world, folder, *tables, workers=workers, start=start)
 
 
-RESTARTS = [
-    pytest.param(signal.SIGHUP, 2, "", id="SIGHUP, memory"),
-    pytest.param(signal.SIGTERM, 1, "", id="SIGTERM, memory"),
-    pytest.param(signal.SIGTERM, 2, 'store = "sqlite:///gateway.db"\n', id="SIGTERM, SQLite"),
-]
+def restarts(*by_day: tuple[signal.Signals, int, str]) -> pytest.MarkDecorator:
+    """Run a test for ways to restart a gateway: the signal, the number of workers, and the store. The others run at
+    night, because each costs the processor time of several starts.
+    """
+    ways = dict.fromkeys([*by_day, *itertools.product((signal.SIGHUP, signal.SIGTERM), (2,), STORES)])
+    cases = [
+        pytest.param(*way, id=f"{way[0].name}-{way[1]}-{way[2]}", marks=() if way in by_day else pytest.mark.nightly)
+        for way in ways
+    ]
+    return pytest.mark.parametrize(("number", "workers", "store"), cases)
 
 
-@pytest.mark.parametrize(("number", "workers", "start"), RESTARTS)
+@restarts((signal.SIGHUP, 2, "memory"), (signal.SIGTERM, 1, "redis"), (signal.SIGTERM, 1, "nats"))
 async def test_sessions_go_on_after_a_restart_and_state_at_an_upstream_is_lost_once(
-    world: World, tmp_path: Path, number: signal.Signals, workers: int, start: str
+    world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
 ) -> None:
     tables = ("desk", "kept", "free", "api")
-    with run_gateway(world, tmp_path, *tables, workers=workers, start=start) as gateway:
+    with run_gateway(world, tmp_path, *tables, workers=workers, store=store) as gateway:
         async with AsyncExitStack() as stack:
             sessions = [await stack.enter_async_context(gateway.connect()) for _ in range(4)]
             before = await sessions[0].names()
@@ -272,21 +291,19 @@ async def test_sessions_go_on_after_a_restart_and_state_at_an_upstream_is_lost_o
                 assert await session.call("kept_read") == "nothing"
                 await session.call("kept_keep", value="again")
                 assert await session.call("kept_read") == "again"
-            if (
-                start or number is signal.SIGHUP
-            ):  # otherwise, the store has forgotten what was used, and what was deleted
+            if (number, store) != (signal.SIGTERM, "memory"):  # it has forgotten what was used, and what was deleted
                 assert await unused.call("kept_read") == "nothing"
                 assert await deleted.call("kept_read") == "404"
 
 
-@pytest.mark.parametrize(("number", "workers", "start"), RESTARTS[:2])
+@restarts()
 async def test_sessions_of_a_relay_go_on_after_a_restart(
-    world: World, tmp_path: Path, number: signal.Signals, workers: int, start: str
+    world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
 ) -> None:
     for table, lost in (("relay", True), ("free relay", False)):
         folder = tmp_path / table.replace(" ", "-")
         folder.mkdir()
-        with run_gateway(world, folder, table, workers=workers, start=start) as gateway:
+        with run_gateway(world, folder, table, workers=workers, store=store) as gateway:
             async with gateway.connect() as session:
                 assert await session.call("keep", value="mine") == "mine"
                 await gateway.restart(number)
@@ -296,6 +313,7 @@ async def test_sessions_of_a_relay_go_on_after_a_restart(
                 assert [await session.call("read") for _ in range(4)] == ["nothing"] * 4
 
 
+@pytest.mark.nightly
 async def test_sessions_without_state_at_upstreams_belong_to_no_worker(world: World, tmp_path: Path) -> None:
     with run_gateway(world, tmp_path, "desk", "api") as gateway:
         async with gateway.connect() as session:
@@ -311,21 +329,6 @@ async def test_sessions_without_state_at_upstreams_belong_to_no_worker(world: Wo
             assert await session.call("kept_keep", value="mine") == "mine"
             assert {await session.call("kept_read") for _ in range(12)} == {"mine"}
             assert len(await find_workers()) == 1
-
-
-async def test_sessions_of_a_killed_worker_go_on_with_another_one(world: World, tmp_path: Path) -> None:
-    with run_gateway(world, tmp_path, "desk", "kept") as gateway:
-        async with gateway.connect() as session:
-            await session.call("kept_keep", value="mine")
-            pid = int(await session.call("desk_worker"))
-            kill(pid)
-            await until_async(lambda: pid not in gateway.served.children())
-            await until_async(lambda: len(gateway.served.children()) == 2)
-            found = [await session.call("kept_read")]
-            while found[-1] != "nothing" or found[-2:-1] != ["nothing"]:
-                found.append(await session.call("kept_read"))
-            assert all(LOST in each for each in found if each != "nothing")
-            assert len([each for each in found if LOST in each]) in (1, 2)  # again if its successor isn't ready yet
 
 
 async def find_siblings(port: int) -> list[Session]:
@@ -383,8 +386,8 @@ async def test_another_principals_session_stays_unknown_after_a_restart(world: W
         command = [sys.executable, "-m", "millstream", "keys", "add", name, "--file", "keys.json"]
         process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
         keys[name] = (await process.communicate())[0].decode().strip()
-    start = 'store = "sqlite:///gateway.db"\n[settings]\nauth_keys = "keys.json"\n'
-    with run_gateway(world, tmp_path, "kept", "desk", start=start) as gateway:
+    start = '[settings]\nauth_keys = "keys.json"\n'
+    with run_gateway(world, tmp_path, "kept", "desk", store="sqlite", start=start) as gateway:
         async with gateway.connect(keys["ada"]) as ada, gateway.connect(keys["bob"]) as bob:
             await ada.call("kept_keep", value="Ada's")
             await gateway.restart(signal.SIGTERM)
@@ -425,11 +428,11 @@ async def start_client(name: str, port: int) -> AsyncIterator[Callable[[str], Aw
             await process.wait()
 
 
-@pytest.mark.parametrize(("number", "workers", "start"), RESTARTS[::2])
+@restarts((signal.SIGHUP, 2, "memory"))
 async def test_official_clients_go_on_in_their_sessions_after_a_restart(
-    world: World, tmp_path: Path, number: signal.Signals, workers: int, start: str
+    world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
 ) -> None:
-    with run_gateway(world, tmp_path, "desk", "free", workers=workers, start=start) as gateway:
+    with run_gateway(world, tmp_path, "desk", "free", workers=workers, store=store) as gateway:
         async with AsyncExitStack() as stack:
             calls = {name: await stack.enter_async_context(start_client(name, gateway.port)) for name in CLIENTS}
 
