@@ -446,8 +446,10 @@ async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
     key, links, began = upstream.key(call, abilities, name), upstream.links, call.started or monotonic()
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:
-            if link.conversation.transport.has_session and not call.method.endswith("/list"):
-                if key.affinity in links.lost:
+            if not call.method.endswith("/list"):
+                if not link.conversation.transport.has_session:
+                    links.lost.pop(key.affinity, None)
+                elif key.affinity in links.lost:
                     await links.tell(key)
                 links.check(key, began)
             return link
