@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import json
+import secrets
 import signal
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from nats_parts import shared_url
 from patience import WAIT
 from processes import NODE, ROOT, free_port
-from workers_world import Program, kill, start_program, until, until_async
+from redis_parts import RedisServer, shared_servers
+from workers_world import Program, kill, run_workers, start_program, until, until_async
 
 pytestmark = pytest.mark.server
 
@@ -48,9 +52,19 @@ def make(name):
     return program
 
 
+def note_ends(app):
+    async def serve(scope, receive, send):
+        if scope.get("method") == "DELETE":
+            with open("ended", "ab") as ended:
+                ended.write(b".")
+        await app(scope, receive, send)
+
+    return serve
+
+
 async def main():
     for name, port, stateless in (("kept", sys.argv[1], False), ("free", sys.argv[2], True)):
-        app = make(name).streamable_http_app(stateless_http=stateless)
+        app = note_ends(make(name).streamable_http_app(stateless_http=stateless))
         serving = uvicorn.Server(uvicorn.Config(app, port=int(port), log_level="warning"))
         tasks.append(asyncio.create_task(serving.serve()))
         while not serving.started:
@@ -76,6 +90,24 @@ for line in sys.stdin:
     if "id" in message:
         print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
 """
+PROGRAM = """
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from millstream import Server
+
+
+@asynccontextmanager
+async def lifespan(server):
+    if Path("broken").exists():
+        raise RuntimeError("the disk is full")
+    yield
+
+
+gateway = Server("front", lifespan=lifespan)
+gateway.upstream("desk", [sys.executable, "{command}"], start_timeout={wait})
+gateway.upstream("kept", "{url}", start_timeout={wait})
+"""
 OPENAPI = {
     "openapi": "3.1.0",
     "info": {"title": "api", "version": "1"},
@@ -97,6 +129,7 @@ class World:
     """The upstreams, and the tables of a gateway's file that names them."""
 
     def __init__(self, folder: Path, ports: tuple[int, int]) -> None:
+        self.folder, self.kept_url = folder, f"http://127.0.0.1:{ports[0]}/mcp"
         (folder / "desk.py").write_text(COMMAND)
         (folder / "api.json").write_text(json.dumps({**OPENAPI, "servers": [{"url": f"http://127.0.0.1:{ports[1]}"}]}))
         kept, free = (f'url = "http://127.0.0.1:{port}/mcp"\nstart_timeout = {WAIT}\n' for port in ports)
@@ -108,6 +141,11 @@ class World:
             "relay": f'[upstreams.kept]\nprefix = ""\n{kept}',
             "free relay": f'[upstreams.free]\nprefix = ""\n{free}',
         }
+
+    def count_ended(self) -> int:
+        """Return the number of sessions that were ended at the upstreams."""
+        ended = self.folder / "ended"
+        return ended.stat().st_size if ended.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +195,7 @@ class Gateway:
 
     @asynccontextmanager
     async def connect(self, key: str = "", **headers: str) -> AsyncIterator["Session"]:
-        session = Session(self.port, headers)
-        if key:
-            session.headers["authorization"] = f"Bearer {key}"
-        params = {"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-        reply = await session.post("initialize", params)
-        session.headers["mcp-session-id"] = reply.headers["mcp-session-id"]
-        yield session
+        yield await Session(self.port, headers | ({"authorization": f"Bearer {key}"} if key else {})).begin()
 
 
 class Session:
@@ -172,6 +204,12 @@ class Session:
     def __init__(self, port: int, headers: dict[str, str]) -> None:
         self.url, self._ids = f"http://127.0.0.1:{port}/mcp", itertools.count(1)
         self.headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": REVISION, **headers}
+
+    async def begin(self) -> "Session":
+        params = {"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+        reply = await self.post("initialize", params)
+        self.headers["mcp-session-id"] = reply.headers["mcp-session-id"]
+        return self
 
     async def post(self, method: str, params: Any) -> httpx2.Response:
         message = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
@@ -197,25 +235,44 @@ class Session:
             return (await http.delete(self.url, headers=self.headers)).status_code
 
 
+STORES: dict[str, Callable[[], str]] = {
+    "memory": lambda: "memory://",
+    "sqlite": lambda: "sqlite:///gateway.db",
+    "redis": lambda: f"{shared_servers(RedisServer).url}?prefix=t{secrets.token_hex(6)}",
+    "nats": shared_url,
+}
+
+FORGETFUL = signal.SIGTERM, "memory"
+"""A restart after which the store doesn't know which sessions were used, nor which were deleted."""
+
+
 @contextmanager
-def run_gateway(world: World, folder: Path, *tables: str, workers: int = 2, start: str = "") -> Iterator[Gateway]:
+def run_gateway(
+    world: World, folder: Path, *tables: str, workers: int = 2, store: str = "memory", start: str = ""
+) -> Iterator[Gateway]:
     with ExitStack() as stack:
+        start = f'store = "{STORES[store]()}"\n{start}'
         yield Gateway(stack, world, folder, *tables, workers=workers, start=start)
 
 
-RESTARTS = [
-    pytest.param(signal.SIGHUP, 2, "", id="SIGHUP, memory"),
-    pytest.param(signal.SIGTERM, 1, "", id="SIGTERM, memory"),
-    pytest.param(signal.SIGTERM, 2, 'store = "sqlite:///gateway.db"\n', id="SIGTERM, SQLite"),
-]
+def restarts(*by_day: tuple[signal.Signals, int, str]) -> pytest.MarkDecorator:
+    """Run a test for ways to restart a gateway: the signal, the number of workers, and the store. The others run at
+    night, because each costs the processor time of several starts.
+    """
+    ways = dict.fromkeys([*by_day, *itertools.product((signal.SIGHUP, signal.SIGTERM), (2,), STORES)])
+    cases = [
+        pytest.param(*way, id=f"{way[0].name}-{way[1]}-{way[2]}", marks=() if way in by_day else pytest.mark.nightly)
+        for way in ways
+    ]
+    return pytest.mark.parametrize(("number", "workers", "store"), cases)
 
 
-@pytest.mark.parametrize(("number", "workers", "start"), RESTARTS)
+@restarts((signal.SIGHUP, 2, "memory"), (signal.SIGTERM, 1, "redis"), (signal.SIGTERM, 1, "nats"))
 async def test_sessions_go_on_after_a_restart_and_state_at_an_upstream_is_lost_once(
-    world: World, tmp_path: Path, number: signal.Signals, workers: int, start: str
+    world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
 ) -> None:
     tables = ("desk", "kept", "free", "api")
-    with run_gateway(world, tmp_path, *tables, workers=workers, start=start) as gateway:
+    with run_gateway(world, tmp_path, *tables, workers=workers, store=store) as gateway:
         async with AsyncExitStack() as stack:
             sessions = [await stack.enter_async_context(gateway.connect()) for _ in range(4)]
             before = await sessions[0].names()
@@ -237,21 +294,19 @@ async def test_sessions_go_on_after_a_restart_and_state_at_an_upstream_is_lost_o
                 assert await session.call("kept_read") == "nothing"
                 await session.call("kept_keep", value="again")
                 assert await session.call("kept_read") == "again"
-            if (
-                start or number is signal.SIGHUP
-            ):  # otherwise, the store has forgotten what was used, and what was deleted
+            if (number, store) != FORGETFUL:
                 assert await unused.call("kept_read") == "nothing"
                 assert await deleted.call("kept_read") == "404"
 
 
-@pytest.mark.parametrize(("number", "workers", "start"), RESTARTS[:2])
+@restarts()
 async def test_sessions_of_a_relay_go_on_after_a_restart(
-    world: World, tmp_path: Path, number: signal.Signals, workers: int, start: str
+    world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
 ) -> None:
     for table, lost in (("relay", True), ("free relay", False)):
         folder = tmp_path / table.replace(" ", "-")
         folder.mkdir()
-        with run_gateway(world, folder, table, workers=workers, start=start) as gateway:
+        with run_gateway(world, folder, table, workers=workers, store=store) as gateway:
             async with gateway.connect() as session:
                 assert await session.call("keep", value="mine") == "mine"
                 await gateway.restart(number)
@@ -261,6 +316,7 @@ async def test_sessions_of_a_relay_go_on_after_a_restart(
                 assert [await session.call("read") for _ in range(4)] == ["nothing"] * 4
 
 
+@pytest.mark.nightly
 async def test_sessions_without_state_at_upstreams_belong_to_no_worker(world: World, tmp_path: Path) -> None:
     with run_gateway(world, tmp_path, "desk", "api") as gateway:
         async with gateway.connect() as session:
@@ -278,78 +334,76 @@ async def test_sessions_without_state_at_upstreams_belong_to_no_worker(world: Wo
             assert len(await find_workers()) == 1
 
 
-async def test_sessions_of_a_killed_worker_go_on_with_another_one(world: World, tmp_path: Path) -> None:
-    with run_gateway(world, tmp_path, "desk", "kept") as gateway:
-        async with gateway.connect() as session:
-            await session.call("kept_keep", value="mine")
-            pid = int(await session.call("desk_worker"))
-            kill(pid)
-            await until_async(lambda: pid not in gateway.served.children())
-            await until_async(lambda: len(gateway.served.children()) == 2)
-            found = [await session.call("kept_read")]
-            while found[-1] != "nothing" or found[-2:-1] != ["nothing"]:
-                found.append(await session.call("kept_read"))
-            assert all(LOST in each for each in found if each != "nothing")
-            assert len([each for each in found if LOST in each]) in (1, 2)  # again if its successor isn't ready yet
+async def find_siblings(port: int) -> list[Session]:
+    """Return two sessions of one worker that different workers take over, because of their ids."""
+    found: dict[str, dict[int, Session]] = {}
+    async with asyncio.timeout(WAIT):
+        while True:
+            session = await Session(port, {}).begin()
+            siblings = found.setdefault(await session.call("desk_worker"), {})
+            siblings[zlib.crc32(session.headers["mcp-session-id"].encode()) % 2] = session
+            if len(siblings) == 2:
+                return list(siblings.values())
 
 
-@pytest.mark.nightly
-async def test_sessions_do_not_return_to_state_from_before_another_worker_served_them(
+async def test_session_does_not_return_to_state_from_before_another_worker_served_it(
     world: World, tmp_path: Path
 ) -> None:
-    with run_gateway(world, tmp_path, "desk", "kept") as gateway:
-        async with AsyncExitStack() as stack:
-            sessions = [await stack.enter_async_context(gateway.connect()) for _ in range(24)]
-            for session in sessions:
-                await session.call("kept_keep", value="first")
-            first = {session: int(await session.call("desk_worker")) for session in sessions}
-            killed = max(first.values(), key=list(first.values()).count)
-            kill(killed)
-            moved = [session for session, pid in first.items() if pid == killed]
-            for session in moved:
-                assert LOST in await session.call("kept_read")
-                await session.call("kept_keep", value="second")
-            old = set(first.values()) - {killed}
-            # The successor may have been ready for the last ones already.
-            served = {session: int(await session.call("desk_worker")) for session in moved}
-            moved = [session for session, pid in served.items() if pid in old]
-            assert moved
+    program, broken = (
+        PROGRAM.format(command=f"{world.folder}/desk.py", url=world.kept_url, wait=WAIT),
+        tmp_path / "broken",
+    )
+    with run_workers(tmp_path, 2, program=program, cwd=tmp_path) as served:
 
-            async def find_returned() -> dict[Session, int]:  # to the successor of the killed worker
-                found = {session: int(await session.call("desk_worker")) for session in moved}
-                return {session: pid for session, pid in found.items() if pid not in old}
+        async def kill_worker(session: Session) -> None:
+            broken.touch()  # it can't be replaced for now
+            kill(pid := int(await session.call("desk_worker")))
+            await until_async(lambda: pid not in served.children())
 
-            async with asyncio.timeout(WAIT):
-                while not (returned := await find_returned()):
-                    pass
-            for session in returned:
-                async with asyncio.timeout(WAIT):
-                    while LOST not in (found := await session.call("kept_read")):
-                        assert found == "second"  # a worker may not have noticed the successor yet
-                await session.call("kept_keep", value="third")
-            kill(next(iter(returned.values())))
-            for session in returned:
-                assert LOST in await session.call("kept_read")
+        siblings = await find_siblings(served.port)
+        for session in siblings:
+            await session.call("kept_keep", value="first")
+        await kill_worker(siblings[0])
+        for session in siblings:
+            assert LOST in await session.call("kept_read")
+            assert await session.call("kept_keep", value="second") == "second"
+        ended = world.count_ended()
+        broken.unlink()
+        async with asyncio.timeout(WAIT):
+            while not (returned := [each for each in siblings if LOST in await each.call("kept_read")]):
+                pass
+        (session,) = returned
+        assert await session.call("kept_keep", value="third") == "third"
+        await until_async(lambda: world.count_ended() > ended)  # by the worker that kept the second value
+        await kill_worker(session)
+        assert LOST in await session.call("kept_read")
+        assert await session.call("kept_read") == "nothing"
+        (other,) = set(siblings) - {session}
+        assert await other.call("kept_read") == "second"
 
 
-async def test_another_principals_session_stays_unknown_after_a_restart(world: World, tmp_path: Path) -> None:
+@restarts((signal.SIGTERM, 1, "sqlite"))
+async def test_another_principals_session_stays_unknown_after_a_restart(
+    world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
+) -> None:
     (tmp_path / "keys.json").write_text("{}")
     keys = {}
     for name in KEYS:
         command = [sys.executable, "-m", "millstream", "keys", "add", name, "--file", "keys.json"]
         process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
         keys[name] = (await process.communicate())[0].decode().strip()
-    start = 'store = "sqlite:///gateway.db"\n[settings]\nauth_keys = "keys.json"\n'
-    with run_gateway(world, tmp_path, "kept", "desk", start=start) as gateway:
+    start = '[settings]\nauth_keys = "keys.json"\n'
+    with run_gateway(world, tmp_path, "kept", "desk", workers=workers, store=store, start=start) as gateway:
         async with gateway.connect(keys["ada"]) as ada, gateway.connect(keys["bob"]) as bob:
             await ada.call("kept_keep", value="Ada's")
-            await gateway.restart(signal.SIGTERM)
+            await gateway.restart(number)
             own, bob.headers["mcp-session-id"] = bob.headers["mcp-session-id"], ada.headers["mcp-session-id"]
             assert await bob.call("kept_read") == "404"
             assert LOST in await ada.call("kept_read")
             assert [await ada.call("kept_read") for _ in range(4)] == ["nothing"] * 4
-            bob.headers["mcp-session-id"] = own
-            assert await bob.call("kept_read") == "nothing"
+            if (number, store) != FORGETFUL:
+                bob.headers["mcp-session-id"] = own
+                assert await bob.call("kept_read") == "nothing"
 
 
 @asynccontextmanager
@@ -381,11 +435,11 @@ async def start_client(name: str, port: int) -> AsyncIterator[Callable[[str], Aw
             await process.wait()
 
 
-@pytest.mark.parametrize(("number", "workers", "start"), RESTARTS[::2])
+@restarts((signal.SIGHUP, 2, "memory"))
 async def test_official_clients_go_on_in_their_sessions_after_a_restart(
-    world: World, tmp_path: Path, number: signal.Signals, workers: int, start: str
+    world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
 ) -> None:
-    with run_gateway(world, tmp_path, "desk", "free", workers=workers, start=start) as gateway:
+    with run_gateway(world, tmp_path, "desk", "free", workers=workers, store=store) as gateway:
         async with AsyncExitStack() as stack:
             calls = {name: await stack.enter_async_context(start_client(name, gateway.port)) for name in CLIENTS}
 

@@ -22,6 +22,12 @@ UNSEEN = (
     "\U000e0000-\U000e0fff]"
 )
 """A pattern of characters that nobody sees: Default_Ignorable_Code_Point (UAX #44 §5.7.4), and empty symbols."""
+_EMOJI = (
+    "[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2194-\u21aa\u231a-\u23fa\u24c2\u25aa-\u25fe\u2600-\u27bf\u2934\u2935"
+    "\u2b05-\u2b55\u3030\u303d\u3297\u3299\U0001f004-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001faff]"
+)
+_SELECTOR = f"(?<={_EMOJI})\ufe0f|(?<=[0-9#*])\ufe0f(?=\u20e3)"
+"""A variation selector that shows a symbol or a keycap as an emoji (UTS #51 §1.4.3)."""
 _MAX_STACKED = 8
 """Maximum marks on a letter that are shown as they are. More cover other lines."""
 
@@ -35,11 +41,13 @@ def _runs() -> re.Pattern[str]:
 @cache
 def _unseen_or_stacked() -> re.Pattern[str]:
     marks = "".join(each for each in map(chr, range(0x300, _LAST_MARK)) if unicodedata.category(each) in ("Mn", "Me"))
-    return re.compile(f"{UNSEEN}|(?<=[{marks}]{{{_MAX_STACKED}}})[{marks}]")
+    return re.compile(f"(?!{_SELECTOR}){UNSEEN}|(?<=[{marks}]{{{_MAX_STACKED}}})[{marks}]")
 
 
 def escape_unseen(text: str) -> str:
-    """Return text in which each character can be seen, so that none changes how the others look."""
+    """Return text in which each character can be seen, so that none changes how the others look. The selector of an
+    emoji stays, as people type it. Joiners and tags between emoji don't, because they can hide more.
+    """
     text = "".join(each if each.isprintable() or each == "\n" else _escape(each) for each in text)
     return text if text.isascii() else _unseen_or_stacked().sub(lambda found: _escape(found[0]), text)
 

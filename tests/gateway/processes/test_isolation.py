@@ -452,6 +452,92 @@ async def test_session_at_a_url_that_ended_is_reported_once_to_its_principal() -
                     assert (await ada.call(f"{prefix}read")).text == "third"
 
 
+class Gate:
+    """Middleware that holds calls until a number of them have arrived."""
+
+    def __init__(self) -> None:
+        self.close(1)
+
+    def close(self, number: int) -> asyncio.Event:
+        """Hold later calls until there are `number`. Return the event that lets them through."""
+        self._number, self.opens, self.calls = number, asyncio.Event(), list[Any]()
+        return self.opens
+
+    async def on_call(self, request: Any, call_next: Any) -> Any:
+        opens = self.opens
+        self.calls.append(request.context._call)
+        if len(self.calls) == self._number:
+            opens.set()
+        await opens.wait()
+        return await call_next(request)
+
+
+@asynccontextmanager
+async def over_a_restart(key: str, store: str) -> AsyncIterator[tuple[Client, Gate]]:
+    """Keep a value in Ada's session at an upstream, and restart the gateway. Yield her client, and a gate there."""
+    gate, port = Gate(), free_port()
+
+    @asynccontextmanager
+    async def front() -> AsyncIterator[None]:
+        settings = Settings(store=store, secret_key="a secret of the tests that is long")
+        guard = auth.keys(named_keys=PEOPLE) if key else None
+        mcp = Server("front", auth=guard, settings=settings, middleware=[gate])
+        mcp.upstream("carts", behind.url, prefix="", start_timeout=WAIT, timeout=WAIT)
+        async with mcp.running(), serve(mcp, port=port):
+            yield
+
+    async with misbehaving(Carts().behave) as behind, AsyncExitStack() as stack:
+        async with front():
+            revision = PER_REQUEST if key else HANDSHAKE
+            ada = await stack.enter_async_context(connect(f"http://127.0.0.1:{port}/mcp", key, revision))
+            await ada.call("keep", value="Ada's secret")
+        async with front():
+            yield ada, gate
+            await stack.aclose()
+
+
+async def read_text(client: Client) -> str:
+    return (await client.call("read", raise_on_error=False)).text
+
+
+for_each_owner = for_each(
+    ("key", "store"),
+    [(ANONYMOUS, "memory://"), (ANONYMOUS, "sqlite:///{}/session.db"), (ADA, "sqlite:///{}/principal.db")],
+)
+"""Owners of a session at a URL: a client's session, and a principal. The gateway's store may be new after a restart."""
+
+
+@for_each_owner
+@for_each("opened", [False, True])
+async def test_calls_that_arrive_together_all_fail_if_their_session_was_lost(
+    key: str, store: str, opened: bool, tmp_path: Path
+) -> None:
+    async with over_a_restart(key, store.format(tmp_path)) as (ada, gate):
+        if opened:
+            await ada.list_tools()
+        gate.close(8)
+        texts = await asyncio.gather(*(read_text(ada) for _ in range(8)))
+        assert all("lost its state" in each for each in texts), texts
+        texts = await asyncio.gather(*(read_text(ada) for _ in range(8)))
+        assert texts == ["nothing"] * 8
+
+
+@for_each_owner
+async def test_call_that_began_before_another_one_reported_a_loss_fails_too(
+    key: str, store: str, tmp_path: Path
+) -> None:
+    async with over_a_restart(key, store.format(tmp_path)) as (ada, gate):
+        opens = gate.close(2)
+        early = asyncio.create_task(read_text(ada))
+        await until(lambda: any(each.started for each in gate.calls))
+        gate.close(1)
+        assert "lost its state" in await read_text(ada)
+        assert await read_text(ada) == "nothing"
+        opens.set()
+        assert "lost its state" in await early
+        assert await read_text(ada) == "nothing"
+
+
 @for_each("path", ["/ws", "/sse"])
 @for_each("revision", [HANDSHAKE, PER_REQUEST])
 async def test_session_that_ends_during_a_call_is_reported_by_its_error(revision: str, path: str) -> None:

@@ -394,6 +394,24 @@ def test_question_shows_what_nobody_sees_and_leaves_languages_readable() -> None
     assert question.count("\\u0301") == 32
 
 
+@for_each(
+    ("value", "shown"),
+    [
+        ("\u2764\ufe0f, \u00a9\ufe0f", "\u2764\ufe0f, \u00a9\ufe0f"),
+        ("1\ufe0f\u20e3 #\ufe0f\u20e3", "1\ufe0f\u20e3 #\ufe0f\u20e3"),
+        ("\U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea", "\U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea"),
+        ("\U0001f3f3\ufe0f\u200d\U0001f308", "\U0001f3f3\ufe0f\\u200d\U0001f308"),
+        ("\U0001f3f4\U000e0067\U000e007f", "\U0001f3f4\\ue0067\\ue007f"),
+        ("\u2764\ufe0f\ufe0f", "\u2764\ufe0f\\ufe0f"),
+        ("\u2764\ufe0e", "\u2764\\ufe0e"),
+        ("\ufe0f a\ufe0f 1\ufe0f", "\\ufe0f a\\ufe0f 1\\ufe0f"),
+        ("\U0001f1e9\U0001f1ea\ufe0f \U0001f3fd\ufe0f", "\U0001f1e9\U0001f1ea\\ufe0f \U0001f3fd\\ufe0f"),
+    ],
+)
+def test_question_shows_emoji_with_their_selectors_and_no_other_selector(value: str, shown: str) -> None:
+    assert f'"{shown}"' in _word_question("s_order", {"book": value})
+
+
 async def test_numbers_match_in_each_notation(shop: Shop) -> None:
     same: list[Any] = [100, 100.0, 1e2, "0100", "+100", " 1e2 ", "0x64", ["100.00"], "\uff11\uff10\uff10.0"]
     for pattern in ("100", "100.0", "1e2", "10?"):

@@ -1,8 +1,8 @@
-"""A call on its way to an upstream and back: items whose functions forward, and what callers read about a failure."""
+"""A call on its way to an upstream and back: items whose functions forward, and what callers read about a failure.
 
-FACE = {
-    "failures": ["describe_fault", "no_response_error", "refused_error"],
-    "forward": ["connect", "forward", "forward_exactly", "forward_plainly", "forward_stream"],
-    "items": ["CORE", "ExtensionForwarding", "MCP_ITEMS", "SKILL_METHODS", "UpstreamTool"],
-}
-"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""
+Names that other folders may import, besides the public ones of `millstream.gateway`:
+
+- `failures`: describe_fault, no_response_error, refused_error
+- `forward`: connect, forward, forward_exactly, forward_plainly, forward_stream
+- `items`: CORE, ExtensionForwarding, MCP_ITEMS, SKILL_METHODS, UpstreamTool
+"""

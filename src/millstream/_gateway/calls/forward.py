@@ -443,19 +443,26 @@ async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
     Raises:
         ClientError: The upstream can't be reached.
     """
-    key, links = upstream.key(call, abilities, name), upstream.links
+    key, links, began = upstream.key(call, abilities, name), upstream.links, call.started or monotonic()
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:
-            if key.affinity in links.lost and not call.method.endswith("/list"):
-                links.lost.pop(key.affinity, None)
-                if link.conversation.transport.has_session:
-                    raise EndedHere("The earlier session has ended.")
+            if not call.method.endswith("/list"):
+                if not link.conversation.transport.has_session:
+                    links.lost.pop(key.affinity, None)
+                elif key.affinity in links.lost:
+                    await links.tell(key)
+                links.check(key, began)
             return link
         key = upstream.key(call, abilities, name)
     try:
         if key.call:
             return await links.open_once(key, call.owner)
         link = await links.open(key, call.owner)
+        links.check(key, began)
+    except EndedHere:
+        if call.transport != "websocket":  # it stays here while another worker serves the principal's other calls
+            await links.announce(key.principal)
+        raise
     except NO_HANDSHAKE as exc:
         if has_only_session(exc):
             key = upstream.share_session(call, exc)

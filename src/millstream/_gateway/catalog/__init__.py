@@ -1,24 +1,11 @@
-"""What upstreams list and what callers see: catalogs, pins, offers, sets, search, and tools that read resources."""
+"""What upstreams list and what callers see: catalogs, pins, offers, sets, search, and tools that read resources.
 
-FACE = {
-    "catalog": [
-        "AcceptedFile",
-        "Catalog",
-        "Description",
-        "MAX_ITEM_BYTES",
-        "METHODS",
-        "Pins",
-        "QuarantinedItem",
-        "STORED_SECONDS",
-        "StoredCatalog",
-        "digest_of",
-        "fetch",
-        "pinned_items",
-        "read_page",
-    ],
-    "offer": ["Conflict", "Mount", "Offer", "OfferedItem", "find_claimant", "make_offer", "mount"],
-    "resource_tools": ["ResourceToolsPart", "make_reader"],
-    "search": ["CALL", "CALL_DESCRIPTION", "SEARCH", "SEARCH_DESCRIPTION", "SearchPart"],
-    "sets": ["SetsPart", "find_addresses", "reveals"],
-}
-"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""
+Names that other folders may import, besides the public ones of `millstream.gateway`:
+
+- `catalog`: AcceptedFile, Catalog, Description, MAX_ITEM_BYTES, METHODS, Pins, QuarantinedItem, STORED_SECONDS,
+  StoredCatalog, digest_of, fetch, pinned_items, read_page
+- `offer`: Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
+- `resource_tools`: ResourceToolsPart, make_reader
+- `search`: CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION, SearchPart
+- `sets`: SetsPart, find_addresses, reveals
+"""

@@ -1,9 +1,9 @@
-"""How a call signs in at its upstream: where its credentials come from, and accounts that callers connect."""
+"""How a call signs in at its upstream: where its credentials come from, and accounts that callers connect.
 
-FACE = {
-    "accounts": ["ConnectionsPage", "PersonalCredentials"],
-    "provider_tokens": ["ProviderTokensPart"],
-    "setup": ["create_credentials"],
-    "source": ["UpstreamCredentials"],
-}
-"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""
+Names that other folders may import, besides the public ones of `millstream.gateway`:
+
+- `accounts`: ConnectionsPage, PersonalCredentials
+- `provider_tokens`: ProviderTokensPart
+- `setup`: create_credentials
+- `source`: UpstreamCredentials
+"""

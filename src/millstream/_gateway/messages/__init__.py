@@ -1,16 +1,8 @@
-"""Which connection a call takes, which way its messages travel, and whom a message from an upstream is for."""
+"""Which connection a call takes, which way its messages travel, and whom a message from an upstream is for.
 
-FACE = {
-    "parked_calls": ["CALL_OVER", "ParkedCall", "ParkedCalls", "TaggedRecord", "Ticket"],
-    "route": ["CallRoute", "UpstreamFacts", "Way", "choose_way", "plan_route"],
-    "router": [
-        "CHANGES",
-        "CallRecipient",
-        "ForwardedStream",
-        "MessageRouter",
-        "OwnSession",
-        "SessionRecipient",
-        "message_for_client",
-    ],
-}
-"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""
+Names that other folders may import, besides the public ones of `millstream.gateway`:
+
+- `parked_calls`: CALL_OVER, ParkedCall, ParkedCalls, TaggedRecord, Ticket
+- `route`: CallRoute, UpstreamFacts, Way, choose_way, plan_route
+- `router`: CHANGES, CallRecipient, ForwardedStream, MessageRouter, OwnSession, SessionRecipient, message_for_client
+"""

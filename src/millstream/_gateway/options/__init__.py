@@ -1,28 +1,11 @@
-"""What an operator writes, as values: upstreams, credentials, processes, APIs, policies, and sets."""
+"""What an operator writes, as values: upstreams, credentials, processes, APIs, policies, and sets.
 
-FACE = {
-    "api": ["check_hosts", "is_application"],
-    "credentials": [
-        "BearerToken",
-        "ClientCredentials",
-        "Credentials",
-        "PerUserOAuth",
-        "StaticHeaders",
-        "TokenExchange",
-        "is_scope",
-    ],
-    "policy": [
-        "CommonRules",
-        "EVERYONE",
-        "QUESTIONS",
-        "Texts",
-        "ToolRules",
-        "find_unknown_names",
-        "impossible_rules",
-        "patterns_in",
-    ],
-    "process": ["ProcessOptions"],
-    "sets": ["SetOptions"],
-    "upstream": ["UpstreamOptions"],
-}
-"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""
+Names that other folders may import, besides the public ones of `millstream.gateway`:
+
+- `api`: check_hosts, is_application
+- `credentials`: BearerToken, ClientCredentials, Credentials, PerUserOAuth, StaticHeaders, TokenExchange, is_scope
+- `policy`: CommonRules, EVERYONE, QUESTIONS, Texts, ToolRules, find_unknown_names, impossible_rules, patterns_in
+- `process`: ProcessOptions
+- `sets`: SetOptions
+- `upstream`: UpstreamOptions
+"""

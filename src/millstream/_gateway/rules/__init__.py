@@ -1,8 +1,8 @@
-"""What a policy makes of an item: who sees it, with which name, arguments, limits, approvals, and results."""
+"""What a policy makes of an item: who sees it, with which name, arguments, limits, approvals, and results.
 
-FACE = {
-    "patterns": ["canonical_uri", "matcher", "uri_forms"],
-    "policy": ["CHARACTERS_PER_TOKEN", "ItemRules", "Policy", "READ_RESOURCE", "RestrictedPattern"],
-    "results": ["NoResponse", "Redactor", "StoredResults", "call_error", "split_result"],
-}
-"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""
+Names that other folders may import, besides the public ones of `millstream.gateway`:
+
+- `patterns`: canonical_uri, matcher, uri_forms
+- `policy`: CHARACTERS_PER_TOKEN, ItemRules, Policy, READ_RESOURCE, RestrictedPattern
+- `results`: NoResponse, Redactor, StoredResults, call_error, split_result
+"""

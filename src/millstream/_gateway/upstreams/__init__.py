@@ -1,10 +1,10 @@
-"""Upstreams that speak MCP: their lists, connections, and subscriptions, and whether they respond."""
+"""Upstreams that speak MCP: their lists, connections, and subscriptions, and whether they respond.
 
-FACE = {
-    "breaker": ["find_outage"],
-    "links": ["Link", "MAX_OWN_SESSIONS", "TAKEN_OVER"],
-    "lists": ["ListKeeper", "reconnect_delay"],
-    "mcp": ["McpUpstream"],
-    "upstream": ["Gateway", "ItemClasses", "NAME", "Upstream"],
-}
-"""Module -> names that other folders may import, besides the public ones of `millstream.gateway`."""
+Names that other folders may import, besides the public ones of `millstream.gateway`:
+
+- `breaker`: find_outage
+- `links`: Link, MAX_OWN_SESSIONS, TAKEN_OVER
+- `lists`: ListKeeper, reconnect_delay
+- `mcp`: McpUpstream
+- `upstream`: Gateway, ItemClasses, NAME, Upstream
+"""

@@ -107,7 +107,11 @@ class Link(Struct, eq=False):
 
 
 TAKEN_OVER = "gateway sessions"
-"""`PartMessage.part` of the message with the id of a client's session that its sender serves now."""
+"""`PartMessage.part` of the message with the id of a client's session, or the binding of a principal, that its sender
+serves now.
+"""
+_TOGETHER_SECONDS = 0.1
+"""Seconds in which the calls arrive that a client sends together. All of them fail if their session is lost."""
 _REMEMBERED_SECONDS = 7 * 86400.0
 """Seconds for which a caller's session at an upstream is remembered."""
 _MARK = b"1"
@@ -166,12 +170,16 @@ class Links(Struct):
     records: UpstreamSessions
     """Callers with a session at the upstream."""
     announce: Callable[[str], Awaitable[object]]
-    """Tells the other workers that this one serves a client's session now. They call `hand_over`."""
+    """Tells the other workers that this one serves a client's session or a principal now. They call `hand_over`."""
     links: dict[LinkKey, Link] = {}
     own: dict[str, Link] = {}
     """Client session -> its dedicated session at the upstream."""
     lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
     """Client sessions whose dedicated session this gateway has ended, but that haven't been notified yet."""
+    told: Recent[LinkKey, float] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
+    """Key -> the time at which the first call failed because the session was lost. Calls that began earlier fail, too,
+    as they would run without the state that their client expects.
+    """
     known: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
     """Client sessions that have had a dedicated session in this process."""
     streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
@@ -234,6 +242,7 @@ class Links(Struct):
         is_callers = bool(key.principal) and not key.affinity
         try:
             if is_callers and await self.records.take(key):
+                await self.tell(key)
                 raise EndedHere("The earlier session has ended.")
             if key.own and await self.records.has(key):
                 self.lost.keep(key.affinity, None)
@@ -291,14 +300,17 @@ class Links(Struct):
             self._end_once_open(link)
             self.close_tasks.spawn(self.records.take(link.key))
 
-    def hand_over(self, session_id: str) -> None:
-        """Close the dedicated session of a client's session, which another worker serves now, when its calls have
-        finished. If the client's session comes back, its state is from before that, so its caller learns of the loss.
+    def hand_over(self, owner: str) -> None:
+        """Close the sessions of a client's session or a principal, which another worker serves now, when their calls
+        have finished. If the owner comes back, their state is from before that, so the caller learns of the loss.
         """
-        link = self.own.get(session_id)
-        if link is not None and link.open_task is None:
-            self.links.pop(link.key, None)
-            self.retired.add(link)
+        own = self.own.get(owner)
+        found = [each for each in self.links.values() if each.remembered and each.key.principal == owner]
+        for link in found if own is None else [own]:
+            if link.open_task is None:
+                self.links.pop(link.key, None)
+                self.own.pop(link.key.affinity, None)
+                self.retired.add(link)
 
     def _end_once_open(self, link: Link) -> None:
         """Close a connection that its caller has given up. If it's being opened, the upstream may already have created
@@ -327,14 +339,29 @@ class Links(Struct):
                 raise InUse(self.places, owner, remedy="Raise max_connections.")
             self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
 
+    async def tell(self, key: LinkKey) -> None:
+        """Note that calls with a key fail now because their session is lost. Wait first for those sent together."""
+        began = monotonic()
+        await asyncio.sleep(_TOGETHER_SECONDS)
+        if self.told.get(key, 0.0) < began:  # else, one of those calls has already failed
+            self.lost.pop(key.affinity, None)
+            self.told.keep(key, monotonic())
+
+    def check(self, key: LinkKey, began: float) -> None:
+        """Check that a call that began at some time of `time.monotonic` can use the connection of a key.
+
+        Raises:
+            EndedHere: Another call has failed since then, because the caller's earlier session was lost.
+        """
+        if began <= self.told.get(key, 0.0):
+            raise EndedHere("The earlier session has ended.")
+
     async def forget(self, link: Link) -> None:
-        """Close a connection whose caller has learned that its session is lost."""
-        self.lost.pop(link.key.affinity, None)
-        self.end(link)
-        if (
-            link.remembered or link.key.own
-        ) and link.key not in self.links:  # another call may have opened the next one
+        """Close a connection whose caller learns now that its session is lost."""
+        if self.links.get(link.key) is link and (link.remembered or link.key.own):
             await self.records.take(link.key)
+            await self.tell(link.key)
+        self.end(link)
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""

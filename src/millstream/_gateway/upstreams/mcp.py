@@ -416,7 +416,7 @@ class McpUpstream(Upstream):
         assert session is not None  # noqa: S101  the channel requires one
         link = links.own.get(session.id)
         was_here = session.id in links.known or session.current  # else, the store has forgotten whether there was one
-        if not was_here or (link is not None and link.key != key):  # it was opened with different credentials
+        if not was_here if link is None else link.key != key:  # it was opened with different credentials
             links.lost.keep(session.id, None)
             links.end_session(session.id)
         info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
@@ -546,7 +546,7 @@ class McpUpstream(Upstream):
             return None
         else:
             link.expires_at = session.expires_at
-        if link is None or link.open_task is not None:
+        if link is None or link.open_task is not None or 0 < call.started <= links.told.get(link.key, 0.0):
             return None
         source = link.conversation.negotiated.revision
         return link if choose_way(call.revision, source, is_relayed=self.is_relayed) is way else None
