@@ -17,7 +17,7 @@ from millstream._gateway.options.policy import (
     UpstreamPolicy,
 )
 from millstream._gateway.options.sets import SetConfig
-from millstream._gateway.rules.patterns import matcher
+from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
 from millstream._gateway.rules.policy import ItemRules, Policy, RestrictedPattern
 from millstream._parts import PartHost
 from millstream._server.address import Address
@@ -309,6 +309,11 @@ class SetsPart:
         self.instruct()
 
 
+def _keys_of(key: str) -> list[str]:
+    """Return a key without what many programs ignore."""
+    return [each.casefold() for each in key_forms(key)]
+
+
 class _ServedSet:
     """The items of one set at its address."""
 
@@ -318,6 +323,9 @@ class _ServedSet:
         self.choose(config)
         self._made: dict[str, dict[str, tuple[_Chosen, Any]]] = {kind: {} for kind in METHODS}
         """Kind -> name -> what the registered item was created from, and the item."""
+        self._outside: dict[str, list[str]] = {}
+        """Resources that aren't in the set, and their keys."""
+        self._outside_keys: set[str] = set()
         self._registry.whole = whole
         self._registry.resource_finders.append(self._find_unlisted)
 
@@ -343,6 +351,10 @@ class _ServedSet:
             self._made[kind] = made
             if self._registry.mirror(self._whole, kind, {name: item for name, (_, item) in made.items()}):
                 changed.add(METHODS[kind][0].partition("/")[0])
+        others = self._whole.items["resources"].keys() | self._whole.disabled["resources"]
+        others -= {name for kind, name in names if kind == "resources"}
+        self._outside = {each: self._outside.get(each) or _keys_of(uri_key(each, is_listed=True)) for each in others}
+        self._outside_keys = {key for keys in self._outside.values() for key in keys}
         self._registry.completers = {
             (names[kind, reference], argument): completer
             for (reference, argument), completer in self._whole.completers.items()
@@ -362,8 +374,10 @@ class _ServedSet:
 
     def _has(self, uri: str) -> bool:
         """Return whether a URI isn't that of a resource outside the set."""
-        listed = self._whole.find_equivalent("resources", uri)
-        return not self._whole.has("resources", listed) or listed in self._registry.resources
+        if not self._outside or self._registry.find_equivalent("resources", uri) in self._registry.resources:
+            return True
+        key = uri_key(uri)
+        return key != "" and self._outside_keys.isdisjoint(_keys_of(key))
 
     def _find_unlisted(self, uri: str) -> Resource | None:
         """Return a resource that isn't listed, if the set would have it."""

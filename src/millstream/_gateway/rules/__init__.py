@@ -1,7 +1,7 @@
 """What a policy makes of an item: who sees it, with which name, arguments, limits, approvals, and results."""
 
 FACE = {
-    "patterns": ["canonical_uri", "matcher", "uri_forms"],
+    "patterns": ["key_forms", "matcher", "path_and_parts", "uri_key"],
     "policy": ["CHARACTERS_PER_TOKEN", "ItemRules", "Policy", "READ_RESOURCE", "RestrictedPattern"],
     "results": ["NoResponse", "Redactor", "StoredResults", "call_error", "split_result"],
 }
