@@ -523,6 +523,37 @@ async def test_choice_of_a_set_changes(tmp_path: Path) -> None:
                 assert await names_of(clients[0]) == {"a_visit", "a_order"}
 
 
+async def test_clients_hear_that_an_upstream_has_gone_at_each_address(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        shops["b"][0].prompt(lambda: "Order a book.", name="ask")
+        a, b = (table(name, running.port) for name, (_, running) in shops.items())
+        rest = '[sets.some]\nupstreams = ["b*"]\n'
+        async with (
+            run_gateway(tmp_path / "gateway.toml", a, b, rest) as gateway,
+            serve(gateway.mcp) as running,
+            AsyncExitStack() as stack,
+        ):
+            urls = [f"http://127.0.0.1:{running.port}{path}" for path in ("/mcp", "/mcp/some")]
+            clients = [
+                await stack.enter_async_context(Client(url, timeout=WAIT, revision=revision))
+                for url in urls
+                for revision in REVISIONS
+            ]
+            watches = [
+                await stack.enter_async_context(each.watch(tools=True, prompts=True, resources=True))
+                for each in clients
+            ]
+            renamed = b.replace("[upstreams.b]", "[upstreams.bb]")
+            for texts in ((a,), (a, b), (a, b, "disabled = true\n"), (a, b), (a, renamed)):
+                await gateway.change(*texts, rest)
+                assert gateway.live.refusal == ""
+                async with asyncio.timeout(WAIT):
+                    for each in watches:
+                        kinds = set[str]()
+                        while kinds != {"tools", "prompts", "resources"}:
+                            kinds.add((await anext(each)).kind)
+
+
 async def read_names(base: str, path: str, revision: str = "2026-07-28", **headers: str) -> set[str]:
     async with Client(f"{base}{path}", timeout=WAIT, revision=revision, headers=headers) as client:
         return await names_of(client)

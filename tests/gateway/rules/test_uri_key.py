@@ -140,7 +140,7 @@ async def test_uris_are_sent_as_they_came() -> None:
         return rest
 
     front.upstream("n", notes, prefix="", policy=UpstreamPolicy(deny=("note://y/*",)), start_timeout=WAIT)
-    sent = ["Alice/x", "x/\u00e4", "x/a/../b", "x/a;b"]
+    sent = ["Alice/x", "x/\u00e4", "x/a//b", "x/a;b"]
     async with Client(front) as client:
         for rest in sent:
             await client.read(f"note://{rest}")
