@@ -124,7 +124,7 @@ class LiveGatewayPart(GatewayPart):
         changed, after = self._apply(), self._offered()
         changed |= {METHODS[kind][0].partition("/")[0] for kind in METHODS if before[kind] != after[kind]}
         self._announce_changes(changed | ({"resources"} if offered != self._results_offered.keys() else set()))
-        self._followed.follow_again()
+        host.run(self._followed.follow_again())
         calls = [call for call in host.dispatcher.calls if not call.long_lived]
         for each in leaving:
             host.run(self._end(each, calls))

@@ -5,7 +5,7 @@ stream of the per-request era, open until the client disconnects.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -349,7 +349,7 @@ class Handlers:
                 await call.send_to_caller(acknowledgment)
                 return b""
             reports = partial(self._registry.reports, call)
-            watched = watch_uris(filter(reports, granted.resource_subscriptions))
+            watched = watch_uris(await _filter_with_pauses(reports, granted.resource_subscriptions))
             uris = spellings(watched)
             lists = {
                 kind: notification_message(ServerChange(kind).method, NotificationParams(mark))
@@ -633,3 +633,12 @@ def _unknown_tool(call: Call) -> ProtocolError:
         return ProtocolError(INVALID_PARAMS, 'Invalid params: add the "name" of a tool')
     why = call.services.explain_missing(call, call.name)
     return ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}" + (f". {why}" if why else ""))
+
+
+async def _filter_with_pauses(keeps: Callable[[str], bool], uris: Iterable[str]) -> list[str]:
+    """Return the URIs that a function keeps. Comparing each with the rules of a gateway takes time."""
+    kept = list[str]()
+    for uri in uris:
+        kept += [uri] if keeps(uri) else []
+        await asyncio.sleep(0)
+    return kept

@@ -5,17 +5,16 @@ what the main address has, with its rules, and needs no connections of its own. 
 """
 
 import logging
+import re
 from asyncio import get_running_loop
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct, structs
 
 from millstream._gateway.catalog.catalog import METHODS
-from millstream._gateway.options.policy import (
-    UpstreamPolicy,
-)
+from millstream._gateway.options.policy import UpstreamPolicy, find_unknown_names
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
 from millstream._gateway.rules.policy import ItemRules, Policy, RestrictedPattern
@@ -282,6 +281,7 @@ class SetsPart:
                 "items": {kind: len(each.dispatcher.registry.items[kind]) for kind in METHODS},
                 "scopes": each.config.scopes,
                 "groups": each.config.groups,
+                **({"unused": unused} if (unused := [*self._find_unused(each)]) else {}),
             }
             for each in self._sets
         ]
@@ -299,6 +299,27 @@ class SetsPart:
                 if part.upstream in origins and not config.instructions
             ]
             each.dispatcher.instruct((own, *rest))
+            for text in self._find_unused(each):
+                if text not in each.warned:
+                    each.warned.add(text)
+                    logger.warning("The set %s %s", config.name, text)
+
+    def _find_unused(self, served: "_ServedSet") -> Iterator[str]:
+        """Yield what a set's configuration names and the server doesn't have, once all upstreams have lists."""
+        gateway, config, whole = self._host.gateway, served.config, self._host.registry
+        if gateway is not None and not gateway.has_all_lists:
+            return
+        items = [each for some in (whole.items, whole.disabled) for kind in METHODS for each in some[kind].items()]
+        known = {name: "" for key, item in items for name in (key, item.long_name) if name}
+        origins = {item.origin for _, item in items}
+        for pattern in config.upstreams:
+            if not any(map(matcher((pattern,)), origins)):
+                yield f"has no item of an upstream that matches {pattern!r}."
+        for name, hint in find_unknown_names(served.rules, known):
+            yield f"has a rule for {name!r}, which no tool or prompt has.{hint}"
+        for pattern in config.allow:
+            if re.search("[*?]", pattern) and "://" not in pattern and not any(map(matcher((pattern,)), known)):
+                yield f"allows {pattern!r}, which matches nothing."
 
     def _update(self, kind: str) -> None:
         for each in self._sets:
@@ -333,6 +354,9 @@ class _ServedSet:
         """Use a configuration from the next update on."""
         self.config: SetConfig = config
         self._policy = _compile(config)
+        self.rules: UpstreamPolicy = self._policy.own
+        self.warned: set[str] = set()
+        """Logged warnings."""
 
     def update(self) -> set[str]:
         """Offer the items that are chosen now. Return the kinds of lists that have changed."""
