@@ -16,6 +16,7 @@ from auth_world import ALICE, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, OTHER, claims, craft_token, key_set, run_issuer, token
 from millstream import Principal, auth
+from millstream._limits import Rate
 from millstream.auth import AuthMethod, Identity, Rejection
 from wire import request
 
@@ -64,6 +65,19 @@ async def test_invalid_tokens_do_not_keep_good_ones_out(methods: list[Any], kind
         assert await statuses(world, [good_token(number) for number in range(10)]) == [200] * 10
         if KEYS in methods:
             assert await statuses(world, [ALICE]) == [200]
+
+
+async def test_forged_signed_tokens_of_one_address_are_limited_but_known_ones_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("millstream.auth._guard._FORGERIES", Rate(20, 60))
+    forge, expired = NO_GUESSES["tokens signed by a replaced key"], NO_GUESSES["expired tokens of many people"]
+    async with run_guarded(make_server([signed()])) as world:
+        known = good_token(0)
+        assert await statuses(world, [known]) == [200]
+        assert await statuses(world, [expired(number) for number in range(30)]) == [401] * 30
+        assert await statuses(world, [forge(number) for number in range(30)]) == [401] * 20 + [429] * 10
+        assert await statuses(world, [known, good_token(1)]) == [200, 429]
 
 
 @for_each("way", ["socket", "stream", "key header", "form", "rest"])

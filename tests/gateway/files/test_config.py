@@ -715,3 +715,14 @@ def test_set_of_an_unknown_upstream_is_an_error_with_its_line(tmp_path: Path) ->
         load_file(file)
     file.write_text(f'{upstreams}[sets.buyers]\nupstreams = ["shop", "off", "later_*"]\n')
     assert [each.upstreams for each in load_file(file).sets] == [("shop", "off", "later_*")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX")
+def test_file_that_all_users_can_write_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('[upstreams.shop]\nurl = "http://127.0.0.1:1/mcp"\n')
+    file.chmod(0o664)
+    assert load_file(file).upstreams
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match=rf"All users on this machine can write to .*\. Run: chmod o-w {file}"):
+        load_file(file)

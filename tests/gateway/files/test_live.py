@@ -35,6 +35,7 @@ REVISIONS = "2026-07-28", "2025-06-18"
 @pytest.fixture(autouse=True)
 def _fast_looks(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
     monkeypatch.setattr("millstream._tasks._LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("millstream._gateway.files.live._HALF_WRITTEN_SECONDS", 0.02)
 
 
 def make_shop(name: str = "shop") -> Server:
@@ -521,6 +522,27 @@ async def test_choice_of_a_set_changes(tmp_path: Path) -> None:
                 assert [await names_of(each) for each in clients] == [{"a_visit", "a_order"}] * 2
                 assert (await clients[1].call("a_visit")).text == "a 2"
                 assert await names_of(clients[0]) == {"a_visit", "a_order"}
+
+
+async def test_file_that_is_half_written_is_read_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve_shops("a") as shops:
+        upstream, rules = table("a", shops["a"][1].port), '[upstreams.a.policy]\ndeny = ["order"]\n'
+        async with run_gateway(tmp_path / "gateway.toml", upstream, rules) as gateway:
+            read, paused = LiveConfig.read, asyncio.Event()
+
+            def finish_writing(self: LiveConfig, before: Any = None) -> Any:
+                found = read(self, before)
+                if not paused.is_set():
+                    paused.set()
+                    gateway.path.write_text(upstream + "# Orders\n" + rules, "utf-8")
+                return found
+
+            monkeypatch.setattr("millstream._gateway.files.live._HALF_WRITTEN_SECONDS", 0.01)
+            monkeypatch.setattr(LiveConfig, "read", finish_writing)
+            await gateway.change(upstream)
+            assert paused.is_set()
+            async with Client(gateway.mcp, timeout=WAIT) as client:
+                assert "a_order" not in await names_of(client)
 
 
 async def test_clients_hear_that_an_upstream_has_gone_at_each_address(tmp_path: Path) -> None:

@@ -58,8 +58,11 @@ def read_file(path: Path) -> str:
         ConfigError: It can't be read.
     """
     try:
-        if path.stat().st_size > MAX_FILE:
+        about = path.stat()
+        if about.st_size > MAX_FILE:
             raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes. Check that it's a configuration file.")
+        if os.name == "posix" and about.st_mode & 0o002:
+            raise ConfigError(f"All users on this machine can write to {path}. Run: chmod o-w {path}")
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
