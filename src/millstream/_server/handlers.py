@@ -199,6 +199,7 @@ class Handlers:
         if tool is None:
             call.name = params.name[:128]
             raise _unknown_tool(call)
+        call.item = tool.main_name
         # Before the arguments are read, because an error about them would reveal the schema.
         check_scopes(call, tool.scopes)
         if call.revision.handshake and not declares(call.client.capabilities, tool.requires):
@@ -229,7 +230,7 @@ class Handlers:
         if prompt is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
         check_scopes(call, prompt.scopes)
-        call.name = params.name
+        call.name, call.item = params.name, prompt.main_name
         take_rounds(call, params)
         try:
             call.arguments = prompt.read(params.arguments or {})

@@ -389,8 +389,7 @@ class _ServedSet:
 
     def _make(self, chosen: _Chosen) -> Any:
         item = chosen.source.with_name(chosen.name)
-        if isinstance(item, Tool):
-            item.limit_name = chosen.source.limit_name or chosen.source.name
+        item.main_name = chosen.source.main_name or chosen.source.name
         if isinstance(item, Template):
             item.template = RestrictedPattern(item.template, self._has)
         chosen.rules.narrow(item)
