@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from joserfc.jwk import ECKey, OctKey
+from msgspec.structs import replace
 from websockets.exceptions import InvalidStatus
 
 from auth.test_issuers import answers, introspected
@@ -16,7 +18,6 @@ from auth_world import ALICE, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, OTHER, claims, craft_token, key_set, run_issuer, token
 from millstream import Principal, auth
-from millstream._limits import Rate
 from millstream.auth import AuthMethod, Identity, Rejection
 from wire import request
 
@@ -70,7 +71,8 @@ async def test_invalid_tokens_do_not_keep_good_ones_out(methods: list[Any], kind
 async def test_forged_signed_tokens_of_one_address_are_limited_but_known_ones_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("millstream.auth._guard._FORGERIES", Rate(20, 60))
+    guard: Any = sys.modules["millstream.auth._guard"]
+    monkeypatch.setattr(guard, "_FORGERIES", replace(guard._FORGERIES, count=20))
     forge, expired = NO_GUESSES["tokens signed by a replaced key"], NO_GUESSES["expired tokens of many people"]
     async with run_guarded(make_server([signed()])) as world:
         known = good_token(0)

@@ -99,7 +99,7 @@ class LiveGatewayPart(GatewayPart):
         """
         host, old = self._host, dict(self.upstreams)
         self._gateway.arriving.fit(max(each.max_bytes for each in configs))
-        before = self._offered()
+        before = self._list_offered()
         leaving = [each for name, each in old.items() if upstreams.get(name) is not each]
         for each in leaving:
             self._remove_items(each)
@@ -121,7 +121,7 @@ class LiveGatewayPart(GatewayPart):
                 host.registry.move(kind, items, group)
             self._offer_results(each)
         self._mounts = {name: self._mount(each) for name, each in upstreams.items()}
-        changed, after = self._apply(), self._offered()
+        changed, after = self._apply(), self._list_offered()
         changed |= {METHODS[kind][0].partition("/")[0] for kind in METHODS if before[kind] != after[kind]}
         self._announce_changes(changed | ({"resources"} if offered != self._results_offered.keys() else set()))
         host.run(self._followed.follow_again())
@@ -129,7 +129,7 @@ class LiveGatewayPart(GatewayPart):
         for each in leaving:
             host.run(self._end(each, calls))
 
-    def _offered(self) -> dict[str, dict[str, OfferedItem]]:
+    def _list_offered(self) -> dict[str, dict[str, OfferedItem]]:
         """Return what all upstreams offer now, by kind and name."""
         return {
             kind: {name: item for each in self.upstreams.values() for name, item in each.offered[kind].items()}

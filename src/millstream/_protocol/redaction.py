@@ -125,6 +125,26 @@ def secret_parts(value: str) -> set[str]:
     return found
 
 
+def leave_out(said: bytes, secrets: Collection[str]) -> Collection[str]:
+    """Return the secrets that a caller's message doesn't contain as a whole. Replacing the others would tell the caller
+    which of its guesses is right.
+
+    Args:
+        said: The message as it came from the caller, before a gateway added anything.
+        secrets: See `redact`.
+    """
+    if not said or not secrets:
+        return secrets
+    with suppress(*MALFORMED):
+        said = msgspec.json.encode(msgspec.json.decode(said)) if b"\\" in said and not exceeds_limits(said) else said
+    texts = [text := said.decode("utf-8", "surrogateescape"), unquote(text)]
+    return [each for each in secrets if not any(_quote(each) in text for text in texts)]
+
+
+def _quote(secret: str) -> str:
+    return msgspec.json.encode(secret)[1:-1].decode()
+
+
 def redact(text: str, secrets: Collection[str]) -> str:
     """Return a text without secrets: ``redact("bad key hunter2!", {"hunter2!"})``.
 

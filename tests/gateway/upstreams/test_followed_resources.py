@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections import Counter
 from contextlib import AsyncExitStack
 from itertools import count
@@ -23,8 +24,6 @@ from mcp_types import (
 from cpu import count_calls
 from fleet import until
 from millstream import Client, Server
-from millstream._gateway.followers import FollowedResources
-from millstream._server.features.registry import Registry
 from patience import WAIT
 from wire import MemoryPipe, request
 
@@ -242,15 +241,12 @@ async def test_update_that_an_upstream_announces_twice_arrives_once() -> None:
 async def test_other_calls_run_while_resources_are_compared_with_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """When a stream subscribes, and when what an upstream offers has changed."""
     turns, compared = count(), dict[str, list[int]]()
-    reports, find_sources = Registry.reports, FollowedResources._find_sources
+    registry: Any = sys.modules["millstream._server.features.registry"].Registry
+    reports = registry.reports
 
-    def report(self: Registry, caller: Any, uri: str) -> bool:
+    def report(self: Any, caller: Any, uri: str) -> bool:
         compared.setdefault("subscribing", []).append(turn)
         return reports(self, caller, uri)
-
-    def find(self: FollowedResources, uris: Any) -> Any:
-        compared.setdefault("changing", []).append(turn)
-        return find_sources(self, uris)
 
     turn = 0
 
@@ -261,13 +257,20 @@ async def test_other_calls_run_while_resources_are_compared_with_rules(monkeypat
 
     mcp, busy = make_gateway()
     async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client, AsyncExitStack() as stack:
-        monkeypatch.setattr(Registry, "reports", report)
+        monkeypatch.setattr(registry, "reports", report)
         others = asyncio.create_task(take_turns())
         await stack.enter_async_context(client.watch(*URIS[:20]))
         for number in range(20):
             await stack.enter_async_context(client.watch(URIS[number]))
         assert len(set(compared["subscribing"][:20])) == 20
-        monkeypatch.setattr(FollowedResources, "_find_sources", find)
+        followed: Any = sys.modules["millstream._gateway.followers"].FollowedResources
+        find_sources = followed._find_sources
+
+        def find(self: Any, uris: Any) -> Any:
+            compared.setdefault("changing", []).append(turn)
+            return find_sources(self, uris)
+
+        monkeypatch.setattr(followed, "_find_sources", find)
         busy.resource("doc://new", name="new")(lambda: "new")
         await until(lambda: len(compared.get("changing", ())) >= 21)
         assert len(set(compared["changing"][:21])) == 21

@@ -66,11 +66,6 @@ def matcher(patterns: tuple[str, ...], *, of_keys: bool = False) -> Matcher:
     return lambda text: (folded if _DRIVE.match(text) else exact)(text)
 
 
-@lru_cache(_MAX_KEYS)
-def _remembered(uri: str, is_listed: bool) -> str:
-    return _find_key(uri, is_listed)
-
-
 def uri_key(uri: str, *, is_listed: bool = False) -> str:
     """Return the text that's compared instead of a URI, or an empty string if programs read the URI differently.
 
@@ -104,6 +99,9 @@ def _find_key(uri: str, is_listed: bool) -> str:
             )
             return "" if _DOTS.search(key) or (has_wide_slashes and not is_listed) else key
     return ""
+
+
+_remembered = lru_cache(_MAX_KEYS)(_find_key)
 
 
 def _is_bounded(text: str) -> bool:
