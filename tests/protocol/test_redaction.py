@@ -76,6 +76,12 @@ def test_words_of_the_protocol_stay_in_the_result_of_a_failed_tool(word: str) ->
     assert found == json.loads(json.dumps(result).replace(f"no {word}", "no [redacted]"))
 
 
+def test_names_of_members_of_a_failed_result_have_no_secret() -> None:
+    result = {"content": [], "structuredContent": {"headers": {"k3y-of-the-operator": 1}}, "isError": True}
+    found = redact_failure(json.dumps(result).encode(), {"k3y-of-the-operator"})
+    assert json.loads(found)["structuredContent"] == {"headers": {"[redacted]": 1}}
+
+
 def test_bytes_that_are_not_utf8_are_kept() -> None:
     assert redact_bytes(b"\xff hunter22 \xfe", {"hunter22"}) == b"\xff [redacted] \xfe"
 

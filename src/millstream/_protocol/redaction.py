@@ -190,7 +190,7 @@ def redact_value(value: Any, secrets: Collection[str], depth: int = _MAX_DEPTH, 
         value: The value.
         secrets: The secrets.
         depth: Number of levels.
-        names: Whether to also redact the names of members.
+        names: Whether to remove short secrets from the names of members as well. They may be words of the protocol.
     """
     if isinstance(value, str):
         return redact(value, secrets)
@@ -199,9 +199,9 @@ def redact_value(value: Any, secrets: Collection[str], depth: int = _MAX_DEPTH, 
     if is_object(value):
         if not depth:
             return REDACTED
+        in_names = secrets if names else [each for each in secrets if len(each) >= _SURE]
         return {
-            redact(key, secrets) if names else key: redact_value(each, secrets, depth - 1, names=names)
-            for key, each in value.items()
+            redact(key, in_names): redact_value(each, secrets, depth - 1, names=names) for key, each in value.items()
         }
     return value
 

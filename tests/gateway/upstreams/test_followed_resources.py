@@ -256,6 +256,7 @@ async def test_other_calls_run_while_resources_are_compared_with_rules(monkeypat
             await asyncio.sleep(0)
 
     mcp, busy = make_gateway()
+    busy.resource("doc://old", name="old")(lambda: "old")
     async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client, AsyncExitStack() as stack:
         monkeypatch.setattr(registry, "reports", report)
         others = asyncio.create_task(take_turns())

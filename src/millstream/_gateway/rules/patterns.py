@@ -18,6 +18,7 @@ from millstream._protocol.uri import find_problem, normalize_uri
 _MAX_MATCHERS = 16_384
 _MAX_DECODINGS = 4
 _MAX_KEYS = 1024
+_MAX_LONG_KEYS = 64
 _MAX_LETTERS = 1024
 """Maximum length of a URI with characters outside ASCII that's compared with rules. Some become 18 others."""
 _MAX_URI = 8192
@@ -77,7 +78,9 @@ def uri_key(uri: str, *, is_listed: bool = False) -> str:
         uri: The URI, or a template.
         is_listed: Whether an upstream lists it, so that it means that item, however it's written.
     """
-    return (_remembered if len(uri) <= _MAX_LETTERS else _find_key)(uri, is_listed)
+    if len(uri) > _MAX_URI:
+        return ""
+    return (_remembered if len(uri) <= _MAX_LETTERS else _remembered_long)(uri, is_listed)
 
 
 def _find_key(uri: str, is_listed: bool) -> str:
@@ -94,14 +97,14 @@ def _find_key(uri: str, is_listed: bool) -> str:
             return ""
         if before == (text, raw):
             key = _fold(text)
-            has_wide_slashes = not raw.isascii() and without_hidden(raw).translate(_SLASHES).count("/") != raw.count(
-                "/"
-            )
-            return "" if _DOTS.search(key) or (has_wide_slashes and not is_listed) else key
+            slashes = raw.count("/") if raw.isascii() else without_hidden(raw).translate(_SLASHES).count("/")
+            has_wide_slashes = slashes != raw.count("/") and not is_listed
+            return "" if _DOTS.search(key) or has_wide_slashes else key
     return ""
 
 
 _remembered = lru_cache(_MAX_KEYS)(_find_key)
+_remembered_long = lru_cache(_MAX_LONG_KEYS)(_find_key)  # one message asks several times
 
 
 def _is_bounded(text: str) -> bool:
