@@ -528,17 +528,17 @@ async def test_file_that_is_half_written_is_read_once_more(tmp_path: Path, monke
     async with serve_shops("a") as shops:
         upstream, rules = table("a", shops["a"][1].port), '[upstreams.a.policy]\ndeny = ["order"]\n'
         async with run_gateway(tmp_path / "gateway.toml", upstream, rules) as gateway:
-            read, paused = LiveConfig.read, asyncio.Event()
+            live, paused = sys.modules["millstream._gateway.files.live"], asyncio.Event()
+            read: Any = live.read_file
 
-            def finish_writing(self: LiveConfig, before: Any = None) -> Any:
-                found = read(self, before)
+            def finish_writing(path: Path) -> Any:
+                found = read(path)
                 if not paused.is_set():
                     paused.set()
-                    gateway.path.write_text(upstream + "# Orders\n" + rules, "utf-8")
+                    path.write_text(upstream + "# Orders\n" + rules, "utf-8")
                 return found
 
-            monkeypatch.setattr("millstream._gateway.files.live._HALF_WRITTEN_SECONDS", 0.01)
-            monkeypatch.setattr(LiveConfig, "read", finish_writing)
+            monkeypatch.setattr(live, "read_file", finish_writing)
             await gateway.change(upstream)
             assert paused.is_set()
             async with Client(gateway.mcp, timeout=WAIT) as client:

@@ -7,7 +7,7 @@ a version, and then all use it at once.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from millstream._config import ConfigVersion
 from millstream._gateway.files.read import load_file, read_file
-from millstream._gateway.files.values import ConfigError, ConfigValue, GatewayConfig, KeyPath
+from millstream._gateway.files.values import ConfigError, ConfigValue, GatewayConfig
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.upstreams.upstream import Upstream
@@ -47,18 +47,7 @@ def _check_fixed(before: ConfigValue, after: ConfigValue) -> None:
 
 
 _HALF_WRITTEN_SECONDS = 1.0
-"""Seconds before a file with fewer options is read once more, because a program can be writing it."""
-
-
-def _names_in(config: GatewayConfig) -> set[KeyPath]:
-    """Return where a configuration has values."""
-
-    def places(value: ConfigValue) -> Iterator[KeyPath]:
-        for name in members(value.value):
-            yield (inner := value.member(name)).where
-            yield from places(inner)
-
-    return set() if config.written is None else set(places(config.written))
+"""Seconds before a shorter file is used, because a program can be writing it."""
 
 
 class LivePart(Protocol):
@@ -162,13 +151,9 @@ class LiveConfig:
         """Read the file, and use it if it has changed."""
         async with self.updating:
             try:
-                version, config = await asyncio.to_thread(self.read, self.config)
-                if version is not self.version and not _names_in(self.config) <= _names_in(config):
+                if len(await asyncio.to_thread(read_file, self.path)) < len(self.version.text):
                     await asyncio.sleep(_HALF_WRITTEN_SECONDS)
-                    number = version.number
-                    version, config = await asyncio.to_thread(self.read, self.config)
-                    if version is not self.version:
-                        version, self._numbers = replace(version, number=number), count(number + 1)
+                version, config = await asyncio.to_thread(self.read, self.config)
                 if version is not self.version:
                     await spread(version, config)
                     self.version, self.config = version, config
