@@ -112,6 +112,11 @@ class Route(Struct, frozen=True):
 class UpstreamReports(Protocol):
     """The upstreams, for operators."""
 
+    @property
+    def has_all_lists(self) -> bool:
+        """Whether this worker has the lists of each upstream."""
+        ...
+
     def describe(self) -> list[dict[str, Any]]:
         """Return the state and statistics of each upstream on this worker."""
         ...

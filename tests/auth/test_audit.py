@@ -106,7 +106,11 @@ async def test_call_that_stops_for_a_question_has_an_outcome(tmp_path: Path) -> 
     async with Client(mcp, elicit=lambda _: {}, revision="2026-07-28") as client:
         assert (await client.call("delete")).text == "Deleted."
     lines = [json.loads(line) for line in (tmp_path / "a").read_text("utf-8").splitlines()]
-    assert [each.get("outcome") for each in lines if each["method"] == "tools/call"] == ["input_required", None]
+    first, second = calls = [each for each in lines if each["method"] == "tools/call"]
+    assert [each.get("outcome") for each in calls] == ["input_required", None]
+    assert first["call"] == second["call"] != ""
+    assert first["program"].startswith("millstream ")
+    assert not any("call" in each for each in lines if each["method"] != "tools/call")
 
 
 def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:

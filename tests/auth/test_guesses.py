@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from joserfc.jwk import ECKey, OctKey
+from msgspec.structs import replace
 from websockets.exceptions import InvalidStatus
 
 from auth.test_issuers import answers, introspected
@@ -64,6 +66,20 @@ async def test_invalid_tokens_do_not_keep_good_ones_out(methods: list[Any], kind
         assert await statuses(world, [good_token(number) for number in range(10)]) == [200] * 10
         if KEYS in methods:
             assert await statuses(world, [ALICE]) == [200]
+
+
+async def test_forged_signed_tokens_of_one_address_are_limited_but_known_ones_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard: Any = sys.modules["millstream.auth._guard"]
+    monkeypatch.setattr(guard, "_FORGERIES", replace(guard._FORGERIES, count=20))
+    forge, expired = NO_GUESSES["tokens signed by a replaced key"], NO_GUESSES["expired tokens of many people"]
+    async with run_guarded(make_server([signed()])) as world:
+        known = good_token(0)
+        assert await statuses(world, [known]) == [200]
+        assert await statuses(world, [expired(number) for number in range(30)]) == [401] * 30
+        assert await statuses(world, [forge(number) for number in range(30)]) == [401] * 20 + [429] * 10
+        assert await statuses(world, [known, good_token(1)]) == [200, 429]
 
 
 @for_each("way", ["socket", "stream", "key header", "form", "rest"])

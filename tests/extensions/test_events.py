@@ -20,6 +20,7 @@ from millstream import Client, Server, Settings
 from millstream._override import override
 from millstream.extensions import LocalError
 from millstream.extensions.events import Events
+from millstream.extensions.events._catalog import EventType
 from millstream.hub import Hub, Subscription
 from millstream.stores import StoreUnavailable
 from patience import WAIT
@@ -179,6 +180,10 @@ async def test_arguments_filter_events() -> None:
         wrongs: list[Any] = [{"color": "red"}, [], "text"]
         for wrong in wrongs:
             with pytest.raises(RpcError) as refused:
+                await ada.request("events/poll", name="order.paid", arguments=wrong)
+            assert refused.value.code == -32602
+        for wrong in {"customer": 5}, {"total": "7"}, {"total": True}:
+            with pytest.raises(RpcError, match="must have the type that inputSchema declares") as refused:
                 await ada.request("events/poll", name="order.paid", arguments=wrong)
             assert refused.value.code == -32602
         with pytest.raises(RpcError, match="total must be a number"):
@@ -495,3 +500,10 @@ async def test_mistakes_in_declarations_are_described() -> None:
                 await events.publish(event, data)
         with pytest.raises(Exception, match="more than the limit"):
             await events.publish(OrderPaid("x" * 300_000))
+
+
+def test_whole_numbers_have_one_spelling_in_the_identity_of_a_subscription() -> None:
+    kind = EventType("order.paid", OrderPaid)
+    one, other = (kind.read_arguments(raw) for raw in (b'{"total":5,"customer":"a"}', b'{"customer":"a","total":5.0}'))
+    assert one.canonical == other.canonical
+    assert kind.read_arguments(b'{"total":5.5}').canonical == b'{"total":5.5}'

@@ -27,6 +27,7 @@ from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from command_line import run_in_process
 from fleet import until
+from http_peer import serve
 from millstream import Client, Server, auth
 from millstream._cli.diagnosis import health_steps, read_health, read_states, upstream_step
 from millstream._http.client.url import parse_url
@@ -326,3 +327,17 @@ async def test_doctor_tells_who_may_see_why_a_server_is_degraded() -> None:
         ("health", "the till is shut", False, False),
         ("health", "the server says that it's degraded, but not why", True, True),
     ]
+
+
+async def test_names_in_a_set_that_no_item_has_are_a_failed_step() -> None:
+    shop, front = Server("shop"), Server("front")
+    shop.tool(lambda: "hello", name="greet")
+    front.upstream("a", shop, start_timeout=WAIT)
+    front.add_set("/mcp/x", allow=["a_greet", "a_gret"])
+    async with serve(front) as running:
+        health = await read_health(parse_url(f"http://127.0.0.1:{running.port}/mcp"), {}, WAIT)
+    (step,) = [each for each in health_steps(health) if each.name == "set"]
+    assert (step.ok, step.found) == (
+        False,
+        "x at /mcp/x has 1 tool. It has a rule for 'a_gret', which no tool or prompt has. Did you mean 'a_greet'?",
+    )

@@ -12,6 +12,7 @@ from millstream._protocol.redaction import (
     find_query_secrets,
     find_secrets,
     is_secret,
+    leave_out,
     redact,
     redact_bytes,
     redact_failure,
@@ -73,6 +74,12 @@ def test_words_of_the_protocol_stay_in_the_result_of_a_failed_tool(word: str) ->
     }
     found = json.loads(redact_failure(json.dumps(result).encode(), {word}))
     assert found == json.loads(json.dumps(result).replace(f"no {word}", "no [redacted]"))
+
+
+def test_names_of_members_of_a_failed_result_have_no_secret() -> None:
+    result = {"content": [], "structuredContent": {"headers": {"k3y-of-the-operator": 1}}, "isError": True}
+    found = redact_failure(json.dumps(result).encode(), {"k3y-of-the-operator"})
+    assert json.loads(found)["structuredContent"] == {"headers": {"[redacted]": 1}}
 
 
 def test_bytes_that_are_not_utf8_are_kept() -> None:
@@ -167,3 +174,16 @@ def test_long_repeated_secrets_are_removed_at_the_speed_of_a_search() -> None:
     assert redact(quoted, {token}) == "[redacted]"
     assert redact(other, {token}) is other
     assert cpu_seconds(lambda: redact(quoted, {token})) < 5 * cpu_seconds(lambda: redact(other, {token}))
+
+
+def test_callers_own_words_are_found_in_each_spelling() -> None:
+    secret = 'sommer"2024\u00e4'
+    for said in (
+        json.dumps({"a": secret}),
+        json.dumps({"a": secret}, ensure_ascii=False),
+        '{"a":"\\u0073ommer\\"2024\u00e4"}',
+    ):
+        assert leave_out(said.encode(), [secret, "other"]) == ["other"]
+    assert leave_out(b'{"uri":"note://sommer%32024"}', ["sommer2024"]) == []
+    assert leave_out(b'{"a":"sommer202"}', ["sommer2024"]) == ["sommer2024"]
+    assert leave_out(b"", ["sommer2024"]) == ["sommer2024"]

@@ -179,7 +179,7 @@ class Throttle(RequestLimits):
         if self._quota is not None and owner:
             cost = 1.0 if tool is None else tool.cost
             charges.append((self._quota.name, self._quota.at(owner, cost, self._time())))
-        named, of_tool = ("", 0) if tool is None else (tool.limit_name or tool.name, tool.concurrency)
+        named, of_tool = ("", 0) if tool is None else (tool.main_name or tool.name, tool.concurrency)
         for name, key, most in concurrency_limits(owner, self._concurrency, named, of_tool):
             charges.append((name, ConcurrencySlot(hash_key(name, key), most, f"{next(self._holders):x}")))
         return charges
@@ -245,7 +245,7 @@ class Throttle(RequestLimits):
         return self._limiter(name, Rate.of(rate)) if rate else None
 
     def _of_tool(self, tool: Tool) -> Limiter | SharedLimiter:
-        key = name, _ = (tool.limit_name or tool.name, tool.limit)
+        key = name, _ = (tool.main_name or tool.name, tool.limit)
         if key not in self._tools:
             self._tools[key] = self._limiter(limit_name("tool", name), Rate.of(tool.limit))
         return self._tools[key]

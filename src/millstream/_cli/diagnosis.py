@@ -147,6 +147,7 @@ class _Set(Struct):
     items: dict[str, int]
     scopes: list[str] = []
     groups: list[str] = []
+    unused: list[str] = []
 
 
 class _Store(Struct, frozen=True):
@@ -349,12 +350,16 @@ def set_step(found: _Set) -> DiagnosticStep:
     """Return the step for a set of items with an address of its own."""
     counts = [f"{count} {kind if count != 1 else kind[:-1]}" for kind, count in found.items.items() if count]
     needed = [f"scope {each}" for each in found.scopes] + [f"group {each}" for each in found.groups]
-    text = f"{found.name} at {found.path} has {', '.join(counts) or 'no items'}"
+    text, well = (
+        f"{found.name} at {found.path} has {', '.join(counts) or 'no items'}",
+        bool(counts) and not found.unused,
+    )
+    unused = "".join(f". It {each.rstrip('.')}" for each in found.unused)
     return DiagnosticStep(
         "set",
-        f"{text}, for callers with the {' and the '.join(needed)}" if needed else text,
-        ok=bool(counts),
-        remedy="" if counts else "Compare its patterns with the names that `millstream list` prints.",
+        (f"{text}, for callers with the {' and the '.join(needed)}" if needed else text) + unused,
+        ok=well,
+        remedy="" if well else "Compare its patterns with the names that `millstream list` prints.",
     )
 
 

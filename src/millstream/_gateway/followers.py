@@ -1,5 +1,6 @@
 """Resources of upstreams that clients follow."""
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 
 from millstream._gateway.log import logger
@@ -34,6 +35,8 @@ class FollowedResources(ChangeSource):
         self._registry = registry
         self._upstreams = upstreams
         self._hides = hides
+        self._change: object = None
+        """The last change of the offered items."""
         self._subscriptions: dict[object, tuple[str, Mapping[str, str], _Sources, _Sources]] = {}
         """Stream or connection -> its caller, the URIs that it subscribes to, and the upstreams' URIs: all of them,
         and the watched ones."""
@@ -60,15 +63,20 @@ class FollowedResources(ChangeSource):
         )
         self._watch(follower, owner, uris, (wanted - gone) | added)
 
-    def follow_again(self) -> None:
+    async def follow_again(self) -> None:
         """Update the watched resources after the offered ones have changed. Streams can share URIs."""
         found: dict[Collection[str], _Sources] = {}
-        for follower, (owner, uris, _, watched) in list(self._subscriptions.items()):
+        self._change = change = object()
+        for follower in list(self._subscriptions):
+            if self._change is not change or follower not in self._subscriptions:
+                continue  # a later change looks at all of them, and streams end
+            owner, uris, _, watched = self._subscriptions[follower]
             key = frozenset(uris)
             if key not in found:
                 found[key] = self._find_sources(spellings(uris))
             if found[key] != watched:
                 self._watch(follower, owner, uris, found[key])
+            await asyncio.sleep(0)  # there can be thousands of streams
 
     def _find_sources(self, uris: Collection[str]) -> _Sources:
         return {(each, uri) for each in self._sources() for uri in self._own_uris(each, uris)}

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from time import monotonic
 
+from millstream._gateway.catalog.catalog import METHODS
+from millstream._gateway.catalog.offer import OfferedItem
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.part import GatewayPart, check
 from millstream._gateway.upstreams.mcp import McpUpstream
@@ -100,6 +102,7 @@ class LiveGatewayPart(GatewayPart):
         """
         host, old = self._host, dict(self.upstreams)
         self._gateway.arriving.fit(max(each.max_bytes for each in configs))
+        before = self._list_offered()
         leaving = [each for name, each in old.items() if upstreams.get(name) is not each]
         for each in leaving:
             self._remove_items(each)
@@ -113,19 +116,28 @@ class LiveGatewayPart(GatewayPart):
             each = upstreams[config.name]
             if each.config != config:
                 each.become(config)
-            before = old.get(each.name)
-            if before is not each and isinstance(before, McpUpstream) and isinstance(each, McpUpstream):
-                for session in before.links.own:  # each client learns that its session has ended
+            former = old.get(each.name)
+            if former is not each and isinstance(former, McpUpstream) and isinstance(each, McpUpstream):
+                for session in former.links.own:  # each client learns that its session has ended
                     each.links.lost.keep(session, None)
             for kind, items in each.offered.items():
                 host.registry.move(kind, items, group)
             self._offer_results(each)
         self._mounts = {name: self._mount(each) for name, each in upstreams.items()}
-        self._announce_changes(self._apply() | ({"resources"} if offered != self._results_offered.keys() else set()))
-        self._followed.follow_again()
+        changed, after = self._apply(), self._list_offered()
+        changed |= {METHODS[kind][0].partition("/")[0] for kind in METHODS if before[kind] != after[kind]}
+        self._announce_changes(changed | ({"resources"} if offered != self._results_offered.keys() else set()))
+        host.run(self._followed.follow_again())
         calls = [call for call in host.dispatcher.calls if not call.long_lived]
         for each in leaving:
             host.run(self._end(each, calls))
+
+    def _list_offered(self) -> dict[str, dict[str, OfferedItem]]:
+        """Return what all upstreams offer now, by kind and name."""
+        return {
+            kind: {name: item for each in self.upstreams.values() for name, item in each.offered[kind].items()}
+            for kind in METHODS
+        }
 
     async def _end(self, upstream: Upstream, calls: Collection[Call]) -> None:
         """Close an upstream when the calls that may use it have ended, after at most `drain_timeout`."""

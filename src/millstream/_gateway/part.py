@@ -379,6 +379,11 @@ class GatewayPart:
             "quarantined": [msgspec.to_builtins(each) for each in upstream.lists.quarantined[:MAX_SHOWN]],
         }
 
+    @property
+    def has_all_lists(self) -> bool:
+        """See `UpstreamReports`."""
+        return all(each.catalog.taken_at for each in self.upstreams.values())
+
     def _explain_missing(self, call: Call, name: str) -> str:
         """See `Services.explain_missing`: name the upstreams that can't be used and have no lists from before."""
         down, sets = list[Upstream](), {each.name: each for each in self.definition.sets}
@@ -454,7 +459,7 @@ class GatewayPart:
         watchable = upstream.is_watchable(), upstream.lists.quarantined
         if "resources" in changed or watchable != self._watchable.get(upstream.name):
             self._watchable[upstream.name] = watchable
-            self._followed.follow_again()
+            self._host.run(self._followed.follow_again())
 
     def _announce_changes(self, changed: Collection[str], *, but: Collection[str] = ()) -> None:
         for change in changed:  # other workers have their own copies of the lists, and do the same

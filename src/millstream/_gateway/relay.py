@@ -260,7 +260,9 @@ class Passthrough:
             call.name = name[:_MAX_NAME]
         else:
             name = decode_name(headers.get(b"mcp-name", b"").strip(b" \t"))
-        ask = RawRequest(method=call.method, params=encode(params), name=name, rounds=False, owner=call.owner)
+        ask = RawRequest(
+            method=call.method, params=encode(params), name=name, rounds=False, owner=call.owner, said=call.params
+        )
         for key in headers:
             if key[:10] == b"mcp-param-":
                 ask.headers = {**ask.headers, key.decode(): headers[key].decode("latin-1")}

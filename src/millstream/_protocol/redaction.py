@@ -125,6 +125,26 @@ def secret_parts(value: str) -> set[str]:
     return found
 
 
+def leave_out(said: bytes, secrets: Collection[str]) -> Collection[str]:
+    """Return the secrets that a caller's message doesn't contain as a whole. Replacing the others would tell the caller
+    which of its guesses is right.
+
+    Args:
+        said: The message as it came from the caller, before a gateway added anything.
+        secrets: See `redact`.
+    """
+    if not said or not secrets:
+        return secrets
+    with suppress(*MALFORMED):
+        said = msgspec.json.encode(msgspec.json.decode(said)) if b"\\" in said and not exceeds_limits(said) else said
+    texts = [text := said.decode("utf-8", "surrogateescape"), unquote(text)]
+    return [each for each in secrets if not any(_quote(each) in text for text in texts)]
+
+
+def _quote(secret: str) -> str:
+    return msgspec.json.encode(secret)[1:-1].decode()
+
+
 def redact(text: str, secrets: Collection[str]) -> str:
     """Return a text without secrets: ``redact("bad key hunter2!", {"hunter2!"})``.
 
@@ -170,7 +190,7 @@ def redact_value(value: Any, secrets: Collection[str], depth: int = _MAX_DEPTH, 
         value: The value.
         secrets: The secrets.
         depth: Number of levels.
-        names: Whether to also redact the names of members.
+        names: Whether to remove short secrets from the names of members as well. They may be words of the protocol.
     """
     if isinstance(value, str):
         return redact(value, secrets)
@@ -179,9 +199,9 @@ def redact_value(value: Any, secrets: Collection[str], depth: int = _MAX_DEPTH, 
     if is_object(value):
         if not depth:
             return REDACTED
+        in_names = secrets if names else [each for each in secrets if len(each) >= _SURE]
         return {
-            redact(key, secrets) if names else key: redact_value(each, secrets, depth - 1, names=names)
-            for key, each in value.items()
+            redact(key, in_names): redact_value(each, secrets, depth - 1, names=names) for key, each in value.items()
         }
     return value
 

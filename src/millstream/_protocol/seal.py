@@ -292,6 +292,8 @@ class RoundState(Struct, array_like=True):
     """Entries by label, in the order they were settled."""
     open_marks: dict[str, str]
     """Label -> digest, for the questions of the last round."""
+    id: str = ""
+    """Id that the rounds of a call share, in records."""
 
 
 class InputRequired(BaseException):
@@ -359,6 +361,8 @@ class Rounds:
         self._ordinal = 0
         self._pending: dict[str, str] = {}
         self.rounds: int = state.rounds
+        self.id: str = state.id
+        """Id that the rounds of a call share, once it has asked."""
 
     def label(self, key: str | None) -> str:
         """Return the label of the next question: its key, or its ordinal in this run."""
@@ -413,8 +417,9 @@ class Rounds:
         """
         if self.rounds >= max_rounds:
             raise ProtocolError(INVALID_PARAMS, f"Stopped after {max_rounds} rounds of questions.")
+        self.id = self.id or nonce.hex()
         return ring.seal(_KIND, _encode(self.state(expires_at)), nonce, bound)
 
     def state(self, expires_at: int) -> RoundState:
         """Return the state after this round, for a server that keeps it itself."""
-        return RoundState(expires_at, self.rounds + 1, self._entries, self._pending)
+        return RoundState(expires_at, self.rounds + 1, self._entries, self._pending, self.id)

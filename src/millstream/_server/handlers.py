@@ -5,7 +5,7 @@ stream of the per-request era, open until the client disconnects.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -199,6 +199,7 @@ class Handlers:
         if tool is None:
             call.name = params.name[:128]
             raise _unknown_tool(call)
+        call.item = tool.main_name
         # Before the arguments are read, because an error about them would reveal the schema.
         check_scopes(call, tool.scopes)
         if call.revision.handshake and not declares(call.client.capabilities, tool.requires):
@@ -229,7 +230,7 @@ class Handlers:
         if prompt is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
         check_scopes(call, prompt.scopes)
-        call.name = params.name
+        call.name, call.item = params.name, prompt.main_name
         take_rounds(call, params)
         try:
             call.arguments = prompt.read(params.arguments or {})
@@ -349,7 +350,7 @@ class Handlers:
                 await call.send_to_caller(acknowledgment)
                 return b""
             reports = partial(self._registry.reports, call)
-            watched = watch_uris(filter(reports, granted.resource_subscriptions))
+            watched = watch_uris(await _filter_with_pauses(reports, granted.resource_subscriptions))
             uris = spellings(watched)
             lists = {
                 kind: notification_message(ServerChange(kind).method, NotificationParams(mark))
@@ -633,3 +634,12 @@ def _unknown_tool(call: Call) -> ProtocolError:
         return ProtocolError(INVALID_PARAMS, 'Invalid params: add the "name" of a tool')
     why = call.services.explain_missing(call, call.name)
     return ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}" + (f". {why}" if why else ""))
+
+
+async def _filter_with_pauses(keeps: Callable[[str], bool], uris: Iterable[str]) -> list[str]:
+    """Return the URIs that a function keeps. Comparing each with the rules of a gateway takes time."""
+    kept = list[str]()
+    for uri in uris:
+        kept += [uri] if keeps(uri) else []
+        await asyncio.sleep(0)
+    return kept

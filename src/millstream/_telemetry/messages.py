@@ -49,7 +49,7 @@ class AccessRecord(Struct, gc=False):
     """Seconds since 1970."""
     method: str
     target: str = ""
-    """The tool, prompt, or resource."""
+    """The tool, prompt, or resource, by its name at the main address."""
     status: str = ""
     seconds: float = 0.0
     revision: str = ""
@@ -63,6 +63,8 @@ class AccessRecord(Struct, gc=False):
     transport: str = ""
     trace_id: str = ""
     span_id: str = ""
+    set: str = ""
+    """The set at whose address the call arrived."""
 
 
 _SLACK = 1e-6
@@ -122,6 +124,7 @@ class MessageLog:
             message.session,
             message.principal,
             message.transport,
+            message.set,
         )
         frame = None if message.trace_id else self._frames.get(key)
         if frame is None:
@@ -202,6 +205,7 @@ class MessageLog:
             "bytes": None,
             "transport": message.transport,
             "worker": self._worker,
+            **({"set": message.set} if message.set else {}),
             **trace,
         }
 
@@ -243,6 +247,15 @@ class AuditEntry(Struct, omit_defaults=True):
     transport: str = ""
     session: str = ""
     """A hash of the session id."""
+    set: str = ""
+    """The set at whose address the call arrived."""
+    program: str = ""
+    """Name and version of the client's program, as it says."""
+    trace: str = ""
+    call: str = ""
+    """Id that the rounds of a call share."""
+    approver: str = ""
+    """Subject of another person who approved the call."""
 
 
 class AuditLog:
@@ -263,7 +276,7 @@ class AuditLog:
 
     def write(self, entry: AuditEntry) -> None:
         """Append a line and pass it to the operating system before returning."""
-        for name in ("method", "target", "subject", "issuer", "client", "address"):
+        for name in ("method", "target", "subject", "issuer", "client", "address", "program"):
             value: str = getattr(entry, name)
             setattr(entry, name, value[:_MAX_AUDITED].encode("utf-8", "replace").decode())
         body = _encode({"seq": self.seq + 1, "prev": self.hash, **msgspec.to_builtins(entry)})

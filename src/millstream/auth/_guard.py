@@ -267,6 +267,8 @@ _LINES_PER_REASON = Rate(1, 60)
 """Maximum lines in the log per address and reason."""
 _LINES = Rate(60, 60)
 """Maximum lines in the log about rejected credentials."""
+_FORGERIES = Rate(600, 60)
+"""Maximum invalid signed tokens per address. Those of a company behind one address are rarely invalid."""
 _MAX_CONCURRENT = 8
 """Maximum concurrent verifications per address. Others wait, so that parallel guesses aren't all verified before the
 first failure is counted.
@@ -342,6 +344,8 @@ class AuthGuard:
         """Called when credentials may have been revoked."""
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", failures, clock=clock, pool=lambda: self.pool)
+        self._forgeries = Limiter("forged", _FORGERIES, clock=clock)
+        """Signed tokens that aren't valid. They can't be guessed, but verifying each takes time."""
         self._lines_per_reason = Limiter("log", _LINES_PER_REASON, clock=clock, max_keys=10_000)
         self._lines = Limiter("log", _LINES, clock=clock)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT)
@@ -483,9 +487,13 @@ class AuthGuard:
             found: Identity | Rejection = before.rejection
             until = before.until  # repeating a credential doesn't extend its rejection
         else:
+            if self._forgeries.wait(network) > 0 and not self._was_valid(credential):
+                return None, lacking
             methods = [each for each in self.methods if not each.guessable] if throttled else self.methods
             found, lacking = await self.identify(credential, methods)
             was_shown = any(each.shows for each in methods)
+            if isinstance(found, Rejection) and found.is_signed and not found.is_genuine:
+                self._forgeries.take(network)
         if isinstance(found, Identity):
             if lacking:
                 self._log(address, "The token lacks required scopes.", f"It needs {' and '.join(sorted(lacking))}.")
@@ -553,7 +561,8 @@ class AuthGuard:
 
     def _throttle_response(self, key: str) -> Response:
         text = "Too many failed sign-ins from your address. Wait a minute, then try again."
-        head = self._failures.header_lines(key, self._failures.wait(key))
+        wait = max(self._failures.wait(key), self._forgeries.wait(key))
+        head = self._failures.header_lines(key, wait)
         return plain_problem(429, text, head + _NO_STORE)
 
     def record_failure(self, address: str) -> None:

@@ -45,7 +45,7 @@ from millstream._protocol.notifications import (
     InputRequiredResult,
     ToolDescription,
 )
-from millstream._protocol.redaction import redact_bytes, redact_failure
+from millstream._protocol.redaction import leave_out, redact_bytes, redact_failure
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._recent import Recent
 from millstream._tasks import cancel_all, has_failed, retry_delay
@@ -255,6 +255,8 @@ class RawRequest(Struct, kw_only=True):
     """Whether to answer the questions of the result; False returns an `input_required` result unchanged."""
     owner: str = ""
     """The caller whose share the arriving reply counts against, if there are several callers."""
+    said: bytes = b""
+    """The message of another caller that the request forwards, as it came. Errors can repeat what's in it."""
 
 
 def declare_extension(meta: bytes, name: str) -> bytes:
@@ -465,7 +467,9 @@ class Requests(Confidential, Struct, kw_only=True):
         if ask.progress is not None:
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))
-        request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable, ask.owner)
+        request = TransportRequest(
+            request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable, ask.owner, ask.said
+        )
         return self._exchange(connection.transport, request, ask.timeout or self.timeout, ask.progress)
 
     async def _exchange(
@@ -485,7 +489,7 @@ class Requests(Confidential, Struct, kw_only=True):
             # A failed tool returns its error as a result.
             result = answer.result
             if b'"isError"' in result and _FAILED.search(result):
-                result = redact_failure(result, get_secrets(transport))
+                result = redact_failure(result, leave_out(request.said, get_secrets(transport)))
             log_message("received", redact_bytes(answer.error, get_secrets(transport)) if answer.error else result)
         except asyncio.CancelledError as exc:
             if pending.end():
@@ -500,7 +504,7 @@ class Requests(Confidential, Struct, kw_only=True):
             await incoming.wait_for_handlers()
         if answer.error:
             error = failure(answer.error)
-            redact_error(error, get_secrets(transport))
+            redact_error(error, leave_out(request.said, get_secrets(transport)))
             raise error
         return result
 

@@ -114,7 +114,11 @@ class Host(Struct, NotCopyable, eq=False):
 
     @property
     def map(self) -> Map:
-        """Values by key, each with a time to live, shared by all workers. Start keys with your own prefix."""
+        """Values by key, each with a time to live, shared by all workers. Start keys with your own prefix.
+
+        Values whose prefix is ``bus:``, ``inbox:``, ``member:``, or ``roster:`` are the server's, and don't survive a
+        restart.
+        """
         return self._host.store.kv
 
     @property
@@ -541,7 +545,7 @@ class Host(Struct, NotCopyable, eq=False):
         all_limits = [(each.name, each.key, each.most) for each in limits]
         if call is not None and (tool := self._find_tool(call.tool, call.set_name)) is not None:
             most = self.settings.limit_concurrency
-            all_limits += concurrency_limits(call.owner, most, tool.limit_name or tool.name, tool.concurrency)
+            all_limits += concurrency_limits(call.owner, most, tool.main_name or tool.name, tool.concurrency)
         slots = [ConcurrencySlot(hash_key(name, key), most, holder) for name, key, most in all_limits]
         decision = await self._host.pool.take(slots) if slots else None
         if decision is not None:

@@ -1,6 +1,7 @@
 """The addresses of sets over each transport, with and without sign-in, from files, and on several workers."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,7 +11,7 @@ from websockets.asyncio.client import connect
 from auth_world import ALICE, BOB, ROOT, run_guarded
 from http_peer import serve
 from issuer_world import claims, run_issuer, token
-from millstream import Client, Server, auth
+from millstream import Client, Server, Settings, auth
 from millstream.gateway import ToolPolicy
 from patience import WAIT
 from wire import POST, request
@@ -190,6 +191,32 @@ async def test_metrics_and_health_name_the_tools_of_sets_only_to_operators() -> 
         async with Client(f"http://127.0.0.1:{running.running.port}/staff", timeout=WAIT, headers=headers) as client:
             assert (await client.call("sum")).text == "done"
         metrics = (await running.ask(ROOT, "GET", "/metrics")).body.decode()
-        assert 'tool="sum"' in metrics or 'name="sum"' in metrics
+        assert 'tool="add"' in metrics or 'name="add"' in metrics
         assert "sets" in json.loads((await running.ask(ROOT, "GET", "/health")).body)
         assert b"staff" not in (await running.ask(BOB, "GET", "/health")).body
+
+
+async def test_records_tell_tools_of_two_sets_with_one_short_name_apart(tmp_path: Path) -> None:
+    front = Server("front", settings=Settings(audit_log=str(tmp_path / "audit")), serve=["metrics"])
+    for name in "billing", "wiki":
+        upstream = Server(name)
+        upstream.tool(lambda: "deleted", name="delete")
+        upstream.prompt(lambda: "Delete it.", name="ask")
+        front.upstream(name, upstream, start_timeout=WAIT)
+        front.add_set(f"/mcp/{name}", upstreams=[name], short_names=True)
+    async with serve(front) as running:
+        for name in "billing", "wiki":
+            async with Client(f"http://127.0.0.1:{running.port}/mcp/{name}", timeout=WAIT) as client:
+                await client.call("delete")
+                await client.prompt("ask")
+        async with httpx2.AsyncClient() as http:
+            metrics = (await http.get(f"http://127.0.0.1:{running.port}/metrics")).text
+    lines = [json.loads(line) for line in (tmp_path / "audit").read_text("utf-8").splitlines()]
+    assert [(each["set"], each["target"]) for each in lines if each["method"] in ("tools/call", "prompts/get")] == [
+        ("billing", "billing_delete"),
+        ("billing", "billing_ask"),
+        ("wiki", "wiki_delete"),
+        ("wiki", "wiki_ask"),
+    ]
+    assert '"wiki_delete"' in metrics
+    assert '"delete"' not in metrics

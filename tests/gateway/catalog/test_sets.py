@@ -667,3 +667,40 @@ async def test_set_has_the_instructions_of_its_upstreams() -> None:
         for path, instructions in expected.items():
             async with open_at(running.port, path) as client:
                 assert client.instructions == instructions
+
+
+async def test_names_in_a_set_that_match_nothing_are_warned_about_and_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shop, front = Server("shop"), Server("front")
+    shop.tool(lambda: "hello", name="greet")
+    shop.resource("note://{name}", name="note")(lambda name: name)
+    front.upstream("a", shop, start_timeout=WAIT)
+    front.add_set(
+        "/mcp/x",
+        upstreams=["a*", "gone*"],
+        allow=["a_gret", "a_pay*", "a_greet", "note://a/b"],
+        deny=["*secret*"],
+        tools={"a_grret": ToolPolicy(title="Hi")},
+    )
+    expected = [
+        "has no item of an upstream that matches 'gone*'.",
+        "has a rule for 'a_gret', which no tool or prompt has. Did you mean 'a_greet'?",
+        "has a rule for 'a_grret', which no tool or prompt has. Did you mean 'a_greet'?",
+        "allows 'a_pay*', which matches nothing.",
+    ]
+    async with front.running() as runtime:
+        assert [each for each in caplog.messages if "set x" in each] == [f"The set x {text}" for text in expected]
+        (described,) = runtime.host.sets.describe()  # type: ignore[union-attr]
+        assert described["unused"] == expected
+
+
+@pytest.mark.server
+async def test_names_in_a_set_are_not_judged_before_all_lists_have_arrived(caplog: pytest.LogCaptureFixture) -> None:
+    shop, front = Server("shop"), Server("front")
+    shop.tool(lambda: "hello", name="greet")
+    front.upstream("a", shop, start_timeout=WAIT)
+    front.upstream("late", ["no-such-program"], start_timeout=WAIT)
+    front.add_set("/mcp/x", allow=["late_order"])
+    async with front.running():
+        assert "The set x" not in caplog.text

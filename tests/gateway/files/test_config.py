@@ -703,3 +703,26 @@ def test_limits_of_an_upstream_are_in_range(tmp_path: Path, option: str, value: 
 def test_type_checkers_know_each_option_of_an_upstream() -> None:
     names = set(UpstreamConfig.__struct_fields__) - {"name", "target"}
     assert names == UpstreamOptions.__annotations__.keys(), "Add the option to UpstreamOptions as well."
+
+
+def test_set_of_an_unknown_upstream_is_an_error_with_its_line(tmp_path: Path) -> None:
+    upstreams = '[upstreams.shop]\nurl = "http://127.0.0.1:1/mcp"\n[upstreams.off]\ncommand = "x"\ndisabled = true\n'
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'{upstreams}[sets.buyers]\nupstreams = ["sho"]\n')
+    with pytest.raises(
+        ConfigError, match=r"line 7: sets.buyers.upstreams: no upstream is named 'sho'; did you mean 'shop'"
+    ):
+        load_file(file)
+    file.write_text(f'{upstreams}[sets.buyers]\nupstreams = ["shop", "off", "later_*"]\n')
+    assert [each.upstreams for each in load_file(file).sets] == [("shop", "off", "later_*")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX")
+def test_file_that_all_users_can_write_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('[upstreams.shop]\nurl = "http://127.0.0.1:1/mcp"\n')
+    file.chmod(0o664)
+    assert load_file(file).upstreams
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match=rf"All users on this machine can write to .*\. Run: chmod o-w {file}"):
+        load_file(file)

@@ -35,6 +35,7 @@ REVISIONS = "2026-07-28", "2025-06-18"
 @pytest.fixture(autouse=True)
 def _fast_looks(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
     monkeypatch.setattr("millstream._tasks._LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("millstream._gateway.files.live._HALF_WRITTEN_SECONDS", 0.02)
 
 
 def make_shop(name: str = "shop") -> Server:
@@ -523,6 +524,58 @@ async def test_choice_of_a_set_changes(tmp_path: Path) -> None:
                 assert [await names_of(each) for each in clients] == [{"a_visit", "a_order"}] * 2
                 assert (await clients[1].call("a_visit")).text == "a 2"
                 assert await names_of(clients[0]) == {"a_visit", "a_order"}
+
+
+async def test_file_that_is_half_written_is_read_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve_shops("a") as shops:
+        upstream, rules = table("a", shops["a"][1].port), '[upstreams.a.policy]\ndeny = ["order"]\n'
+        async with run_gateway(tmp_path / "gateway.toml", upstream, rules) as gateway:
+            live, paused = sys.modules["millstream._gateway.files.live"], asyncio.Event()
+            read: Any = live.read_file
+
+            def finish_writing(path: Path) -> Any:
+                found = read(path)
+                if not paused.is_set():
+                    paused.set()
+                    path.write_text(upstream + "# Orders\n" + rules, "utf-8")
+                return found
+
+            monkeypatch.setattr(live, "read_file", finish_writing)
+            await gateway.change(upstream)
+            assert paused.is_set()
+            async with Client(gateway.mcp, timeout=WAIT) as client:
+                assert "a_order" not in await names_of(client)
+
+
+async def test_clients_hear_that_an_upstream_has_gone_at_each_address(tmp_path: Path) -> None:
+    async with serve_shops("a", "b") as shops:
+        shops["b"][0].prompt(lambda: "Order a book.", name="ask")
+        a, b = (table(name, running.port) for name, (_, running) in shops.items())
+        rest = '[sets.some]\nupstreams = ["b*"]\n'
+        async with (
+            run_gateway(tmp_path / "gateway.toml", a, b, rest) as gateway,
+            serve(gateway.mcp) as running,
+            AsyncExitStack() as stack,
+        ):
+            urls = [f"http://127.0.0.1:{running.port}{path}" for path in ("/mcp", "/mcp/some")]
+            clients = [
+                await stack.enter_async_context(Client(url, timeout=WAIT, revision=revision))
+                for url in urls
+                for revision in REVISIONS
+            ]
+            watches = [
+                await stack.enter_async_context(each.watch(tools=True, prompts=True, resources=True))
+                for each in clients
+            ]
+            renamed = b.replace("[upstreams.b]", "[upstreams.bb]")
+            for texts in ((a,), (a, b), (a, b, "disabled = true\n"), (a, b), (a, renamed)):
+                await gateway.change(*texts, rest)
+                assert gateway.live.refusal == ""
+                async with asyncio.timeout(WAIT):
+                    for each in watches:
+                        kinds = set[str]()
+                        while kinds != {"tools", "prompts", "resources"}:
+                            kinds.add((await anext(each)).kind)
 
 
 async def read_names(base: str, path: str, revision: str = "2026-07-28", **headers: str) -> set[str]:

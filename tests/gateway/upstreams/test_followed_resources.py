@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import sys
 from collections import Counter
 from contextlib import AsyncExitStack
+from itertools import count
 from typing import Any
 
+import pytest
 from mcp.server import MCPServer
 from mcp.server import Server as LowLevelServer
 from mcp.server.mcpserver import Context
@@ -233,3 +236,43 @@ async def test_update_that_an_upstream_announces_twice_arrives_once() -> None:
         await wait_for(other)
         await wait_for(uri, 21)
     assert heard == {uri: 21, last: 1, other: 1}
+
+
+async def test_other_calls_run_while_resources_are_compared_with_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a stream subscribes, and when what an upstream offers has changed."""
+    turns, compared = count(), dict[str, list[int]]()
+    registry: Any = sys.modules["millstream._server.features.registry"].Registry
+    reports = registry.reports
+
+    def report(self: Any, caller: Any, uri: str) -> bool:
+        compared.setdefault("subscribing", []).append(turn)
+        return reports(self, caller, uri)
+
+    turn = 0
+
+    async def take_turns() -> None:
+        nonlocal turn
+        for turn in turns:  # noqa: B007
+            await asyncio.sleep(0)
+
+    mcp, busy = make_gateway()
+    busy.resource("doc://old", name="old")(lambda: "old")
+    async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client, AsyncExitStack() as stack:
+        monkeypatch.setattr(registry, "reports", report)
+        others = asyncio.create_task(take_turns())
+        await stack.enter_async_context(client.watch(*URIS[:20]))
+        for number in range(20):
+            await stack.enter_async_context(client.watch(URIS[number]))
+        assert len(set(compared["subscribing"][:20])) == 20
+        followed: Any = sys.modules["millstream._gateway.followers"].FollowedResources
+        find_sources = followed._find_sources
+
+        def find(self: Any, uris: Any) -> Any:
+            compared.setdefault("changing", []).append(turn)
+            return find_sources(self, uris)
+
+        monkeypatch.setattr(followed, "_find_sources", find)
+        busy.resource("doc://new", name="new")(lambda: "new")
+        await until(lambda: len(compared.get("changing", ())) >= 21)
+        assert len(set(compared["changing"][:21])) == 21
+        others.cancel()

@@ -89,14 +89,22 @@ class AuditPart(OwnPart):
             outcome = "cancelled"
         elif _ASKS in answer[:_HEAD]:
             outcome = "input_required"
+        client, rounds = call.client, call.rounds
         entry = AuditEntry(
             "",
             call.method,
-            call.name or target_name(call.method, call.params),
+            call.item
+            or (call.tool is not None and call.tool.main_name)
+            or call.name
+            or target_name(call.method, call.params),
             outcome,
             address="" if call.origin is None else call.origin.peer,
             transport=call.transport,
             session="" if call.session is None else session_hash(call.session.id),
+            set=call.dispatcher.address.name,
+            program=f"{client.name} {client.version}".strip(),
+            trace=call.trace,
+            call="" if rounds is None else rounds.id,
         )
         self._write(entry, call.principal)
 

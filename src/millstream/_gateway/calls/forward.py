@@ -137,6 +137,7 @@ def forward(
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
     ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
+    ask.said = call.params or call.body  # before rules add to it
     if (link := upstream.find_plain_link(call, Way.PASS)) is not None:
         return forward_plainly(call, upstream, link, ask, call.raw_meta())
     return forward_exactly(call, upstream, ask)

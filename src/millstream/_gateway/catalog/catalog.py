@@ -20,7 +20,7 @@ from msgspec import Raw, Struct, structs
 
 from millstream._gateway.names import fold
 from millstream._gateway.options.policy import UpstreamPolicy
-from millstream._gateway.rules.patterns import canonical_uri
+from millstream._gateway.rules.patterns import uri_key
 from millstream._protocol.errors import LocalError
 from millstream._protocol.foreign import drop_misfits, drop_nulls, foreign_decoder, present
 from millstream._protocol.jsonrpc import decode_members, exceeds_limits
@@ -585,7 +585,7 @@ class Pins:
 
 def _fold(kind: str, name: str) -> str:
     """Return the part of an item's name or URI that a reader sees."""
-    return canonical_uri(name) if kind in ("resources", "templates") else fold(name)
+    return (uri_key(name, is_listed=True) or name) if kind in ("resources", "templates") else fold(name)
 
 
 def _read_definition(value: bytes) -> Description | None:

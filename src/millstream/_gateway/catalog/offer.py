@@ -13,7 +13,7 @@ from millstream._gateway.catalog.catalog import METHODS, Catalog, Description
 from millstream._gateway.loops import STARTING, Announcement, find_loops, leads_back, read_announcement
 from millstream._gateway.names import Names, fit_name, safe_names, with_origin
 from millstream._gateway.rules.policy import ItemRules, Policy
-from millstream._protocol.errors import pluralize
+from millstream._protocol.errors import pluralize, shorten
 from millstream._server.dispatch import Instruction
 from millstream._server.features.registry import normal_form
 from millstream.protocol import members
@@ -116,6 +116,8 @@ def mount(
         rules = policy.item(kind, own_name, members(each.get("annotations")) if is_trusted else {})
         if rules is None:
             left_out += 1
+            if own_name and not policy.find_key(kind, own_name):
+                warnings.append(f"skipped {shorten(own_name)!r}, because programs read this URI differently")
             continue
         if leads_back(loops, kind, own_name):
             looping += 1

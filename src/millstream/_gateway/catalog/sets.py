@@ -5,19 +5,18 @@ what the main address has, with its rules, and needs no connections of its own. 
 """
 
 import logging
+import re
 from asyncio import get_running_loop
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct, structs
 
 from millstream._gateway.catalog.catalog import METHODS
-from millstream._gateway.options.policy import (
-    UpstreamPolicy,
-)
+from millstream._gateway.options.policy import UpstreamPolicy, find_unknown_names
 from millstream._gateway.options.sets import SetConfig
-from millstream._gateway.rules.patterns import matcher
+from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
 from millstream._gateway.rules.policy import ItemRules, Policy, RestrictedPattern
 from millstream._parts import PartHost
 from millstream._server.address import Address
@@ -282,6 +281,7 @@ class SetsPart:
                 "items": {kind: len(each.dispatcher.registry.items[kind]) for kind in METHODS},
                 "scopes": each.config.scopes,
                 "groups": each.config.groups,
+                **({"unused": unused} if (unused := [*self._find_unused(each)]) else {}),
             }
             for each in self._sets
         ]
@@ -299,6 +299,27 @@ class SetsPart:
                 if part.upstream in origins and not config.instructions
             ]
             each.dispatcher.instruct((own, *rest))
+            for text in self._find_unused(each):
+                if text not in each.warned:
+                    each.warned.add(text)
+                    logger.warning("The set %s %s", config.name, text)
+
+    def _find_unused(self, served: "_ServedSet") -> Iterator[str]:
+        """Yield what a set's configuration names and the server doesn't have, once all upstreams have lists."""
+        gateway, config, whole = self._host.gateway, served.config, self._host.registry
+        if gateway is not None and not gateway.has_all_lists:
+            return
+        items = [each for some in (whole.items, whole.disabled) for kind in METHODS for each in some[kind].items()]
+        known = {name: "" for key, item in items for name in (key, item.long_name) if name}
+        origins = {item.origin for _, item in items}
+        for pattern in config.upstreams:
+            if not any(map(matcher((pattern,)), origins)):
+                yield f"has no item of an upstream that matches {pattern!r}."
+        for name, hint in find_unknown_names(served.rules, known):
+            yield f"has a rule for {name!r}, which no tool or prompt has.{hint}"
+        for pattern in config.allow:
+            if re.search("[*?]", pattern) and "://" not in pattern and not any(map(matcher((pattern,)), known)):
+                yield f"allows {pattern!r}, which matches nothing."
 
     def _update(self, kind: str) -> None:
         for each in self._sets:
@@ -307,6 +328,11 @@ class SetsPart:
                     emit = self._host.services.changes.emit
                     self._loop.call_soon_threadsafe(emit, ServerChange(change, address=each.config.name))
         self.instruct()
+
+
+def _keys_of(key: str) -> list[str]:
+    """Return a key without what many programs ignore."""
+    return [each.casefold() for each in key_forms(key)]
 
 
 class _ServedSet:
@@ -318,6 +344,9 @@ class _ServedSet:
         self.choose(config)
         self._made: dict[str, dict[str, tuple[_Chosen, Any]]] = {kind: {} for kind in METHODS}
         """Kind -> name -> what the registered item was created from, and the item."""
+        self._outside: dict[str, list[str]] = {}
+        """Resources that aren't in the set, and their keys."""
+        self._outside_keys: set[str] = set()
         self._registry.whole = whole
         self._registry.resource_finders.append(self._find_unlisted)
 
@@ -325,6 +354,9 @@ class _ServedSet:
         """Use a configuration from the next update on."""
         self.config: SetConfig = config
         self._policy = _compile(config)
+        self.rules: UpstreamPolicy = self._policy.own
+        self.warned: set[str] = set()
+        """Logged warnings."""
 
     def update(self) -> set[str]:
         """Offer the items that are chosen now. Return the kinds of lists that have changed."""
@@ -343,6 +375,10 @@ class _ServedSet:
             self._made[kind] = made
             if self._registry.mirror(self._whole, kind, {name: item for name, (_, item) in made.items()}):
                 changed.add(METHODS[kind][0].partition("/")[0])
+        others = self._whole.items["resources"].keys() | self._whole.disabled["resources"]
+        others -= {name for kind, name in names if kind == "resources"}
+        self._outside = {each: self._outside.get(each) or _keys_of(uri_key(each, is_listed=True)) for each in others}
+        self._outside_keys = {key for keys in self._outside.values() for key in keys}
         self._registry.completers = {
             (names[kind, reference], argument): completer
             for (reference, argument), completer in self._whole.completers.items()
@@ -353,8 +389,7 @@ class _ServedSet:
 
     def _make(self, chosen: _Chosen) -> Any:
         item = chosen.source.with_name(chosen.name)
-        if isinstance(item, Tool):
-            item.limit_name = chosen.source.limit_name or chosen.source.name
+        item.main_name = chosen.source.main_name or chosen.source.name
         if isinstance(item, Template):
             item.template = RestrictedPattern(item.template, self._has)
         chosen.rules.narrow(item)
@@ -362,8 +397,10 @@ class _ServedSet:
 
     def _has(self, uri: str) -> bool:
         """Return whether a URI isn't that of a resource outside the set."""
-        listed = self._whole.find_equivalent("resources", uri)
-        return not self._whole.has("resources", listed) or listed in self._registry.resources
+        if not self._outside or self._registry.find_equivalent("resources", uri) in self._registry.resources:
+            return True
+        key = uri_key(uri)
+        return key != "" and self._outside_keys.isdisjoint(_keys_of(key))
 
     def _find_unlisted(self, uri: str) -> Resource | None:
         """Return a resource that isn't listed, if the set would have it."""

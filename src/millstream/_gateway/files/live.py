@@ -46,6 +46,10 @@ def _check_fixed(before: ConfigValue, after: ConfigValue) -> None:
         )
 
 
+_HALF_WRITTEN_SECONDS = 1.0
+"""Seconds before a shorter file is used, because a program can be writing it."""
+
+
 class LivePart(Protocol):
     """The running gateway, from the perspective of its file. See `LiveGatewayPart`."""
 
@@ -147,6 +151,8 @@ class LiveConfig:
         """Read the file, and use it if it has changed."""
         async with self.updating:
             try:
+                if len(await asyncio.to_thread(read_file, self.path)) < len(self.version.text):
+                    await asyncio.sleep(_HALF_WRITTEN_SECONDS)
                 version, config = await asyncio.to_thread(self.read, self.config)
                 if version is not self.version:
                     await spread(version, config)

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, partial, reduce
 from inspect import Parameter, signature
 from pathlib import Path
@@ -58,8 +58,11 @@ def read_file(path: Path) -> str:
         ConfigError: It can't be read.
     """
     try:
-        if path.stat().st_size > MAX_FILE:
+        about = path.stat()
+        if about.st_size > MAX_FILE:
             raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes. Check that it's a configuration file.")
+        if os.name == "posix" and about.st_mode & 0o002:
+            raise ConfigError(f"All users on this machine can write to {path}. Run: chmod o-w {path}")
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
@@ -207,6 +210,7 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         sets=_load_sets,
     )
     shared, upstreams = values.get("policy"), values.pop("upstreams", {})
+    _check_upstreams_of_sets(root.member("sets"), values.get("sets", ()), upstreams)
     configs = [config for name, each in upstreams.items() if (config := _load_upstream(name, each, shared)) is not None]
     check_upstreams(root.member("upstreams"), configs)
     files = [*root.files, *(Path(each.policy.pins) for each in configs if each.policy and each.policy.pins)]
@@ -231,6 +235,15 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
 def _load_sets(value: ConfigValue) -> tuple[SetConfig, ...]:
     known = {name: each for name, each in options_of(SetConfig).items() if name != "name"}
     return tuple(each.call(partial(SetConfig, name=name), known) for name, each in value.table().items())
+
+
+def _check_upstreams_of_sets(written: ConfigValue, sets: Iterable[SetConfig], upstreams: Collection[str]) -> None:
+    """Raise a `ConfigError` for the first upstream of a set that isn't there."""
+    for each in sets:
+        for name in each.upstreams:
+            if name not in upstreams and not re.search("[*?]", name):
+                hint = suggest(name, tuple(upstreams))
+                raise written.member(each.name).member("upstreams").error(f"no upstream is named {name!r}; {hint}")
 
 
 def _load_policy(value: ConfigValue) -> Any:

@@ -2,7 +2,7 @@
 
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
-- `patterns`: canonical_uri, matcher, uri_forms
+- `patterns`: key_forms, matcher, path_and_parts, uri_key
 - `policy`: CHARACTERS_PER_TOKEN, ItemRules, Policy, READ_RESOURCE, RestrictedPattern
 - `results`: NoResponse, Redactor, StoredResults, call_error, split_result
 """

@@ -184,7 +184,13 @@ async def _require(call: Call, source: Sequence[str], arguments: Mapping[str, An
         outcome, error = "refused", ToolError(text if text == _CHANGED else f"{_REFUSED} {text}")
     peer = "" if call.origin is None else call.origin.peer
     call.services.note(
-        APPROVAL, call.transport, call.session, outcome, target=call.name, principal=call.principal, address=peer
+        APPROVAL,
+        call.transport,
+        call.session,
+        outcome,
+        target=call.item or call.name,
+        principal=call.principal,
+        address=peer,
     )
     if error is not None:
         raise error

@@ -1,11 +1,11 @@
-"""Patterns of names and URIs, and every spelling of a URI that an upstream may treat as the same resource.
+"""Patterns of names and URIs, and the text in which a URI is compared with them.
 
 Patterns are case-sensitive: ``*`` is any text, ``?`` any character.
 """
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import translate
 from functools import lru_cache
@@ -16,9 +16,12 @@ from millstream._protocol.compose import compose, has_long_runs
 from millstream._protocol.uri import find_problem, normalize_uri
 
 _MAX_MATCHERS = 16_384
-_MAX_URI_FORMS = 4
+_MAX_DECODINGS = 4
+_MAX_KEYS = 1024
+_MAX_LONG_KEYS = 64
 _MAX_LETTERS = 1024
 """Maximum length of a URI with characters outside ASCII that's compared with rules. Some become 18 others."""
+_MAX_URI = 8192
 _BROWSER_SCHEMES = frozenset(("ftp", "http", "https", "ws", "wss"))
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _DRIVE = re.compile(r"file:/*[a-z][:|]", re.IGNORECASE)
@@ -27,20 +30,36 @@ _ODD_NAME = re.compile(r"[:|]|[. ]([/\\]|$)")
 _SHORT_NAME = re.compile(r"[^~]+~\d+")
 _LONGEST_SHORT_NAME = 8
 _DEVICE = re.compile(r"[/\\]{2}[?.][/\\]")
-_OVERLONG = re.compile("%c[01]%[89ab][0-9a-f]", re.IGNORECASE)
-"""Bytes that valid UTF-8 doesn't contain. Some decoders take them for ASCII."""
-_SLASHES = str.maketrans(dict.fromkeys("\u2044\u2215\u2216\u29f5\u29f8", "/"))
-"""Characters that Windows converts to slashes for programs that don't use Unicode."""
+_ODD_BYTES = re.compile(r"\0|%c[01]%[89ab][0-9a-f]|%25(?:2[3af]|3f|5c)", re.IGNORECASE)
+"""A null character, bytes that valid UTF-8 doesn't contain, which some decoders take for ASCII, and delimiters that are
+encoded twice.
+"""
+_ENCODED_DELIMITER = re.compile("%(?=2[35af]|3f|5c)", re.IGNORECASE)
+_DOTS = re.compile(r"[/\\]\.{1,2}(?=[/\\;?#&%]|$)")
+_ODD_PLACE = re.compile(
+    r"[^:/?#%]*+%|[^:]*+:(?:/*+[;?#]|/?%(?:2f|5c)|//(?:[^/?#%]|%(?!2[3f]|3[af]|40|5c))*+(?:%|[?#][^/]*@))"
+    r"|file://(?:[a-z](?:[:|]|%7c)|[^/?#]*+[?#])",
+    re.IGNORECASE,
+)
+"""A scheme and host that are others once they're decoded."""
+_ODD_BESIDE_DOTS = re.compile(r"//|[^!-~]|[%;@\\]")
+_PLACE = re.compile(r"(//)?((?(1)[^/?#]*))((?s:.*))")
+_SLASHES = str.maketrans(dict.fromkeys("\\\u2044\u2215\u2216\u29f5\u29f8", "/"))
+"""Backslashes, and characters that Windows converts to slashes for programs that don't use Unicode."""
 
 
 Matcher = Callable[[str], re.Match[str] | None]
 
 
 @lru_cache(_MAX_MATCHERS)
-def matcher(patterns: tuple[str, ...]) -> Matcher:
-    """Return a function that returns a false value for text that none of the patterns matches."""
-    # Patterns of URIs are also compared in normal form.
-    every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
+def matcher(patterns: tuple[str, ...], *, of_keys: bool = False) -> Matcher:
+    """Return a function that returns a false value for text that none of the patterns matches.
+
+    Args:
+        patterns: The patterns. Those of URIs are also compared in normal form.
+        of_keys: Whether to compare them with keys (see `uri_key`).
+    """
+    every = dict.fromkeys((*patterns, *map(normalize_uri, patterns), *(map(_pattern_key, patterns) if of_keys else ())))
     literal = (each.replace("[", "[[]") for each in every)  # `fnmatch` also has sets of characters
     source = "|".join(map(translate, literal)) or "(?!)"
     exact, folded = re.compile(source).match, re.compile(source, re.IGNORECASE).match
@@ -48,28 +67,104 @@ def matcher(patterns: tuple[str, ...]) -> Matcher:
     return lambda text: (folded if _DRIVE.match(text) else exact)(text)
 
 
-def is_unmistakable(uri: str) -> bool:
-    """Return whether a URI has one meaning for programs that parse it as browsers do, and for those that don't.
+def uri_key(uri: str, *, is_listed: bool = False) -> str:
+    """Return the text that's compared instead of a URI, or an empty string if programs read the URI differently.
 
-    Browsers drop line breaks and spaces around a URI, take a backslash for a slash, add missing slashes, and know
-    several notations of a host (https://url.spec.whatwg.org/#concept-basic-url-parser). So do servers of the official
-    SDKs. Others cut parameters from a path, decode invalid UTF-8, or convert wide characters.
+    Browsers and servers of the official SDKs drop line breaks and spaces around a URI, take a backslash for a slash,
+    add missing slashes, and know several notations of a host (https://url.spec.whatwg.org/#concept-basic-url-parser).
+    Others decode a URI again, decode invalid UTF-8, or convert wide characters. Send the URI as it came.
+
+    Args:
+        uri: The URI, or a template.
+        is_listed: Whether an upstream lists it, so that it means that item, however it's written.
     """
-    if not uri.isprintable() or find_problem(uri):
+    if len(uri) > _MAX_URI:
+        return ""
+    return (_remembered if len(uri) <= _MAX_LETTERS else _remembered_long)(uri, is_listed)
+
+
+def _find_key(uri: str, is_listed: bool) -> str:
+    if not (_is_bounded(uri) and uri.isprintable() and _has_plain_host(uri) and (is_listed or not find_problem(uri))):
+        return ""
+    text, raw = normalize_uri(uri), uri
+    if any(map(_ODD_PLACE.match, (uri, text))) or _has_odd_dots(uri):
+        return ""
+    for _ in range(_MAX_DECODINGS):
+        if _ODD_BYTES.search(raw) or (not is_listed and _is_odd_path(_without_file_host(raw.replace("\\", "/")))):
+            return ""
+        before, text, raw = (text, raw), without_hidden(unquote(text)), unquote(raw)
+        if not (_is_bounded(text) and _is_bounded(raw)):
+            return ""
+        if before == (text, raw):
+            key = _fold(text)
+            slashes = raw.count("/") if raw.isascii() else without_hidden(raw).translate(_SLASHES).count("/")
+            has_wide_slashes = slashes != raw.count("/") and not is_listed
+            return "" if _DOTS.search(key) or has_wide_slashes else key
+    return ""
+
+
+_remembered = lru_cache(_MAX_KEYS)(_find_key)
+_remembered_long = lru_cache(_MAX_LONG_KEYS)(_find_key)  # one message asks several times
+
+
+def _is_bounded(text: str) -> bool:
+    """Return whether text can be compared in linear time."""
+    return len(text) <= (_MAX_URI if text.isascii() else _MAX_LETTERS) and not has_long_runs(text)
+
+
+def _fold(text: str) -> str:
+    """Return decoded text in lower case up to its path, with single slashes."""
+    scheme, colon, rest = text.translate(_SLASHES).partition(":")
+    scheme = scheme.lower()
+    start, host, path = _PLACE.findall(rest)[0]
+    if scheme == "file" and not start:
+        start = "//"
+    return f"{scheme}{colon}{start}{host.lower()}{re.sub('//+', '/', path)}"
+
+
+def _pattern_key(pattern: str) -> str:
+    """Return a pattern for keys. Encoded delimiters and wildcards stay encoded."""
+    return _fold(without_hidden(unquote(_ENCODED_DELIMITER.sub("%25", normalize_uri(pattern)))))
+
+
+def key_forms(key: str) -> list[str]:
+    """Return a key, and what's left of it for programs that ignore a fragment, user information, the host of a file,
+    parameters of a path, or a slash at the end.
+    """
+    bare = key.partition("#")[0].rstrip("?")
+    found = [key, bare]
+    for each in dict.fromkeys((key, bare)):
+        scheme, separator, rest = re.sub(r";[^/?#]*", "", each).partition("://")
+        host, slash, path = rest.partition("/")
+        if scheme == "file":
+            path, whole = (re.split("[?#]", one, maxsplit=1)[0] for one in (path, rest.lstrip("/")))
+            found += [f"file:///{path}", f"file:///{whole}"]
+        else:
+            found.append(f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}")
+    return list(dict.fromkeys((*found, *(each.rstrip("/") for each in found))))
+
+
+def path_and_parts(key: str) -> tuple[str, frozenset[str]]:
+    """Return the path in a key, and the parts that follow it, without case. Windows ignores a period at the end."""
+    path, *parts = re.split("[?#;&]", key.casefold())
+    return path.rstrip("./"), frozenset(filter(None, parts))
+
+
+def _has_odd_dots(uri: str) -> bool:
+    """Return whether a URI has dot segments that some programs resolve differently, or together with the host."""
+    text = re.sub("%2e", ".", uri, flags=re.IGNORECASE)
+    if _DOTS.search(text) is None:
         return False
-    for each in spellings(uri):
-        if (
-            not is_comparable(each)
-            or "\0" in each
-            or _OVERLONG.search(each)
-            or _is_odd_path(_without_file_host(each))
-            or _segments(each) != _segments(_fold(each))
-        ):
-            return False
+    rest = text.partition(":")[2].removeprefix("//")
+    depths = accumulate({"..": -1, ".": 0}.get(each, 1) for each in rest.partition("/")[2].split("/"))
+    return _ODD_BESIDE_DOTS.search(rest.lstrip("/")) is not None or min(depths) < 0
+
+
+def _has_plain_host(uri: str) -> bool:
+    """Return whether each program finds the same host in a URI with a scheme that browsers know."""
     scheme, _, rest = uri.partition(":")
     if scheme.lower() not in _BROWSER_SCHEMES:
-        # Some programs resolve dot segments together with the host.
-        return scheme.lower() == "file" or not any(map(_climbs, spellings(uri)))
+        return True
     place = re.split("[/?#]", rest[2:], maxsplit=1)[0].rpartition("@")[2].lower()
     host = place if place.endswith("]") else re.sub(r":\d*$", "", place)
     if host.startswith("[") or _NUMBER.fullmatch(host.rpartition(".")[2]):
@@ -99,119 +194,9 @@ def _without_file_host(uri: str) -> str:
     return f"file:///{uri[7:].partition('/')[2]}" if uri[:7].lower() == "file://" else uri
 
 
-def _fold(uri: str) -> str:
-    return re.sub(r";[^/\\?#]*", "", without_hidden(uri).translate(_SLASHES))
-
-
-def _segments(uri: str) -> list[str]:
-    """Return the dot segments of a URI in their places."""
-    return [each if each in (".", "..") else "" for each in re.split(r"[/\\]", uri)]
-
-
-def _climbs(uri: str) -> bool:
-    """Return whether the dot segments of a URI leave its host."""
-    depths = accumulate(
-        {"..": -1, ".": 0, "": 0}.get(each, 1) for each in re.split(r"[/\\]", uri.partition("://")[2])[1:]
-    )
-    return min(depths, default=0) < 0
-
-
-def folded_forms(uris: Collection[str]) -> list[str]:
-    """Return what's left of URIs for programs that ignore user information, the host of a file, parameters of a path,
-    width, or invisible characters.
-    """
-    found: list[str] = []
-    for uri in map(_without_file_host, map(_fold, uris)):
-        scheme, separator, rest = uri.partition("://")
-        host, slash, path = rest.partition("/")
-        found.append(f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}")
-        if uri.startswith("file:"):
-            found.append(re.split("[?#]", uri, maxsplit=1)[0])
-    return [*found, *map(_without_dots, found)]
-
-
-def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """Return every spelling of a URI that an upstream may treat as the same resource, without case, width, and
-    invisible characters.
-
-    Each has a path, and the parts that follow it: many upstreams ignore a query, a fragment, or the host of a file.
-    Windows ignores a period at the end.
-    """
-    found = spellings(_without_hidden_in(uri), decode=lambda text: _without_hidden_in(unquote(text)))
-    found += normal_forms(found)
-    found += [_without_file_host(each) for each in found if each.startswith("file://")]
-    return {each.casefold(): _split(each.casefold()) for each in found}
-
-
-def _split(uri: str) -> tuple[str, frozenset[str]]:
-    path, *parts = re.split(r"[?#;&\0]", uri)
-    return _without_dots(path).rstrip("."), frozenset(filter(None, parts))
-
-
-def is_comparable(uri: str) -> bool:
-    """Return whether one spelling of a URI can be compared with rules in linear time."""
-    return uri.isascii() or (len(uri) <= _MAX_LETTERS and not has_long_runs(uri))
-
-
-def _without_hidden_in(uri: str) -> str:
-    """Return a URI without width and invisible characters, or an empty string if it isn't comparable."""
-    return without_hidden(uri) if is_comparable(uri) else ""
-
-
 def without_hidden(text: str) -> str:
     """Return text without width and invisible characters. It may end at a null character."""
+    if text.isascii() and text.isprintable() and " " not in text:
+        return text
     shown = "".join(each for each in text if each == "\0" or (each.isprintable() and not each.isspace()))
     return compose("NFKC", shown)
-
-
-def canonical_uri(uri: str) -> str:
-    """Return the one spelling of a URI: its normal form, decoded."""
-    plain = normalize_uri(_without_hidden_in(uri))
-    last = spellings(plain, decode=lambda text: _without_hidden_in(unquote(text)))[-1]
-    return (normal_forms([last]) or [last])[0]
-
-
-def spellings(uri: str, decode: Callable[[str], str] = unquote) -> list[str]:
-    """Return a URI with its decoded and dot-resolved variants."""
-    found = [uri]
-    for _ in range(_MAX_URI_FORMS):
-        decoded = decode(found[-1])
-        if decoded == found[-1]:
-            break
-        found.append(decoded)
-    else:
-        found.append("")  # repeatedly encoded: passes only a policy that allows everything
-    return list(dict.fromkeys(form for each in found for form in (each, _without_dots(each))))
-
-
-def normal_forms(uris: Collection[str]) -> list[str]:
-    """Return the normal forms of URIs (see `normalize_uri`), encoded and decoded, and file URIs in one form, which some
-    have by mistake.
-    """
-    found: list[str] = []
-    for uri in uris:
-        scheme, colon, rest = uri.partition(":")
-        scheme = scheme.lower()
-        host, slash, path = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", "")
-        if scheme == "file":
-            own = host.lower() in ("", "localhost") and bool(slash)
-            path = path if own else rest.lstrip("/")
-            found.append(f"file:///{path.lstrip('/')}")
-        elif slash:
-            found.append(f"{scheme}://{host.lower()}/{path}")
-        else:
-            found.append(f"{scheme}{colon}{rest}")
-        found += [normal := normalize_uri(uri), unquote(normal)]
-    return list(dict.fromkeys(each for each in found if each not in uris))
-
-
-def _without_dots(uri: str) -> str:
-    scheme, separator, rest = uri.replace("\\", "/").partition("://")
-    path = rest if separator else scheme
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            del parts[max(1, len(parts) - 1) :]
-        elif part not in (".", "") or not parts:
-            parts.append(part)
-    return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)

@@ -26,14 +26,7 @@ from millstream._gateway.options.policy import (
     patterns_in,
 )
 from millstream._gateway.rules.approval import with_approval
-from millstream._gateway.rules.patterns import (
-    folded_forms,
-    is_comparable,
-    is_unmistakable,
-    matcher,
-    normal_forms,
-    spellings,
-)
+from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
 from millstream._gateway.rules.results import Redactor, run_aside
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
 from millstream._protocol.uri import normalize_uri
@@ -456,28 +449,27 @@ class Policy:
         """
         if self._is_empty:
             return _NO_RULES
-        forms = allowed = strict = [name, other_name] if other_name else [name]
+        names = allowed = [name, other_name] if other_name else [name]
+        keys = strict = list[str]()
         if kind in ("resources", "templates") and self._has_uris:
             # Rules may be written in any spelling, and an upstream may list any.
-            written = [*spellings(name), *spellings(name.partition("#")[0].rstrip("?"))]
-            if not all(map(is_comparable, written)):
+            if not (key := uri_key(name, is_listed=is_listed)):
                 return None
-            written += folded_forms(written)
-            forms = list(dict.fromkeys((*written, *normal_forms(written))))
+            keys, strict = key_forms(key), [key, key.rstrip("/")]
             allowed = [name, normalize_uri(name)]
-            strict = [*spellings(name), *map(normalize_uri, spellings(name))]
-        found = [rules for layer in self._layers for each in forms for rules in layer.rules(kind, each)]
+        found = [rules for layer in self._layers for rules in layer.rules(kind, names, keys)]
         merged, is_tool = _merge(found), kind == "tools"
         hints = {**hints, **merged.get("annotations", {})}
         is_read_only = not is_tool or hints.get("readOnlyHint") is True
         may_destroy = not is_read_only and hints.get("destructiveHint") is not False
 
         def permits(layer: _Layer, rules: UpstreamPolicy | GroupPolicy) -> bool:
-            if any(layer.matches(rules.deny, kind, each) for each in forms):
+            if layer.matches(rules.deny, kind, names, keys):
                 return False
+            allow = rules.allow or _ANY
             if is_listed:
-                return any(layer.matches(rules.allow or _ANY, kind, each) for each in allowed)
-            return all(layer.matches(rules.allow or _ANY, kind, each) for each in strict)
+                return layer.matches(allow, kind, allowed)
+            return layer.matches(allow, kind, names) and all(layer.matches(allow, kind, (), (each,)) for each in strict)
 
         if not all(permits(layer, layer.policy) for layer in self._layers):
             return None
@@ -511,6 +503,13 @@ class Policy:
             ),
             **{name: merged[name] for name in _COPIED & merged.keys()},
         )
+
+    def find_key(self, kind: str, name: str) -> str:
+        """Return the text that rules compare for an item that the upstream lists, or an empty string if programs read
+        its URI differently, so that rules about URIs leave it out.
+        """
+        is_uri = kind in ("resources", "templates") and self._has_uris
+        return uri_key(name, is_listed=True) if is_uri else name
 
     @property
     def is_empty(self) -> bool:
@@ -587,9 +586,7 @@ class Policy:
 
     def _find_rules(self, uri: str) -> ItemRules | None:
         original = self._names.original_uri(uri)
-        if original is None or (self._has_uris and not is_unmistakable(original)):
-            return None
-        return self.item("resources", original, is_listed=False)
+        return None if original is None else self.item("resources", original, is_listed=False)
 
 
 _ANY = ("*",)
@@ -610,14 +607,20 @@ class _Layer(Struct, frozen=True):
     policy: UpstreamPolicy
     names: Names
 
-    def rules(self, kind: str, name: str) -> list[CommonRules]:
+    def rules(self, kind: str, names: Collection[str], keys: Collection[str]) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
         some: Mapping[str, CommonRules] = getattr(self.policy, "resources" if kind == "templates" else kind)
-        return [self.policy, *(rules for pattern, rules in some.items() if self.matches((pattern,), kind, name))]
+        return [self.policy, *(rules for pattern, rules in some.items() if self.matches((pattern,), kind, names, keys))]
 
-    def matches(self, patterns: Texts, kind: str, name: str) -> bool:
-        """Return whether one of the patterns matches the name or URI."""
-        return matcher(patterns)(self.names.qualify(kind, name)) is not None
+    def matches(self, patterns: Texts, kind: str, names: Collection[str], keys: Collection[str] = ()) -> bool:
+        """Return whether one of the patterns matches a name, a URI, or one of a URI's keys."""
+        if not patterns:
+            return False
+        match = matcher(patterns)
+        if any(match(self.names.qualify(kind, each)) for each in names):
+            return True
+        match = matcher(patterns, of_keys=True) if keys else match
+        return any(match(self.names.qualify(kind, each)) for each in keys)
 
 
 @lru_cache(256)

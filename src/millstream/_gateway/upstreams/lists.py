@@ -24,7 +24,7 @@ from millstream._gateway.names import UpstreamPattern
 from millstream._gateway.options.policy import find_unknown_names
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import UpstreamProcesses
-from millstream._gateway.rules.patterns import uri_forms
+from millstream._gateway.rules.patterns import key_forms, path_and_parts, uri_key
 from millstream._gateway.rules.policy import Policy
 from millstream._gateway.upstreams.breaker import Breaker, find_outage
 from millstream._gateway.upstreams.links import SHARED_KEY, LinkKey, Links
@@ -82,17 +82,22 @@ def _match_uris(uris: Collection[str], templates: Iterable[str]) -> Callable[[st
 
 def _quarantine(uris: Iterable[str], templates: Iterable[str]) -> Callable[[str], bool]:
     """Return a function that tells whether a URI, in any spelling, is one of these, or matches a template."""
-    hidden: dict[str, set[frozenset[str]]] = {"": {frozenset()}}  # encoded more times than `uri_forms` decodes
+    hidden: dict[str, set[frozenset[str]]] = {}
     for uri in uris:
-        for path, parts in uri_forms(uri.partition("#")[0]).values():
+        for each in key_forms(uri_key(uri.partition("#")[0], is_listed=True)):
+            path, parts = path_and_parts(each)
             hidden.setdefault(path, set()).add(parts)
-    matches = _match_uris((), [form for each in templates for form in (each, each.casefold())])
+    matches = _match_uris((), patterns := [form for each in templates for form in (each, each.casefold())])
 
     def hides(uri: str) -> bool:
-        forms = uri_forms(uri)
+        if not hidden and not patterns:
+            return False
+        if not (key := uri_key(uri)):
+            return True
+        forms = {each: path_and_parts(each) for each in key_forms(key)}
         if any(fewer <= parts for path, parts in forms.values() for fewer in hidden.get(path, ())):
             return True
-        return any(map(matches, {uri, *forms, *(path for path, _ in forms.values())}))
+        return any(map(matches, {uri, *forms, *map(str.casefold, forms), *(path for path, _ in forms.values())}))
 
     return hides
 

@@ -146,6 +146,11 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     id: RequestId
     method: str
     name: str = ""
+    """The name or URI that the caller used."""
+    item: str = ""
+    """The name or URI of the item at the main address, which records and limits use. Empty if it's `name`."""
+    trace: str = ""
+    """The id of its trace, if there's one."""
     params: bytes = b""
     """The raw JSON of `params`. For a prepared call it's extracted on demand: use `raw_params` or `params_of`."""
     body: bytes = b""

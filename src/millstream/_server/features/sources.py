@@ -276,6 +276,8 @@ class Item:
     """The kind for hooks: tools, prompts, or resources."""
     origin: str = ""
     """Name of the upstream that it comes from, if any."""
+    main_name: str = ""
+    """The name at the main address, if the item is another address's copy. Limits and records use it."""
     short_name: str = ""
     """Name without the upstream's prefix."""
     long_name: str = ""

@@ -122,8 +122,6 @@ class Tool(Item):
         """Maximum number of concurrent calls, or 0 for no limit."""
         self.limited: bool = bool(limit or concurrency)
         """Whether the tool has its own limits."""
-        self.limit_name: str = ""
-        """Name for which calls are counted, if it isn't the tool's."""
         self.cost: float = 1.0 if cost is None else float(cost)
         self.task: TaskRules | None = task
         """Rules for turning calls into tasks, or None if they never become tasks."""

@@ -92,7 +92,7 @@ class Tracer(Struct, frozen=True, eq=False):
             attributes[target] = _short(name)
         if call.method == "tools/call":
             attributes["gen_ai.operation.name"] = "execute_tool"
-        self._open[call] = self.spans.start(
+        opened = self._open[call] = self.spans.start(
             f"{_short(call.method)} {_short(name)}" if target is not None and name else _short(call.method),
             attributes,
             meta=members(meta),
@@ -100,13 +100,18 @@ class Tracer(Struct, frozen=True, eq=False):
             if call.headers
             else {},
         )
+        call.trace = opened.trace_id
 
-    def end(self, call: Call, outcome: str) -> tuple[str, str]:
+    def end(self, call: Call, outcome: str, name: str = "") -> tuple[str, str]:
         """End the span of a call, in the same task. Return trace and span id, empty without a span."""
         opened = self._open.pop(call, None)
         if opened is None:
             return "", ""
         attributes: dict[str, str | int] = {}
+        target = _TARGETS.get(call.method)
+        if target is not None and name:  # middleware, or `call_tool`, can name another item
+            attributes[target] = _short(name)
+            opened.span.update_name(f"{_short(call.method)} {_short(name)}")
         if outcome:
             attributes["error.type"] = outcome
             if outcome.lstrip("-").isdigit():
@@ -226,18 +231,19 @@ class Observer:
     def __call__(self, call: Call, seconds: float, answer: bytes) -> None:
         """Record a finished call (`Dispatcher.observe`)."""
         # Runs for every observed call, so nested functions are inlined.
-        method, log, session, failure = call.method, self._log, call.session, call.failure
+        method, log, session, failure, tool = call.method, self._log, call.session, call.failure, call.tool
+        target = call.item or (tool is not None and tool.main_name) or call.name
         outcome = "" if failure is None else failure.outcome
         listened = method == LISTEN
         if call.cancelled and not outcome and not listened:
             outcome = "cancelled"
         if log is None:
-            key: Labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
+            key: Labels = (method, target if method == "tools/call" else "", outcome, call.revision.date)
         else:
             client, principal = call.client, call.principal
             key = (
                 method,
-                call.name,
+                target,
                 outcome,
                 call.revision.date,
                 client.name,
@@ -245,6 +251,7 @@ class Observer:
                 "" if session is None else session.id,
                 "" if principal is None else principal.id,
                 call.transport,
+                "" if call.dispatcher is None else call.dispatcher.address.name,
             )
         kind = self._kinds.get(key)
         series, frame = self._kind(key) if kind is None else kind
@@ -259,7 +266,7 @@ class Observer:
         if session is not None:
             self._sessions.note(session.id, now, call.transport, key[3])
         if self._tracing is not None:
-            trace = self._tracing.end(call, outcome)
+            trace = self._tracing.end(call, outcome, target)
             if log is not None:
                 log.add(_record(key, self._wall(), seconds, len(answer), trace))
         elif log is not None and frame is not None:
@@ -369,7 +376,20 @@ def _record(
     key: Labels, at: float = 0.0, seconds: float = 0.0, size: int = 0, trace: tuple[str, str] = ("", "")
 ) -> AccessRecord:
     """Return the access log line for a call of this kind."""
-    method, name, outcome, revision, client, version, session, principal, transport = key
+    method, name, outcome, revision, client, version, session, principal, transport, address = key
     return AccessRecord(
-        at, method, name, outcome, seconds, revision, client, version, session, principal, size, transport, *trace
+        at,
+        method,
+        name,
+        outcome,
+        seconds,
+        revision,
+        client,
+        version,
+        session,
+        principal,
+        size,
+        transport,
+        *trace,
+        address,
     )

@@ -162,7 +162,10 @@ class RecentCalls:
             self._errors.keep(error_kind, found)
             found.count += 1
             found.last, found.example, found.incident = now, text, incident
-            if len(found.tools) < MAX_ERROR_TOOLS and (short := _short(call.name or method)) not in found.tools:
+            if (
+                len(found.tools) < MAX_ERROR_TOOLS
+                and (short := _short(call.item or call.name or method)) not in found.tools
+            ):
                 found.tools.append(short)
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
@@ -172,7 +175,7 @@ class RecentCalls:
             (
                 now,
                 method[:_KEPT],
-                call.name[:_KEPT],
+                (call.item or call.name)[:_KEPT],
                 outcome,
                 seconds * 1000,
                 client.name,

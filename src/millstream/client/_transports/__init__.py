@@ -167,6 +167,8 @@ class TransportRequest(Struct, gc=False):
     """Whether the request only reads, so it can be sent again after a broken connection."""
     owner: str = ""
     """See `RawRequest.owner`."""
+    said: bytes = b""
+    """See `RawRequest.said`."""
 
 
 class StreamReopened(ConnectionLost):

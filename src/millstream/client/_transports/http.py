@@ -21,7 +21,7 @@ from millstream._protocol.errors import Confidential, ProtocolError, pluralize
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
-from millstream._protocol.redaction import find_query_secrets, secret_parts
+from millstream._protocol.redaction import find_query_secrets, leave_out, secret_parts
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks, cancel_reason, has_failed
 from millstream.client._endpoint import Endpoint, problem_detail, redact_error, try_again, with_reply
@@ -126,11 +126,11 @@ class StreamableTransport(Confidential, Struct, eq=False):
             return await self._follow(request, reply.stream)
         except AccessDenied as exc:
             if exc.challenge or not isinstance(exc.reply, HttpReply) or not self._has_lost_session(exc.reply):
-                redact_error(exc, self.secrets)
+                redact_error(exc, leave_out(request.said, self.secrets))
                 raise
             raise self._error(exc.reply) from exc
         except ClientError as exc:
-            redact_error(exc, self.secrets)
+            redact_error(exc, leave_out(request.said, self.secrets))
             raise
         except asyncio.CancelledError as exc:
             revision = self._revision  # in the per-request era, closing the connection is enough

@@ -50,6 +50,9 @@ MAX_BODY = 256 * 1024
 MAX_ARGUMENTS = 16 * 1024
 """Maximum size of a subscription's arguments, in bytes, as canonical JSON."""
 
+_MAX_WHOLE = 1e21
+"""Whole numbers below it are written without an exponent."""
+
 Match = Callable[[Any, Any, Principal | None], bool]
 """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
 
@@ -150,7 +153,7 @@ class EventType:
             text = b"{}"
         try:
             values = decode_object(text)
-            canonical = _encode_canonical(values)
+            canonical = _encode_canonical(_with_plain_numbers(values))
         except MALFORMED as error:
             raise invalid("arguments must be an object") from error
         if len(canonical) > MAX_ARGUMENTS:
@@ -159,6 +162,9 @@ class EventType:
             unknown = sorted(values.keys() - self.fields)
             if unknown:
                 raise invalid(f"{self.name} has no field {shorten(unknown[0])!r} to filter by")
+            for name, value in values.items():
+                if not _fits(value, self.input_schema["properties"][name]):
+                    raise invalid(f"{name} must have the type that inputSchema declares")
             return Arguments(values, values, canonical)
         try:
             value = self._arguments.read(text)
@@ -323,6 +329,37 @@ def _filters_of(payload: Json) -> Json:
     }
     schema: Json = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema
+
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "string": str, "boolean": bool, "array": list, "object": dict, "null": type(None), "number": (int, float),
+    "integer": int,
+}  # fmt: skip
+
+
+def _fits(value: Any, schema: Any) -> bool:
+    """Return whether a value has a type and is one of the values that a schema allows. References allow any."""
+    if not isinstance(schema, dict):
+        return True
+    if either := schema.get("anyOf"):
+        return any(_fits(value, each) for each in either)
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    types = schema.get("type", ())
+    value = _with_plain_numbers(value)
+    return not types or any(
+        isinstance(value, _TYPES[each]) and (each == "boolean" or not isinstance(value, bool))
+        for each in ([types] if isinstance(types, str) else types)
+    )
+
+
+def _with_plain_numbers(value: Any) -> Any:
+    """Return a JSON value with one spelling of each whole number (RFC 8785 §3.2.2.3)."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _MAX_WHOLE else value
+    if isinstance(value, list):
+        return [_with_plain_numbers(each) for each in value]
+    return {key: _with_plain_numbers(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 class EventCatalog(Struct):
