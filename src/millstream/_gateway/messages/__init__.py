@@ -1,7 +1,7 @@
 """Which connection a call takes, which way its messages travel, and whom a message from an upstream is for."""
 
 FACE = {
-    "parked_calls": ["CALL_OVER", "ParkedCall", "ParkedCalls", "TaggedRecord", "Ticket"],
+    "parked_calls": ["CALL_OVER", "ParkedForwardedCall", "ParkedForwardedCalls", "TaggedRecord", "ForwardedTicket"],
     "route": ["CallRoute", "UpstreamFacts", "Way", "choose_way", "plan_route"],
     "router": [
         "CHANGES",
