@@ -224,6 +224,21 @@ async def test_unanswered_question_raises_an_error_in_the_function(tool: str) ->
         await until(lambda: not len(wire.runtime.services.parked) and not wire.runtime.services.threads.full)
 
 
+@for_each("tool", ["twice", "twice_in_thread"])
+async def test_lost_rights_end_a_call_that_waits(tool: str) -> None:
+    world = make_world()
+    async with run_wire(world.server, "lane") as wire, asyncio.timeout(WAIT):
+        asked = await send(wire, tool)
+        parked = wire.runtime.services.parked
+        parked.end_of(lambda owner: False)
+        assert len(parked) == 1
+        parked.end_of(lambda owner: True)
+        await until(lambda: bool(world.notes))
+        assert world.notes == ["Your rights have changed, so no answer counts. Call again."]
+        assert "has ended" in text(await send(wire, tool, **answer(asked)))
+    assert world.counts["started"] == 1
+
+
 async def test_thinking_does_not_count_in_the_time_limit() -> None:
     mcp = Server("shop", settings=Settings(tool_timeout=0.2))
 

@@ -220,7 +220,11 @@ class Share:
         return True
 
     def force(self, owner: str) -> None:
-        """Take one, even beyond the share."""
+        """Add one to an owner's amount, even beyond the share.
+
+        Args:
+            owner: The owner.
+        """
         self._held[owner] = self._held.get(owner, 0) + 1
         self.used += 1
 
