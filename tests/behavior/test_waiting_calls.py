@@ -150,6 +150,8 @@ async def test_copies_of_a_retry_get_the_same_result(way: str, tool: str) -> Non
         asked = await asyncio.gather(*(send(wire, tool, **retry) for _ in range(4)))
         asked.append(await send(wire, tool, **retry))
         assert all("inputRequests" in each for each in asked)
+        differs = {**retry, "inputResponses": {key: {"action": "decline"} for key in retry["inputResponses"]}}
+        assert "has ended" in text(await send(wire, tool, **differs))
         last = answer(asked[0])
         done = await asyncio.gather(*(send(wire, tool, **last) for _ in range(4)))
         done.append(await send(wire, tool, **last))

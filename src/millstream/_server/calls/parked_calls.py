@@ -304,9 +304,9 @@ class ParkedCalls:
             self._register(parked, ticket.id)
             parked.round, parked.answers = ticket.round, _hash_answers(call.responses or {})
         parked.task = _start(work())
-        return (
-            await self._follow(parked, call) if ticket is not None or not parked.task.done() else parked.task.result()
-        )
+        if parked.id or not parked.task.done():
+            return await self._follow(parked, call)
+        return parked.task.result()
 
     async def _find(self, call: Call, ticket: Ticket) -> bytes | None:
         """Continue a call, here or on another worker. Return None if it has to run again from the answers so far."""
