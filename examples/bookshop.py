@@ -1,7 +1,7 @@
 """A bookshop: a tool that searches, one that asks the person where to send the books, a template and a prompt.
 
 `order` runs unchanged on every revision from 2025-06-18 on: where the protocol lets a server ask the client, it asks;
-where it does not, the call is answered with the question and run again with the answer.
+where it does not, the request is answered with the question, and the function waits for the next one.
 """
 
 # region: shop

@@ -3,9 +3,9 @@
 # region: order
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Annotated, Literal
 
-from millstream import Context, Declined, Elicit, Roots, Sample, Server, ToolError
+from millstream import Context, Declined, Depends, Elicit, Roots, Sample, Server, ToolError
 
 mcp = Server("parcels")
 
@@ -50,6 +50,21 @@ async def rate_parcel(ctx: Context) -> str:
 # endregion
 
 
+# region: depends
+async def choose_delivery(ctx: Context) -> Delivery:
+    """Ask where a parcel should go."""
+    return await ctx.elicit("Where should the parcel go?", Delivery)
+
+
+@mcp.tool
+async def send_parcel(item: str, to: Annotated[Delivery, Depends(choose_delivery)]) -> str:
+    """Send an item. The person says where it should go."""
+    return f"{item} goes to {to.street}, {to.city} ({to.speed})."
+
+
+# endregion
+
+
 # region: once
 PAID: list[str] = []
 
@@ -60,7 +75,7 @@ def pay(item: str) -> str:
     return f"receipt {len(PAID)}"
 
 
-@mcp.tool
+@mcp.tool(replay=True)
 async def buy(item: str, ctx: Context) -> str:
     """Buy an item, and then ask where it should go."""
     receipt = await ctx.once("pay", lambda: pay(item))

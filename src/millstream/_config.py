@@ -193,6 +193,8 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds from the call until a task and its result are deleted, unless the tool sets its own."""
     task_poll: Annotated[float, Meta(ge=0.001, le=3600, description="a number of seconds from 0.001 to 3600")] = 1.0
     """Seconds that clients should wait between polls of a task."""
+    replay: bool = False
+    """Whether tools may run again from their start, if the process that waits for an answer is gone."""
     max_rounds: Size = 64
     """Maximum question rounds of a 2026-07-28 call."""
     max_stream_seconds: Timeout = 24 * 3600.0

@@ -20,13 +20,20 @@ _LOOK_SECONDS = 0.3
 """Seconds between two looks at a file."""
 
 
-def make_blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
-    """Return a method with the same arguments and docstring that waits for this method of `_inner`."""
+def make_blocking(
+    method: Callable[Concatenate[Any, P], Awaitable[T]], *, wait_with: str = "_wait"
+) -> Callable[Concatenate[Any, P], T]:
+    """Return a method with the same arguments and docstring that waits for this method of `_inner`.
+
+    Args:
+        method: The method.
+        wait_with: Name of the attribute with the function that waits for a coroutine.
+    """
     name = method.__name__
 
     @wraps(method)
     def wait(self: Any, /, *args: P.args, **options: P.kwargs) -> T:
-        result: T = self._wait(getattr(self._inner, name)(*args, **options))
+        result: T = getattr(self, wait_with)(getattr(self._inner, name)(*args, **options))
         return result
 
     return wait

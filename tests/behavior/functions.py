@@ -344,16 +344,9 @@ def asks_twice_in_thread(key: str, ctx: SyncContext) -> str:
     return f"{first.x} {paid} {second.width}"
 
 
-async def changes_its_mind(key: str, ctx: Context) -> str:
-    """Ask a first question that differs from the third run on."""
-    first = await ctx.elicit("Old?" if count_call(key) < 3 else "New?", Point)
-    second = await ctx.elicit("And?", Size)
-    return f"{first.x} {second.width}"
-
-
 async def never_content(key: str, ctx: Context) -> str:
-    await ctx.elicit(f"Question {count_call(key)}?", Point)
-    return "content"
+    while True:
+        await ctx.elicit(f"Question {count_call(key)}?", Point)
 
 
 def needs_sampling() -> str:

@@ -65,15 +65,16 @@ async def test_side_effect_runs_once_per_client() -> None:
     assert len(charged) == 2
 
 
-async def test_failed_effects_can_be_retried() -> None:
+async def test_copy_of_a_failed_round_gets_its_error() -> None:
     mcp, charged, release = make_charging_shop()
     release.set()
     async with run_wire(mcp, "asgi") as wire:
         given = {"arguments": {"fails": True}}
         state = (await send(wire, **given))["requestState"]
-        assert (await send(wire, requestState=state, inputResponses=ANSWER, **given))["isError"]
-        assert (await send(wire, requestState=state, inputResponses=ANSWER, **given))["content"][0]["text"] == "2"
-    assert len(charged) == 2
+        for _ in range(2):
+            failed = await send(wire, requestState=state, inputResponses=ANSWER, **given)
+            assert (failed["isError"], failed["content"][0]["text"]) == (True, "The bank is closed.")
+    assert len(charged) == 1
 
 
 async def test_effects_can_fail_repeatedly_before_they_succeed() -> None:

@@ -128,14 +128,6 @@ async def test_expired_state_is_rejected(connect: Connect, combination: Combinat
 
 
 @in_combinations("requests of its own")
-async def test_changed_questions_are_asked_again_with_later_ones(connect: Connect, combination: Combination) -> None:
-    client = await connect(combination, answer=by_message)
-    reply = await client.call("changes_its_mind", key=f"mind {combination}")
-    assert reply.text == "5 7"
-    assert [params["message"] for _, params in client.questions] == ["Old?", "And?", "New?", "And?"]
-
-
-@in_combinations("requests of its own")
 async def test_call_with_too_many_rounds_fails(connect: Connect, combination: Combination) -> None:
     client = await connect(combination, answer=lambda method, params: POINT)
     reply = await client.call("never_content", key=f"never {combination}")
@@ -168,7 +160,7 @@ async def test_only_three_methods_can_return_input_required(connect: Connect, co
 async def test_oversized_state_fails_the_call(way: str) -> None:
     mcp = Server("large", settings=Settings(secret_key="k" * 40))
 
-    @mcp.tool
+    @mcp.tool(replay=True)
     async def keeps(ctx: Context) -> str:
         """Store more than a state can hold, then ask."""
         await ctx.once("pages", lambda: "x" * 1024 * 1024)

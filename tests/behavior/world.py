@@ -16,7 +16,7 @@ TOOLS: list[Callable[..., Any]] = [
     do.breaks, do.lies, do.steps, do.logs, do.counts, do.counts_in_thread, do.waits, do.waits_in_thread,
     do.thread_name, do.polled, do.asks, do.asks_in_thread, do.insists, do.asks_url, do.samples,
     do.samples_with_tools, do.samples_conversation, do.lists_roots,
-    do.asks_all, do.asks_twice, do.asks_twice_in_thread, do.changes_its_mind,
+    do.asks_all, do.asks_twice, do.asks_twice_in_thread,
     do.never_content, do.who,
 ]  # fmt: skip
 OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [

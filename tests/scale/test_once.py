@@ -16,7 +16,7 @@ def make_bank() -> Server:
     mcp = make_shop()
     mcp.charged, mcp.release = [], asyncio.Event()  # type: ignore[attr-defined]
 
-    @mcp.tool
+    @mcp.tool(replay=True)
     async def buy(ctx: Context) -> str:
         """Charge once."""
         await ctx.elicit("Sure?", FORM, key="sure")
@@ -62,7 +62,7 @@ async def test_effect_from_a_dead_worker_is_run_by_another() -> None:
         lost = asyncio.create_task(send(first, **again))
         await until(lambda: first.server.charged)  # type: ignore[attr-defined]
         waiting = asyncio.create_task(send(second, **again))
-        await until(lambda: second.store.operations["alive"])
+        await until(lambda: second.runtime.services.parked.forwarded)
         assert not second.server.charged  # type: ignore[attr-defined]
         first.store.sleep()
         second.server.release.set()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from millstream._gateway.catalog.offer import Conflict, Mount, Offer, OfferedIte
 from millstream._gateway.catalog.sets import reveals
 from millstream._gateway.followers import FollowedResources
 from millstream._gateway.loops import CAPABILITY, STARTING, Announcement, identity
-from millstream._gateway.messages.parked_calls import ParkedCalls
+from millstream._gateway.messages.parked_calls import ParkedForwardedCalls
 from millstream._gateway.names import fit_name
 from millstream._gateway.options.policy import find_unknown_names, impossible_rules
 from millstream._gateway.options.sets import SetConfig
@@ -153,7 +153,7 @@ class GatewayPart:
         pool.places.several = pool.starts.several = host.guard is not None and host.guard.has_several()
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)
-        parked = ParkedCalls(host.services)
+        parked = ParkedForwardedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_pending_inputs)
         largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
         self._announce(host)

@@ -219,6 +219,15 @@ class Share:
             self.used += amount
         return True
 
+    def force(self, owner: str) -> None:
+        """Add one to an owner's amount, even beyond the share.
+
+        Args:
+            owner: The owner.
+        """
+        self._held[owner] = self._held.get(owner, 0) + 1
+        self.used += 1
+
     def leave(self, owner: str, amount: int = 1) -> None:
         """Give back an amount that was taken.
 

@@ -4,15 +4,17 @@ A session id is the session itself, sealed into at most 400 characters. Any work
 session takes no memory. Data that doesn't fit (unknown capabilities, log level, subscriptions, a tombstone) is a record
 in the store under the token's `id`.
 
-A function that asks in a multi-round request (MCP 2026-07-28, basic/patterns/mrtr) is stopped with `InputRequired` and
-run again from its start with the answers (replay). Each question has a label: its explicit key, or its ordinal. A
-digest of method and parameters detects a changed question. Answers of this round are valid with or without state.
-Answers of earlier rounds come only from the state, which is sealed and bound to principal, method, name, and arguments.
+A call that asks in a multi-round request (MCP 2026-07-28, basic/patterns/mrtr) waits on its worker, and the state has a
+`Ticket` that identifies it. If it may run again, the state also has the answers so far (replay). Each question has a
+label: its explicit key, or its ordinal. A digest of method and parameters detects a changed question. Answers of this
+round are valid with or without state. Answers of earlier rounds come only from the state, which is sealed and bound to
+principal, method, name, and arguments.
 
 The clock and randomness are arguments: `now` and `nonce`.
 """
 
 import hashlib
+import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
@@ -283,6 +285,16 @@ class RoundEntry(Struct, array_like=True):
     """JSON."""
 
 
+class Ticket(Struct, array_like=True, frozen=True):
+    """Identifies the call that a retry continues."""
+
+    worker: str
+    id: str
+    round: int
+    again: bool
+    """Whether the state has the answers so far, so the call can run again if the worker is gone."""
+
+
 class RoundState(Struct, array_like=True):
     """The answers and open questions after some rounds."""
 
@@ -294,6 +306,7 @@ class RoundState(Struct, array_like=True):
     """Label -> digest, for the questions of the last round."""
     id: str = ""
     """Id that the rounds of a call share, in records."""
+    ticket: Ticket | None = None
 
 
 class InputRequired(BaseException):
@@ -303,10 +316,12 @@ class InputRequired(BaseException):
         ``except InputRequired: raise`` before cleaning up after a failure.
     """
 
-    def __init__(self, requests: Mapping[str, Any]) -> None:
+    def __init__(self, requests: Mapping[str, Any], rounds: "Rounds | None" = None) -> None:
         super().__init__("input required")
         self.requests = requests
         """Wire key -> {"method": …, "params": …}."""
+        self.rounds = rounds
+        """The rounds to seal for a call that waits, or None for those of the call."""
 
 
 _decode_state = msgspec.msgpack.Decoder(RoundState).decode
@@ -363,6 +378,24 @@ class Rounds:
         self.rounds: int = state.rounds
         self.id: str = state.id
         """Id that the rounds of a call share, once it has asked."""
+        self.ticket: Ticket | None = state.ticket
+
+    def take(self, responses: Mapping[str, Raw]) -> None:
+        """Read answers from another request, for a function that waits."""
+        self._responses, self._open_marks, self._pending = responses, {**self._open_marks, **self._pending}, {}
+
+    @classmethod
+    def from_state(cls, state: RoundState) -> "Rounds":
+        """Return rounds that seal this state."""
+        rounds = cls(state, {})
+        rounds._pending, rounds.rounds = state.open_marks, state.rounds - 1
+        return rounds
+
+    def snapshot(self, ticket: Ticket) -> "Rounds":
+        """Return these rounds as they are now, with the answers only if the call can run again from them."""
+        entries, pending = (dict(self._entries), dict(self._pending)) if ticket.again else ({}, {})
+        self.id = self.id or os.urandom(8).hex()
+        return Rounds.from_state(RoundState(0, self.rounds + 1, entries, pending, self.id, ticket))
 
     def label(self, key: str | None) -> str:
         """Return the label of the next question: its key, or its ordinal in this run."""
@@ -415,11 +448,19 @@ class Rounds:
         Raises:
             ProtocolError: INVALID_PARAMS, after too many rounds.
         """
-        if self.rounds >= max_rounds:
-            raise ProtocolError(INVALID_PARAMS, f"Stopped after {max_rounds} rounds of questions.")
+        self.check(max_rounds)
         self.id = self.id or nonce.hex()
         return ring.seal(_KIND, _encode(self.state(expires_at)), nonce, bound)
 
+    def check(self, max_rounds: int) -> None:
+        """Raise an error if there can't be another round.
+
+        Raises:
+            ProtocolError: INVALID_PARAMS, after too many rounds.
+        """
+        if self.rounds >= max_rounds:
+            raise ProtocolError(INVALID_PARAMS, f"Stopped after {max_rounds} rounds of questions.")
+
     def state(self, expires_at: int) -> RoundState:
         """Return the state after this round, for a server that keeps it itself."""
-        return RoundState(expires_at, self.rounds + 1, self._entries, self._pending, self.id)
+        return RoundState(expires_at, self.rounds + 1, self._entries, self._pending, self.id, self.ticket)

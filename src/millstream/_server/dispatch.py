@@ -47,11 +47,12 @@ from millstream._recent import Recent
 from millstream._server.address import Address
 from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, Caller, CallFailure, granted_scopes
 from millstream._server.calls.context import call_binding
+from millstream._server.calls.parked_calls import ParkedCalls
 from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
 from millstream._server.control import Control, Gate, Load, release_arguments
 from millstream._server.features.registry import DISCOVER, Handler, Registry, RelayedServer
-from millstream._server.features.tools import run_with_timeout
+from millstream._server.features.tools import run_tool, run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._tasks import Tasks
@@ -210,6 +211,7 @@ class Dispatcher:
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         self._tool_timeout = services.settings.tool_timeout
+        services.parked = ParkedCalls(services)
         self.stopping: bool = False
         """Whether the server is shutting down. Running calls can be canceled at any time, without an answer."""
         self.calls: set[Call] = set()
@@ -341,8 +343,12 @@ class Dispatcher:
             return result
         if tool is not None:
             timeout = self._tool_timeout if tool.timeout is None else tool.timeout
-            running = run_with_timeout(tool.run, call, call.arguments, timeout) if timeout else None
-            members = tool.encode(await (running or tool.run(call.arguments, call)), call)
+            if tool.asks and (parked := self.services.parked).may_ask(call):
+                work = partial(run_tool, tool, call, timeout)
+                members = await parked.run(call, work, replay=tool.replay, begun=not tool.asks_first)
+            else:
+                running = run_with_timeout(tool.run, call, call.arguments, timeout) if timeout else None
+                members = tool.encode(await (running or tool.run(call.arguments, call)), call)
         else:
             handler, around = _handler(self._handlers, self.registry, call), self.around
             members = await (handler(call) if around is None else around(call, handler))
@@ -464,9 +470,10 @@ class Dispatcher:
 
     def _input_required(self, call: Call, exc: InputRequired) -> bytes:
         services = self.services
-        assert call.rounds is not None  # noqa: S101  the question created them
+        rounds = exc.rounds or call.rounds
+        assert rounds is not None  # noqa: S101  the question created them
         try:
-            state = call.rounds.seal(
+            state = rounds.seal(
                 services.ring,
                 bound=call_binding(call),
                 expires_at=int(services.clock() + services.settings.input_timeout),

@@ -5,7 +5,7 @@ stream of the per-request era, open until the client disconnects.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -58,6 +58,7 @@ from millstream._protocol.notifications import (
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
+from millstream._server.calls.parked_calls import ParkedCalls
 from millstream._server.calls.questions import read_responses
 from millstream._server.calls.services import UPDATED, ServerChange, affected_uris
 from millstream._server.calls.sessions import SessionRecord, size_of_uris, spellings, watch_uris
@@ -66,7 +67,8 @@ from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import MAX_URI, Handler, Registry, sees
 from millstream._server.features.resources import Prompt, Resource, Template
-from millstream._server.features.tools import Tool, run_with_timeout
+from millstream._server.features.sources import Item
+from millstream._server.features.tools import Tool, run_tool
 from millstream._server.functions.plan import ArgumentError
 
 S = TypeVar("S")
@@ -178,11 +180,17 @@ class Handlers:
             # The arguments have been read, and the tool can take long.
             call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._services.settings.tool_timeout if tool.timeout is None else tool.timeout
-        if timeout:
-            value = await run_with_timeout(tool.run, call, call.arguments, timeout)
-        else:
-            value = await tool.run(call.arguments, call)
-        return tool.encode(value, call)
+        work = partial(run_tool, tool, call, timeout)
+        return await self._run(call, tool, work, replay=tool.replay)
+
+    async def _run(
+        self, call: Call, item: Item, work: Callable[[], Coroutine[Any, Any, bytes]], *, replay: bool | None
+    ) -> bytes:
+        """Run an item, or continue the call that the request's state identifies."""
+        if not item.asks and (call.rounds is None or call.rounds.ticket is None):
+            return await work()
+        parked: ParkedCalls = self._services.parked
+        return await parked.run(call, work, asks=item.asks, replay=replay, begun=not item.asks_first)
 
     def _open_tool(self, call: Call) -> Tool:
         """Find the tool and decode its arguments.
@@ -236,14 +244,25 @@ class Handlers:
             call.arguments = prompt.read(params.arguments or {})
         except ArgumentError as exc:
             raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
-        return prompt.encode(await prompt.run(call.arguments, call), call)
+
+        async def work() -> bytes:
+            return prompt.encode(await prompt.run(call.arguments, call), call)
+
+        return await self._run(call, prompt, work, replay=True)
 
     async def _read_resource(self, call: Call) -> bytes:
         params = read(ReadResourceRequestParams, call)
         call.name = params.uri
         take_rounds(call, params)
-        source, value = await self._read(params.uri, call)
-        return source.encode(value, params.uri, call)
+        source, arguments = self._find_readable(params.uri, call)
+
+        async def work() -> bytes:
+            value = await source.run(arguments, call)
+            if value is None:
+                raise _not_found(params.uri)
+            return source.encode(value, params.uri, call)
+
+        return await self._run(call, source, work, replay=True)
 
     async def _read_inside(self, uri: str, call: Call) -> Any:
         """Return the value of a resource, for a function that serves a call."""

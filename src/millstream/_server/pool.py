@@ -192,6 +192,26 @@ class Threads:
         finally:
             del future  # the exception's traceback refers to this frame
 
+    def lend(self, owner: str) -> None:
+        """Give back the slot of a thread that waits for an answer. Another thread can use it."""
+        self._started -= 1
+        self.places.leave(owner)
+
+    async def take_back(self, owner: str) -> None:
+        """Take a slot for a thread that has waited.
+
+        Raises:
+            ThreadsBusy: As for `run`.
+        """
+        if not (self.places.take(owner) or await self.places.acquire(owner)):
+            raise ThreadsBusy("The worker threads are busy. Try again later.")
+        self._started += 1
+
+    def take_back_now(self, owner: str) -> None:
+        """Take a slot even if there's none, for a thread that cleans up."""
+        self.places.force(owner)
+        self._started += 1
+
     async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a function in a worker thread, or in a new one if all are busy. For cleanup after a call."""
         if not self.full:

@@ -10,7 +10,7 @@ from millstream._protocol.content import ToolAnnotationsDict
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import NotificationMessage
 from millstream._protocol.principal import Share
-from millstream._protocol.seal import RoundEntry, RoundState
+from millstream._protocol.seal import RoundEntry, RoundState, Ticket
 from millstream._server.calls.call import scopes_of
 from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
@@ -63,6 +63,7 @@ __all__ = [
     "Slots",
     "TaskRules",
     "Tasks",
+    "Ticket",
     "ToolAnnotationsDict",
     "ToolOptions",
     "cancel_all",

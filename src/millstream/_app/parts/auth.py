@@ -81,7 +81,7 @@ class AuthPart(OwnPart):
 
         def end_streams(now: float) -> None:
             if guard.refresh(host.streams.end_revoked):
-                for opened in host.streams, services.questions:
+                for opened in host.streams, services.questions, services.parked:
                     opened.end_of(lambda owner: not guard.holds(owner))
 
         host.every_second(end_streams)

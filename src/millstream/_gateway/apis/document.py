@@ -1,7 +1,7 @@
 """Tools and resources from an OpenAPI document. Each one calls an operation of an API.
 
-Used by `Server.from_openapi`, `Server.from_fastapi`, and the gateway's APIs. Schemas keep their shape, and references to the document's
-components become references to ``$defs``.
+Used by `Server.from_openapi`, `Server.from_fastapi`, and the gateway's APIs. Schemas keep their shape, and references
+to the document's components become references to ``$defs``.
 """
 
 import logging

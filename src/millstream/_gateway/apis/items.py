@@ -136,8 +136,8 @@ class OperationTool(Tool):
         names = safe_names(operation.input_schema)
         schema = with_safe_names(operation.input_schema, names)
         run = partial(_run, client, operation, names)
-        source = ItemSource(name, run, argument_reader(name, schema), schema=schema)
-        super().__init__(source, tags=operation.tags)
+        source = ItemSource(name, run, argument_reader(name, schema), schema=schema, asks=False)
+        super().__init__(source, tags=operation.tags, replay=False)
         self._described = {
             **self._described, **operation.describe(name), "inputSchema": schema, "annotations": operation.hints
         }  # fmt: skip
@@ -234,7 +234,7 @@ def _resource(operation: Operation, name: str, client: Any) -> Resource | Templa
         return [EmbeddedResource(resource=contents_of("", reply))]
 
     schema = {"properties": {each: {"type": "string"} for each in variables}}
-    source = ItemSource(name, run, lambda values: values, description=operation.description, schema=schema)
+    source = ItemSource(name, run, lambda values: values, description=operation.description, schema=schema, asks=False)
     uri = "/".join((f"resource://{name}", *(f"{{{each}}}" for each in variables)))
     kind = Template if variables else Resource
     return kind(uri, source, mime_type=JSON, tags=operation.tags)

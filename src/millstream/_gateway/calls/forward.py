@@ -25,7 +25,7 @@ from millstream._gateway.calls.forwarded_call import INPUT_REQUIRED, ForwardedCa
 from millstream._gateway.errors import EndedHere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.loops import PATH, GatewayLoop, extend_path
-from millstream._gateway.messages.parked_calls import Ticket
+from millstream._gateway.messages.parked_calls import ForwardedTicket
 from millstream._gateway.messages.route import Way, choose_way
 from millstream._gateway.messages.router import CallRecipient, ForwardedStream
 from millstream._gateway.questions.abilities import can_ask, declare
@@ -259,7 +259,7 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
         raise refused_error(call, upstream, refusal)
     started, answered = monotonic(), False
     try:
-        if isinstance(previous, Ticket):
+        if isinstance(previous, ForwardedTicket):
             work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(forwarding, previous)
         else:
             link = await connect(call, upstream, forwarding.abilities, name)

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct, structs
 from millstream import Cancelled, Declined, ProtocolError, ToolError
 from millstream._gateway.calls.failures import no_response_error
 from millstream._gateway.errors import InUse
-from millstream._gateway.messages.parked_calls import CALL_OVER, ParkedCall, TaggedRecord, Ticket
+from millstream._gateway.messages.parked_calls import CALL_OVER, ForwardedTicket, ParkedForwardedCall, TaggedRecord
 from millstream._gateway.messages.route import Way
 from millstream._gateway.messages.router import CallRecipient
 from millstream._gateway.questions.abilities import QUESTIONS, can_ask, declare
@@ -107,7 +107,7 @@ class StoredTask(TaggedRecord):
     """Keys of the questions that the client has received."""
 
 
-_State = Ticket | _Rounds | _Urls | StoredTask | SavedResult
+_State = ForwardedTicket | _Rounds | _Urls | StoredTask | SavedResult
 
 
 class _Elicitations(Struct):
@@ -202,7 +202,7 @@ class ForwardedCall(CallRecipient):
         if not can_ask(self.abilities):
             return await self._send(self)
         calls, size = self._upstream.gateway.parked_calls, len(self._ask.params)
-        return await calls.run(ParkedCall(self, self._source, size, self._send, calls), self)
+        return await calls.run(ParkedForwardedCall(self, self._source, size, self._send, calls), self)
 
     def _check_urls(self, previous: _Urls) -> None:
         """Check that the user agreed to open every URL that the upstream requested."""

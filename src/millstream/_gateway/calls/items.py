@@ -189,8 +189,8 @@ class UpstreamTool(_UpstreamItem, Tool):
         """See `Upstream.item_classes`."""
         schema = description["inputSchema"]
         headers = find_annotations(schema)
-        source = ItemSource(name, self._run, read, schema=schema, headers=headers, decode=raw_object)
-        super().__init__(source, task=_TASK_RULES)
+        source = ItemSource(name, self._run, read, schema=schema, headers=headers, decode=raw_object, asks=False)
+        super().__init__(source, task=_TASK_RULES, replay=False)
         self.upstream = upstream
         self.own_name = own_name
         self._call_head = b'{"name":%b,"arguments":' % encode(own_name)
@@ -261,7 +261,7 @@ class UpstreamPrompt(_CompletedItem, Prompt):
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
         properties = {each["name"]: Json() for each in description.get("arguments", ())}
-        super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
+        super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}, asks=False))
         self.upstream = upstream
         self.own_name = own_name
         self._described = {**description, "name": name}
@@ -345,7 +345,7 @@ class UpstreamResource(_UpstreamReadable, Resource):
 
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
-        super().__init__(name, ItemSource(name, self._run, _identity))
+        super().__init__(name, ItemSource(name, self._run, _identity, asks=False))
         self.upstream = upstream
         self._described = {**description, "uri": name}
 
@@ -356,7 +356,7 @@ class UpstreamTemplate(_UpstreamReadable, Template):
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
         properties = {each: Json() for each in UpstreamPattern(name).variables}
-        source = ItemSource(name, self._run, _identity, schema={"properties": properties})
+        source = ItemSource(name, self._run, _identity, schema={"properties": properties}, asks=False)
         super().__init__(name, source, pattern=UpstreamPattern)
         self.upstream = upstream
         self.own_name = own_name

@@ -111,7 +111,7 @@ def _make_tool(
     name: str, description: str, schema: Json, kind: type[Struct], run: Callable[[Any, Call], Awaitable[ToolResult]]
 ) -> Tool:
     read = partial(read_arguments, decoder(kind), name)
-    source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema})
+    source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema}, asks_first=True)
     tool = Tool(source, annotations={"readOnlyHint": True}, tags=[LISTED_TAG])
     tool.companion_of = ()
     return tool

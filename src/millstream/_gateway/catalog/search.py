@@ -150,7 +150,9 @@ class SearchPart:
             (CALL, _reject_call, _decode_call, CALL_DESCRIPTION),
         ):
             text, schema = about["description"], about["inputSchema"]
-            source = ItemSource(name, run, partial(read_arguments, decode, name), description=text, schema=schema)
+            source = ItemSource(
+                name, run, partial(read_arguments, decode, name), description=text, schema=schema, asks=False
+            )
             annotations = {"readOnlyHint": True} if name == SEARCH else None
             tool = Tool(source, annotations=annotations)
             tool.companion_of = ()

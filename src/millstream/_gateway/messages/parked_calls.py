@@ -44,7 +44,7 @@ class TaggedRecord(Struct, array_like=True, tag=True):
     """Data that other workers or later requests decode: an array that begins with the name of its class."""
 
 
-class Ticket(TaggedRecord):
+class ForwardedTicket(TaggedRecord):
     """Identifies the call that a retry resumes."""
 
     worker: str
@@ -84,7 +84,7 @@ class _Result(TaggedRecord):
 class _Questions(TaggedRecord):
     """The call waits for answers to these questions, which are JSON by key."""
 
-    ticket: Ticket
+    ticket: ForwardedTicket
     questions: bytes
 
 
@@ -131,7 +131,7 @@ class _OpenQuestion(Struct):
     answer: asyncio.Future[bytes]
 
 
-class ParkedCall(Recipient):
+class ParkedForwardedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     admitted: bool = False
@@ -144,7 +144,7 @@ class ParkedCall(Recipient):
     """Ends the call if the client doesn't answer, or None while a client request is waiting for the call."""
 
     def __init__(
-        self, recipient: CallRecipient, source: Revision, size: int, exchange: Exchange, calls: "ParkedCalls"
+        self, recipient: CallRecipient, source: Revision, size: int, exchange: Exchange, calls: "ParkedForwardedCalls"
     ) -> None:
         """Start the call to the upstream.
 
@@ -262,19 +262,19 @@ class _Remote(Struct):
             self.outcome.set_result(_LostCall())
 
 
-class ParkedCalls:
+class ParkedForwardedCalls:
     """The parked calls of one worker."""
 
     def __init__(self, services: Services) -> None:
         """Create an empty table. Questions have the same limits as questions to handshake clients."""
         self._services = services
-        self._calls: dict[str, ParkedCall] = {}
+        self._calls: dict[str, ParkedForwardedCall] = {}
         self._share = Share(services.settings.max_pending_inputs)
         self._bytes = Share(MAX_BYTES)
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
         """Calls on other workers, by the number that this worker gave them."""
-        self._followed: dict[tuple[str, int], ParkedCall] = {}
+        self._followed: dict[tuple[str, int], ParkedForwardedCall] = {}
         """Calls resumed by requests on other workers, by worker and its number."""
         self._tasks = Tasks()
         peers = services.peers
@@ -295,8 +295,8 @@ class ParkedCalls:
 
     # On this worker
 
-    async def run(self, parked: ParkedCall, recipient: CallRecipient) -> bytes:
-        """Wait for the result of a call to an upstream. Its questions end the client's request with a `Ticket`.
+    async def run(self, parked: ParkedForwardedCall, recipient: CallRecipient) -> bytes:
+        """Wait for the result of a call to an upstream. Its questions end the client's request with a ticket.
 
         Args:
             parked: The call to the upstream.
@@ -313,7 +313,7 @@ class ParkedCalls:
         parked.binding = call_binding(recipient.call)
         raise recipient.end_request(*asked)
 
-    async def resume(self, recipient: CallRecipient, ticket: Ticket) -> bytes:
+    async def resume(self, recipient: CallRecipient, ticket: ForwardedTicket) -> bytes:
         """Continue a call with the answers in a retry. It raises the same errors as `run`.
 
         Raises:
@@ -326,13 +326,13 @@ class ParkedCalls:
         parked.wake(ticket.round, call_binding(recipient.call), recipient.call.responses or {}, recipient.notify)
         return await self.run(parked, recipient)
 
-    def _find(self, parked_id: str) -> ParkedCall:
+    def _find(self, parked_id: str) -> ParkedForwardedCall:
         parked = self._calls.get(parked_id)
         if parked is None:
             raise ProtocolError(INVALID_PARAMS, CALL_OVER)
         return parked
 
-    async def _follow(self, parked: ParkedCall) -> tuple[Json, Ticket] | None:
+    async def _follow(self, parked: ParkedForwardedCall) -> tuple[Json, ForwardedTicket] | None:
         """Return a call's next questions and the ticket that resumes it, or None when the call has ended."""
         try:
             asks = await parked.next()
@@ -344,9 +344,9 @@ class ParkedCalls:
             return None
         loop, services = asyncio.get_running_loop(), self._services
         parked.timer = loop.call_later(services.settings.input_timeout, self._drop, parked)
-        return asks, Ticket(services.store.workers.me, parked.id, parked.round)
+        return asks, ForwardedTicket(services.store.workers.me, parked.id, parked.round)
 
-    def admit(self, parked: ParkedCall) -> None:
+    def admit(self, parked: ParkedForwardedCall) -> None:
         """Park a call if there's space.
 
         Raises:
@@ -361,7 +361,7 @@ class ParkedCalls:
         self._bytes.take(parked.owner, parked.size)
         parked.admitted = True
 
-    def _drop(self, parked: ParkedCall, reason: str = "") -> None:
+    def _drop(self, parked: ParkedForwardedCall, reason: str = "") -> None:
         """Remove a call and cancel it at the upstream if it's running."""
         parked.task.cancel(reason)
         parked.backlog.stop()
@@ -373,7 +373,7 @@ class ParkedCalls:
 
     # On another worker
 
-    async def _resume_there(self, recipient: CallRecipient, ticket: Ticket) -> bytes:
+    async def _resume_there(self, recipient: CallRecipient, ticket: ForwardedTicket) -> bytes:
         # If the client disconnects, the call must end on the other worker: a state works only once, so no later
         # request could resume it.
         call, number, worker = recipient.call, next(self._numbers), ticket.worker

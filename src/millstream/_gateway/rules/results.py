@@ -330,7 +330,7 @@ class StoredResults(Struct, frozen=True):
         description = "A result that was too large for its call. The shortened result has its URI."
         return Template(
             self.names.uri(URI),
-            ItemSource("result", read, lambda values: values, description=description, schema=schema),
+            ItemSource("result", read, lambda values: values, description=description, schema=schema, asks=False),
         )
 
 

@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 from millstream._gateway.catalog.catalog import METHODS, Catalog, Description, Pins, StoredCatalog
 from millstream._gateway.catalog.offer import OfferedItem
 from millstream._gateway.errors import InUse, NoCredentials
-from millstream._gateway.messages.parked_calls import ParkedCalls
+from millstream._gateway.messages.parked_calls import ParkedForwardedCalls
 from millstream._gateway.names import Names
 from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.upstream import UpstreamConfig
@@ -50,7 +50,7 @@ class Gateway(Struct, frozen=True):
     host: PartHost
     pool: ProcessPool
     """Runs the processes of commands."""
-    parked_calls: ParkedCalls
+    parked_calls: ParkedForwardedCalls
     """Calls waiting for answers."""
     upstreams: "Mapping[str, Upstream]"
     """Name -> upstream that's in use."""

@@ -6,6 +6,7 @@ Scopes limit the items that a caller can list and use. A caller that starts this
 stdio or in the same process, has every scope.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from math import nan
 from types import MappingProxyType
@@ -164,6 +165,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """The `requestState` from the client."""
     rounds: Rounds | None = None
     """The rounds of this call: from its state, or created when user code asks its first question."""
+    parked: Any = None
+    """The `ParkedCall`, if the function can wait for answers without a request."""
     binding: bytes = b""
     """The hash that binds the state to this call, once computed."""
     token: ProgressToken | None = None
@@ -207,6 +210,12 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """
     weight: int = 0
     """Bytes of the budget for large calls (see `Load.take`). Most calls use none."""
+    deadline: asyncio.Timeout | None = None
+    """The time limit of the tool."""
+    open_questions: int = 0
+    """Questions that the function waits for. The time limit doesn't count meanwhile."""
+    time_left: float = 0.0
+    """Seconds until the time limit, while the function waits."""
     started: float = 0.0
     """Time at which the sweep first saw the call."""
     cancelled: bool = False

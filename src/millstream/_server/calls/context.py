@@ -33,7 +33,8 @@ from millstream._server.calls.questions import (
     Roots,
     Sample,
     ask_by_request,
-    ask_by_round,
+    ask_in_rounds,
+    pause_deadline,
 )
 from millstream._server.calls.services import ProviderToken, Publisher, principal_id
 from millstream._server.calls.session_state import SessionState, StoredState, UserState, once_stored
@@ -329,8 +330,8 @@ class Context(CallInfo, NotCopyable):
     async def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
         """Ask the user for a value of a type or of a flat schema: ``await ctx.elicit("Where to?", Address)``.
 
-        On 2026-07-28 the function stops here and runs again from its start with the answer. Put side effects after the
-        last question, or inside `once` (MCP 2025-11-25, client/elicitation).
+        On 2026-07-28 the client's request ends with the question, and the function waits for the next one (MCP
+        2025-11-25, client/elicitation).
 
         Args:
             message: The question, as the user reads it.
@@ -345,6 +346,7 @@ class Context(CallInfo, NotCopyable):
         Raises:
             Declined: The user declined.
             Cancelled: The user dismissed the question.
+            ToolError: There's no answer: the time is over, the server is stopping, or too many questions are open.
             TypeError: A form can't ask for the type.
         """
         return await self._ask_one(Elicit(message, answer), key)
@@ -441,9 +443,10 @@ class Context(CallInfo, NotCopyable):
 
     async def _ask(self, questions: Mapping[str, tuple[str | None, Question]]) -> dict[str, Any]:
         call, pending = self._call, self._services.questions
-        if call.revision.handshake:
-            return {name: await ask_by_request(call, question, pending) for name, (_, question) in questions.items()}
-        return ask_by_round(call, call.get_rounds(), questions)
+        with pause_deadline(call):
+            if call.revision.handshake:
+                return {name: await ask_by_request(call, each, pending) for name, (_, each) in questions.items()}
+            return await ask_in_rounds(call, questions)
 
     # Side effects
 
@@ -452,7 +455,8 @@ class Context(CallInfo, NotCopyable):
     @overload
     async def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T: ...
     async def once(self, key: str, function: Callable[[], Awaitable[T] | T], *, store: bool = False) -> T:
-        """Run a side effect once across the rounds of a call: ``await ctx.once("order", buy)``. Its value must be JSON.
+        """Run a side effect once per call, also if the function runs again: ``await ctx.once("order", buy)``. Its value
+        must be JSON.
 
         Args:
             key: The name of the effect.

@@ -3,8 +3,8 @@
 Each question has the capability that it needs, its parameters for a revision, and a decoder of its answer.
 
 Handshake era: a question is a request on the call's reply channel, and `PendingQuestions` matches it with the answer,
-which arrives as another message of the session. Per-request era: the function stops with `InputRequired` and runs
-again.
+which arrives as another message of the session. Per-request era: the client's request ends with the
+question, and the function waits for the next one (see `parked_calls`).
 
 A form (``requestedSchema``) is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25,
 client/elicitation). Other types are rejected before the question is sent. Constraints that a form can't express
@@ -15,6 +15,7 @@ with results has no other content. The function that asks gets the error for a c
 (https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints).
 """
 
+import asyncio
 import contextlib
 import secrets
 from collections import Counter
@@ -489,7 +490,43 @@ def _names(capability: Mapping[str, Any]) -> str:
     return f"{name}.{next(iter(inner))}" if inner else name
 
 
-def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]]) -> Json:
+@contextlib.contextmanager
+def pause_deadline(call: Call) -> Iterator[None]:
+    """Stop the time limit of a tool while its function waits for answers."""
+    deadline, time = call.deadline, asyncio.get_running_loop().time
+    call.open_questions += 1
+    if deadline is not None and call.open_questions == 1 and (at := deadline.when()) is not None:
+        call.time_left = at - time()
+        deadline.reschedule(None)
+    try:
+        yield
+    finally:
+        call.open_questions -= 1
+        if deadline is not None and not (call.open_questions or deadline.expired()):
+            with contextlib.suppress(RuntimeError):  # the tool has ended
+                deadline.reschedule(time() + call.time_left)
+
+
+async def ask_in_rounds(call: Call, questions: Mapping[str, tuple[str | None, Question]]) -> Json:
+    """Return the answers for a per-request call: from earlier requests, or from the next one if the call can wait.
+
+    Raises:
+        InputRequired: The call can't wait, and runs again with the answers.
+    """
+    replay, parked = call.get_rounds(), call.parked
+    labels = {name: replay.label(key) for name, (key, _) in questions.items()}
+    try:
+        return ask_by_round(call, replay, questions, labels)
+    except InputRequired as asked:
+        if parked is None or not parked.can_wait():
+            raise
+        found: Json = await parked.ask(asked.requests, lambda: ask_by_round(call, replay, questions, labels))
+        return found
+
+
+def ask_by_round(
+    call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]], labels: Mapping[str, str]
+) -> Json:
     """Return the answers for a per-request call, from this round or earlier ones.
 
     Args:
@@ -503,7 +540,7 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
     pending: Json = {}
     for name, (key, question) in questions.items():
         method, params = method_of(question), params_of(question, call.revision)
-        label, mark = replay.label(key), digest(method, params)
+        label, mark = labels[name], digest(method, params)
         wire_key = replay.wire_key(label, key, mark)
         raw = replay.find_settled(label, mark)
         if raw is None:

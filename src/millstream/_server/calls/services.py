@@ -432,6 +432,9 @@ class Services:
     explain_missing: Callable[[Any, str], str] = staticmethod(_know_no_reason)
     """Returns why a tool, or any tool if the name is empty, may be missing for a call, or an empty string."""
 
+    parked: Any
+    """The `ParkedCalls` of this worker. The dispatcher sets them."""
+
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.
 
@@ -520,6 +523,7 @@ class Services:
 
     async def close(self) -> None:
         """Stop receiving messages and end the threads."""
+        await self.parked.close()
         self.threads.close()
         await self.records.close()
         await self.peers.close()

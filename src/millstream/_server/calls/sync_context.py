@@ -59,6 +59,17 @@ class Waits:
         finally:
             self._pending.discard(pending)
 
+    def wait_for_answer(self, needed: Coroutine[Any, Any, T]) -> T:
+        """Wait in this thread, whose slot others can use if the call is parked."""
+        parked = self._context._call.parked
+        if parked is None:
+            return self.wait(needed)
+        parked.threads += 1
+        try:
+            return self.wait(needed)
+        finally:
+            parked.threads -= 1
+
     def abandon(self) -> None:
         """End all waits of a finished call, to free the thread. Called from the event loop."""
         self._over = True
@@ -114,13 +125,14 @@ class SyncContext(CallInfo, NotCopyable):
 
     _COPY_ADVICE = "Pass on what you read from it, such as the request id."
 
-    __slots__ = ("_inner", "_wait")
+    __slots__ = ("_ask", "_inner", "_wait")
 
     def __init__(self, context: Context, waits: Waits) -> None:
         super().__init__(context._call, context._home)
         self.state: dict[str, Any] = context.state
         self._inner = context
         self._wait = waits.wait
+        self._ask = waits.wait_for_answer
 
     @property
     def hub(self) -> SyncHub:
@@ -172,15 +184,16 @@ class SyncContext(CallInfo, NotCopyable):
             Cancelled: The user dismissed the question, or the caller canceled the call.
             TypeError: A form can't ask for the type.
         """
-        return self._wait(self._inner.elicit(message, answer, key=key))
+        return self._ask(self._inner.elicit(message, answer, key=key))
 
-    elicit_url: Final = make_blocking(Context.elicit_url)
-    sample: Final = make_blocking(Context.sample)
-    roots: Final = make_blocking(Context.roots)
-    ask: Final = make_blocking(Context.ask)
+    elicit_url: Final = make_blocking(Context.elicit_url, wait_with="_ask")
+    sample: Final = make_blocking(Context.sample, wait_with="_ask")
+    roots: Final = make_blocking(Context.roots, wait_with="_ask")
+    ask: Final = make_blocking(Context.ask, wait_with="_ask")
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
-        """Run a side effect once across the rounds of a call: ``ctx.once("order", buy)``. Its value must be JSON.
+        """Run a side effect once per call, also if the function runs again: ``ctx.once("order", buy)``. Its value must
+        be JSON.
 
         Args:
             key: The name of the effect.

@@ -234,8 +234,12 @@ def _link(hook: Hook, inside: Next) -> Next:
     return lambda request: hook(request, inside)
 
 
-def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) -> Run:
-    """Return an item's `run` with its server's hooks around it, or `run` itself if there are none for the kind."""
+def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks, *, begins: bool = True) -> Run:
+    """Return an item's `run` with its server's hooks around it, or `run` itself if there are none for the kind.
+
+    Args:
+        begins: Whether the hooks call the body of the function, not other hooks or dependencies.
+    """
     about = _OF_KIND[kind]
     mine = hooks.for_kind(kind)
     if not mine:
@@ -252,6 +256,8 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) ->
 
     def run_hooked(arguments: Any, call: Call) -> Awaitable[Any]:
         async def inside(request: Request) -> Any:
+            if begins and call.parked is not None:
+                call.parked.begun = True
             return await run(request.final_arguments(partial(reread, call)), call)
 
         item_name = call.name if about == "read" else name

@@ -53,7 +53,10 @@ async def call_with_dependencies(
     """Resolve the dependencies of a call, run its work with the values, and close them."""
     async with AsyncExitStack() as exits:
         resolution = _Resolution(call, shared_context(call, home), call.services.overrides_of(home), exits)
-        return await work(await resolution.resolve(dependencies))
+        values = await resolution.resolve(dependencies)
+        if call.parked is not None:
+            call.parked.begun = True
+        return await work(values)
 
 
 class _Resolution(Struct, eq=False):
@@ -245,6 +248,10 @@ class ItemSource(Struct, frozen=True):
     """See `Engine.reads_all`."""
     code: CodeType | None = None
     """The code of the function, to locate warnings."""
+    asks: bool = True
+    """Whether a call may ask the client."""
+    asks_first: bool = False
+    """Whether it may ask before it does anything else, for example in dependencies."""
     untyped: tuple[str, ...] = ()
     """Parameters without an annotation."""
 
@@ -302,6 +309,10 @@ class Item:
         """Whether the item is enabled from the start."""
         self.visible: Visible | None = both(for_groups(labels.get("groups") or ()), labels.get("visible"))
         """Returns whether a caller sees the item."""
+        self.asks: bool = source.asks
+        """Whether calls may ask the client."""
+        self.asks_first: bool = source.asks_first
+        """Whether calls may ask before the body of the function starts."""
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server that the item is reached through, if any."""
         self.run: Run = require_scopes(source.run, self.scopes)
@@ -336,7 +347,10 @@ class Item:
         """
         other = copy.copy(self)
         other.path = (hooks, *self.path)
-        other.run = require_scopes(wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks), self.scopes)
+        if hooks.for_kind(self.kind):
+            other.asks = other.asks_first = True
+        run = wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks, begins=not self.asks_first)
+        other.run = require_scopes(run, self.scopes)
         return other
 
     def restrict(self, rules: Mapping[str, Any]) -> Self:
@@ -397,6 +411,8 @@ def source_of(
         decode=decode_of(made) if direct else None,
         reads_all=made.engine.typed is not None and made.engine.reads_all,
         code=made.code,
+        asks=made.context_type is not None or bool(made.dependencies),
+        asks_first=bool(made.dependencies),
         untyped=made.untyped,
     )
     return source, rest

@@ -43,6 +43,8 @@ class ToolOptions(Labels, total=False):
     """Maximum duration of a call in seconds, or 0 for no limit."""
     thread: bool
     """Whether a `def` function runs in a worker thread."""
+    replay: bool | None
+    """Whether the function may run again from its start, if the process that waits for an answer is gone."""
     requires: Mapping[str, Any] | None
     """Client capabilities that a call requires."""
     scopes: Names | None
@@ -101,6 +103,7 @@ class Tool(Item):
         source: ItemSource,
         *,
         timeout: float | None = None,
+        replay: bool | None = None,
         requires: Mapping[str, Any] | None = None,
         scopes: Names | None = None,
         limit: str | None = None,
@@ -149,6 +152,12 @@ class Tool(Item):
             inputSchema={"type": "object", "properties": {}} | source.schema,
             outputSchema=output,
         )
+        hints = self._described.get("annotations") or {}
+        hint = hints.get("readOnlyHint") or hints.get("idempotentHint") or None
+        self.replay: bool | None = hint if replay is None else replay
+        """Whether the function may run again from its start, if the process that waits for an answer is gone. With
+        None, the setting decides.
+        """
         self.unclear: str = _unclear(source, self._described)
         """A warning for the author about missing information for models, or an empty string."""
 
@@ -327,13 +336,22 @@ def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
             )
 
 
+async def run_tool(tool: Tool, call: Call, timeout: float) -> bytes:
+    """Return the members of a tool's result."""
+    if timeout:
+        value = await run_with_timeout(tool.run, call, call.arguments, timeout)
+    else:
+        value = await tool.run(call.arguments, call)
+    return tool.encode(value, call)
+
+
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:
     """Run a function with a time limit.
 
     Raises:
         ToolUnavailable: The function took longer.
     """
-    scope = asyncio.timeout(seconds)
+    scope = call.deadline = asyncio.timeout(seconds)
     try:
         async with scope:
             return await run(arguments, call)

@@ -122,6 +122,7 @@ _RULES: Mapping[str, _Rule] = {
         "a list of scopes without spaces or quotes",
     ),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
+    "replay": (lambda value: isinstance(value, bool), "True or False"),
     "timeout": (
         lambda value: type(value) in (int, float) and value >= 0 and isfinite(value),
         "a number of seconds, or 0 for no limit",

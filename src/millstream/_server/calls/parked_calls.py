@@ -1,0 +1,771 @@
+"""Parked calls of the per-request era: their functions wait, without a request, for the answers in the client's retry.
+
+A call that may ask runs in a task of its own. When it asks, the client's request ends with the questions, and the task
+waits. The sealed state has a `Ticket`, which identifies the worker, the call, and the round. The retry resumes the call
+on this worker, or by messages to the worker that holds it.
+
+If the call is gone, it runs again from the answers in its state, if its body hasn't started or its item allows that
+(``replay=True``). Otherwise, the retry fails: a function starts at most once per call, in each revision.
+"""
+
+import asyncio
+import logging
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from hashlib import sha256
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Raw, Struct, structs
+
+from millstream._copies import NotCopyable
+from millstream._override import override
+from millstream._protocol.errors import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    Cancelled,
+    Confidential,
+    Declined,
+    LocalError,
+    ProtocolError,
+    ToolError,
+    pluralize,
+)
+from millstream._protocol.jsonrpc import Json, RequestId, decode_members, encode
+from millstream._protocol.metadata import ClientInfo, ProgressToken
+from millstream._protocol.principal import Principal, Share
+from millstream._protocol.seal import InputRequired, Rounds, RoundState, Ticket
+from millstream._server.calls.call import Call, ReplyChannel
+from millstream._server.peers import PartMessage
+from millstream._tasks import Tasks, cancel_all, cancel_reason, has_failed
+
+if TYPE_CHECKING:
+    from millstream._server.calls.services import Services
+
+logger = logging.getLogger("millstream")
+
+ASKABLE = frozenset(("elicitation", "sampling", "roots"))
+"""Capabilities of clients that can be asked."""
+LOST = (
+    "The server process that held this call has stopped, and what the call did may have taken effect. Check, and then "
+    "call again."
+)
+ANSWERED = "Invalid requestState: the call has ended or was already answered. Start the request again without it."
+FULL = "Too many questions are open, {} of them yours. Answer them, or try again later."
+STOPPING = "The server is stopping, so it can't wait for the answer."
+UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again."
+MAX_BYTES = 64 * 1024 * 1024
+"""Maximum total size of the arguments of parked calls. One caller can use half of it."""
+MAX_THREADS = 200
+"""Maximum threads of parked calls. One caller can use half of them."""
+_LEAST = 4 * 1024
+"""Bytes that a parked call counts as, in addition to its arguments."""
+_MAX_ENDED = 2_000
+"""Maximum ended calls whose results are kept for copies of their last request. One caller can use half of them."""
+_MAX_KEPT = 4 * 1024
+"""Maximum size of a result that is kept."""
+_PART = "calls"
+
+
+class _Question(Struct, eq=False):
+    """Questions that a function waits for, answered together."""
+
+    requests: Mapping[str, Any]
+    read: Callable[[], Json]
+    """Returns the answers, or raises `InputRequired` if some are missing, or `ProtocolError` for a wrong one."""
+    answers: asyncio.Future[Json]
+
+
+class _EndedCall(Struct, frozen=True):
+    """How a call ended, for copies of its last request."""
+
+    owner: str
+    round: int
+    answers: bytes
+    outcome: bytes | ToolError | None
+    """A small result, or the error of a tool."""
+
+
+class ParkedCall(NotCopyable):
+    """A call that may outlive its request."""
+
+    def __init__(self, call: Call, table: "ParkedCalls", *, replay: bool, begun: bool) -> None:
+        self.id = ""
+        """Set when the call first waits."""
+        self.call = call
+        """The first request. The function's contexts refer to it, and it takes on the properties of each retry."""
+        self.owner = ""
+        self.size = 0
+        self.replay = replay
+        self.begun = begun
+        """Whether the body of the function has started, so that it may have had an effect."""
+        self.round = 0
+        self.threads = 0
+        """Threads that wait for an answer."""
+        self.lent = 0
+        """Threads whose slots others use meanwhile."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends the wait for an answer. None while a request is open."""
+        self.admitted = self.in_thread = self.over = False
+        self.answers = b""
+        """Hash of the latest answers. Only a request with the same ones is a copy."""
+        self.outcome: asyncio.Future[tuple[bytes, Rounds | None, Mapping[str, Any]]] | None = None
+        """How the latest request ends. Copies of the request wait for it, too."""
+        self.task: asyncio.Task[bytes]
+        self._table = table
+        self._questions: list[_Question] = []
+        self._news: asyncio.Future[None] | None = None
+
+    @property
+    def may_run_again(self) -> bool:
+        """Whether nothing is lost if the process ends while the call waits."""
+        return self.replay or not self.begun
+
+    def can_wait(self) -> bool:
+        """Return whether the call can wait, or can't run again."""
+        return not self.may_run_again or (not self.over and self._table.admits(self))
+
+    async def ask(self, requests: Mapping[str, Any], read: Callable[[], Json]) -> Json:
+        """Return the answers from a later request.
+
+        Args:
+            requests: The questions by key.
+            read: Returns the answers from the latest request. See `_Question`.
+
+        Raises:
+            ToolError: No answer will arrive, or too many questions are open.
+            ProtocolError: There were too many rounds.
+            InputRequired: The call gives its space back, and runs again when the answers arrive.
+        """
+        if self.over:
+            raise ToolError("The call has ended, so the client can't answer.")
+        self.call.get_rounds().check(self.call.services.settings.max_rounds)
+        self._table.admit(self)
+        question = _Question(requests, read, asyncio.get_running_loop().create_future())
+        self._questions.append(question)
+        self._wake()
+        try:
+            return await question.answers
+        finally:
+            self._questions.remove(question)
+
+    def stop(self, reason: BaseException) -> None:
+        """End the questions of a call that nobody will answer."""
+        self.over = True
+        for each in self._open():
+            each.answers.set_exception(reason)
+
+    def requests(self) -> Json:
+        """Return the open questions."""
+        return {key: request for each in self._open() for key, request in each.requests.items()}
+
+    async def next(self) -> Json | None:
+        """Wait for questions, which end the request, or for the end of the function. Return the questions or None."""
+        while not self.task.done():
+            if self._questions:
+                await asyncio.sleep(0)  # questions that arrive together are asked together
+                await asyncio.sleep(0)
+                if self._open() and not self.task.done():
+                    return self.requests()
+            if self._news is None:
+                self.task.add_done_callback(self._wake)
+            if self.task.done():
+                break
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        return None
+
+    def read(self, call: Call) -> list[tuple[_Question, Json | Exception]]:
+        """Return the answers in a retry, which is empty if a question has none. The call still waits.
+
+        Raises:
+            ProtocolError: An answer is wrong.
+        """
+        own = self.call
+        rounds, client = own.get_rounds(), own.client
+        rounds.take(call.responses or {})
+        own.client = call.client
+        found: list[tuple[_Question, Json | Exception]] = []
+        try:
+            for each in self._open():
+                try:
+                    found.append((each, each.read()))
+                except InputRequired as exc:
+                    each.requests = exc.requests
+                except (Declined, Cancelled) as exc:
+                    found.append((each, exc))
+        finally:
+            own.client = client
+        return found
+
+    @staticmethod
+    def give(answers: list[tuple[_Question, Json | Exception]]) -> None:
+        """Let the function continue with answers from `read`."""
+        for question, answer in answers:
+            if question.answers.done():
+                continue
+            if isinstance(answer, Exception):
+                question.answers.set_exception(answer)
+            else:
+                question.answers.set_result(answer)
+
+    def _open(self) -> list[_Question]:
+        return [each for each in self._questions if not each.answers.done()]
+
+    def _wake(self, _: object = None) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+
+def _start(work: Coroutine[Any, Any, bytes]) -> asyncio.Task[bytes]:
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+    return asyncio.get_running_loop().create_task(work)
+
+
+def _adopt(own: Call, call: Call) -> None:
+    """Give the call that a function knows the properties of the request that now waits for it."""
+    own.id, own.token, own.log_level, own.client = call.id, call.token, call.log_level, call.client
+    own.principal, own.headers, own.origin, own.transport = call.principal, call.headers, call.origin, call.transport
+    own.client_id, own.tee, own.progress = call.client_id, call.tee, call.progress
+    own.reply_channel = None
+    own.open_reply = lambda _: call.open_reply_channel()
+    own.over = own.cancelled = own.expired = own.halted = False
+    own.failure = None
+    call.rounds = own.rounds
+
+
+def _hash_answers(responses: Mapping[str, Raw]) -> bytes:
+    return sha256(_encode(sorted((key, bytes(raw)) for key, raw in responses.items()))).digest()[:16]
+
+
+class ParkedCalls:
+    """The parked calls of one worker."""
+
+    def __init__(self, services: "Services") -> None:
+        """Create an empty table. Questions have the same limits as questions to handshake clients."""
+        self._services = services
+        self._calls: dict[str, ParkedCall] = {}
+        self._ended: dict[str, _EndedCall] = {}
+        self._share = Share(services.settings.max_pending_inputs)
+        self._bytes = Share(MAX_BYTES)
+        self._threads = Share(MAX_THREADS)
+        self._ended_share = Share(_MAX_ENDED)
+        self._stopping = False
+        self._others = _OtherWorkers(services, self)
+
+    def __len__(self) -> int:
+        return self._share.used
+
+    @staticmethod
+    def may_ask(call: Call) -> bool:
+        """Return whether the function of a call can ask its client in rounds."""
+        return not call.revision.handshake and not call.task and not ASKABLE.isdisjoint(call.client.capabilities)
+
+    async def run(
+        self,
+        call: Call,
+        work: Callable[[], Coroutine[Any, Any, bytes]],
+        *,
+        asks: bool = True,
+        replay: bool | None,
+        begun: bool = True,
+    ) -> bytes:
+        """Return what `work` returns, or continue the call that the request's state identifies.
+
+        Args:
+            call: The request.
+            work: Runs the item.
+            asks: Whether the item may ask the client.
+            replay: Whether it may run again, if the process that waits for an answer is gone. With None, the setting
+                decides.
+            begun: Whether its first question is in the body of the function, not in what runs before.
+
+        Raises:
+            InputRequired: The function asks.
+            ProtocolError: The call has ended.
+            ToolError: The call is gone, and can't run again.
+        """
+        if call.parked is not None:  # inside a function that waits itself
+            call.parked.begun = call.parked.begun or begun
+            return await work()
+        ticket = None if call.rounds is None or call.task else call.rounds.ticket
+        if ticket is not None and (result := await self._find(call, ticket)) is not None:
+            return result
+        if not (asks and self.may_ask(call)):
+            return await work()
+        if replay is None:
+            replay = self._services.settings.replay
+        call.parked = parked = ParkedCall(call, self, replay=replay, begun=begun)
+        if ticket is not None:  # copies of this request join it
+            self._register(parked, ticket.id)
+            parked.round, parked.answers = ticket.round, _hash_answers(call.responses or {})
+        parked.task = _start(work())
+        if parked.id or not parked.task.done():
+            return await self._follow(parked, call)
+        return parked.task.result()
+
+    async def _find(self, call: Call, ticket: Ticket) -> bytes | None:
+        """Continue a call, here or on another worker. Return None if it has to run again from the answers so far."""
+        if (parked := self._calls.get(ticket.id)) is not None:
+            return await self.resume(parked, call, ticket)
+        if ticket.id in self._ended:
+            return self.repeat(call.responses or {}, ticket)
+        is_mine = self._services.peers.is_me(ticket.worker)
+        if not is_mine and (news := await self._others.resume(call, ticket)) is not None:
+            return _read_news(call, news)
+        if not ticket.again:
+            raise ProtocolError(INVALID_PARAMS, ANSWERED) if is_mine else ToolError(LOST)
+        if not is_mine:
+            text = "%s %s runs again from its start, because the process that held it is gone."
+            logger.info(text, call.method, call.name)
+        call.get_rounds().ticket = None
+        return None
+
+    def _register(self, parked: ParkedCall, parked_id: str) -> None:
+        parked.id, parked.owner = parked_id, parked.call.owner
+        parked.outcome = asyncio.get_running_loop().create_future()
+        self._calls[parked_id] = parked
+
+    @property
+    def forwarded(self) -> int:
+        """Number of requests that wait for another worker."""
+        return len(self._others)
+
+    def find(self, ticket: Ticket) -> ParkedCall | None:
+        """Return the call that a ticket identifies, if it's here."""
+        return self._calls.get(ticket.id)
+
+    def has_ended(self, ticket: Ticket) -> bool:
+        """Return whether the call has ended here."""
+        return ticket.id in self._ended
+
+    def repeat(self, responses: Mapping[str, Raw], ticket: Ticket) -> bytes:
+        """Return the result of a call that has ended, for a copy of its last request.
+
+        Raises:
+            ProtocolError: It's another request, or the result wasn't kept.
+            ToolError: The tool failed.
+        """
+        ended = self._ended[ticket.id]
+        if ended.outcome is None or ticket.round != ended.round or ended.answers != _hash_answers(responses):
+            raise ProtocolError(INVALID_PARAMS, ANSWERED)
+        if isinstance(ended.outcome, ToolError):
+            raise ToolError(str(ended.outcome))
+        return ended.outcome
+
+    async def resume(self, parked: ParkedCall, call: Call, ticket: Ticket) -> bytes:
+        """Continue a call with the answers in a retry. It raises the errors of `run`."""
+        if ticket.round == parked.round and parked.timer is not None:
+            answers = parked.read(call)
+            if not answers and (requests := parked.requests()):  # the round stays the same
+                raise InputRequired(requests, parked.call.get_rounds().snapshot(ticket))
+            parked.timer.cancel()
+            parked.timer, parked.answers = None, _hash_answers(call.responses or {})
+            outcome = parked.outcome = asyncio.get_running_loop().create_future()
+            try:
+                for _ in range(parked.lent):
+                    await self._services.threads.take_back(parked.owner)
+                    parked.lent -= 1
+            except BaseException as exc:  # the call still waits
+                outcome.set_exception(ToolError(str(exc)))
+                outcome.exception()
+                self._wait_for_retry(parked)
+                raise
+            parked.call.get_rounds().rounds += 1
+            _adopt(parked.call, call)
+            parked.give(answers)
+            return await self._follow(parked, call)
+        copied = parked.round - (parked.timer is not None)
+        if parked.outcome is None or ticket.round != copied or parked.answers != _hash_answers(call.responses or {}):
+            raise ProtocolError(INVALID_PARAMS, ANSWERED)
+        result, rounds, asked = await asyncio.shield(parked.outcome)  # a copy of the request that's running
+        if rounds is not None:
+            raise InputRequired(asked, rounds)
+        return result
+
+    async def _follow(self, parked: ParkedCall, call: Call) -> bytes:
+        own = parked.call
+        try:
+            asked = await parked.next()
+        except BaseException as exc:  # the client canceled
+            parked.over = own.cancelled = True
+            parked.task.cancel(cancel_reason(exc))
+            await asyncio.wait([parked.task])
+            parked.task.add_done_callback(has_failed)
+            self._end(parked, exc)
+            raise
+        if asked is None:
+            call.meta, call.failure, call.rounds = own.meta, own.failure, own.rounds
+            try:
+                result = parked.task.result()
+            except InputRequired as exc:  # it couldn't wait
+                if parked.outcome is not None and not parked.outcome.done():
+                    parked.outcome.set_result((b"", own.rounds, exc.requests))
+                self._forget(parked)
+                raise InputRequired(exc.requests, own.rounds) from None
+            except BaseException as exc:
+                self._end(parked, exc)
+                raise
+            self._end(parked, result)
+            return result
+        parked.round += 1
+        ticket = Ticket(self._services.store.workers.me, parked.id, parked.round, parked.may_run_again)
+        rounds = own.get_rounds().snapshot(ticket)
+        own.over = True
+        self._wait_for_retry(parked)
+        parked.lent = parked.threads
+        for _ in range(parked.lent):
+            self._services.threads.lend(parked.owner)
+        if parked.outcome is not None and not parked.outcome.done():
+            parked.outcome.set_result((b"", rounds, asked))
+        raise InputRequired(asked, rounds)
+
+    def _wait_for_retry(self, parked: ParkedCall) -> None:
+        seconds = self._services.settings.input_timeout
+        parked.timer = asyncio.get_running_loop().call_later(seconds, self._expire, parked)
+
+    def _settle(self, parked: ParkedCall, outcome: bytes | BaseException) -> None:
+        """Give copies of the latest request its outcome."""
+        if parked.outcome is None or parked.outcome.done():
+            return
+        if isinstance(outcome, bytes):
+            parked.outcome.set_result((outcome, None, {}))
+            return
+        parked.outcome.set_exception(outcome if isinstance(outcome, Exception) else ToolError("The call was canceled."))
+        parked.outcome.exception()
+
+    def _end(self, parked: ParkedCall, outcome: bytes | BaseException) -> None:
+        parked.over = True
+        if parked.id:
+            self._settle(parked, outcome)
+            self._forget(parked)
+            self._keep(parked, outcome)
+
+    def _keep(self, parked: ParkedCall, outcome: bytes | BaseException) -> None:
+        kept: bytes | ToolError | None = None
+        if isinstance(outcome, bytes):
+            kept = outcome if len(outcome) <= _MAX_KEPT else None
+        elif isinstance(outcome, ToolError | Declined | Cancelled) and len(text := str(outcome)) <= _MAX_KEPT:
+            kept = ToolError(text)
+        owner, share = parked.owner, self._ended_share
+        while not share.take(owner):
+            of_owner = (key for key, each in self._ended.items() if each.owner == owner)
+            oldest = next(of_owner, "") or next(iter(self._ended))
+            share.leave(self._ended.pop(oldest).owner)
+        self._ended[parked.id] = _EndedCall(owner, parked.round, parked.answers, kept)
+
+    def _forget(self, parked: ParkedCall) -> None:
+        if self._calls.pop(parked.id, None) is not None:
+            if parked.admitted:
+                self._share.leave(parked.owner)
+                self._bytes.leave(parked.owner, parked.size)
+            if parked.in_thread:
+                self._threads.leave(parked.owner)
+        if parked.timer is not None:
+            parked.timer.cancel()
+
+    # Limits
+
+    def admits(self, parked: ParkedCall) -> bool:
+        """Count a call that waits, if there's room."""
+        try:
+            self.admit(parked)
+        except ToolError:
+            return False
+        return True
+
+    def admit(self, parked: ParkedCall) -> None:
+        """Count a call that waits. The oldest of its owner that may run again makes room.
+
+        Raises:
+            ToolError: There's no room, or the server is stopping.
+        """
+        if self._stopping:
+            raise ToolError(STOPPING)
+        owner, call = parked.owner or parked.call.owner, parked.call
+        if not parked.admitted:
+            size = _LEAST + 2 * len(call.params or call.body)
+            self._make_room(owner, lambda: self._share.has_room(owner) and self._bytes.has_room(owner, size))
+            if not parked.id:
+                self._register(parked, secrets.token_hex(16))
+            parked.size, parked.admitted = size, True
+            self._share.take(owner)
+            self._bytes.take(owner, size)
+        if parked.threads and not parked.in_thread:
+            self._make_room(owner, lambda: self._threads.has_room(owner), threads=True)
+            parked.in_thread = self._threads.take(owner)
+
+    def _make_room(self, owner: str, has_room: Callable[[], bool], *, threads: bool = False) -> None:
+        while not has_room():
+            for each in self._calls.values():
+                waits = each.timer is not None and (each.in_thread or not threads)
+                if waits and each.may_run_again and each.owner == owner:
+                    self._unwind(each, InputRequired({}))
+                    break
+            else:
+                raise ToolError(FULL.format(self._share.count(owner)))
+
+    # Ends without a request
+
+    def _unwind(self, parked: ParkedCall, reason: BaseException) -> None:
+        """End a call that waits. Its function gets the error at its question, and cleans up without a request."""
+        for _ in range(parked.lent):
+            self._services.threads.take_back_now(parked.owner)
+        parked.lent = 0
+        parked.stop(reason)
+        self._forget(parked)
+        if isinstance(reason, ToolError):
+            self._keep(parked, InputRequired({}))
+        parked.task.add_done_callback(has_failed)
+
+    def _expire(self, parked: ParkedCall) -> None:
+        seconds = pluralize(self._services.settings.input_timeout, "second")
+        self._unwind(parked, ToolError(f"The client didn't respond within {seconds}."))
+
+    def end_of(self, is_gone: Callable[[str], bool]) -> None:
+        """End the calls of owners who have lost access, or whose rights have changed."""
+        for each in list(self._calls.values()):
+            if each.timer is not None and each.owner and is_gone(each.owner):
+                self._unwind(each, ToolError("Your rights have changed, so no answer counts. Call again."))
+
+    async def drain(self, seconds: float) -> None:
+        """End all calls that wait, and let their functions clean up."""
+        self._stopping = True
+        waiting = [each for each in self._calls.values() if each.timer is not None]
+        for each in waiting:
+            self._unwind(each, InputRequired({}) if each.may_run_again else ToolError(STOPPING))
+        if waiting:
+            await asyncio.wait([each.task for each in waiting], timeout=seconds)
+
+    async def close(self) -> None:
+        """End all calls."""
+        await self.drain(1.0)
+        await cancel_all(*(each.task for each in self._calls.values()))
+        await self._others.close()
+
+
+# Other workers
+
+
+class SentRetry(Confidential, Struct, array_like=True, tag="retry"):
+    """A retry, for the worker that holds its call."""
+
+    number: int
+    """The sender's number for the retry."""
+    ticket: Ticket
+    id: RequestId
+    responses: bytes
+    client: ClientInfo
+    principal: Principal | None
+    transport: str
+    token: ProgressToken | None
+    log_level: str
+
+
+class RetryNews(Confidential, Struct, array_like=True, tag="news"):
+    """A notification, or how a retry ended."""
+
+    number: int
+    kind: str
+    """``note``, ``result``, ``asks``, ``tool_error``, ``error``, or ``gone``."""
+    body: bytes = b""
+    more: bytes = b""
+    """The `_meta` of a result, the state of questions, or the data of an error."""
+    code: int = 0
+
+
+class CancelRetry(Struct, array_like=True, tag="cancel"):
+    """The client of a retry has left."""
+
+    number: int
+
+
+_encode = msgspec.msgpack.encode
+_decode_state = msgspec.msgpack.Decoder(RoundState).decode
+_decode = msgspec.msgpack.Decoder(SentRetry | RetryNews | CancelRetry).decode
+
+
+def _read_news(call: Call, news: RetryNews) -> bytes:
+    """Return the result from another worker, or raise its error or its questions."""
+    body, more = news.body, news.more
+    match news.kind:
+        case "result":
+            call.meta = msgspec.json.decode(more) if more else None
+            return body
+        case "asks":
+            raise InputRequired(msgspec.json.decode(body), Rounds.from_state(_decode_state(more)))
+        case "tool_error":
+            raise ToolError(body.decode())
+        case _:
+            raise ProtocolError(news.code, body.decode(), msgspec.json.decode(more) if more else None)
+
+
+class _Notifications(ReplyChannel):
+    """Sends the messages of a resumed call to the worker with its request."""
+
+    def __init__(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        self._send = send
+
+    @override
+    async def send(self, message: bytes) -> None:
+        await self._send(message)
+
+
+class _OtherWorkers:
+    """Retries that arrived at another worker than the one that holds their call."""
+
+    def __init__(self, services: "Services", table: ParkedCalls) -> None:
+        self._services = services
+        self._table = table
+        self._numbers = count(1)
+        self._sent: dict[int, tuple[str, Call, asyncio.Future[RetryNews]]] = {}
+        self._received: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._tasks = Tasks()
+        services.peers.on(PartMessage, self._receive)
+        services.peers.on_workers(self._drop_dead)
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def resume(self, call: Call, ticket: Ticket) -> RetryNews | None:
+        """Let another worker continue a call. Return None if it's gone there.
+
+        Raises:
+            ToolError: The worker can't be reached.
+        """
+        peers, number, worker = self._services.peers, next(self._numbers), ticket.worker
+        if not peers.shared:
+            return None
+        future: asyncio.Future[RetryNews] = asyncio.get_running_loop().create_future()
+        self._sent[number] = worker, call, future
+        retry = SentRetry(
+            number=number,
+            ticket=ticket,
+            id=call.id,
+            responses=encode({key: Raw(bytes(raw)) for key, raw in (call.responses or {}).items()}),
+            client=call.client,
+            principal=call.principal,
+            transport=call.transport,
+            token=call.token,
+            log_level=call.log_level,
+        )
+        try:
+            if not await self._deliver(worker, retry, call.owner):
+                return None
+            news = await future
+        except (LocalError, OSError) as exc:
+            self._send_soon(worker, CancelRetry(number))
+            raise ToolError(UNREACHABLE) from exc
+        except asyncio.CancelledError:
+            self._send_soon(worker, CancelRetry(number))
+            raise
+        finally:
+            del self._sent[number]
+        return None if news.kind == "gone" else news
+
+    async def _deliver(self, worker: str, message: SentRetry | RetryNews, owner: str) -> bool:
+        return await self._services.peers.deliver(worker, PartMessage(_PART, _encode(message)), owner)
+
+    def _send_soon(self, worker: str, message: RetryNews | CancelRetry) -> None:
+        self._tasks.spawn(self._send(worker, message))
+
+    async def _send(self, worker: str, message: RetryNews | CancelRetry) -> None:
+        with suppress(LocalError, OSError):
+            await self._services.peers.send(worker, PartMessage(_PART, _encode(message)))
+
+    def _receive(self, letter: PartMessage, worker: str) -> None:
+        if letter.part != _PART:
+            return
+        match message := _decode(letter.body):
+            case SentRetry():
+                task = self._received[worker, message.number] = self._tasks.spawn(self._run(message, worker))
+                task.add_done_callback(lambda _: self._received.pop((worker, message.number), None))
+            case CancelRetry(number):
+                if (received := self._received.get((worker, number))) is not None:
+                    received.cancel()
+            case RetryNews(number, kind, body):
+                sender, call, future = self._sent.get(number, ("", None, None))
+                if call is None or future is None or sender != worker:
+                    return
+                if kind == "note":
+                    self._tasks.spawn(call.send_to_caller(body))
+                elif not future.done():
+                    future.set_result(message)
+
+    async def _run(self, retry: SentRetry, worker: str) -> None:
+        """Resume a call for a request to another worker, and send it the outcome."""
+        try:
+            news = await self._outcome(retry, worker)
+        except InputRequired as exc:
+            state = b"" if exc.rounds is None else _encode(exc.rounds.state(0))
+            news = RetryNews(retry.number, "asks", encode(exc.requests), state)
+        except ProtocolError as exc:
+            data = encode(exc.data) if exc.data else b""
+            news = RetryNews(retry.number, "error", exc.message.encode(), data, exc.code)
+        except (ToolError, Declined, Cancelled) as exc:
+            news = RetryNews(retry.number, "tool_error", str(exc).encode())
+        except asyncio.CancelledError:
+            news = RetryNews(retry.number, "gone")
+        except Exception:
+            logger.exception("A call that another worker resumed has failed.")
+            news = RetryNews(retry.number, "tool_error", b"Internal error. The log of the server has the details.")
+        owner = "" if retry.principal is None else retry.principal.id
+        try:
+            await self._deliver(worker, news, owner)
+        except (LocalError, OSError) as exc:
+            self._send_soon(worker, RetryNews(retry.number, "error", str(exc).encode(), code=INTERNAL_ERROR))
+
+    async def _outcome(self, retry: SentRetry, worker: str) -> RetryNews:
+        ticket, responses = retry.ticket, decode_members(retry.responses)
+        parked = self._table.find(ticket)
+        if parked is None:
+            if not self._table.has_ended(ticket):
+                return RetryNews(retry.number, "gone")
+            return RetryNews(retry.number, "result", self._table.repeat(responses, ticket))
+        call = self._request(retry, parked, responses, worker)
+        try:
+            result = await self._table.resume(parked, call, ticket)
+        finally:
+            call.over = True
+        return RetryNews(retry.number, "result", result, encode(call.meta) if call.meta else b"")
+
+    def _request(self, retry: SentRetry, parked: ParkedCall, responses: Mapping[str, Raw], worker: str) -> Call:
+        """Return the request to another worker as a call of this one."""
+        return structs.replace(
+            parked.call,
+            id=retry.id,
+            responses=responses,
+            client=retry.client,
+            principal=retry.principal,
+            transport=retry.transport,
+            token=retry.token,
+            log_level=retry.log_level,
+            reply_channel=_Notifications(lambda note: self._send(worker, RetryNews(retry.number, "note", note))),
+            parked=None,
+            tee=None,
+            progress=None,
+            meta=None,
+            over=False,
+            cancelled=False,
+        )
+
+    async def _drop_dead(self) -> None:
+        """End what depends on workers that have stopped."""
+        alive = self._services.store.workers.alive
+        senders = {worker for worker, _ in self._received}
+        for worker in senders | {worker for worker, _, _ in self._sent.values()}:
+            if await alive(worker):
+                continue
+            for each, _, future in self._sent.values():
+                if each == worker and not future.done():
+                    future.set_result(RetryNews(0, "gone"))
+            for (each, _), task in list(self._received.items()):
+                if each == worker:
+                    task.cancel()
