@@ -3,7 +3,7 @@ import json
 import sys
 from dataclasses import dataclass
 from io import BytesIO, StringIO
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import pydantic
@@ -155,10 +155,10 @@ def test_values_that_match_the_output_schema_pass() -> None:
     ("annotation", "value", "place"),
     [
         (dict[str, int], {"ordered": "x"}, r"\$\[\.\.\.\]"),
-        (Address, Address(street=1), r"\$\.street"),  # type: ignore[arg-type]  # the subject
-        (list[Address], [Address("s"), Address("s", "x")], r"\$\[1\]\.number"),  # type: ignore[arg-type]
+        (Address, Address(street=1), "street"),  # type: ignore[arg-type]  # the subject
+        (list[Address], [Address("s"), Address("s", "x")], r"\[1\]\.number"),  # type: ignore[arg-type]
         (Address, {"number": 1}, "street"),
-        (Point, Point(float("nan")), r"\$\.x"),
+        (Point, Point(float("nan")), "x"),
         (Model, {"count": "many"}, "count"),
         (int, "text", "int"),
         (dict[str, int], None, "object"),
@@ -170,9 +170,7 @@ def test_values_that_violate_the_output_schema_name_the_field(annotation: Any, v
         encode_result(value, output_of(annotation))
 
 
-def test_only_times_with_an_offset_have_a_format_in_output_schemas() -> None:
-    aware = Annotated[dt.datetime, msgspec.Meta(tz=True)]
-    assert output_of(list[aware]).schema["items"] == {"type": "string", "format": "date-time"}
+def test_times_have_no_format_in_output_schemas() -> None:
     for loose in (dt.datetime, dt.time, dt.timedelta):
         assert output_of(list[loose]).schema["items"] == {"type": "string"}
 

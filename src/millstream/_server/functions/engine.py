@@ -1,7 +1,7 @@
 """The type engine of a function, which reads its arguments and encodes its result.
 
-It's msgspec if msgspec supports every type, and pydantic otherwise. `SchemaCheck` validates against a handwritten
-schema instead.
+pydantic's validator decides what a type accepts. msgspec reads and writes the types for which tests prove that it does
+the same, only faster (`is_simple`). `SchemaCheck` validates against a handwritten schema instead.
 
 Results are encoded as JSON members of the newest result, without braces (``"content":[…]``), so a handler can add
 ``resultType`` and ``_meta`` without encoding again. A tool's return value: `str` is one text. A content block, or a
@@ -39,9 +39,9 @@ from millstream._server.functions.msgspec_engine import (
     MsgspecEngine,
     NotJson,
     Output,
-    OutputError,
     encode,
     output_error,
+    output_of,
 )
 from millstream._server.functions.parameters import (
     UNIONS,
@@ -50,8 +50,8 @@ from millstream._server.functions.parameters import (
     Parameter,
     ParameterError,
     PatternError,
+    is_simple,
     may_be_type,
-    needs_pydantic,
     normalize,
     what_to_write,
 )
@@ -73,41 +73,32 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         returns: The result type, if the result is structured.
 
     Raises:
-        ParameterError: Neither engine supports a parameter. The text identifies it.
-        OutputError: Neither engine can describe the result.
+        ParameterError: The engine doesn't support a parameter. The text identifies it.
+        OutputError: The result can't be described.
     """
-    failed: ParameterError | OutputError | None = None
-    if not any(map(needs_pydantic, (*(each.annotation for each in arguments.parameters), returns))):
-        try:
-            return _build(MsgspecEngine, arguments, returns)
-        except (ParameterError, OutputError) as error:
-            failed = error
-    try:
-        module = import_module("millstream._server.functions.pydantic_engine")
-    except ImportError:
-        assert failed is not None  # noqa: S101  types of pydantic come with pydantic
-        if isinstance(failed, PatternError):
-            raise failed from None
-        raise type(failed)(f"{failed} (with pydantic, more types work: pip install 'millstream[pydantic]')") from failed
-    try:
-        return _build(module.PydanticEngine, arguments, returns)
-    except (ParameterError, OutputError) as error:
-        if failed is None or not isinstance(failed, type(error)):
-            raise
-        raise failed from error
+    are_simple = all(is_simple(each.annotation) for each in arguments.parameters)
+    engine = _build(MsgspecEngine if are_simple else _load_pydantic().PydanticEngine, arguments)
+    if returns is not None and is_simple(returns):
+        engine.output = output_of(returns)
+    elif returns is not None:
+        engine.output, engine.write = _load_pydantic().writers_of(returns)
+    return engine
 
 
-def _build(kind: Callable[[ArgumentList, Any], Engine], arguments: ArgumentList, returns: Any) -> Engine:
+def _load_pydantic() -> Any:
+    """Import pydantic only for types that need it, because that takes longer than starting a server."""
+    return import_module("millstream._server.functions.pydantic_engine")
+
+
+def _build(kind: Callable[[ArgumentList], Engine], arguments: ArgumentList) -> Engine:
     """Return an engine. If the engine can't read the arguments, find the one to show in the error."""
     try:
-        return kind(arguments, returns)
-    except OutputError:
-        raise
+        return kind(arguments)
     except (TypeError, RecursionError, NameError):
         for parameter in arguments.parameters:
             where = f"{arguments.function}: parameter {parameter.name!r}"
             try:
-                kind(ArgumentList(arguments.function, [parameter]), None)
+                kind(ArgumentList(arguments.function, [parameter]))
             except (RegistrationError, PatternError) as error:
                 raise type(error)(f"{where}: {error}.") from error
             except (TypeError, RecursionError, NameError) as error:
@@ -123,7 +114,7 @@ def engine_of_type(annotation: Any) -> Engine:
     """Return the engine of one type, as a function with one parameter, `VALUE`.
 
     Raises:
-        TypeError: Neither engine supports the type, or it isn't a type.
+        TypeError: The type isn't supported, or it isn't a type.
     """
     if not may_be_type(annotation):
         raise TypeError(f"{annotation!r} can't be read from JSON: {what_to_write(annotation)}.")
@@ -166,7 +157,7 @@ def decoder_of(annotation: Any) -> Callable[[bytes], Any]:
     """Return a decoder of one JSON value, which raises ValueError for a value of the wrong type.
 
     Raises:
-        TypeError: Neither engine supports the type.
+        TypeError: The type isn't supported.
     """
     return partial(read_value, engine_of_type(annotation))
 
