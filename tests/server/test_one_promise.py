@@ -89,6 +89,8 @@ MORE: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "a member": (Tone, ["warm"], ["WARM", ""]),
     "integer keys": (dict[int, str], [{"1": "a", "-2": "b"}], [{"01": "a"}, {" 1": "a"}, {"1_0": "a"}, {"1.0": "a"}]),
     "a tuple with names": (Point, [[1], [1, 2]], [[], [1, 2, 3], {"x": 1}, ["1"]]),
+    "distinct items": (set[int], [[1, 2]], [[1, 1], ["a"]]),
+    "distinct dates": (frozenset[dt.date], [["1999-12-31"]], [["1999-12-31", "1999-12-31"]]),
     "items in turn": (Iterable[int], [[1, 2]], [["a"], "ab", {"a": 1}]),
     "a page": (Annotated[int, Field(ge=1)] | Literal[-1], [-1, 5], [0]),
     "zero or a number": (Literal[0] | float, [0, 3, 0.5], ["0"]),

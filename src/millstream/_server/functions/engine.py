@@ -10,6 +10,7 @@ resource; `None` is empty content. Everything else (dataclass, Struct, pydantic 
 structured, with the same JSON as text for clients without structured content.
 """
 
+from collections import UserString
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -220,7 +221,7 @@ class SchemaCheck:
         return problem_text(found, whole=self._whole, most=MAX_REASONS)
 
 
-CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
+CONTENT: tuple[type, ...] = (*BLOCKS, bytes, bytearray, UserString)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
 """The URI of bytes that a tool returns, because an embedded resource requires one."""
@@ -345,7 +346,8 @@ def _is_several(value: Any) -> TypeGuard[Sequence[Any]]:
 def _block(item: Any) -> Content:
     if isinstance(item, BLOCKS):
         return item  # type: ignore[return-value]  # BLOCKS are the members of Content
-    if isinstance(item, bytes):
+    if isinstance(item, bytes | bytearray):
+        item = bytes(item)
         if media := image_type(item):
             return Image(item, media)
         return EmbeddedResource(BYTES_URI, blob=item, mime_type="application/octet-stream")
@@ -362,8 +364,8 @@ def _given_block(item: Any) -> Content:
 
 def as_text(value: Any) -> str:
     """Return a value as text: itself, the text of a `Text`, or JSON. Streaming tools report their progress with it."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | UserString):
+        return str(value)
     return value.text if isinstance(value, Text) else encode(value).decode()
 
 
@@ -391,6 +393,9 @@ def _message(item: Any) -> Message:
         return item
     if isinstance(item, dict) and item.keys() == {"role", "content"}:
         return msgspec.convert(item, Message)
+    if item is None or isinstance(item, ToolResult):
+        what = "nothing" if item is None else "a ToolResult"
+        raise LocalError(f"the prompt returned {what}. Return text, content, or messages instead")
     return Message("user", _block(item))
 
 
@@ -403,26 +408,34 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
     Raises:
         LocalError: The value is `None`, which isn't content.
     """
-    items = value if _is_several(value) else [value]
-    if items and all(isinstance(item, EmbeddedResource) for item in items):
-        return b'"contents":%b' % encode([_contents(item, uri, meta) for item in items])
     if value is None:
         raise LocalError(f"the resource {uri} returned nothing")
+    items = value if _is_several(value) and any(isinstance(item, BLOCKS) for item in value) else [value]
+    return b'"contents":%b' % encode([_contents(item, uri, mime_type, meta) for item in items])
+
+
+def _contents(value: Any, uri: str, mime_type: str | None, meta: Mapping[str, Any] | None) -> ResourceContents:
+    if isinstance(value, EmbeddedResource):
+        return _embedded(value, uri, meta)
     text: str | None = None
     blob: bytes | None = None
     if isinstance(value, Media):
         value, mime_type = value.data, mime_type or value.mime_type
+    elif isinstance(value, Text):
+        value = value.text
+    elif isinstance(value, (ToolResult, *BLOCKS)):
+        raise LocalError(f"the resource {uri} returned a {type(value).__name__}. Return text, bytes, or data instead")
     if isinstance(value, str):
         usual, text = "text/plain", value
-    elif isinstance(value, bytes):
-        usual, blob = "application/octet-stream", value
+    elif isinstance(value, bytes | bytearray):
+        usual, blob = "application/octet-stream", bytes(value)
     else:
         usual, text = "application/json", encode(value).decode()
     contents = ResourceContents("", mime_type or usual, text, blob, dict(meta) if meta else None)
-    return b'"contents":[%b]' % encode(msgspec.structs.replace(contents, uri=uri))  # the URI in the client's spelling
+    return msgspec.structs.replace(contents, uri=uri)  # in the client's spelling
 
 
-def _contents(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:
+def _embedded(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:
     contents = item.resource
     assert contents is not None  # noqa: S101  `EmbeddedResource` makes one of its other fields
     if not contents.uri:

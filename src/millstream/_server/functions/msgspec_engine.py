@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import sys
+from collections import UserString
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, wraps
@@ -80,7 +81,7 @@ def enc_hook(value: Any) -> Any:
             f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without awaiting "
             "it. Write `await` before the call, and make the function `async def`"
         )
-    if isinstance(value, PurePath):
+    if isinstance(value, PurePath | UserString):
         return str(value)
     kind = cast("type[object]", type(value))
     if kind.__module__ in ("builtins", "collections") and issubclass(kind, Collection):

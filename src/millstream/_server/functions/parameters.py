@@ -41,7 +41,13 @@ from millstream._protocol.json_schema import (
     type_text,
     walk,
 )
-from millstream._server.functions.dependencies import FUNCTIONS, RegistrationError, describe_function
+from millstream._server.functions.dependencies import (
+    FUNCTIONS,
+    Dependency,
+    RegistrationError,
+    describe_function,
+    name_of,
+)
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
 Metadata = tuple[Any, ...]
@@ -594,12 +600,28 @@ def parameter_of(
         raise TypeError(
             f"{where}: the alias {type_text(hint)} refers to itself. Use a dataclass that refers to itself."
         ) from None
+    marks = (item for _, item in parts_of(join_annotation(annotation, metadata)) if isinstance(item, Dependency))
+    if mark := next(marks, None) or _dependency_in(default):
+        raise RegistrationError(
+            f"{where}: clients could send what Depends fills in, because it's inside the "
+            f"{'default' if _dependency_in(default) else 'annotation'}. Mark the whole parameter: "
+            f"Annotated[TYPE, Depends({name_of(mark.function)})]."
+        )
     if default is None:
         annotation = annotation | None
     description = descriptions.get(parameter.name)
     if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
     return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
+
+
+def _dependency_in(default: Any) -> Dependency | None:
+    if isinstance(default, Dependency):
+        return default
+    parts: Iterable[Any] = default.values() if isinstance(default, dict) else ()
+    if isinstance(default, list | tuple | set | frozenset):
+        parts = cast("Iterable[Any]", default)
+    return next(filter(None, map(_dependency_in, parts)), None)
 
 
 def _check_attributes(annotation: Any) -> None:

@@ -236,6 +236,11 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "dict" and (keys := node.get("keys_schema", {})).get("type") in _KEYS:
         values = change(node.get("values_schema", {"type": "any"}))
         return {**node, "keys_schema": _behind(_KEYS[keys["type"]], keys), "values_schema": values}
+    if kind in _SETS:
+        items = {**node, "type": "list", "items_schema": change(node.get("items_schema", {"type": "any"}))}
+        items.pop("ref", None)
+        make = partial(_distinct, _SETS[kind])
+        return _in_json(node, core_schema.no_info_after_validator_function(make, cast("core_schema.CoreSchema", items)))
     if kind == "named-tuple":
         parts = [
             core_schema.arguments_parameter(each["name"], change(each["schema"]), mode="positional_only")
@@ -245,6 +250,16 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
         return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
     return _in_order(node, change) if kind == "union" else None
+
+
+_SETS: Mapping[str, Any] = {"set": set, "frozenset": frozenset}
+
+
+def _distinct(kind: Any, items: list[Any]) -> Any:
+    made = kind(items)
+    if len(made) != len(items):
+        raise PydanticCustomError("distinct", "must have no item twice")
+    return made
 
 
 def _is_path(node: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from msgspec import NODEFAULT, Meta, Struct
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import (
+    PydanticOmit,
     PydanticSerializationError,
     SchemaError,
     SchemaValidator,
@@ -109,6 +110,7 @@ _UNMATCHED = "string_pattern_mismatch"
 _UNREADABLE = (
     pydantic.PydanticUserError,
     SchemaError,
+    PydanticOmit,
     TypeError,
     RecursionError,
     NameError,
@@ -138,6 +140,8 @@ class PydanticEngine(Engine):
             _check_patterns(model.__pydantic_core_schema__)
             composed = _composed_schema(parameters, forbid_unknown=arguments.closed)
             self.input_schema = composed or _arguments_schema(model)
+            if not all(each.wire in self.input_schema["properties"] for each in parameters):
+                raise RegistrationError("its schema is hidden from clients. Mark it with Depends instead")
         except (RegistrationError, PatternError):
             raise
         except _UNREADABLE as error:
