@@ -416,7 +416,7 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
 
 def _contents(value: Any, uri: str, mime_type: str | None, meta: Mapping[str, Any] | None) -> ResourceContents:
     if isinstance(value, EmbeddedResource):
-        return _embedded(value, uri, meta)
+        return _own_contents(value, uri, meta)
     text: str | None = None
     blob: bytes | None = None
     if isinstance(value, Media):
@@ -435,7 +435,7 @@ def _contents(value: Any, uri: str, mime_type: str | None, meta: Mapping[str, An
     return msgspec.structs.replace(contents, uri=uri)  # in the client's spelling
 
 
-def _embedded(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:
+def _own_contents(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:
     contents = item.resource
     assert contents is not None  # noqa: S101  `EmbeddedResource` makes one of its other fields
     if not contents.uri:
