@@ -5,7 +5,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from millstream._protocol.json_schema import DECIMAL, walk
+from millstream._protocol.json_schema import OUR_PATTERNS, walk
 from millstream._server.functions.parameters import PatternError
 
 _MAX_SEARCHED = 4_096
@@ -36,7 +36,7 @@ def check_no_patterns(schema: Any) -> None:
     """
     for node in walk(schema):
         pattern = node.get("pattern")
-        if isinstance(pattern, str) and pattern != DECIMAL:
+        if isinstance(pattern, str) and pattern not in OUR_PATTERNS:
             raise PatternError(
                 f"msgspec matches the pattern {pattern!r} in a Struct with Python, which can take very long. "
                 "Use a dataclass instead of the Struct"
