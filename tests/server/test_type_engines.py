@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 import annotated_types
@@ -26,6 +26,8 @@ from millstream._server.functions.plan import ArgumentError, Plan, plan, read_ar
 from millstream._server.functions.pydantic_engine import PydanticEngine
 from patience import WAIT
 from plans import schema_of_result
+
+T = TypeVar("T")
 
 
 class Color(enum.Enum):
@@ -255,3 +257,38 @@ def test_invalid_base64_in_a_model_is_named() -> None:
     assert decode(b'{"scan": "aGk="}').scan == b"hi"
     with pytest.raises(Exception, match="must be a base64 string"):
         decode(b'{"scan": "?"}')
+
+
+@dataclass
+class Node:
+    size: Annotated[int, Field(ge=1)]
+    inside: "list[Node]" = field(default_factory=list)
+
+
+@dataclass
+class Holder(Generic[T]):
+    held: T
+    size: Annotated[int, Field(ge=1)] = 1
+
+
+@dataclass
+class Scaled:
+    size: Annotated[int, Field(ge=1)]
+    factor: InitVar[int]
+
+    def __post_init__(self, factor: int) -> None:
+        self.size *= factor
+
+
+def test_bounds_apply_in_recursive_and_generic_dataclasses() -> None:
+    for annotation, sent, expected, wrong in (
+        (Node, b'{"size":1,"inside":[{"size":2}]}', Node(1, [Node(2)]), b'{"size":1,"inside":[{"size":0}]}'),
+        (Holder[int], b'{"held":1}', Holder(1), b'{"held":"1"}'),
+        (Scaled, b'{"size":1,"factor":3}', Scaled(1, 3), b'{"size":0,"factor":3}'),
+    ):
+        made = tool_with(annotation, annotation)
+        found = read_arguments(made, b'{"x":%b}' % sent).x
+        assert found == expected
+        encode_result(found, made.output)
+        with pytest.raises(ArgumentError):
+            read_arguments(made, b'{"x":%b}' % wrong)

@@ -82,7 +82,9 @@ def _without_functions(node: Any) -> Any:
         return {**made, "strict": True}
     if kind == "dataclass" and not hasattr(node["cls"], "__pydantic_config__"):  # the program can set anything
         made["post_init"] = False
-        made["revalidate_instances"] = "always" if all(each.init for each in fields(node["cls"])) else "never"
+        written = [each for each in fields(node["cls"]) if each.init]
+        is_whole = len(written) == len(node["cls"].__dataclass_fields__)  # no field is only for `__init__`
+        made["revalidate_instances"] = "always" if is_whole else "never"
     if kind == "json" or (kind in _VALIDATORS and is_programs(members(node["function"]).get("function"))):
         inner: Any = made.get("schema", {"type": "any"})
         return {**inner, "ref": node["ref"]} if "ref" in node else inner

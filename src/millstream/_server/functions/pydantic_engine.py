@@ -7,7 +7,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from copy import deepcopy
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, InitVar, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property, partial
@@ -639,6 +639,13 @@ class _FieldsSchema:
             return core_schema.typed_dict_schema(members, cls=self._kind, ref=self._ref)
         source, hints = self._kind, get_type_hints(self._kind, include_extras=True)
         made: list[Any] = []
+        for name, hint in hints.items():
+            if isinstance(hint, InitVar):
+                schema = handler.generate_schema(self._replace(hint.type))
+                if hasattr(source, name):
+                    schema = core_schema.with_default_schema(schema, default=getattr(source, name))
+                made.append(core_schema.dataclass_field(name, schema, init_only=True))
+        has_init_only = bool(made)
         for field in fields(source):
             schema = handler.generate_schema(self._replace(hints[field.name]))
             if field.default is not MISSING:
@@ -646,7 +653,7 @@ class _FieldsSchema:
             elif field.default_factory is not MISSING:
                 schema = core_schema.with_default_schema(schema, default_factory=field.default_factory)
             made.append(core_schema.dataclass_field(field.name, schema, init=field.init, kw_only=field.kw_only is True))
-        arguments = core_schema.dataclass_args_schema(source.__name__, made)
+        arguments = core_schema.dataclass_args_schema(source.__name__, made, collect_init_only=has_init_only)
         names = [field.name for field in fields(source)]
         return core_schema.dataclass_schema(
             source,
