@@ -1,4 +1,4 @@
-"""What tools may take and return: ``pip install "millstream[pydantic]"``, then ``millstream run argument_types.py``."""
+"""What tools may take and return: ``millstream run argument_types.py``."""
 
 import enum
 from dataclasses import dataclass, field

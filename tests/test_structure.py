@@ -87,7 +87,6 @@ OPTIONAL = {
     "keyring",
     "opentelemetry",
     "psutil",
-    "pydantic",
     "nats",
     "openai",
     "redis",
@@ -402,7 +401,7 @@ def test_only_one_module_encodes_hosts() -> None:
 def test_optional_dependencies_are_imported_in_one_package() -> None:
     users: dict[str, set[str]] = {}
     for path in sources("src"):
-        for name in {name.split(".")[0] for name in imported(path)} & OPTIONAL - {"pydantic"}:
+        for name in {name.split(".")[0] for name in imported(path)} & OPTIONAL:
             users.setdefault(name, set()).add(layer_of(path))
     assert {name: layers for name, layers in users.items() if len(layers) > 1} == {}
 

@@ -190,6 +190,7 @@ class TestInAPipe:
     [
         (["list", "http://127.0.0.1:{port}/mcp"], 3, "There is no server at"),
         (["list", "no-such-program"], 3, "There is no program"),
+        (["list", "REGION=x uvx server"], 3, "--env REGION=x"),
         (["list", "nothing.py"], 3, "There is no file"),
         (["call", SHOP, "fail"], 1, "Internal error"),
         (["call", SHOP, "nothing"], 1, "Error: "),

@@ -118,7 +118,7 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
     (unknown, 3, "1999-01-01", ()),
     (with_discovery(hang), 5, r"didn't respond to \S+ within 0\.3 seconds", ("--timeout", "0.3")),
-    (with_discovery(die), 3, "closed the connection before it responded", ()),
+    (with_discovery(die), 3, r"closed the connection before it responded\.\n$", ()),
     (die, 3, r"before it responded\. If it serves https, write https:// in the URL", ()),
     (with_discovery(wrong_id), 1, "999", ()),
     (with_discovery(gigabyte), 1, "more than 67,108,864 bytes", ()),

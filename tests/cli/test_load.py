@@ -251,7 +251,6 @@ def test_setup_errors_keep_their_message(folder: Path, code: str, what: str) -> 
 
 
 EXTRAS = {
-    "__import__('millstream.compat.fastmcp')": ("pydantic", "pydantic"),
     "@Server('x').tool(input_schema={'type': 'object'})\ndef f(arguments: dict) -> str: ...": (
         "jsonschema_rs",
         "schema",

@@ -429,7 +429,7 @@ def test_error_for_a_form_route_suggests_the_form_parser(monkeypatch: pytest.Mon
 
     mcp = FastMCP("forms")
     monkeypatch.setitem(sys.modules, "python_multipart", None)
-    with pytest.warns(UserWarning, match="'/login' can't read forms.* pip install python-multipart") as warned:
+    with pytest.warns(UserWarning, match="'/login' can't read forms.* pip install 'millstream.compat.") as warned:
         mcp.custom_route("/login", methods=["GET", "post"])(respond)
     assert warned[0].filename == __file__
     with warnings.catch_warnings(action="error"):

@@ -99,12 +99,8 @@ FIXED = {
     "arrays and objects in one message": MAX_CONTAINERS,
     "numbers in one message that are slow to parse: with an exponent beyond ±200, or with 20 digits and a two-digit "
     "exponent": MAX_LONG_NUMBERS,
-    "values in the arguments of a tool with a hand-written schema, pydantic parameters, or a `Decimal`": (
-        msgspec_engine.MAX_VALUES
-    ),
-    "values in the arguments of a tool with sets of strings, or with many strings that have a `pattern`": (
-        msgspec_engine.MAX_BUILT
-    ),
+    "values in the arguments of a tool with a hand-written schema, or with other parameters than [simple types]"
+    "(types.md)": msgspec_engine.MAX_VALUES,
     "problems that pydantic may find in one set of arguments": MAX_ERRORS,
     "steps of a `pattern` with lookahead, lookbehind, or backreferences, per string": MAX_BACKTRACKS,
     "members in `inputResponses`, at all levels": MAX_MEMBERS,

@@ -32,7 +32,7 @@ from cases import for_each
 from millstream import Client, Context, Server, Text, ToolResult
 from millstream import Field as MillstreamField
 from millstream._server.functions.description import describe
-from millstream.client import ServerError, ToolFailed
+from millstream.client import ClientError, ServerError, ToolFailed
 from millstream.protocol import Json
 from millstream.testing import connect
 
@@ -296,7 +296,7 @@ async def test_tables_from_a_program_are_results_as_they_are() -> None:
 async def test_recursive_alias_is_described_as_one_definition() -> None:
     tool = await _tool(_function(Nested, Nested))
     node = tool["inputSchema"]["properties"]["a"]
-    assert node["anyOf"][1]["items"] == {"$ref": "#/$defs/Nested"}
+    assert node["anyOf"][1]["items"]["anyOf"][1]["items"] == {"$ref": "#/$defs/Nested"}
     assert tool["outputSchema"]["$defs"]["Nested"]["anyOf"][0] == {"type": "integer"}
     assert (await _call(_function(Nested, Nested), {"a": [1, [2]]})).data == [1, [2]]
 
@@ -584,3 +584,23 @@ def test_google_numpy_and_sphinx_sections_describe_parameters(
     text: str | None, description: str, parameters: dict[str, str]
 ) -> None:
     assert describe(documented(text)) == (description, parameters)
+
+
+async def test_arguments_that_json_cannot_contain_are_client_errors() -> None:
+    def tool(a: str) -> str:
+        return a
+
+    deep: Any = []
+    for _ in range(5_000):
+        deep = [deep]
+    mcp = Server("shop")
+    mcp.tool(name="ask")(tool)
+    mcp.prompt(name="ask")(tool)
+    async with connect(mcp) as client:
+        for send, value, why in (
+            (client.call, "\ud800", "surrogate"),
+            (client.prompt, "\ud800", "surrogate"),
+            (client.call, deep, "nested too deeply"),
+        ):
+            with pytest.raises(ClientError, match=f"can't be sent as JSON, because they .*{why}"):
+                await send("ask", a=value)

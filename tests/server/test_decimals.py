@@ -110,7 +110,7 @@ def test_results_with_nan_decimals_fail() -> None:
     for annotation, make in ((list[Decimal], lambda number: [Decimal(1), number]), (Item, Item)):
         output: Any = plan(tool_with(annotation)).output
         for number in ("NaN", "sNaN", "-NaN12", "Infinity", "-Infinity"):
-            with pytest.raises(LocalError, match=r"'(\[1\]|price)' must be a decimal number"):
+            with pytest.raises(LocalError, match=r"(\[1\]|price).* (must be a decimal|should be a finite) number"):
                 encode_result(make(Decimal(number)), output)
         for fine in ("1", "-1.50", "1E+400", "0E-10"):
             members = json.loads(b"{%b}" % encode_result(make(Decimal(fine)), output))

@@ -381,3 +381,34 @@ def test_depends_from_another_library_is_rejected() -> None:
             TypeError, match=r"shop: this Depends is from fastapi\. Write: from millstream import Depends"
         ):
             mcp.tool(function)
+
+
+async def test_dependency_inside_another_value_or_type_stops_the_registration() -> None:
+    def find() -> str:
+        return "ada"
+
+    @dataclass
+    class Order:
+        user: Annotated[str, Depends(find)]
+
+    @dataclass
+    class Bill:
+        user: str = Depends(find)
+
+    async def in_list(users: Any = [Depends(find)]) -> None: ...  # noqa: B006
+
+    async def in_dict(users: Any = {"x": [Depends(find)]}) -> None: ...  # noqa: B006
+
+    async def optional(user: Annotated[str, Depends(find)] | None = None) -> None: ...
+
+    async def items(users: list[Annotated[str, Depends(find)]]) -> None: ...
+
+    async def in_class(order: Order) -> None: ...
+
+    async def in_class_default(bills: list[Bill]) -> None: ...
+
+    mcp = Server("shop")
+    for function in (in_list, in_dict, optional, items, in_class, in_class_default):
+        for register in (mcp.add_tool, mcp.prompt):
+            with pytest.raises(TypeError, match=r"parameter '\w+': clients could send what Depends fills in"):
+                register(function)

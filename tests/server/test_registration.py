@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypedDict
 
 import pydantic
 import pytest
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import Unpack
 
 from cases import for_each
@@ -441,3 +442,10 @@ def test_docstring_that_describes_an_unknown_parameter_warns_the_author() -> Non
                 isbn: The book.
             """
             return str(arguments)
+
+
+def test_parameter_without_a_schema_is_rejected() -> None:
+    def tool(a: int, hidden: SkipJsonSchema[int] = 2) -> None: ...
+
+    with pytest.raises(TypeError, match=r"tool: parameter 'hidden': its schema is hidden from clients.* with Depends"):
+        Server("shop").add_tool(tool)

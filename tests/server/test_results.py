@@ -1,9 +1,10 @@
 import datetime as dt
 import json
 import sys
+from collections import UserString
 from dataclasses import dataclass
 from io import BytesIO, StringIO
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import pydantic
@@ -155,10 +156,10 @@ def test_values_that_match_the_output_schema_pass() -> None:
     ("annotation", "value", "place"),
     [
         (dict[str, int], {"ordered": "x"}, r"\$\[\.\.\.\]"),
-        (Address, Address(street=1), r"\$\.street"),  # type: ignore[arg-type]  # the subject
-        (list[Address], [Address("s"), Address("s", "x")], r"\$\[1\]\.number"),  # type: ignore[arg-type]
+        (Address, Address(street=1), "street"),  # type: ignore[arg-type]  # the subject
+        (list[Address], [Address("s"), Address("s", "x")], r"\[1\]\.number"),  # type: ignore[arg-type]
         (Address, {"number": 1}, "street"),
-        (Point, Point(float("nan")), r"\$\.x"),
+        (Point, Point(float("nan")), "x"),
         (Model, {"count": "many"}, "count"),
         (int, "text", "int"),
         (dict[str, int], None, "object"),
@@ -170,9 +171,7 @@ def test_values_that_violate_the_output_schema_name_the_field(annotation: Any, v
         encode_result(value, output_of(annotation))
 
 
-def test_only_times_with_an_offset_have_a_format_in_output_schemas() -> None:
-    aware = Annotated[dt.datetime, msgspec.Meta(tz=True)]
-    assert output_of(list[aware]).schema["items"] == {"type": "string", "format": "date-time"}
+def test_times_have_no_format_in_output_schemas() -> None:
     for loose in (dt.datetime, dt.time, dt.timedelta):
         assert output_of(list[loose]).schema["items"] == {"type": "string"}
 
@@ -407,3 +406,26 @@ def test_nan_results_are_reported_in_the_error(value: float) -> None:
 def test_nan_is_null_where_no_schema_requires_a_number(annotation: Any) -> None:
     result = members(encode_result({"x": float("nan"), "y": [float("inf")]}, output_of(annotation)))
     assert result["structuredContent"] == {"x": None, "y": [None]}
+
+
+def test_resource_that_returns_a_block_serves_its_content() -> None:
+    one = members(encode_contents(Text("a"), "x://a"))["contents"]
+    assert one == [{"uri": "x://a", "mimeType": "text/plain", "text": "a"}]
+    several = members(encode_contents([Text("a"), Image(b"b", "image/png")], "x://a"))["contents"]
+    assert several == [*one, {"uri": "x://a", "mimeType": "image/png", "blob": "Yg=="}]
+    assert members(encode_contents(bytearray(b"b"), "x://a"))["contents"][0]["blob"] == "Yg=="
+    for value in (ResourceLink("x://b", "b"), ToolResult("a"), [Text("a"), ResourceLink("x://b", "b")]):
+        with pytest.raises(LocalError, match=r"returned a (ResourceLink|ToolResult)\. Return text"):
+            encode_contents(value, "x://a")
+
+
+def test_prompt_that_returns_no_messages_is_an_error() -> None:
+    for value in (None, ToolResult("a"), ["a", None], [ToolResult("a")]):
+        with pytest.raises(LocalError, match=r"the prompt returned (nothing|a ToolResult)\. Return text"):
+            encode_messages(value)
+
+
+def test_bytearrays_and_user_strings_are_content_like_bytes_and_text() -> None:
+    assert encode_result(bytearray(b"a")) == encode_result(b"a")
+    assert encode_result(UserString("a")) == encode_result("a")
+    assert members(encode_result({"a": UserString("b")}))["structuredContent"] == {"a": "b"}

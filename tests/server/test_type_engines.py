@@ -1,11 +1,13 @@
 import datetime as dt
 import enum
 import json
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 import annotated_types
@@ -22,7 +24,10 @@ from millstream._server.functions.msgspec_engine import MsgspecEngine
 from millstream._server.functions.parameters import Parameter
 from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments
 from millstream._server.functions.pydantic_engine import PydanticEngine
+from patience import WAIT
 from plans import schema_of_result
+
+T = TypeVar("T")
 
 
 class Color(enum.Enum):
@@ -85,22 +90,41 @@ def sent_value(annotation: Any, value: Any) -> Any:
     return found
 
 
-PLAIN: tuple[Any, ...] = (
-    *(int, str, float, bool, bytes, Any, dt.datetime, UUID, Decimal, Path, Color, Point, Row, Pair, Box),
-    *(int | None, Literal["a"], list[Point], dict[str, int], Annotated[int, Field(ge=1)], Annotated[str, "words"]),
+SIMPLE: tuple[Any, ...] = (
+    *(int, str, float, bool, Any, list, dict, Box, int | None, list[str | None], dict[str, list[int]]),
+    *(Annotated[int, Field(ge=1)], Annotated[str, "words"], list[Annotated[float, Field(le=1)]] | None),
 )
 OTHERS: tuple[Any, ...] = (
-    *(Item, list[Item], Point | Row, pydantic.HttpUrl, Annotated[int, annotated_types.Ge(1)]),
-    *(Annotated[int, pydantic.Field(ge=1)], Annotated[str, pydantic.AfterValidator(str.strip)], set[int] | list[str]),
+    *(bytes, dt.datetime, UUID, Decimal, Path, Color, Point, Row, Pair, Literal["a"], int | str, set[int]),
+    *(list[Point], dict[int, str], Annotated[str, Field(pattern="a")], Item, list[Item], Point | Row, pydantic.HttpUrl),
+    *(Annotated[int, annotated_types.Ge(1)], Annotated[int, pydantic.Field(ge=1)], list[int] | list[str]),
 )
 
 
-def test_msgspec_is_used_if_it_supports_every_type() -> None:
-    for annotation in PLAIN:
-        assert type(tool_with(annotation).engine) is MsgspecEngine, annotation
+def test_msgspec_reads_simple_types_and_structs_only() -> None:
+    for annotation in SIMPLE:
+        assert type(tool_with(annotation, Item).engine) is MsgspecEngine, annotation
     for annotation in OTHERS:
         assert type(tool_with(annotation).engine) is PydanticEngine, annotation
-    assert type(tool_with(int, Item).engine) is PydanticEngine
+
+
+PROGRAM = """
+import sys
+from msgspec import Struct
+from millstream import Field, Server
+from typing import Annotated, Any
+class Box(Struct): size: int
+mcp = Server("shop")
+@mcp.tool
+def order(copies: Annotated[int, Field(ge=1)] = 1, more: dict[str, Any] | None = None, box: Box | None = None) -> int:
+    return 1
+sys.exit("pydantic" in sys.modules or "pydantic_core" in sys.modules)
+"""
+
+
+@pytest.mark.server
+def test_programs_with_simple_types_do_not_import_pydantic() -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=WAIT)
 
 
 def test_both_engines_read_plain_types_in_the_same_way() -> None:
@@ -233,3 +257,38 @@ def test_invalid_base64_in_a_model_is_named() -> None:
     assert decode(b'{"scan": "aGk="}').scan == b"hi"
     with pytest.raises(Exception, match="must be a base64 string"):
         decode(b'{"scan": "?"}')
+
+
+@dataclass
+class Node:
+    size: Annotated[int, Field(ge=1)]
+    inside: "list[Node]" = field(default_factory=list)
+
+
+@dataclass
+class Holder(Generic[T]):
+    held: T
+    size: Annotated[int, Field(ge=1)] = 1
+
+
+@dataclass
+class Scaled:
+    size: Annotated[int, Field(ge=1)]
+    factor: InitVar[int]
+
+    def __post_init__(self, factor: int) -> None:
+        self.size *= factor
+
+
+def test_bounds_apply_in_recursive_and_generic_dataclasses() -> None:
+    for annotation, sent, expected, wrong in (
+        (Node, b'{"size":1,"inside":[{"size":2}]}', Node(1, [Node(2)]), b'{"size":1,"inside":[{"size":0}]}'),
+        (Holder[int], b'{"held":1}', Holder(1), b'{"held":"1"}'),
+        (Scaled, b'{"size":1,"factor":3}', Scaled(1, 3), b'{"size":0,"factor":3}'),
+    ):
+        made = tool_with(annotation, annotation)
+        found = read_arguments(made, b'{"x":%b}' % sent).x
+        assert found == expected
+        encode_result(found, made.output)
+        with pytest.raises(ArgumentError):
+            read_arguments(made, b'{"x":%b}' % wrong)

@@ -1,6 +1,4 @@
 import asyncio
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -327,40 +325,11 @@ class Opaque:
     """A class that no engine supports."""
 
 
-PROGRAM = """
-import sys
-from dataclasses import dataclass
-from millstream._server.functions.plan import plan
-@dataclass
-class A: x: int
-@dataclass
-class B: y: int
-def one(x: A): return x
-def two(x: A | B): return x
-plan(one)
-assert "pydantic" not in sys.modules
-sys.modules["pydantic"] = None  # as where it is not installed
-try:
-    plan(two)
-except TypeError as error:
-    print(error)
-"""
-
-
 def test_errors_show_types_without_their_module() -> None:
     with pytest.raises(TypeError) as refused:
         plan(tool_with(list[Opaque]))
     assert "Opaque" in str(refused.value)
     assert "test_validators" not in str(refused.value)
-
-
-@pytest.mark.server
-def test_missing_pydantic_is_explained_for_types_that_need_it() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "two: parameter 'x': Type unions may not contain more than one dataclass" in done.stdout
-    assert "(with pydantic, more types work: pip install 'millstream[pydantic]')" in done.stdout
-    assert "__main__" not in done.stdout
 
 
 class Bounded(pydantic.BaseModel):

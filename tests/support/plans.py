@@ -4,16 +4,20 @@ from typing import Any
 
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._server.calls.questions import parse_answer, requested_schema
-from millstream._server.functions.engine import decoder_of, encode_result
+from millstream._server.functions import engine
+from millstream._server.functions.engine import MsgspecEngine, Output, decoder_of, encode_result
 from millstream._server.functions.plan import ArgumentError, Plan, plan, read_arguments, read_texts
 
 __all__ = [
     "ArgumentError",
     "LocalError",
+    "MsgspecEngine",
+    "Output",
     "Plan",
     "ProtocolError",
     "decoder_of",
     "encode_result",
+    "engine",
     "parse_answer",
     "plan",
     "read_arguments",

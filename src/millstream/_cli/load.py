@@ -145,7 +145,10 @@ def find_command(target: str) -> str | list[str] | None:
         return target
     if source.suffix == ".py":
         return None
-    raise CommandError(f"There is no program {words[0]!r}.", fix="Check its name, and that it is on the PATH.")
+    fix = "Check its name, and that it is on the PATH."
+    if "=" in words[0] and words[0].partition("=")[0].isidentifier():
+        fix = f"Pass the variable as an option: --env {words[0]}"
+    raise CommandError(f"There is no program {words[0]!r}.", fix=fix)
 
 
 def _is_path(source: str) -> bool:

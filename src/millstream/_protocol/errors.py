@@ -96,7 +96,7 @@ class LocalError(CopyableError):
 
 
 class MissingExtra(ImportError):
-    """An optional dependency isn't installed: ``MissingExtra("millstream.compat", "pydantic")``."""
+    """An optional dependency isn't installed: ``MissingExtra("Redacting results", "redact")``."""
 
     def __init__(self, what: str, extra: str) -> None:
         self.what: str = f"{what} needs an extra package."

@@ -553,6 +553,8 @@ _KEY_PATTERNS = {
     "integer": "^(0|-?[1-9][0-9]*)$",
     "number": r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
 }
+OUR_PATTERNS = frozenset((DECIMAL, *_KEY_PATTERNS.values()))
+"""Patterns that no program wrote."""
 _KEYS: Mapping[type, Schema] = {
     inspect.IntType: {"type": "integer"},
     inspect.FloatType: {"type": "number"},

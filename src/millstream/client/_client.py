@@ -41,7 +41,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._recent import RecentBytes
-from millstream.client._conversation import Conversation, decode_tools, logger
+from millstream.client._conversation import Conversation, decode_tools, encode_call, logger
 from millstream.client._errors import ClientError, InvalidResponse, ServerError
 from millstream.client._questions import Elicit, Questions, Roots, Sample
 from millstream.client._requests import RawRequest, ServerInfo, with_meta
@@ -481,7 +481,7 @@ class Client:
         """
         given = {**(arguments or {}), **more}
         texts = {each: value if isinstance(value, str) else encode(value).decode() for each, value in given.items()}
-        params = encode({"name": name, "arguments": texts})
+        params = encode_call(name, texts)
         ask = RawRequest(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
         try:
             found = await self.conversation.requests.ask(ask)

@@ -172,7 +172,7 @@ class Conversation(NotCopyable):
         """
         ask = RawRequest(
             method="tools/call",
-            params=_encode_call(tool, arguments),
+            params=encode_call(tool, arguments),
             name=tool,
             headers=self._tool_headers.of(tool, arguments),
             timeout=timeout,
@@ -282,6 +282,20 @@ class Conversation(NotCopyable):
         if self._options.cache:
             self._cache.put(ask.method, ask.params, result, result.ttl_ms, len(raw))
         return result, len(raw)
+
+
+def encode_call(name: str, arguments: Mapping[str, Any]) -> bytes:
+    """Return the parameters of a call.
+
+    Raises:
+        TypeError: An argument has no JSON. The text names it.
+        ClientError: JSON can't contain the arguments.
+    """
+    try:
+        return _encode_call(name, arguments)
+    except (UnicodeEncodeError, RecursionError) as error:
+        why = "are nested too deeply" if isinstance(error, RecursionError) else "have half of a surrogate pair in text"
+        raise ClientError(f"The arguments of {name!r} can't be sent as JSON, because they {why}.") from error
 
 
 def _encode_call(tool: str, arguments: Mapping[str, Any]) -> bytes:

@@ -2,10 +2,3 @@
 
 Experimental: a minor version can change it. See Stability in the documentation.
 """
-
-from importlib.util import find_spec
-
-from millstream._protocol.errors import MissingExtra
-
-if find_spec("pydantic") is None:
-    raise MissingExtra("millstream.compat", "pydantic")

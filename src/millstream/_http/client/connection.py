@@ -80,6 +80,8 @@ class HttpConnection(asyncio.Protocol):
     """Reports data that has arrived but that the event loop hasn't read yet."""
     reply_count = 0
     """Number of replies received."""
+    has_answered = False
+    """Whether the server has replied on an earlier connection."""
     free_since = 0.0
     _transport: asyncio.Transport
     # Reply
@@ -360,7 +362,8 @@ class HttpConnection(asyncio.Protocol):
         self._clear()
         if waiter is not None and not waiter.done():
             plain = self._transport.get_extra_info("sslcontext") is None
-            remedy = "If it serves https, write https:// in the URL." if plain and not self.reply_count else ""
+            is_new = not self.has_answered and not self.reply_count
+            remedy = "If it serves https, write https:// in the URL." if plain and is_new else ""
             text = "The server closed the connection before it responded."
             waiter.set_exception(error or ConnectionLost(text, remedy=remedy))
         if reply is not None and reply.stream is not None:

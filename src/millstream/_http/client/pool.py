@@ -210,6 +210,7 @@ class ConnectionPool:
         self._loop = asyncio.get_running_loop()
         # Connections
         self._all: set[HttpConnection] = set()
+        self._has_answered = False
         self._free: list[HttpConnection] = []
         self._queue: deque[asyncio.Future[None]] = deque()
         self._connecting = 0
@@ -334,7 +335,9 @@ class ConnectionPool:
             raise connect_error(url, exc) from exc
 
     def _connection(self) -> HttpConnection:
-        return HttpConnection(self._loop, self._max_body, self._release, self._inflow, decompress=self._decompresses)
+        made = HttpConnection(self._loop, self._max_body, self._release, self._inflow, decompress=self._decompresses)
+        made.has_answered = self._has_answered
+        return made
 
     async def _connect_through(self, proxy: Proxy) -> HttpConnection:
         """Return a connection to a forwarding proxy, or a tunnel through the proxy to the server."""
@@ -363,6 +366,7 @@ class ConnectionPool:
 
     def _release(self, connection: HttpConnection) -> None:
         """Handle a connection that became free or was closed."""
+        self._has_answered |= connection.reply_count > 0
         if connection.closed:
             self._all.discard(connection)
         else:

@@ -1,7 +1,7 @@
 """The type engine of a function, which reads its arguments and encodes its result.
 
-It's msgspec if msgspec supports every type, and pydantic otherwise. `SchemaCheck` validates against a handwritten
-schema instead.
+pydantic's validator decides what a type accepts. msgspec reads and writes the types for which tests prove that it does
+the same, only faster (`is_simple`). `SchemaCheck` validates against a handwritten schema instead.
 
 Results are encoded as JSON members of the newest result, without braces (``"content":[…]``), so a handler can add
 ``resultType`` and ``_meta`` without encoding again. A tool's return value: `str` is one text. A content block, or a
@@ -10,6 +10,7 @@ resource; `None` is empty content. Everything else (dataclass, Struct, pydantic 
 structured, with the same JSON as text for clients without structured content.
 """
 
+from collections import UserString
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -39,9 +40,9 @@ from millstream._server.functions.msgspec_engine import (
     MsgspecEngine,
     NotJson,
     Output,
-    OutputError,
     encode,
     output_error,
+    output_of,
 )
 from millstream._server.functions.parameters import (
     UNIONS,
@@ -50,8 +51,8 @@ from millstream._server.functions.parameters import (
     Parameter,
     ParameterError,
     PatternError,
+    is_simple,
     may_be_type,
-    needs_pydantic,
     normalize,
     what_to_write,
 )
@@ -73,41 +74,32 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         returns: The result type, if the result is structured.
 
     Raises:
-        ParameterError: Neither engine supports a parameter. The text identifies it.
-        OutputError: Neither engine can describe the result.
+        ParameterError: The engine doesn't support a parameter. The text identifies it.
+        OutputError: The result can't be described.
     """
-    failed: ParameterError | OutputError | None = None
-    if not any(map(needs_pydantic, (*(each.annotation for each in arguments.parameters), returns))):
-        try:
-            return _build(MsgspecEngine, arguments, returns)
-        except (ParameterError, OutputError) as error:
-            failed = error
-    try:
-        module = import_module("millstream._server.functions.pydantic_engine")
-    except ImportError:
-        assert failed is not None  # noqa: S101  types of pydantic come with pydantic
-        if isinstance(failed, PatternError):
-            raise failed from None
-        raise type(failed)(f"{failed} (with pydantic, more types work: pip install 'millstream[pydantic]')") from failed
-    try:
-        return _build(module.PydanticEngine, arguments, returns)
-    except (ParameterError, OutputError) as error:
-        if failed is None or not isinstance(failed, type(error)):
-            raise
-        raise failed from error
+    are_simple = all(is_simple(each.annotation) for each in arguments.parameters)
+    engine = _build(MsgspecEngine if are_simple else _load_pydantic().PydanticEngine, arguments)
+    if returns is not None and is_simple(returns):
+        engine.output = output_of(returns)
+    elif returns is not None:
+        engine.output, engine.write = _load_pydantic().writers_of(returns)
+    return engine
 
 
-def _build(kind: Callable[[ArgumentList, Any], Engine], arguments: ArgumentList, returns: Any) -> Engine:
+def _load_pydantic() -> Any:
+    """Import pydantic only for types that need it, because that takes longer than starting a server."""
+    return import_module("millstream._server.functions.pydantic_engine")
+
+
+def _build(kind: Callable[[ArgumentList], Engine], arguments: ArgumentList) -> Engine:
     """Return an engine. If the engine can't read the arguments, find the one to show in the error."""
     try:
-        return kind(arguments, returns)
-    except OutputError:
-        raise
+        return kind(arguments)
     except (TypeError, RecursionError, NameError):
         for parameter in arguments.parameters:
             where = f"{arguments.function}: parameter {parameter.name!r}"
             try:
-                kind(ArgumentList(arguments.function, [parameter]), None)
+                kind(ArgumentList(arguments.function, [parameter]))
             except (RegistrationError, PatternError) as error:
                 raise type(error)(f"{where}: {error}.") from error
             except (TypeError, RecursionError, NameError) as error:
@@ -123,7 +115,7 @@ def engine_of_type(annotation: Any) -> Engine:
     """Return the engine of one type, as a function with one parameter, `VALUE`.
 
     Raises:
-        TypeError: Neither engine supports the type, or it isn't a type.
+        TypeError: The type isn't supported, or it isn't a type.
     """
     if not may_be_type(annotation):
         raise TypeError(f"{annotation!r} can't be read from JSON: {what_to_write(annotation)}.")
@@ -166,7 +158,7 @@ def decoder_of(annotation: Any) -> Callable[[bytes], Any]:
     """Return a decoder of one JSON value, which raises ValueError for a value of the wrong type.
 
     Raises:
-        TypeError: Neither engine supports the type.
+        TypeError: The type isn't supported.
     """
     return partial(read_value, engine_of_type(annotation))
 
@@ -229,7 +221,7 @@ class SchemaCheck:
         return problem_text(found, whole=self._whole, most=MAX_REASONS)
 
 
-CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
+CONTENT: tuple[type, ...] = (*BLOCKS, bytes, bytearray, UserString)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
 """The URI of bytes that a tool returns, because an embedded resource requires one."""
@@ -354,7 +346,8 @@ def _is_several(value: Any) -> TypeGuard[Sequence[Any]]:
 def _block(item: Any) -> Content:
     if isinstance(item, BLOCKS):
         return item  # type: ignore[return-value]  # BLOCKS are the members of Content
-    if isinstance(item, bytes):
+    if isinstance(item, bytes | bytearray):
+        item = bytes(item)
         if media := image_type(item):
             return Image(item, media)
         return EmbeddedResource(BYTES_URI, blob=item, mime_type="application/octet-stream")
@@ -371,8 +364,8 @@ def _given_block(item: Any) -> Content:
 
 def as_text(value: Any) -> str:
     """Return a value as text: itself, the text of a `Text`, or JSON. Streaming tools report their progress with it."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | UserString):
+        return str(value)
     return value.text if isinstance(value, Text) else encode(value).decode()
 
 
@@ -400,6 +393,9 @@ def _message(item: Any) -> Message:
         return item
     if isinstance(item, dict) and item.keys() == {"role", "content"}:
         return msgspec.convert(item, Message)
+    if item is None or isinstance(item, ToolResult):
+        what = "nothing" if item is None else "a ToolResult"
+        raise LocalError(f"the prompt returned {what}. Return text, content, or messages instead")
     return Message("user", _block(item))
 
 
@@ -412,26 +408,34 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
     Raises:
         LocalError: The value is `None`, which isn't content.
     """
-    items = value if _is_several(value) else [value]
-    if items and all(isinstance(item, EmbeddedResource) for item in items):
-        return b'"contents":%b' % encode([_contents(item, uri, meta) for item in items])
     if value is None:
         raise LocalError(f"the resource {uri} returned nothing")
+    items = value if _is_several(value) and any(isinstance(item, BLOCKS) for item in value) else [value]
+    return b'"contents":%b' % encode([_contents(item, uri, mime_type, meta) for item in items])
+
+
+def _contents(value: Any, uri: str, mime_type: str | None, meta: Mapping[str, Any] | None) -> ResourceContents:
+    if isinstance(value, EmbeddedResource):
+        return _own_contents(value, uri, meta)
     text: str | None = None
     blob: bytes | None = None
     if isinstance(value, Media):
         value, mime_type = value.data, mime_type or value.mime_type
+    elif isinstance(value, Text):
+        value = value.text
+    elif isinstance(value, (ToolResult, *BLOCKS)):
+        raise LocalError(f"the resource {uri} returned a {type(value).__name__}. Return text, bytes, or data instead")
     if isinstance(value, str):
         usual, text = "text/plain", value
-    elif isinstance(value, bytes):
-        usual, blob = "application/octet-stream", value
+    elif isinstance(value, bytes | bytearray):
+        usual, blob = "application/octet-stream", bytes(value)
     else:
         usual, text = "application/json", encode(value).decode()
     contents = ResourceContents("", mime_type or usual, text, blob, dict(meta) if meta else None)
-    return b'"contents":[%b]' % encode(msgspec.structs.replace(contents, uri=uri))  # the URI in the client's spelling
+    return msgspec.structs.replace(contents, uri=uri)  # in the client's spelling
 
 
-def _contents(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:
+def _own_contents(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:
     contents = item.resource
     assert contents is not None  # noqa: S101  `EmbeddedResource` makes one of its other fields
     if not contents.uri:

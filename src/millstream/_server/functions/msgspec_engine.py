@@ -4,9 +4,9 @@ import copy
 import functools
 import inspect
 import sys
+from collections import UserString
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
 from functools import lru_cache, wraps
 from importlib import import_module
 from io import IOBase
@@ -40,15 +40,13 @@ from millstream._server.functions.parameters import (
     is_slow_to_build,
     parts_of,
 )
-from millstream._server.functions.patterns import check_patterns, search
+from millstream._server.functions.patterns import check_no_patterns, search
 from millstream._server.functions.problems import Problem, engine_problem, find_problems, subject
 
 R = TypeVar("R")
 _KEPT_TYPES = 512
 MAX_VALUES = 100_000
-"""Maximum number of values in arguments that are slow to validate."""
-MAX_BUILT = 300_000
-"""Maximum number of values in arguments that are slow to build."""
+"""Maximum number of values in arguments that are slow to validate or to build."""
 STRUCTURED_TYPES = frozenset(("object", "array", "integer", "number", "boolean", "null"))
 
 
@@ -83,7 +81,7 @@ def enc_hook(value: Any) -> Any:
             f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without awaiting "
             "it. Write `await` before the call, and make the function `async def`"
         )
-    if isinstance(value, PurePath):
+    if isinstance(value, PurePath | UserString):
         return str(value)
     kind = cast("type[object]", type(value))
     if kind.__module__ in ("builtins", "collections") and issubclass(kind, Collection):
@@ -188,7 +186,7 @@ class Engine(Protocol):
     """Whether `decode` reads each text in the arguments. Types with members of their own ignore unknown ones."""
     max_values: int
     """Maximum number of values in large arguments, which are slow to validate or to build, or 0 for no maximum."""
-    output: Output | None
+    output: Output | None = None
     """The output schema and encoder, if the result is structured."""
     write: Callable[[Any], Any] | None = None
     """Returns a result as its annotation's serializer writes it, if there's one and the result isn't structured."""
@@ -222,33 +220,29 @@ _READ_WHOLE = (str, int, float, bool, list, dict, type(None), Union, UnionType)
 
 
 class MsgspecEngine(Engine):
-    """The engine of functions with types that msgspec supports.
+    """The engine of functions with simple types only.
 
     Raises:
         TypeError, RecursionError, NameError: msgspec doesn't support a type.
         RegistrationError: A default doesn't match its type.
-        OutputError: msgspec can't describe the result.
     """
 
-    def __init__(self, arguments: ArgumentList, returns: Any) -> None:
-        self.reads_all = arguments.closed
-        for parameter in arguments.parameters:
-            for _, kind in parts_of(parameter.annotation):
-                self.reads_all &= isinstance(kind, Meta) or kind in _READ_WHOLE
-                made: Any = kind
-                if isinstance(kind, type) and is_dataclass(made) and not all(each.init for each in fields(made)):
-                    raise TypeError(f"{kind.__name__} has fields that only its own code sets (init=False)")
+    def __init__(self, arguments: ArgumentList) -> None:
+        self.reads_all = arguments.closed and all(
+            isinstance(kind, Meta) or kind in _READ_WHOLE
+            for each in arguments.parameters
+            for _, kind in parts_of(each.annotation)
+        )
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
         schema = schema_of(self.struct, hook=schema_hook)
-        check_patterns(schema)
+        check_no_patterns(schema)
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
         exact = has_decimals(schema)
         self.typed = None if exact else self.struct
         self.decode = self._decode_exactly if exact else self._decoder.decode
-        self.max_values = MAX_VALUES if exact else MAX_BUILT if is_slow_to_build(schema) else 0
-        self.output = None if returns is None else output_of(returns)
+        self.max_values = MAX_VALUES if exact or is_slow_to_build(schema) else 0
 
     @override
     def convert(self, values: Json, *, lax: bool = False) -> Any:
@@ -329,7 +323,7 @@ def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
     # Values of such a class aren't decoded again, because it validates itself or decoding has side effects.
     self_validating = annotation if hasattr(annotation, "__post_init__") else None
     exact = has_decimals(schema)
-    can_be_null = may_hide_no_number(schema)
+    can_be_null = any("null" in _kinds(each) for each in walk(schema))  # as which NaN is encoded
 
     def encode_checked(value: Any) -> bytes:
         data = encode(value)
@@ -347,11 +341,6 @@ def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
         return data
 
     return encode_checked
-
-
-def may_hide_no_number(schema: Schema) -> bool:
-    """Return whether null, as which NaN is encoded, can be valid in place of a number."""
-    return any({"null"} < kinds and kinds & {"integer", "number"} for kinds in map(set, map(_kinds, walk(schema))))
 
 
 def check_numbers(schema: Schema, value: Any) -> None:
@@ -382,7 +371,6 @@ def output_of(annotation: Any) -> Output | None:
     """
     try:
         schema = schema_of(annotation, hook=schema_hook, written=True)
-        check_patterns(schema)
         return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error

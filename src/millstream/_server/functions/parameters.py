@@ -33,8 +33,21 @@ from typing import (
 
 from msgspec import NODEFAULT, UNSET, Meta, Struct
 
-from millstream._protocol.json_schema import RecursiveAlias, Schema, children, drop_null, is_object, type_text
-from millstream._server.functions.dependencies import FUNCTIONS, RegistrationError, describe_function
+from millstream._protocol.json_schema import (
+    RecursiveAlias,
+    Schema,
+    drop_null,
+    is_recursive_alias,
+    type_text,
+    walk,
+)
+from millstream._server.functions.dependencies import (
+    FUNCTIONS,
+    Dependency,
+    RegistrationError,
+    describe_function,
+    name_of,
+)
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
 Metadata = tuple[Any, ...]
@@ -386,6 +399,31 @@ def needs_pydantic(annotation: Any) -> bool:
     return found
 
 
+def is_struct(kind: Any) -> bool:
+    """Return whether only msgspec reads a class."""
+    known = is_recursive_alias(kind) or hasattr(kind, "__attrs_attrs__") or kind in (bytearray, memoryview)
+    return isinstance(kind, type) and (known or issubclass(kind, Struct))
+
+
+def is_simple(annotation: Any) -> bool:
+    """Return whether msgspec reads a type exactly as pydantic does, which tests prove, or alone.
+
+    That's `str`, `int`, `float`, `bool`, and lists and dicts of these, each with our bounds or with None, and Structs.
+    """
+    annotation, metadata = split_annotation(annotation)
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if not all(isinstance(each, Meta) and each.pattern is None for each in metadata):
+        return False
+    if kind in UNIONS:
+        return len(parts) == 2 and NoneType in parts and all(map(is_simple, parts))
+    if kind in (list, dict):
+        return (kind is list or parts[:1] in ((), (str,))) and all(map(is_simple, parts))
+    return kind in _SIMPLE or (is_struct(kind) and not needs_pydantic(annotation))
+
+
+_SIMPLE = (str, int, float, bool, NoneType, Any)
+
+
 def _is_pydantic(item: Any) -> bool:
     home = (item if isinstance(item, type) else type(item)).__module__.partition(".")[0]
     return home in _PYDANTIC or any(hasattr(item, mark) for mark in _PYDANTIC_MARKS)
@@ -463,7 +501,6 @@ _EVALUATING_KEYWORDS = {
 }
 _CLOSING_KEYWORDS = {"additionalProperties": {"patternProperties"}, "unevaluatedProperties": _EVALUATING_KEYWORDS}
 """Keywords that exclude unlisted properties if they're false, and the keywords that prevent this."""
-_MANY = ("items", "additionalProperties", "$defs")
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
 
@@ -563,12 +600,28 @@ def parameter_of(
         raise TypeError(
             f"{where}: the alias {type_text(hint)} refers to itself. Use a dataclass that refers to itself."
         ) from None
+    marks = (item for _, item in parts_of(join_annotation(annotation, metadata)) if isinstance(item, Dependency))
+    if mark := next(marks, None) or _dependency_in(default):
+        raise RegistrationError(
+            f"{where}: clients could send what Depends fills in, because it's inside the "
+            f"{'default' if _dependency_in(default) else 'annotation'}. Mark the whole parameter: "
+            f"Annotated[TYPE, Depends({name_of(mark.function)})]."
+        )
     if default is None:
         annotation = annotation | None
     description = descriptions.get(parameter.name)
     if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
     return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
+
+
+def _dependency_in(default: Any) -> Dependency | None:
+    if isinstance(default, Dependency):
+        return default
+    parts: Iterable[Any] = default.values() if isinstance(default, dict) else ()
+    if isinstance(default, list | tuple | set | frozenset):
+        parts = cast("Iterable[Any]", default)
+    return next(filter(None, map(_dependency_in, parts)), None)
 
 
 def _check_attributes(annotation: Any) -> None:
@@ -639,17 +692,8 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
             )
 
 
-def is_slow_to_build(schema: Any, *, many: bool = False) -> bool:
-    """Return whether a schema has values that are slow to build: sets of strings, or many strings with a pattern.
-
-    Args:
-        schema: The schema, or a part of one.
-        many: Whether any number of values can have this schema.
-    """
-    if not is_object(schema):
-        return False
-    if schema.get("uniqueItems") is True and schema.get("items", {}).get("type") == "string":
-        return True
-    if many and isinstance(schema.get("pattern"), str):
-        return True
-    return any(is_slow_to_build(part, many=many or at[0] in _MANY) for at, part in children(schema))
+def is_slow_to_build(schema: Any) -> bool:
+    """Return whether a schema has sets of strings, which are slow to build."""
+    return any(
+        node.get("uniqueItems") is True and node.get("items", {}).get("type") == "string" for node in walk(schema)
+    )

@@ -3,8 +3,10 @@
 It's loaded only for values of models, because pydantic is an extra.
 """
 
+import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import lru_cache, partial
@@ -65,6 +67,7 @@ def _without_functions(node: Any) -> Any:
         return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
+    node = in_linear_time(node)
     kind: str = node.get("type", "")
     made = {
         key: {name: _without_functions(each) for name, each in value.items()}
@@ -77,10 +80,30 @@ def _without_functions(node: Any) -> Any:
     }
     if kind in _SCALARS:
         return {**made, "strict": True}
+    if kind == "dataclass" and not hasattr(node["cls"], "__pydantic_config__"):  # the program can set anything
+        made["post_init"] = False
+        written = [each for each in fields(node["cls"]) if each.init]
+        is_whole = len(written) == len(node["cls"].__dataclass_fields__)  # no field is only for `__init__`
+        made["revalidate_instances"] = "always" if is_whole else "never"
     if kind == "json" or (kind in _VALIDATORS and is_programs(members(node["function"]).get("function"))):
         inner: Any = made.get("schema", {"type": "any"})
         return {**inner, "ref": node["ref"]} if "ref" in node else inner
     return made
+
+
+def pattern_text(pattern: "str | re.Pattern[str]") -> str:
+    """Return a pattern, which can be compiled, as text with its flags."""
+    if isinstance(pattern, str):
+        return pattern
+    flags = "".join(name for name in "imsx" if pattern.flags & re.RegexFlag[name.upper()])
+    return f"(?{flags}){pattern.pattern}" if flags else pattern.pattern
+
+
+def in_linear_time(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a core schema whose pattern isn't matched with Python, which can take very long."""
+    if node.get("type") == "str" and "pattern" in node:
+        return {**node, "pattern": pattern_text(node["pattern"]), "regex_engine": "rust-regex"}
+    return node
 
 
 def is_programs(function: Any) -> bool:
@@ -139,6 +162,7 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
         return {**node, "schema": change(node["schema"]), "definitions": [*change(node["definitions"]), *in_models]}
     if root is not None:
         node, plain = _enter(node, root, plain=plain)
+    node = in_linear_time(node)
     if "config" in node:
         chosen = chooses_encoding(node["config"])
     change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
@@ -168,11 +192,10 @@ def _enter(node: dict[str, Any], root: Any, *, plain: bool) -> tuple[dict[str, A
     kind, holder = node.get("type"), node.get("cls")
     if not plain:
         return {**node, **{key: f"{node[key]} in a model" for key in ("ref", "schema_ref") if key in node}}, False
-    if kind == "dataclass" and not hasattr(holder, "__pydantic_config__"):
-        return {
-            "config": {"strict": bool(root.model_config.get("strict"))},
-            **node,
-        }, True  # pydantic doesn't pass it on
+    if kind in ("dataclass", "typed-dict") and not hasattr(
+        holder, "__pydantic_config__"
+    ):  # pydantic doesn't pass it on
+        return {"config": {"strict": bool(root.model_config.get("strict"))}, **node}, True
     return node, kind not in ("model", "dataclass") or holder is root
 
 
@@ -215,6 +238,11 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "dict" and (keys := node.get("keys_schema", {})).get("type") in _KEYS:
         values = change(node.get("values_schema", {"type": "any"}))
         return {**node, "keys_schema": _behind(_KEYS[keys["type"]], keys), "values_schema": values}
+    if kind in _SETS:
+        items = {**node, "type": "list", "items_schema": change(node.get("items_schema", {"type": "any"}))}
+        items.pop("ref", None)
+        make = partial(_distinct, _SETS[kind])
+        return _in_json(node, core_schema.no_info_after_validator_function(make, cast("core_schema.CoreSchema", items)))
     if kind == "named-tuple":
         parts = [
             core_schema.arguments_parameter(each["name"], change(each["schema"]), mode="positional_only")
@@ -224,6 +252,16 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
         return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
     return _in_order(node, change) if kind == "union" else None
+
+
+_SETS: Mapping[str, Any] = {"set": set, "frozenset": frozenset}
+
+
+def _distinct(kind: Any, items: list[Any]) -> Any:
+    made = kind(items)
+    if len(made) != len(items):
+        raise PydanticCustomError("distinct", "must have no item twice")
+    return made
 
 
 def _is_path(node: dict[str, Any]) -> bool:

@@ -4,17 +4,15 @@ It's loaded only for functions that need it, because pydantic is an extra.
 """
 
 import re
-import sys
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
-from contextlib import suppress
 from copy import deepcopy
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, InitVar, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property, partial
 from math import inf, isfinite
-from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import pydantic
@@ -23,12 +21,12 @@ from msgspec import NODEFAULT, Meta, Struct
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import (
+    PydanticOmit,
     PydanticSerializationError,
     SchemaError,
     SchemaValidator,
     core_schema,
 )
-from typing_extensions import TypedDict
 
 from millstream._override import override
 from millstream._protocol.json_schema import (
@@ -72,12 +70,16 @@ from millstream._server.functions.parameters import (
     has_fields,
     has_meta,
     has_pydantic_members,
+    is_alias,
+    is_struct,
     needs_pydantic,
+    parts_of,
+    split_annotation,
     typed_dict_members,
     union_of,
     unwrap_alias,
 )
-from millstream._server.functions.patterns import check_pattern, check_patterns
+from millstream._server.functions.patterns import NOT_LINEAR, check_no_patterns, matcher_of
 from millstream._server.functions.problems import (
     MAX_SLOW_STEPS,
     Path,
@@ -86,6 +88,7 @@ from millstream._server.functions.problems import (
     got_text,
     list_names,
     place,
+    subject,
 )
 from millstream._server.functions.pydantic_codecs import (
     DECIMAL_SCHEMA,
@@ -95,6 +98,7 @@ from millstream._server.functions.pydantic_codecs import (
     chooses_encoding,
     codec_of,
     is_programs,
+    pattern_text,
     reader_of,
 )
 
@@ -106,6 +110,7 @@ _UNMATCHED = "string_pattern_mismatch"
 _UNREADABLE = (
     pydantic.PydanticUserError,
     SchemaError,
+    PydanticOmit,
     TypeError,
     RecursionError,
     NameError,
@@ -122,24 +127,27 @@ class PydanticEngine(Engine):
     Raises:
         TypeError: pydantic doesn't support a type.
         RegistrationError: pydantic would ignore a bound of our `Field`.
-        OutputError: pydantic can't describe the result.
     """
 
     max_values = MAX_VALUES
     typed = None
 
-    def __init__(self, arguments: ArgumentList, returns: Any) -> None:
+    def __init__(self, arguments: ArgumentList) -> None:
         name, parameters = arguments.function, arguments.parameters
         make = partial(_model_of, name, parameters, forbid_unknown=arguments.closed)
         try:
             model = make()
-            _check_matchers(model.__pydantic_core_schema__)
+            _check_patterns(model.__pydantic_core_schema__)
             composed = _composed_schema(parameters, forbid_unknown=arguments.closed)
             self.input_schema = composed or _arguments_schema(model)
+            if not all(each.wire in self.input_schema["properties"] for each in parameters):
+                raise RegistrationError("its schema is hidden from clients. Mark it with Depends instead")
         except (RegistrationError, PatternError):
             raise
         except _UNREADABLE as error:
             types = ", ".join(type_text(each.annotation) for each in parameters)
+            if isinstance(error, SchemaError) and "regex" in str(error):
+                raise PatternError(f"a pattern in {types} {NOT_LINEAR}") from error
             raise TypeError(_explain_failure(types, error)) from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
         reader = reader_of(model)
@@ -147,8 +155,6 @@ class PydanticEngine(Engine):
         self._validate = reader.validate_json
         self._make = make
         self.decode = partial(self._read, self._validate)
-        self.output = None if returns is None else output_of(returns)
-        self.write = None if returns is None or self.output is not None else _writer_of(returns)
 
     @cached_property
     def _validate_lax(self) -> Callable[[bytes], Any]:
@@ -205,8 +211,8 @@ def _problem(item: Any, values: Any) -> Problem:
     path: Path = ()
     for step in steps:
         try:
-            values = values[step]
-        except (LookupError, TypeError):
+            values = getattr(values, step) if is_dataclass(values) else values[step]
+        except (LookupError, TypeError, AttributeError):
             continue  # an alternative of a union, or a missing member
         path = (*path, step)
     if kind in ("missing", "missing_argument"):
@@ -249,9 +255,9 @@ def _model_of(
 ) -> type[pydantic.BaseModel]:
     definitions: dict[str, Any] = {
         f"p{index}": (  # a model rejects names such as `_x` and `schema`
-            Annotated[translate(parameter.annotation), pydantic.Field(alias=parameter.wire)]
+            Annotated[_translate_whole(parameter.annotation), pydantic.Field(alias=parameter.wire)]
             if parameter.default is NODEFAULT
-            else (translate(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
+            else (_translate_whole(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
         )
         for index, parameter in enumerate(parameters)
     }
@@ -464,6 +470,11 @@ class SchemaGenerator(GenerateJsonSchema):
 # msgspec types, translated for pydantic
 
 
+def _translate_whole(annotation: Any) -> Any:
+    needs_pydantic(annotation)  # raises RegistrationError
+    return translate(annotation)
+
+
 def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     """Return an annotation with our `Field` and msgspec's Structs converted for pydantic.
 
@@ -474,9 +485,13 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     Raises:
         RegistrationError: pydantic would ignore a bound of ours in a class.
     """
+    if is_alias(annotation) and not _is_translated(annotation):
+        return annotation  # It can refer to itself.
     annotation = unwrap_alias(annotation)
     parts, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
+        if any(isinstance(item, Meta) and item.tz is not None for item in parts[1:]):
+            return Annotated[annotation, _StructSchema(annotation)]  # pydantic has no times with an offset
         bounds = [_field(item) for item in parts[1:] if isinstance(item, Meta)]
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind validators, bounds aren't listed
@@ -507,19 +522,15 @@ _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
 """Generic types that pydantic doesn't support -> the type to use instead."""
 
 
-def _is_struct(kind: Any) -> bool:
-    """Return whether only msgspec reads a class."""
-    known = is_recursive_alias(kind) or hasattr(kind, "__attrs_attrs__") or kind in (bytearray, memoryview)
-    return isinstance(kind, type) and (known or issubclass(kind, Struct))
+def _is_translated(annotation: Any) -> bool:
+    """Return whether a type has parts that pydantic doesn't read as msgspec does: our `Field`, Structs, TypedDicts."""
+    return any(
+        isinstance(item, Meta) or is_struct(item) or hasattr(item, "__total__") for _, item in parts_of(annotation)
+    )
 
 
 def _is_tagged(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Struct) and kind.__struct_config__.tag is not None
-
-
-def _is_old_typed_dict(kind: Any) -> bool:
-    """Return whether a TypedDict lacks an attribute of Python 3.12 that pydantic requires."""
-    return type(kind).__module__ == "typing" and hasattr(kind, "__total__") and sys.version_info < (3, 12)
 
 
 def _field(meta: Meta) -> Any:
@@ -540,7 +551,7 @@ def _translate_union(parts: tuple[Any, ...], inside: tuple[Any, ...]) -> Any:
 
 def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
     """Return a class for pydantic, or None if pydantic reads it unchanged."""
-    if _is_struct(kind):
+    if is_struct(kind):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -549,27 +560,18 @@ def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any
         return Annotated[annotation, _StructSchema(annotation)]
     if not has_fields(kind) or hasattr(kind, "__pydantic_fields__"):
         return None
-    if hasattr(kind, "__total__") and not needs_pydantic(annotation):
-        with suppress(TypeError):  # pydantic's own rules for a TypedDict depend on the version of Python
-            return Annotated[annotation, _StructSchema(annotation)]
-    if not (has_meta(kind) or _is_old_typed_dict(kind)):
+    if not _is_translated(kind):
         return None
-    if kind in inside or get_args(annotation) or has_pydantic_members(kind):
+    if has_pydantic_members(kind):
+        if not has_meta(kind):
+            return None
         raise RegistrationError(
-            f"pydantic checks {type_text(annotation)}, which is generic, refers to itself, or has validators, "
-            "and ignores millstream's Field in it. Write pydantic.Field there"
+            f"pydantic checks {type_text(annotation)}, which has validators, and ignores millstream's Field in it. "
+            "Write pydantic.Field there"
         )
-    if hasattr(kind, "__total__"):
-        members = {
-            name: made if required else NotRequired[made]
-            for name, hint, required in typed_dict_members(kind)
-            for made in [translate(hint, (*inside, kind))]
-        }
-        return TypedDict(kind.__name__, members)  # type: ignore[operator]  # the functional form
-    hints = {name: translate(hint, (*inside, kind)) for name, hint in get_type_hints(kind, include_extras=True).items()}
-    if is_dataclass(kind):
-        return Annotated[kind, _DataclassSchema(hints)]
-    return Annotated[kind, _StructSchema(kind)]
+    if not hasattr(kind, "__total__") and not is_dataclass(kind):
+        return Annotated[annotation, _StructSchema(annotation)]
+    return Annotated[annotation, _FieldsSchema(annotation, inside)]
 
 
 class _StructSchema:
@@ -578,9 +580,10 @@ class _StructSchema:
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         kinds = get_args(kind) if get_origin(kind) in UNIONS else (kind,)
-        self._classes = tuple(get_origin(each) or each for each in kinds if not hasattr(each, "__total__"))
+        plain = [split_annotation(each)[0] for each in kinds]
+        self._classes = tuple(get_origin(each) or each for each in plain)
         schema = schema_of(kind, hook=schema_hook)
-        check_patterns(schema)
+        check_no_patterns(schema)
         self._exact = schema if has_decimals(schema) else None
         self._schema = deepcopy(schema)
         for node in walk(self._schema):
@@ -608,31 +611,58 @@ class _StructSchema:
         return msgspec.to_builtins(value, enc_hook=enc_hook)
 
 
-class _DataclassSchema:
-    """Makes pydantic read a dataclass with replaced annotations."""
+class _FieldsSchema:
+    """Makes pydantic read a dataclass or TypedDict with replaced annotations."""
 
-    def __init__(self, hints: Mapping[str, Any]) -> None:
-        self._hints = hints
+    def __init__(self, annotation: Any, inside: tuple[Any, ...]) -> None:
+        self._kind: Any = get_origin(annotation) or annotation
+        self._ref = f"{self._kind.__module__}.{type_text(annotation)}:{id(self._kind)}-fields"
+        self._names = dict(zip(getattr(self._kind, "__parameters__", ()), get_args(annotation), strict=False))
+        self._inside = inside
+
+    def _replace(self, hint: Any) -> Any:
+        """Return a translated annotation, in which the parameters of a generic class have values."""
+        if isinstance(hint, TypeVar):
+            hint = self._names.get(hint, hint)
+        elif parameters := getattr(hint, "__parameters__", ()):
+            hint = hint[tuple(self._names.get(each, each) for each in parameters)]
+        return translate(hint, (*self._inside, self._ref))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        if self._ref in self._inside:
+            return core_schema.definition_reference_schema(self._ref)
+        if not is_dataclass(self._kind):
+            members = {
+                name: core_schema.typed_dict_field(handler.generate_schema(self._replace(hint)), required=required)
+                for name, hint, required in typed_dict_members(self._kind)
+            }
+            return core_schema.typed_dict_schema(members, cls=self._kind, ref=self._ref)
+        source, hints = self._kind, get_type_hints(self._kind, include_extras=True)
         made: list[Any] = []
+        for name, hint in hints.items():
+            if isinstance(hint, InitVar):
+                schema = handler.generate_schema(self._replace(hint.type))
+                if hasattr(source, name):
+                    schema = core_schema.with_default_schema(schema, default=getattr(source, name))
+                made.append(core_schema.dataclass_field(name, schema, init_only=True))
+        has_init_only = bool(made)
         for field in fields(source):
-            schema = handler.generate_schema(self._hints[field.name])
+            schema = handler.generate_schema(self._replace(hints[field.name]))
             if field.default is not MISSING:
                 schema = core_schema.with_default_schema(schema, default=field.default)
             elif field.default_factory is not MISSING:
                 schema = core_schema.with_default_schema(schema, default_factory=field.default_factory)
             made.append(core_schema.dataclass_field(field.name, schema, init=field.init, kw_only=field.kw_only is True))
-        arguments = core_schema.dataclass_args_schema(source.__name__, made)
+        arguments = core_schema.dataclass_args_schema(source.__name__, made, collect_init_only=has_init_only)
         names = [field.name for field in fields(source)]
         return core_schema.dataclass_schema(
-            source, arguments, names, post_init=hasattr(source, "__post_init__"), slots=hasattr(source, "__slots__")
+            source,
+            arguments,
+            names,
+            post_init=hasattr(source, "__post_init__"),
+            slots=hasattr(source, "__slots__"),
+            ref=self._ref,
         )
-
-    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Schema:
-        schema = {**handler.resolve_ref_schema(handler(core))}
-        schema.pop("title", None)  # the name of the class
-        return schema
 
 
 def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value: Any) -> bytes:
@@ -648,11 +678,11 @@ def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value:
     except pydantic.ValidationError as error:
         problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
         raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
-    except PydanticSerializationError as error:
+    except PydanticSerializationError:
         data = codec.serializer.to_json(made, by_alias=True, warnings=False)
         # A default of another type isn't validated, and can be JSON of the right type.
-        if find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
-            raise output_error(str(error)) from None
+        for problem in find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
+            raise output_error(f"{subject(problem.path)}{problem.text}") from None
     if b"null" in data:
         plain = codec.serializer.to_python(made)
         check_numbers(schema, pydantic_core.to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64"))
@@ -681,11 +711,13 @@ def output_of(annotation: Any) -> Output | None:
     return Output(schema, partial(_encode_checked, codec, checker_of(adapter.core_schema), schema))
 
 
-def _writer_of(annotation: Any) -> Callable[[Any], Any] | None:
-    adapter = _adapter(annotation)
-    if not _has_serializer(adapter.core_schema):
-        return None
-    return partial(codec_of(adapter).serializer.to_python, mode="json", by_alias=True)
+def writers_of(annotation: Any) -> tuple[Output | None, Callable[[Any], Any] | None]:
+    """Return the `output` and `write` of an engine for a return type. Raises the errors of `output_of`."""
+    output = output_of(annotation)
+    adapter = None if output else _adapter(annotation)
+    if adapter is None or not _has_serializer(adapter.core_schema):
+        return output, None
+    return None, partial(codec_of(adapter).serializer.to_python, mode="json", by_alias=True)
 
 
 def _has_serializer(node: Any) -> bool:
@@ -702,28 +734,20 @@ def _has_serializer(node: Any) -> bool:
 _ALTERNATIVES = frozenset(("nullable", "union", "default", "function-after", "function-before", "function-wrap"))
 
 
-def _check_matchers(schema: Any) -> None:
-    """Check the patterns that pydantic matches with Python: compiled patterns, and ``regex_engine="python-re"``.
-
-    Raises:
-        PatternError: A text can keep it busy.
-    """
-    pending: list[tuple[Any, str]] = [(schema, "")]
-    while pending:
-        node, engine = pending.pop()
-        if is_object(node):
-            engine = members(node.get("config")).get("regex_engine", engine)
-            pattern = node.get("pattern") if node.get("type") == "str" else None
-            if isinstance(pattern, re.Pattern):
-                check_pattern(cast("re.Pattern[str]", pattern).pattern, pattern.flags)
-            elif pattern is not None and node.get("regex_engine", engine) == "python-re":
-                check_pattern(pattern)
-            pending += ((each, engine) for key, each in node.items() if key not in NO_SCHEMAS)
-        elif isinstance(node, list | tuple):
-            pending += ((each, engine) for each in cast("Sequence[Any]", node))
+def _check_patterns(node: Any) -> None:
+    """Check the patterns in a core schema. Raises the error of `matcher_of`."""
+    if isinstance(node, list | tuple):
+        for each in cast("Sequence[Any]", node):
+            _check_patterns(each)
+    elif is_object(node):
+        if node.get("type") == "str" and "pattern" in node:
+            matcher_of(pattern_text(node["pattern"]))
+        for key, each in node.items():
+            if key not in NO_SCHEMAS:
+                _check_patterns(each)
 
 
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
-    made = pydantic.TypeAdapter[Any](translate(annotation))
-    _check_matchers(made.core_schema)
+    made = pydantic.TypeAdapter[Any](_translate_whole(annotation))
+    _check_patterns(made.core_schema)
     return made

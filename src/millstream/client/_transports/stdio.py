@@ -214,6 +214,8 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         program = shutil.which(name, path=environment.get("PATH"))
         if program is None:
             fix = "Check its name, and that it is on the PATH."
+            if "=" in name and name.partition("=")[0].isidentifier():
+                fix = f"Pass the variable as an option: --env {name}"
             words = name.split()
             if len(words) > 1 and shutil.which(words[0], path=environment.get("PATH")):
                 fix += f' Separate its arguments: "command": {json.dumps(words[0])}, "args": {json.dumps(words[1:])}'

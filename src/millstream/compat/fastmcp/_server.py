@@ -337,8 +337,8 @@ class FastMCP(NotCopyable, Generic[LifespanT]):
 
         if "POST" in map(str.upper, methods) and find_spec("python_multipart") is None:
             warn_author(
-                f"The route {path!r} can't read forms, which need python-multipart. The SDK installs it: "
-                "pip install python-multipart"
+                f"The route {path!r} can't read forms, which need python-multipart. The SDK installs it. Install it "
+                "with pip install 'millstream[compat]'."
             )
 
         def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

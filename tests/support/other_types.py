@@ -1,19 +1,14 @@
-"""How this process handles annotations, with or without pydantic: ``python both_engines.py --core ROWS``."""
+"""How a server handles the annotations of the table "Other types"."""
 
-import asyncio
 import collections
 import collections.abc
 import enum
 import fractions
 import ipaddress
 import json
-import sys
 import typing
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
-
-if "--core" in sys.argv:
-    sys.modules.update(dict.fromkeys(("pydantic", "pydantic_core", "annotated_types"), None))  # type: ignore[arg-type]
 
 import attrs
 import msgspec
@@ -115,7 +110,3 @@ async def try_annotation(annotation: str, sent: str, other: Any = Any) -> str:
 
 async def try_annotations(rows: list[list[str]], other: Any = Any) -> list[str]:
     return [await try_annotation(annotation, sent, other) for annotation, sent in rows]
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asyncio.run(try_annotations(json.loads(sys.argv[-1])))))
