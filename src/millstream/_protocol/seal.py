@@ -14,7 +14,6 @@ The clock and randomness are arguments: `now` and `nonce`.
 """
 
 import hashlib
-import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
@@ -394,7 +393,7 @@ class Rounds:
     def snapshot(self, ticket: Ticket) -> "Rounds":
         """Return these rounds as they are now, with the answers only if the call can run again from them."""
         entries, pending = (dict(self._entries), dict(self._pending)) if ticket.again else ({}, {})
-        self.id = self.id or os.urandom(8).hex()
+        self.id = self.id or ticket.id
         return Rounds.from_state(RoundState(0, self.rounds + 1, entries, pending, self.id, ticket))
 
     def label(self, key: str | None) -> str:
