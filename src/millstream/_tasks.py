@@ -20,21 +20,22 @@ _LOOK_SECONDS = 0.3
 """Seconds between two looks at a file."""
 
 
-def make_blocking(
-    method: Callable[Concatenate[Any, P], Awaitable[T]], *, wait_with: str = "_wait"
-) -> Callable[Concatenate[Any, P], T]:
-    """Return a method with the same arguments and docstring that waits for this method of `_inner`.
+def make_blocking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method with the same arguments and docstring that waits for this method of `_inner`."""
+    return _wait_with("_wait", method)
 
-    Args:
-        method: The method.
-        wait_with: Name of the attribute with the function that waits for a coroutine.
-    """
+
+def make_asking(method: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method like those of `make_blocking`, for a method that waits for a person."""
+    return _wait_with("_ask", method)
+
+
+def _wait_with(attribute: str, method: Callable[..., Any]) -> Callable[..., Any]:
     name = method.__name__
 
     @wraps(method)
-    def wait(self: Any, /, *args: P.args, **options: P.kwargs) -> T:
-        result: T = getattr(self, wait_with)(getattr(self._inner, name)(*args, **options))
-        return result
+    def wait(self: Any, /, *args: Any, **options: Any) -> Any:
+        return getattr(self, attribute)(getattr(self._inner, name)(*args, **options))
 
     return wait
 

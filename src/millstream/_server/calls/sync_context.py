@@ -14,7 +14,7 @@ from millstream._server.calls.context import Context
 from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import StoredState
 from millstream._server.pool import Jobs, run_carried, work
-from millstream._tasks import fulfill, make_blocking
+from millstream._tasks import fulfill, make_asking, make_blocking
 
 if TYPE_CHECKING:  # few servers have a hub
     from millstream.hub import HubStats
@@ -186,10 +186,10 @@ class SyncContext(CallInfo, NotCopyable):
         """
         return self._ask(self._inner.elicit(message, answer, key=key))
 
-    elicit_url: Final = make_blocking(Context.elicit_url, wait_with="_ask")
-    sample: Final = make_blocking(Context.sample, wait_with="_ask")
-    roots: Final = make_blocking(Context.roots, wait_with="_ask")
-    ask: Final = make_blocking(Context.ask, wait_with="_ask")
+    elicit_url: Final = make_asking(Context.elicit_url)
+    sample: Final = make_asking(Context.sample)
+    roots: Final = make_asking(Context.roots)
+    ask: Final = make_asking(Context.ask)
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
         """Run a side effect once per call, also if the function runs again: ``ctx.once("order", buy)``. Its value must
