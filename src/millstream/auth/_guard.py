@@ -582,6 +582,10 @@ class AuthGuard:
         """Return whether a principal with this id may still have a credential."""
         return any(method.holds(id) for method in self.methods)
 
+    def lacks(self, id: str) -> bool:
+        """Return whether no principal with this id has a credential any more."""
+        return not self.holds(id)
+
     def has_several(self) -> bool:
         """Return whether it's known that there's more than one principal."""
         return sum(method.count() for method in self.methods) > 1

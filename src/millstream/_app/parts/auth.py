@@ -82,7 +82,7 @@ class AuthPart(OwnPart):
         def end_streams(now: float) -> None:
             if guard.refresh(host.streams.end_revoked):
                 for opened in host.streams, services.questions, services.parked:
-                    opened.end_of(lambda owner: not guard.holds(owner))
+                    opened.end_of(guard.lacks)
 
         host.every_second(end_streams)
         host.on_http(lambda: self._serve(host, guard))

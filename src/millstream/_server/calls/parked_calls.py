@@ -683,7 +683,8 @@ class _OtherWorkers:
     def _receive(self, letter: PartMessage, worker: str) -> None:
         if letter.part != _PART:
             return
-        match message := _decode(letter.body):
+        message: SentRetry | RetryNews | CancelRetry = _decode(letter.body)
+        match message:
             case SentRetry():
                 task = self._received[worker, message.number] = self._tasks.spawn(self._run(message, worker))
                 task.add_done_callback(lambda _: self._received.pop((worker, message.number), None))

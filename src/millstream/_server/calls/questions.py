@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 import msgspec
@@ -491,7 +491,7 @@ def _names(capability: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def pause_deadline(call: Call) -> Iterator[None]:
+def pause_deadline(call: Call) -> Generator[None]:
     """Stop the time limit of a tool while its function waits for answers."""
     deadline, time = call.deadline, asyncio.get_running_loop().time
     call.open_questions += 1

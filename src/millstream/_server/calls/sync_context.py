@@ -59,17 +59,6 @@ class Waits:
         finally:
             self._pending.discard(pending)
 
-    def wait_for_answer(self, needed: Coroutine[Any, Any, T]) -> T:
-        """Wait in this thread, whose slot others can use if the call is parked."""
-        parked = self._context._call.parked
-        if parked is None:
-            return self.wait(needed)
-        parked.threads += 1
-        try:
-            return self.wait(needed)
-        finally:
-            parked.threads -= 1
-
     def abandon(self) -> None:
         """End all waits of a finished call, to free the thread. Called from the event loop."""
         self._over = True
@@ -125,14 +114,24 @@ class SyncContext(CallInfo, NotCopyable):
 
     _COPY_ADVICE = "Pass on what you read from it, such as the request id."
 
-    __slots__ = ("_ask", "_inner", "_wait")
+    __slots__ = ("_inner", "_wait")
 
     def __init__(self, context: Context, waits: Waits) -> None:
         super().__init__(context._call, context._home)
         self.state: dict[str, Any] = context.state
         self._inner = context
         self._wait = waits.wait
-        self._ask = waits.wait_for_answer
+
+    def _ask(self, needed: Coroutine[Any, Any, T]) -> T:
+        """Wait in this thread, whose slot others can use if the call is parked."""
+        parked = self._call.parked
+        if parked is None:
+            return self._wait(needed)
+        parked.threads += 1
+        try:
+            return self._wait(needed)
+        finally:
+            parked.threads -= 1
 
     @property
     def hub(self) -> SyncHub:

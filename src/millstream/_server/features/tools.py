@@ -152,7 +152,7 @@ class Tool(Item):
             inputSchema={"type": "object", "properties": {}} | source.schema,
             outputSchema=output,
         )
-        hints = self._described.get("annotations") or {}
+        hints = members(self._described.get("annotations"))
         hint = hints.get("readOnlyHint") or hints.get("idempotentHint") or None
         self.replay: bool | None = hint if replay is None else replay
         """Whether the function may run again from its start, if the process that waits for an answer is gone. With

@@ -37,6 +37,7 @@ from millstream._protocol.json_schema import (
     RecursiveAlias,
     Schema,
     drop_null,
+    is_object,
     is_recursive_alias,
     type_text,
     walk,
@@ -618,7 +619,7 @@ def parameter_of(
 def _dependency_in(default: Any) -> Dependency | None:
     if isinstance(default, Dependency):
         return default
-    parts: Iterable[Any] = default.values() if isinstance(default, dict) else ()
+    parts: Iterable[Any] = default.values() if is_object(default) else ()
     if isinstance(default, list | tuple | set | frozenset):
         parts = cast("Iterable[Any]", default)
     return next(filter(None, map(_dependency_in, parts)), None)

@@ -617,7 +617,8 @@ class _FieldsSchema:
     def __init__(self, annotation: Any, inside: tuple[Any, ...]) -> None:
         self._kind: Any = get_origin(annotation) or annotation
         self._ref = f"{self._kind.__module__}.{type_text(annotation)}:{id(self._kind)}-fields"
-        self._names = dict(zip(getattr(self._kind, "__parameters__", ()), get_args(annotation), strict=False))
+        parameters = getattr(self._kind, "__parameters__", ())
+        self._names: dict[Any, Any] = dict(zip(parameters, get_args(annotation), strict=False))
         self._inside = inside
 
     def _replace(self, hint: Any) -> Any:
@@ -641,7 +642,8 @@ class _FieldsSchema:
         made: list[Any] = []
         for name, hint in hints.items():
             if isinstance(hint, InitVar):
-                schema = handler.generate_schema(self._replace(hint.type))
+                wanted: Any = cast("Any", hint).type
+                schema = handler.generate_schema(self._replace(wanted))
                 if hasattr(source, name):
                     schema = core_schema.with_default_schema(schema, default=getattr(source, name))
                 made.append(core_schema.dataclass_field(name, schema, init_only=True))

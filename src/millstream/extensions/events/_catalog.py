@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 from millstream import Principal, ProtocolError
 from millstream.extensions import JsonType, LocalError, scopes_of
 from millstream.hub import Event, check_channel
-from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decode_object, shorten
+from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decode_object, is_array, is_object, shorten
 
 NOT_FOUND = -32023
 FORBIDDEN = -32024
@@ -339,7 +339,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 def _fits(value: Any, schema: Any) -> bool:
     """Return whether a value has a type and is one of the values that a schema allows. References allow any."""
-    if not isinstance(schema, dict):
+    if not is_object(schema):
         return True
     if either := schema.get("anyOf"):
         return any(_fits(value, each) for each in either)
@@ -357,9 +357,9 @@ def _with_plain_numbers(value: Any) -> Any:
     """Return a JSON value with one spelling of each whole number (RFC 8785 §3.2.2.3)."""
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < _MAX_WHOLE else value
-    if isinstance(value, list):
+    if is_array(value):
         return [_with_plain_numbers(each) for each in value]
-    return {key: _with_plain_numbers(each) for key, each in value.items()} if isinstance(value, dict) else value
+    return {key: _with_plain_numbers(each) for key, each in value.items()} if is_object(value) else value
 
 
 class EventCatalog(Struct):
