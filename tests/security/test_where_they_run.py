@@ -52,6 +52,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "kept_capabilities": {"": INSIDE},
     "replaced_links": {"": "a hook of Python replaces files when this process opens them"},
     "credentials_in_errors": {"": CLIENT},
+    "redaction_for_callers": {"": "each worker redacts in the same way"},
     "request_heads": {"": CLIENT},
     "message_lines": {"": "each worker relays messages in the same way"},
     "second_tenant": {"": "shares count for one process; across workers, only the store limits"},

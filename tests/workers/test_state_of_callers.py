@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -156,32 +155,6 @@ async def test_next_worker_serves_until_a_killed_one_is_replaced_and_each_loss_o
         pass
     assert "lost its state" in reply
     assert await call(served, "bob", "read") == "nothing"
-
-
-async def test_worker_does_not_return_to_state_from_before_another_one_served_the_person(served: Program) -> None:
-    broken = served.folder / "broken"
-
-    async def kill_worker() -> None:
-        pid = int(await call(served, "cleo", "worker"))
-        broken.touch()  # it can't be replaced for now
-        os.kill(pid, signal.SIGKILL)
-        await until_async(lambda: pid not in served.children())
-
-    await call(served, "cleo", "keep", value="first")
-    await kill_worker()
-    assert "lost its state" in await attempt(served, "cleo", "read")
-    assert await call(served, "cleo", "keep", value="second") == "second"
-    process = int(await call(served, "cleo", "process"))
-    broken.unlink()
-    while (reply := await attempt(served, "cleo", "read")) == "second":
-        pass
-    assert "lost its state" in reply
-    assert await call(served, "cleo", "keep", value="third") == "third"
-    await until_async(lambda: not Path(f"/proc/{process}").exists())
-    await kill_worker()
-    assert "lost its state" in await attempt(served, "cleo", "read")
-    assert await call(served, "cleo", "read") == "nothing"
-    broken.unlink()
 
 
 async def attempt(served: Program, person: str, tool: str) -> str:

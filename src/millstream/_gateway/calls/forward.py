@@ -460,10 +460,6 @@ async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
             return await links.open_once(key, call.owner)
         link = await links.open(key, call.owner)
         links.check(key, began)
-    except EndedHere:
-        if call.transport != "websocket":  # it stays here while another worker serves the principal's other calls
-            await links.announce(key.principal)
-        raise
     except NO_HANDSHAKE as exc:
         if has_only_session(exc):
             key = upstream.share_session(call, exc)

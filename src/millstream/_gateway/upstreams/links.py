@@ -107,9 +107,7 @@ class Link(Struct, eq=False):
 
 
 TAKEN_OVER = "gateway sessions"
-"""`PartMessage.part` of the message with the id of a client's session, or the binding of a principal, that its sender
-serves now.
-"""
+"""`PartMessage.part` of the message with the id of a client's session that its sender serves now."""
 _TOGETHER_SECONDS = 0.1
 """Seconds in which the calls arrive that a client sends together. All of them fail if their session is lost."""
 _REMEMBERED_SECONDS = 7 * 86400.0
@@ -170,7 +168,7 @@ class Links(Struct):
     records: UpstreamSessions
     """Callers with a session at the upstream."""
     announce: Callable[[str], Awaitable[object]]
-    """Tells the other workers that this one serves a client's session or a principal now. They call `hand_over`."""
+    """Tells the other workers that this one serves a client's session now. They call `hand_over`."""
     links: dict[LinkKey, Link] = {}
     own: dict[str, Link] = {}
     """Client session -> its dedicated session at the upstream."""
@@ -300,17 +298,15 @@ class Links(Struct):
             self._end_once_open(link)
             self.close_tasks.spawn(self.records.take(link.key))
 
-    def hand_over(self, owner: str) -> None:
-        """Close the sessions of a client's session or a principal, which another worker serves now, when their calls
-        have finished. If the owner comes back, their state is from before that, so the caller learns of the loss.
+    def hand_over(self, session_id: str) -> None:
+        """Close the dedicated session of a client's session, which another worker serves now, when its calls have
+        finished. If the client's session comes back, its state is from before that, so its caller learns of the loss.
         """
-        own = self.own.get(owner)
-        found = [each for each in self.links.values() if each.remembered and each.key.principal == owner]
-        for link in found if own is None else [own]:
-            if link.open_task is None:
-                self.links.pop(link.key, None)
-                self.own.pop(link.key.affinity, None)
-                self.retired.add(link)
+        link = self.own.get(session_id)
+        if link is not None and link.open_task is None:
+            self.links.pop(link.key, None)
+            self.own.pop(session_id, None)
+            self.retired.add(link)
 
     def _end_once_open(self, link: Link) -> None:
         """Close a connection that its caller has given up. If it's being opened, the upstream may already have created
