@@ -150,6 +150,7 @@ AWAITED_IN_EXCEPT = {
     "hub/_mailbox.py": "saves its position after the gap",
     **dict.fromkeys(("extensions/events/_webhook.py", "extensions/events/_delivery.py"), "deletes a record"),
     "extensions/tasks/_runner.py": "deletes what a refused task has left",
+    "_server/calls/parked_calls.py": "waits for the end of a canceled call, which runs in a task of its own",
     "_server/calls/session_state.py": "gives its lease back before the user's own error goes on",
     "_server/calls/pending_questions.py": "writes a message to the client, which no code of the user sees",
 }

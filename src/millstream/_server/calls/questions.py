@@ -517,11 +517,12 @@ async def ask_in_rounds(call: Call, questions: Mapping[str, tuple[str | None, Qu
     labels = {name: replay.label(key) for name, (key, _) in questions.items()}
     try:
         return ask_by_round(call, replay, questions, labels)
-    except InputRequired as asked:
+    except InputRequired as exc:
         if parked is None or not parked.can_wait():
             raise
-        found: Json = await parked.ask(asked.requests, lambda: ask_by_round(call, replay, questions, labels))
-        return found
+        waits, requests = parked, exc.requests
+    found: Json = await waits.ask(requests, lambda: ask_by_round(call, replay, questions, labels))
+    return found
 
 
 def ask_by_round(
