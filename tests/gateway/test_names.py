@@ -116,10 +116,8 @@ async def test_policies_sets_and_the_audit_log_know_cut_names(tmp_path: Path) ->
                 else:
                     assert (await client.call(f"ours_{LONG}")).text == LONG
     called = [json.loads(line) for line in log.read_text().splitlines()]
-    assert {each["target"] for each in called if each["method"] == "tools/call" and "outcome" not in each} == {
-        cut,
-        LONG,
-    }
+    targets = [each["target"] for each in called if each["method"] == "tools/call" and "outcome" not in each]
+    assert targets == [cut] * 3  # its name at the main address, also of a set with a name of its own
 
 
 @pytest.mark.filterwarnings("ignore:The tool name")
