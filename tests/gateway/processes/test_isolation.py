@@ -474,7 +474,7 @@ class Gate:
 
 @asynccontextmanager
 async def over_a_restart(key: str, store: str) -> AsyncIterator[tuple[Client, Gate]]:
-    """Keep a value in Ada's session at an upstream, and restart the gateway. Yield her client, and a gate there."""
+    """Yield the client of a session whose state a restart has lost, and a gate that holds calls at the upstream."""
     gate, port = Gate(), free_port()
 
     @asynccontextmanager

@@ -108,12 +108,12 @@ class ParkedCall(NotCopyable):
         self.lent = 0
         """Threads whose slots others use meanwhile."""
         self.timer: asyncio.TimerHandle | None = None
-        """Ends the wait for an answer. None while a request is open."""
+        """Fires when the time for an answer is over. None while a request is open."""
         self.admitted = self.in_thread = self.over = False
         self.answers = b""
         """Hash of the latest answers. Only a request with the same ones is a copy."""
         self.outcome: asyncio.Future[tuple[bytes, Rounds | None, Mapping[str, Any]]] | None = None
-        """How the latest request ends. Copies of the request wait for it, too."""
+        """The outcome of the latest request. Copies of the request also wait for it."""
         self.task: asyncio.Task[bytes]
         self._table = table
         self._questions: list[_Question] = []
@@ -163,7 +163,7 @@ class ParkedCall(NotCopyable):
         return {key: request for each in self._open() for key, request in each.requests.items()}
 
     async def next(self) -> Json | None:
-        """Wait for questions, which end the request, or for the end of the function. Return the questions or None."""
+        """Return the next questions, or None when the function has ended."""
         while not self.task.done():
             if self._questions:
                 await asyncio.sleep(0)  # questions that arrive together are asked together
