@@ -20,6 +20,7 @@ from _pytest.runner import runtestprotocol
 
 import file_queue
 import property_settings  # noqa: F401  loads the profile of Hypothesis
+from loaded import Loaded
 from processes import ROOT, RunState
 from programs import describe_missing
 
@@ -204,6 +205,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """
     if hasattr(signal, "SIGALRM"):
         signal.alarm(_seconds_to_hang(item))
+    Loaded.note()
     RunState.is_unit = not any(item.get_closest_marker(each) for each in ("server", "nightly", "check"))
     if RunState.failures > RunState.collected:
         RunState.collected = RunState.failures
@@ -223,6 +225,7 @@ def pytest_runtest_teardown() -> Generator[None, None, None]:
     try:
         result = yield
     finally:
+        Loaded.forget()
         if hasattr(signal, "SIGALRM"):
             signal.alarm(0)
         RunState.is_unit = False

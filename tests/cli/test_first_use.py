@@ -26,9 +26,8 @@ first, second = Server("first"), Server("second")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory. Modules stay loaded, because some can't be loaded twice."""
+    """An empty current directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 

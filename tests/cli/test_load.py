@@ -5,7 +5,6 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs can't be imported twice
 import pytest
 
 from cases import for_each

@@ -278,8 +278,6 @@ def test_the_server_may_be_a_command_after_two_hyphens(tmp_path: Path, monkeypat
 
 @pytest.mark.server
 def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "shop", sys)  # restored afterwards
-    del sys.modules["shop"]
     (tmp_path / "inside").mkdir()
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)

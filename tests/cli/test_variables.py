@@ -1,9 +1,7 @@
-import sys
 from pathlib import Path
 
 import pytest
 
-import millstream._cli.run  # noqa: F401  `folder` puts back sys.modules, and what `main` imports is not to be imported twice
 from millstream._app.server_process import CommandError
 from millstream._cli import main
 from millstream._cli.load import load
@@ -25,7 +23,6 @@ def test_unusable_variables_are_reported_without_a_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, variable: str, text: str, what: str
 ) -> None:
     (folder / "shop.py").write_text(SHOP)
-    monkeypatch.delitem(sys.modules, "shop", raising=False)  # another test's
     monkeypatch.setenv(variable, text)
     with pytest.raises(CommandError) as caught:
         load(target)

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs cannot be imported twice
 import pytest
 
 import millstream
@@ -34,10 +33,8 @@ def at_stages(*stages: str) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory. Import paths and modules are restored afterward."""
+    """An empty current directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", sys.modules.copy())
     return tmp_path
 
 

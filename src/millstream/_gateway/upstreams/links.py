@@ -91,6 +91,8 @@ class Link(Struct, eq=False):
     """Whether it's being closed."""
     remembered: bool = False
     """Whether it's a caller's session, so the caller learns of its loss. See `UpstreamSessions`."""
+    reported: bool = False
+    """Whether its caller has learned of the loss."""
     notifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a client's notification is passed on, so that they keep their order."""
 
@@ -353,10 +355,11 @@ class Links(Struct):
             raise EndedHere("The earlier session has ended.")
 
     async def forget(self, link: Link) -> None:
-        """Close a connection whose caller learns now that its session is lost."""
-        if self.links.get(link.key) is link and (link.remembered or link.key.own):
+        """Close a connection whose caller learns now that its session is lost. It may have been closed before."""
+        if not link.reported and self.links.get(link.key, link) is link and (link.remembered or link.key.own):
             await self.records.take(link.key)
             await self.tell(link.key)
+            link.reported = True
         self.end(link)
 
     def end(self, link: Link) -> None:
