@@ -69,6 +69,9 @@ Name = Annotated[str, Parameter(name="NAME", help="Name of the upstream.")]
 TomlFile = Annotated[Path, Parameter(help="The gateway.toml.")]
 
 
+_TRUST = 'trust = "follow"  # changed definitions are logged; with "pin", they also wait until you accept them\n'
+
+
 @gateway.command
 def add(
     name: Name,
@@ -95,7 +98,7 @@ def add(
         raise UsageError(f"Unexpected argument: {rest[0]}. A URL is one argument.")
     value = json_module.dumps(target if rest else first, ensure_ascii=False).replace("\x7f", "\\u007f")
     key = name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json_module.dumps(name, ensure_ascii=False)
-    table = f"[upstreams.{key}]\n{'url' if is_url else 'command'} = {value}\n"
+    table = f"[upstreams.{key}]\n{'url' if is_url else 'command'} = {value}\n{_TRUST if is_url else ''}"
 
     def insert(text: str, upstreams: Mapping[str, object]) -> str:
         if name in upstreams:

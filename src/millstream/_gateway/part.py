@@ -432,6 +432,13 @@ class GatewayPart:
         ):
             read("counter", f"gateway_{name}_total", text, partial(figures, name), label)
         read(
+            "counter",
+            "gateway_changes_total",
+            "Definitions that an upstream has changed or added.",
+            lambda: {(name,): upstream.lists.changes.count for name, upstream in self.upstreams.items()},
+            label,
+        )
+        read(
             "gauge",
             "gateway_links",
             "Open connections.",
@@ -778,12 +785,13 @@ def _merge(one: Json, other: Json) -> Json:
     merged |= {name: newest[name] for name in ("revision", "transport")}
     for name in ("items", "listed"):
         merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}
-    for name in ("links", "refused", "calls", "unanswered"):
+    for name in ("links", "refused", "calls", "unanswered", "changes"):
         merged[name] += other[name]
     for name in ("p50_ms", "p99_ms", "listed_at", "changed_at"):
         merged[name] = max(one.get(name) or 0, other.get(name) or 0) or None
-    errors = [error for each in (one, other) if (error := each.get("last_error"))]
-    merged["last_error"] = max(errors, key=lambda error: error["at"], default=None)
+    for name in ("last_error", "last_change"):
+        found = [last for each in (one, other) if (last := each.get(name))]
+        merged[name] = max(found, key=lambda last: last["at"], default=None)
     first, second = one["processes"], other["processes"]
     if first and second:  # the counts are integers, unlike the longest delay
         sums = {name: value + second[name] for name, value in first.items() if isinstance(value, int)}

@@ -1,18 +1,23 @@
 """What callers see is a pure function of the upstreams' lists and the rules."""
 
 import asyncio
+import time
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from millstream import Client, Server
-from millstream._gateway.catalog.catalog import Catalog
+from millstream._gateway.catalog.catalog import Catalog, StoredCatalog
+from millstream._gateway.catalog.changes import ChangeLog
 from millstream._gateway.catalog.offer import Conflict, Mount, Offer, make_offer, mount
 from millstream._gateway.loops import STARTING
 from millstream._gateway.names import Names
 from millstream._gateway.rules.policy import Policy
 from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
+from millstream.stores import Map, MemoryMap
 from patience import WAIT
 
 
@@ -111,3 +116,40 @@ async def test_lists_are_in_configuration_order() -> None:
         first.tool(lambda: "one", name="one")
         assert await anext(changes) == Change("tools")
         assert [tool.name for tool in await client.tools(fresh=True)] == ["own", "first_one", "second_two"]
+
+
+def change_log(kv: Map) -> ChangeLog:
+    stored: Any = SimpleNamespace(kv=kv, shared=True, time=time.time)
+    return ChangeLog("shop", StoredCatalog(stored, "front", "shop", "http://shop"), lambda *_: True)
+
+
+def listing(description: str) -> Catalog:
+    return Catalog(
+        revision="2026-07-28", tools={"order": {"name": "order", "description": description}}, taken_at=time.time()
+    )
+
+
+async def test_change_is_logged_by_one_worker_of_a_store(caplog: pytest.LogCaptureFixture) -> None:
+    kv = MemoryMap(time.time, 1 << 20)
+    logs = [change_log(kv) for _ in range(3)]
+    for before, after in pairwise(["Order.", "Order two.", "Order.", "Order two."]):
+        for each in logs[:2]:  # at the same time
+            await each.record(listing(before), listing(after))
+        await logs[0]._stored.save(listing(after), renew=True)
+        await logs[2].record(listing(before), listing(after))  # later
+    assert len(caplog.records) == 3
+    assert sum(each.count for each in logs) == 3
+
+
+async def test_definition_that_always_changes_is_called_restless_once(caplog: pytest.LogCaptureFixture) -> None:
+    only, before = change_log(MemoryMap(time.time, 1 << 20)), listing("Order a book.")
+    for number in range(9):
+        after = listing(f"Order a book. It's {number} o'clock.")
+        if number == 8:
+            after.tools["new"] = {"name": "new", "description": "Be new."}
+        await only.record(before, after)
+        before = after
+    texts = [each.getMessage() for each in caplog.records]
+    assert len(texts) == 5
+    assert texts[3].endswith("tool 'order' changes with every list, so its changes aren't logged any more")
+    assert texts[4].endswith("new tool 'new': 'Be new.'")

@@ -81,6 +81,8 @@ MAX_ITEM_BYTES = 256 * 1024
 """Maximum size of an item, in bytes."""
 STORED_SECONDS = 30 * 24 * 3600.0
 """Seconds until a stored copy expires unless a worker renews it."""
+_TOLD_SECONDS = 60.0
+"""Seconds in which all workers read a change that an upstream announces."""
 _MAX_STORED = 64 * 1024 * 1024
 """Maximum size of a stored copy, in bytes, decompressed."""
 
@@ -216,6 +218,14 @@ class StoredCatalog:
             self._last_hash = content
         except (StoreFull, StoreUnavailable) as exc:
             logger.warning("An upstream's lists can't be stored, so new workers have to fetch them: %s", exc)
+
+    async def claim(self, change: str) -> bool:
+        """Return whether this worker is the first to log a change."""
+        key = f"{self._key}:{sha256(change.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+        try:
+            return await self._kv.compare_and_set(key, None, b"1", _TOLD_SECONDS)
+        except (StoreFull, StoreUnavailable):
+            return True
 
 
 def _hash_of(catalog: Catalog) -> bytes:

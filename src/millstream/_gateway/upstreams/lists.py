@@ -13,11 +13,13 @@ from millstream._gateway.catalog.catalog import (
     METHODS,
     STORED_SECONDS,
     Catalog,
+    Description,
     Pins,
     QuarantinedItem,
     StoredCatalog,
     fetch,
 )
+from millstream._gateway.catalog.changes import ChangeLog
 from millstream._gateway.errors import InUse, NoCredentials
 from millstream._gateway.log import logger
 from millstream._gateway.names import UpstreamPattern
@@ -42,7 +44,7 @@ from millstream.client import (
 from millstream.client._recovery import NO_HANDSHAKE, UNREACHABLE
 from millstream.client._server_messages import Change
 from millstream.client.lowlevel import Conversation
-from millstream.protocol import METHOD_NOT_FOUND
+from millstream.protocol import METHOD_NOT_FOUND, members
 
 if TYPE_CHECKING:
     from millstream._gateway.credentials.source import UpstreamCredentials
@@ -176,6 +178,7 @@ class ListKeeper(ABC):
         self._stored = stored
         self.pins: Pins | None = pins
         self._owner = owner
+        self.changes: ChangeLog = ChangeLog(self.config.name, stored, self._is_used)
         self._is_quarantined = _quarantine((), ())
         self._asked_at = monotonic()
         self.since: float = time()
@@ -233,11 +236,16 @@ class ListKeeper(ABC):
             logger.info("The upstream %s is ready%s", self.config.name, f": {has}" if has else "")
             for name, hint in find_unknown_names(self._owner.policy.own, [name for _, name in self.names()]):
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
-        elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
-            self.changed_at = found.taken_at
+        else:
+            if any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
+                self.changed_at = found.taken_at
+            await self.changes.record(before, found)
         self.ready.set()
         self.responded.set()
         self._owner.take_lists(found, announced)
+
+    def _is_used(self, kind: str, name: str, definition: Description) -> bool:
+        return self._owner.policy.item(kind, name, members(definition.get("annotations"))) is not None
 
     def names(self) -> Iterator[tuple[str, str]]:
         """Yield kind and upstream's name of each item, including quarantined ones."""

@@ -265,6 +265,8 @@ class Upstream(ABC):
             "transport": found.transport,
             "listed_at": found.taken_at,
             "changed_at": self.lists.changed_at,
+            "changes": self.lists.changes.count,
+            "last_change": self.lists.changes.last,
             "items": {kind: len(names) for kind, names in self.offered.items()},
             "listed": {kind: len(getattr(found, kind)) for kind in METHODS},
             "tokens": self.tokens,

@@ -172,6 +172,7 @@ function drawFacts(row) {
     Account: row.account || "none",
     "Lists taken": ago(row.listed_at),
     "Lists changed": ago(row.changed_at),
+    "Last changed definitions": row.last_change ? `${ago(row.last_change.at)}: ${row.last_change.text}` : "none",
     Tools: shown("tools"),
     Resources: shown("resources", "templates"),
     Prompts: shown("prompts"),
