@@ -135,7 +135,7 @@ async def test_change_is_logged_by_one_worker_of_a_store(caplog: pytest.LogCaptu
     for before, after in pairwise(["Order.", "Order two.", "Order.", "Order two."]):
         for each in logs[:2]:  # at the same time
             await each.record(listing(before), listing(after))
-        await logs[0]._stored.save(listing(after), renew=True)
+        await logs[0]._stored.save(listing(after), last_at=0.0)
         await logs[2].record(listing(before), listing(after))  # later
     assert len(caplog.records) == 3
     assert sum(each.count for each in logs) == 3

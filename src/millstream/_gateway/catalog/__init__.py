@@ -2,8 +2,8 @@
 
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
-- `catalog`: AcceptedFile, Catalog, Description, MAX_ITEM_BYTES, METHODS, Pins, QuarantinedItem, STORED_SECONDS,
-  StoredCatalog, digest_of, fetch, pinned_items, read_page
+- `catalog`: AcceptedFile, Catalog, Description, MAX_ITEM_BYTES, METHODS, Pins, QuarantinedItem, StoredCatalog,
+  digest_of, fetch, pinned_items, read_page
 - `changes`: ChangeLog
 - `offer`: Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
 - `resource_tools`: ResourceToolsPart, make_reader

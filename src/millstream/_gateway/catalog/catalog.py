@@ -79,7 +79,7 @@ _MAX_OMISSIONS = 5
 """Maximum number of mistakes in an upstream's lists to log."""
 MAX_ITEM_BYTES = 256 * 1024
 """Maximum size of an item, in bytes."""
-STORED_SECONDS = 30 * 24 * 3600.0
+_STORED_SECONDS = 30 * 24 * 3600.0
 """Seconds until a stored copy expires unless a worker renews it."""
 _TOLD_SECONDS = 60.0
 """Seconds in which all workers read a change that an upstream announces."""
@@ -203,18 +203,18 @@ class StoredCatalog:
         self._last_hash = _hash_of(found)
         return found
 
-    async def save(self, catalog: Catalog, *, renew: bool) -> None:
+    async def save(self, catalog: Catalog, *, last_at: float) -> None:
         """Write a copy, unless it's stored already.
 
         Args:
             catalog: Catalog to store.
-            renew: Whether to write it even if nothing has changed.
+            last_at: `taken_at` of the catalog before. An old copy is written again before it expires.
         """
         content = _hash_of(catalog)
-        if content == self._last_hash and not renew:
+        if content == self._last_hash and catalog.taken_at - last_at < _STORED_SECONDS / 4:
             return
         try:
-            await self._kv.put(self._key, zlib.compress(encode(catalog), 6), STORED_SECONDS)
+            await self._kv.put(self._key, zlib.compress(encode(catalog), 6), _STORED_SECONDS)
             self._last_hash = content
         except (StoreFull, StoreUnavailable) as exc:
             logger.warning("An upstream's lists can't be stored, so new workers have to fetch them: %s", exc)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from millstream._gateway.catalog.catalog import (
     METHODS,
-    STORED_SECONDS,
     Catalog,
     Description,
     Pins,
@@ -606,11 +605,11 @@ class McpLists(ListKeeper):
         ):
             found.resources = {}  # the lists may belong to the lister alone
         found.taken_at, found.asks_by_handshake = self._stored.time(), self._source.in_sessions
-        renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
+        last_at = self.catalog.taken_at
         await self.publish(found, announced)
         self.recover(failures)
         self._listed_at = monotonic()
-        await self._stored.save(found, renew=renew)
+        await self._stored.save(found, last_at=last_at)
 
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""
