@@ -143,6 +143,8 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """URLs of MCP servers that `/inspect` can reach, for programs on this machine."""
     audit_log: str = ""
     """The file of the audit log."""
+    audit_required: Switch = False
+    """Refuse calls while the audit log can't be written."""
     card_url: str = ""
     """The public URL of the MCP endpoint. If set, the server publishes a server card and a catalog (SEP-2127)."""
     card_name: str = ""

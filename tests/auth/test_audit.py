@@ -6,6 +6,8 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, make_server, run_guarded
+from cases import for_each
 from http_peer import serve
 from millstream import Client, Context, Server, Settings
 from millstream._protocol.errors import LocalError
 from millstream._telemetry.messages import MAX_LINES, START, AuditEntry, AuditLog, BrokenAuditLog, newest, verify
+from millstream.client import ServerError
 from patience import WAIT
 from wire import request
 
@@ -66,7 +70,7 @@ async def test_calls_publications_and_rejected_credentials_are_audited(tmp_path:
     text = path.read_text("utf-8")
     assert not any(secret in text for secret in (ALICE, BOB, "wrong-key", "9780261103573", "over"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert verify(path) == (9, lines[-1]["hash"])
+    assert verify(path) == (9, lines[-1]["hash"], 0)
 
 
 @pytest.mark.parametrize("path", ["/tools/wait", "/mcp/tools/call"])
@@ -118,7 +122,7 @@ def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:
     assert written(path).hash == START
     first = written(path, "a", "b")
     second = written(path, "c")
-    assert (second.seq, verify(path)) == (3, (3, second.hash))
+    assert (second.seq, verify(path)) == (3, (3, second.hash, 0))
     assert first.hash in path.read_text("utf-8").splitlines()[2]
 
 
@@ -182,24 +186,74 @@ def test_client_text_cannot_break_audit_lines(tmp_path_factory: pytest.TempPathF
     assert written(path, "more").seq == 5
 
 
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """Let this process's files grow up to a size, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
 def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     path = tmp_path / "a"
     log = AuditLog(path)
     log.write(AuditEntry("now", "one"))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
-    try:
+    with full_at(path.stat().st_size + 20):
         for _ in range(2):
             with pytest.raises(OSError, match=r"full|large"):
                 log.write(AuditEntry("now", "two"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
     log.write(AuditEntry("now", "three", address="x" * 10_000 + "\udc80"))
     log.close()
-    assert verify(path)[0] == 2
+    assert verify(path)[::2] == (3, 2)
+    missing = json.loads(path.read_text("utf-8").splitlines()[1])
+    assert (missing["method"], missing["lost"], missing["from"], missing["to"]) == ("lost", 2, "now", "now")
     assert path.stat().st_size < 2000
+
+
+def test_records_lost_at_the_end_are_counted_at_the_close(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    log = AuditLog(path)
+    log.write(AuditEntry("now", "one"))
+    with full_at(path.stat().st_size), pytest.raises(OSError, match=r"full|large"):
+        log.write(AuditEntry("then", "two"))
+    log.close()
+    assert verify(path)[::2] == (2, 1)
+    assert written(path, "more").seq == 3
+
+
+@for_each("required", [False, True])
+async def test_calls_that_the_audit_log_misses_are_counted_or_refused(
+    required: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / ("required" if required else "free")
+    mcp = Server("shop", settings=Settings(audit_log=str(path), audit_required=required))
+    mcp.tool(lambda: "done", name="order")
+    async with mcp.running() as runtime, Client(mcp, timeout=WAIT) as client:
+        await client.call("order")
+        with full_at(path.stat().st_size):
+            assert (await client.call("order")).text == "done"
+            assert runtime.host.degraded_reasons() == ["the audit log can't be written"]
+            if required:
+                with pytest.raises(ServerError, match="its audit log can't be written"):
+                    await client.call("order")
+            else:
+                assert (await client.call("order")).text == "done"
+        assert (await client.call("order")).text == "done"
+        assert runtime.host.degraded_reasons() == []
+    texts = [each.getMessage() for each in caplog.records if "audit log" in each.getMessage()]
+    assert [text.partition(":")[0].partition(",")[0] for text in texts] == [
+        "The audit log can't be written",
+        "The audit log can be written again. A line in it counts what is missing.",
+    ]
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [line.get("lost") for line in lines if line["method"] == "lost"] == [2]
+    assert verify(path).lost == 2
+    caplog.clear()
 
 
 def test_audit_records_are_not_appended_to_other_files(tmp_path: Path) -> None:
@@ -230,7 +284,7 @@ def test_audit_command_verifies_a_log(tmp_path: Path) -> None:
 
     assert run() == (0, f"Checked 2 lines. None were changed. The last line has the hash {last}\n")
     assert run("--last", last)[0] == 0
-    assert json.loads(run("--json")[1]) == {"lines": 2, "hash": last}
+    assert json.loads(run("--json")[1]) == {"lines": 2, "hash": last, "lost": 0}
     written(path, "three")
     assert run("--last", last)[0] == 1
     path.write_bytes(path.read_bytes().replace(b"one", b"own"))

@@ -20,7 +20,7 @@ from millstream._cli.errors import finite
 from millstream._cli.program import Json
 from millstream._cli.tables import ask_password, print_json, print_rows, report
 from millstream._config import PREFIX
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, pluralize
 from millstream._telemetry.messages import BrokenAuditLog
 from millstream._telemetry.messages import verify as verify_file
 from millstream.auth._key_file import KeyFile, StoredKey
@@ -362,7 +362,7 @@ def verify(file: Path, /, *, last: Annotated[str, Parameter(metavar="HASH")] = "
         last: The expected hash of the last line, which you noted earlier.
     """
     try:
-        count, found = verify_file(file)
+        count, found, lost = verify_file(file)
     except OSError as exc:
         raise CommandError(f"{file} can't be read: {exc.strerror}.") from exc
     except BrokenAuditLog as exc:
@@ -376,6 +376,8 @@ def verify(file: Path, /, *, last: Annotated[str, Parameter(metavar="HASH")] = "
             fix="If lines were added since you noted it, check a copy from that time.",
         )
     if json:
-        print_json({"lines": count, "hash": found})
+        print_json({"lines": count, "hash": found, "lost": lost})
         return
     print(f"Checked {count} lines. None were changed. The last line has the hash {found}")
+    if lost:
+        print(f"{pluralize(lost, 'record')} couldn't be written. The lines with the method lost say when.")

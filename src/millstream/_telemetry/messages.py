@@ -14,10 +14,11 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import msgspec
 from msgspec import Struct
@@ -231,6 +232,8 @@ _MAX_FILES = 256
 _MAX_AUDITED = 512
 """Maximum characters of a peer's text in the audit log."""
 _MARK = b',"hash":"'
+LOST = "lost"
+"""`method` of a line about entries that couldn't be written."""
 
 
 class AuditEntry(Struct, omit_defaults=True):
@@ -259,7 +262,12 @@ class AuditEntry(Struct, omit_defaults=True):
 
 
 class AuditLog:
-    """The audit log of one process."""
+    """The audit log of one process. A line says how many others couldn't be written before it."""
+
+    lost: int = 0
+    """Number of entries that couldn't be written and that no line mentions yet."""
+    _lost_at: tuple[str, str] = "", ""
+    """Times of the first and the last of them."""
 
     def __init__(self, path: Path) -> None:
         """Open the file, or the first of ``path.1``, ``path.2``… that isn't used by another process.
@@ -275,11 +283,34 @@ class AuditLog:
             raise
 
     def write(self, entry: AuditEntry) -> None:
-        """Append a line and pass it to the operating system before returning."""
+        """Append a line and pass it to the operating system before returning.
+
+        Raises:
+            OSError: It can't be written.
+        """
         for name in ("method", "target", "subject", "issuer", "client", "address", "program"):
             value: str = getattr(entry, name)
             setattr(entry, name, value[:_MAX_AUDITED].encode("utf-8", "replace").decode())
-        body = _encode({"seq": self.seq + 1, "prev": self.hash, **msgspec.to_builtins(entry)})
+        try:
+            self.report_lost()
+            self._append(msgspec.to_builtins(entry))
+        except OSError:
+            self.lost, self._lost_at = self.lost + 1, (self._lost_at[0] or entry.at, entry.at)
+            raise
+
+    def report_lost(self) -> None:
+        """Append a line about entries that couldn't be written, if there are any.
+
+        Raises:
+            OSError: It can't be written either.
+        """
+        if self.lost:
+            first, last = self._lost_at
+            self._append({"at": last, "method": LOST, "lost": self.lost, "from": first, "to": last})
+            self.lost, self._lost_at = 0, ("", "")
+
+    def _append(self, line_members: Json) -> None:
+        body = _encode({"seq": self.seq + 1, "prev": self.hash, **line_members})
         digest = sha256(body).hexdigest()
         line = b'%b%b%b"}\n' % (body[:-1], _MARK, digest.encode())
         written = os.write(self._fd, line)
@@ -292,6 +323,8 @@ class AuditLog:
     def close(self) -> None:
         """Flush written lines to disk and close the file."""
         try:
+            with suppress(OSError):
+                self.report_lost()
             os.fsync(self._fd)
         finally:
             os.close(self._fd)
@@ -362,14 +395,24 @@ class BrokenAuditLog(Exception):
     """A line was changed. The text gives its number."""
 
 
-def verify(path: Path) -> tuple[int, str]:
-    """Return the number of lines in a file and the hash of the last one.
+class Verified(NamedTuple):
+    """What a file contains."""
+
+    lines: int
+    hash: str
+    """The hash of the last line."""
+    lost: int = 0
+    """Number of entries that couldn't be written."""
+
+
+def verify(path: Path) -> Verified:
+    """Return what a file contains, if no line was changed.
 
     Raises:
         BrokenAuditLog: A line was changed, removed, inserted, or moved.
         OSError: The file can't be read.
     """
-    number, previous = 0, START
+    number, previous, lost = 0, START, 0
     for number, line in enumerate(_lines(path), 1):
         found = _check(line)
         if found is None:
@@ -377,7 +420,8 @@ def verify(path: Path) -> tuple[int, str]:
         if found.get("prev") != previous or found.get("seq") != number:
             raise BrokenAuditLog(f"Before line {number} of {path}, lines were removed, inserted, or reordered.")
         previous = str(found["hash"])
-    return number, previous
+        lost += found.get("lost", 0) if found.get("method") == LOST else 0
+    return Verified(number, previous, lost)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._parts import WATCH, PartHost, Route
 from millstream._protocol.admission import target_name
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import OVERLOADED, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
@@ -51,13 +51,13 @@ _HEAD = 512
 class AuditPart(OwnPart):
     """Writes every call and publication with its outcome, and every rejected credential, to the server's audit log.
 
-    Failures to write are logged, and don't stop calls.
+    A line counts the records that couldn't be written before it. With the setting `audit_required`, calls are refused
+    until that line is there.
     """
 
     name: str = "audit"
     _log: AuditLog
-    _failed = False
-    """Whether the last line couldn't be written."""
+    _trouble: LogOnce
     _refusals: Limiter
     """Limits records of rejected credentials per address."""
 
@@ -67,7 +67,21 @@ class AuditPart(OwnPart):
         Raises:
             LocalError: The file can't be used.
         """
-        self._log = AuditLog(Path(self.definition.settings.audit_log))
+        self._log = log = AuditLog(Path(self.definition.settings.audit_log))
+        required = self.definition.settings.audit_required
+        self._trouble = LogOnce(
+            logger,
+            f"The audit log can't be written, and calls {'are refused' if required else 'continue without it'}",
+            "The audit log can be written again. A line in it counts what is missing.",
+        )
+        self._lost = 0
+        host.every_second(lambda _: self._report_lost())
+        if required:
+            host.gate(self._require)
+        if host.metrics is not None:
+            text = "Records that the audit log couldn't be written for."
+            host.metrics.read("counter", "millstream_audit_lost_total", text, lambda: {(): self._lost})
+        host.check_ready(lambda: "the audit log can't be written" if log.lost else "", serves=not required)
         host.observe(self._observe)
         host.observe_messages(self._observe_message)
         if host.guard is not None:
@@ -132,13 +146,25 @@ class AuditPart(OwnPart):
         entry.at = stamp(time.time())
         if principal is not None:
             entry.subject, entry.issuer, entry.client = principal.subject, principal.issuer, principal.client
-        try:
-            self._log.write(entry)
-            self._failed = False
-        except OSError as exc:
-            if not self._failed:
-                logger.error("The audit log can't be written: %s. Calls continue without it.", exc)
-            self._failed = True
+        with self._trouble:
+            try:
+                self._log.write(entry)
+            except OSError:
+                self._lost += 1
+                raise
+
+    def _report_lost(self) -> None:
+        """Write what is missing, as soon as there's room."""
+        if self._log.lost:
+            with self._trouble:
+                self._log.report_lost()
+
+    def _require(self, call: Call) -> None:
+        """Refuse a call that couldn't be recorded."""
+        self._report_lost()
+        if self._log.lost:
+            text = "This server records each call, and its audit log can't be written at the moment. Try again later."
+            raise ProtocolError(OVERLOADED, text, status=503)
 
 
 INTERVAL = 1.0
