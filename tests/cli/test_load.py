@@ -300,6 +300,14 @@ def no_sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_sdk")
+def test_program_for_version_2_of_the_sdk_suggests_it(folder: Path) -> None:
+    for source in ("from mcp.server import MCPServer", "from mcp.server.mcpserver import MCPServer"):
+        (folder / "new.py").write_text(source)
+        told = failure("new.py")
+        assert "--with mcp" in f"{told.what} {told.why} {told.fix}"
+
+
+@pytest.mark.usefixtures("no_sdk")
 def test_names_imported_by_the_sdk_examples_exist() -> None:
     missing = [
         f"{module}.{name}"

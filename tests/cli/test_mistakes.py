@@ -118,6 +118,8 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --serve hub web", "Unexpected argument: web.", "commas in a list"),
     ("init my shop", "Unexpected argument: shop.", "Put quotes around a value with spaces"),
     ("init shop --template", "--template needs a value.", "millstream init --help"),
+    ("--nonsense", "There is no option --nonsense.", "millstream --help"),
+    ("--nonsense call shop.py", "There is no option --nonsense.", "millstream --help"),
     ("--port 8 run shop.py", "--port comes after the command: millstream run --port", "millstream --help"),
     ("call shop.py order {'isbn':'978'}", "The argument isn't JSON", "double quotes"),
     ("run shop.py --port TAKEN", "Port TAKEN on 127.0.0.1 is in use.", "use another port: --port"),
@@ -393,6 +395,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().list_resources(), "`@mcp.resource` adds", "client.resources()"),  # type: ignore[attr-defined]
     (lambda: program().call_tool(), "no attribute 'call_tool'", "To define a tool, write `@mcp.tool`."),  # type: ignore[attr-defined]
     (lambda: Server("shop", "Be kind."), "arguments after the first 1 by keyword", "version=…, instructions=…"),  # type: ignore[misc]
+    (lambda: auth.introspection("https://shop.example.com"), "pass all arguments by keyword", "such as "),  # type: ignore[misc,call-arg]
     (lambda: program().add_middleware(1), "no attribute 'add_middleware'", "Server(middleware=["),  # type: ignore[attr-defined]
     (lambda: Server("shop", serve="hub").hub.subscribe, "no attribute 'subscribe'", "mcp.hub.listen(channel)"),  # type: ignore[attr-defined]
     (lambda: Server("shop", serve="hub").hub.emit, "no attribute 'emit'", "mcp.hub.publish(channel, data)"),  # type: ignore[attr-defined]

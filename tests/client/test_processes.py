@@ -11,7 +11,7 @@ import pytest
 
 from cases import for_each
 from fleet import until
-from millstream import Client
+from millstream import Client, Server
 from millstream.client import (
     ClientError,
     ConnectFailed,
@@ -199,6 +199,21 @@ async def test_lines_that_are_not_messages_are_skipped(script: Path, caplog: pyt
         assert rest.text == first.text == (await client.call("pid")).text
     [record] = [each for each in caplog.records if each.message.startswith("Skipped a message")]
     assert "[INFO] step 0" in record.message
+
+
+async def test_log_of_a_gateway_names_the_server_whose_lines_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = 'import os\nfrom millstream import Server\nmcp = Server("shop")\nmcp.tool(lambda: "", name="buy")\n'
+    front = Server("front")
+    for name, line in (("quiet", ""), ("loud", 'os.write(1, b"Loading\\n")\n')):
+        (tmp_path / f"{name}.py").write_text(f"{start}{line}mcp.run()\n")
+        front.upstream(name, [sys.executable, str(tmp_path / f"{name}.py")], start_timeout=WAIT)
+    async with asyncio.timeout(WAIT), Client(front) as client:
+        await client.call("loud_buy")
+        await client.call("quiet_buy")
+    skipped = [each for each in caplog.records if each.message.startswith("Skipped a message")]
+    assert {vars(each)["upstream"] for each in skipped} == {"loud"}
 
 
 async def test_programs_that_exit_immediately_get_a_remedy(tmp_path: Path) -> None:

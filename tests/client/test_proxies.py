@@ -215,6 +215,10 @@ async def test_proxy_authentication_is_explained(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ConnectFailed, match=r"requires credentials \(407\)"):
             async with Client("http://mcp.test/mcp"):
                 pass
+        monkeypatch.setenv("HTTP_PROXY", f"http://ada:secret@127.0.0.1:{proxy.port}")
+        with pytest.raises(ConnectFailed, match=r"rejected the name or password in the variable \(407\)"):
+            async with Client("http://mcp.test/mcp"):
+                pass
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

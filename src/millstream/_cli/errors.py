@@ -289,6 +289,8 @@ def _unknown(arguments: Sequence[str]) -> str:
     if word.startswith("-"):
         command = next((each for each in arguments if each in _COMMANDS), "run")
         option = _OTHER_OPTIONS.get(word.lstrip("-"), "") if command in _OPTIONED else ""
+        if not option and word.partition("=")[0] not in _options_of(command):
+            return f"There is no option {word}."
         return f"{word} comes after the command: millstream {command} {f'--{option}' if option else word}"
     other = _OTHER_NAMES.get(word)
     if subcommand := _OTHER_NAMES.get(" ".join(arguments[:2])):
@@ -303,6 +305,12 @@ def _unknown(arguments: Sequence[str]) -> str:
     if other and not word.endswith(_SERVERS) and "://" not in word:
         other = shlex.join([*other.split(), *arguments[1 + (subcommand is not None) :]])
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
+
+
+def _options_of(command: str) -> Collection[str]:
+    from millstream._cli.program import program  # noqa: PLC0415  only for errors
+
+    return [name for each in program(command)[command].assemble_argument_collection() for name in each.names]
 
 
 def _fail(

@@ -351,7 +351,7 @@ def _needs_low_level_sdk(exc: BaseException) -> bool:
     if isinstance(exc, ImportError):
         name = exc.name or ""
         low_level = name in ("mcp.server.lowlevel", "mcp.server.stdio", "mcp.server.models")
-        return low_level or (name == "mcp.server" and "FastMCP" not in str(exc))
+        return low_level or (name == "mcp.server" and not re.search("FastMCP|MCPServer", str(exc)))
     return isinstance(exc, AttributeError) and type(exc.obj).__module__.startswith("mcp.server.lowlevel")
 
 
@@ -391,15 +391,17 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix=f"Import from the package itself: from millstream import {name}",
             detail=detail,
         )
-    if isinstance(exc, ModuleNotFoundError) and exc.name:
-        package = exc.name.partition(".")[0]
-        spec = getattr(sys.modules.get(package), "__spec__", None)
+    package = (exc.name or "").partition(".")[0] if isinstance(exc, ImportError) else ""
+    spec = getattr(sys.modules.get(package), "__spec__", None) if package else None
+    lacks_name = spec is not None and isinstance(spec.loader, CompatibleImports) and "'FastMCP'" not in str(exc)
+    if isinstance(exc, ImportError) and exc.name and (lacks_name or isinstance(exc, ModuleNotFoundError)):
         if spec is not None and not isinstance(spec.loader, CompatibleImports):
             what = f"{source} imports the module {exc.name}, which the installed package {package} doesn't have."
             return CommandError(what, fix="Check its name, and the version of the package.", detail=detail)
+        found = re.match(r"cannot import name '(\w+)'", str(exc))
         known = "mcp" if spec else _DISTRIBUTIONS.get(package, "")
         return CommandError(
-            f"{source} needs the module {exc.name}, which isn't installed.",
+            f"{source} needs {found[1] + ' from ' if found else ''}the module {exc.name}, which isn't installed.",
             why=f"Millstream's environment doesn't contain it: {sys.executable}",
             fix=(
                 "Check its name, or add the SDK" if spec else f"Install its package{known and f', {known}'}, or add it"

@@ -382,9 +382,8 @@ def suggest_keywords(function: F, elsewhere: Alternatives | None = None) -> F:
     def check_keywords(*positional: Any, **given: Any) -> Any:
         refuse_unknown(where, given, names, elsewhere or {})
         if only and len(positional) - bound > most:
-            raise TypeError(
-                f"{where}: pass arguments after the first {most} by keyword, such as {', '.join(only[:3])}."
-            )
+            which = f"arguments after the first {most}" if most else "all arguments"
+            raise TypeError(f"{where}: pass {which} by keyword, such as {', '.join(only[:3])}.")
         return function(*positional, **given)
 
     return check_keywords  # type: ignore[return-value]  # it takes and gives what the function does

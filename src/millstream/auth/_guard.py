@@ -560,8 +560,8 @@ class AuthGuard:
         return self._throttle_response(key) if self._failures.wait(key) > 0 else None
 
     def _throttle_response(self, key: str) -> Response:
-        text = "Too many failed sign-ins from your address. Wait a minute, then try again."
         wait = max(self._failures.wait(key), self._forgeries.wait(key))
+        text = "Too many failed sign-ins from your address. Try again after the time in Retry-After."
         head = self._failures.header_lines(key, wait)
         return plain_problem(429, text, head + _NO_STORE)
 

@@ -1,7 +1,6 @@
 """The state behind `Client`: handlers, requests, cache, and shutdown."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -26,6 +25,7 @@ from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import cancel_all
 from millstream._version import __version__
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
+from millstream.client._log import client_logger
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import (
     NOT_CONNECTED,
@@ -43,7 +43,7 @@ from millstream.client._watches import Changes, Watch, WatchingRequests
 T = TypeVar("T")
 L = TypeVar("L", bound=PaginatedResult)
 
-logger = logging.getLogger(__name__)
+logger = client_logger(__name__)
 decode_tools = foreign_decoder(ListToolsResult, logger.warning)
 
 

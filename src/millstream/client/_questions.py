@@ -5,7 +5,6 @@ coroutines. Plain functions run in the event loop and must not block.
 """
 
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -26,6 +25,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.revisions import Revision
 from millstream.client._errors import InvalidResponse
+from millstream.client._log import client_logger
 
 
 class Question(ElicitRequestParams, kw_only=True):
@@ -51,7 +51,7 @@ Sample = Callable[[CreateMessageRequestParams], str | SampleResult | Awaitable[s
 Roots = Sequence[str | Path] | Callable[[], Awaitable[Sequence[str | Path | Root]]]
 """Folders and files, as paths or `file://` URIs, or a function that returns them when the server asks."""
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
 _decode_form = foreign_decoder(Question)
 _decode_sample = foreign_decoder(CreateMessageRequestParams)

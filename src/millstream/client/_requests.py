@@ -10,7 +10,6 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 
 import asyncio
 import contextlib
-import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import count
@@ -61,6 +60,7 @@ from millstream.client._errors import (
     SessionLost,
     UnknownVersion,
 )
+from millstream.client._log import client_logger
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._recovery import ONLY_SESSION, Attempt, Recovery, has_only_session, plan_recovery
 from millstream.client._server_messages import OnProgress, ServerMessages
@@ -126,7 +126,7 @@ def request_body(request_id: int, method: str, params: bytes) -> bytes:
     return b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (request_id, encode(method), params)
 
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 _NO_HEADERS: Mapping[str, str] = {}
 _MAX_ANNOTATED = 10_000
 """Maximum number of tools to keep header annotations for."""

@@ -1,6 +1,5 @@
 """Results of requests: tool results and their conversion to types, the cache, and paginated lists."""
 
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
@@ -20,6 +19,7 @@ from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.notifications import CallToolResult
 from millstream._recent import RecentBytes
 from millstream.client._errors import InvalidResponse, ToolFailed
+from millstream.client._log import client_logger
 from millstream.client._server_messages import Change
 
 _MAX_ENTRIES = 512
@@ -230,7 +230,7 @@ def find_mismatch(result: Result, schema: Json) -> str:
     return str(problems.problem_text(found, whole="it")) if found else ""
 
 
-logger = logging.getLogger(__name__)
+logger = client_logger(__name__)
 _read_result = foreign_decoder(Result, logger.debug)
 
 

@@ -27,6 +27,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._tasks import CancelReason, Tasks
 from millstream.client._errors import ClientError, TooManyMessages
+from millstream.client._log import client_logger
 from millstream.client._questions import QuestionHandler
 from millstream.client._transports import Options, Transport
 
@@ -87,7 +88,7 @@ class PendingRequest(Struct, eq=False):
         return self._task.uncancel() <= self._cancel_requests
 
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 _MAX_QUESTIONS = 100
 """Maximum number of unanswered questions from the server."""
 
@@ -365,7 +366,7 @@ class ServerMessages(Struct, eq=False):
                 answer = error_message(message.id, INTERNAL_ERROR, "The client couldn't answer")
             await transport.send(answer, "")
         except ClientError as exc:
-            _logger.info("The answer to %s couldn't be sent to the server: %s", message.method, exc)
+            _logger.debug("The answer to %s couldn't be sent to the server: %s", message.method, exc)
 
     @contextmanager
     def pause_timeouts(self, request_id: int = 0) -> Generator[None]:

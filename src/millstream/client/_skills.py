@@ -1,7 +1,6 @@
 """Client side of skills: listing, checking, and reading them (``io.modelcontextprotocol/skills``)."""
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from msgspec import Raw
@@ -22,13 +21,14 @@ from millstream._protocol.skills import (
 )
 from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch
+from millstream.client._log import client_logger
 from millstream.client._requests import RawRequest
 from millstream.client._results import PaginatedList, read
 
 if TYPE_CHECKING:
     from millstream import Client
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 
 
 class _Skills(PaginatedResult, frozen=True, kw_only=True):

@@ -7,7 +7,6 @@ subscriptions and watched connections of the handshake era are reopened with bac
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -33,11 +32,12 @@ from millstream.client._errors import (
     RequestTimeout,
     ServerError,
 )
+from millstream.client._log import client_logger
 from millstream.client._requests import Connection, RawRequest, Requests
 from millstream.client._server_messages import Change
 from millstream.client._transports import StreamReopened, Transport
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 _MAX_UNREAD = 10_000
 """Maximum unread changes. Beyond it, a single change of the kind `again` replaces them."""
 _FIRST_WAIT = 0.5

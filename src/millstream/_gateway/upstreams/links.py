@@ -23,6 +23,7 @@ from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, has_failed
 from millstream.client import ConnectionLost, SessionLost
+from millstream.client._log import SERVER
 from millstream.client.lowlevel import Conversation
 from millstream.protocol import OVERLOADED, Json, encode
 from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
@@ -239,6 +240,7 @@ class Links(Struct):
 
     async def _start(self, link: Link) -> None:
         key, conversation = link.key, link.conversation
+        SERVER.set(self.records.address[1])
         is_callers = bool(key.principal) and not key.affinity
         try:
             if is_callers and await self.records.take(key):

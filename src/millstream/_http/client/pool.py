@@ -7,6 +7,7 @@ requires status 200, and ignores proxies and credentials of the environment.
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 import time
@@ -517,7 +518,10 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
             return "The response isn't valid HTTP."
         case _:
             cause = exc.__cause__ or exc
-            text = f"{host} can't be reached: {type(cause).__name__}."
+            if isinstance(cause, socket.gaierror):
+                return f"The name {host} can't be looked up: {cause.strerror or cause}."
+            why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else type(cause).__name__
+            text = f"{host} can't be reached: {why}."
             if isinstance(cause, ssl.SSLCertVerificationError):
                 text += " If your organization has a certificate authority, set SSL_CERT_FILE to its certificate file."
             return text

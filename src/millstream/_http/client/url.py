@@ -211,6 +211,10 @@ def _is_excluded(url: Url, exceptions: str) -> bool:
 def proxy_error(proxy: Proxy, url: Url, status: int) -> ConnectFailed:
     """Return the error for a proxy that refused to connect."""
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        if proxy.credentials:
+            return ConnectFailed(
+                f"The proxy {proxy} rejected the name or password in the variable (407). Correct them."
+            )
         return ConnectFailed(
             f"The proxy {proxy} requires credentials (407). Add them to the variable: "
             f"http://name:password@{proxy.host}:{proxy.port}"

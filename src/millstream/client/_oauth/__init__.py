@@ -1,7 +1,6 @@
 """OAuth for clients: tokens and registrations, and their stores, in memory or in a file that only you can read."""
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import Confidential
+from millstream.client._log import client_logger
 from millstream.files import open_lock, write_private
 
 PRIVATE_KEY_JWT = "private_key_jwt"
@@ -22,7 +22,7 @@ ES256 = "ES256"
 _LOCK_SECONDS = 0.05
 """Seconds between attempts to lock the file."""
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 
 
 class Registration(Confidential, Struct, omit_defaults=True):

@@ -2,7 +2,6 @@
 
 import asyncio
 import html
-import logging
 import webbrowser
 from contextlib import suppress
 from urllib.parse import parse_qsl, urlsplit
@@ -10,8 +9,9 @@ from urllib.parse import parse_qsl, urlsplit
 from msgspec import Struct, field
 
 from millstream.client._errors import AccessDenied
+from millstream.client._log import client_logger
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 _LOGIN_TIMEOUT = 300.0
 """Seconds to wait for the login."""
 _PAGE = """<!doctype html>

@@ -32,6 +32,7 @@ from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks, cancel_reason, has_failed, retry_delay
 from millstream.client._endpoint import Auth, redact_error
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
+from millstream.client._log import client_logger
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
@@ -80,7 +81,7 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     """Source of credentials that change. Use headers for fixed ones."""
 
 
-_logger = logging.getLogger(__name__)
+_logger = client_logger(__name__)
 
 
 class _Id(Struct):
