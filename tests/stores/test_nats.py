@@ -80,6 +80,37 @@ async def test_nats_server_that_cannot_be_used_is_explained(
         server.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nats-py leaves refused connections open
+async def test_rejected_password_is_named_after_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._stores.nats.link.DEADLINE", 1)
+
+    def setting(password: str) -> str:
+        allowed = f"authorization {{ user: ada, password: {password} }}"
+        return f'{allowed}\njetstream {{ store_dir: "{tmp_path}/data" }}'
+
+    server = NatsServer(tmp_path, "guarded", setting=setting("first"))
+    try:
+        await server.wait()
+        store = open_store(f"nats://ada:first@127.0.0.1:{server.port}")
+        await store.open()
+        for password, says in (("second", "Authorization Violation"), ("first", "")):
+            server.kill()
+            server._setting = setting(password)
+            server.start()
+
+            async def fault(says: str = says) -> bool:
+                try:
+                    await store.kv.put("a", b"1", TTL)
+                except StoreUnavailable as exc:
+                    return bool(says) and says in str(exc)
+                return not says
+
+            await until(fault)
+        await store.close()
+    finally:
+        server.close()
+
+
 async def test_values_are_absent_after_expiry(backing: NatsBacking) -> None:
     kv = (await backing.worker()).kv
     await kv.put("session:a", b"1", 0.2)

@@ -234,7 +234,7 @@ class NatsLink:
                     **options,
                 )
         except CONNECTION_ERRORS as exc:
-            why = str(self._last_error or "").removeprefix("nats: ") or "no response"
+            why = self._fault or "no response"
             where = ", ".join(address.servers)
             raise LocalError(f"No NATS server can be used at {where}: {why}. Start it, or correct its URL.") from exc
         self._inbox = self._client.new_inbox()
@@ -280,6 +280,7 @@ class NatsLink:
 
     async def _on_reconnect(self) -> None:
         self._streams.clear()
+        self._last_error = None
         self.outages.notify_all()
         # Run in a separate task: the client awaits this method and can't reconnect before it returns.
         if self._recover_task is not None:
@@ -297,8 +298,14 @@ class NatsLink:
                 return await self._find_epoch()
             await asyncio.sleep(_PAUSE)
 
+    @property
+    def _fault(self) -> str:
+        """Why there's no connection, as the servers or the network say, or empty."""
+        is_connected = self._client is not None and self._client.is_connected
+        return "" if is_connected or self._last_error is None else _text(self._last_error)
+
     async def _on_error(self, error: Exception) -> None:
-        if not isinstance(self._last_error, nats.errors.Error):  # it says more than the end of the connection
+        if _detail(error) >= _detail(self._last_error):
             self._last_error = error
         if isinstance(error, nats.errors.SlowConsumerError):
             self.outages.notify_all()
@@ -392,7 +399,9 @@ class NatsLink:
             await asyncio.sleep(_PAUSE)
         if isinstance(last, nats.errors.NoRespondersError):
             why = "JetStream isn't running. Start the NATS server with -js, or with jetstream {} in its file"
-        raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s: {why or _text(last)}.")
+        raise StoreUnavailable(
+            f"The NATS store didn't respond within {DEADLINE:g} s: {self._fault or why or _text(last)}."
+        )
 
     async def _ask(
         self,
@@ -604,6 +613,13 @@ def parse_time(text: str) -> float:
 def _parse_headers(raw: bytes) -> dict[str, str]:
     lines = raw.decode().split("\r\n")[1:]
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+
+
+def _detail(error: BaseException | None) -> int:
+    """Return how much an error says. A refused sign-in says more than the end of the connection after it."""
+    if error is None or isinstance(error, nats.errors.StaleConnectionError):
+        return 0
+    return 1 if isinstance(error, OSError) else 2
 
 
 def _text(error: BaseException | None) -> str:
