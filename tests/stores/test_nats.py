@@ -80,7 +80,8 @@ async def test_nats_server_that_cannot_be_used_is_explained(
         server.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nats-py leaves refused connections open
+# nats-py leaves refused connections open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_rejected_password_is_named_after_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.nats.link.DEADLINE", 1)
 

@@ -131,6 +131,7 @@ class _UpstreamState(Struct):
     account: str = ""
     needs_account: bool = False
     last_error: _Failure | None = None
+    quarantined: int | None = None
     workers: dict[str, int] = {}
 
 
@@ -484,6 +485,9 @@ def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
     if upstream.transport:
         facts.append(f"over {upstream.transport}" if upstream.transport != "openapi" else "an API")
     facts.append(f"lists read at {_local_time(upstream.listed_at)}" if upstream.listed_at else "no lists yet")
+    if upstream.quarantined:
+        items = pluralize(upstream.quarantined, "item")
+        facts.append(f"{items} quarantined until somebody accepts them: millstream gateway accept FILE {upstream.name}")
     if upstream.account:
         facts.append(f"account: {upstream.account}")
     if upstream.last_error is not None:

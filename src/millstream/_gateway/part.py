@@ -385,17 +385,26 @@ class GatewayPart:
         return all(each.catalog.taken_at for each in self.upstreams.values())
 
     def _explain_missing(self, call: Call, name: str) -> str:
-        """See `Services.explain_missing`: name the upstreams that can't be used and have no lists from before."""
+        """See `Services.explain_missing`: name the upstreams that can't be used and have no lists from before, or whose
+        tool is quarantined.
+        """
         down, sets = list[Upstream](), {each.name: each for each in self.definition.sets}
         for upstream in self.upstreams.values():
             own_name = upstream.names.original("tools", name) if name else ""
             if (chosen := sets.get(call.dispatcher.address.name)) and not reveals(chosen, upstream.name):
                 continue
-            if own_name is None or upstream.catalog.taken_at or upstream.lists.report_state()[0] != "degraded":
+            if own_name is None:
                 continue
-            rules = upstream.policy.item("tools", own_name)
-            if rules is not None and sees(call, rules):
-                down.append(upstream)
+            waits = chosen is None and any(
+                (it.kind, it.name) == ("tools", own_name) for it in upstream.lists.quarantined
+            )
+            is_down = not upstream.catalog.taken_at and upstream.lists.report_state()[0] == "degraded"
+            rules = upstream.policy.item("tools", own_name) if waits or is_down else None
+            if rules is None or not sees(call, rules):
+                continue
+            if waits:
+                return f"The server {upstream.name!r} has changed this tool, so an operator has to accept it first."
+            down.append(upstream)
         if not down:
             return ""
         names = ", ".join(repr(each.name) for each in down)
@@ -767,7 +776,7 @@ _REPORTS = "upstreams"
 """Subject of the question for the reports of a worker."""
 _STATE_FACTS = (
     "name", "state", "reason", "since", "failed_reads", "revision", "transport", "listed_at", "accounts", "account",
-    "needs_account", "last_error", "workers",
+    "needs_account", "last_error", "quarantined", "workers",
 )  # fmt: skip
 
 
@@ -787,7 +796,7 @@ def _merge(one: Json, other: Json) -> Json:
         merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}
     for name in ("links", "refused", "calls", "unanswered", "changes"):
         merged[name] += other[name]
-    for name in ("p50_ms", "p99_ms", "listed_at", "changed_at"):
+    for name in ("p50_ms", "p99_ms", "listed_at", "changed_at", "quarantined"):
         merged[name] = max(one.get(name) or 0, other.get(name) or 0) or None
     for name in ("last_error", "last_change"):
         found = [last for each in (one, other) if (last := each.get(name))]

@@ -421,8 +421,13 @@ async def test_changed_definitions_are_quarantined_until_accepted(
         assert runtime.host.gateway is not None
         (gone,) = (runtime.host.gateway.items("shop") or {})["quarantined"]
         assert (gone["name"], gone["accepted"]["description"]) == ("echo", "Return the text.")
-        with pytest.raises(ServerError):
+        with pytest.raises(ServerError, match="'shop' has changed this tool, so an operator has to accept it first"):
             await client.call("echo", text="x")
+        with pytest.raises(ServerError) as unknown:
+            await client.call("other", text="x")
+        assert "accept" not in str(unknown.value)
+        (state,) = runtime.host.gateway.describe_states()
+        assert state["quarantined"] == 1
         async with Client(upstream, timeout=WAIT) as operator:
             found = await fetch(operator.conversation, max_bytes=1 << 20, failures={})
         AcceptedFile(path).accept("shop", "tools", {"echo": found.tools["echo"]})
