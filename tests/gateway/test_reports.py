@@ -43,6 +43,7 @@ def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None
 KINDS = dict.fromkeys(("tools", "resources", "templates", "prompts"), 0)
 ONE: dict[str, Any] = {
     "name": "printer", "state": "ready", "reason": "", "since": 1.0, "failed_reads": 0, "processes": None,
+    "changes": 0, "quarantined": 0,
     "revision": "", "transport": "", "needs_account": False, "p50_ms": 2.0, "p99_ms": 3.0,
     "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,
     "items": KINDS, "listed": {**KINDS, "tools": 2},

@@ -395,9 +395,8 @@ class GatewayPart:
                 continue
             if own_name is None:
                 continue
-            waits = chosen is None and any(
-                (it.kind, it.name) == ("tools", own_name) for it in upstream.lists.quarantined
-            )
+            quarantined = [each.name for each in upstream.lists.quarantined if each.kind == "tools"]
+            waits = chosen is None and own_name in quarantined
             is_down = not upstream.catalog.taken_at and upstream.lists.report_state()[0] == "degraded"
             rules = upstream.policy.item("tools", own_name) if waits or is_down else None
             if rules is None or not sees(call, rules):
@@ -792,11 +791,12 @@ def _merge(one: Json, other: Json) -> Json:
     }
     newest = max(one, other, key=lambda report: report["listed_at"] or 0)
     merged |= {name: newest[name] for name in ("revision", "transport")}
+    merged["quarantined"] = max(one["quarantined"], other["quarantined"])
     for name in ("items", "listed"):
         merged[name] = {kind: max(one[name][kind], other[name][kind]) for kind in METHODS}
     for name in ("links", "refused", "calls", "unanswered", "changes"):
         merged[name] += other[name]
-    for name in ("p50_ms", "p99_ms", "listed_at", "changed_at", "quarantined"):
+    for name in ("p50_ms", "p99_ms", "listed_at", "changed_at"):
         merged[name] = max(one.get(name) or 0, other.get(name) or 0) or None
     for name in ("last_error", "last_change"):
         found = [last for each in (one, other) if (last := each.get(name))]

@@ -519,7 +519,7 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
         case _:
             cause = exc.__cause__ or exc
             if isinstance(cause, socket.gaierror):
-                return f"The name {host} can't be looked up: {cause.strerror or cause}."
+                return f"The name {host} couldn't be resolved: {cause.strerror or cause}."
             why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else type(cause).__name__
             text = f"{host} can't be reached: {why}."
             if isinstance(cause, ssl.SSLCertVerificationError):
