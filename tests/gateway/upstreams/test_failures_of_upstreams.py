@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from cases import for_each
 from client.misbehaving_servers import (
+    DONE,
     OFFER,
     Behave,
     ReceivedRequest,
@@ -30,6 +31,7 @@ from http_peer import serve
 from millstream import Client, Server
 from millstream.client import ServerError
 from millstream.gateway import OpenApi, bearer
+from millstream.testing import connect
 from patience import WAIT
 from processes import free_port
 
@@ -532,3 +534,60 @@ async def failure_of(client: Client) -> str:
     except ServerError as exc:
         return str(exc)
     return result.text if result.is_error else ""
+
+
+FORGOTTEN: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
+    "an event that isn't JSON-RPC": lambda asked: asked.reply(
+        b'event: message\ndata: {"error":"Session not found"}\n\n', type="text/event-stream"
+    ),
+    "JSON that isn't JSON-RPC": lambda asked: asked.reply(b'{"error":"Session not found"}'),
+    "an empty body": lambda asked: asked.reply(b""),
+    "an error of the SDK": lambda asked: asked.error(32600, "Session terminated"),
+    "401": lambda asked: asked.reply(b'{"error":"unknown client"}', status="401 Unauthorized"),
+    "403": lambda asked: asked.reply(b'{"error":"unknown client"}', status="403 Forbidden"),
+}
+
+
+async def works(client: Client) -> bool:
+    try:
+        return not (await client.call("shop_buy", raise_on_error=False)).is_error
+    except ServerError:
+        return False
+
+
+@for_each("how", list(FORGOTTEN))
+@pytest.mark.parametrize("signed_in", [False, True])
+async def test_session_that_does_not_work_any_more_is_replaced(how: str, signed_in: bool) -> None:
+    """Upstreams say in different ways that they don't know a session, but a new one works."""
+    newest, broken = 0, False
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.headers.get("mcp-session-id") != str(newest):
+            await FORGOTTEN[how](asked)
+        elif asked.method == "tools/list":
+            await asked.result({"tools": [{"name": "buy", "inputSchema": {"type": "object"}}]})
+        elif asked.method == "tools/call" and broken:
+            await asked.reply(b"")
+        else:
+            await asked.result(DONE)
+
+    async def count(asked: ReceivedRequest) -> None:
+        nonlocal newest
+        newest += asked.method == "initialize"
+        await with_handshake(behave, str(newest))(asked)
+
+    async with misbehaving(count) as upstream:
+        front = Server("front")
+        front.upstream("shop", upstream.url, start_timeout=WAIT, timeout=WAIT)
+        people = {"principal": "ada"} if signed_in else {}
+        async with asyncio.timeout(WAIT), connect(front, revision="2025-11-25", **people) as client:
+            assert (await client.call("shop_buy")).text == "done"
+            newest += 1  # it has restarted
+            while not await works(client):
+                await asyncio.sleep(0.05)
+            opened, broken = newest, True
+            for _ in range(3):  # a tool that fails in a session that works
+                assert not await works(client)
+            broken = False
+            assert (await client.call("shop_buy")).text == "done"
+            assert upstream.requests[-1].headers["mcp-session-id"] == str(opened)

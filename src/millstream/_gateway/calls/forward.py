@@ -181,6 +181,7 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
             raise ForwardedCall(call, upstream, ask, source=source).pass_on(required)
     except (ServerError, AccessDenied) as exc:
         breaker.succeed(monotonic() - started, call, method, name)
+        upstream.suspect(link, exc)
         raise ForwardedCall(call, upstream, ask, source=source, verbatim=verbatim).convert_error(exc) from None
     except ClientError as exc:
         raise await _fail(call, upstream, link, exc, ask) from None
@@ -279,12 +280,13 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
         ):
             forwarding.finish(result)
             return result
-    except ServerError as exc:
-        answered = True
-        if not _try_other_era(call, upstream, link, ask, encode({"isError": True, "data": [exc.message, exc.data]})):
+    except (ServerError, AccessDenied) as exc:
+        answered, denied = True, exc if isinstance(exc, AccessDenied) else None
+        upstream.suspect(link, exc)
+        if isinstance(exc, ServerError) and not _try_other_era(
+            call, upstream, link, ask, encode({"isError": True, "data": [exc.message, exc.data]})
+        ):
             raise forwarding.convert_error(exc) from None
-    except AccessDenied as exc:
-        answered, denied = True, exc
     except ClientError as exc:
         raise await _fail(call, upstream, link, exc, ask) from None
     finally:
@@ -381,6 +383,8 @@ async def _fail(
         upstream.lists.refresh_after_loss()
     else:
         upstream.record_failure(exc, call, ask.method, ask.name)
+        if ended is None:
+            upstream.suspect(link, exc)
     if upstream.is_relayed and session is not None and session.record is None:
         await call.services.records.bury(session, max(1.0, session.expires_at - call.services.clock()))
         call.services.end_session(session.id)

@@ -92,6 +92,8 @@ class Link(Struct, eq=False):
     """Whether it's being closed."""
     remembered: bool = False
     """Whether it's a caller's session, so the caller learns of its loss. See `UpstreamSessions`."""
+    checked: bool = False
+    """Whether it's being checked whether its session still works."""
     reported: bool = False
     """Whether its caller has learned of the loss."""
     notifying: asyncio.Lock = field(default_factory=asyncio.Lock)

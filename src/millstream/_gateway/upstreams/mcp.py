@@ -688,6 +688,44 @@ class McpUpstream(Upstream):
         await conversation.close()
         return None
 
+    def suspect(self, link: Link | None, error: ClientError) -> None:
+        """Check the session of a call that failed. If it's gone, the next call opens another one.
+
+        Upstreams say in different ways that they don't know a session, so what counts is whether it still works.
+        """
+        by_url = self.processes is None and not self.is_program and not self.has_one_session
+        if link is None or not by_url or not link.conversation.transport.has_session:
+            return
+        says_no_session = not isinstance(error, ServerError) or "session" in error.message.lower()
+        if says_no_session and not isinstance(error, RequestTimeout):
+            self.links.close_tasks.spawn(self._check_session(link))
+
+    async def _check_session(self, link: Link) -> None:
+        if link.checked or link.ended or not link.conversation.negotiated.revision.handshake:
+            return
+        link.checked = True
+        other = self._make_link(LinkKey(affinity="#check", credentials=link.key.credentials), "").conversation
+        with contextlib.suppress(ClientError, OSError, TimeoutError):
+            if not await self._responds(link.conversation):
+                async with asyncio.timeout(self.config.connect_timeout):
+                    await other.start()
+                if await self._responds(other) and not link.ended:
+                    logger.info("%s: a session that doesn't work any more is replaced", self.name)
+                    self.links.end(link)
+        await other.close()
+        link.checked = False
+
+    async def _responds(self, conversation: Conversation) -> bool:
+        """Return whether a session answers a ping, or may still be busy."""
+        ask = RawRequest(method="ping", timeout=self.config.connect_timeout, repeatable=True)
+        try:
+            await conversation.requests.ask(ask)
+        except RequestTimeout:
+            return True
+        except (ClientError, OSError):
+            return False
+        return True
+
 
 def _describe_sharing(upstream: McpUpstream, facts: UpstreamFacts) -> str:
     """Return which callers share state, and how to change that, or an empty string."""
