@@ -61,6 +61,7 @@ from millstream._server.pool import Pool
 from millstream.client import (
     ClientError,
     ConnectionLost,
+    InvalidResponse,
     Options,
     RequestTimeout,
     ServerError,
@@ -696,8 +697,12 @@ class McpUpstream(Upstream):
         by_url = self.processes is None and not self.is_program and not self.has_one_session
         if link is None or not by_url or not link.conversation.transport.has_session:
             return
-        says_no_session = not isinstance(error, ServerError) or "session" in error.message.lower()
-        if says_no_session and not isinstance(error, RequestTimeout):
+        if isinstance(error, ServerError):
+            may_be_gone = "session" in error.message.lower()
+        else:
+            lost = not error.status and isinstance(error, ConnectionLost | InvalidResponse)
+            may_be_gone = lost or 400 <= error.status < 500
+        if may_be_gone:
             self.links.close_tasks.spawn(self._check_session(link))
 
     async def _check_session(self, link: Link) -> None:
@@ -709,7 +714,8 @@ class McpUpstream(Upstream):
             if not await self._responds(link.conversation):
                 async with asyncio.timeout(self.config.connect_timeout):
                     await other.start()
-                if await self._responds(other) and not link.ended:
+                works = await self._responds(other) and not link.ended
+                if works and not await self._responds(link.conversation):  # the upstream hadn't just come back
                     logger.info("%s: a session that doesn't work any more is replaced", self.name)
                     self.links.end(link)
         await other.close()
