@@ -174,23 +174,30 @@ class Handlers:
         """Run a tool after its arguments have been read."""
         if self._services.attach_stream is not None:
             self._services.attach_stream(call)
-        if (len(call.params) > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:
+        size = len(call.params)
+        if (size > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:
             if not call.revision.handshake:
                 call_binding(call)  # while the arguments are still available
             # The arguments have been read, and the tool can take long.
             call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._services.settings.tool_timeout if tool.timeout is None else tool.timeout
         work = partial(run_tool, tool, call, timeout)
-        return await self._run(call, tool, work, replay=tool.replay)
+        return await self._run(call, tool, work, replay=tool.replay, size=size)
 
     async def _run(
-        self, call: Call, item: Item, work: Callable[[], Coroutine[Any, Any, bytes]], *, replay: bool | None
+        self,
+        call: Call,
+        item: Item,
+        work: Callable[[], Coroutine[Any, Any, bytes]],
+        *,
+        replay: bool | None,
+        size: int = 0,
     ) -> bytes:
         """Run an item, or continue the call that the request's state identifies."""
         if not item.asks and (call.rounds is None or call.rounds.ticket is None):
             return await work()
         parked: ParkedCalls = self._services.parked
-        return await parked.run(call, work, asks=item.asks, replay=replay, begun=not item.asks_first)
+        return await parked.run(call, work, asks=item.asks, replay=replay, begun=not item.asks_first, size=size)
 
     def _open_tool(self, call: Call) -> Tool:
         """Find the tool and decode its arguments.

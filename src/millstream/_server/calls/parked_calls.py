@@ -38,7 +38,7 @@ from millstream._protocol.jsonrpc import Json, RequestId, decode_members, encode
 from millstream._protocol.metadata import ClientInfo, ProgressToken
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import InputRequired, Rounds, RoundState, Ticket
-from millstream._server.calls.call import Call, ReplyChannel
+from millstream._server.calls.call import RUNNING, Call, ReplyChannel, TaskStart
 from millstream._server.peers import PartMessage
 from millstream._tasks import Tasks, cancel_all, cancel_reason, has_failed
 
@@ -92,13 +92,14 @@ class _EndedCall(Struct, frozen=True):
 class ParkedCall(NotCopyable):
     """A call that may outlive its request."""
 
-    def __init__(self, call: Call, table: "ParkedCalls", *, replay: bool, begun: bool) -> None:
+    def __init__(self, call: Call, table: "ParkedCalls", size: int, *, replay: bool, begun: bool) -> None:
         self.id = ""
         """Set when the call first waits."""
         self.call = call
         """The first request. The function's contexts refer to it, and it takes on the properties of each retry."""
         self.owner = ""
-        self.size = 0
+        self.size: int = _LEAST + 3 * (size or len(call.params or call.body))
+        """Bytes that it counts as. A forwarded call keeps its arguments three times."""
         self.replay = replay
         self.begun = begun
         """Whether the body of the function has started, so that it may have had an effect."""
@@ -263,7 +264,7 @@ class ParkedCalls:
     @staticmethod
     def may_ask(call: Call) -> bool:
         """Return whether the function of a call can ask its client in rounds."""
-        return not call.revision.handshake and not call.task and not ASKABLE.isdisjoint(call.client.capabilities)
+        return not call.revision.handshake and call.task != RUNNING and not ASKABLE.isdisjoint(call.client.capabilities)
 
     async def run(
         self,
@@ -273,6 +274,7 @@ class ParkedCalls:
         asks: bool = True,
         replay: bool | None,
         begun: bool = True,
+        size: int = 0,
     ) -> bytes:
         """Return what `work` returns, or continue the call that the request's state identifies.
 
@@ -283,6 +285,7 @@ class ParkedCalls:
             replay: Whether it may run again, if the process that waits for an answer is gone. With None, the setting
                 decides.
             begun: Whether its first question is in the body of the function, not in what runs before.
+            size: Size of the request, if the call no longer has it.
 
         Raises:
             InputRequired: The function asks.
@@ -292,14 +295,14 @@ class ParkedCalls:
         if call.parked is not None:  # inside a function that waits itself
             call.parked.begun = call.parked.begun or begun
             return await work()
-        ticket = None if call.rounds is None or call.task else call.rounds.ticket
+        ticket = None if call.rounds is None or call.task == RUNNING else call.rounds.ticket
         if ticket is not None and (result := await self._find(call, ticket)) is not None:
             return result
         if not (asks and self.may_ask(call)):
             return await work()
         if replay is None:
             replay = self._services.settings.replay
-        call.parked = parked = ParkedCall(call, self, replay=replay, begun=begun)
+        call.parked = parked = ParkedCall(call, self, size, replay=replay, begun=begun)
         if ticket is not None:  # copies of this request join it
             self._register(parked, ticket.id)
             parked.round, parked.answers = ticket.round, _hash_answers(call.responses or {})
@@ -435,6 +438,8 @@ class ParkedCalls:
         if isinstance(outcome, bytes):
             parked.outcome.set_result((outcome, None, {}))
             return
+        if isinstance(outcome, TaskStart):
+            outcome = ProtocolError(INVALID_PARAMS, ANSWERED)
         parked.outcome.set_exception(outcome if isinstance(outcome, Exception) else ToolError("The call was canceled."))
         parked.outcome.exception()
 
@@ -486,13 +491,12 @@ class ParkedCalls:
         """
         if self._stopping:
             raise ToolError(STOPPING)
-        owner, call = parked.owner or parked.call.owner, parked.call
+        owner, size = parked.owner or parked.call.owner, parked.size
         if not parked.admitted:
-            size = _LEAST + 2 * len(call.params or call.body)
             self._make_room(owner, lambda: self._share.has_room(owner) and self._bytes.has_room(owner, size))
             if not parked.id:
                 self._register(parked, secrets.token_hex(16))
-            parked.size, parked.admitted = size, True
+            parked.admitted = True
             self._share.take(owner)
             self._bytes.take(owner, size)
         if parked.threads and not parked.in_thread:
@@ -571,7 +575,7 @@ class RetryNews(Confidential, Struct, array_like=True, tag="news"):
 
     number: int
     kind: str
-    """``note``, ``result``, ``asks``, ``tool_error``, ``error``, or ``gone``."""
+    """``note``, ``result``, ``asks``, ``task``, ``tool_error``, ``error``, or ``gone``."""
     body: bytes = b""
     more: bytes = b""
     """The `_meta` of a result, the state of questions, or the data of an error."""
@@ -598,6 +602,9 @@ def _read_news(call: Call, news: RetryNews) -> bytes:
             return body
         case "asks":
             raise InputRequired(msgspec.json.decode(body), Rounds.from_state(_decode_state(more)))
+        case "task":
+            call.rounds = Rounds.from_state(_decode_state(more))
+            raise TaskStart
         case "tool_error":
             raise ToolError(body.decode())
         case _:
@@ -724,18 +731,20 @@ class _OtherWorkers:
             self._send_soon(worker, RetryNews(retry.number, "error", str(exc).encode(), code=INTERNAL_ERROR))
 
     async def _outcome(self, retry: SentRetry, worker: str) -> RetryNews:
-        ticket, responses = retry.ticket, decode_members(retry.responses)
+        number, ticket, responses = retry.number, retry.ticket, decode_members(retry.responses)
         parked = self._table.find(ticket)
         if parked is None:
             if not self._table.has_ended(ticket):
-                return RetryNews(retry.number, "gone")
-            return RetryNews(retry.number, "result", self._table.repeat(responses, ticket))
+                return RetryNews(number, "gone")
+            return RetryNews(number, "result", self._table.repeat(responses, ticket))
         call = self._request(retry, parked, responses, worker)
         try:
             result = await self._table.resume(parked, call, ticket)
+        except TaskStart:
+            return RetryNews(number, "task", b"", _encode(call.get_rounds().state(0)))
         finally:
             call.over = True
-        return RetryNews(retry.number, "result", result, encode(call.meta) if call.meta else b"")
+        return RetryNews(number, "result", result, encode(call.meta) if call.meta else b"")
 
     def _request(self, retry: SentRetry, parked: ParkedCall, responses: Mapping[str, Raw], worker: str) -> Call:
         """Return the request to another worker as a call of this one."""
