@@ -56,7 +56,7 @@ from millstream._protocol.notifications import (
     SubscriptionsListenRequestParams,
 )
 from millstream._protocol.uri import normalize_uri
-from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
+from millstream._server.calls.call import RUNNING, Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.parked_calls import ParkedCalls
 from millstream._server.calls.questions import read_responses
@@ -182,7 +182,12 @@ class Handlers:
             call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._services.settings.tool_timeout if tool.timeout is None else tool.timeout
         work = partial(run_tool, tool, call, timeout)
-        return await self._run(call, tool, work, replay=tool.replay, size=size)
+        replay, wait = tool.replay, 0.0
+        if call.task and tool.task is not None:
+            replay = True if replay is None and tool.task.retry else replay
+            if call.task == RUNNING:
+                wait = self._services.settings.task_ttl if tool.task.ttl is None else tool.task.ttl
+        return await self._run(call, tool, work, replay=replay, size=size, wait=wait)
 
     async def _run(
         self,
@@ -192,12 +197,14 @@ class Handlers:
         *,
         replay: bool | None,
         size: int = 0,
+        wait: float = 0,
     ) -> bytes:
         """Run an item, or continue the call that the request's state identifies."""
         if not item.asks and (call.rounds is None or call.rounds.ticket is None):
             return await work()
         parked: ParkedCalls = self._services.parked
-        return await parked.run(call, work, asks=item.asks, replay=replay, begun=not item.asks_first, size=size)
+        begun = not item.asks_first
+        return await parked.run(call, work, asks=item.asks, replay=replay, begun=begun, size=size, wait=wait)
 
     def _open_tool(self, call: Call) -> Tool:
         """Find the tool and decode its arguments.
