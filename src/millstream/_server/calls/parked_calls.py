@@ -56,6 +56,10 @@ LOST = (
 ANSWERED = "Invalid requestState: the call has ended or was already answered. Start the request again without it."
 FULL = "Too many questions are open, {} of them yours. Answer them, or try again later."
 STOPPING = "The server is stopping, so it can't wait for the answer."
+_NOT_SHARED = (
+    "%s %s waited for an answer in a process that this one doesn't know. If several processes serve the same address, "
+    "let them share a store, such as redis:// or nats://, or ask in a dependency, or mark the tool with replay=True."
+)
 UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again."
 MAX_BYTES = 64 * 1024 * 1024
 """Maximum total size of the arguments of parked calls. One caller can use half of it."""
@@ -257,7 +261,7 @@ class ParkedCalls:
         self._bytes = Share(MAX_BYTES)
         self._threads = Share(MAX_THREADS)
         self._ended_share = Share(_MAX_ENDED)
-        self._stopping = False
+        self._stopping = self._warned = False
         self._others = _OtherWorkers(services, self)
 
     def __len__(self) -> int:
@@ -328,6 +332,9 @@ class ParkedCalls:
         is_mine = self._services.peers.is_me(ticket.worker)
         if not is_mine and (news := await self._others.resume(call, ticket, wait)) is not None:
             return _read_news(call, news)
+        if not (is_mine or self._services.peers.shared or self._warned):
+            self._warned = True
+            logger.warning(_NOT_SHARED, call.method, call.name)
         if not ticket.again:
             raise ProtocolError(INVALID_PARAMS, ANSWERED) if is_mine else ToolError(LOST)
         if not is_mine:
