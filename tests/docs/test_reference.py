@@ -15,7 +15,6 @@ from millstream._app.routes import Routes
 from millstream._cli.program import program
 from millstream._config import Settings
 from millstream._gateway.files.read import load_file
-from millstream._gateway.messages.parked_calls import MAX_BYTES as PARKED_BYTES
 from millstream._gateway.options.credentials import Credentials
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.upstreams.links import MAX_OWN_SESSIONS
@@ -29,6 +28,7 @@ from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBER
 from millstream._protocol.metadata import MAX_CAPABILITIES, MAX_DISPLAYED
 from millstream._protocol.seal import MAX_TOKEN
 from millstream._server import handlers
+from millstream._server.calls.parked_calls import MAX_BYTES as PARKED_BYTES
 from millstream._server.calls.session_state import MAX_STATE
 from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
 from millstream._server.control import LIGHT, PER_SECOND
@@ -128,7 +128,7 @@ FIXED = {
     "queued webhook deliveries": MAX_QUEUED,
     "series of one metric": MAX_SERIES,
     "client sessions at upstreams that keep sessions": MAX_OWN_SESSIONS,
-    "requests of calls waiting for an answer at an upstream, which are kept twice": PARKED_BYTES,
+    "requests of calls waiting for an answer, which count three times": PARKED_BYTES,
     "watched resources at an upstream": MAX_WATCHED,
     "lines of event streams from one connection": LINES_PER_SECOND,
 }

@@ -118,7 +118,7 @@ async def test_memory_for_unread_replies_matches_the_counted_size(caplog: pytest
 
 
 async def test_memory_for_parked_calls_matches_the_counted_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._gateway.messages.parked_calls.MAX_BYTES", 8 * MIB)
+    monkeypatch.setattr("millstream._server.calls.parked_calls.MAX_BYTES", 8 * MIB)
 
     async def behave(asked: ReceivedRequest) -> None:
         server.requests.clear()  # they are in this process, too
@@ -149,12 +149,12 @@ async def test_memory_for_parked_calls_matches_the_counted_size(monkeypatch: pyt
 
             await call(0)  # loads modules
             with measured() as growth:
-                for number in range(1, 10):
+                for number in range(1, 6):
                     await call(number)
-            assert growth.bytes == pytest.approx(9 * 400_000, rel=0.25)
-            pipe.send(json.dumps({**body, "id": 10}).encode())
+            assert growth.bytes == pytest.approx(5 * 600_000, rel=0.25)
+            pipe.send(json.dumps({**body, "id": 6}).encode())
             await until(lambda: refused != [])
-            assert "10 of them yours" in refused[0]
+            assert "6 of them yours" in refused[0]
             await pipe.close()
 
 

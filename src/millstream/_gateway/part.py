@@ -17,7 +17,6 @@ from millstream._gateway.catalog.offer import Conflict, Mount, Offer, OfferedIte
 from millstream._gateway.catalog.sets import reveals
 from millstream._gateway.followers import FollowedResources
 from millstream._gateway.loops import CAPABILITY, STARTING, Announcement, identity
-from millstream._gateway.messages.parked_calls import ParkedForwardedCalls
 from millstream._gateway.names import fit_name
 from millstream._gateway.options.policy import find_unknown_names, impossible_rules
 from millstream._gateway.options.sets import SetConfig
@@ -153,8 +152,7 @@ class GatewayPart:
         pool.places.several = pool.starts.several = host.guard is not None and host.guard.has_several()
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)
-        parked = ParkedForwardedCalls(host.services)
-        host.report("parked_calls", lambda: len(parked), limit=host.settings.max_pending_inputs)
+        host.report("parked_calls", lambda: len(host.services.parked), limit=host.settings.max_pending_inputs)
         largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
@@ -164,7 +162,6 @@ class GatewayPart:
             name=self.definition.name,
             host=host,
             pool=pool,
-            parked_calls=parked,
             sessions=Share(MAX_OWN_SESSIONS),
             proxies=TrustedProxies.from_environment(),
             upstreams=self.upstreams,
@@ -175,7 +172,6 @@ class GatewayPart:
         for config in self.definition.upstreams:
             self.upstreams[config.name] = self._add_upstream(config)
             self._offer_results(self.upstreams[config.name])
-        host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self._followed
         host.services.explain_missing = self._explain_missing

@@ -470,7 +470,7 @@ class Dispatcher:
 
     def _input_required(self, call: Call, exc: InputRequired) -> bytes:
         services = self.services
-        rounds = exc.rounds or call.rounds
+        rounds = call.asked_rounds = exc.rounds or call.rounds
         assert rounds is not None  # noqa: S101  the question created them
         try:
             state = rounds.seal(

@@ -56,7 +56,7 @@ from millstream._protocol.notifications import (
     SubscriptionsListenRequestParams,
 )
 from millstream._protocol.uri import normalize_uri
-from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
+from millstream._server.calls.call import RUNNING, Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.parked_calls import ParkedCalls
 from millstream._server.calls.questions import read_responses
@@ -174,23 +174,37 @@ class Handlers:
         """Run a tool after its arguments have been read."""
         if self._services.attach_stream is not None:
             self._services.attach_stream(call)
-        if (len(call.params) > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:
+        size = len(call.params)
+        if (size > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:
             if not call.revision.handshake:
                 call_binding(call)  # while the arguments are still available
             # The arguments have been read, and the tool can take long.
             call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._services.settings.tool_timeout if tool.timeout is None else tool.timeout
         work = partial(run_tool, tool, call, timeout)
-        return await self._run(call, tool, work, replay=tool.replay)
+        replay, wait = tool.replay, 0.0
+        if call.task and tool.task is not None:
+            replay = True if replay is None and tool.task.retry else replay
+            if call.task == RUNNING:
+                wait = self._services.settings.task_ttl if tool.task.ttl is None else tool.task.ttl
+        return await self._run(call, tool, work, replay=replay, size=size, wait=wait)
 
     async def _run(
-        self, call: Call, item: Item, work: Callable[[], Coroutine[Any, Any, bytes]], *, replay: bool | None
+        self,
+        call: Call,
+        item: Item,
+        work: Callable[[], Coroutine[Any, Any, bytes]],
+        *,
+        replay: bool | None,
+        size: int = 0,
+        wait: float = 0,
     ) -> bytes:
         """Run an item, or continue the call that the request's state identifies."""
         if not item.asks and (call.rounds is None or call.rounds.ticket is None):
             return await work()
         parked: ParkedCalls = self._services.parked
-        return await parked.run(call, work, asks=item.asks, replay=replay, begun=not item.asks_first)
+        begun = not item.asks_first
+        return await parked.run(call, work, asks=item.asks, replay=replay, begun=begun, size=size, wait=wait)
 
     def _open_tool(self, call: Call) -> Tool:
         """Find the tool and decode its arguments.

@@ -18,7 +18,7 @@ from millstream._protocol.json_schema import Schema
 from millstream._protocol.jsonrpc import decoder, notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal
-from millstream._protocol.seal import RoundState
+from millstream._protocol.seal import Rounds, RoundState
 from millstream._server.calls.call import DEFERRED, Call, TaskStart, granted_scopes, params_of
 from millstream._server.calls.context import Context
 from millstream._server.control import LIGHT, release_arguments, too_many_streams
@@ -206,6 +206,7 @@ class PendingCall(Struct, NotCopyable, eq=False):
     _call: Call
     _tool: Tool
     _run_tool: Callable[[Call, Tool], Awaitable[bytes]]
+    _rounds: Rounds | None = None
 
     @property
     def rules(self) -> TaskRules:
@@ -235,8 +236,9 @@ class PendingCall(Struct, NotCopyable, eq=False):
 
     @property
     def state(self) -> RoundState | None:
-        """Answers of earlier rounds, for `Host.run_call`."""
-        return None if self._call.rounds is None else self._call.rounds.state(0)
+        """Answers of earlier rounds, or the function that waits, for `Host.run_call`."""
+        rounds = self._rounds or self._call.rounds
+        return None if rounds is None else rounds.state(0)
 
     @property
     def responses(self) -> dict[str, bytes]:
@@ -248,7 +250,8 @@ class PendingCall(Struct, NotCopyable, eq=False):
         self._call.task = DEFERRED
         try:
             return await self._run_tool(self._call, self._tool)
-        except TaskStart:
+        except TaskStart as start:
+            self._rounds = start.rounds
             return None
 
     def save(self) -> SavedCall:
@@ -310,9 +313,9 @@ class CallRun(Struct, NotCopyable, eq=False):
             bodies.leave(self._owner, size)
         if error is not None:
             return RunOutcome(error=error)
-        if result.startswith(b'{"resultType":"input_required"') and call.rounds is not None:
+        if call.asked_rounds is not None and result.startswith(b'{"resultType":"input_required"'):
             requests = {key: bytes(request) for key, request in _decode_questions(result).requests.items()}
-            return RunOutcome(requests=requests, state=call.rounds.state(0))
+            return RunOutcome(requests=requests, state=call.asked_rounds.state(0))
         return RunOutcome(result)
 
     @property

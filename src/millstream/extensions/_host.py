@@ -531,6 +531,14 @@ class Host(Struct, NotCopyable, eq=False):
         assert dispatcher is not None  # noqa: S101  `has_tool` has found its tool there, or the client has called it
         return CallRun(dispatcher, call, saved.owner)
 
+    def end_waiting_call(self, waiting: str) -> None:
+        """End a function on this worker that waits for an answer, because nobody will answer.
+
+        Args:
+            waiting: Id of the ticket in `RunOutcome.state`.
+        """
+        self._host.services.parked.cancel(waiting)
+
     async def acquire_slots(self, holder: str, limits: Sequence[SlotLimit], *, call: SavedCall | None = None) -> Slots:
         """Take one slot from every limit, or none. If the worker dies, its slots become free.
 

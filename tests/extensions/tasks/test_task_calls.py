@@ -74,6 +74,7 @@ def _add_asking(mcp: Server, notes: list[str]) -> None:
     @mcp.tool(task="required", defer_task=True)
     async def deferred(known: bool, ctx: Context, text: str = "") -> str:
         """Ask if necessary, and then become a task."""
+        notes.append("began")
         if known:
             return "at once"
         if text:
@@ -223,8 +224,8 @@ async def test_questions_are_answered_through_the_task() -> None:
         (other,) = task["inputRequests"]
         await client.update(task_id, who=accept(name="Eve"))
         await client.update(task_id, **{other: accept(name="Bob")})
-        assert text(await client.wait_for_end(task_id)) == "Ada, Bob, 3"
-        assert notes == ["began", "began", "bought", "began"]
+        assert text(await client.wait_for_end(task_id)) == "Ada, Bob, 2"
+        assert notes == ["began", "bought"]
 
 
 async def test_malformed_answers_are_rejected_and_the_task_keeps_waiting() -> None:
@@ -247,8 +248,8 @@ async def test_progress_and_log_messages_become_the_status_message() -> None:
         assert "statusMessage" not in await client.wait_for_end(task_id)
 
 
-async def test_deferred_task_asks_during_the_call() -> None:
-    async with shop() as (client, _, _):
+async def test_deferred_task_asks_during_the_call_and_starts_once() -> None:
+    async with shop() as (client, _, notes):
         result = await client.result("tools/call", {"name": "deferred", "arguments": {"known": True}})
         assert result["content"][0]["text"] == "at once"
         params: Json = {"name": "deferred", "arguments": {"known": False}}
@@ -258,6 +259,27 @@ async def test_deferred_task_asks_during_the_call() -> None:
         created = await client.result("tools/call", {**params, **answers})
         assert created["resultType"] == "task"
         assert text(await client.wait_for_end(created["taskId"])) == "Hello, Ada"
+        assert notes == ["began"] * 2
+
+
+async def test_canceled_task_ends_its_waiting_function() -> None:
+    mcp, ended = Server("shop"), asyncio.Event()
+
+    @mcp.tool(task="required")
+    async def asks(ctx: Context) -> None:
+        try:
+            await ctx.elicit("Who?", Name)
+        finally:
+            ended.set()
+
+    async with run_wire(mcp, "asgi") as wire:
+        client = client_of(wire)
+        task_id = (await client.call("asks"))["taskId"]
+        await client.wait_for_questions(task_id)
+        await client.cancel(task_id)
+        async with asyncio.timeout(WAIT):
+            await ended.wait()
+        assert len(wire.runtime.services.parked) == 0
 
 
 async def test_task_limit_applies_until_a_task_ends() -> None:

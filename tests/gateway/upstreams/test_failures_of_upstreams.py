@@ -583,7 +583,7 @@ async def test_session_that_does_not_work_any_more_is_replaced(how: str, signed_
         async with asyncio.timeout(WAIT), connect(front, revision="2025-11-25", **people) as client:
             assert (await client.call("shop_buy")).text == "done"
             newest += 1  # it has restarted
-            while not await works(client):
+            while not await works(client):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             opened, broken = newest, True
             for _ in range(3):  # a tool that fails in a session that works

@@ -2,9 +2,9 @@
 
 | client | upstream | questions |
 |---|---|---|
-| handshake | handshake | sent to the client on the stream of its call (see `_messages`) |
+| handshake | handshake | sent to the client on the stream of its call (see `CallRecipient`) |
 | handshake | per-request | `input_required` becomes requests to the client. The answers go back with the state |
-| per-request | handshake | the call is parked until the client's retry (see `_parked_calls`) |
+| per-request | handshake | the call waits for the client's retry (see `ParkedCalls`) |
 | per-request | per-request | `input_required` is passed on, with its state sealed again |
 """
 
@@ -25,7 +25,6 @@ from millstream._gateway.calls.forwarded_call import INPUT_REQUIRED, ForwardedCa
 from millstream._gateway.errors import EndedHere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.loops import PATH, GatewayLoop, extend_path
-from millstream._gateway.messages.parked_calls import ForwardedTicket
 from millstream._gateway.messages.route import Way, choose_way
 from millstream._gateway.messages.router import CallRecipient, ForwardedStream
 from millstream._gateway.questions.abilities import can_ask, declare
@@ -138,7 +137,8 @@ def forward(
     """
     ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
     ask.said = call.params or call.body  # before rules add to it
-    if (link := upstream.find_plain_link(call, Way.PASS)) is not None:
+    runs_again = call.parked is None or call.parked.may_run_again
+    if runs_again and (link := upstream.find_plain_link(call, Way.PASS)) is not None:
         return forward_plainly(call, upstream, link, ask, call.raw_meta())
     return forward_exactly(call, upstream, ask)
 
@@ -260,20 +260,16 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
         raise refused_error(call, upstream, refusal)
     started, answered = monotonic(), False
     try:
-        if isinstance(previous, ForwardedTicket):
-            work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(forwarding, previous)
-        else:
-            link = await connect(call, upstream, forwarding.abilities, name)
-            link.calls += 1
-            source = link.conversation.negotiated.revision
-            way = choose_way(call.revision, source, is_relayed=verbatim)
-            if verbatim and way is not Way.VERBATIM:
-                return b""
-            if requested_level and source.handshake and not verbatim:
-                await _set_level(upstream, link, requested_level)
-            ask.meta = _meta(call, upstream, source, forwarding.abilities, level, verbatim=verbatim)
-            work = forwarding.run(link, way)
-        result = await forwarding.outbox.settle_after(work)
+        link = await connect(call, upstream, forwarding.abilities, name)
+        link.calls += 1
+        source = link.conversation.negotiated.revision
+        way = choose_way(call.revision, source, is_relayed=verbatim)
+        if verbatim and way is not Way.VERBATIM:
+            return b""
+        if requested_level and source.handshake and not verbatim:
+            await _set_level(upstream, link, requested_level)
+        ask.meta = _meta(call, upstream, source, forwarding.abilities, level, verbatim=verbatim)
+        result = await forwarding.outbox.settle_after(forwarding.run(link, way))
         answered = True
         if not (
             (_cannot_ask(result) or _NEEDS_EXTENSION in result) and _try_other_era(call, upstream, link, ask, result)
@@ -287,6 +283,8 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
             call, upstream, link, ask, encode({"isError": True, "data": [exc.message, exc.data]})
         ):
             raise forwarding.convert_error(exc) from None
+        if denied is not None and call.parked is not None and forwarding.replays:
+            call.parked.begun = False  # the upstream didn't run it
     except ClientError as exc:
         raise await _fail(call, upstream, link, exc, ask) from None
     finally:

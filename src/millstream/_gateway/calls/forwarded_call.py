@@ -13,10 +13,9 @@ from msgspec import Raw, Struct, structs
 from millstream import Cancelled, Declined, ProtocolError, ToolError
 from millstream._gateway.calls.failures import no_response_error
 from millstream._gateway.errors import InUse
-from millstream._gateway.messages.parked_calls import CALL_OVER, ForwardedTicket, ParkedForwardedCall, TaggedRecord
 from millstream._gateway.messages.route import Way
 from millstream._gateway.messages.router import CallRecipient
-from millstream._gateway.questions.abilities import QUESTIONS, can_ask, declare
+from millstream._gateway.questions.abilities import QUESTIONS, declare
 from millstream._gateway.questions.questions import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
@@ -29,7 +28,6 @@ from millstream._gateway.questions.questions import (
 from millstream._gateway.rules.results import call_error
 from millstream._gateway.upstreams.links import Link
 from millstream._gateway.upstreams.mcp import McpUpstream
-from millstream._override import override
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
     MISSING_CLIENT_CAPABILITY,
@@ -68,6 +66,7 @@ from millstream.protocol import (
     members,
 )
 
+_CALL_OVER = "Invalid requestState: it belongs to another server. Repeat the request without requestState"
 _MAX_SAVED_RESULT = 16 * 1024
 """Maximum size of a result that is saved while its call asks another question, in bytes."""
 _MAX_KEPT = 4096
@@ -82,24 +81,28 @@ _decode_task = foreign_decoder(Task)
 _decode_elicit = decoder(ElicitResult)
 
 
-class _Rounds(TaggedRecord):
+class _TaggedRecord(Struct, array_like=True, tag=True):
+    """Data that later requests decode: an array that begins with the name of its class."""
+
+
+class _Rounds(_TaggedRecord):
     """State that a per-request-era upstream expects back."""
 
     state: str | None
     keys: list[str]
 
 
-class _Urls(TaggedRecord):
+class _Urls(_TaggedRecord):
     """Questions that ask the user to open URLs, by key."""
 
     questions: Json
 
 
-class SavedResult(TaggedRecord):
+class SavedResult(_TaggedRecord):
     result: Raw
 
 
-class StoredTask(TaggedRecord):
+class StoredTask(_TaggedRecord):
     """An upstream's task, stored between two client requests or two runs of the gateway's own task."""
 
     id: str
@@ -107,7 +110,7 @@ class StoredTask(TaggedRecord):
     """Keys of the questions that the client has received."""
 
 
-_State = ForwardedTicket | _Rounds | _Urls | StoredTask | SavedResult
+_State = _Rounds | _Urls | StoredTask | SavedResult
 
 
 class _Elicitations(Struct):
@@ -143,7 +146,7 @@ class ForwardedCall(CallRecipient):
             ask: The request to the upstream.
             level: Minimum level of log messages for the client, or empty for none.
             verbatim: See `forward`.
-            source: Revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
+            source: Revision of the connection. `run` replaces it.
 
         Raises:
             ProtocolError: The state belongs to another upstream.
@@ -153,17 +156,18 @@ class ForwardedCall(CallRecipient):
         self.verbatim, self.allowed = verbatim, upstream.policy.questions
         self._upstream = upstream
         self._ask = ask
-        self._source = source
+        self.source = source
+        self.replays: bool = call.parked is None or call.parked.may_run_again
+        """Whether the call runs again, if it ends the client's request with questions."""
         self._slot = f"gateway {ask.method} {ask.name}"
         raw = call.saved_value(self._slot)
         if raw is not None:
             name, self.previous = _decode_state(raw)
             if name != upstream.name:
-                raise ProtocolError(INVALID_PARAMS, CALL_OVER)
+                raise ProtocolError(INVALID_PARAMS, _CALL_OVER)
 
-    @override
-    def end_request(self, questions: Mapping[str, Any], state: _State) -> InputRequired:
-        """See `CallRecipient.end_request`."""
+    def _end_request(self, questions: Mapping[str, Any], state: _State) -> InputRequired:
+        """Return the exception that ends the client's request with questions, sealing a state for its retry."""
         self._save(state)
         return InputRequired(questions)
 
@@ -178,13 +182,15 @@ class ForwardedCall(CallRecipient):
 
     def run(self, link: Link, way: Way) -> Awaitable[bytes]:
         """Return the raw result."""
-        self._link, self._source = link, link.conversation.negotiated.revision
+        self._link, self.source = link, link.conversation.negotiated.revision
         self._send = partial(_send, link, self._ask)
+        if isinstance(self.previous, _Urls):
+            self._check_urls(self.previous)
+        if self.call.parked is not None:
+            self.call.parked.begun = True
         match way:
             case Way.VERBATIM | Way.STREAM:
                 return self._send(self)
-            case Way.PARK:
-                return self._forward_parked()
             case Way.PASS | Way.ROUNDS:
                 has_tasks = self._ask.method == "tools/call" and self._upstream.has_tasks
                 return self._run_with_task(way) if has_tasks else self._run_rounds(way)
@@ -193,23 +199,12 @@ class ForwardedCall(CallRecipient):
         """Return the client's answers to questions."""
         return {key: raw for key, raw in (self.call.responses or {}).items() if key in keys}
 
-    # Handshake-era upstreams
-
-    async def _forward_parked(self) -> bytes:
-        """Forward a call that gets the answers to its questions in the client's next request."""
-        if isinstance(self.previous, _Urls):
-            self._check_urls(self.previous)
-        if not can_ask(self.abilities):
-            return await self._send(self)
-        calls, size = self._upstream.gateway.parked_calls, len(self._ask.params)
-        return await calls.run(ParkedForwardedCall(self, self._source, size, self._send, calls), self)
-
     def _check_urls(self, previous: _Urls) -> None:
         """Check that the user agreed to open every URL that the upstream requested."""
         answers = self.call.responses or {}
         for key, question in previous.questions.items():
             if key not in answers:
-                raise self.end_request({key: question}, previous)
+                raise self._end_request({key: question}, previous)
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except MALFORMED as exc:
@@ -232,7 +227,7 @@ class ForwardedCall(CallRecipient):
             required = input_required(result)
             if required is None:
                 return result
-            if way is Way.PASS:
+            if way is Way.PASS and self.replays:
                 raise self.pass_on(required)
             members = {}
             if required.input_requests:
@@ -258,7 +253,7 @@ class ForwardedCall(CallRecipient):
 
     async def _answer(self, question: ForwardedQuestion) -> Raw:
         try:
-            return project_answer(question, await self.ask(question), self._source)
+            return project_answer(question, await self.ask(question), self.source)
         except ProtocolError as exc:
             raise call_error(
                 self.call, f"The server asked the client, but didn't get an answer: {exc.message}", ToolError
@@ -307,8 +302,8 @@ class ForwardedCall(CallRecipient):
                 if new:
                     stored.asked_keys += new
                     questions = self._questions(new)
-                    if way is Way.PASS:
-                        raise self.end_request({key: each.request for key, each in questions.items()}, stored)
+                    if way is Way.PASS and self.replays:
+                        raise self._end_request({key: each.request for key, each in questions.items()}, stored)
                     answers = {key: await self._answer(each) for key, each in questions.items()}
                     await self._ask_task("tasks/update", stored.id, {"inputResponses": answers})
                 await asyncio.sleep(task.pause)
@@ -327,7 +322,7 @@ class ForwardedCall(CallRecipient):
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions from an upstream's result."""
         questions = {key: each.request for key, each in self._questions(required.input_requests).items()}
-        return self.end_request(questions, _Rounds(required.request_state, list(questions)))
+        return self._end_request(questions, _Rounds(required.request_state, list(questions)))
 
     def _questions(self, requests: Mapping[str, InputRequest]) -> dict[str, ForwardedQuestion]:
         """Convert the upstream's questions to the client's revision.
@@ -340,7 +335,7 @@ class ForwardedCall(CallRecipient):
         sender = self._upstream.sender
         try:
             return {
-                key: project_question(each.method, bytes(each.params), self, self._source, sender)
+                key: project_question(each.method, bytes(each.params), self, self.source, sender)
                 for key, each in requests.items()
             }
         except ProtocolError as exc:
@@ -368,7 +363,7 @@ class ForwardedCall(CallRecipient):
             return call_error(call, text, ToolError)
         if exc.code == URL_ELICITATION_REQUIRED:
             return self._convert_url_error(exc)
-        if call.method == "resources/read" and exc.code == INVALID_PARAMS and not self._source.handshake:
+        if call.method == "resources/read" and exc.code == INVALID_PARAMS and not self.source.handshake:
             return ProtocolError(RESOURCE_NOT_FOUND, exc.message, exc.data)
         if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION):  # about the gateway's request, not about the client's
             return ProtocolError(INTERNAL_ERROR, exc.message)
@@ -387,7 +382,7 @@ class ForwardedCall(CallRecipient):
             named = [{**each, "message": name_sender(sender, each.get("message", ""))} for each in urls]
             return ProtocolError(exc.code, exc.message, {"elicitations": named})
         declared = declare(self.abilities, call.revision)
-        if not call.revision.handshake and urls and declares(declared, {"elicitation": {"url": {}}}):
+        if not call.revision.handshake and self.replays and urls and declares(declared, {"elicitation": {"url": {}}}):
             try:
                 questions = {
                     f"url{number}": project_question(
@@ -397,16 +392,13 @@ class ForwardedCall(CallRecipient):
                 }
             except ProtocolError:
                 return no_response_error(call, self._upstream, exc)
-            return self.end_request(questions, _Urls(questions))
+            return self._end_request(questions, _Urls(questions))
         addresses = " ".join(str(each.get("url", "")) for each in urls)
         return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip(), ToolError)
 
 
 async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes = b"") -> bytes:
-    """Send a request once, with `extra` members in its parameters.
-
-    A parked call holds only this coroutine, and no reference to its client's request.
-    """
+    """Send a request once, with `extra` members in its parameters."""
     requests, router, places, owner, answered = link.conversation.requests, link.router, link.places, ask.owner, False
     params = ask.params
     if extra:

@@ -126,6 +126,16 @@ class _UpstreamItem(Item):
     own_name: str
     """The upstream's own name, or URI template."""
 
+    @property  # type: ignore[explicit-override]  # mypy doesn't see it on a property with a setter
+    @override
+    def asks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  depends on the upstream
+        """See `Item`."""
+        return self._asks or self.upstream.may_ask
+
+    @asks.setter
+    def asks(self, value: bool) -> None:
+        self._asks = value
+
     @override
     def within(self, hooks: Hooks) -> Self:
         """See `Item`. Middleware receives results as functions of this server would return them."""
@@ -189,7 +199,9 @@ class UpstreamTool(_UpstreamItem, Tool):
         """See `Upstream.item_classes`."""
         schema = description["inputSchema"]
         headers = find_annotations(schema)
-        source = ItemSource(name, self._run, read, schema=schema, headers=headers, decode=raw_object, asks=False)
+        source = ItemSource(
+            name, self._run, read, schema=schema, headers=headers, decode=raw_object, asks=False, asks_first=True
+        )
         super().__init__(source, task=_TASK_RULES, replay=False)
         self.upstream = upstream
         self.own_name = own_name
@@ -261,7 +273,9 @@ class UpstreamPrompt(_CompletedItem, Prompt):
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
         properties = {each["name"]: Json() for each in description.get("arguments", ())}
-        super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}, asks=False))
+        super().__init__(
+            ItemSource(name, self._run, _identity, schema={"properties": properties}, asks=False, asks_first=True)
+        )
         self.upstream = upstream
         self.own_name = own_name
         self._described = {**description, "name": name}
@@ -345,7 +359,7 @@ class UpstreamResource(_UpstreamReadable, Resource):
 
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
-        super().__init__(name, ItemSource(name, self._run, _identity, asks=False))
+        super().__init__(name, ItemSource(name, self._run, _identity, asks=False, asks_first=True))
         self.upstream = upstream
         self._described = {**description, "uri": name}
 
@@ -356,7 +370,7 @@ class UpstreamTemplate(_UpstreamReadable, Template):
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
         properties = {each: Json() for each in UpstreamPattern(name).variables}
-        source = ItemSource(name, self._run, _identity, schema={"properties": properties}, asks=False)
+        source = ItemSource(name, self._run, _identity, schema={"properties": properties}, asks=False, asks_first=True)
         super().__init__(name, source, pattern=UpstreamPattern)
         self.upstream = upstream
         self.own_name = own_name
@@ -591,7 +605,11 @@ async def _forward(call: Call, upstream: McpUpstream) -> bytes:
         name: value for name, value in decode_members(call.params or b"{}").items() if name not in _RESERVED_PARAMS
     }
     name = decode_name((call.headers or {}).get(b"mcp-name", b"").strip(b" \t"))
-    result = await forward(call, upstream, call.method, encode(params), name)
+
+    async def work() -> bytes:
+        return await forward(call, upstream, call.method, encode(params), name)
+
+    result = await call.services.parked.run(call, work, asks=upstream.may_ask, replay=False, begun=False)
     try:
         members_of_result = decode_object(result)
         if members_of_result.get("resultType", "complete") != "complete":

@@ -2,7 +2,6 @@
 
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
-- `parked_calls`: CALL_OVER, ForwardedTicket, ParkedForwardedCall, ParkedForwardedCalls, TaggedRecord
 - `route`: CallRoute, UpstreamFacts, Way, choose_way, plan_route
 - `router`: CHANGES, CallRecipient, ForwardedStream, MessageRouter, OwnSession, SessionRecipient, message_for_client
 """

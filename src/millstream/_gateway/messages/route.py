@@ -18,13 +18,13 @@ class Way(Enum):
     VERBATIM = "verbatim"
     """Everything is passed on unchanged, because a relay's client speaks the upstream's revision."""
     STREAM = "stream"
-    """Both sides have sessions: questions are requests on the stream of the call."""
+    """The upstream has sessions: questions are requests on the stream of its call. A client without one answers with
+    its next request, while the call waits.
+    """
     PASS = "pass"  # noqa: S105  not a password
     """Neither side has: the client answers questions in a result with its next request."""
     ROUNDS = "rounds"
     """From a session to an upstream without: questions in a result become requests to the client."""
-    PARK = "park"
-    """From a request to an upstream with sessions: the call waits there for the client's next request."""
 
 
 SESSION_METHODS = frozenset({"resources/subscribe", "resources/unsubscribe", "logging/setLevel"})
@@ -154,5 +154,5 @@ def choose_way(client: Revision, source: Revision, *, is_relayed: bool) -> Way:
     if is_relayed and client is source:
         return Way.VERBATIM
     if source.handshake:
-        return Way.STREAM if client.handshake else Way.PARK
+        return Way.STREAM
     return Way.ROUNDS if client.handshake else Way.PASS

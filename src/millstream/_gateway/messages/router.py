@@ -36,10 +36,11 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import RequestId
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.principal import Share
-from millstream._protocol.seal import InputRequired
+from millstream._protocol.seal import InputRequired, digest
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import ClientRefusal
+from millstream._server.calls.questions import pause_deadline
 from millstream._server.calls.services import LIST_CHANGED, UPDATED
 from millstream._server.calls.sessions import Session
 from millstream.client.lowlevel import Conversation, Notification
@@ -227,6 +228,10 @@ def answer_errors() -> Generator[None]:
 class CallRecipient(Recipient):
     """The client of a call that runs on this worker."""
 
+    source: Revision
+    """Revision of the upstream."""
+    _open_questions = 0
+
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """See `Recipient`."""
         super().__init__(call, abilities, level, redactor)
@@ -262,25 +267,56 @@ class CallRecipient(Recipient):
 
     @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
-        """Ask the client on the stream of its call and return the raw answer.
+        """Ask the client on the stream of its call, or in the per-request era, by its result. Return the raw answer.
 
         Raises:
             ProtocolError: The client can't be asked, declined, or didn't respond.
         """
         call = self.call
+        if call.parked is not None:
+            with answer_errors(), pause_deadline(call):
+                return await self._ask_later(question)
         if call.over or call.cancelled:
             raise ProtocolError(INVALID_REQUEST, "The call that asked this question has ended.")
         if not call.open_reply_channel().asks:
             raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
         ids = call.question_ids = set() if call.question_ids is None else call.question_ids
-        with answer_errors():
+        with answer_errors(), pause_deadline(call):
             return await call.services.questions.ask(
                 call.send_to_caller, question.method, question.params, owner=call.owner, scope=self.session, asked=ids
             )
 
-    def end_request(self, questions: Mapping[str, Any], state: Any) -> InputRequired:
-        """Return the exception that ends the client's request with questions, sealing a state for its retry."""
-        raise NotImplementedError
+    async def _ask_later(self, question: ForwardedQuestion) -> bytes:
+        """Return the answer from a later request."""
+        if self._open_questions >= MAX_OPEN_QUESTIONS:
+            raise ToolError("Too many questions are open. Try again later.")
+        call, mark = self.call, digest(question.method, question.params)
+        rounds = call.get_rounds()
+        label = rounds.label(None)
+        key = rounds.wire_key(label, None, mark)
+
+        def read() -> Json:
+            raw = rounds.find_settled(label, mark) or rounds.response(label, key, mark)
+            if raw is None:
+                rounds.pend(label, mark)
+                raise InputRequired({key: question.request})
+            project_answer(question, raw, self.source)
+            rounds.settle(label, mark, raw)
+            return {key: raw}
+
+        self._open_questions += 1
+        try:
+            try:
+                found = read()
+            except InputRequired as exc:
+                await self.outbox.settle()  # the questions end the client's request
+                found = await call.parked.ask(exc.requests, read)
+        except InputRequired:
+            raise ToolError("The call no longer waits for the answer.") from None
+        finally:
+            self._open_questions -= 1
+        raw: bytes = found[key]
+        return raw
 
     async def _send_to_client(self, method: str, params: bytes) -> None:
         call = self.call

@@ -1,11 +1,11 @@
 """Approval of tool calls: before the upstream receives a call, the person at the client is asked.
 
 An answer counts once, for one question that this server asked. In the handshake era, the question is a request that
-waits for its answer. In the per-request era, the answer arrives with the state of the request that asked, which is
-sealed and bound to the caller, the tool, and the caller's arguments (see `_protocol/seal.py`). The state has to contain
-the mark of the question, which is a digest of the arguments as the upstream receives them. Only one request can
-continue a state, on any worker, because the digest of the state is claimed in the store. That includes each later state
-of an approved call, which a tool's own questions create.
+waits for its answer. In the per-request era, the call waits (see `_server/calls/parked_calls.py`), and the answer
+arrives with the state of the request that asked, which is sealed and bound to the caller, the tool, and the caller's
+arguments. The round has to have asked the question, whose mark is a digest of the arguments as the upstream receives
+them. If the call runs again, only one request can continue its round, on any worker, because the round is claimed in
+the store. That includes each later round of an approved call.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,14 +22,16 @@ from millstream._gateway.rules.patterns import Matcher, matcher, without_hidden
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.compose import MAX_COMPOSED, escape_unseen
 from millstream._protocol.redaction import REDACTED, is_secret
-from millstream._protocol.seal import InputRequired
+from millstream._protocol.seal import InputRequired, Rounds
 from millstream._server.calls.call import RUNNING, Call
 from millstream._server.calls.questions import (
     Elicit,
     ask_by_request,
     capability_of,
     params_of,
+    pause_deadline,
     read_answer,
+    wait_for_answers,
 )
 from millstream._server.calls.services import APPROVAL
 from millstream._server.features import Run
@@ -165,13 +167,14 @@ async def _require(call: Call, source: Sequence[str], arguments: Mapping[str, An
     error: Exception | None = None
     try:
         question = Elicit(_word_question(call.name, shown), _NO_FIELDS)
-        if call.revision.handshake:
-            asked_for = _find_tool(call)
-            await ask_by_request(call, question, call.services.questions)
-            if _find_tool(call) is not asked_for:
-                raise ToolError(_CHANGED)
-        elif not await _ask_by_round(call, question, mark):
-            return
+        asked_for = _find_tool(call)
+        with pause_deadline(call):
+            if call.revision.handshake:
+                await ask_by_request(call, question, call.services.questions)
+            elif not await _ask_by_round(call, question, mark):
+                return
+        if _find_tool(call) is not asked_for:
+            raise ToolError(_CHANGED)
     except Declined:
         outcome, error = "declined", Declined("The user declined this call, so it wasn't sent.")
     except Cancelled:
@@ -211,33 +214,42 @@ async def _ask_by_round(call: Call, question: Elicit, mark: str) -> bool:
     rounds = call.get_rounds()
     if rounds.find_settled(_KEY, mark) is not None:
         if call.task != RUNNING:  # a task runs once, by its own record
-            await _claim(call)
+            await _claim(call, rounds)
         return False
     if call.task == RUNNING:
         raise ToolError("The approval is no longer valid. Call the tool again.")
-    raw = rounds.response(_KEY, _KEY, mark) if rounds.has_asked(_KEY, mark) else None
-    if raw is None:
-        require_capabilities(call.client.capabilities, capability_of(question))
-        rounds.pend(_KEY, mark)
-        params = params_of(question, call.revision)
-        raise InputRequired({_KEY: {"method": "elicitation/create", "params": params}})
-    try:
+
+    answers: list[bytes] = []
+
+    def read() -> Json:
+        raw = rounds.response(_KEY, _KEY, mark) if rounds.has_asked(_KEY, mark) else None
+        if raw is None:
+            require_capabilities(call.client.capabilities, capability_of(question))
+            rounds.pend(_KEY, mark)
+            params = params_of(question, call.revision)
+            raise InputRequired({_KEY: {"method": "elicitation/create", "params": params}})
+        answers.append(raw)
         read_answer(question, raw)
+        rounds.settle(_KEY, mark, b"true")
+        return {}
+
+    try:
+        await wait_for_answers(call, read)
     finally:
-        await _claim(call)  # declining is an answer, too
-    rounds.settle(_KEY, mark, b"true")
+        if answers:  # declining is an answer, too
+            await _claim(call, rounds)
     return True
 
 
-async def _claim(call: Call) -> None:
-    """Continue the state of a call, as the only request that does.
+async def _claim(call: Call, rounds: Rounds) -> None:
+    """Continue a round of a call, as the only request that does.
 
     Raises:
         ToolError: Another request continued it.
     """
     services = call.services
     owner = "" if call.principal is None else call.owner  # without sign-in, a state is valid at each network address
-    name = f"approval:{share_for(owner)}.{sha256(call.state.encode()).hexdigest()}"
+    name = f"approval:{share_for(owner)}.{rounds.id}.{rounds.rounds}"
     seconds = services.settings.input_timeout + 2 * services.leeway + 1  # longer than the state can be opened
     if not await services.store.kv.compare_and_set(name, None, b"1", seconds):
         raise ToolError(_USED)

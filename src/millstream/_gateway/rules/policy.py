@@ -181,6 +181,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.plain = item.plain and not (self.timeout or self.visible or self.approvals)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
                 item.run = with_approval(item, approvals, self.hidden, self.names)
+                item.asks = item.asks_first = True
         else:
             item.fixed |= self.hidden.keys()
         if isinstance(item, Template) and self.rules_of is not None:

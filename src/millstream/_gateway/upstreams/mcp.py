@@ -365,6 +365,12 @@ class McpUpstream(Upstream):
         )
 
     @property
+    @override
+    def may_ask(self) -> bool:
+        """See `Upstream`."""
+        return self.revision.handshake or self.in_sessions or super().may_ask
+
+    @property
     def _has_several_principals(self) -> bool:
         guard = self.gateway.host.guard
         return guard is not None and not guard.has_one()

@@ -13,7 +13,6 @@ from msgspec import Struct, structs
 from millstream._gateway.catalog.catalog import METHODS, Catalog, Description, Pins, StoredCatalog
 from millstream._gateway.catalog.offer import OfferedItem
 from millstream._gateway.errors import InUse, NoCredentials
-from millstream._gateway.messages.parked_calls import ParkedForwardedCalls
 from millstream._gateway.names import Names
 from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.upstream import UpstreamConfig
@@ -50,8 +49,6 @@ class Gateway(Struct, frozen=True):
     host: PartHost
     pool: ProcessPool
     """Runs the processes of commands."""
-    parked_calls: ParkedForwardedCalls
-    """Calls waiting for answers."""
     upstreams: "Mapping[str, Upstream]"
     """Name -> upstream that's in use."""
     sessions: Share
@@ -163,6 +160,11 @@ class Upstream(ABC):
     def keeps_callers(self) -> bool:
         """Whether it keeps state for principals, in processes or sessions of their own."""
         return False
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether a per-request client may have to answer a question while a call runs."""
+        return self.credentials is not None and self.credentials.personal
 
     @property
     def account(self) -> str:

@@ -37,7 +37,12 @@ UNKNOWN_CLIENT = ClientInfo()
 
 
 class TaskStart(BaseException):
-    """Stops the function, which runs again as a task. Not an `Exception`, so user code doesn't catch it."""
+    """Ends the request of a call that goes on as a task. Not an `Exception`, so user code doesn't catch it."""
+
+    def __init__(self, rounds: Rounds | None = None) -> None:
+        super().__init__("task start")
+        self.rounds = rounds
+        """The rounds of a call that waits until its task resumes it, or None for one that runs again."""
 
 
 class ReplyChannel(Protocol):
@@ -165,6 +170,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """The `requestState` from the client."""
     rounds: Rounds | None = None
     """The rounds of this call: from its state, or created when user code asks its first question."""
+    asked_rounds: Rounds | None = None
+    """The rounds that the call has ended with, if it ended with questions."""
     parked: Any = None
     """The `ParkedCall`, if the function can wait for answers without a request."""
     binding: bytes = b""

@@ -313,10 +313,14 @@ class Context(CallInfo, NotCopyable):
         """Turn a call of ``@mcp.tool(defer_task=True)`` into a task: ``await ctx.start_task()``. Only clients with the
         tasks extension get a task.
 
-        The function stops here and runs again from its start as the task, with the answers given so far. The caller
-        answers earlier questions within the call, and later ones through the task.
+        The function goes on as the task. The caller answers earlier questions within the call, and later ones through
+        the task.
         """
-        self._call.start_task()
+        call = self._call
+        if call.can_start_task and call.parked is not None:
+            await call.parked.ask({}, dict)  # the task resumes it
+        else:
+            call.start_task()
 
     # Questions
 

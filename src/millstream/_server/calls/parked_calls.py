@@ -38,7 +38,7 @@ from millstream._protocol.jsonrpc import Json, RequestId, decode_members, encode
 from millstream._protocol.metadata import ClientInfo, ProgressToken
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import InputRequired, Rounds, RoundState, Ticket
-from millstream._server.calls.call import Call, ReplyChannel
+from millstream._server.calls.call import DEFERRED, Call, ReplyChannel, TaskStart
 from millstream._server.peers import PartMessage
 from millstream._tasks import Tasks, cancel_all, cancel_reason, has_failed
 
@@ -56,6 +56,10 @@ LOST = (
 ANSWERED = "Invalid requestState: the call has ended or was already answered. Start the request again without it."
 FULL = "Too many questions are open, {} of them yours. Answer them, or try again later."
 STOPPING = "The server is stopping, so it can't wait for the answer."
+_NOT_SHARED = (
+    "%s %s waited for an answer in a process that this one doesn't know. If several processes serve the same address, "
+    "let them share a store, such as redis:// or nats://, or ask in a dependency, or mark the tool with replay=True."
+)
 UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again."
 MAX_BYTES = 64 * 1024 * 1024
 """Maximum total size of the arguments of parked calls. One caller can use half of it."""
@@ -92,17 +96,20 @@ class _EndedCall(Struct, frozen=True):
 class ParkedCall(NotCopyable):
     """A call that may outlive its request."""
 
-    def __init__(self, call: Call, table: "ParkedCalls", *, replay: bool, begun: bool) -> None:
+    def __init__(self, call: Call, table: "ParkedCalls", size: int, *, replay: bool, begun: bool) -> None:
         self.id = ""
         """Set when the call first waits."""
         self.call = call
         """The first request. The function's contexts refer to it, and it takes on the properties of each retry."""
         self.owner = ""
-        self.size = 0
+        self.size: int = _LEAST + 3 * (size or len(call.params or call.body))
+        """Bytes that it counts as. A forwarded call keeps its arguments three times."""
         self.replay = replay
         self.begun = begun
         """Whether the body of the function has started, so that it may have had an effect."""
         self.round = 0
+        self.wait = 0.0
+        """Maximum seconds to wait for an answer."""
         self.threads = 0
         """Threads that wait for an answer."""
         self.lent = 0
@@ -230,7 +237,7 @@ def _adopt(own: Call, call: Call) -> None:
     """Give the call that a function knows the properties of the request that now waits for it."""
     own.id, own.token, own.log_level, own.client = call.id, call.token, call.log_level, call.client
     own.principal, own.headers, own.origin, own.transport = call.principal, call.headers, call.origin, call.transport
-    own.client_id, own.tee, own.progress = call.client_id, call.tee, call.progress
+    own.client_id, own.tee, own.progress, own.task = call.client_id, call.tee, call.progress, call.task
     own.reply_channel = None
     own.open_reply = lambda _: call.open_reply_channel()
     own.over = own.cancelled = own.expired = own.halted = False
@@ -254,7 +261,7 @@ class ParkedCalls:
         self._bytes = Share(MAX_BYTES)
         self._threads = Share(MAX_THREADS)
         self._ended_share = Share(_MAX_ENDED)
-        self._stopping = False
+        self._stopping = self._warned = False
         self._others = _OtherWorkers(services, self)
 
     def __len__(self) -> int:
@@ -262,8 +269,10 @@ class ParkedCalls:
 
     @staticmethod
     def may_ask(call: Call) -> bool:
-        """Return whether the function of a call can ask its client in rounds."""
-        return not call.revision.handshake and not call.task and not ASKABLE.isdisjoint(call.client.capabilities)
+        """Return whether the function of a call can ask its client in rounds, or become a task."""
+        return not call.revision.handshake and (
+            call.task == DEFERRED or not ASKABLE.isdisjoint(call.client.capabilities)
+        )
 
     async def run(
         self,
@@ -273,6 +282,8 @@ class ParkedCalls:
         asks: bool = True,
         replay: bool | None,
         begun: bool = True,
+        size: int = 0,
+        wait: float = 0,
     ) -> bytes:
         """Return what `work` returns, or continue the call that the request's state identifies.
 
@@ -283,6 +294,8 @@ class ParkedCalls:
             replay: Whether it may run again, if the process that waits for an answer is gone. With None, the setting
                 decides.
             begun: Whether its first question is in the body of the function, not in what runs before.
+            size: Size of the request, if the call no longer has it.
+            wait: Maximum seconds to wait for an answer, instead of the setting.
 
         Raises:
             InputRequired: The function asks.
@@ -292,14 +305,16 @@ class ParkedCalls:
         if call.parked is not None:  # inside a function that waits itself
             call.parked.begun = call.parked.begun or begun
             return await work()
-        ticket = None if call.rounds is None or call.task else call.rounds.ticket
-        if ticket is not None and (result := await self._find(call, ticket)) is not None:
+        ticket = None if call.rounds is None else call.rounds.ticket
+        wait = wait or self._services.settings.input_timeout
+        if ticket is not None and (result := await self._find(call, ticket, wait)) is not None:
             return result
         if not (asks and self.may_ask(call)):
             return await work()
         if replay is None:
             replay = self._services.settings.replay
-        call.parked = parked = ParkedCall(call, self, replay=replay, begun=begun)
+        call.parked = parked = ParkedCall(call, self, size, replay=replay, begun=begun)
+        parked.wait = wait
         if ticket is not None:  # copies of this request join it
             self._register(parked, ticket.id)
             parked.round, parked.answers = ticket.round, _hash_answers(call.responses or {})
@@ -308,15 +323,18 @@ class ParkedCalls:
             return await self._follow(parked, call)
         return parked.task.result()
 
-    async def _find(self, call: Call, ticket: Ticket) -> bytes | None:
+    async def _find(self, call: Call, ticket: Ticket, wait: float) -> bytes | None:
         """Continue a call, here or on another worker. Return None if it has to run again from the answers so far."""
         if (parked := self._calls.get(ticket.id)) is not None:
-            return await self.resume(parked, call, ticket)
+            return await self.resume(parked, call, ticket, wait)
         if ticket.id in self._ended:
             return self.repeat(call.responses or {}, ticket)
         is_mine = self._services.peers.is_me(ticket.worker)
-        if not is_mine and (news := await self._others.resume(call, ticket)) is not None:
+        if not is_mine and (news := await self._others.resume(call, ticket, wait)) is not None:
             return _read_news(call, news)
+        if not (is_mine or self._services.peers.shared or self._warned):
+            self._warned = True
+            logger.warning(_NOT_SHARED, call.method, call.name)
         if not ticket.again:
             raise ProtocolError(INVALID_PARAMS, ANSWERED) if is_mine else ToolError(LOST)
         if not is_mine:
@@ -357,8 +375,8 @@ class ParkedCalls:
             raise ToolError(str(ended.outcome))
         return ended.outcome
 
-    async def resume(self, parked: ParkedCall, call: Call, ticket: Ticket) -> bytes:
-        """Continue a call with the answers in a retry. It raises the errors of `run`."""
+    async def resume(self, parked: ParkedCall, call: Call, ticket: Ticket, wait: float) -> bytes:
+        """Continue a call with the answers in a retry. See `run`."""
         if ticket.round == parked.round and parked.timer is not None:
             answers = parked.read(call)
             if not answers and (requests := parked.requests()):  # the round stays the same
@@ -377,6 +395,7 @@ class ParkedCalls:
                 raise
             parked.call.get_rounds().rounds += 1
             _adopt(parked.call, call)
+            parked.wait = wait
             parked.give(answers)
             return await self._follow(parked, call)
         copied = parked.round - (parked.timer is not None)
@@ -420,13 +439,15 @@ class ParkedCalls:
         parked.lent = parked.threads
         for _ in range(parked.lent):
             self._services.threads.lend(parked.owner)
+        if not asked:
+            self._settle(parked, start := TaskStart(rounds))
+            raise start
         if parked.outcome is not None and not parked.outcome.done():
             parked.outcome.set_result((b"", rounds, asked))
         raise InputRequired(asked, rounds)
 
     def _wait_for_retry(self, parked: ParkedCall) -> None:
-        seconds = self._services.settings.input_timeout
-        parked.timer = asyncio.get_running_loop().call_later(seconds, self._expire, parked)
+        parked.timer = asyncio.get_running_loop().call_later(parked.wait, self._expire, parked)
 
     def _settle(self, parked: ParkedCall, outcome: bytes | BaseException) -> None:
         """Give copies of the latest request its outcome."""
@@ -435,6 +456,8 @@ class ParkedCalls:
         if isinstance(outcome, bytes):
             parked.outcome.set_result((outcome, None, {}))
             return
+        if isinstance(outcome, TaskStart):
+            outcome = ProtocolError(INVALID_PARAMS, ANSWERED)
         parked.outcome.set_exception(outcome if isinstance(outcome, Exception) else ToolError("The call was canceled."))
         parked.outcome.exception()
 
@@ -486,13 +509,12 @@ class ParkedCalls:
         """
         if self._stopping:
             raise ToolError(STOPPING)
-        owner, call = parked.owner or parked.call.owner, parked.call
+        owner, size = parked.owner or parked.call.owner, parked.size
         if not parked.admitted:
-            size = _LEAST + 2 * len(call.params or call.body)
             self._make_room(owner, lambda: self._share.has_room(owner) and self._bytes.has_room(owner, size))
             if not parked.id:
                 self._register(parked, secrets.token_hex(16))
-            parked.size, parked.admitted = size, True
+            parked.admitted = True
             self._share.take(owner)
             self._bytes.take(owner, size)
         if parked.threads and not parked.in_thread:
@@ -523,8 +545,13 @@ class ParkedCalls:
         parked.task.add_done_callback(has_failed)
 
     def _expire(self, parked: ParkedCall) -> None:
-        seconds = pluralize(self._services.settings.input_timeout, "second")
+        seconds = pluralize(parked.wait, "second")
         self._unwind(parked, ToolError(f"The client didn't respond within {seconds}."))
+
+    def cancel(self, parked_id: str) -> None:
+        """End a call that waits, because its task was canceled."""
+        if (parked := self._calls.get(parked_id)) is not None and parked.timer is not None:
+            self._unwind(parked, ToolError("The task was canceled, so the client can't answer."))
 
     def end_of(self, is_gone: Callable[[str], bool]) -> None:
         """End the calls of owners who have lost access, or whose rights have changed."""
@@ -564,6 +591,8 @@ class SentRetry(Confidential, Struct, array_like=True, tag="retry"):
     transport: str
     token: ProgressToken | None
     log_level: str
+    task: str
+    wait: float
 
 
 class RetryNews(Confidential, Struct, array_like=True, tag="news"):
@@ -571,7 +600,7 @@ class RetryNews(Confidential, Struct, array_like=True, tag="news"):
 
     number: int
     kind: str
-    """``note``, ``result``, ``asks``, ``tool_error``, ``error``, or ``gone``."""
+    """``note``, ``result``, ``asks``, ``task``, ``tool_error``, ``error``, or ``gone``."""
     body: bytes = b""
     more: bytes = b""
     """The `_meta` of a result, the state of questions, or the data of an error."""
@@ -598,6 +627,8 @@ def _read_news(call: Call, news: RetryNews) -> bytes:
             return body
         case "asks":
             raise InputRequired(msgspec.json.decode(body), Rounds.from_state(_decode_state(more)))
+        case "task":
+            raise TaskStart(Rounds.from_state(_decode_state(more)))
         case "tool_error":
             raise ToolError(body.decode())
         case _:
@@ -634,7 +665,7 @@ class _OtherWorkers:
     async def close(self) -> None:
         await self._tasks.close()
 
-    async def resume(self, call: Call, ticket: Ticket) -> RetryNews | None:
+    async def resume(self, call: Call, ticket: Ticket, wait: float) -> RetryNews | None:
         """Let another worker continue a call. Return None if it's gone there.
 
         Raises:
@@ -655,6 +686,8 @@ class _OtherWorkers:
             transport=call.transport,
             token=call.token,
             log_level=call.log_level,
+            task=call.task,
+            wait=wait,
         )
         try:
             if not await self._deliver(worker, retry, call.owner):
@@ -724,18 +757,20 @@ class _OtherWorkers:
             self._send_soon(worker, RetryNews(retry.number, "error", str(exc).encode(), code=INTERNAL_ERROR))
 
     async def _outcome(self, retry: SentRetry, worker: str) -> RetryNews:
-        ticket, responses = retry.ticket, decode_members(retry.responses)
+        number, ticket, responses = retry.number, retry.ticket, decode_members(retry.responses)
         parked = self._table.find(ticket)
         if parked is None:
             if not self._table.has_ended(ticket):
-                return RetryNews(retry.number, "gone")
-            return RetryNews(retry.number, "result", self._table.repeat(responses, ticket))
+                return RetryNews(number, "gone")
+            return RetryNews(number, "result", self._table.repeat(responses, ticket))
         call = self._request(retry, parked, responses, worker)
         try:
-            result = await self._table.resume(parked, call, ticket)
+            result = await self._table.resume(parked, call, ticket, retry.wait)
+        except TaskStart as exc:
+            return RetryNews(number, "task", b"", _encode((exc.rounds or call.get_rounds()).state(0)))
         finally:
             call.over = True
-        return RetryNews(retry.number, "result", result, encode(call.meta) if call.meta else b"")
+        return RetryNews(number, "result", result, encode(call.meta) if call.meta else b"")
 
     def _request(self, retry: SentRetry, parked: ParkedCall, responses: Mapping[str, Raw], worker: str) -> Call:
         """Return the request to another worker as a call of this one."""
@@ -748,6 +783,7 @@ class _OtherWorkers:
             transport=retry.transport,
             token=retry.token,
             log_level=retry.log_level,
+            task=retry.task,
             reply_channel=_Notifications(lambda note: self._send(worker, RetryNews(retry.number, "note", note))),
             parked=None,
             tee=None,

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 import msgspec
@@ -513,15 +513,29 @@ async def ask_in_rounds(call: Call, questions: Mapping[str, tuple[str | None, Qu
     Raises:
         InputRequired: The call can't wait, and runs again with the answers.
     """
-    replay, parked = call.get_rounds(), call.parked
+    replay = call.get_rounds()
     labels = {name: replay.label(key) for name, (key, _) in questions.items()}
+    return await wait_for_answers(call, lambda: ask_by_round(call, replay, questions, labels))
+
+
+async def wait_for_answers(call: Call, read: Callable[[], Json]) -> Json:
+    """Return what `read` returns, once the client of a per-request call has answered.
+
+    Args:
+        call: The call.
+        read: Returns the answers, or raises `InputRequired` if some are missing, or `ProtocolError` for a wrong one.
+
+    Raises:
+        InputRequired: The call can't wait, and runs again with the answers.
+    """
+    parked = call.parked
     try:
-        return ask_by_round(call, replay, questions, labels)
+        return read()
     except InputRequired as exc:
         if parked is None or not parked.can_wait():
             raise
         waits, requests = parked, exc.requests
-    found: Json = await waits.ask(requests, lambda: ask_by_round(call, replay, questions, labels))
+    found: Json = await waits.ask(requests, read)
     return found
 
 

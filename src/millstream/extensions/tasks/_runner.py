@@ -250,14 +250,17 @@ def status_text(message: bytes) -> str:
 logger = logging.getLogger("millstream")
 
 CANCEL_TOPIC = "tasks.cancel"
-"""The topic on which a worker receives the names of tasks to stop."""
+"""The topic on which a worker receives the names of tasks to stop, and the ids of functions that wait."""
 MAX_ATTEMPTS = 3
 """Maximum starts of a task, so that a task that crashes its worker can't crash all workers."""
 RETRY_DELAY = 1.0
 """Seconds before a failed operation is retried."""
 _STATUS_INTERVAL = 1.0
 """Minimum seconds between two status messages of a task."""
-_WORKER_STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
+_WORKER_STOPPED = (
+    "The server process that ran this task has stopped, and what the task did may have taken effect. Check, and then "
+    "call again."
+)
 
 
 class _Run(Struct):
@@ -419,12 +422,15 @@ class TaskRunner(TaskRecords):
         )
         if changed is None:
             return await self.get(name) is not None
-        if not changed.worker:
+        worker, running = changed.worker, name
+        if not worker:
             await self.forget_call(name)
-        elif changed.worker == self._me:
-            self._cancel_here(name.encode())
-        else:
-            await self._host.bus.send(changed.worker, CANCEL_TOPIC, name.encode())
+            if changed.state is not None and changed.state.ticket is not None:
+                worker, running = changed.state.ticket.worker, changed.state.ticket.id
+        if worker == self._me:
+            self._cancel_here(running.encode())
+        elif worker:
+            await self._host.bus.send(worker, CANCEL_TOPIC, running.encode())
         return True
 
     async def get_settled(self, name: str) -> TaskRecord | None:
@@ -552,7 +558,7 @@ class TaskRunner(TaskRecords):
         if run.hands_over:
             return run.change(attempts=run.record.attempts - 1)  # a restart of the server doesn't count
         if run.call.halted:
-            return run.fail(OVERLOADED, "The server stopped before this task was done. Call the tool again.")
+            return run.fail(OVERLOADED, _WORKER_STOPPED)
         if error is not None:
             return run.fail(error.code, error.message, error.data)
         if outcome.requests:
@@ -584,9 +590,11 @@ class TaskRunner(TaskRecords):
     # Other workers
 
     def _cancel_here(self, data: bytes) -> None:
-        run = self._running.get(data.decode())
+        run = self._running.get(name := data.decode())
         if run is not None:
             run.call.cancel()
+        else:
+            self._host.end_waiting_call(name)
 
     def _on_workers_change(self) -> None:
         me = self._host.worker
