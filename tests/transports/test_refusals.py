@@ -16,8 +16,7 @@ import millstream
 from cases import for_each
 from http_peer import serve
 from millstream import Server
-from millstream._server.refusals import STORE_REFUSALS, find_refusal
-from millstream._transports.refusals import REFUSALS
+from millstream._server.refusals import REFUSALS, find_refusal
 from millstream.hub import EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.stores import OwnerQuotaExceeded, StoreFull, StoreUnavailable
 from patience import WAIT
@@ -33,7 +32,7 @@ RAISED: list[Exception] = [
     StoreUnavailable("10.1.2.3 is away"),
 ]
 NAMES = [type(each).__name__ for each in RAISED]
-FROM_THE_STORE = [each for each in RAISED if isinstance(each, tuple(STORE_REFUSALS))]
+FROM_THE_STORE = [each for each in RAISED if find_refusal(each)[0].is_trouble]
 
 
 class Ways:
@@ -46,7 +45,7 @@ class Ways:
 
     async def check_socket(self, message: dict[str, Any], exc: Exception) -> str:
         """Send a request that is refused, and return the text. The socket and its subscription go on."""
-        refusal, _ = find_refusal(REFUSALS, exc)
+        refusal, _ = find_refusal(exc)
         answer = await ask(self.socket, {**message, "id": 7})
         error = answer["error"]
         code = -32000 if refusal.can_retry else refusal.code
@@ -108,7 +107,7 @@ def test_each_refusal_of_the_table_is_tried() -> None:
 async def test_refusals_are_the_same_over_http_event_streams_and_sockets(
     exc: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refusal, text = find_refusal(REFUSALS, exc)
+    refusal, text = find_refusal(exc)
     retry = "5" if refusal.can_retry else None
     async with hub_with_ways() as ways:
         with monkeypatch.context() as patch:
