@@ -463,7 +463,10 @@ class Dispatcher:
         refusal, text = find_refusal(exc, "The call {} completed. Try again later.")
         incident = _log_incident(call, f" couldn't use the store: {exc}") if refusal.is_trouble else ""
         if call.method == "tools/call":
-            return self._tool_error(call, text, incident, SERVER_FAILURE if refusal.can_retry else "tool_error")
+            answer = self._tool_error(call, text, incident, SERVER_FAILURE if refusal.can_retry else "tool_error")
+            if call.failure is not None and refusal.can_retry:
+                call.failure.refusal = refusal
+            return answer
         return self._refuse(call, refusal_error(exc, text), incident)
 
     def _input_required(self, call: Call, exc: InputRequired) -> bytes:

@@ -29,6 +29,11 @@ class Refusal(Struct, frozen=True):
     is_trouble: bool = False
     """Whether the operator has to act."""
 
+    @property
+    def head(self) -> bytes:
+        """The header lines of its HTTP response."""
+        return b"retry-after: %d\r\n" % RETRY_SECONDS if self.can_retry else b""
+
 
 RETRY_SECONDS = 5
 """How long a client should wait before it repeats a request."""
@@ -65,6 +70,9 @@ def find_refusal(exc: Exception, change: str = "") -> tuple[Refusal, str]:
 
 
 def refusal_error(exc: Exception, text: str = "") -> ProtocolError:
-    """Return the JSON-RPC error for an exception, with a text that replaces the one of `find_refusal`."""
+    """Return the JSON-RPC error for an exception, with a text that replaces the one of `find_refusal`.
+
+    Other statuses than 503 would tell clients that their credentials or messages are wrong.
+    """
     refusal, found = find_refusal(exc)
-    return ProtocolError(refusal.code, text or found, status=refusal.status)
+    return ProtocolError(refusal.code, text or found, status=refusal.status if refusal.can_retry else 0)

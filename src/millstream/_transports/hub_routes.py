@@ -299,7 +299,7 @@ _USAGE = 'Send an event: {"channel": "news", "data": …}.'
 
 def _refuse(exc: Exception, change: str = "") -> Response:
     refusal, text = find_refusal(exc, change)
-    return plain_problem(refusal.status, text, _RETRY_AFTER if refusal.can_retry else b"")
+    return plain_problem(refusal.status, text, refusal.head)
 
 
 def keep_event_source(request: HttpRequest, refusal: Response) -> Response:
