@@ -20,6 +20,7 @@ from millstream._server.calls.pending_questions import PendingQuestions, owner_w
 from millstream._server.calls.services import Services
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
 from millstream._tasks import CancelReason
+from millstream._telemetry.logs import redact_foreign
 
 logger = logging.getLogger("millstream")
 
@@ -178,7 +179,7 @@ class Control:
         if call is None:
             return False
         if reason:
-            logger.debug("The client canceled %s: %s", call.method, reason)
+            logger.debug("The client canceled %s: %s", call.method, redact_foreign(reason))
         call.cancel(CancelReason(reason))
         return True
 

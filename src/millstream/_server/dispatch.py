@@ -56,7 +56,7 @@ from millstream._server.features.tools import run_tool, run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._server.refusals import REFUSED, find_refusal, refusal_error
 from millstream._tasks import Tasks
-from millstream._telemetry.logs import advise, shown_error, with_user_frames
+from millstream._telemetry.logs import advise, redact_foreign, shown_error, with_user_frames
 
 _DISCOVER_TTL_MS = 3_600_000
 """Cache hint of `server/discover`."""
@@ -539,7 +539,8 @@ def _log_incident(call: Call, what: str, exc: BaseException | None = None) -> st
     """Log a failure of the server. Return the id of the log entry."""
     incident = secrets.token_hex(8)
     extra = {"incident": incident}
-    logger.error("%s %s%s [incident %s]", call.method, call.name, what, incident, exc_info=exc, extra=extra)
+    name = redact_foreign(call.name)
+    logger.error("%s %s%s [incident %s]", call.method, name, what, incident, exc_info=exc, extra=extra)
     return incident
 
 

@@ -32,6 +32,7 @@ from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, retry_delay
+from millstream._telemetry.logs import redact_foreign
 from millstream.client import (
     ClientError,
     ConnectFailed,
@@ -574,7 +575,7 @@ class ErrorLog:
             return
         text = line[:_MAX_LINE].translate(_CONTROL_CHARACTERS).rstrip()
         if text:
-            _logger.info("%s: %s", self._name, text, extra={"upstream": self._name, "pid": pid})
+            _logger.info("%s: %s", self._name, redact_foreign(text), extra={"upstream": self._name, "pid": pid})
 
     def flush(self) -> None:
         """Allow more lines, once a second, and log the number of lines dropped since the last call."""

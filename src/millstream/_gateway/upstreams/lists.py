@@ -32,6 +32,7 @@ from millstream._override import override
 from millstream._protocol.errors import pluralize
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
+from millstream._telemetry.logs import redact_foreign
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -340,7 +341,7 @@ class ListKeeper(ABC):
         """Log the first failure of a kind of list, or of all lists, and each change of its cause."""
         if (cause := _kind_of(error)) != self._failures.get(kind):
             self._failures[kind] = cause
-            logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
+            logger.warning("The upstream %s %s: %s", self.config.name, what, redact_foreign(reason))
 
     async def check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""

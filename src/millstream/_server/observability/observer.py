@@ -29,7 +29,7 @@ from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.services import SESSION_OVER
 from millstream._server.calls.sessions import Session
 from millstream._server.observability import Figures, OperationFigures
-from millstream._telemetry.logs import redact_text
+from millstream._telemetry.logs import redact_foreign
 from millstream._telemetry.messages import (
     MAX_CACHED,
     MAX_KIND,
@@ -121,7 +121,7 @@ class Tracer(Struct, frozen=True, eq=False):
 
 
 def _short(text: str) -> str:
-    return redact_text(text[:_MAX_TEXT])
+    return redact_foreign(text[:_MAX_TEXT])
 
 
 _METHODS = frozenset(

@@ -30,6 +30,7 @@ from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks, cancel_reason, has_failed, retry_delay
+from millstream._telemetry.logs import MAX_TEXT, MESSAGES, redact_foreign
 from millstream.client._endpoint import Auth, redact_error
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 
@@ -113,9 +114,9 @@ class SkipLog(Struct):
         if not self._logged:
             self._logged = True
             _logger.warning(
-                "Skipped a message from the server; others like it will be skipped without a warning. %s: %.80r",
+                "Skipped a message from the server; others like it will be skipped without a warning. %s: %.80s",
                 why,
-                data,
+                redact_foreign(repr(data[:MAX_TEXT])),
             )
 
 
@@ -141,7 +142,7 @@ def messages_in(data: bytes) -> list[bytes]:
     return split_batch(start, _MAX_BATCH) if start[:1] == b"[" else [data]
 
 
-_messages = logging.getLogger("millstream.client.messages")
+_messages = logging.getLogger(MESSAGES)
 
 
 def log_message(direction: str, message: bytes) -> None:
