@@ -51,6 +51,43 @@ def test_short_secrets_only_match_whole_words_and_shorter_ones_never() -> None:
     assert redact("abc true", {"abc", "true"}) == "abc true"
 
 
+LETTERS = "OPERATOR-SECRET-4711-abcdef"
+
+
+@for_each(
+    "spelling",
+    [
+        "\u200b".join(LETTERS),
+        "\u00ad".join((LETTERS[:9], LETTERS[9:])),
+        "\r\n ".join((LETTERS[:11], LETTERS[11:])),
+        LETTERS.encode("utf-16le").decode("latin-1"),
+        "".join(f"%{ord(each):02x}" for each in LETTERS),
+        quote("".join(f"%{ord(each):02X}" for each in LETTERS)),
+        "".join(f"\\u{ord(each):04x}" for each in LETTERS),
+        json.dumps("".join(f"\\u{ord(each):04x}" for each in LETTERS)),
+        "".join(f"&#{ord(each)};" for each in LETTERS),
+        escape("".join(f"&#x{ord(each):x};" for each in LETTERS)),
+        "<wbr>".join(LETTERS),
+        LETTERS.lower(),
+        "\\r\\n".join((LETTERS[:11], LETTERS[11:])),
+    ],
+)
+def test_nothing_is_left_of_a_text_in_which_a_reader_sees_a_long_secret(spelling: str) -> None:
+    assert redact(f"The key {spelling} is wrong.", {LETTERS}) == "[redacted]"
+    data = json.dumps({"of": ["app", f"The key {spelling} is wrong."]}).encode()
+    assert json.loads(redact_bytes(data, {LETTERS})) == {"of": ["app", "[redacted]"]}
+
+
+def test_ordinary_texts_are_not_taken_for_short_secrets() -> None:
+    for text in ("The latest server is down.", "te\u00adstserver", "TESTSERVER"):
+        assert redact(text, {"testserver"}) is text
+    assert redact("No testserver.", {"testserver"}) == "No [redacted]."
+
+
+def test_nothing_is_left_of_json_whose_values_together_are_a_long_secret() -> None:
+    assert redact_bytes(json.dumps(list(LETTERS)).encode(), {LETTERS}) == b'"[redacted]"'
+
+
 def test_longer_secrets_are_replaced_before_their_parts() -> None:
     assert redact("Bearer hunter22-more", {"hunter22", "hunter22-more"}) == "Bearer [redacted]"
 
@@ -153,6 +190,10 @@ def test_secrets_in_the_query_of_a_url() -> None:
         ("&#0", "&" * 9),
         ("hunter22", "hunter22"),
         ("x", "hunter22"),
+        *(
+            (unit, "OPERATOR-SECRET-4711-abcdef")
+            for unit in ("%41", "%2525", "<", "&#", "&#65;", "&a", "\\u0041", "\\")
+        ),
     ],
 )
 def test_redaction_takes_linear_time(unit: str, secret: str) -> None:
@@ -170,7 +211,7 @@ def test_json_stays_json() -> None:
 def test_long_repeated_secrets_are_removed_at_the_speed_of_a_search() -> None:
     """A server that got a token can send it back in 16 MiB, while all other calls wait."""
     token = "t0k3n." * 20
-    quoted, other = token * 20_000, "t0k3n," * 400_000
+    quoted, other = token * 20_000, "t0k4n," * 400_000
     assert redact(quoted, {token}) == "[redacted]"
     assert redact(other, {token}) is other
     assert cpu_seconds(lambda: redact(quoted, {token})) < 5 * cpu_seconds(lambda: redact(other, {token}))

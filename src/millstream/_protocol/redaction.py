@@ -6,6 +6,7 @@ Other results don't change.
 """
 
 import re
+import sys
 from base64 import b64decode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,19 @@ _SURE = 8
 """Minimum characters of a secret that's also replaced within a word."""
 _COMPARED = 48
 """Characters of a long secret that are compared, so that matching takes linear time."""
+_LONG = 20
+"""Minimum letters and digits of a secret that's found without what separates them. Ordinary text has shorter ones."""
+_MAX_QUOTED = 4
+"""How often a text can be quoted in another."""
+_ENCODED = re.compile(
+    r"%(?:25){0,3}([0-9A-Fa-f]{2})|\\{1,8}(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|[bfnrt])"
+    r"|&#[xX]0{0,8}([0-9A-Fa-f]{1,6});?|&#0{0,8}(\d{1,7});?|&[A-Za-z]{2,8};"
+)
+_DECIMAL = 5
+"""The group of `_ENCODED` that isn't hexadecimal."""
+_MARKUP = re.compile("<[^<>]*+>")
+_LOWER_CASE = bytes(range(256)).lower()
+_SEPARATORS = bytes(each for each in range(128) if not chr(each).isalnum())
 _MAX_DEPTH = 100
 """Maximum nesting of a value, because a decoder accepts more than Python's stack has space for."""
 _REST = r"""(?:[^\s"'<>\\]++|\\{1,8}[/u])*+"""
@@ -148,7 +162,8 @@ def _quote(secret: str) -> str:
 def redact(text: str, secrets: Collection[str]) -> str:
     """Return a text without secrets: ``redact("bad key hunter2!", {"hunter2!"})``.
 
-    It finds them as they are, and encoded for URLs, JSON, and HTML, in time linear in the length of the text.
+    It finds them as they are, and encoded for URLs, JSON, and HTML, in time linear in the length of the text. If a
+    reader can still read a long secret in the text's letters and digits, nothing of the text is returned.
 
     Args:
         text: Text from the peer that the secrets were sent to.
@@ -163,7 +178,29 @@ def redact(text: str, secrets: Collection[str]) -> str:
             and max(_WORD.findall(secret) or ("",), key=len) in text
         ):
             text = _pattern(secret).sub(REDACTED, text)
-    return text
+    return REDACTED if _is_readable(text, secrets) else text
+
+
+def _is_readable(text: str, secrets: Collection[str]) -> bool:
+    """Return whether a reader sees the letters and digits of a long secret, however they're encoded or separated."""
+    wanted = [each[:_COMPARED] for each in map(_letters, secrets) if len(each) >= _LONG]
+    for _ in range(_MAX_QUOTED if wanted and len(text) >= _LONG else 0):
+        if any(each in seen for seen in (_letters(text), _letters(_MARKUP.sub("", text))) for each in wanted):
+            return True
+        if (decoded := _ENCODED.sub(_decode, text.replace("&amp;", "&"))) == text:
+            break
+        text = decoded
+    return False
+
+
+def _decode(found: re.Match[str]) -> str:
+    """Return the character that an escape or entity stands for, or NUL if it's no letter or digit."""
+    number = int(found[found.lastindex], 10 if found.lastindex == _DECIMAL else 16) if found.lastindex else 0
+    return chr(min(number, sys.maxunicode))
+
+
+def _letters(text: str) -> bytes:
+    return text.encode("ascii", "ignore").translate(_LOWER_CASE, _SEPARATORS)
 
 
 def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
@@ -179,7 +216,9 @@ def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
             try:
                 msgspec.json.decode(made)
             except MALFORMED:
-                return msgspec.json.encode(redact_value(value, secrets))
+                made = msgspec.json.encode(redact_value(value, secrets))
+                if _is_readable(made.decode(), secrets):
+                    return msgspec.json.encode(REDACTED)
     return made
 
 
