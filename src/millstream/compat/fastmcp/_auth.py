@@ -403,8 +403,8 @@ class Settings:
             return made
         if security is None or not security.enable_dns_rebinding_protection:
             # Like the SDK: accept every Host, but let no page of another origin read the response.
-            origins = ("*",) if is_app or security is not None else ()
-            return made | {"allowed_hosts": ("*",), "allowed_origins": origins, "cors": False}
+            admitted = ["*"] if is_app or security is not None else []
+            return made | {"allowed_hosts": ("*",), "allowed_origins": tuple(admitted), "cors": False}
         hosts, origins = hosts_and_origins(security)
         return made | {"allowed_hosts": hosts, "allowed_origins": origins}
 
