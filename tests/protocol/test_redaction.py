@@ -228,3 +228,10 @@ def test_callers_own_words_are_found_in_each_spelling() -> None:
     assert leave_out(b'{"uri":"note://sommer%32024"}', ["sommer2024"]) == []
     assert leave_out(b'{"a":"sommer202"}', ["sommer2024"]) == ["sommer2024"]
     assert leave_out(b"", ["sommer2024"]) == ["sommer2024"]
+
+
+def test_callers_own_words_are_compared_as_the_texts_that_quote_them() -> None:
+    for said in (LETTERS, LETTERS.lower(), LETTERS.replace("-", " "), "".join(f"%{ord(each):x}" for each in LETTERS)):
+        assert leave_out(json.dumps({"a": said}).encode(), [LETTERS, "other"]) == ["other"]
+    assert leave_out(json.dumps({"a": LETTERS[:-1]}).encode(), [LETTERS]) == [LETTERS]
+    check_linear(lambda size: leave_out(b'{"a":"%b"}' % (b"%41" * size), [LETTERS]), 5_000)

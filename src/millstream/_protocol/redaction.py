@@ -152,7 +152,10 @@ def leave_out(said: bytes, secrets: Collection[str]) -> Collection[str]:
     with suppress(*MALFORMED):
         said = msgspec.json.encode(msgspec.json.decode(said)) if b"\\" in said and not exceeds_limits(said) else said
     texts = [text := said.decode("utf-8", "surrogateescape"), unquote(text)]
-    return [each for each in secrets if not any(_quote(each) in text for text in texts)]
+    left = [each for each in secrets if not any(_quote(each) in text for text in texts)]
+    long = {each: letters for each in left if len(letters := _letters(each)) >= _LONG}
+    seen = list(_readings(texts[0])) if long else []
+    return [each for each in left if each not in long or not any(long[each] in letters for letters in seen)]
 
 
 def _quote(secret: str) -> str:
@@ -184,13 +187,17 @@ def redact(text: str, secrets: Collection[str]) -> str:
 def _is_readable(text: str, secrets: Collection[str]) -> bool:
     """Return whether a reader sees the letters and digits of a long secret, however they're encoded or separated."""
     wanted = [each[:_COMPARED] for each in map(_letters, secrets) if len(each) >= _LONG]
-    for _ in range(_MAX_QUOTED if wanted and len(text) >= _LONG else 0):
-        if any(each in seen for seen in (_letters(text), _letters(_MARKUP.sub("", text))) for each in wanted):
-            return True
+    return bool(wanted) and len(text) >= _LONG and any(each in seen for seen in _readings(text) for each in wanted)
+
+
+def _readings(text: str) -> Iterator[bytes]:
+    """Yield the letters and digits of a text, with and without markup, each time less of it is encoded."""
+    for _ in range(_MAX_QUOTED):
+        yield _letters(text)
+        yield _letters(_MARKUP.sub("", text))
         if (decoded := _ENCODED.sub(_decode, text.replace("&amp;", "&"))) == text:
-            break
+            return
         text = decoded
-    return False
 
 
 def _decode(found: re.Match[str]) -> str:
