@@ -6,7 +6,6 @@ Other results don't change.
 """
 
 import re
-import sys
 from base64 import b64decode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,11 +32,9 @@ _LONG = 20
 _MAX_QUOTED = 4
 """How often a text can be quoted in another."""
 _ENCODED = re.compile(
-    r"%(?:25){0,3}([0-9A-Fa-f]{2})|\\{1,8}(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|[bfnrt])"
-    r"|&#[xX]0{0,8}([0-9A-Fa-f]{1,6});?|&#0{0,8}(\d{1,7});?|&[A-Za-z]{2,8};"
+    r"%(?:25){0,3}[0-9A-Fa-f]{2}|\\{1,8}(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[bfnrt])"
+    r"|&#[xX]0{0,8}[0-9A-Fa-f]{1,6};?|&#\d{1,9};?|&[A-Za-z]{2,8};"
 )
-_DECIMAL = 5
-"""The group of `_ENCODED` that isn't hexadecimal."""
 _MARKUP = re.compile("<[^<>]*+>")
 _LOWER_CASE = bytes(range(256)).lower()
 _SEPARATORS = bytes(each for each in range(128) if not chr(each).isalnum())
@@ -195,15 +192,19 @@ def _readings(text: str) -> Iterator[bytes]:
     for _ in range(_MAX_QUOTED):
         yield _letters(text)
         yield _letters(_MARKUP.sub("", text))
-        if (decoded := _ENCODED.sub(_decode, text.replace("&amp;", "&"))) == text:
+        if (decoded := _ENCODED.sub(lambda found: _decode(found[0]), text.replace("&amp;", "&"))) == text:
             return
         text = decoded
 
 
-def _decode(found: re.Match[str]) -> str:
+@lru_cache(1024)
+def _decode(escaped: str) -> str:
     """Return the character that an escape or entity stands for, or NUL if it's no letter or digit."""
-    number = int(found[found.lastindex], 10 if found.lastindex == _DECIMAL else 16) if found.lastindex else 0
-    return chr(min(number, sys.maxunicode))
+    digits = escaped.strip("\\&#;").replace("%25", "").lstrip("%uxX")
+    try:
+        return chr(int(digits, 10 if escaped[1:2] == "#" and escaped[2:3] not in "xX" else 16))
+    except (ValueError, OverflowError):
+        return "\0"
 
 
 def _letters(text: str) -> bytes:
