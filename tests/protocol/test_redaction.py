@@ -5,9 +5,15 @@ from base64 import b64encode
 from html import escape
 from urllib.parse import quote, quote_plus
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cases import for_each
 from cpu import check_linear, cpu_seconds
 from millstream._protocol.redaction import (
+    _SECRET_TEXT,
+    HIDDEN,
+    MAX_TEXT,
     find_argument_secrets,
     find_query_secrets,
     find_secrets,
@@ -16,6 +22,7 @@ from millstream._protocol.redaction import (
     redact,
     redact_bytes,
     redact_failure,
+    redact_foreign,
     redact_value,
     secret_parts,
 )
@@ -235,3 +242,11 @@ def test_callers_own_words_are_compared_as_the_texts_that_quote_them() -> None:
         assert leave_out(json.dumps({"a": said}).encode(), [LETTERS, "other"]) == ["other"]
     assert leave_out(json.dumps({"a": LETTERS[:-1]}).encode(), [LETTERS]) == [LETTERS]
     check_linear(lambda size: leave_out(b'{"a":"%b"}' % (b"%41" * size), [LETTERS]), 5_000)
+
+
+@given(st.from_regex(_SECRET_TEXT, alphabet=st.characters(max_codepoint=127)))
+def test_every_secret_has_a_hint(text: str) -> None:
+    hidden = _SECRET_TEXT.sub(
+        lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text[:MAX_TEXT]
+    )
+    assert redact_foreign(text[:MAX_TEXT]) == hidden

@@ -1,4 +1,4 @@
-"""Removes credentials from errors that quote them.
+"""Removes credentials from errors that quote them, and from logs.
 
 Servers often quote the request in their error messages, and its credentials with it. The sender removes its
 credentials from errors, results of failed tools, and lines of standard error, in the spellings that quoting produces.
@@ -19,6 +19,34 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 
 REDACTED = "[redacted]"
+HIDDEN = "***"
+MAX_TEXT = 8192
+"""Maximum characters of a text in a log."""
+_FORMS = (
+    r"""(?P<scheme>\b(?:bearer|dpop)\s{1,3})[\w.~+/=-]{8,}"""
+    r"""|(?P<query>[?&][\w-]{0,32}(?:password|passwd|secret|token|key|code)=)[^\s&"']+"""
+    r"""|(?P<user>://[^\s/:@]{0,256}:)[^\s/@]+(?=@)"""
+    # JWTs, and keys for GitHub, AWS, webhooks, Slack, model providers, and payment providers
+    r"""|(?<![\w-])(?:eyJ[\w-]{8,}\.[\w.-]{8,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|A[KS]IA[0-9A-Z]{16}\b"""
+    r"""|whsec_[\w+/=-]{8,}|xox[a-z]-[\w-]{8,}|sk[-_][\w-]{16,})"""
+    r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z)"""
+)
+"""Credentials that are recognized without a name."""
+_STARTS = "(?=[acpstbdegwx?&:-])"  # most letters in a plain line can't start a secret
+_SECRET_FORM = re.compile(f"{_STARTS}(?:{_FORMS})", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    rf"""{_STARTS}(?:"""
+    r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
+    r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
+    r"""|(?P<basic>\bbasic\s{1,3})[\w.~+/=-]{8,}"""
+    rf"""|{_FORMS})""",
+    re.IGNORECASE,
+)
+_SECRET_HINTS = (
+    "://", "authorization", "basic", "bearer", "code", "cookie", "dpop", "eyj", "gh", "github_pat_", "key", "passw",
+    "secret", "sk-", "sk_", "token", "whsec_", "xox", "akia", "asia",
+)  # fmt: skip
+"""Every ASCII match of `_SECRET_TEXT` contains one of these in lower case. Searching for them is faster."""
 _SHORTEST = 4
 """Minimum characters of a secret. Replacing shorter texts would make errors unreadable."""
 _ORDINARY = frozenset({"true", "false", "none", "null", "basic", "bearer"})
@@ -316,3 +344,19 @@ def _utf16(letter: str) -> Iterator[int]:
 
 def _any_case(digits: str) -> str:
     return "".join(f"[{each}{each.upper()}]" if each.isalpha() else each for each in digits)
+
+
+def redact_foreign(text: str) -> str:
+    """Return a peer's or a program's text without credentials, recognized by their names as well. See `redact_text`."""
+    return redact_text(text, _SECRET_TEXT)
+
+
+def redact_text(text: str, pattern: re.Pattern[str] = _SECRET_FORM) -> str:
+    """Return a text without credentials and lone surrogates, cut to `MAX_TEXT` characters."""
+    rest = len(text) - MAX_TEXT
+    if rest > 0:
+        text = f"{text[:MAX_TEXT]}… ({rest} more)"
+    if text.isascii() and not any(map(text.lower().__contains__, _SECRET_HINTS)):
+        return text
+    text = pattern.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

@@ -15,12 +15,12 @@ from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERRO
 from millstream._protocol.jsonrpc import Envelope, RequestId, decode_id, encode
 from millstream._protocol.notifications import read_cancellation
 from millstream._protocol.principal import Share
+from millstream._protocol.redaction import redact_foreign
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import PendingQuestions, owner_worker
 from millstream._server.calls.services import Services
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
 from millstream._tasks import CancelReason
-from millstream._telemetry.logs import redact_foreign
 
 logger = logging.getLogger("millstream")
 

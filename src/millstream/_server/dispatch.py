@@ -41,6 +41,7 @@ from millstream._protocol.jsonrpc import (
 )
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Principal, Share
+from millstream._protocol.redaction import redact_foreign
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
 from millstream._recent import Recent
@@ -56,7 +57,7 @@ from millstream._server.features.tools import run_tool, run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
 from millstream._server.refusals import REFUSED, find_refusal, refusal_error
 from millstream._tasks import Tasks
-from millstream._telemetry.logs import advise, redact_foreign, shown_error, with_user_frames
+from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
 _DISCOVER_TTL_MS = 3_600_000
 """Cache hint of `server/discover`."""

@@ -10,7 +10,6 @@ carries the protocol on stdio. Nothing waits for a reader of the log: see `TextO
 import inspect
 import logging
 import os
-import re
 import select
 import shutil
 import stat
@@ -35,44 +34,17 @@ from millstream._config import Settings
 from millstream._override import override
 from millstream._protocol.errors import escape as escape_invisible
 from millstream._protocol.errors import fit
-from millstream._protocol.redaction import is_secret
+from millstream._protocol.redaction import HIDDEN, MAX_TEXT, is_secret, redact_foreign, redact_text
 from millstream._recent import Recent
 
-HIDDEN = "***"
-MESSAGES = "millstream.client.messages"
-"""Logger of the messages of the client."""
-MAX_TEXT = 8192
 MAX_DEPTH = 6
 MAX_ITEMS = 100
+
+_MESSAGES = "millstream.client.messages"
 
 LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
 UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
-_FORMS = (
-    r"""(?P<scheme>\b(?:bearer|dpop)\s{1,3})[\w.~+/=-]{8,}"""
-    r"""|(?P<query>[?&][\w-]{0,32}(?:password|passwd|secret|token|key|code)=)[^\s&"']+"""
-    r"""|(?P<user>://[^\s/:@]{0,256}:)[^\s/@]+(?=@)"""
-    # JWTs, and keys for GitHub, AWS, webhooks, Slack, model providers, and payment providers
-    r"""|(?<![\w-])(?:eyJ[\w-]{8,}\.[\w.-]{8,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|A[KS]IA[0-9A-Z]{16}\b"""
-    r"""|whsec_[\w+/=-]{8,}|xox[a-z]-[\w-]{8,}|sk[-_][\w-]{16,})"""
-    r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z)"""
-)
-"""Credentials that are recognized without a name."""
-_STARTS = "(?=[acpstbdegwx?&:-])"  # most letters in a plain line can't start a secret
-_SECRET_FORM = re.compile(f"{_STARTS}(?:{_FORMS})", re.IGNORECASE)
-_SECRET_TEXT = re.compile(
-    rf"""{_STARTS}(?:"""
-    r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
-    r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
-    r"""|(?P<basic>\bbasic\s{1,3})[\w.~+/=-]{8,}"""
-    rf"""|{_FORMS})""",
-    re.IGNORECASE,
-)
-_SECRET_HINTS = (
-    "://", "authorization", "basic", "bearer", "code", "cookie", "dpop", "eyj", "gh", "github_pat_", "key", "passw",
-    "secret", "sk-", "sk_", "token", "whsec_", "xox", "akia", "asia",
-)  # fmt: skip
-"""Every ASCII match of `_SECRET_TEXT` contains one of these in lower case. Searching for them is faster."""
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | dict(
     zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
 )
@@ -491,28 +463,12 @@ def redact_message(record: logging.LogRecord) -> str:
     Our own loggers' texts name tools and headers, so what follows a name such as ``token:`` isn't a credential there.
     Whoever logs the text of a peer passes it to `redact_foreign`, unless it's an exception.
     """
-    if str(record.name).partition(".")[0] != "millstream" or record.name == MESSAGES:
+    if str(record.name).partition(".")[0] != "millstream" or record.name == _MESSAGES:
         return redact_foreign(record.getMessage())
     if isinstance(record.args, tuple) and any(isinstance(each, Exception) for each in record.args):
         args = [redact_foreign(str(each)) if isinstance(each, Exception) else each for each in record.args]
         return redact_text(str(record.msg) % tuple(args))
     return redact_text(record.getMessage())
-
-
-def redact_foreign(text: str) -> str:
-    """Return a peer's or a program's text without credentials, recognized by their names as well. See `redact_text`."""
-    return redact_text(text, _SECRET_TEXT)
-
-
-def redact_text(text: str, pattern: re.Pattern[str] = _SECRET_FORM) -> str:
-    """Return a text without credentials and lone surrogates, cut to `MAX_TEXT` characters."""
-    rest = len(text) - MAX_TEXT
-    if rest > 0:
-        text = f"{text[:MAX_TEXT]}… ({rest} more)"
-    if text.isascii() and not any(map(text.lower().__contains__, _SECRET_HINTS)):
-        return text
-    text = pattern.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text)
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def escape(text: str) -> str:

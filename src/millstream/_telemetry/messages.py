@@ -25,8 +25,9 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import Json
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
-from millstream._telemetry.logs import HumanLines, JsonLines, escape, is_colored, outlet_for, redact_foreign
+from millstream._telemetry.logs import HumanLines, JsonLines, escape, is_colored, outlet_for
 
 LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2

@@ -23,9 +23,9 @@ from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, MAX_SHOWN, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
+from millstream._protocol.redaction import redact_foreign
 from millstream._server.address import Address
 from millstream._server.calls.services import UNLIMITED, ObserveMessage, RequestLimits, ignore_message
-from millstream._telemetry.logs import redact_foreign
 from millstream.auth._method import (
     AuthMethod,
     CachedRejection,

@@ -9,8 +9,8 @@ from millstream._gateway.rules.results import NoResponse
 from millstream._gateway.upstreams.breaker import find_outage
 from millstream._gateway.upstreams.upstream import Upstream
 from millstream._http.client import UnsendableRequest
+from millstream._protocol.redaction import redact_foreign
 from millstream._server.calls.call import Call
-from millstream._telemetry.logs import redact_foreign
 from millstream.client import (
     AccessDenied,
     ClientError,

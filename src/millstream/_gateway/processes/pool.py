@@ -29,10 +29,10 @@ from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.principal import Share
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, retry_delay
-from millstream._telemetry.logs import redact_foreign
 from millstream.client import (
     ClientError,
     ConnectFailed,

@@ -30,9 +30,9 @@ from millstream._gateway.upstreams.breaker import Breaker, find_outage
 from millstream._gateway.upstreams.links import SHARED_KEY, LinkKey, Links
 from millstream._override import override
 from millstream._protocol.errors import pluralize
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
-from millstream._telemetry.logs import redact_foreign
 from millstream.client import (
     AccessDenied,
     ClientError,

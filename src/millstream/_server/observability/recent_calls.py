@@ -18,11 +18,12 @@ from msgspec import Struct
 
 from millstream._protocol.errors import shorten
 from millstream._protocol.jsonrpc import MALFORMED, Json, decoder
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, RawParams, value_of
 from millstream._server.observability import merge_all
 from millstream._server.observability.observer import LISTEN
-from millstream._telemetry.logs import redact, redact_foreign
+from millstream._telemetry.logs import redact
 from millstream._telemetry.messages import SERVER_FAILURES
 from millstream._telemetry.metrics import OTHER
 

@@ -27,10 +27,10 @@ from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
 from millstream._protocol.notifications import CancelledNotificationParams
+from millstream._protocol.redaction import MAX_TEXT, redact_foreign
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks, cancel_reason, has_failed, retry_delay
-from millstream._telemetry.logs import MAX_TEXT, MESSAGES, redact_foreign
 from millstream.client._endpoint import Auth, redact_error
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 
@@ -142,7 +142,7 @@ def messages_in(data: bytes) -> list[bytes]:
     return split_batch(start, _MAX_BATCH) if start[:1] == b"[" else [data]
 
 
-_messages = logging.getLogger(MESSAGES)
+_messages = logging.getLogger("millstream.client.messages")
 
 
 def log_message(direction: str, message: bytes) -> None:
