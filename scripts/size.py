@@ -42,7 +42,7 @@ ROWS = {
     "protocol: schema repair, foreign documents, and redaction": """_protocol/foreign.py _protocol/redaction.py
         _protocol/schema_repair.py _frontmatter.py _yaml.py""",
     "transports: Streamable HTTP, SSE, and stdio": """_transports/__init__.py _transports/connection.py
-        _transports/http_sse.py _transports/open_streams.py _transports/refusals.py _transports/stdio.py
+        _transports/http_sse.py _transports/open_streams.py _transports/stdio.py
         _transports/streamable _transports/usual.py""",
     "transports: WebSocket": """_http/server/websocket.py _http/websocket.py _transports/websocket.py
         client/_transports/websocket.py""",

@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse
 
 from cases import for_each
 from cpu import cpu_seconds_of
+from http_peer import serve
 from millstream import Audio as SoundBlock
 from millstream import Image as PictureBlock
 from millstream import Text
@@ -540,3 +541,19 @@ async def _http(mcp: FastMCP[Any]) -> AsyncIterator[httpx2.AsyncClient]:
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://shop.example") as http,
     ):
         yield http
+
+
+async def test_public_server_without_sign_in_admits_programs_and_own_pages_but_no_pages_of_other_origins() -> None:
+    own, app = (FastMCP("shop", host="0.0.0.0") for _ in range(2))  # noqa: S104  only the settings matter
+    opening = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": OPENING}
+    accept = {"accept": "application/json, text/event-stream"}
+    for serving, foreign in ((serve(own.__millstream_server__), 403), (serve(app.streamable_http_app()), 200)):
+        async with serving as running, httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}") as http:
+            for headers, status in (
+                ({"host": "catalog:8000"}, 200),
+                ({"host": "shop.example:8000", "origin": "http://shop.example:8000"}, 200),
+                ({"host": "catalog", "origin": "https://shop.example", "sec-fetch-site": "same-origin"}, 200),
+                ({"host": "catalog:8000", "origin": "http://evil.example"}, foreign),
+            ):
+                reply = await http.post("/mcp", json=opening, headers=accept | headers)
+                assert (reply.status_code, reply.headers.get("access-control-allow-origin")) == (status, None), headers

@@ -1,4 +1,5 @@
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from cases import for_each
 from hub_parts import Clock, MemoryStore, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream import Principal
-from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, LimitExceeded
+from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.middleware import Rate
 
 
@@ -251,6 +252,34 @@ async def test_subscriptions_need_a_bounded_number_of_channels() -> None:
         for channels in ([], ["a", "b", "c"]):
             with pytest.raises(InvalidName):
                 await hub.subscribe(channels, Outlet(), encode=encode_line)
+
+
+async def test_large_events_for_many_readers_leave_turns_to_the_event_loop() -> None:
+    """Each write to a reader that doesn't read is a large `send`, and 150 of them for each reader took seconds."""
+    event, totals = "x" * 200_000, [0]
+    async with open_hub() as hub:
+        readers = [await listen(hub, "news") for _ in range(30)]
+
+        async def count() -> None:
+            while True:
+                totals.append(sum(len(chunk) for each in readers for chunk in each.chunks))
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        for publishing in (
+            asyncio.gather(*[hub.publish("news", event) for _ in range(40)]),
+            asyncio.gather(*[publish_all(hub, event) for _ in range(2)]),
+        ):
+            await publishing
+        counting.cancel()
+    written = [after - before for before, after in pairwise(totals)]
+    assert sum(written) > 80 * 30 * 200_000
+    assert max(written) < 2 * 30 * 200_500
+
+
+async def publish_all(hub: Hub, event: str) -> None:
+    for _ in range(20):
+        await hub.publish("news", event)
 
 
 async def test_publishing_in_a_loop_yields_to_the_event_loop() -> None:

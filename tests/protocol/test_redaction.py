@@ -5,9 +5,15 @@ from base64 import b64encode
 from html import escape
 from urllib.parse import quote, quote_plus
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cases import for_each
 from cpu import check_linear, cpu_seconds
 from millstream._protocol.redaction import (
+    _SECRET_TEXT,
+    HIDDEN,
+    MAX_TEXT,
     find_argument_secrets,
     find_query_secrets,
     find_secrets,
@@ -16,6 +22,7 @@ from millstream._protocol.redaction import (
     redact,
     redact_bytes,
     redact_failure,
+    redact_foreign,
     redact_value,
     secret_parts,
 )
@@ -49,6 +56,43 @@ def test_secret_is_found_in_every_spelling(spelling: str) -> None:
 def test_short_secrets_only_match_whole_words_and_shorter_ones_never() -> None:
     assert redact("pin 1234, 12345, x1234", {"1234"}) == "pin [redacted], 12345, x1234"
     assert redact("abc true", {"abc", "true"}) == "abc true"
+
+
+LETTERS = "OPERATOR-SECRET-4711-abcdef"
+
+
+@for_each(
+    "spelling",
+    [
+        "\u200b".join(LETTERS),
+        "\u00ad".join((LETTERS[:9], LETTERS[9:])),
+        "\r\n ".join((LETTERS[:11], LETTERS[11:])),
+        LETTERS.encode("utf-16le").decode("latin-1"),
+        "".join(f"%{ord(each):02x}" for each in LETTERS),
+        quote("".join(f"%{ord(each):02X}" for each in LETTERS)),
+        "".join(f"\\u{ord(each):04x}" for each in LETTERS),
+        json.dumps("".join(f"\\u{ord(each):04x}" for each in LETTERS)),
+        "".join(f"&#{ord(each)};" for each in LETTERS),
+        escape("".join(f"&#x{ord(each):x};" for each in LETTERS)),
+        "<wbr>".join(LETTERS),
+        LETTERS.lower(),
+        "\\r\\n".join((LETTERS[:11], LETTERS[11:])),
+    ],
+)
+def test_nothing_is_left_of_a_text_in_which_a_reader_sees_a_long_secret(spelling: str) -> None:
+    assert redact(f"The key {spelling} is wrong.", {LETTERS}) == "[redacted]"
+    data = json.dumps({"of": ["app", f"The key {spelling} is wrong."]}).encode()
+    assert json.loads(redact_bytes(data, {LETTERS})) == {"of": ["app", "[redacted]"]}
+
+
+def test_ordinary_texts_are_not_taken_for_short_secrets() -> None:
+    for text in ("The latest server is down.", "te\u00adstserver", "TESTSERVER"):
+        assert redact(text, {"testserver"}) is text
+    assert redact("No testserver.", {"testserver"}) == "No [redacted]."
+
+
+def test_nothing_is_left_of_json_whose_values_together_are_a_long_secret() -> None:
+    assert redact_bytes(json.dumps(list(LETTERS)).encode(), {LETTERS}) == b'"[redacted]"'
 
 
 def test_longer_secrets_are_replaced_before_their_parts() -> None:
@@ -153,6 +197,10 @@ def test_secrets_in_the_query_of_a_url() -> None:
         ("&#0", "&" * 9),
         ("hunter22", "hunter22"),
         ("x", "hunter22"),
+        *(
+            (unit, "OPERATOR-SECRET-4711-abcdef")
+            for unit in ("%41", "%2525", "<", "&#", "&#65;", "&a", "\\u0041", "\\")
+        ),
     ],
 )
 def test_redaction_takes_linear_time(unit: str, secret: str) -> None:
@@ -170,7 +218,7 @@ def test_json_stays_json() -> None:
 def test_long_repeated_secrets_are_removed_at_the_speed_of_a_search() -> None:
     """A server that got a token can send it back in 16 MiB, while all other calls wait."""
     token = "t0k3n." * 20
-    quoted, other = token * 20_000, "t0k3n," * 400_000
+    quoted, other = token * 20_000, "t0k4n," * 400_000
     assert redact(quoted, {token}) == "[redacted]"
     assert redact(other, {token}) is other
     assert cpu_seconds(lambda: redact(quoted, {token})) < 5 * cpu_seconds(lambda: redact(other, {token}))
@@ -187,3 +235,18 @@ def test_callers_own_words_are_found_in_each_spelling() -> None:
     assert leave_out(b'{"uri":"note://sommer%32024"}', ["sommer2024"]) == []
     assert leave_out(b'{"a":"sommer202"}', ["sommer2024"]) == ["sommer2024"]
     assert leave_out(b"", ["sommer2024"]) == ["sommer2024"]
+
+
+def test_callers_own_words_are_compared_as_the_texts_that_quote_them() -> None:
+    for said in (LETTERS, LETTERS.lower(), LETTERS.replace("-", " "), "".join(f"%{ord(each):x}" for each in LETTERS)):
+        assert leave_out(json.dumps({"a": said}).encode(), [LETTERS, "other"]) == ["other"]
+    assert leave_out(json.dumps({"a": LETTERS[:-1]}).encode(), [LETTERS]) == [LETTERS]
+    check_linear(lambda size: leave_out(b'{"a":"%b"}' % (b"%41" * size), [LETTERS]), 5_000)
+
+
+@given(st.from_regex(_SECRET_TEXT, alphabet=st.characters(max_codepoint=127)))
+def test_every_secret_has_a_hint(text: str) -> None:
+    hidden = _SECRET_TEXT.sub(
+        lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text[:MAX_TEXT]
+    )
+    assert redact_foreign(text[:MAX_TEXT]) == hidden

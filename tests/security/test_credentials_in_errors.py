@@ -31,7 +31,7 @@ BASIC = b64encode(b"shop:pa55/word").decode()
 TOOL = {"name": "hello", "inputSchema": {"type": "object"}}
 WAYS = (
     "401 text", "403 json", "404 escaped", "422 text", "500 html", "503 json", "challenge", "redirect", "200 text",
-    "message", "data", "escaped", "stream", "failed",
+    "message", "data", "escaped", "stream", "failed", "422 utf-16le", "500 iso-2022-jp",
 )  # fmt: skip
 """How the server quotes the request."""
 
@@ -72,13 +72,16 @@ async def quote_request(request: ReceivedRequest, way: str) -> None:
         case _:
             status, kind = way.split()
             texts = {
+                "utf-16le": said.encode("utf-16le").decode("latin-1"),
+                "iso-2022-jp": "\x1b(B".join(said),
                 "json": json.dumps({"error": said}),
                 "escaped": php({"error": php(said)}),
                 "text": said,
                 "html": f"<p>{said.replace('&', '&amp;')}</p>",
             }
             media = "text/plain" if kind == "text" else "text/html" if kind == "html" else "application/json"
-            await request.reply(texts[kind].encode(), status=f"{status} No", type=media)
+            media = f"text/plain; charset={kind}" if "-" in kind else media
+            await request.reply(texts[kind].encode("latin-1"), status=f"{status} No", type=media)
 
 
 @asynccontextmanager
@@ -176,7 +179,9 @@ async def test_callers_of_a_gateway_and_its_log_do_not_see_its_credentials(
     assert_clean(caplog.text, kept="")
 
 
-@pytest.mark.parametrize("way", ["401 text", "403 json", "404 escaped", "422 text", "500 html", "503 json", "redirect"])
+@pytest.mark.parametrize(
+    "way", ["401 text", "403 json", "404 escaped", "422 text", "500 html", "503 json", "redirect", *WAYS[-2:]]
+)
 async def test_callers_of_an_api_do_not_see_its_credentials(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_KEY", KEY)
     operation = {"operationId": "hello", "responses": {"200": {"description": "ok"}}}

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,12 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from growth import MIB, measured
+from millstream import Client, Server
 from millstream._telemetry import logs
+from patience import WAIT
+
+MAX_TEXT = 8192
+"""Maximum characters of a text in a log."""
 
 
 @pytest.fixture(autouse=True)
@@ -223,12 +229,34 @@ def test_repeated_errors_are_described_like_the_first(monkeypatch: pytest.Monkey
     assert len(formatted) == 2
 
 
-@given(st.from_regex(logs._SECRET_TEXT, alphabet=st.characters(max_codepoint=127)))
-def test_every_secret_has_a_hint(text: str) -> None:
-    hidden = logs._SECRET_TEXT.sub(
-        lambda match: (match[match.lastgroup] if match.lastgroup else "") + logs.HIDDEN, text[: logs.MAX_TEXT]
-    )
-    assert logs.redact_text(text[: logs.MAX_TEXT]) == hidden
+OWN_TEXTS = [
+    "forward_headers of the upstream 'a' contains authorization: that server receives each caller's credential",
+    "api-key: process 2890 has ended",
+    "Unknown tool 'get_token': use 'list'",
+    "1password: the store has no space",
+    "The token: basic authentication needs a password",
+]
+
+
+def test_own_texts_are_not_taken_for_the_names_of_credentials() -> None:
+    for text in OWN_TEXTS:
+        for args in ((text,), ("%s", text)):
+            record = logging.makeLogRecord({"name": "millstream.gateway", "msg": args[0], "args": args[1:]})
+            assert json.loads(logs.JsonLines().format(record))["message"] == text
+            assert logs.HumanLines(color=False).format(record).endswith(text)
+
+
+def test_credentials_in_own_texts_are_recognized_by_their_form_and_in_exceptions_by_their_name() -> None:
+    for message, args, shown in (
+        ("%s", ("Bearer abcdefghijklmnop",), "Bearer ***"),
+        ("at %s", ("redis://u:hunter2@h/0",), "at redis://u:***@h/0"),
+        ("%s failed", ("note://x?api_token=hunter2",), "note://x?api_token=*** failed"),
+        ("key %s", ("sk-abcdefghijklmnopqrst",), "key ***"),
+        ("api-key: %s", (ValueError("password=hunter2"),), "api-key: password=***"),
+        ("token: %d, %s", (1, OSError("cookie: a=hunter2")), "token: 1, cookie: ***"),
+    ):
+        record = logging.makeLogRecord({"name": "millstream", "msg": message, "args": args})
+        assert json.loads(logs.JsonLines().format(record))["message"] == shown
 
 
 def test_continuation_lines_on_a_terminal_are_indented() -> None:
@@ -243,7 +271,7 @@ def test_continuation_lines_on_a_terminal_are_indented() -> None:
 
 def test_long_values_are_truncated() -> None:
     line = json_line("x" * 100_000, body="y" * 100_000, raw=b"z" * 100_000, many=list(range(10_000)))
-    assert len(json.dumps(line, ensure_ascii=False)) < 4 * logs.MAX_TEXT
+    assert len(json.dumps(line, ensure_ascii=False)) < 4 * MAX_TEXT
     assert line["message"].endswith("more)")
 
 
@@ -362,5 +390,39 @@ def test_long_names_of_fields_are_not_kept_when_secrets_are_looked_for() -> None
     with measured() as growth:
         for number in range(100):
             name = f"{number}" + 30_000 * "n"
-            assert logs.redact({name: "a", f"{name}password": "b"}).popitem()[1] == logs.HIDDEN
+            assert logs.redact({name: "a", f"{name}password": "b"}).popitem()[1] == "***"
     assert growth.bytes < MIB
+
+
+STRANGER = """
+import sys
+print("stdout has secret: hunter2hunter2", flush=True)
+print("stderr has password=hunter2hunter2", file=sys.stderr, flush=True)
+if sys.argv[1:]:
+    sys.exit("ended with token=hunter2hunter2")
+from millstream import Server
+mcp = Server("up")
+@mcp.tool
+def fail() -> str:
+    raise SystemExit("")
+mcp.run("stdio")
+"""
+
+
+@pytest.mark.server
+async def test_credentials_that_a_process_names_are_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "up.py").write_text(STRANGER)
+    caplog.set_level(logging.DEBUG)
+    front = Server("front")
+    for name, more in (("api-key", []), ("ended", ["now"])):
+        command = [sys.executable, str(tmp_path / "up.py"), *more]
+        front.upstream(name, command, start_timeout=WAIT, timeout=WAIT)
+    async with Client(front, timeout=WAIT) as client:
+        assert await client.tools()
+    formatter = logs.JsonLines()
+    written = "\n".join(json.loads(formatter.format(each))["message"] for each in caplog.records)
+    for shown in ("stdout has secret: ***", "api-key: stderr has password=***", "ended with token=***"):
+        assert shown in written
+    assert "hunter2" not in written

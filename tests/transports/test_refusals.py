@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from websockets.asyncio.client import ClientConnection, connect
 import millstream
 from cases import for_each
 from http_peer import serve
-from millstream import Server
-from millstream._server.refusals import STORE_REFUSALS, find_refusal
-from millstream._transports.refusals import REFUSALS
+from millstream import Client, Server, Settings
+from millstream._server.refusals import REFUSALS, find_refusal
+from millstream.client import ServerError, ToolFailed
 from millstream.hub import EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.stores import OwnerQuotaExceeded, StoreFull, StoreUnavailable
 from patience import WAIT
@@ -33,7 +34,7 @@ RAISED: list[Exception] = [
     StoreUnavailable("10.1.2.3 is away"),
 ]
 NAMES = [type(each).__name__ for each in RAISED]
-FROM_THE_STORE = [each for each in RAISED if isinstance(each, tuple(STORE_REFUSALS))]
+FROM_THE_STORE = [each for each in RAISED if find_refusal(each)[0].is_trouble]
 
 
 class Ways:
@@ -46,7 +47,7 @@ class Ways:
 
     async def check_socket(self, message: dict[str, Any], exc: Exception) -> str:
         """Send a request that is refused, and return the text. The socket and its subscription go on."""
-        refusal, _ = find_refusal(REFUSALS, exc)
+        refusal, _ = find_refusal(exc)
         answer = await ask(self.socket, {**message, "id": 7})
         error = answer["error"]
         code = -32000 if refusal.can_retry else refusal.code
@@ -108,7 +109,7 @@ def test_each_refusal_of_the_table_is_tried() -> None:
 async def test_refusals_are_the_same_over_http_event_streams_and_sockets(
     exc: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refusal, text = find_refusal(REFUSALS, exc)
+    refusal, text = find_refusal(exc)
     retry = "5" if refusal.can_retry else None
     async with hub_with_ways() as ways:
         with monkeypatch.context() as patch:
@@ -157,8 +158,96 @@ async def test_store_that_fails_is_reported_by_each_message_of_a_socket(
     assert errors(caplog) == []
 
 
-def test_hub_transports_do_not_name_the_store_exceptions() -> None:
+def make_shop(exc: Exception) -> Server:
+    """Return a server whose functions fail."""
+    mcp = Server("shop", serve=["rest", "hub"], settings=Settings(task_poll=0.001))
+
+    @mcp.tool(task="allowed")
+    async def order() -> str:
+        """Order."""
+        raise exc
+
+    @mcp.resource("shop://list")
+    async def listed() -> str:
+        """List."""
+        raise exc
+
+    @mcp.prompt
+    async def ask() -> str:
+        """Ask."""
+        raise exc
+
+    @mcp.route("/page", public=True)
+    async def page(request: Any) -> str:
+        raise exc
+
+    return mcp
+
+
+def make_front(way: str, exc: Exception) -> tuple[Server, str]:
+    """Return a server with the functions, and the path of its address."""
+    shop = make_shop(exc)
+    if way in ("direct", "set"):
+        shop.add_set("/mcp/set", allow=["*"])
+        return shop, "/mcp/set" if way == "set" else "/mcp"
+    front = Server("front", serve=["rest", "hub"], settings=Settings(task_poll=0.001))
+    front.upstream("up", shop, prefix="" if way == "relay" else "up", start_timeout=WAIT)
+    return front, "/mcp"
+
+
+async def error_of(work: Awaitable[object]) -> tuple[int, str]:
+    """Return the code and text of a JSON-RPC error."""
+    with pytest.raises(ServerError) as caught:
+        await work
+    return caught.value.code, caught.value.message
+
+
+@for_each("exc", RAISED, ids=NAMES)
+@for_each("way", ["direct", "set", "catalog", "relay"])
+async def test_functions_are_refused_alike_by_each_transport_in_each_era(way: str, exc: Exception) -> None:
+    refusal, text = find_refusal(exc, "The call {} completed. Try again later.")
+    front, path = make_front(way, exc)
+    async with serve(front) as running:
+        base = f"127.0.0.1:{running.port}"
+        http, socket, events = f"http://{base}{path}", f"ws://{base}{path}/ws", f"http://{base}{path}/sse"
+        if path == "/mcp":
+            socket, events = f"ws://{base}/ws", f"http://{base}/sse"
+        targets = [(http, "2026-07-28"), (http, "2025-11-25"), (socket, "2025-11-25"), (events, "2025-06-18")]
+        targets += [(front, each) for each in ("2026-07-28", "2025-11-25") if path == "/mcp"]
+        for target, revision in targets:
+            async with Client(target, revision=revision, timeout=WAIT) as client:
+                name = (await client.tools())[0].name
+                found = await client.call(name, raise_on_error=False)
+                assert (found.is_error, found.text) == (True, text), (target, revision)
+                handshake = revision < "2026"
+                error = -32000 if handshake and refusal.can_retry else refusal.code, text
+                uri, prompt = str((await client.resources())[0].uri), (await client.prompts())[0].name
+                assert await error_of(client.read(uri)) == error, (target, revision)
+                assert await error_of(client.prompt(prompt)) == error, (target, revision)
+                if way == "direct" and not handshake:
+                    with pytest.raises(ToolFailed) as failed:
+                        await client.call(name, task=True)
+                    assert failed.value.message == text
+        tools = f"{path}/tools" if way == "set" else "/tools"
+        async with httpx2.AsyncClient(base_url=f"http://{base}", timeout=WAIT) as rest:
+            reply = await rest.post(f"{tools}/{name}", json={})
+            # The result of an upstream's tool doesn't say why it failed.
+            can_retry = refusal.can_retry and way in ("direct", "set")
+            assert (reply.status_code, reply.json()["detail"]) == (503 if can_retry else 409, text)
+            assert reply.headers.get("retry-after") == ("5" if can_retry else None)
+            if way == "direct":
+                page = await rest.get("/page")
+                assert (page.status_code, page.json()["detail"]) == (refusal.status, find_refusal(exc)[1])
+
+
+def test_transports_do_not_map_the_exceptions_of_the_table() -> None:
     """`refusals.py` has the only table, so that no transport forgets one of them."""
-    folder = Path(millstream.__file__).parent / "_transports"
-    for name in ("hub_routes.py", "websocket.py"):
-        assert "_stores" not in (folder / name).read_text("utf-8")
+    package = Path(millstream.__file__).parent
+    files = [*package.glob("_transports/**/*.py"), package / "_server/dispatch.py", package / "_app/user_routes.py"]
+    for file in files:
+        for caught in re.findall(r"except [^:\n]*|isinstance\([^\n]*", file.read_text("utf-8")):
+            assert file.name in _KEEP_A_STREAM or not re.search("StoreFull|StoreUnavailable|LimitExceeded", caught)
+
+
+_KEEP_A_STREAM = {"__init__.py", "http_sse.py"}
+"""Files that catch exceptions of the store without reporting them to the sender."""

@@ -28,10 +28,20 @@ from starlette.routing import compile_path
 from millstream._app.routes import KNOWN_PATHS
 from millstream._http.asgi import Application, BrokenReply, HostedApplication
 from millstream._http.hosts import EXEMPT
-from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
+from millstream._http.message import (
+    Handler,
+    HttpRequest,
+    Response,
+    Sink,
+    peer_network,
+    plain_problem,
+    refusal,
+    wants_page,
+)
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
 from millstream._server.pool import Threads, ThreadsBusy
+from millstream._server.refusals import REFUSED, find_refusal
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
 from millstream._web.error_pages import error_page
@@ -407,6 +417,11 @@ def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handl
         except HTTPException as exc:
             given = {name.lower().replace("-", "_"): value for name, value in (exc.headers or {}).items()}
             return _refuse(request, refusal(exc.status_code, exc.detail, **given))
+        except REFUSED as exc:
+            refused, text = find_refusal(exc)
+            if refused.is_trouble:
+                logger.error("%s %a couldn't use the store: %s", request.method, request.path, exc)
+            return _refuse(request, plain_problem(refused.status, text, refused.head))
         except BrokenReply as exc:
             raise with_user_frames(exc)  # noqa: B904  it's the same one
         except Exception as exc:

@@ -192,7 +192,9 @@ class HostPolicy:
         # Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
         # any page can cause without a preflight: forms and WebSockets.
         wildcard = self._cors or method != "POST" or media_type(headers) not in _SIMPLE_TYPES
-        if self.allows_origin(origin, host, request.peer, wildcard=wildcard) or is_own_origin(origin, host, headers):
+        # If any Host is admitted, a proxy may have replaced the one that the page has.
+        own = origin.rpartition(b"/")[2] if self._hosts.any else host
+        if self.allows_origin(origin, host, request.peer, wildcard=wildcard) or is_own_origin(origin, own, headers):
             return None
         shown = ascii(origin[:200].decode("latin-1"))
         return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")

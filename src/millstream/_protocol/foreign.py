@@ -297,6 +297,12 @@ def _structs(annotation: Any) -> _Kinds:
     return tuple(kind for part in get_args(annotation) for kind in _structs(part))
 
 
+def charset_of(media: str) -> str:
+    """Return the charset of a media type, or an empty string."""
+    found = re.search(r";\s*charset\s*=\s*[\"']?([\w.:-]+)", media, re.IGNORECASE)
+    return found[1] if found else ""
+
+
 def decode_text(content: bytes, charset: str = "") -> str:
     """Return text in a charset that its sender names: ``decode_text(body, "iso-8859-1")``.
 

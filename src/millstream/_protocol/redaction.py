@@ -1,4 +1,4 @@
-"""Removes credentials from errors that quote them.
+"""Removes credentials from errors that quote them, and from logs.
 
 Servers often quote the request in their error messages, and its credentials with it. The sender removes its
 credentials from errors, results of failed tools, and lines of standard error, in the spellings that quoting produces.
@@ -19,6 +19,34 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 
 REDACTED = "[redacted]"
+HIDDEN = "***"
+MAX_TEXT = 8192
+"""Maximum characters of a text in a log."""
+_FORMS = (
+    r"""(?P<scheme>\b(?:bearer|dpop)\s{1,3})[\w.~+/=-]{8,}"""
+    r"""|(?P<query>[?&][\w-]{0,32}(?:password|passwd|secret|token|key|code)=)[^\s&"']+"""
+    r"""|(?P<user>://[^\s/:@]{0,256}:)[^\s/@]+(?=@)"""
+    # JWTs, and keys for GitHub, AWS, webhooks, Slack, model providers, and payment providers
+    r"""|(?<![\w-])(?:eyJ[\w-]{8,}\.[\w.-]{8,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|A[KS]IA[0-9A-Z]{16}\b"""
+    r"""|whsec_[\w+/=-]{8,}|xox[a-z]-[\w-]{8,}|sk[-_][\w-]{16,})"""
+    r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z)"""
+)
+"""Credentials that are recognized without a name."""
+_STARTS = "(?=[acpstbdegwx?&:-])"  # most letters in a plain line can't start a secret
+_SECRET_FORM = re.compile(f"{_STARTS}(?:{_FORMS})", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    rf"""{_STARTS}(?:"""
+    r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
+    r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
+    r"""|(?P<basic>\bbasic\s{1,3})[\w.~+/=-]{8,}"""
+    rf"""|{_FORMS})""",
+    re.IGNORECASE,
+)
+_SECRET_HINTS = (
+    "://", "authorization", "basic", "bearer", "code", "cookie", "dpop", "eyj", "gh", "github_pat_", "key", "passw",
+    "secret", "sk-", "sk_", "token", "whsec_", "xox", "akia", "asia",
+)  # fmt: skip
+"""Every ASCII match of `_SECRET_TEXT` contains one of these in lower case. Searching for them is faster."""
 _SHORTEST = 4
 """Minimum characters of a secret. Replacing shorter texts would make errors unreadable."""
 _ORDINARY = frozenset({"true", "false", "none", "null", "basic", "bearer"})
@@ -27,6 +55,17 @@ _SURE = 8
 """Minimum characters of a secret that's also replaced within a word."""
 _COMPARED = 48
 """Characters of a long secret that are compared, so that matching takes linear time."""
+_LONG = 20
+"""Minimum letters and digits of a secret that's found without what separates them. Ordinary text has shorter ones."""
+_MAX_QUOTED = 4
+"""How often a text can be quoted in another."""
+_ENCODED = re.compile(
+    r"%(?:25){0,3}[0-9A-Fa-f]{2}|\\{1,8}(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[bfnrt])"
+    r"|&#[xX]0{0,8}[0-9A-Fa-f]{1,6};?|&#\d{1,9};?|&[A-Za-z]{2,8};"
+)
+_MARKUP = re.compile("<[^<>]*+>")
+_LOWER_CASE = bytes(range(256)).lower()
+_SEPARATORS = bytes(each for each in range(128) if not chr(each).isalnum())
 _MAX_DEPTH = 100
 """Maximum nesting of a value, because a decoder accepts more than Python's stack has space for."""
 _REST = r"""(?:[^\s"'<>\\]++|\\{1,8}[/u])*+"""
@@ -138,7 +177,10 @@ def leave_out(said: bytes, secrets: Collection[str]) -> Collection[str]:
     with suppress(*MALFORMED):
         said = msgspec.json.encode(msgspec.json.decode(said)) if b"\\" in said and not exceeds_limits(said) else said
     texts = [text := said.decode("utf-8", "surrogateescape"), unquote(text)]
-    return [each for each in secrets if not any(_quote(each) in text for text in texts)]
+    left = [each for each in secrets if not any(_quote(each) in text for text in texts)]
+    long = {each: letters for each in left if len(letters := _letters(each)) >= _LONG}
+    seen = list(_readings(texts[0])) if long else []
+    return [each for each in left if each not in long or not any(long[each] in letters for letters in seen)]
 
 
 def _quote(secret: str) -> str:
@@ -148,7 +190,8 @@ def _quote(secret: str) -> str:
 def redact(text: str, secrets: Collection[str]) -> str:
     """Return a text without secrets: ``redact("bad key hunter2!", {"hunter2!"})``.
 
-    It finds them as they are, and encoded for URLs, JSON, and HTML, in time linear in the length of the text.
+    It finds them as they are, and encoded for URLs, JSON, and HTML, in time linear in the length of the text. If a
+    reader can still read a long secret in the text's letters and digits, nothing of the text is returned.
 
     Args:
         text: Text from the peer that the secrets were sent to.
@@ -163,7 +206,37 @@ def redact(text: str, secrets: Collection[str]) -> str:
             and max(_WORD.findall(secret) or ("",), key=len) in text
         ):
             text = _pattern(secret).sub(REDACTED, text)
-    return text
+    return REDACTED if _is_readable(text, secrets) else text
+
+
+def _is_readable(text: str, secrets: Collection[str]) -> bool:
+    """Return whether a reader sees the letters and digits of a long secret, however they're encoded or separated."""
+    wanted = [each[:_COMPARED] for each in map(_letters, secrets) if len(each) >= _LONG]
+    return bool(wanted) and len(text) >= _LONG and any(each in seen for seen in _readings(text) for each in wanted)
+
+
+def _readings(text: str) -> Iterator[bytes]:
+    """Yield the letters and digits of a text, with and without markup, each time less of it is encoded."""
+    for _ in range(_MAX_QUOTED):
+        yield _letters(text)
+        yield _letters(_MARKUP.sub("", text))
+        if (decoded := _ENCODED.sub(lambda found: _decode(found[0]), text.replace("&amp;", "&"))) == text:
+            return
+        text = decoded
+
+
+@lru_cache(1024)
+def _decode(escaped: str) -> str:
+    """Return the character that an escape or entity stands for, or NUL if it's no letter or digit."""
+    digits = escaped.strip("\\&#;").replace("%25", "").lstrip("%uxX")
+    try:
+        return chr(int(digits, 10 if escaped[1:2] == "#" and escaped[2:3] not in "xX" else 16))
+    except (ValueError, OverflowError):
+        return "\0"
+
+
+def _letters(text: str) -> bytes:
+    return text.encode("ascii", "ignore").translate(_LOWER_CASE, _SEPARATORS)
 
 
 def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
@@ -179,7 +252,9 @@ def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
             try:
                 msgspec.json.decode(made)
             except MALFORMED:
-                return msgspec.json.encode(redact_value(value, secrets))
+                made = msgspec.json.encode(redact_value(value, secrets))
+                if _is_readable(made.decode(), secrets):
+                    return msgspec.json.encode(REDACTED)
     return made
 
 
@@ -269,3 +344,19 @@ def _utf16(letter: str) -> Iterator[int]:
 
 def _any_case(digits: str) -> str:
     return "".join(f"[{each}{each.upper()}]" if each.isalpha() else each for each in digits)
+
+
+def redact_foreign(text: str) -> str:
+    """Return a peer's or a program's text without credentials, recognized by their names as well. See `redact_text`."""
+    return redact_text(text, _SECRET_TEXT)
+
+
+def redact_text(text: str, pattern: re.Pattern[str] = _SECRET_FORM) -> str:
+    """Return a text without credentials and lone surrogates, cut to `MAX_TEXT` characters."""
+    rest = len(text) - MAX_TEXT
+    if rest > 0:
+        text = f"{text[:MAX_TEXT]}… ({rest} more)"
+    if text.isascii() and not any(map(text.lower().__contains__, _SECRET_HINTS)):
+        return text
+    text = pattern.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

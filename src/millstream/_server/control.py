@@ -15,6 +15,7 @@ from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERRO
 from millstream._protocol.jsonrpc import Envelope, RequestId, decode_id, encode
 from millstream._protocol.notifications import read_cancellation
 from millstream._protocol.principal import Share
+from millstream._protocol.redaction import redact_foreign
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import PendingQuestions, owner_worker
 from millstream._server.calls.services import Services
@@ -178,7 +179,7 @@ class Control:
         if call is None:
             return False
         if reason:
-            logger.debug("The client canceled %s: %s", call.method, reason)
+            logger.debug("The client canceled %s: %s", call.method, redact_foreign(reason))
         call.cancel(CancelReason(reason))
         return True
 

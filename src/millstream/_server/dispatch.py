@@ -41,6 +41,7 @@ from millstream._protocol.jsonrpc import (
 )
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Principal, Share
+from millstream._protocol.redaction import redact_foreign
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
 from millstream._recent import Recent
@@ -54,7 +55,7 @@ from millstream._server.control import Control, Gate, Load, release_arguments
 from millstream._server.features.registry import DISCOVER, Handler, Registry, RelayedServer
 from millstream._server.features.tools import run_tool, run_with_timeout
 from millstream._server.functions.msgspec_engine import NotJson
-from millstream._stores.base import StoreFull, StoreUnavailable
+from millstream._server.refusals import REFUSED, find_refusal, refusal_error
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
@@ -161,8 +162,6 @@ class RelayedError(ProtocolError):
 _EXPLAINED_ERRORS = (NotJson, LocalError, ValueError)
 """Errors of our own checks. Their text is complete, so no traceback is needed."""
 _HIDDEN = "; callers see only the incident. Raise ToolError to show them a message"
-_NO_STORE = "The server can't reach its store, so the call may not be complete. Try again in a moment."
-_STORE_FULL = "The server's store is full, so the call wasn't completed. Try again later."
 _SERVER_STOPPED = "The server stopped before the call was complete. Try again."
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
@@ -395,6 +394,8 @@ class Dispatcher:
             return self._input_required(call, exc)
         if isinstance(exc, CustomResult):
             return self._custom_result(call, exc)
+        if isinstance(exc, REFUSED):
+            return self._answer_refusal(call, exc)
         if isinstance(exc, ToolError | Declined | Cancelled):
             outcome = SERVER_FAILURE if isinstance(exc, ToolUnavailable) else "tool_error"
             return self._tool_error(call, str(exc) or type(exc).__name__, outcome=outcome)
@@ -417,8 +418,6 @@ class Dispatcher:
                     raise exc
                 finally:
                     del exc  # a cycle through its traceback would keep the request's body
-        if isinstance(exc, StoreUnavailable | StoreFull):
-            return self._without_store(call, exc)
         # The function caused the error: it raised it, canceled its own task, or awaited something canceled. This
         # includes KeyboardInterrupt, because Ctrl-C has a signal handler.
         return self._answer_failure(call, exc)
@@ -460,13 +459,16 @@ class Dispatcher:
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
         return self._tool_error(call, text, incident)
 
-    def _without_store(self, call: Call, exc: StoreUnavailable | StoreFull) -> bytes:
-        """Return the answer for a function that couldn't use the store. The caller can retry."""
-        incident = _log_incident(call, f" couldn't use the store: {exc}")
-        text = _STORE_FULL if isinstance(exc, StoreFull) else _NO_STORE
+    def _answer_refusal(self, call: Call, exc: Exception) -> bytes:
+        """Return the answer for a function that couldn't use the store or the hub."""
+        refusal, text = find_refusal(exc, "The call {} completed. Try again later.")
+        incident = _log_incident(call, f" couldn't use the store: {exc}") if refusal.is_trouble else ""
         if call.method == "tools/call":
-            return self._tool_error(call, text, incident)
-        return self._refuse(call, ProtocolError(OVERLOADED, text, status=503), incident)
+            answer = self._tool_error(call, text, incident, SERVER_FAILURE if refusal.can_retry else "tool_error")
+            if call.failure is not None and refusal.can_retry:
+                call.failure.refusal = refusal
+            return answer
+        return self._refuse(call, refusal_error(exc, text), incident)
 
     def _input_required(self, call: Call, exc: InputRequired) -> bytes:
         services = self.services
@@ -538,7 +540,8 @@ def _log_incident(call: Call, what: str, exc: BaseException | None = None) -> st
     """Log a failure of the server. Return the id of the log entry."""
     incident = secrets.token_hex(8)
     extra = {"incident": incident}
-    logger.error("%s %s%s [incident %s]", call.method, call.name, what, incident, exc_info=exc, extra=extra)
+    name = redact_foreign(call.name)
+    logger.error("%s %s%s [incident %s]", call.method, name, what, incident, exc_info=exc, extra=extra)
     return incident
 
 

@@ -178,7 +178,7 @@ class Tail:
             after: The position to read after, or None to read from the oldest entry.
             take: Called with the next entry, in order. An entry for which it raises is reported as lost.
             lost: Called before the entries that follow a loss.
-            drain: Awaited after each page, to apply backpressure.
+            drain: Awaited after each entry that is read, to apply backpressure.
             topic: The topic to follow, None for all entries, or empty for none. See `follow`.
             moved: Called with a position before which there are no more entries to follow.
         """
@@ -298,8 +298,7 @@ class Tail:
             self._in_step = True
             try:
                 while await self._read():
-                    if self._drain is not None:
-                        await self._drain()
+                    pass
             except BaseException:
                 self._in_step = False
                 raise
@@ -386,6 +385,8 @@ class Tail:
             except Exception as exc:
                 self._skip(entry, exc)
             self._advance(entry.position)
+            if self._drain is not None:
+                await self._drain()
         return True
 
     def _skip(self, entry: Entry, failure: Exception) -> None:

@@ -10,7 +10,6 @@ carries the protocol on stdio. Nothing waits for a reader of the log: see `TextO
 import inspect
 import logging
 import os
-import re
 import select
 import shutil
 import stat
@@ -35,34 +34,17 @@ from millstream._config import Settings
 from millstream._override import override
 from millstream._protocol.errors import escape as escape_invisible
 from millstream._protocol.errors import fit
-from millstream._protocol.redaction import is_secret
+from millstream._protocol.redaction import HIDDEN, MAX_TEXT, is_secret, redact_foreign, redact_text
 from millstream._recent import Recent
 
-HIDDEN = "***"
-MAX_TEXT = 8192
 MAX_DEPTH = 6
 MAX_ITEMS = 100
+
+_MESSAGES = "millstream.client.messages"
 
 LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
 UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
-_SECRET_TEXT = re.compile(
-    r"""(?=[acpstbdegwx?&:-])(?:"""  # most letters in a plain line can't start a secret
-    r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
-    r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
-    r"""|(?P<scheme>\b(?:bearer|basic|dpop)\s{1,3})[\w.~+/=-]{8,}"""
-    r"""|(?P<user>://[^\s/:@]{0,256}:)[^\s/@]+(?=@)"""
-    # JWTs, and keys for GitHub, AWS, webhooks, Slack, model providers, and payment providers
-    r"""|(?<![\w-])(?:eyJ[\w-]{8,}\.[\w.-]{8,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|A[KS]IA[0-9A-Z]{16}\b"""
-    r"""|whsec_[\w+/=-]{8,}|xox[a-z]-[\w-]{8,}|sk[-_][\w-]{16,})"""
-    r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z))""",
-    re.IGNORECASE,
-)
-_SECRET_HINTS = (
-    "://", "authorization", "basic", "bearer", "code", "cookie", "dpop", "eyj", "gh", "github_pat_", "key", "passw",
-    "secret", "sk-", "sk_", "token", "whsec_", "xox", "akia", "asia",
-)  # fmt: skip
-"""Every ASCII match of `_SECRET_TEXT` contains one of these in lower case. Searching for them is faster."""
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | dict(
     zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
 )
@@ -363,14 +345,14 @@ class _ErrorFormatter(logging.Formatter):
         if not record.exc_info or record.exc_info[0] is None:
             return None
         kind, error, trace = record.exc_info
-        message, stack = redact_text(str(error)), ""
+        message, stack = redact_foreign(str(error)), ""
         if not (error.__cause__ or error.__context__ or hasattr(error, "__notes__") or isinstance(error, _LONG_ERRORS)):
             where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
             stack = f"{self._format_frames(trace)}{where}{kind.__qualname__}{message and ': '}{message}"
         if not 0 < len(stack) <= MAX_TEXT:
             stack = self.formatException(record.exc_info)
             # The useful part is the end of a traceback, not the middle of a deep recursion.
-            stack = redact_text(f"…{stack[-MAX_TEXT:]}" if len(stack) > MAX_TEXT else stack)
+            stack = redact_foreign(f"…{stack[-MAX_TEXT:]}" if len(stack) > MAX_TEXT else stack)
         return {"type": kind.__name__, "message": message, "stack": stack}
 
     def _format_frames(self, trace: TracebackType | None) -> str:
@@ -380,7 +362,7 @@ class _ErrorFormatter(logging.Formatter):
         if text is None:
             text = "Traceback (most recent call last):\n" + "".join(traceback.format_tb(trace))
             if len(text) <= MAX_TEXT:
-                text = redact_text(text)
+                text = redact_foreign(text)
             if len(links) <= _MAX_FRAMES:
                 self._frames.keep(key, text)
         return text
@@ -406,7 +388,7 @@ class JsonLines(_ErrorFormatter):
             "ts": stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": redact_text(record.getMessage()),
+            "message": redact_message(record),
         }
         for name, value in extra_fields(record).items():
             line.setdefault(name, value)
@@ -441,7 +423,7 @@ class HumanLines(_ErrorFormatter):
             for name, value in fields
             if name != "incident" or str(value) not in said
         )
-        text = f"{clock} {level} {record.name}: {escape(redact_text(said))}{shown}"
+        text = f"{clock} {level} {record.name}: {escape(redact_message(record))}{shown}"
         if self._wraps:
             text = fit("    ", text, shutil.get_terminal_size().columns).lstrip()
         if self.color:
@@ -461,29 +443,32 @@ def redact(value: Any, name: str = "", depth: int = 0) -> Any:
     if name and value is not None and not isinstance(value, bool) and is_secret(name):
         return HIDDEN
     if isinstance(value, str):
-        return redact_text(value)
+        return redact_foreign(value)
     if isinstance(value, bytes):
-        return redact_text(value[: MAX_TEXT + 1].decode(errors="backslashreplace"))
+        return redact_foreign(value[: MAX_TEXT + 1].decode(errors="backslashreplace"))
     if isinstance(value, Mapping | list | tuple) and depth >= MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
-        return {redact_text(str(key)): redact(item, str(key), depth + 1) for key, item in _first(value.items())}
+        return {redact_foreign(str(key)): redact(item, str(key), depth + 1) for key, item in _first(value.items())}
     if isinstance(value, list | tuple):
         return [redact(item, "", depth + 1) for item in _first(value)]
     if value is None or isinstance(value, int | float):
         return value
-    return redact_text(repr(value))
+    return redact_foreign(repr(value))
 
 
-def redact_text(text: str) -> str:
-    """Return `text` without credentials and lone surrogates, cut to `MAX_TEXT` characters."""
-    rest = len(text) - MAX_TEXT
-    if rest > 0:
-        text = f"{text[:MAX_TEXT]}… ({rest} more)"
-    if text.isascii() and not any(map(text.lower().__contains__, _SECRET_HINTS)):
-        return text
-    text = _SECRET_TEXT.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text)
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+def redact_message(record: logging.LogRecord) -> str:
+    """Return a record's text without credentials.
+
+    Our own loggers' texts name tools and headers, so what follows a name such as ``token:`` isn't a credential there.
+    Whoever logs the text of a peer passes it to `redact_foreign`, unless it's an exception.
+    """
+    if str(record.name).partition(".")[0] != "millstream" or record.name == _MESSAGES:
+        return redact_foreign(record.getMessage())
+    if isinstance(record.args, tuple) and any(isinstance(each, Exception) for each in record.args):
+        args = [redact_foreign(str(each)) if isinstance(each, Exception) else each for each in record.args]
+        return redact_text(str(record.msg) % tuple(args))
+    return redact_text(record.getMessage())
 
 
 def escape(text: str) -> str:

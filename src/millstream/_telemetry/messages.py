@@ -26,8 +26,9 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import Json
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
-from millstream._telemetry.logs import HumanLines, JsonLines, escape, is_colored, outlet_for, redact_text
+from millstream._telemetry.logs import HumanLines, JsonLines, escape, is_colored, outlet_for
 
 LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2
@@ -214,7 +215,7 @@ class MessageLog:
         """Return a peer's text in a form that is safe for the log."""
         if (known := self._texts.get(text)) is not None:
             return known
-        clean = escape(redact_text(text))
+        clean = escape(redact_foreign(text))
         if len(clean) > MAX_TEXT:
             clean = f"{clean[:MAX_TEXT]}…"
         if len(text) <= MAX_TEXT:

@@ -37,14 +37,15 @@ from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolEr
 from millstream._protocol.jsonrpc import check_text, decoder, encode
 from millstream._protocol.principal import knows_identities, visible_part
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream._server.refusals import find_refusal
+from millstream._server.refusals import REFUSED, RETRY_SECONDS, find_refusal
 from millstream._transports.open_streams import OpenStreams, drop_head
-from millstream._transports.refusals import PUBLICATION, REFUSALS, REFUSED, RETRY_SECONDS
 from millstream.hub import Encode, Event, Hub, InvalidName
 from millstream.hub._channels import DEFAULT, check_encoded_size, is_presence
 from millstream.hub._event import UNAVAILABLE, encode_object
 
 CLIENT_PATH = "/mcp/sse/"
+PUBLICATION = "The event {} published."
+"""Whether an event was published, for `find_refusal`."""
 MAX_HISTORY = 1_000
 
 _RETRY_AFTER = b"retry-after: %d\r\n" % RETRY_SECONDS
@@ -297,8 +298,8 @@ _USAGE = 'Send an event: {"channel": "news", "data": …}.'
 
 
 def _refuse(exc: Exception, change: str = "") -> Response:
-    refusal, text = find_refusal(REFUSALS, exc, change)
-    return plain_problem(refusal.status, text, _RETRY_AFTER if refusal.can_retry else b"")
+    refusal, text = find_refusal(exc, change)
+    return plain_problem(refusal.status, text, refusal.head)
 
 
 def keep_event_source(request: HttpRequest, refusal: Response) -> Response:

@@ -288,8 +288,9 @@ def _rest_reply(call: Call, raw: bytes, error: ProtocolError | None, root: str) 
         return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)
     else:
         text = error.message
-    if call.failure is not None and call.failure.incident:
-        return problem(INTERNAL, text, root_path=root, incident=call.failure.incident)
+    if (failure := call.failure) is not None and (failure.incident or failure.refusal):
+        status, head = (failure.refusal.status, failure.refusal.head) if failure.refusal else (0, b"")
+        return problem(INTERNAL, text, root_path=root, status=status, incident=failure.incident, head=head)
     if error is not None and error.status >= 400:
         return problem(REFUSED, text, root_path=root, status=error.status, head=error.head)
     return problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)

@@ -51,10 +51,10 @@ from millstream._protocol.principal import Principal, knows_identities
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher
-from millstream._server.refusals import find_refusal
+from millstream._server.refusals import REFUSED, RETRY_SECONDS, find_refusal
 from millstream._transports.connection import ClientConnection, is_batch
+from millstream._transports.hub_routes import PUBLICATION
 from millstream._transports.open_streams import OpenStreams, silent_call
-from millstream._transports.refusals import PUBLICATION, REFUSALS, REFUSED, RETRY_SECONDS
 from millstream.hub import Event, Forbidden, Hub, LimitExceeded, Subscription
 from millstream.hub._channels import DEFAULT, SOCKET_CHANNELS, check_encoded_size
 from millstream.hub._event import CUT, encode_object
@@ -184,7 +184,7 @@ class Dialect(Struct, eq=False):
             code = INVALID_PARAMS if head.type else INVALID_REQUEST
             return self._fail(head.id, code, f"Invalid message: {shorten(str(exc))}")
         if not isinstance(exc, ProtocolError):
-            refusal, text = find_refusal(REFUSALS, exc, PUBLICATION if head.type == "publish" else "")
+            refusal, text = find_refusal(exc, PUBLICATION if head.type == "publish" else "")
             exc = ProtocolError(
                 refusal.code, text, {"retryAfterMs": 1_000 * RETRY_SECONDS} if refusal.can_retry else None
             )

@@ -23,6 +23,7 @@ from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, MAX_SHOWN, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
+from millstream._protocol.redaction import redact_foreign
 from millstream._server.address import Address
 from millstream._server.calls.services import UNLIMITED, ObserveMessage, RequestLimits, ignore_message
 from millstream.auth._method import (
@@ -520,7 +521,11 @@ class AuthGuard:
         kind = f"{peer_network(address)} {reason}"
         if self._lines.wait("") <= 0 and self._lines_per_reason.take(kind) <= 0:
             self._lines.take("")
-            logger.info("Rejected a credential from %s. %s", address or "a client", f"{reason} {details}".rstrip())
+            logger.info(
+                "Rejected a credential from %s. %s",
+                address or "a client",
+                f"{reason} {redact_foreign(details)}".rstrip(),
+            )
 
     async def identify(
         self, credential: str, methods: Sequence[AuthMethod] | None = None

@@ -16,12 +16,14 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Url
 from millstream._protocol.errors import INVISIBLE, pluralize
+from millstream._protocol.foreign import charset_of, decode_text
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._protocol.redaction import (
     environment_secrets,
     find_query_secrets,
     find_secrets,
+    leave_out,
     redact,
     redact_bytes,
     redact_value,
@@ -145,7 +147,7 @@ class Endpoint:
 
     async def send(
         self, method: str, headers: Mapping[str, str], body: bytes = b"", *,
-        repeatable: bool, target: str = "", owner: str = "",
+        repeatable: bool, target: str = "", owner: str = "", said: bytes = b"",
     ) -> HttpReply:  # fmt: skip
         """Send a request and return the reply, after redirects within the origin and at most one retry with new
         credentials.
@@ -157,6 +159,7 @@ class Endpoint:
             repeatable: Whether it's safe for the request to reach the server twice.
             target: Another path and query of the same origin.
             owner: See `ConnectionPool.send`.
+            said: See `leave_out`.
 
         Raises:
             UnsendableRequest: A header or the target has characters that aren't allowed there.
@@ -183,7 +186,7 @@ class Endpoint:
                     nonce_retried = True
                 elif reply.status in (401, 403):
                     if retried or not await self._reauthorize(reply.status, challenge):
-                        self._redact(reply)
+                        self._redact(reply, said)
                         denied = with_reply(self._access_denied(reply, reply.header(b"www-authenticate")), reply)
                         denied.reply = reply
                         raise denied
@@ -195,17 +198,20 @@ class Endpoint:
                     if redirects:
                         reply.final_url = url
                     if reply.status >= 300:
-                        self._redact(reply)
+                        self._redact(reply, said)
                     return reply
                 reply.discard()
         except ClientError as exc:
-            redact_error(exc, self.secrets)
+            redact_error(exc, leave_out(said, self.secrets))
             raise
 
-    def _redact(self, reply: HttpReply) -> None:
-        """Remove the credentials from an error."""
-        secrets = self.secrets
-        reply.body = redact_bytes(reply.body, secrets)
+    def _redact(self, reply: HttpReply, said: bytes) -> None:
+        """Remove the credentials from an error, in the charset of its readers."""
+        secrets, charset = leave_out(said, self.secrets), charset_of(reply.header(b"content-type"))
+        data = decode_text(reply.body, charset).encode() if charset else reply.body
+        if (body := redact_bytes(data, secrets)) is not data:
+            reply.body = body
+            reply.headers[b"content-type"] = reply.media_type.encode("latin-1")
         reply.headers = {
             name: value if name in _PLAIN_HEADERS else redact_bytes(value, secrets)
             for name, value in reply.headers.items()

@@ -8,6 +8,7 @@ outlet has its own limit, but there can be thousands, so there's also a limit on
 the slowest outlets are disconnected.
 """
 
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,10 @@ _ENTRY_BYTES = 384
 _NODE_BYTES = 336
 """Memory for a channel, in addition to its name, and for a segment of a pattern, in bytes."""
 """Maximum number of cached plans."""
+_TURN_BYTES = 4 * 1024 * 1024
+"""Bytes written to subscribers after which the event loop has a turn for everything else."""
+_LEAST_BYTES = _TURN_BYTES // 32
+"""The least that a publication counts as."""
 _COUNTS_PER_LIMIT = 4
 """How often unread bytes are counted while a write of the maximum size is in progress."""
 
@@ -261,6 +266,8 @@ class Delivery:
     _bytes_since_count = 0
     """Bytes written since the unread bytes were last counted."""
     _waiting_bytes = 0
+    _turn_bytes = 0
+    """Bytes written since the event loop's last turn that publishers waited for."""
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         self._store = store
@@ -282,7 +289,14 @@ class Delivery:
         else:
             self.journal.floors[topic] = 0
         self.event_tail = Tail(
-            log, JOURNAL, None, self._deliver_entries, self._on_gap, topic=topic, moved=self._on_move
+            log,
+            JOURNAL,
+            None,
+            self._deliver_entries,
+            self._on_gap,
+            topic=topic,
+            moved=self._on_move,
+            drain=self.wait_for_turn,
         )
         self.change_tail = Tail(log, STREAM, None, self._deliver_changes, self._on_changes_lost)
         self.event_tail.position = await self.journal.open()
@@ -297,6 +311,20 @@ class Delivery:
         """Stop reading events and changes."""
         await self.event_tail.close()
         await self.change_tail.close()
+
+    async def wait_for_turn(self) -> None:
+        """Wait before a publication until the sockets have been served, if much was written since they were."""
+        while self._turn_bytes >= _TURN_BYTES:  # noqa: ASYNC110  it waits for the loop, not for an event
+            await asyncio.sleep(0)
+        self._count_turn(_LEAST_BYTES)
+
+    def _count_turn(self, size: int) -> None:
+        before, self._turn_bytes = self._turn_bytes, self._turn_bytes + size
+        if before < _TURN_BYTES <= self._turn_bytes:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._turn_bytes = 0
 
     async def pass_published(self) -> None:
         """Skip this worker's own events, which don't concern later subscribers."""
@@ -371,6 +399,7 @@ class Delivery:
 
     def count_written(self, size: int) -> None:
         """Count written bytes and cut the slowest outlets if too much is unread."""
+        self._count_turn(size)
         self._bytes_since_count += size
         if self._bytes_since_count * _COUNTS_PER_LIMIT < self._max_unread:
             return

@@ -57,8 +57,6 @@ interruptions, so this is rarely needed, and it costs an idle worker two command
 _MAX_PROFILES = 1024
 _ROSTER_BYTES, _MEMBER_BYTES = 600, 800
 """Memory for a channel's members, and for each member, in bytes."""
-_PUBLICATIONS_PER_YIELD = 32
-"""Publications after which the hub yields to the event loop, so sockets can send."""
 
 
 Caller = Principal | None
@@ -539,6 +537,7 @@ class Hub(NotCopyable):
         check_event_id(id, self._journal.epoch)
         if len(encoded := encode_data(data)) > self.limits.max_event:
             raise EventTooLarge(f"An event must have at most {self.limits.max_event} bytes, not {len(encoded)}.")
+        await self._delivery.wait_for_turn()
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         try:
             user = None if publisher is None else self._profile(publisher)
@@ -552,7 +551,7 @@ class Hub(NotCopyable):
             await self._delivery.event_tail.reach(position)
         else:
             self._delivery.published = position
-        await self._count_publication()
+        self._published += 1
         return PublishResult(id or event_id, subscribers)
 
     async def _member_lists(self, channels: Sequence[str]) -> list[MemberList]:
@@ -664,12 +663,8 @@ class Hub(NotCopyable):
         """Wait until this worker's subscribers have a presence event. Returns immediately when the hub is closing."""
         if self._tasks:
             await self._delivery.change_tail.reach(position)
-        await self._count_publication()
-
-    async def _count_publication(self) -> None:
         self._published += 1
-        if not self._published % _PUBLICATIONS_PER_YIELD:
-            await asyncio.sleep(0)
+        await self._delivery.wait_for_turn()
 
     async def _refresh(self) -> None:
         self._refreshes += 1

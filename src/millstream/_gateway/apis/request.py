@@ -19,7 +19,7 @@ from msgspec import Struct
 from millstream import ToolError
 from millstream._http.client import UnsendableRequest
 from millstream._http.client.request import encode_part
-from millstream._protocol.foreign import encode_text
+from millstream._protocol.foreign import charset_of, encode_text
 from millstream._protocol.json_schema import is_integral
 from millstream.protocol import Confidential, Json, encode, is_array, is_object
 
@@ -157,12 +157,6 @@ def is_json(media: str) -> bool:
 def is_text(media: str) -> bool:
     """Return whether a media type is text."""
     return _TEXT.fullmatch(media) is not None
-
-
-def charset_of(media: str) -> str:
-    """Return the charset of a media type, or an empty string."""
-    found = re.search(r";\s*charset\s*=\s*[\"']?([\w.:-]+)", media, re.IGNORECASE)
-    return found[1] if found else ""
 
 
 def kind_of_body(media: str) -> str:

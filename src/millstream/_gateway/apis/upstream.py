@@ -255,7 +255,13 @@ class ApiUpstream(Upstream):
         try:
             async with asyncio.timeout(config.timeout):
                 reply = await endpoint.send(
-                    method, request.headers, body, repeatable=method in ("GET", "HEAD"), target=target, owner=call.owner
+                    method,
+                    request.headers,
+                    body,
+                    repeatable=method in ("GET", "HEAD"),
+                    target=target,
+                    owner=call.owner,
+                    said=call.params or call.body,
                 )
         except TimeoutError as exc:
             raise RequestTimeout(f"The API didn't respond within {pluralize(config.timeout, 'second')}.") from exc

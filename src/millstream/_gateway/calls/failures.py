@@ -9,6 +9,7 @@ from millstream._gateway.rules.results import NoResponse
 from millstream._gateway.upstreams.breaker import find_outage
 from millstream._gateway.upstreams.upstream import Upstream
 from millstream._http.client import UnsendableRequest
+from millstream._protocol.redaction import redact_foreign
 from millstream._server.calls.call import Call
 from millstream.client import (
     AccessDenied,
@@ -49,7 +50,7 @@ def no_response_error(
         ended: Whether the caller's session at the upstream has ended, too.
     """
     what, why = f"{call.method:.200} {call.name:.200}", _describe_error(exc)  # a relay passes on all methods
-    logger.warning("%s of the upstream %s failed: %s", what, upstream.name, why)
+    logger.warning("%s of the upstream %s failed: %s", redact_foreign(what), upstream.name, redact_foreign(why))
     if isinstance(exc, AccessDenied) and not (upstream.credentials is not None and upstream.credentials.personal):
         upstream.note_error(exc)  # the operator's credentials
     refusal = _describe_for_caller(upstream, exc, words=words)

@@ -330,7 +330,7 @@ async def forward_stream(call: Call, upstream: McpUpstream, params: bytes) -> by
         meta = _meta(call, upstream, source, upstream.abilities(call), verbatim=True)
         ask = RawRequest(
             method=call.method, params=params, meta=meta, timeout=math.inf, rounds=False, owner=owner,
-            id=next(requests.ids),
+            id=next(requests.ids), said=call.params,
         )  # fmt: skip
         call.params = b""  # the stream can be open for a day
         release_arguments(call, services.bodies)

@@ -29,6 +29,7 @@ from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.principal import Share
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, retry_delay
@@ -574,7 +575,7 @@ class ErrorLog:
             return
         text = line[:_MAX_LINE].translate(_CONTROL_CHARACTERS).rstrip()
         if text:
-            _logger.info("%s: %s", self._name, text, extra={"upstream": self._name, "pid": pid})
+            _logger.info("%s: %s", self._name, redact_foreign(text), extra={"upstream": self._name, "pid": pid})
 
     def flush(self) -> None:
         """Allow more lines, once a second, and log the number of lines dropped since the last call."""

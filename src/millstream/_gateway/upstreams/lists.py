@@ -31,6 +31,7 @@ from millstream._gateway.upstreams.breaker import Breaker, find_outage
 from millstream._gateway.upstreams.links import SHARED_KEY, LinkKey, Links
 from millstream._override import override
 from millstream._protocol.errors import pluralize
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
@@ -347,7 +348,7 @@ class ListKeeper(ABC):
         """Log the first failure of a kind of list, or of all lists, and each change of its cause."""
         if (cause := _kind_of(error)) != self._failures.get(kind):
             self._failures[kind] = cause
-            logger.warning("The upstream %s %s: %s", self.config.name, what, reason)
+            logger.warning("The upstream %s %s: %s", self.config.name, what, redact_foreign(reason))
 
     async def check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""

@@ -28,6 +28,7 @@ from millstream._protocol.revisions import Revision
 from millstream._protocol.seal import Rounds
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session
+from millstream._server.refusals import Refusal
 
 DEFERRED = "deferred"
 RUNNING = "running"
@@ -110,6 +111,8 @@ class CallFailure(Struct):
     """The error to send. None if the response is a result (of a failed tool) or isn't sent."""
     incident: str = ""
     """The id of the log entry with the details of an unexpected failure."""
+    refusal: Refusal | None = None
+    """The row of the table, if the function's exception is there and the same call can succeed later."""
 
 
 class CallProgress(Struct, gc=False):

@@ -19,12 +19,11 @@ import msgspec
 from msgspec.structs import replace
 
 from millstream._override import override
-from millstream._protocol.errors import LocalError, ProtocolError, ToolError
+from millstream._protocol.errors import OVERLOADED, LocalError, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import (
-    FULL,
     TRIES,
     Session,
     SessionRecord,
@@ -185,7 +184,7 @@ class UserState(StoredState):
                 values = edit(_decode_values(raw or b"{}"))
                 if values is None or await kv.compare_and_set(self._key, raw, encode(values) if values else None, ttl):
                     return
-        raise ProtocolError(FULL, "There are too many concurrent changes. Try again.", status=503)
+        raise ProtocolError(OVERLOADED, "There are too many concurrent changes. Try again.", status=503)
 
 
 _decode_values = decoder(dict[str, msgspec.Raw])

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, LocalError, ProtocolError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Share
@@ -24,6 +24,7 @@ from millstream._protocol.revisions import Revision
 from millstream._protocol.uri import normalize_uri
 from millstream._recent import Recent
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
+from millstream._server.refusals import refusal_error
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable
 from millstream._stores.store import Store
 from millstream._stores.workers import read_again
@@ -82,9 +83,6 @@ class Session(Struct, eq=False):
         return size_of(self.client.capabilities)
 
 
-FULL = -32000
-"""The error code in the body of a 503. Clients act on the status."""
-
 # JSON preserves what clients declared. msgpack has no integers beyond 64 bits.
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(SessionRecord).decode
@@ -116,6 +114,7 @@ _FIRST_COUNT = 10**9
 """Change counts have a fixed number of digits, so they don't change the size of a record."""
 YOURS = "Your sessions use too much memory. End sessions that you don't need, or try again later."
 OTHERS = "Other sessions use too much memory. Try again later."
+_UNAVAILABLE = "Stored values can't be read or changed at the moment. Try again."
 _PAGE = 500
 _SKEW = 5.0
 """Maximum difference in seconds between the store's time on different workers, with a margin."""
@@ -282,7 +281,7 @@ class SessionRecords:
                 if await kv.compare_and_set(key, raw, packed, self._ttl):
                     self._note(session.id)
                     return record
-        raise ProtocolError(FULL, "The session has too many concurrent changes. Try again.", status=503)
+        raise ProtocolError(OVERLOADED, "The session has too many concurrent changes. Try again.", status=503)
 
     async def bury(self, session: Session, ttl: float) -> None:
         """Replace a session's record with a tombstone, for the rest of its lifetime.
@@ -333,16 +332,9 @@ def convert_store_errors() -> Generator[None]:
     """Raise failures of the store as errors for the client."""
     try:
         yield
-    except OwnerQuotaExceeded as exc:
-        raise ProtocolError(FULL, YOURS, status=503) from exc
-    except StoreFull as exc:
-        raise ProtocolError(FULL, OTHERS, status=503) from exc
-    except StoreUnavailable as exc:
-        raise ProtocolError(
-            FULL,
-            "Stored values can't be read or changed at the moment. Try again.",
-            status=503,
-        ) from exc
+    except (StoreFull, StoreUnavailable) as exc:
+        full = YOURS if isinstance(exc, OwnerQuotaExceeded) else OTHERS
+        raise refusal_error(exc, full if isinstance(exc, StoreFull) else _UNAVAILABLE) from exc
 
 
 def _pack(record: SessionRecord) -> bytes:
@@ -418,11 +410,11 @@ class ClientMemoryQuota:
         """Count bytes for a caller, until they're removed from `bytes`.
 
         Raises:
-            ProtocolError: FULL, HTTP 503: the caller's share or the whole quota is used up.
+            ProtocolError: OVERLOADED, HTTP 503: the caller's share or the whole quota is used up.
         """
         if not self.bytes.take(owner, size):
             is_full = self.bytes.used + size > self.bytes.maximum
-            raise ProtocolError(FULL, OTHERS if is_full else YOURS, status=503)
+            raise ProtocolError(OVERLOADED, OTHERS if is_full else YOURS, status=503)
 
     def resize(self, session: Session, size: int) -> None:
         """Set the record size of a connection's session.

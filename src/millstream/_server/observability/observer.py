@@ -23,13 +23,13 @@ from msgspec import Struct
 from millstream._protocol.admission import Handshake
 from millstream._protocol.json_schema import members
 from millstream._protocol.principal import Principal
+from millstream._protocol.redaction import redact_foreign
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.services import SESSION_OVER
 from millstream._server.calls.sessions import Session
 from millstream._server.observability import Figures, OperationFigures
-from millstream._telemetry.logs import redact_text
 from millstream._telemetry.messages import (
     MAX_CACHED,
     MAX_KIND,
@@ -121,7 +121,7 @@ class Tracer(Struct, frozen=True, eq=False):
 
 
 def _short(text: str) -> str:
-    return redact_text(text[:_MAX_TEXT])
+    return redact_foreign(text[:_MAX_TEXT])
 
 
 _METHODS = frozenset(

@@ -18,11 +18,12 @@ from msgspec import Struct
 
 from millstream._protocol.errors import shorten
 from millstream._protocol.jsonrpc import MALFORMED, Json, decoder
+from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, RawParams, value_of
 from millstream._server.observability import merge_all
 from millstream._server.observability.observer import LISTEN
-from millstream._telemetry.logs import redact, redact_text
+from millstream._telemetry.logs import redact
 from millstream._telemetry.messages import SERVER_FAILURES
 from millstream._telemetry.metrics import OTHER
 
@@ -256,7 +257,7 @@ def _recent(kept: tuple[Any, ...]) -> RecentCall:
 
 
 def _short(text: str) -> str:
-    return redact_text(shorten(text, MAX_NAME))
+    return redact_foreign(shorten(text, MAX_NAME))
 
 
 _VARIABLE_PARTS = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
@@ -317,4 +318,4 @@ def redact_error(call: Call, answer: bytes) -> str:
         blocks = found.content if found.result is None else found.result.content
         text = blocks[0].text if blocks else ""
     text = _headline(text)
-    return redact_text(shorten(text, MAX_ERROR))
+    return redact_foreign(shorten(text, MAX_ERROR))

@@ -27,6 +27,7 @@ from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
 from millstream._protocol.notifications import CancelledNotificationParams
+from millstream._protocol.redaction import MAX_TEXT, redact_foreign
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks, cancel_reason, has_failed, retry_delay
@@ -114,9 +115,9 @@ class SkipLog(Struct):
         if not self._logged:
             self._logged = True
             _logger.warning(
-                "Skipped a message from the server; others like it will be skipped without a warning. %s: %.80r",
+                "Skipped a message from the server; others like it will be skipped without a warning. %s: %.80s",
                 why,
-                data,
+                redact_foreign(repr(data[:MAX_TEXT])),
             )
 
 

@@ -112,7 +112,12 @@ class StreamableTransport(Confidential, Struct, eq=False):
         """POST a request and wait for the response."""
         try:
             reply = await self._endpoint.send(
-                "POST", self._headers(request), request.body, repeatable=request.repeatable, owner=request.owner
+                "POST",
+                self._headers(request),
+                request.body,
+                repeatable=request.repeatable,
+                owner=request.owner,
+                said=request.said,
             )
             if reply.final_url is not None:
                 self._endpoint.url = reply.final_url  # skip the redirect from now on

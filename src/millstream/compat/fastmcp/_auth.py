@@ -380,8 +380,12 @@ class Settings:
     auth: Any = None
     transport_security: Any = None
 
-    def ours(self) -> Json:
-        """Return the corresponding fields of `millstream.Settings`."""
+    def ours(self, *, is_app: bool = True) -> Json:
+        """Return the corresponding fields of `millstream.Settings`.
+
+        Args:
+            is_app: Whether the server is an application, whose middleware may admit pages of other origins.
+        """
         made: Json = {
             "path": self.streamable_http_path,
             "sse_path": self.sse_path,
@@ -398,8 +402,9 @@ class Settings:
         elif security is None:
             return made
         if security is None or not security.enable_dns_rebinding_protection:
-            # Like the SDK: accept every header, but let no page read the response.
-            return made | {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
+            # Like the SDK: accept every Host, but let no page of another origin read the response.
+            admitted = ["*"] if is_app or security is not None else []
+            return made | {"allowed_hosts": ("*",), "allowed_origins": tuple(admitted), "cors": False}
         hosts, origins = hosts_and_origins(security)
         return made | {"allowed_hosts": hosts, "allowed_origins": origins}
 

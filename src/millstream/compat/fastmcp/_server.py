@@ -132,7 +132,7 @@ class FastMCP(NotCopyable, Generic[LifespanT]):
     @property
     def __millstream_server__(self) -> Server:
         """The server that ``millstream run`` starts."""
-        self._configure()
+        self._configure(is_app=False)
         return self.engine
 
     @property
@@ -145,8 +145,8 @@ class FastMCP(NotCopyable, Generic[LifespanT]):
         """Instructions for the client's model."""
         return self.engine.definition.instructions or None
 
-    def _configure(self) -> None:
-        self.engine.definition.configure(**self.settings.ours())
+    def _configure(self, *, is_app: bool = True) -> None:
+        self.engine.definition.configure(**self.settings.ours(is_app=is_app))
 
     # Registration
 
@@ -492,7 +492,7 @@ class FastMCP(NotCopyable, Generic[LifespanT]):
             raise ValueError(f"Unknown transport: {transport}")
         if mount_path is not None:
             self.settings.mount_path = mount_path
-        self._configure()
+        self._configure(is_app=False)
         if transport == "stdio":
             return "stdio"
         if not is_loopback(self.settings.host) and not self.engine.definition.protected:

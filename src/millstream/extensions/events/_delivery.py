@@ -342,7 +342,7 @@ class EventDelivery(Struct):
         try:
             targets = self._index.find(event.data or b"")
         except MALFORMED as error:
-            logger.warning("An event on the channel %r isn't delivered: %s", self.kind.name, str(error)[:300])
+            logger.warning("An event on the channel %r isn't delivered: %s", self.kind.name, error)
             return
         now = self._outbox.clock()
         for number, target in enumerate(targets, 1):

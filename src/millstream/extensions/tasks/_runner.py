@@ -345,7 +345,7 @@ class TaskRunner(TaskRecords):
         """Turn a call into a task and run it.
 
         Raises:
-            ProtocolError: Too many tasks are running, or the store is full.
+            ProtocolError: Too many tasks are running.
         """
         self._check_open()
         # In hexadecimal, an id never begins with a hyphen, which commands take for an option.
@@ -366,11 +366,8 @@ class TaskRunner(TaskRecords):
         )
         try:
             await self.create(name, record, saved)
-        except BaseException as exc:
+        except BaseException:
             self._host.release_slots(slots)
-            if isinstance(exc, StoreFull):
-                text = "The store has no space for another task. Try again later."
-                raise ProtocolError(OVERLOADED, text, status=503) from exc
             raise
         self._run(name, record, saved, slots, call.keep_slots())
         return record
