@@ -91,7 +91,7 @@ def enc_hook(value: Any) -> Any:
     if pydantic_core is not None and not is_file:
         with suppress(ValueError):
             if hasattr(value, "__pydantic_core_schema__") and not isinstance(value, type):
-                return import_module("millstream._server.functions.pydantic_codecs").jsonable(value)
+                return import_module("millstream._server.functions.core_forms").jsonable(value)
             return pydantic_core.to_jsonable_python(value)
     instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
     if issubclass(kind, Iterator):

@@ -26,12 +26,12 @@ from millstream._copies import CopyableError
 from millstream._protocol.errors import INTERNAL_ERROR, URL_ELICITATION_REQUIRED, Cancelled, Declined, ProtocolError
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
+from millstream._server.functions.core_engine import output_of as engine_output_of
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import engine_of
 from millstream._server.functions.parameters import ArgumentList, parameter_of
 from millstream._server.functions.plan import decode_json_texts
 from millstream._server.functions.problems import explain
-from millstream._server.functions.pydantic_engine import output_of as engine_output_of
 from millstream.compat import types
 from millstream.protocol import Json
 
