@@ -196,7 +196,7 @@ def test_models_are_serialized_by_pydantic() -> None:
 def test_builtins_returned_for_a_model_are_serialized_as_the_model() -> None:
     assert sent_value(Item, {"number": 1, "price": Decimal("1.5")}) == {"no": 1, "price": 1.5, "label": "#1"}
     for wrong, place in (({"number": 0}, "number"), ({}, "number"), ("text", "")):
-        with pytest.raises(LocalError, match=f"doesn't match the output schema: {place}"):
+        with pytest.raises(LocalError, match=f"doesn't match the output schema: .*{place}"):
             sent_value(Item, wrong)
     with pytest.raises(LocalError, match=r"\[0\].number"):
         sent_value(list[Item], [{"number": 0}])

@@ -1,9 +1,10 @@
 """The engine of functions with any types: core schemas of `core_types`, which pydantic's validator reads."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from decimal import Decimal
-from functools import cached_property, partial
+from functools import partial
 from math import inf
 from typing import Any, cast
 
@@ -31,7 +32,9 @@ from millstream._server.functions.msgspec_engine import (
     Output,
     OutputError,
     check_numbers,
+    default_error,
     enc_hook,
+    encode,
     is_structured,
     once_per_type,
     output_error,
@@ -52,7 +55,7 @@ from millstream._server.functions.problems import (
     find_problems,
     got_text,
     list_names,
-    place,
+    problem_text,
     subject,
 )
 
@@ -87,7 +90,7 @@ class CoreEngine(Engine):
             for each, described in zip(parameters, made, strict=True)
         }
         core = {"type": "typed-dict", "fields": fields, "extra_behavior": "forbid" if arguments.closed else "ignore"}
-        self._core = reader.whole_core(core)
+        core = reader.whole_core(core)
         required = [each.wire for each in parameters if fields[each.name]["required"]]
         schema = {
             "type": "object",
@@ -99,21 +102,16 @@ class CoreEngine(Engine):
         self.struct = msgspec.defstruct(
             arguments.function, [(parameter.name, Any) for parameter in parameters], gc=False
         )
-        check_patterns(self._core)
-        validator = reader_of(self._core)
+        check_patterns(core)
+        validator = reader_of(core)
         for each, described in zip(parameters, made, strict=True):
-            _check_default(each, described, validator)
-        self._validate = validator.validate_json
-        self.decode = partial(self._read, self._validate)
-
-    @cached_property
-    def _validate_lax(self) -> Callable[[bytes], Any]:
-        return reader_of(self._core, strict=False).validate_json
+            _check_default(each, described, validator, self.input_schema)
+        self.decode = partial(self._read, validator.validate_json)
 
     @override
-    def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
+    def convert(self, values: Mapping[str, Any]) -> Any:
         """See `Engine`."""
-        return self._read(self._validate_lax if lax else self._validate, msgspec.json.encode(values))
+        return self.decode(msgspec.json.encode(values))
 
     def _read(self, validate: Callable[[bytes], Any], raw: Any) -> Any:
         try:
@@ -123,14 +121,14 @@ class CoreEngine(Engine):
         return self.struct(*made.values())  # the fields, in order
 
     @override
-    def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
+    def problems(self, error: Exception, values: Any) -> list[Problem]:
         """See `Engine`."""
         cause = error.__cause__
         if not isinstance(cause, ValidationError):
-            return super().problems(error, values, lax=lax)
+            return super().problems(error, values)
         count = cause.error_count()
         if count > MAX_ERRORS:
-            known = find_problems(self.input_schema, values, lax=lax)
+            known = find_problems(self.input_schema, values)
             return known or [Problem((), f"have {count:,} problems")]
         items = cause.errors(include_url=False)
         # pydantic has tried the patterns. Others may match them more slowly, or differently.
@@ -140,8 +138,7 @@ class CoreEngine(Engine):
             return (pattern, text) not in unmatched
 
         in_words = {
-            each.path: each
-            for each in find_problems(self.input_schema, values, lax=lax, matches=matches, steps=MAX_SLOW_STEPS)
+            each.path: each for each in find_problems(self.input_schema, values, matches=matches, steps=MAX_SLOW_STEPS)
         }
         found: list[Problem] = []
         for item in items:
@@ -175,7 +172,7 @@ def _read_parameter(parameter: Parameter, reader: TypeReader) -> Described:
     return made
 
 
-def _check_default(parameter: Parameter, made: Described, validator: SchemaValidator) -> None:
+def _check_default(parameter: Parameter, made: Described, validator: SchemaValidator, schema: Schema) -> None:
     """Check that clients could send a default, if it can be written as JSON.
 
     Raises:
@@ -192,7 +189,9 @@ def _check_default(parameter: Parameter, made: Described, validator: SchemaValid
     # Models write other members than they read.
     why = _first_error(validator.validate_json, written) and _first_error(validator.validate_python, value)
     if why and not has_no_number(default):
-        raise RegistrationError(f"its default {default!r} doesn't fit its type: {why}")
+        raise default_error(
+            default, schema["properties"][parameter.wire], msgspec.json.decode(written)[parameter.wire], why
+        )
 
 
 def _first_error(validate: Callable[[Any], Any], values: Any) -> str:
@@ -235,8 +234,11 @@ def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value:
                 raise output_error(f"missing {list_names(unset)}")
         data: bytes = codec.serializer.to_json(made, by_alias=True, warnings="error")
     except ValidationError as error:
-        problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
-        raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
+        problems = [_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED]]
+        with suppress(TypeError, ValueError, RecursionError):
+            in_words = {each.path: each for each in find_problems(schema, msgspec.json.decode(encode(value)))}
+            problems = [in_words.get(each.path, each) for each in problems]
+        raise output_error(problem_text(problems, whole="it")) from None
     except PydanticSerializationError:
         data = codec.serializer.to_json(made, by_alias=True, warnings=False)
         # A default of another type isn't validated, and can be JSON of the right type.

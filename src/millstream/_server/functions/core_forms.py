@@ -42,9 +42,9 @@ def codec_of(core: Any) -> Codec:
     return Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
 
 
-def reader_of(core: Any, *, strict: bool = True) -> SchemaValidator:
+def reader_of(core: Any) -> SchemaValidator:
     """Return a validator that reads JSON. Outside of models, plain types accept only what their schema describes."""
-    config = core_schema.CoreConfig(strict=strict)
+    config = core_schema.CoreConfig(strict=True)
     return SchemaValidator(_with_json_forms(core, root=config), config, False)
 
 
