@@ -601,6 +601,7 @@ async def test_arguments_that_json_cannot_contain_are_client_errors() -> None:
             (client.call, "\ud800", "surrogate"),
             (client.prompt, "\ud800", "surrogate"),
             (client.call, deep, "nested too deeply"),
+            (client.prompt, deep, "nested too deeply"),
         ):
             with pytest.raises(ClientError, match=f"can't be sent as JSON, because they .*{why}"):
                 await send("ask", a=value)
