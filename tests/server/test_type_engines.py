@@ -292,3 +292,19 @@ def test_bounds_apply_in_recursive_and_generic_dataclasses() -> None:
         encode_result(found, made.output)
         with pytest.raises(ArgumentError):
             read_arguments(made, b'{"x":%b}' % wrong)
+
+
+def test_structs_with_alternatives_that_msgspec_merges_are_refused_with_the_reason() -> None:
+    positive = Annotated[int, Field(ge=1)]
+    for annotation in (
+        positive | Literal[-1],
+        Literal[0] | float,
+        Annotated[str, Field(min_length=3)] | Literal[""],
+        list[positive | Literal[-1]] | None,
+    ):
+        kind = msgspec.defstruct("Merged", [("x", annotation)])
+        for place in (kind, list[kind], kind | int | str, Holder[kind]):  # type: ignore[valid-type]  # made here
+            with pytest.raises(TypeError, match="reads alternatives of a union in a Struct as one"):
+                tool_with(place)
+    for annotation in (positive | None, int | str, Literal[1, 2] | None, Color | int, int | float):
+        tool_with(msgspec.defstruct("Apart", [("x", annotation)]))

@@ -43,6 +43,7 @@ from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import (
     check_exactly,
+    check_readable,
     dec_hook,
     enc_hook,
     encode,
@@ -63,7 +64,6 @@ from millstream._server.functions.parameters import (
     typed_dict_members,
     union_of,
 )
-from millstream._server.functions.patterns import check_no_patterns
 
 Core = dict[str, Any]
 """A core schema, or a part of it."""
@@ -516,7 +516,7 @@ class _StructReader:
         plain = [split_annotation(each)[0] for each in kinds]
         self._classes = tuple(get_origin(each) or each for each in plain)
         self.schema = schema_of(kind, hook=schema_hook)
-        check_no_patterns(self.schema)
+        check_readable(self.schema)
         self._exact = self.schema if has_decimals(self.schema) else None
 
     def read(self, value: Any, info: Any) -> Any:

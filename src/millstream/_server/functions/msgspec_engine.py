@@ -41,7 +41,16 @@ from millstream._server.functions.parameters import (
     parts_of,
 )
 from millstream._server.functions.patterns import check_no_patterns, search
-from millstream._server.functions.problems import Problem, engine_problem, find_problems, problem_text, subject
+from millstream._server.functions.problems import (
+    Problem,
+    choices_of,
+    engine_problem,
+    find_problems,
+    kind_of,
+    problem_text,
+    subject,
+    words,
+)
 
 R = TypeVar("R")
 _KEPT_TYPES = 512
@@ -184,6 +193,31 @@ def schema_hook(kind: Any) -> Schema:
     return {"type": "string", "format": "path"}
 
 
+def check_readable(schema: Schema) -> None:
+    """Refuse a schema of msgspec's that lists values which msgspec refuses.
+
+    Raises:
+        PatternError: It has a pattern.
+        RegistrationError: It has alternatives that msgspec reads as one.
+    """
+    check_no_patterns(schema)
+    for node in walk(schema):
+        limits: dict[str, list[bool]] = {}
+        for part in node.get("anyOf", ()):
+            for kind in {part["type"]} if "type" in part else {*map(kind_of, choices_of(part))}:
+                name = "number" if kind == "integer" else kind
+                limits.setdefault(name, []).append(not part.keys() <= _UNLIMITED)
+        for name in ("string", "number"):
+            if len(found := limits.get(name, [])) > 1 and any(found):
+                raise RegistrationError(
+                    f"msgspec reads alternatives of a union in a Struct as one, if each is {words(name)}, with the "
+                    "limits of both. Use a dataclass instead of the Struct"
+                )
+
+
+_UNLIMITED = frozenset(("type", "title", "description", "default", "examples"))
+
+
 class Engine(Protocol):
     """Reads a function's arguments and encodes its results."""
 
@@ -245,7 +279,7 @@ class MsgspecEngine(Engine):
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
         schema = schema_of(self.struct, hook=schema_hook)
-        check_no_patterns(schema)
+        check_readable(schema)
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
         exact = has_decimals(schema)
@@ -382,6 +416,7 @@ def output_of(annotation: Any) -> Output | None:
     """
     try:
         schema = schema_of(annotation, hook=schema_hook, written=True)
+        check_readable(schema)
         return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error
