@@ -168,7 +168,8 @@ def _read_parameter(parameter: Parameter, reader: TypeReader) -> Described:
             core = {"default_factory": each.default_factory, "default_factory_takes_data": takes_data}
             return Described({"type": "default", "schema": made.core, **core}, made.schema)
         if not each.is_required():
-            return with_default(made, each.default)
+            described = with_default(made, each.default)
+            return described._replace(core={**described.core, "validate_default": bool(each.validate_default)})
     return made
 
 

@@ -14,6 +14,7 @@ from decimal import Decimal
 from enum import Enum, Flag
 from functools import partial
 from importlib import import_module
+from itertools import count
 from pathlib import PurePath
 from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -123,6 +124,8 @@ class TypeReader:
 
     def __init__(self, *, written: bool = False) -> None:
         self.written = written
+        self.numbers = count()
+        self._added: dict[tuple[str, str], str] = {}
         self._cores: dict[str, Core] = {}
         self._schemas: dict[str, Schema] = {}
         self._open: dict[str, str] = {}
@@ -363,12 +366,14 @@ class TypeReader:
         """Return a schema whose definitions are added to those of the reader."""
         definitions: Mapping[str, Schema] = schema.pop("$defs", {})
         renamed: dict[str, str] = {}
-        for name in definitions:
-            new = name
-            while new in self._open.values() or new in self._schemas:
-                new += "_"
-            renamed[REF + name] = REF + new
-            self._schemas[new] = definitions[name]
+        for name, each in definitions.items():
+            key = name, repr(each)
+            if key not in self._added:
+                new = name
+                while new in self._open.values() or new in self._schemas:
+                    new += "_"
+                self._added[key], self._schemas[new] = new, each
+            renamed[REF + name] = REF + self._added[key]
         for node in walk({"anyOf": [schema, *definitions.values()]}):
             if node.get("$ref") in renamed:
                 node["$ref"] = renamed[node["$ref"]]
@@ -425,7 +430,7 @@ def _any_of(schemas: list[Schema]) -> Schema:
     for each in schemas:
         inner = each["anyOf"] if [*each] == ["anyOf"] else [each]
         parts += [part for part in inner if part not in parts]
-    return parts[0] if len(parts) == 1 else {"anyOf": parts}
+    return parts[0] if len(parts) == 1 else {"anyOf": parts} if parts else HIDDEN
 
 
 def _choices(core: Core, choices: Any) -> Described:

@@ -212,7 +212,7 @@ def join_annotation(annotation: Any, metadata: Metadata) -> Any:
 
 
 def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, RecursiveAlias] = {}) -> Any:
-    """Return an annotation in the form that both engines read.
+    """Return an annotation in the form that engines read.
 
     `object` and pydantic's `JsonValue` mean anything, a string in ``Annotated`` is a description, and our bounds on a
     union go to the members that they fit.
@@ -512,7 +512,7 @@ TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
 
 class Parameter(Struct, frozen=True):
-    """A parameter in the form that both engines read."""
+    """A parameter in the form that engines read."""
 
     name: str
     wire: str

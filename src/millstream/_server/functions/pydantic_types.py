@@ -2,11 +2,12 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Collection, Mapping, MutableSet, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from copy import copy, deepcopy
 from dataclasses import is_dataclass
+from functools import partial
 from math import inf, isfinite
-from typing import Annotated, Any, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import pydantic
 from msgspec import Meta
@@ -19,6 +20,7 @@ from millstream._protocol.json_schema import NO_NUMBER, Schema, is_object, key_s
 from millstream._server.functions.core_forms import DECIMAL_SCHEMA, NO_SCHEMAS, chooses_encoding
 from millstream._server.functions.core_types import HIDDEN, Described, TypeReader
 from millstream._server.functions.description import CONSTRAINTS
+from millstream._server.functions.msgspec_engine import once_per_type
 from millstream._server.functions.parameters import (
     UNIONS,
     PatternError,
@@ -51,34 +53,44 @@ def read(annotation: Any, reader: TypeReader) -> Described:
         TypeError: pydantic doesn't support the type.
         PatternError: Matching a pattern could take a very long time.
     """
+    mode: Literal["validation", "serialization"] = "serialization" if reader.written else "validation"
     try:
-        adapter = pydantic.TypeAdapter[Any](_without_names(_translate(annotation, reader)))
-        core: Any = adapter.core_schema
-        try:
-            mode: Any = "serialization" if reader.written else "validation"
-            schema = adapter.json_schema(by_alias=True, mode=mode, schema_generator=SchemaGenerator)
-        except PydanticOmit:
-            schema = HIDDEN
+        translated = _without_names(_translate(annotation, reader))
+        core, schema = _DESCRIBE[mode](translated)
     except PatternError:
         raise
     except _UNREADABLE as error:
         if isinstance(error, SchemaError) and "regex" in str(error):
             raise PatternError(f"a pattern in {type_text(annotation)} {NOT_LINEAR}") from error
         raise TypeError(_explain_failure(type_text(annotation), error)) from error
-    suffix = f" of {type_text(annotation)}:{id(adapter)}"
     if schema is not HIDDEN:
         name: str = getattr(split_annotation(annotation)[0], "__name__", "")
-        schema = reader.add_definitions(_clean_schema(schema, _INVALID_CHARACTERS.sub("_", name)))
-    return Described(_separate(core, suffix), schema)
+        schema = reader.add_definitions(_clean_schema(deepcopy(schema), _INVALID_CHARACTERS.sub("_", name)))
+    return Described(_separate(core, f" #{next(reader.numbers)}"), schema)
+
+
+def _describe(annotation: Any, mode: Literal["validation", "serialization"]) -> Described:
+    adapter = pydantic.TypeAdapter[Any](annotation)
+    try:
+        schema = adapter.json_schema(by_alias=True, mode=mode, schema_generator=SchemaGenerator)
+    except PydanticOmit:
+        schema = HIDDEN
+    return Described(cast("Any", adapter.core_schema), schema)
+
+
+_DESCRIBE: Mapping[str, Callable[[Any], Described]] = {
+    "validation": once_per_type(partial(_describe, mode="validation")),
+    "serialization": once_per_type(partial(_describe, mode="serialization")),
+}
 
 
 def _without_names(annotation: Any) -> Any:
-    """Return a type without aliases, which only members have."""
+    """Return a type without what only members have, such as aliases."""
     inner, metadata = split_annotation(annotation)
     items = [copy(item) if isinstance(item, FieldInfo) else item for item in metadata]
     for item in items:
         if isinstance(item, FieldInfo):
-            item.alias = item.validation_alias = item.serialization_alias = None
+            item.alias = item.validation_alias = item.serialization_alias = item.validate_default = None
     return join_annotation(inner, tuple(items))
 
 
@@ -160,7 +172,7 @@ class SchemaGenerator(GenerateJsonSchema):
 
     @override
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
-        """Describe bytes in the form that `pydantic_codecs` reads and writes."""
+        """Describe bytes in the form that `core_forms` reads and writes."""
         if chooses_encoding(self._config.config_dict):
             return {"type": "string"}
         return {"type": "string", "contentEncoding": "base64"}
