@@ -22,6 +22,7 @@ from millstream._protocol.json_schema import (
     REF,
     Schema,
     drop_modules,
+    has_no_number,
     is_array,
     is_integral,
     is_object,
@@ -602,7 +603,9 @@ def _convert_text(node: Schema, text: str) -> Any:
         for kind in _types_of(part) if "type" in part else map(kind_of, choices_of(part)):
             with suppress(msgspec.ValidationError, KeyError):
                 value = msgspec.convert(text, SCALARS[kind], strict=False)
-                if value == value and not find_problems(part, found := value):  # noqa: PLR0124  NaN isn't
+                if has_no_number(value):
+                    continue
+                if not find_problems(part, found := value):
                     return value
     return found
 
