@@ -284,13 +284,14 @@ async def test_lists_end_at_a_cursor_that_was_used_before(pages: list[tuple[str,
         assert [tool.name for tool in await client.tools()] == sorted({name for name, _ in pages})
 
 
-@for_each(("opening", "names"), [(with_discovery, ["a", "b"]), (with_handshake, ["a"])], ids=["cursor", "end"])
+@for_each("opening", [with_discovery, with_handshake], ids=["2026-07-28", "handshake"])
 @for_each("behind", [False, True], ids=["client", "gateway"])
-async def test_empty_cursor_is_a_cursor_only_since_2026_07_28(opening: Any, names: list[str], *, behind: bool) -> None:
-    """MCP 2026-07-28, server/utilities/pagination. Older servers send one with the last page."""
+@for_each("ends", [True, False], ids=["last page", "first page again"])
+async def test_empty_cursor_is_followed_once(opening: Any, *, ends: bool, behind: bool) -> None:
+    """MCP 2026-07-28, server/utilities/pagination. Older servers send one with the last page, and ignore it."""
 
     async def behave(asked: ReceivedRequest) -> None:
-        is_last = "cursor" in asked.message["params"]
+        is_last = ends and "cursor" in asked.message["params"]
         tools = [{"name": "b" if is_last else "a", "inputSchema": {"type": "object"}}]
         page = {"tools": tools, "ttlMs": 0, "cacheScope": "private"}
         await asked.result(page if is_last else {**page, "nextCursor": ""})
@@ -299,7 +300,7 @@ async def test_empty_cursor_is_a_cursor_only_since_2026_07_28(opening: Any, name
         gateway = Server("front")
         gateway.upstream("odd", server.url, prefix="", policy=UpstreamPolicy(tags=("all",)))  # not relayed
         async with Client(gateway if behind else server.url, timeout=WAIT) as client:
-            assert [tool.name for tool in await client.tools()] == names
+            assert [tool.name for tool in await client.tools()] == (["a", "b"] if ends else ["a"])
 
 
 async def test_total_size_of_a_list_is_bounded() -> None:

@@ -34,8 +34,8 @@ from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
 from millstream._server.control import LIGHT, PER_SECOND
 from millstream._server.features.registry import MAX_URI
 from millstream._server.functions import msgspec_engine
+from millstream._server.functions.core_engine import MAX_ERRORS
 from millstream._server.functions.engine import MAX_BACKTRACKS
-from millstream._server.functions.pydantic_engine import MAX_ERRORS
 from millstream._server.handlers import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
 from millstream._telemetry.metrics import MAX_SERIES, Metrics, Reading, dump

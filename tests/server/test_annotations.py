@@ -296,7 +296,7 @@ async def test_tables_from_a_program_are_results_as_they_are() -> None:
 async def test_recursive_alias_is_described_as_one_definition() -> None:
     tool = await _tool(_function(Nested, Nested))
     node = tool["inputSchema"]["properties"]["a"]
-    assert node["anyOf"][1]["items"]["anyOf"][1]["items"] == {"$ref": "#/$defs/Nested"}
+    assert node["anyOf"][1]["items"] == {"$ref": "#/$defs/Nested"}
     assert tool["outputSchema"]["$defs"]["Nested"]["anyOf"][0] == {"type": "integer"}
     assert (await _call(_function(Nested, Nested), {"a": [1, [2]]})).data == [1, [2]]
 
@@ -601,6 +601,7 @@ async def test_arguments_that_json_cannot_contain_are_client_errors() -> None:
             (client.call, "\ud800", "surrogate"),
             (client.prompt, "\ud800", "surrogate"),
             (client.call, deep, "nested too deeply"),
+            (client.prompt, deep, "nested too deeply"),
         ):
             with pytest.raises(ClientError, match=f"can't be sent as JSON, because they .*{why}"):
                 await send("ask", a=value)

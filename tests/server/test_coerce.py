@@ -1,10 +1,13 @@
+import datetime as dt
+import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
 from cases import for_each
-from millstream import Server, Settings
+from millstream import Server, Settings, Text
+from millstream.client import ServerError
 from millstream.testing import connect
 
 
@@ -136,3 +139,38 @@ async def test_tools_are_strict_by_default() -> None:
         async with connect(mcp) as client:
             for wrong in ({"count": "3"}, {"count": 3, "unknown": 1}):
                 assert (await client.call("order", **wrong, raise_on_error=False)).is_error
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+TYPES: tuple[Any, ...] = (int, float, bool, int | None, bool | str, Literal[1, 2], Level, dt.datetime, int | float)
+TEXTS = ("1", " 1", "01", "1_0", "1.0", "1.5", "1e3", "nan", "inf", "true", "yes", "on", "null", "1999", "")
+
+
+async def test_texts_are_read_in_one_way_alone_and_beside_a_type_of_pydantic() -> None:
+    def alone(value: Any) -> str:
+        return repr(value)
+
+    def beside(value: Any, other: pydantic.PositiveInt = 1) -> str:
+        return repr(value)
+
+    for annotation in TYPES:
+        mcp = Server("one")
+        for function in (alone, beside):
+            function.__annotations__["value"] = annotation
+            mcp.tool(function, coerce=True)
+            mcp.prompt(function)
+        async with connect(mcp) as client:
+            for text in TEXTS:
+                found: set[str] = set()
+                for name in ("alone", "beside"):
+                    result = await client.call(name, raise_on_error=False, value=text)
+                    found.add("refused" if result.is_error else result.text)
+                    try:
+                        content = (await client.prompt(name, value=text)).messages[0].content
+                        found.add(content.text if isinstance(content, Text) else "")
+                    except ServerError:
+                        found.add("refused")
+                assert len(found) == 1, (annotation, text, found)

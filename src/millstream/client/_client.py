@@ -479,9 +479,7 @@ class Client:
             ServerError: The prompt doesn't exist, or an argument is missing.
             ClientError: There was no response.
         """
-        given = {**(arguments or {}), **more}
-        texts = {each: value if isinstance(value, str) else encode(value).decode() for each, value in given.items()}
-        params = encode_call(name, texts)
+        params = encode_call(name, {**(arguments or {}), **more}, as_text=True)
         ask = RawRequest(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
         try:
             found = await self.conversation.requests.ask(ask)

@@ -259,10 +259,7 @@ class Conversation(NotCopyable):
                 return None, [], 0  # the server would respond "method not found"
             ask = RawRequest(method=method, params=encode(PaginatedRequestParams(cursor)), repeatable=True)
             result, size = await self.ask_cached(ask, decode, fresh=fresh)
-            following = result.next_cursor
-            if not following and negotiated.revision.handshake:  # some servers send an empty one with the last page
-                following = None
-            return following, items(result), size
+            return result.next_cursor, items(result), size
 
         return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 
@@ -284,7 +281,7 @@ class Conversation(NotCopyable):
         return result, len(raw)
 
 
-def encode_call(name: str, arguments: Mapping[str, Any]) -> bytes:
+def encode_call(name: str, arguments: Mapping[str, Any], *, as_text: bool = False) -> bytes:
     """Return the parameters of a call.
 
     Raises:
@@ -292,6 +289,10 @@ def encode_call(name: str, arguments: Mapping[str, Any]) -> bytes:
         ClientError: JSON can't contain the arguments.
     """
     try:
+        if as_text:
+            arguments = {
+                each: value if isinstance(value, str) else encode(value).decode() for each, value in arguments.items()
+            }
         return _encode_call(name, arguments)
     except (UnicodeEncodeError, RecursionError) as error:
         why = "are nested too deeply" if isinstance(error, RecursionError) else "have half of a surrogate pair in text"

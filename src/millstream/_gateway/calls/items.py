@@ -504,7 +504,8 @@ class ExtensionForwarding:
     async def _list(self, call: Call) -> bytes:
         """Return a page of one upstream's skills. The cursor consists of the upstream's name and its own cursor."""
         cursor = _read(call).cursor or ""
-        name, _, upstream_cursor = cursor.partition(_SEPARATOR)
+        name, separator, rest = cursor.partition(_SEPARATOR)
+        upstream_cursor = rest if separator else None
         names = [each.name for each in self._skilled]
         if cursor and name not in names:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
@@ -517,14 +518,14 @@ class ExtensionForwarding:
                 if not remaining:
                     raise
                 logger.debug("Skipped the skills from the upstream %s: %s", upstream.name, exc)
-                upstream, upstream_cursor = remaining.pop(0), ""
+                upstream, upstream_cursor = remaining.pop(0), None
         result = self._hints(upstream, page)
         result["skills"] = self._visible_skills(call, upstream, page.get("skills"))
         next_cursor = page.get("nextCursor")
-        if isinstance(next_cursor, str) and next_cursor:
+        if isinstance(next_cursor, str) and (next_cursor or upstream_cursor != ""):  # "" is followed once
             result["nextCursor"] = f"{upstream.name}{_SEPARATOR}{next_cursor}"
         elif remaining:
-            result["nextCursor"] = f"{remaining[0].name}{_SEPARATOR}"
+            result["nextCursor"] = remaining[0].name
         return encode(result)[1:-1]
 
     async def _get(self, call: Call) -> bytes:
@@ -547,7 +548,7 @@ class ExtensionForwarding:
         return encode(result)[1:-1]
 
     async def _ask(self, call: Call, upstream: McpUpstream, **params: str | None) -> Json:
-        raw = await _ask(call, upstream, {name: value for name, value in params.items() if value})
+        raw = await _ask(call, upstream, {name: value for name, value in params.items() if value is not None})
         try:
             return decode_object(raw)
         except MALFORMED as exc:

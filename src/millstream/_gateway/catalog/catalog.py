@@ -25,7 +25,6 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.foreign import drop_misfits, drop_nulls, foreign_decoder, present
 from millstream._protocol.jsonrpc import decode_members, exceeds_limits
 from millstream._protocol.notifications import DiscoverResult, ResourceDescription, TemplateDescription
-from millstream._protocol.revisions import HANDSHAKE
 from millstream._protocol.schema_repair import has_uris
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import Conversation, RawRequest
@@ -353,8 +352,6 @@ def read_page(
     items: dict[str, Description] = {}
     try:
         cursor = found.add_hint(kind, result).next_cursor
-        if not cursor and found.revision in HANDSHAKE:  # some servers send an empty one with the last page
-            cursor = None
         raw_items: list[Raw] = _decode_items(decode_members(result).get(member, b"null")) or []
     except MALFORMED as exc:
         raise InvalidResponse(f"The result of {method} is malformed: {exc}.") from exc

@@ -78,17 +78,17 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         OutputError: The result can't be described.
     """
     are_simple = all(is_simple(each.annotation) for each in arguments.parameters)
-    engine = _build(MsgspecEngine if are_simple else _load_pydantic().PydanticEngine, arguments)
+    engine = _build(MsgspecEngine if are_simple else _load_core().CoreEngine, arguments)
     if returns is not None and is_simple(returns):
         engine.output = output_of(returns)
     elif returns is not None:
-        engine.output, engine.write = _load_pydantic().writers_of(returns)
+        engine.output, engine.write = _load_core().writers_of(returns)
     return engine
 
 
-def _load_pydantic() -> Any:
-    """Import pydantic only for types that need it, because that takes longer than starting a server."""
-    return import_module("millstream._server.functions.pydantic_engine")
+def _load_core() -> Any:
+    """Import pydantic's validator only for types that need it."""
+    return import_module("millstream._server.functions.core_engine")
 
 
 def _build(kind: Callable[[ArgumentList], Engine], arguments: ArgumentList) -> Engine:

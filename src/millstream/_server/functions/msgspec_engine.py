@@ -41,7 +41,16 @@ from millstream._server.functions.parameters import (
     parts_of,
 )
 from millstream._server.functions.patterns import check_no_patterns, search
-from millstream._server.functions.problems import Problem, engine_problem, find_problems, subject
+from millstream._server.functions.problems import (
+    Problem,
+    choices_of,
+    engine_problem,
+    find_problems,
+    kind_of,
+    problem_text,
+    subject,
+    words,
+)
 
 R = TypeVar("R")
 _KEPT_TYPES = 512
@@ -91,7 +100,7 @@ def enc_hook(value: Any) -> Any:
     if pydantic_core is not None and not is_file:
         with suppress(ValueError):
             if hasattr(value, "__pydantic_core_schema__") and not isinstance(value, type):
-                return import_module("millstream._server.functions.pydantic_codecs").jsonable(value)
+                return import_module("millstream._server.functions.core_forms").jsonable(value)
             return pydantic_core.to_jsonable_python(value)
     instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
     if issubclass(kind, Iterator):
@@ -100,6 +109,17 @@ def enc_hook(value: Any) -> Any:
 
 
 encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
+
+
+def reason(schema: Schema, value: Any, otherwise: str) -> str:
+    """Return why a JSON value doesn't match a schema, or the words of the library that refused it."""
+    found = find_problems(schema, value, matches=search)
+    return problem_text(found, whole="it") if found else otherwise
+
+
+def default_error(default: Any, schema: Schema, value: Any, otherwise: str) -> RegistrationError:
+    """Return the error for a default that doesn't match its type."""
+    return RegistrationError(f"its default {default!r} doesn't fit its type: {reason(schema, value, otherwise)}")
 
 
 def output_error(why: str) -> LocalError:
@@ -173,6 +193,31 @@ def schema_hook(kind: Any) -> Schema:
     return {"type": "string", "format": "path"}
 
 
+def check_readable(schema: Schema) -> None:
+    """Refuse a schema of msgspec's that lists values which msgspec refuses.
+
+    Raises:
+        PatternError: It has a pattern.
+        RegistrationError: It has alternatives that msgspec reads as one.
+    """
+    check_no_patterns(schema)
+    for node in walk(schema):
+        limits: dict[str, list[bool]] = {}
+        for part in node.get("anyOf", ()):
+            for kind in {part["type"]} if "type" in part else {*map(kind_of, choices_of(part))}:
+                name = "number" if kind == "integer" else kind
+                limits.setdefault(name, []).append(not part.keys() <= _UNLIMITED)
+        for name in ("string", "number"):
+            if len(found := limits.get(name, [])) > 1 and any(found):
+                raise RegistrationError(
+                    f"msgspec reads alternatives of a union in a Struct as one, if each is {words(name)}, with the "
+                    "limits of both. Use a dataclass instead of the Struct"
+                )
+
+
+_UNLIMITED = frozenset(("type", "title", "description", "default", "examples"))
+
+
 class Engine(Protocol):
     """Reads a function's arguments and encodes its results."""
 
@@ -193,27 +238,25 @@ class Engine(Protocol):
     decode: Callable[[Any], Any]
     """Decodes JSON arguments to `struct`. It raises msgspec.DecodeError."""
 
-    def convert(self, values: Json, *, lax: bool = False) -> Any:
+    def convert(self, values: Json) -> Any:
         """Return a `struct` from JSON values.
 
         Args:
             values: Values by their names for clients.
-            lax: Accept ``"3"`` as 3.
 
         Raises:
             msgspec.ValidationError: The values don't match the types.
         """
         ...
 
-    def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
+    def problems(self, error: Exception, values: Any) -> list[Problem]:
         """Return the problems of JSON values, at least one.
 
         Args:
             error: The error of `decode` or `convert`.
             values: The rejected values.
-            lax: As for `convert`.
         """
-        return find_problems(self.input_schema, values, lax=lax, matches=search) or [engine_problem(error)]
+        return find_problems(self.input_schema, values, matches=search) or [engine_problem(error)]
 
 
 _READ_WHOLE = (str, int, float, bool, list, dict, type(None), Union, UnionType)
@@ -236,7 +279,7 @@ class MsgspecEngine(Engine):
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
         schema = schema_of(self.struct, hook=schema_hook)
-        check_no_patterns(schema)
+        check_readable(schema)
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
         exact = has_decimals(schema)
@@ -245,11 +288,11 @@ class MsgspecEngine(Engine):
         self.max_values = MAX_VALUES if exact or is_slow_to_build(schema) else 0
 
     @override
-    def convert(self, values: Json, *, lax: bool = False) -> Any:
+    def convert(self, values: Json) -> Any:
         """See `Engine`."""
-        if lax or self.typed is None:  # msgspec would read "1999" as seconds since 1970
-            check_exactly(self.input_schema, values, lax=lax)
-        return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook, str_keys=True)
+        if self.typed is None:
+            check_exactly(self.input_schema, values)
+        return msgspec.convert(values, self.struct, dec_hook=dec_hook, str_keys=True)
 
     def _decode_exactly(self, raw: Any) -> Any:
         arguments = self._decoder.decode(raw)
@@ -257,9 +300,9 @@ class MsgspecEngine(Engine):
         return arguments
 
 
-def check_exactly(schema: Schema, values: Any, *, lax: bool = False) -> None:
-    """Refuse strings that only Python reads as a decimal number or a date: ``NaN``, ``1_000``, ``1999``."""
-    for problem in find_problems(schema, values, lax=lax, steps=inf, first=True):
+def check_exactly(schema: Schema, values: Any) -> None:
+    """Refuse strings that only Python reads as a decimal number: ``NaN``, ``1_000``."""
+    for problem in find_problems(schema, values, steps=inf, first=True):
         raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
 
@@ -302,14 +345,15 @@ def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
             value = msgspec.to_builtins(parameter.default, enc_hook=enc_hook)
         except TypeError:
             continue  # the function's own sentinel, which only makes the argument optional
+        node = schema["properties"][parameter.wire]
         try:
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
-            raise RegistrationError(f"its default {parameter.default!r} doesn't fit its type: {error}") from error
+            raise default_error(parameter.default, node, value, str(error)) from error
         if has_no_number(value):
-            schema["properties"][parameter.wire].pop("default", None)
+            node.pop("default", None)
         elif not isinstance(parameter.default, _IMMUTABLE):
-            schema["properties"][parameter.wire]["default"] = value
+            node["default"] = value
 
 
 def has_decimals(schema: Schema) -> bool:
@@ -332,7 +376,8 @@ def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
                 decode(data)
             except (msgspec.ValidationError, ValueError) as error:
                 unwritable = b"null" in data and has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook))
-                raise output_error(f"{NO_NUMBER}: {error}" if unwritable else str(error)) from None
+                why = reason(schema, msgspec.json.decode(data), str(error))
+                raise output_error(f"{NO_NUMBER}: {why}" if unwritable else why) from None
         if can_be_null and b"null" in data:
             check_numbers(schema, msgspec.to_builtins(value, enc_hook=enc_hook))
         if exact and (b"NaN" in data or b"Infinity" in data):
@@ -371,6 +416,7 @@ def output_of(annotation: Any) -> Output | None:
     """
     try:
         schema = schema_of(annotation, hook=schema_hook, written=True)
+        check_readable(schema)
         return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error

@@ -212,7 +212,7 @@ def join_annotation(annotation: Any, metadata: Metadata) -> Any:
 
 
 def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, RecursiveAlias] = {}) -> Any:
-    """Return an annotation in the form that both engines read.
+    """Return an annotation in the form that engines read.
 
     `object` and pydantic's `JsonValue` mean anything, a string in ``Annotated`` is a description, and our bounds on a
     union go to the members that they fit.
@@ -396,7 +396,7 @@ def needs_pydantic(annotation: Any) -> bool:
                 f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}. "
                 f"Write pydantic.{constraint_text(item)} there"
             )
-        found = found or _is_pydantic(item)
+        found = found or is_pydantic(item)
     return found
 
 
@@ -404,6 +404,11 @@ def is_struct(kind: Any) -> bool:
     """Return whether only msgspec reads a class."""
     known = is_recursive_alias(kind) or hasattr(kind, "__attrs_attrs__") or kind in (bytearray, memoryview)
     return isinstance(kind, type) and (known or issubclass(kind, Struct))
+
+
+def is_tagged(kind: Any) -> bool:
+    """Return whether a class is a Struct with a tag, by which msgspec finds it in a union."""
+    return isinstance(kind, type) and issubclass(kind, Struct) and kind.__struct_config__.tag is not None
 
 
 def is_simple(annotation: Any) -> bool:
@@ -425,14 +430,15 @@ def is_simple(annotation: Any) -> bool:
 _SIMPLE = (str, int, float, bool, NoneType, Any)
 
 
-def _is_pydantic(item: Any) -> bool:
+def is_pydantic(item: Any) -> bool:
+    """Return whether a class or a value in ``Annotated`` is pydantic's, or made for it."""
     home = (item if isinstance(item, type) else type(item)).__module__.partition(".")[0]
     return home in _PYDANTIC or any(hasattr(item, mark) for mark in _PYDANTIC_MARKS)
 
 
 def has_pydantic_members(kind: type) -> bool:
     """Return whether a class has pydantic validators or configuration."""
-    return hasattr(kind, "__pydantic_config__") or any(map(_is_pydantic, members_of(kind)))
+    return hasattr(kind, "__pydantic_config__") or any(map(is_pydantic, members_of(kind)))
 
 
 def members_of(kind: type) -> list[Any]:
@@ -506,7 +512,7 @@ TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
 
 class Parameter(Struct, frozen=True):
-    """A parameter in the form that both engines read."""
+    """A parameter in the form that engines read."""
 
     name: str
     wire: str
@@ -551,12 +557,17 @@ def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> insp
     return signature.replace(parameters=others)
 
 
+def hints_in(kind: Any) -> dict[str, Any]:
+    """Return the annotations of a class, which can refer to itself inside a function."""
+    return get_type_hints(kind, localns={kind.__name__: kind}, include_extras=True)
+
+
 def typed_dict_members(kind: Any) -> Iterator[tuple[str, Any, bool]]:
     """Yield a TypedDict's members: name, type, and whether the member is required.
 
     With postponed annotations, only the annotations show what `Required` and `NotRequired` mark.
     """
-    for name, annotation in get_type_hints(kind, include_extras=True).items():
+    for name, annotation in hints_in(kind).items():
         required = name in kind.__required_keys__
         while _is_named(annotation, "Required", "NotRequired", "ReadOnly"):
             required = _is_named(annotation, "Required") or (required and not _is_named(annotation, "NotRequired"))

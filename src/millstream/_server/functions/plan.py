@@ -18,7 +18,17 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import astuple
 
 from millstream._protocol.errors import shorten
-from millstream._protocol.json_schema import Schema, drop_modules, is_array, is_object, members
+from millstream._protocol.json_schema import (
+    REF,
+    Schema,
+    drop_modules,
+    has_no_number,
+    is_array,
+    is_integral,
+    is_object,
+    members,
+    value_at_pointer,
+)
 from millstream._protocol.jsonrpc import Json, decode_object, too_many_values
 from millstream._protocol.metadata import ParamHeader, find_annotations
 from millstream._server.functions.dependencies import (
@@ -58,11 +68,14 @@ from millstream._server.functions.parameters import (
 from millstream._server.functions.problems import (
     MAX_LISTED,
     MAX_WALKED,
+    SCALARS,
     Problem,
+    choices_of,
     engine_problem,
     expected_text,
     explain,
     find_problems,
+    kind_of,
 )
 
 Invoker = Callable[[Any, Any], Any]
@@ -416,15 +429,16 @@ def read_texts(plan: Plan, values: Json) -> Any:
     Raises:
         ArgumentError: A string isn't valid for its parameter.
     """
+    read = convert_texts(plan.engine.input_schema, values)
     try:
-        return plan.engine.convert(values, lax=True)
+        return plan.engine.convert(read)
     except msgspec.ValidationError as error:
         # Forms send "" for an empty field.
         rest = {name: each for name, each in values.items() if not _is_omitted(plan.input_schema, name, each)}
         if len(rest) < len(values):
             return read_texts(plan, rest)
         few = len(values) <= MAX_LISTED
-        problems = plan.engine.problems(error, values, lax=True) if few else [engine_problem(error)]
+        problems = plan.engine.problems(error, read) if few else [engine_problem(error)]
         raise _refusal(plan, problems) from error
 
 
@@ -469,9 +483,9 @@ def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
         values = (decode_integral if may_fit else msgspec.json.decode)(raw)
         try:
             if plan.coerce:
-                values = _coerce(plan.input_schema, values)
+                values = convert_texts(plan.engine.input_schema, _coerce(plan.input_schema, values))
             if may_fit:
-                return plan.engine.convert(values, lax=plan.coerce)
+                return plan.engine.convert(values)
         except msgspec.DecodeError as other:
             cause = other
         except (AttributeError, TypeError):
@@ -479,7 +493,7 @@ def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
         if isinstance(error, TypeError):
             problems = find_problems(plan.engine.input_schema, values)
         else:
-            problems = plan.engine.problems(cause, values, lax=plan.coerce)
+            problems = plan.engine.problems(cause, values)
     if isinstance(error, TypeError) and not problems:
         raise error
     raise _refusal(plan, problems or [engine_problem(error)]) from error
@@ -557,6 +571,43 @@ def _coerce_value(node: Any, value: Any) -> Any:
             raise msgspec.ValidationError("true and false are neither numbers nor text")
         return value
     return str(value) if isinstance(value, int | float) and kinds <= {"string", "null"} else value
+
+
+def convert_texts(schema: Schema, value: Any, node: Any = None) -> Any:
+    """Return a value in which text is what the schema requires: ``"3"`` is 3 for an integer, at any depth.
+
+    Args:
+        schema: The whole schema.
+        value: A JSON value.
+        node: The part of the schema for the value.
+    """
+    node = members(schema if node is None else node)
+    if node.get("$ref", "").startswith(REF):
+        node = value_at_pointer(schema, node["$ref"])
+    if is_object(value):
+        inner = _part_of(node, "object")
+        properties, others = inner.get("properties", {}), members(inner.get("additionalProperties"))
+        return {name: convert_texts(schema, each, properties.get(name, others)) for name, each in value.items()}
+    if is_array(value):
+        items = _part_of(node, "array").get("items", {})
+        return [convert_texts(schema, each, items) for each in value]
+    if isinstance(value, str) and find_problems({"anyOf": [node], "$defs": schema.get("$defs", {})}, value):
+        return _convert_text(node, value)
+    return is_integral(value) if "number" not in _types_of(node) else value
+
+
+def _convert_text(node: Schema, text: str) -> Any:
+    """Return the value of the first alternative that reads a text, or else of the last that nearly does."""
+    found: Any = text
+    for part in _alternatives(node):
+        for kind in _types_of(part) if "type" in part else map(kind_of, choices_of(part)):
+            with suppress(msgspec.ValidationError, KeyError):
+                value = msgspec.convert(text, SCALARS[kind], strict=False)
+                if has_no_number(value):
+                    continue
+                if not find_problems(part, found := value):
+                    return value
+    return found
 
 
 def _alternatives(node: Any) -> list[Schema]:

@@ -66,7 +66,8 @@ FORMATS: Mapping[str, tuple[Any, str]] = {
     "uuid": (UUID, "a UUID"),
     "base64": (bytes, "a base64 string"),
 }
-_SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool, "null": None}
+SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool, "null": None}
+"""JSON types that a text can contain."""
 _EXACT = Context(prec=1000, traps=[])
 """Context that divides decimals such as 19.99 and 0.01 exactly, unlike floats."""
 _NUMERIC: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -303,10 +304,10 @@ class _Comparison:
     def _own(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
         """Return the problems of a schema's own keywords, without combinators."""
         kind = node.get("type", "")
-        if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
+        if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in SCALARS:
             with suppress(msgspec.ValidationError):
-                value = msgspec.convert(value, _SCALARS[kind], strict=False)
-        if choices := _choices(node):
+                value = msgspec.convert(value, SCALARS[kind], strict=False)
+        if choices := choices_of(node):
             if self._is_choice(node, choices, value):
                 return []
             return [self._fault(lambda: f"one of {_list_choices(choices)}", value, node)]
@@ -314,7 +315,7 @@ class _Comparison:
             return []
         if kind and not _is_of(value, kind):
             return [self._fault(lambda: _what(node), value, node, typed=True)]
-        text = self._misfit(node, value, kind if isinstance(kind, str) and kind else _kind_of(value))
+        text = self._misfit(node, value, kind if isinstance(kind, str) and kind else kind_of(value))
         if text is not None:
             return [self._fault(lambda: text, value, node)]
         if is_object(value):
@@ -360,7 +361,7 @@ class _Comparison:
             named: dict[Any, Schema] = {}
             others: list[Schema] = []
             for each in options:
-                names = [] if tag is None else _choices(members(value_at(each, ("properties", tag))))
+                names = [] if tag is None else choices_of(members(value_at(each, ("properties", tag))))
                 named.update((name, each) for name in names if isinstance(name, str | int))
                 if not names:
                     others.append(each)
@@ -377,7 +378,7 @@ class _Comparison:
             possible = [named[name], *others] if name in named else others
         self._steps -= len(possible) / 8
         if not isinstance(value, str):  # the text could be read as another type
-            possible = [each for each in possible if _is_of(value, each.get("type") or _kind_of(value))]
+            possible = [each for each in possible if _is_of(value, each.get("type") or kind_of(value))]
             if keyword == "anyOf" and len(possible) == 1 and "type" in possible[0]:
                 return self.judge(possible[0], value, first=first)
         fits = (not self.judge(each, value, first=True) for each in possible)
@@ -397,7 +398,7 @@ class _Comparison:
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if len(alike) == 1:
             return self.judge(alike[0], value, first=first)
-        if any("type" in each or _choices(each) for each in options):
+        if any("type" in each or choices_of(each) for each in options):
             return [self._fault(partial(_list_kinds, options), value, node, typed=not alike)]
         return self._of_alternatives(keyword, options, value)
 
@@ -489,12 +490,13 @@ class _Comparison:
         return _unreadable(node, value) if self._formats else None
 
 
-def _kind_of(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return the type of a JSON value: ``"integer"``."""
     return KINDS.get(cast("type[object]", type(value)), "")
 
 
 def _is_of(value: Any, kinds: str | list[str]) -> bool:
-    kind = _kind_of(value)
+    kind = kind_of(value)
     if kind in kinds if is_array(kinds) else kind == kinds:
         return True
     if kind == "integer":
@@ -502,7 +504,8 @@ def _is_of(value: Any, kinds: str | list[str]) -> bool:
     return "integer" in kinds and isinstance(value, float) and value.is_integer()
 
 
-def _choices(node: Schema) -> list[Any]:
+def choices_of(node: Schema) -> list[Any]:
+    """Return the values of an `enum` or `const`."""
     choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
     return choices
 
@@ -518,7 +521,7 @@ def _what(node: Schema) -> str:
         return f"{known[1].partition(' such as')[0]}{'' if 'contentEncoding' in node else ' as text'}"
     if node.get("pattern") == DECIMAL:
         return "a decimal number as text"
-    if choices := _choices(node):
+    if choices := choices_of(node):
         return " or ".join(map(_json, choices[:MAX_LISTED]))
     kind = node.get("type", "object" if "$ref" in node else "any value")
     return words(kind)
@@ -544,7 +547,7 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
         node: Its schema.
         typed: Also include its type.
     """
-    kind = words(_kind_of(value)) if typed else ""
+    kind = words(kind_of(value)) if typed else ""
     text = shorten(_json(value[: MAX_SHOWN + 1] if isinstance(value, str) else value), MAX_SHOWN)
     names = [each[:_MAX_NAME] for each in path if isinstance(each, str)]
     options: list[Any] = [node, *node.get("anyOf", ())]
@@ -589,7 +592,7 @@ def _kind(node: Any, depth: int = 0) -> str:
     """Return a property's type in a word or two."""
     if not is_object(node):
         return "any"
-    if choices := _choices(node):
+    if choices := choices_of(node):
         return _list_choices(choices, " | ")
     if (parts := node.get("anyOf") or node.get("oneOf")) and depth < _MAX_NESTED:
         more = " | …" if len(parts) > MAX_LISTED else ""

@@ -26,12 +26,12 @@ from millstream._copies import CopyableError
 from millstream._protocol.errors import INTERNAL_ERROR, URL_ELICITATION_REQUIRED, Cancelled, Declined, ProtocolError
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
+from millstream._server.functions.core_engine import output_of as engine_output_of
 from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import engine_of
 from millstream._server.functions.parameters import ArgumentList, parameter_of
-from millstream._server.functions.plan import decode_json_texts
+from millstream._server.functions.plan import convert_texts, decode_json_texts
 from millstream._server.functions.problems import explain
-from millstream._server.functions.pydantic_engine import output_of as engine_output_of
 from millstream.compat import types
 from millstream.protocol import Json
 
@@ -360,9 +360,10 @@ class Signature(Struct, frozen=True):
         values = dict(arguments)
         try:
             decode_json_texts(self.schema, values)
-            made = self.engine.convert(values, lax=True)
+            values = convert_texts(self.schema, values)
+            made = self.engine.convert(values)
         except msgspec.ValidationError as error:
-            raise WrongArguments(explain(self.engine.problems(error, values, lax=True), self.schema)) from error
+            raise WrongArguments(explain(self.engine.problems(error, values), self.schema)) from error
         except msgspec.DecodeError as error:
             raise WrongArguments(str(error)) from error
         return msgspec.structs.asdict(made)

@@ -1,6 +1,6 @@
 """How pydantic reads and writes values: the JSON that our JSON Schemas describe, in classes that don't declare it, too.
 
-It's loaded only for values of models, because pydantic is an extra.
+It changes core schemas, which pydantic's validator and serializer read. pydantic itself isn't imported.
 """
 
 import re
@@ -10,11 +10,11 @@ from dataclasses import fields
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import PurePath
 from typing import Any, cast
 
 import msgspec
-import pydantic
 import pydantic_core
 from msgspec import Struct
 from pydantic_core import PydanticCustomError, SchemaSerializer, SchemaValidator, core_schema
@@ -32,28 +32,20 @@ class Codec(Struct, frozen=True, eq=False):
     serializer: SchemaSerializer
 
 
-def codec_of(kind: Any) -> Codec:
-    """Return the codec of a type adapter or model.
+def codec_of(core: Any) -> Codec:
+    """Return the codec of a core schema.
 
     pydantic reads bytes as text unless the configuration of each single class says otherwise.
     """
-    if isinstance(kind, pydantic.TypeAdapter):
-        core, usual = kind.core_schema, Codec(kind.validator, kind.serializer)  # type: ignore[arg-type]  # or a plugin's
-    else:
-        core, usual = kind.__pydantic_core_schema__, Codec(kind.__pydantic_validator__, kind.__pydantic_serializer__)
     changed = _with_json_forms(core)
-    if changed == core:
-        return usual
     # Otherwise, pydantic would use the validators that the classes have.
     return Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
 
 
-def reader_of(model: type[pydantic.BaseModel]) -> SchemaValidator:
-    """Return a validator that reads the arguments in a model's fields as a dict, in order.
-
-    Outside of models, plain types accept only what their JSON schema describes.
-    """
-    return SchemaValidator(_with_json_forms(model.__pydantic_core_schema__, root=model), None, False)
+def reader_of(core: Any) -> SchemaValidator:
+    """Return a validator that reads JSON. Outside of models, plain types accept only what their schema describes."""
+    config = core_schema.CoreConfig(strict=True)
+    return SchemaValidator(_with_json_forms(core, root=config), config, False)
 
 
 def checker_of(core: Any) -> SchemaValidator:
@@ -128,13 +120,13 @@ def _checked_table(node: dict[str, Any]) -> Any:
         return kind(**{name: checked.__dict__[name] for name in checked.__pydantic_fields_set__})
 
     ref = node.pop("ref", None)
-    inner = cast("core_schema.CoreSchema", {**node, "cls": pydantic.BaseModel, "custom_init": False})
+    inner = cast("core_schema.CoreSchema", {**node, "cls": import_module("pydantic").BaseModel, "custom_init": False})
     return core_schema.chain_schema([inner, core_schema.no_info_plain_validator_function(make)], ref=ref)
 
 
 @lru_cache(_KEPT_CODECS)
 def _codec_of_class(kind: Any) -> Codec:
-    return codec_of(kind)
+    return codec_of(kind.__pydantic_core_schema__)
 
 
 def jsonable(model: object) -> Any:
@@ -149,7 +141,7 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
     Args:
         chosen: Whether the class around the node has chosen how bytes are written.
         plain: Whether no model is around the node. In a model, the model decides what it accepts.
-        root: The model of the arguments, to read them. Then SQLModel tables are validated.
+        root: The configuration of plain types, to read arguments. Then SQLModel tables are validated.
     """
     change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
     if isinstance(node, list | tuple):
@@ -170,10 +162,16 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
         return made
     if root is not None and plain and (made := _exact_form(node, change)) is not None:
         return made
-    if isinstance(getattr(members(node.get("function")).get("function"), "__self__", None), pydantic.EncodedBytes):
+    if _is_encoded(node):
         return node
     changed = _with_parts(node, change)
-    return changed if root is None else _read_form(changed, root)
+    return changed if root is None else _read_form(changed)
+
+
+def _is_encoded(node: dict[str, Any]) -> bool:
+    """Return whether the program has chosen how bytes are encoded, with pydantic's `EncodedBytes`."""
+    function: object = members(node.get("function")).get("function")
+    return hasattr(getattr(function, "__self__", None), "encoder")
 
 
 def _with_parts(node: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
@@ -195,34 +193,18 @@ def _enter(node: dict[str, Any], root: Any, *, plain: bool) -> tuple[dict[str, A
     if kind in ("dataclass", "typed-dict") and not hasattr(
         holder, "__pydantic_config__"
     ):  # pydantic doesn't pass it on
-        return {"config": {"strict": bool(root.model_config.get("strict"))}, **node}, True
-    return node, kind not in ("model", "dataclass") or holder is root
+        return {"config": root, **node}, True
+    return node, kind not in ("model", "dataclass")
 
 
-def _read_form(node: dict[str, Any], root: Any) -> Any:
+def _read_form(node: dict[str, Any]) -> Any:
     """Return another core schema for a type that pydantic doesn't read, or read at once."""
     if node.get("type") == "generator":
         read = {key: value for key, value in node.items() if key in ("items_schema", "min_length", "max_length")}
         return _in_json(node, {"type": "list", **read})
     if node.get("type") != "model":
         return node
-    if node["cls"] is root:
-        return _arguments(node)
     return _checked_table(node) if node["cls"].model_config.get("table") else node
-
-
-def _arguments(node: dict[str, Any]) -> Any:
-    """Return the core schema of a dict for a model, which takes less time to read."""
-    inner = node["schema"]
-    fields = {
-        name: core_schema.typed_dict_field(
-            each["schema"], required=each["schema"]["type"] != "default", validation_alias=each["validation_alias"]
-        )
-        for name, each in inner["fields"].items()
-    }
-    return core_schema.typed_dict_schema(
-        fields, extra_behavior=inner.get("extra_behavior", "ignore"), config=node["config"]
-    )
 
 
 def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
@@ -305,7 +287,7 @@ def _in_order(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
 def _kind_of(node: Any) -> str:
     while node["type"] in ("function-before", "function-after", "function-wrap", "default"):
         node = node["schema"]
-    return str(node["type"])
+    return "lax-or-strict" if members(node.get("metadata")).get("reads_text") else str(node["type"])
 
 
 _DAY = "[0-9]{4}-[0-9]{2}-[0-9]{2}"

@@ -1,0 +1,537 @@
+"""How types are read and described: one walk writes the core schema for pydantic's validator, and the JSON Schema.
+
+So clients see what's accepted, and a parameter doesn't depend on the others. A type of pydantic's is read by pydantic,
+which is imported only for it, and a Struct or a class of attrs by msgspec.
+"""
+
+import collections.abc
+import datetime as dt
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, InitVar, fields, is_dataclass
+from decimal import Decimal
+from enum import Enum, Flag
+from functools import partial
+from importlib import import_module
+from itertools import count
+from pathlib import PurePath
+from types import NoneType
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from uuid import UUID
+
+import msgspec
+import pydantic_core
+from msgspec import NODEFAULT, Meta
+from pydantic_core import PydanticCustomError
+
+from millstream._protocol.json_schema import (
+    DECIMAL,
+    LOOSE,
+    REF,
+    Schema,
+    drop_formats,
+    drop_null,
+    has_no_number,
+    inline_references,
+    is_recursive_alias,
+    key_schema,
+    schema_of,
+    type_text,
+    walk,
+)
+from millstream._server.functions.dependencies import RegistrationError
+from millstream._server.functions.description import CONSTRAINTS
+from millstream._server.functions.msgspec_engine import (
+    check_exactly,
+    check_readable,
+    dec_hook,
+    enc_hook,
+    encode,
+    has_decimals,
+    schema_hook,
+)
+from millstream._server.functions.parameters import (
+    UNIONS,
+    has_meta,
+    has_pydantic_members,
+    hints_in,
+    is_pydantic,
+    is_struct,
+    is_tagged,
+    needs_pydantic,
+    normalize,
+    split_annotation,
+    typed_dict_members,
+    union_of,
+)
+
+Core = dict[str, Any]
+"""A core schema, or a part of it."""
+Names = Mapping[Any, Any]
+"""Type variable of a generic class -> its type."""
+
+
+class Described(NamedTuple):
+    """A type as pydantic's validator reads it, and as clients see it."""
+
+    core: Core
+    schema: Schema
+
+
+HIDDEN: Schema = {"not": {}}
+"""The schema of a type that pydantic hides from clients."""
+_SCALARS: Mapping[Any, tuple[str, Schema]] = {
+    str: ("str", {"type": "string"}),
+    int: ("int", {"type": "integer"}),
+    float: ("float", {"type": "number"}),
+    bool: ("bool", {"type": "boolean"}),
+    None: ("none", {"type": "null"}),
+    NoneType: ("none", {"type": "null"}),
+    Any: ("any", {}),
+    bytes: ("bytes", {"type": "string", "contentEncoding": "base64"}),
+    Decimal: ("decimal", {"type": "string", "pattern": DECIMAL}),
+    dt.date: ("date", {"type": "string", "format": "date"}),
+    dt.datetime: ("datetime", {"type": "string", "format": "date-time"}),
+    dt.time: ("time", {"type": "string", "format": "time"}),
+    dt.timedelta: ("timedelta", {"type": "string", "format": "duration"}),
+    UUID: ("uuid", {"type": "string", "format": "uuid"}),
+}
+_LISTS = (list, *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Iterable")))
+_DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+_SETS: Mapping[Any, str] = {
+    **dict.fromkeys((set, collections.abc.Set, collections.abc.MutableSet), "set"),
+    frozenset: "frozenset",
+}
+_NUMERIC = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+_NUMERIC |= {"multiple_of": "multipleOf"}
+_BOUNDS: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(("int", "float", "decimal"), _NUMERIC),
+    "str": {"min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"},
+    **{kind: {"min_length": "minItems", "max_length": "maxItems"} for kind in ("list", "set", "frozenset")},
+    "dict": {"min_length": "minProperties", "max_length": "maxProperties"},
+}
+"""Type in a core schema -> its bounds, and their keywords in JSON Schema."""
+_KINDS: Mapping[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
+
+
+class TypeReader:
+    """Reads annotations. Classes that refer to themselves become definitions.
+
+    Args:
+        written: Whether the types are those of results.
+    """
+
+    def __init__(self, *, written: bool = False) -> None:
+        self.written = written
+        self.numbers = count()
+        self._added: dict[tuple[str, str], str] = {}
+        self._cores: dict[str, Core] = {}
+        self._schemas: dict[str, Schema] = {}
+        self._open: dict[str, str] = {}
+        self._recursive: set[str] = set()
+        self._made: dict[str, Described] = {}
+
+    def whole_core(self, core: Core) -> Core:
+        """Return a core schema with the definitions that it refers to."""
+        if not self._cores:
+            return core
+        return {"type": "definitions", "schema": core, "definitions": [*self._cores.values()]}
+
+    def whole_schema(self, schema: Schema) -> Schema:
+        """Return a schema with references only to recursive types."""
+        made = inline_references(schema, self._schemas)
+        if self.written:
+            drop_formats(made, LOOSE)
+        return made
+
+    def read(self, annotation: Any) -> Described:
+        """Return how a type is read, and its schema.
+
+        Args:
+            annotation: The type, as `normalize` returns it.
+
+        Raises:
+            TypeError: The type isn't supported.
+            RegistrationError: A part of it would be ignored.
+        """
+        inner, metadata = split_annotation(annotation)
+        metas = [each for each in metadata if isinstance(each, Meta)]
+        if any(map(is_pydantic, metadata)):
+            return self._read_foreign(annotation)
+        if any(each.tz is not None for each in metas):
+            return self._read_struct(annotation)
+        made = self._read_plain(inner)
+        bounds = {name: value for each in metas for name in CONSTRAINTS if (value := getattr(each, name)) is not None}
+        bounded = self._bound(made, bounds) if bounds else made
+        if bounded is None:
+            return self._read_foreign(annotation)
+        core, schema = bounded
+        for meta in metas:
+            about = {name: getattr(meta, name) for name in ("title", "description", "examples")}
+            said = {key: each for key, each in about.items() if each is not None}
+            schema = {**schema, **said, **(meta.extra_json_schema or {})}
+        return Described(core, schema)
+
+    def _bound(self, made: Described, bounds: Mapping[str, Any]) -> Described | None:
+        """Return a type with bounds, or None if only pydantic knows what they mean."""
+        kind, schema = made.core["type"], made.schema
+        if kind == "nullable":
+            inner = self._bound(Described(made.core["schema"], drop_null(schema)), bounds)
+            return inner and Described({**made.core, "schema": inner.core}, _any_of([inner.schema, {"type": "null"}]))
+        if not bounds.keys() <= _BOUNDS.get(kind, {}).keys():
+            return None
+        keywords = {_BOUNDS[kind][name]: value for name, value in bounds.items()}
+        if kind != "decimal":
+            schema = {**schema, **keywords}
+        elif not self.written:  # only numbers have a minimum
+            schema = {"anyOf": [{"type": "number", **keywords}, schema]}
+        return Described({**made.core, **bounds}, schema)
+
+    def _read_plain(self, kind: Any) -> Described:
+        if is_scalar(kind):
+            name, schema = _SCALARS[kind]
+            return Described({"type": name}, schema)
+        origin, parts = get_origin(kind) or kind, get_args(kind)
+        if origin is Literal:
+            return _choices({"type": "literal", "expected": [*parts]}, parts)
+        if origin in UNIONS:
+            return self._read_union(parts)
+        if is_recursive_alias(kind):
+            return self._define(kind, kind.__name__, lambda: self.read(kind.target))
+        if not isinstance(origin, type) or any(isinstance(part, list) or _is_unpacked(part) for part in parts):
+            return self._read_foreign(kind)
+        if origin in _LISTS or origin in _SETS or origin in _DICTS or origin is tuple:
+            return self._read_collection(kind, origin, parts)
+        return self._read_class(kind, origin)
+
+    def _read_class(self, kind: Any, origin: Any) -> Described:
+        if is_struct(origin):
+            return self._read_struct(kind)
+        if is_pydantic(origin) or has_pydantic_members(origin):
+            _check_ignored(kind, origin)
+            return self._read_foreign(kind)
+        if issubclass(origin, PurePath):
+            core = _function("plain", partial(_read_path, origin))
+            core |= {"metadata": {"reads_text": True}, "serialization": {"type": "to-string"}}
+            return Described(core, {"type": "string", "format": "path"})
+        if issubclass(origin, Enum) and len(origin):
+            return _read_enum(origin)
+        for is_kind, read in (
+            (is_dataclass(origin), self._read_dataclass),
+            (hasattr(origin, "__total__"), self._read_typed_dict),
+            (hasattr(origin, "_fields") and issubclass(origin, tuple), self._read_named_tuple),
+        ):
+            if is_kind:
+                inside = dict(zip(getattr(origin, "__parameters__", ()), get_args(kind), strict=False))
+                return self._define(kind, type_text(kind), partial(read, origin, inside))
+        return self._read_foreign(kind)
+
+    def _define(self, kind: Any, name: str, make: Callable[[], Described]) -> Described:
+        """Return a class. If it refers to itself, it's a definition."""
+        key = f"{kind!r}:{id(get_origin(kind) or kind)}"
+        if key in self._made:
+            return self._made[key]
+        if key in self._open:
+            self._recursive.add(key)
+        else:
+            name = _plain_name(name)
+            while name in self._open.values() or name in self._schemas:
+                name += "_"
+            self._open[key] = name
+            made = make()
+            self._open.pop(key)
+            if key not in self._recursive:
+                self._made[key] = made
+                return made
+            self._cores[key], self._schemas[name] = {**made.core, "ref": key}, made.schema
+            self._made[key] = Described({"type": "definition-ref", "schema_ref": key}, {"$ref": REF + name})
+            return self._made[key]
+        return Described({"type": "definition-ref", "schema_ref": key}, {"$ref": REF + self._open[key]})
+
+    def _read_union(self, parts: tuple[Any, ...]) -> Described:
+        tagged = [part for part in parts if is_tagged(get_origin(part) or part)]
+        others = [part for part in parts if part is not NoneType and (len(tagged) < 2 or part not in tagged)]
+        made = [self.read(part) for part in others]
+        if len(tagged) > 1:  # msgspec finds the class with the tag
+            made.insert(0, self._read_struct(union_of(tagged)))
+        core = made[0].core if len(made) == 1 else {"type": "union", "choices": [each.core for each in made]}
+        schemas = [each.schema for each in made if each.schema is not HIDDEN]
+        if NoneType in parts:
+            core = {"type": "nullable", "schema": core}
+            schemas.append({"type": "null"})
+        return Described(core, _any_of(schemas))
+
+    def _read_collection(self, kind: Any, origin: Any, parts: tuple[Any, ...]) -> Described:
+        made = [self.read(part) for part in parts if part is not ...] if origin not in _DICTS else []
+        items = made[0] if made else Described({"type": "any"}, {})
+        if origin in _LISTS:
+            return Described({"type": "list", "items_schema": items.core}, {"type": "array", "items": items.schema})
+        if origin in _SETS:
+            schema = {"type": "array", "uniqueItems": True, "items": items.schema}
+            return Described({"type": _SETS[origin], "items_schema": items.core}, schema)
+        if origin is tuple:
+            if parts[-1:] == (...,) or kind is tuple:
+                core = {"type": "tuple", "items_schema": [items.core], "variadic_item_index": 0}
+                return Described(core, {"type": "array", "items": items.schema})
+            return _read_tuple(made, len(made))
+        key, value = map(self.read, parts) if parts else (items, items)
+        about = {"additionalProperties": value.schema} if value.schema else {}
+        if allowed := key_schema(self.whole_schema(key.schema)):
+            about["propertyNames"] = allowed
+        core = {"type": "dict", "keys_schema": _read_key(key.core), "values_schema": value.core}
+        return Described(core, {"type": "object", **about})
+
+    def _read_member(self, hint: Any, names: Names, default: Any = NODEFAULT) -> Described:
+        """Return a member of a class."""
+        made = self.read(normalize(_replace(hint, names), received=not self.written))
+        return made if default is NODEFAULT else with_default(made, default)
+
+    def _read_dataclass(self, kind: Any, names: Names) -> Described:
+        hints, listed, properties, required = hints_in(kind), [], {}, []
+        init_only = {name: hint.type for name, hint in hints.items() if isinstance(hint, InitVar)}
+
+        def add(name: str, made: Described, *, shown: bool, **options: Any) -> None:
+            listed.append({"type": "dataclass-field", "name": name, "schema": made.core, **options})
+            if shown and made.schema is not HIDDEN:
+                properties[name] = made.schema
+                required.extend([name] if made.core["type"] != "default" else [])
+
+        for name, hint in init_only.items():
+            made = self._read_member(hint, names, getattr(kind, name, NODEFAULT))
+            add(name, made, shown=not self.written, init_only=True)
+        for field in fields(kind):
+            default = field.default if field.default is not MISSING else NODEFAULT
+            made = self._read_member(hints[field.name], names, default)
+            if field.default_factory is not MISSING:
+                made = Described(
+                    {"type": "default", "schema": made.core, "default_factory": field.default_factory}, made.schema
+                )
+            options = {"init": field.init, "kw_only": field.kw_only is True}
+            add(field.name, made, shown=field.init or self.written, **options)
+        core: Core = {
+            "type": "dataclass",
+            "cls": kind,
+            "schema": {
+                "type": "dataclass-args",
+                "dataclass_name": kind.__name__,
+                "fields": listed,
+                "collect_init_only": bool(init_only),
+            },
+            "fields": [field.name for field in fields(kind)],
+            "post_init": hasattr(kind, "__post_init__"),
+            "slots": hasattr(kind, "__slots__"),
+        }
+        return Described(core, _object(kind, properties, required))
+
+    def _read_typed_dict(self, kind: Any, names: Names) -> Described:
+        made = {name: (self._read_member(hint, names), required) for name, hint, required in typed_dict_members(kind)}
+        core: Core = {
+            "type": "typed-dict",
+            "cls": kind,
+            "fields": {
+                name: {"type": "typed-dict-field", "schema": each.core, "required": required}
+                for name, (each, required) in made.items()
+            },
+        }
+        properties = {name: each.schema for name, (each, _) in made.items() if each.schema is not HIDDEN}
+        schema = _object(kind, properties, [name for name in properties if made[name][1]])
+        if getattr(kind, "__closed__", None):
+            core["extra_behavior"], schema["additionalProperties"] = "forbid", False
+        return Described(core, schema)
+
+    def _read_named_tuple(self, kind: Any, names: Names) -> Described:
+        hints, defaults = hints_in(kind), kind._field_defaults
+        made = [self._read_member(hints.get(name, Any), names, defaults.get(name, NODEFAULT)) for name in kind._fields]
+        core, schema = _read_tuple(made, len(made) - len(defaults))
+        return Described({**_function("after", partial(_make_tuple, kind)), "schema": core}, schema)
+
+    def _read_struct(self, kind: Any) -> Described:
+        if needs_pydantic(kind):
+            raise RegistrationError(
+                f"pydantic can't read the Struct {type_text(kind)}, which contains a type that only pydantic "
+                f"supports. Make {type_text(kind)} a dataclass or a pydantic model"
+            )
+        reader = _StructReader(kind)
+        function = {"type": "with-info", "function": reader.read}
+        written = {"type": "function-plain", "function": reader.write}
+        schema = schema_of(kind, hook=schema_hook, written=True) if self.written else reader.schema
+        return Described({"type": "function-plain", "function": function, "serialization": written}, schema)
+
+    def _read_foreign(self, annotation: Any) -> Described:
+        made: Described = import_module("millstream._server.functions.pydantic_types").read(annotation, self)
+        return made
+
+    def add_definitions(self, schema: Schema) -> Schema:
+        """Return a schema whose definitions are added to those of the reader."""
+        definitions: Mapping[str, Schema] = schema.pop("$defs", {})
+        renamed: dict[str, str] = {}
+        for name, each in definitions.items():
+            key = name, repr(each)
+            if key not in self._added:
+                new = name
+                while new in self._open.values() or new in self._schemas:
+                    new += "_"
+                self._added[key], self._schemas[new] = new, each
+            renamed[REF + name] = REF + self._added[key]
+        for node in walk({"anyOf": [schema, *definitions.values()]}):
+            if node.get("$ref") in renamed:
+                node["$ref"] = renamed[node["$ref"]]
+        return schema
+
+
+def is_scalar(kind: Any) -> bool:
+    """Return whether a type is a value without parts."""
+    try:
+        return kind in _SCALARS
+    except TypeError:  # it isn't hashable
+        return False
+
+
+def with_default(made: Described, default: Any) -> Described:
+    """Return a type with a default, which clients see if it's JSON."""
+    schema = made.schema
+    try:
+        if not has_no_number(msgspec.to_builtins(default, enc_hook=enc_hook)) and schema is not HIDDEN:
+            schema = {**schema, "default": msgspec.json.decode(encode(default))}
+    except (TypeError, ValueError, RecursionError):
+        pass  # the function's own sentinel, which only makes the argument optional
+    return Described({"type": "default", "schema": made.core, "default": default}, schema)
+
+
+def _is_unpacked(part: Any) -> bool:
+    return get_origin(part) is typing.Unpack or getattr(part, "__unpacked__", False)
+
+
+def _plain_name(name: str) -> str:
+    return "".join(each if each.isalnum() else "_" for each in name).strip("_")
+
+
+def _replace(hint: Any, names: Names) -> Any:
+    """Return an annotation in which the parameters of a generic class have values."""
+    if isinstance(hint, TypeVar):
+        return names.get(hint, hint)
+    if names and (parameters := getattr(hint, "__parameters__", ())) and not isinstance(hint, type):
+        return hint[tuple(names.get(each, each) for each in parameters)]
+    return hint
+
+
+def _check_ignored(annotation: Any, kind: Any) -> None:
+    if not hasattr(kind, "__pydantic_fields__") and has_meta(kind):
+        raise RegistrationError(
+            f"pydantic checks {type_text(annotation)}, which has validators, and ignores millstream's Field in it. "
+            "Write pydantic.Field there"
+        )
+
+
+def _any_of(schemas: list[Schema]) -> Schema:
+    """Return the schema of a union."""
+    parts: list[Schema] = []
+    for each in schemas:
+        inner = each["anyOf"] if [*each] == ["anyOf"] else [each]
+        parts += [part for part in inner if part not in parts]
+    return parts[0] if len(parts) == 1 else {"anyOf": parts} if parts else HIDDEN
+
+
+def _choices(core: Core, choices: Any) -> Described:
+    """Return values to choose from: members of an enum, or those of a `Literal`."""
+    listed = [
+        pydantic_core.to_jsonable_python(each.value, serialize_unknown=True) if isinstance(each, Enum) else each
+        for each in choices
+    ]
+    is_single = core["type"] == "literal" and len(listed) == 1
+    schema: Schema = {"const": listed[0]} if is_single else {"enum": listed}
+    kinds = {type(each) for each in listed}
+    if len(kinds) == 1 and (kind := _KINDS.get(kinds.pop())):
+        schema["type"] = kind
+    return Described(core, schema)
+
+
+def _read_enum(kind: Any) -> Described:
+    choices = [*kind.__members__.values()]
+    core: Core = {"type": "enum", "cls": kind, "members": choices}
+    for base, name in ((int, "int"), (str, "str"), (float, "float")):
+        if issubclass(kind, base):
+            core["sub_type"] = name
+            break
+    if kind._missing_.__func__ is not Enum._missing_.__func__:  # type: ignore[attr-defined]  # a class method
+        core["missing"] = kind._missing_
+    core, schema = _choices(core, choices)
+    return Described(core, _described(kind, schema))
+
+
+def _described(kind: Any, schema: Schema) -> Schema:
+    text = kind.__doc__
+    if text and not text.startswith(f"{kind.__name__}(") and text != "An enumeration.":
+        schema["description"] = inspect.cleandoc(text)
+    return schema
+
+
+def _object(kind: Any, properties: Schema, required: list[str]) -> Schema:
+    schema = {"type": "object", "properties": properties, **({"required": required} if required else {})}
+    return _described(kind, schema)
+
+
+def _function(where: str, function: Callable[..., Any]) -> Core:
+    return {"type": f"function-{where}", "function": {"type": "no-info", "function": function}}
+
+
+def _read_tuple(made: list[Described], required: int) -> Described:
+    schema: Schema = {"type": "array"}
+    if made:
+        schema["prefixItems"] = [each.schema for each in made]
+    if required or not made:
+        schema["minItems"] = required
+    schema["maxItems"] = len(made)
+    return Described({"type": "tuple", "items_schema": [each.core for each in made]}, schema)
+
+
+def _make_tuple(kind: Any, items: tuple[Any, ...]) -> Any:
+    return kind(*items)
+
+
+def _read_key(core: Core) -> Core:
+    """Return the core schema for a dict's key. Numeric choices are text there."""
+    if core["type"] not in ("literal", "enum") or (core["type"] == "enum" and issubclass(core["cls"], Flag)):
+        return core
+    choices = core["members" if core["type"] == "enum" else "expected"]
+    names = {str(each.value if isinstance(each, Enum) else each): each for each in choices}
+    return {**_function("before", partial(_find_name, names)), "schema": core}
+
+
+def _find_name(names: Mapping[str, Any], name: Any) -> Any:
+    return names.get(name, name)
+
+
+def _read_path(kind: Any, value: Any) -> Any:
+    if isinstance(value, PurePath):
+        return value
+    try:
+        return dec_hook(kind, value)
+    except ValueError:
+        raise PydanticCustomError("path", "must be a path as text") from None
+
+
+class _StructReader:
+    """Reads and writes a class through msgspec."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        kinds = get_args(kind) if get_origin(kind) in UNIONS else (kind,)
+        plain = [split_annotation(each)[0] for each in kinds]
+        self._classes = tuple(get_origin(each) or each for each in plain)
+        self.schema = schema_of(kind, hook=schema_hook)
+        check_readable(self.schema)
+        self._exact = self.schema if has_decimals(self.schema) else None
+
+    def read(self, value: Any, info: Any) -> Any:
+        if info.mode == "python":  # a result
+            if isinstance(value, self._classes):
+                return value
+            value = self.write(value)
+        if self._exact is not None:
+            check_exactly(self._exact, value)
+        return msgspec.convert(value, self._kind, dec_hook=dec_hook, str_keys=True)
+
+    def write(self, value: Any) -> Any:
+        return msgspec.to_builtins(value, enc_hook=enc_hook)
