@@ -85,22 +85,25 @@ async def test_automatic_progress_is_sent_only_after_a_silent_interval() -> None
 
 
 async def test_keep_alives_start_at_zero_and_repeat_the_last_message() -> None:
-    mcp, go_on = Server("silent"), asyncio.Semaphore(0)
+    mcp, begun, go_on = Server("silent"), asyncio.Semaphore(0), asyncio.Semaphore(0)
 
     @mcp.tool
     async def silent() -> str:
+        begun.release()
         await go_on.acquire()
         return "done"
 
     @mcp.tool
     async def speaks(ctx: Context) -> str:
         await ctx.progress(0.5, 1, "Reading")
+        begun.release()
         await go_on.acquire()
         return "done"
 
     @mcp.tool
     async def yields() -> AsyncIterator[str]:
         yield "Reading"
+        begun.release()
         await go_on.acquire()
         yield "done"
 
@@ -114,8 +117,7 @@ async def test_keep_alives_start_at_zero_and_repeat_the_last_message() -> None:
             params = {"name": tool, "arguments": {}, "_meta": META}
             pipe.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode())
             received = [json.loads(await pipe.receive())["params"] for _ in own]
-            while not runtime.dispatcher.calls:
-                await asyncio.sleep(0)
+            await begun.acquire()
             (call,) = runtime.dispatcher.calls
             call.open_reply_channel()  # as for a call that is silent for five seconds
             runtime.sweep.report_progress()  # sees the tool's own report
