@@ -242,7 +242,8 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
     if not name:
         if len(entries) > 1:
             first = next(iter(entries))
-            choice = f"Choose one: {source}#{first}, or serve them all: millstream gateway {source}"
+            together = f", or serve them all: millstream gateway {source}" if source.endswith(".json") else "."
+            choice = f"Choose one: {source}#{first}{together}"
             if folder is None:
                 choice = f'Pass one of them: {{"mcpServers": {{"{first}": {{…}}}}}}.'
             raise TargetError(f"{source} has several servers: {', '.join(entries)}. {choice}")
