@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from unittest.mock import patch
@@ -81,6 +82,57 @@ async def test_automatic_progress_is_sent_only_after_a_silent_interval() -> None
         steps = [json.loads(await pipe.receive())["params"]["progress"] for _ in range(2)]
         assert steps == [1, 2]
         await pipe.close()
+
+
+async def test_keep_alives_start_at_zero_and_repeat_the_last_message() -> None:
+    mcp, begun, go_on = Server("silent"), asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    @mcp.tool
+    async def silent() -> str:
+        begun.release()
+        await go_on.acquire()
+        return "done"
+
+    @mcp.tool
+    async def speaks(ctx: Context) -> str:
+        await ctx.progress(0.5, 1, "Reading")
+        begun.release()
+        await go_on.acquire()
+        return "done"
+
+    @mcp.tool
+    async def yields() -> AsyncIterator[str]:
+        yield "Reading"
+        begun.release()
+        await go_on.acquire()
+        yield "done"
+
+    async with mcp.running() as runtime, asyncio.timeout(WAIT):
+        for tool, own, message in (
+            ("silent", [], "Still running"),
+            ("speaks", [0.5], "Reading"),
+            ("yields", [1], "Reading"),
+        ):
+            pipe = MemoryPipe(runtime.dispatcher)
+            params = {"name": tool, "arguments": {}, "_meta": META}
+            pipe.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode())
+            received = [json.loads(await pipe.receive())["params"] for _ in own]
+            await begun.acquire()
+            (call,) = runtime.dispatcher.calls
+            call.open_reply_channel()  # as for a call that is silent for five seconds
+            runtime.sweep.report_progress()  # sees the tool's own report
+            for _ in range(3):
+                runtime.sweep.report_progress()
+                received.append(json.loads(await pipe.receive())["params"])
+            values = [each["progress"] for each in received]
+            assert values == sorted(set(values))
+            assert values[: len(own) or 1] == (own or [0])
+            assert {each["message"] for each in received} == {message}
+            assert not any("e" in repr(each) for each in values)
+            go_on.release()
+            while "result" not in json.loads(await pipe.receive()):
+                pass
+            await pipe.close()
 
 
 async def test_automatic_progress_only_increases() -> None:

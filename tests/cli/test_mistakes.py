@@ -70,6 +70,7 @@ def pitch(title: str) -> str:
     "empty.json": "{}",
     "wrong.toml": "[nonsense]\nx=1\n",
     "placed.toml": "[settings]\nserve = ['web']\n",
+    "listed.toml": "[[upstreams]]\nname = 'shop'\n",
     "open.toml": "[upstreams.shop]\ncommand = ['python', 'shop.py']\n",
 }
 URL = "https://shop.example.com/mcp"
@@ -247,6 +248,11 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --uds nowhere/x.sock", "Can't listen on the UNIX socket", "Fix:   Create the folder"),
     ("run shop.py --uds wrong.toml", "There is already a file, which isn't a socket.", "Fix:   Remove it"),
     (f"run shop.py --uds {'x' * 200}", "Can't listen on the UNIX socket", "fewer than 100 characters"),
+    ("gateway listed.toml", "upstreams: it must be tables such as", "[upstreams.NAME]"),
+    ("list http://127.0.0.1:FREE/mcp --transport sse", "list has no option --transport.", "Leave it out: the URL"),
+    ("run shop.py --host 127.0.0.1:9000", "127.0.0.1:9000 isn't an address", "The port is --port."),
+    ("install shop.py --client chatgpt", "chatgpt isn't a supported application", "add the server's URL"),
+    ("list -- python -c raise(SystemExit(2))", "exited with code 2.", "Start it with `millstream run FILE"),
     ("gateway placed.toml", "settings.serve: unknown option;", "write it above the first table, or use --serve"),
 ]
 
@@ -295,6 +301,15 @@ def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch:
             if status == 0 or not all(each in said for each in wanted) or "millstream/_" in said:
                 wrong.append(f"{command}: {status} {said}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.server
+def test_list_of_a_server_without_items_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.py").write_text("from millstream import Server\nmcp = Server('bare')\n")
+    status, said = typed(["list", "bare.py"])
+    assert (status, "no tools, resources, or prompts. Write @mcp.tool above a function." in said) == (0, True)
+    assert typed(["list", "bare.py", "--json"])[1].startswith("{")
 
 
 def test_remedies_name_the_make_target_that_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +393,7 @@ def answered_by(answer: Any) -> Callable[[], Any]:
     return work
 
 
+TWO_SERVERS = {"mcpServers": {"a": {"command": "a"}, "b": {"command": "b"}}}
 PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     # mistake, what happened, what to do
     (lambda: exec("from millstream import FastMCP"), "has no FastMCP", "from millstream import Server"),  # noqa: S102
@@ -413,6 +429,10 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: Image("x.png"), "'mime_type'", "Write Image(Path('x.png').read_bytes(), 'image/png')"),  # type: ignore[call-arg]
     (lambda: Image(path="x.png"), "'path'", "Write Image(Path('x.png').read_bytes(), 'image/png')"),  # type: ignore[call-arg]
     (lambda: exec("from millstream import connect"), "has no connect", "from millstream.testing import connect"),  # noqa: S102
+    (lambda: BlockingClient(program(), token="K"), "'token'", "headers={'Authorization': 'Bearer KEY'}"),  # type: ignore[call-arg]
+    (lambda: BlockingClient("x", transport="sse"), "'transport'", "a URL, or a command"),  # type: ignore[call-arg]
+    (lambda: asyncio.run(BlockingClient(program()).__aenter__()), "BlockingClient blocks", "use Client"),  # type: ignore[attr-defined]
+    (lambda: BlockingClient(TWO_SERVERS), "several servers: a, b", 'Pass one of them: {"mcpServers": {"a": {…}}}'),
     (lambda: program().rote, "no attribute 'rote'", "Did you mean 'route'?"),  # type: ignore[attr-defined]
     (lambda: program().run("sse2"), "sse2", "http"),
     (lambda: program().http_app(stateless_http=True), "stateless_http", "Settings"),

@@ -90,6 +90,26 @@ def test_deeply_nested_lists_stay_strings() -> None:
     assert value_of(deep, {"type": "array"}) == [deep]
 
 
+@for_each(
+    ("text", "kind", "value"),
+    [
+        ("a,b", {"type": "array", "items": {"type": "string"}}, ["a", "b"]),
+        ("1,b", {"type": "array"}, ["1", "b"]),
+        ("1, 2", {"type": "array", "items": {"type": "integer"}}, [1, 2]),
+        ("yes,no", {"type": "array", "items": {"type": "boolean"}}, [True, False]),
+        ("12", {"type": "string"}, "12"),
+        ("null", {"type": "string"}, "null"),
+        ("a", {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}, [["a"]]),
+    ],
+)
+def test_optional_values_are_read_like_required_ones(text: str, kind: dict[str, Any], value: Any) -> None:
+    optional = ({"anyOf": [kind, {"type": "null"}]}, {**kind, "type": [kind["type"], "null"]})
+    assert value_of(text, kind) == value
+    assert [value_of(text, each) for each in optional] == [None if text == "null" else value] * 2
+    assert [value_of("null", each) for each in optional] == [None, None]
+    assert value_of("1,2", {"anyOf": [kind, {"type": "object"}]}) == "1,2"
+
+
 @pytest.mark.parametrize("properties", [[1], "x", 5, {"a": 5}])
 async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting, "_read", lambda prompt: "yes")
@@ -112,7 +132,7 @@ def test_progress_of_any_magnitude_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
             progress.step(value, total, BAD)
         progress.close()
         assert "1e+308" in read()
-    for value, shown in ((4e-6, "0/3"), (2.000003, "2/3"), (0.25, "0.25/3")):
+    for value, shown in ((0.0004, "0/3"), (2.0003, "2/3"), (0.25, "0.25/3")):
         assert describe_progress(value, 3, "") == shown
 
 

@@ -217,6 +217,17 @@ async def test_websocket_redirects_do_not_leak_credentials() -> None:
     assert heard == []
 
 
+async def test_paths_that_are_no_websocket_get_a_remedy() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.reply(b"", status="404 Not Found")
+
+    async with misbehaving(behave) as server:
+        for path in ("/ws", "/mcp"):
+            with pytest.raises(NotMcp, match="with --serve hub"):
+                async with Client(server.url.replace("http", "ws").replace("/mcp", path)):
+                    pass
+
+
 async def test_invalid_handshake_headers_are_rejected() -> None:
     with pytest.raises(TargetError, match="aren't allowed in headers"):
         async with Client("ws://127.0.0.1:1/ws", headers={"X-Key": "a\r\nHost: b"}):

@@ -55,9 +55,26 @@ def test_a_channel_may_be_any_visible_text(name: str) -> None:
 
 @for_each(
     "name",
-    ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a,b", "a\u2028b", "\ud800", "a\u00a0b", "a\ufffd"],
+    [
+        "",
+        "x" * 201,
+        "a b",
+        "a\nb",
+        "a\0",
+        "a..b",
+        ".a",
+        "a.",
+        "a,b",
+        "a\u2028b",
+        "\ud800",
+        "a\u00a0b",
+        "a\ufffd",
+        3,
+        b"a",
+        None,
+    ],
 )
-def test_invalid_channel_names_are_rejected(name: str) -> None:
+def test_invalid_channel_names_are_rejected(name: Any) -> None:
     with pytest.raises(InvalidName):
         check_channel(name)
     with pytest.raises(InvalidName):

@@ -271,6 +271,9 @@ def test_prompts_become_messages() -> None:
         ]
     }
     assert members(encode_messages(())) == {"messages": []}
+    for wrong in (said("system", "hi"), said("user", {"type": "image_url"}), said("user", 1), [said("", "")]):
+        with pytest.raises(LocalError, match="a message has the role user or assistant, and text or content blocks: "):
+            encode_messages(wrong)
 
 
 @for_each(

@@ -27,7 +27,12 @@ _PACKAGES = {
     "zsh": "zsh",
 }
 """Debian's package of each program."""
-_TARGETS = {"java-sdk": ".bench/java-sdk/.ready", "kafka": ".bench/kafka/.ready", "traefik": ".bench/traefik"}
+_TARGETS = {
+    "agents": ".venv-agents/.ready",
+    "java-sdk": ".bench/java-sdk/.ready",
+    "kafka": ".bench/kafka/.ready",
+    "traefik": ".bench/traefik",
+}
 """What `make` fetches or builds for tests of the night."""
 
 

@@ -335,6 +335,8 @@ def _fail(
             remedy = f"Did you mean the setting {near}? {_SET.format(near.replace('-', '_').upper())}"
         if command == "dev" and found[1] == "--reload":
             text, remedy = "dev always reloads, so it has no option --reload.", "Leave it out."
+        if command in _CLIENTS and found[1] == "--transport":
+            text, remedy = f"{command} has no option --transport.", "Leave it out: the URL or file says how to connect."
         if command == "gateway add":
             text = "A command with arguments comes after --."
             remedy = shlex.join(["millstream", *arguments[:3], "--", *arguments[3:]])

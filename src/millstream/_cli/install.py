@@ -467,7 +467,8 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
         near = closest_name(key, APPLICATIONS) or next((each for each in APPLICATIONS if key.startswith(each)), None)
         raise CommandError(
             f"{key} isn't a supported application.",
-            fix=f"{f'Did you mean {near}? ' if near else ''}Use one of: {', '.join(APPLICATIONS)}.",
+            fix=f"{f'Did you mean {near}? ' if near else ''}Use one of: {', '.join(APPLICATIONS)}. "
+            "In other applications, such as ChatGPT, add the server's URL in the settings.",
         )
     if not project:
         return application.place(system_here()), application

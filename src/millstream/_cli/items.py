@@ -84,6 +84,9 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
             for each in prompts
         ]
         rows += [["skill", each.uri, each.description] for each in skills]
+        if not rows:
+            print_text("The server has no tools, resources, or prompts. Write @mcp.tool above a function.", sys.stderr)
+            return
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"], paint=_paint)
 
 

@@ -7,9 +7,10 @@ them in `_templates`, a clone in `examples`.
 import json as json_module
 import re
 import shlex
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -178,33 +179,30 @@ def copy_template(name: str, template: str) -> dict[str, str]:
         own = {each.removeprefix("project/"): text for each, text in files.items() if each.startswith("project/")}
         rest = {each: text for each, text in files.items() if not each.startswith("project/")}
         files = {each: text.replace("deploy/", "").replace(": ..", ": .") for each, text in rest.items()} | own
-    if _origin():
-        files["requirements.txt"] = re.sub(
-            r"^millstream(\[.*?\])?$", lambda found: _own(found[1]), files["requirements.txt"], flags=re.MULTILINE
-        )
+    required = re.sub(
+        r"^millstream(\[.*?\])?$", lambda found: _require(found[1] or ""), files["requirements.txt"], flags=re.MULTILINE
+    )
+    files["requirements.txt"] = required
     return {
         **files,
-        "pyproject.toml": _project_file(name, files["requirements.txt"].strip().splitlines()),
+        "pyproject.toml": _project_file(name, required.strip().splitlines()),
         ".gitignore": _IGNORED,
     }
 
 
-def _origin() -> str:
-    """Return the address that this Millstream was installed from, or an empty string if it came from an index.
+def _require(extras: str = "") -> str:
+    """Return the requirement of this Millstream: its version, or the address that it was installed from (PEP 610).
 
-    Without a release, a project can't require a version (PEP 610).
+    Without a release, a project can't require a version.
     """
-    try:
-        text = distribution("millstream").read_text("direct_url.json")
-    except PackageNotFoundError:
-        return ""
-    origin = json_module.loads(text or "{}")
+    origin: dict[str, Any] = {}
+    with suppress(PackageNotFoundError):
+        origin = json_module.loads(distribution("millstream").read_text("direct_url.json") or "{}")
+    if not origin:
+        return f"millstream{extras}>={__version__.partition('+')[0]}"
     vcs = origin.get("vcs_info")
-    return f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}" if vcs else str(origin.get("url", ""))
-
-
-def _own(extras: str | None = None) -> str:
-    return f"millstream{extras or ''} @ {_origin()}"
+    address = f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}" if vcs else origin["url"]
+    return f"millstream{extras} @ {address}"
 
 
 def _project_file(name: str, requirements: list[str]) -> str:
@@ -215,7 +213,7 @@ def _project_file(name: str, requirements: list[str]) -> str:
 def project(name: str, transport: str) -> dict[str, str]:
     """Return the files of a new project: name -> text."""
     quoted = json_module.dumps(name)[1:-1]
-    own = _own() if _origin() else f"millstream>={__version__.partition('+')[0]}"
+    own = _require()
     title = " ".join(name.split())
     return {
         "server.py": _SERVER.format(

@@ -155,7 +155,7 @@ def brief(text: str) -> str:
 
 def describe_progress(value: float, total: float | None, message: str | None) -> str:
     """Return one step of progress on one line. The decimals that keep-alives add to a value aren't shown."""
-    share = f"{round(value, 4):g}/{total:g}" if total else f"{round(value, 4):g}"
+    share = f"{round(value, 3):g}/{total:g}" if total else f"{round(value, 3):g}"
     return one_line(f"{share} {message or ''}")
 
 
@@ -327,13 +327,19 @@ def wrong_answer(value: Any, field: dict[str, Any]) -> str:
 
 
 def value_of(text: str, schema: Any) -> Any:
-    """Convert a command-line argument to the type in a schema."""
-    kind = members(schema).get("type")
-    if kind == "string":
+    """Convert a command-line argument to the type in a schema, which may also allow null."""
+    parts: Any = members(schema).get("anyOf")
+    branches = [each for each in map(members, parts if is_array(parts) else [schema]) if each.get("type") != "null"]
+    field = branches[0] if len(branches) == 1 else {}
+    named: Any = field.get("type")
+    kinds = [each for each in (named if is_array(named) else [named]) if each != "null"]
+    kind = kinds[0] if len(kinds) == 1 else None
+    if kind == "string" and (text != "null" or members(schema).get("type") == "string"):
         return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         if kind == "boolean" and text.lower() in ("yes", "y", "no", "n"):
             return text.lower().startswith("y")
-        return [part.strip() for part in text.split(",")] if kind == "array" else text
+        item = {"type": members(field.get("items")).get("type", "string")}
+        return [value_of(part.strip(), item) for part in text.split(",")] if kind == "array" else text

@@ -235,12 +235,9 @@ def suggest(name: str, names: Collection[str], near: str | None = None) -> str:
     """
     closest = [near] if near else closest_names(name, names)[:3]
     if len(names) > FEW:
-        quoted = list(map(repr, closest))
-        listed = ", ".join(quoted[:-1]) + (" or " if quoted[1:] else "") + "".join(quoted[-1:])
-        return f"did you mean {listed}?" if quoted else f"there are {len(names)} others."
-    near = next(iter(closest), None)
+        return f"did you mean {' or '.join(map(repr, closest))}?" if closest else f"there are {len(names)} others."
     all_names = names if isinstance(names, list | tuple) else sorted(names)
-    return f"{f'did you mean {near!r}? Use' if near else 'use'} one of {', '.join(all_names)}."
+    return f"{f'did you mean {closest[0]!r}? Use' if closest else 'use'} one of {', '.join(all_names)}."
 
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Alternatives) -> str:

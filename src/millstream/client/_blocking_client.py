@@ -4,7 +4,7 @@ import asyncio
 import copy
 import threading
 from collections.abc import Awaitable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack
 
 from millstream._override import override
 from millstream._protocol.errors import no_attribute
@@ -131,7 +131,13 @@ class BlockingClient:
     read_resource: Final = make_blocking(Client.read_resource)
     get_prompt: Final = make_blocking(Client.get_prompt)
 
-    if not TYPE_CHECKING:  # type checkers would accept every name
+    if not TYPE_CHECKING:  # type checkers would accept `async with`, and every name
+
+        async def __aenter__(self) -> NoReturn:
+            raise TypeError("BlockingClient blocks: write `with`, or use Client from millstream.client.")
+
+        async def __aexit__(self, *exc: object) -> None:
+            pass
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, _ELSEWHERE)

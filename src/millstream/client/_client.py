@@ -138,7 +138,10 @@ class Client:
     """
 
     _ELSEWHERE: ClassVar = {
+        **dict.fromkeys(("api_key", "bearer", "key", "token"), "Write headers={'Authorization': 'Bearer KEY'}."),
+        **dict.fromkeys(("args", "base_url", "command", "transport", "url"), "The target is a URL, or a command."),
         "auth": "Write options=Options(auth=OAuth()), or headers={'Authorization': 'Bearer KEY'}.",
+        "cwd": "Write options=Options(cwd=…).",
         "elicitation_callback": "Write elicit=…",
         "elicitation_handler": "Write elicit=…",
         "env": "Write options=Options(env={…}).",

@@ -243,9 +243,10 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
         if len(entries) > 1:
             first = next(iter(entries))
             together = f", or serve them all: millstream gateway {source}" if source.endswith(".json") else "."
-            raise TargetError(
-                f"{source} has several servers: {', '.join(entries)}. Choose one: {source}#{first}{together}"
-            )
+            choice = f"Choose one: {source}#{first}{together}"
+            if folder is None:
+                choice = f'Pass one of them: {{"mcpServers": {{"{first}": {{…}}}}}}.'
+            raise TargetError(f"{source} has several servers: {', '.join(entries)}. {choice}")
         name = next(iter(entries))
     if name not in entries:
         raise TargetError(f"{source} has no server {name!r}. It has: {', '.join(entries)}.")

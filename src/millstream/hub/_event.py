@@ -128,7 +128,10 @@ def encode_data(data: Any) -> bytes:
     Raises:
         TypeError: The data isn't JSON-serializable.
     """
-    return data.encode() if isinstance(data, str) else _encode_json(data)
+    try:
+        return data.encode() if isinstance(data, str) else _encode_json(data)
+    except TypeError as exc:
+        raise TypeError(f"{exc}. An event's data is text, or builtins, dataclasses, and Structs.") from None
 
 
 def position_id(epoch: str, offset: int) -> str:

@@ -157,7 +157,7 @@ MISTAKES = {
     "[toolsets.a]": "line 1: toolsets: a choice of items with an address of its own is a set here. Write [sets.NAME].",
     "[settings]\nport = 8001": "line 2: settings.port: unknown option; set it on the command line, with --port",
     '[upstreams.a]\ncommand = "x"\nenv = {PORT = 1}': "line 3: upstreams.a.env.PORT: it must be a string, not 1.",
-    "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
+    "upstreams = 3": "line 1: upstreams: it must be tables such as [upstreams.NAME], not 3",
     '[[policy]]\ndeny = ["x"]': 'line 1: policy: it must be a table of options, not [{"deny": ["x"]}]',
     "x = ": "isn't valid TOML: Invalid value (at end of document). Write key = ",
     '{"mcpServers": {}}': "Name a JSON file NAME.json.",

@@ -74,7 +74,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         raise CommandError(
             f"{host} isn't an address on this machine.",
             why=f"{exc.strerror or exc}.",
-            fix="Use --host 127.0.0.1, or 0.0.0.0 for every address on this machine.",
+            fix="Use --host 127.0.0.1, or 0.0.0.0 for every address on this machine. The port is --port.",
         ) from exc
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

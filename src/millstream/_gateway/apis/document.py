@@ -158,7 +158,7 @@ class Document:
         if not is_object(spec):
             raise ValueError("The OpenAPI document must be an object with members such as openapi and paths.")
         if not is_object(spec.get("paths")):
-            raise ValueError("The OpenAPI document has no paths.")
+            raise ValueError("The OpenAPI document has no paths. Check that the file is one.")
         if str(spec.get("swagger", "")).startswith("2"):
             spec = upgrade(spec)
         if not str(spec.get("openapi", "")).startswith("3."):

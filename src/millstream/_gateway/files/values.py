@@ -107,6 +107,8 @@ class ConfigValue(Struct, frozen=True):
         """
         if not is_object(self.value):
             kind = "a table of options" if self.path.suffix == ".toml" else 'an object such as {"name": {…}}'
+            if self.where in (("upstreams",), ("sets",)) and self.path.suffix == ".toml":
+                kind = f"tables such as [{self.where[0]}.NAME]"
             raise self.error(f"it must be {kind}, not {self.quote()}.")
         return {name: self.member(name) for name in self.value}
 

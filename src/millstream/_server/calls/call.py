@@ -115,11 +115,16 @@ class CallFailure(Struct):
     """The row of the table, if the function's exception is there and the same call can succeed later."""
 
 
+OWN_STEP = 1e-4
+"""The step of progress that the server reports for a silent call: the smallest that no client writes as 1e-05."""
+
+
 class CallProgress(Struct, gc=False):
     """The progress that has been reported to the caller of a call."""
 
-    value: float = 0.0
+    value: float = -OWN_STEP
     total: float | None = None
+    message: str | None = None
     last_reported: float | None = None
     """The last progress that user code reported."""
     reported_at_heartbeat: float | None = nan

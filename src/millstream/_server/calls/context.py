@@ -24,7 +24,7 @@ from millstream._protocol.notifications import (
     SampleResult,
 )
 from millstream._protocol.seal import Rounds, binding_hash, hash_principal, open_state
-from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
+from millstream._server.calls.call import OWN_STEP, Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.questions import (
     Elicit,
     ElicitUrl,
@@ -44,8 +44,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _NO_LEVEL = len(LOG_LEVELS)
-OWN_STEP = 1e-6
-"""The step of progress that the server reports for a silent call."""
 
 
 class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
@@ -539,7 +537,7 @@ async def send_progress(
     if call.over:
         return
     reported = call.progress = call.progress or CallProgress()
-    reported.value, reported.total = progress, total
+    reported.value, reported.total, reported.message = progress, total, message
     token = call.id if call.token is None else call.token
     text = message if call.revision.progress_message else None
     params = ProgressNotificationParams(token, progress, total, text, meta)
@@ -554,10 +552,12 @@ async def send_progress(
 async def nudge_progress(call: Call) -> None:
     """Report a tiny step of progress for a silent call, so the caller sees that it's alive.
 
-    The mark lets our clients extend the timeout without showing the step.
+    The mark lets our clients extend the timeout without showing the step. Others show 0 for a call without progress of
+    its own, and keep showing its last message.
     """
     reported = call.progress = call.progress or CallProgress()
     value = reported.value + OWN_STEP
     if reported.total is None or value < reported.total:
         reported.sent_heartbeat = True
-        await send_progress(call, value, reported.total, None, {KEEP_ALIVE: True})
+        text = reported.message or "Still running"
+        await send_progress(call, value, reported.total, text, {KEEP_ALIVE: True})

@@ -392,7 +392,10 @@ def _message(item: Any) -> Message:
     if isinstance(item, Message):
         return item
     if isinstance(item, dict) and item.keys() == {"role", "content"}:
-        return msgspec.convert(item, Message)
+        try:
+            return msgspec.convert(item, Message)
+        except msgspec.ValidationError as exc:
+            raise LocalError(f"a message has the role user or assistant, and text or content blocks: {exc}") from exc
     if item is None or isinstance(item, ToolResult):
         what = "nothing" if item is None else "a ToolResult"
         raise LocalError(f"the prompt returned {what}. Return text, content, or messages instead")

@@ -389,7 +389,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         if command.argv[0] == sys.executable and not command.ours and "No module named" in last:
             return f"Install the module into the environment of {sys.executable}."
         is_python = Path(command.argv[0]).name.startswith("python")
-        return command.advice or _NEVER_SERVED + _START_IT * is_python if code == 0 else ""
+        return command.advice or _NEVER_SERVED + _START_IT * is_python if code == 0 or not last else ""
 
     @override
     def process_exited(self) -> None:

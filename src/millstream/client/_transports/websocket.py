@@ -243,9 +243,7 @@ def _refusal(url: Url, reply: Response, secrets: Collection[str]) -> ClientError
 
 
 def _path_hint(url: Url) -> str:
-    """Return a hint about the path, unless it's already ``/ws``."""
-    return (
-        ""
-        if url.target == "/ws"
-        else f"Check the path: with --serve hub, Millstream has a WebSocket at {url.origin}/ws."
-    )
+    """Return a hint about the path, or for ``/ws`` about the server."""
+    if url.target == "/ws":
+        return "If it's a Millstream server, start it with --serve hub."
+    return f"Check the path: with --serve hub, Millstream has a WebSocket at {url.origin}/ws."
