@@ -261,7 +261,7 @@ def _check_readable(what: str, text: str) -> None:
 
 
 def _check_text(what: str, text: str, limit: int) -> None:
-    if not isinstance(text, str):
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  programs pass other values
         raise InvalidName(f"A {what} must be a string, not {text!r:.80}.")
     if not 1 <= len(text) <= limit:
         raise InvalidName(f"A {what} must have 1 to {limit} characters, not {len(text)}.")

@@ -133,7 +133,7 @@ class _UpstreamItem(Item):
         return self._asks or self.upstream.may_ask
 
     @asks.setter
-    def asks(self, value: bool) -> None:
+    def asks(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._asks = value
 
     @override
@@ -190,7 +190,7 @@ class _CompletedItem(_UpstreamItem):
         return members
 
 
-class UpstreamTool(_UpstreamItem, Tool):
+class UpstreamTool(_UpstreamItem, Tool):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A tool of an upstream. Subclasses call it."""
 
     def __init__(
@@ -267,7 +267,7 @@ class _McpTool(UpstreamTool):
         return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
 
 
-class UpstreamPrompt(_CompletedItem, Prompt):
+class UpstreamPrompt(_CompletedItem, Prompt):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A prompt of an upstream."""
 
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
@@ -302,7 +302,7 @@ class UpstreamPrompt(_CompletedItem, Prompt):
             raise _malformed_error(call, upstream, exc) from None
 
 
-class _UpstreamReadable(_CompletedItem, Readable):
+class _UpstreamReadable(_CompletedItem, Readable):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The common part of an upstream's resources and templates."""
 
     def _uri(self, arguments: Any, call: Call) -> str:
@@ -354,7 +354,7 @@ def _contents_of(value: bytes) -> list[ResourceContents]:
         raise ProtocolError(INTERNAL_ERROR, f"The resource can't be read: {exc}") from None
 
 
-class UpstreamResource(_UpstreamReadable, Resource):
+class UpstreamResource(_UpstreamReadable, Resource):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A resource of an upstream, listed or not."""
 
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:
@@ -364,7 +364,7 @@ class UpstreamResource(_UpstreamReadable, Resource):
         self._described = {**description, "uri": name}
 
 
-class UpstreamTemplate(_UpstreamReadable, Template):
+class UpstreamTemplate(_UpstreamReadable, Template):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A resource template of an upstream."""
 
     def __init__(self, upstream: McpUpstream, name: str, own_name: str, description: Description) -> None:

@@ -230,7 +230,8 @@ def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value:
     try:
         made = check.validate_python(value)
         if hasattr(made, "model_construct"):
-            unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
+            listed = cast("Any", type(made)).model_fields
+            unset: list[str] = sorted(listed.keys() - made.__dict__.keys())
             if unset:  # `model_construct` doesn't validate anything
                 raise output_error(f"missing {list_names(unset)}")
         data: bytes = codec.serializer.to_json(made, by_alias=True, warnings="error")

@@ -17,7 +17,7 @@ from importlib import import_module
 from itertools import count
 from pathlib import PurePath
 from types import NoneType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -103,8 +103,13 @@ _SETS: Mapping[Any, str] = {
     **dict.fromkeys((set, collections.abc.Set, collections.abc.MutableSet), "set"),
     frozenset: "frozenset",
 }
-_NUMERIC = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-_NUMERIC |= {"multiple_of": "multipleOf"}
+_NUMERIC = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+    "multiple_of": "multipleOf",
+}
 _BOUNDS: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(("int", "float", "decimal"), _NUMERIC),
     "str": {"min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"},
@@ -223,7 +228,7 @@ class TypeReader:
             (hasattr(origin, "_fields") and issubclass(origin, tuple), self._read_named_tuple),
         ):
             if is_kind:
-                inside = dict(zip(getattr(origin, "__parameters__", ()), get_args(kind), strict=False))
+                inside = dict(zip(getattr(cast("Any", origin), "__parameters__", ()), get_args(kind), strict=False))
                 return self._define(kind, type_text(kind), partial(read, origin, inside))
         return self._read_foreign(kind)
 
@@ -288,8 +293,9 @@ class TypeReader:
         return made if default is NODEFAULT else with_default(made, default)
 
     def _read_dataclass(self, kind: Any, names: Names) -> Described:
-        hints, listed, properties, required = hints_in(kind), [], {}, []
-        init_only = {name: hint.type for name, hint in hints.items() if isinstance(hint, InitVar)}
+        hints, listed, required = hints_in(kind), list[Core](), list[str]()
+        properties: dict[str, Schema] = {}
+        init_only = {name: cast("Any", hint).type for name, hint in hints.items() if isinstance(hint, InitVar)}
 
         def add(name: str, made: Described, *, shown: bool, **options: Any) -> None:
             listed.append({"type": "dataclass-field", "name": name, "schema": made.core, **options})
@@ -441,7 +447,7 @@ def _choices(core: Core, choices: Any) -> Described:
     ]
     is_single = core["type"] == "literal" and len(listed) == 1
     schema: Schema = {"const": listed[0]} if is_single else {"enum": listed}
-    kinds = {type(each) for each in listed}
+    kinds: set[type[Any]] = {type(each) for each in listed}
     if len(kinds) == 1 and (kind := _KINDS.get(kinds.pop())):
         schema["type"] = kind
     return Described(core, schema)
@@ -450,12 +456,12 @@ def _choices(core: Core, choices: Any) -> Described:
 def _read_enum(kind: Any) -> Described:
     choices = [*kind.__members__.values()]
     core: Core = {"type": "enum", "cls": kind, "members": choices}
+    if kind._missing_.__func__ is not Enum._missing_.__func__:  # type: ignore[attr-defined]  # a class method
+        core["missing"] = kind._missing_
     for base, name in ((int, "int"), (str, "str"), (float, "float")):
         if issubclass(kind, base):
             core["sub_type"] = name
             break
-    if kind._missing_.__func__ is not Enum._missing_.__func__:  # type: ignore[attr-defined]  # a class method
-        core["missing"] = kind._missing_
     core, schema = _choices(core, choices)
     return Described(core, _described(kind, schema))
 
