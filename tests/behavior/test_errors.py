@@ -87,7 +87,7 @@ async def test_failures_are_logged_and_callers_get_only_an_incident(
     assert found is not None, text
     log = caplog.text + (client.process.log.read_text("utf-8") if client.process is not None else "")
     assert found[0] in log
-    secret = "the secret" if tool == "breaks" else "x is invalid"
+    secret = "the secret" if tool == "breaks" else "'x' must be an integer"
     assert secret in log
     assert "secret" not in json.dumps(reply.message)
     assert "Error" not in text.replace("Internal error", "")

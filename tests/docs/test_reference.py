@@ -1,6 +1,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -281,7 +282,7 @@ def served_paths(routes: Routes) -> set[str]:
     return {re.sub("^/assets/.*", "/assets", path).rstrip("/") for path in paths}
 
 
-async def test_every_metric_is_listed_with_its_kind_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_metric_is_listed_with_its_kind_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: dict[str, set[str]] = {}
 
     def note_labels(create: Callable[..., Any]) -> Callable[..., Any]:
@@ -295,7 +296,7 @@ async def test_every_metric_is_listed_with_its_kind_and_labels(monkeypatch: pyte
     for each in (Metrics.read, Metrics.histogram):
         monkeypatch.setattr(Metrics, each.__name__, note_labels(each))
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, (_, kind, labels, _) in metric_rows().items()}
-    mcp = Server("listed", serve="all", settings=Settings(access_log=True))
+    mcp = Server("listed", serve="all", settings=Settings(access_log=True, audit_log=str(tmp_path / "audit")))
     mcp.upstream("shop", Server("shop"))
     async with mcp.running() as runtime:
         assert runtime.host.observer is not None

@@ -346,9 +346,15 @@ def _any_case(digits: str) -> str:
     return "".join(f"[{each}{each.upper()}]" if each.isalpha() else each for each in digits)
 
 
-def redact_foreign(text: str) -> str:
-    """Return a peer's or a program's text without credentials, recognized by their names as well. See `redact_text`."""
-    return redact_text(text, _SECRET_TEXT)
+def redact_foreign(text: str, end: str = "") -> str:
+    """Return a peer's or a program's text without credentials, recognized by their names as well. See `redact_text`.
+
+    Args:
+        text: The text.
+        end: Our own words, if the text ends with them. They stay.
+    """
+    said = text.removesuffix(end).rstrip()
+    return redact_text(said, _SECRET_TEXT) + text[len(said) :]
 
 
 def redact_text(text: str, pattern: re.Pattern[str] = _SECRET_FORM) -> str:

@@ -49,8 +49,9 @@ def no_response_error(
         words: Whether to add the reason that came with an HTTP status.
         ended: Whether the caller's session at the upstream has ended, too.
     """
-    what, why = f"{call.method:.200} {call.name:.200}", _describe_error(exc)  # a relay passes on all methods
-    logger.warning("%s of the upstream %s failed: %s", redact_foreign(what), upstream.name, redact_foreign(why))
+    what = redact_foreign(f"{call.method:.200} {call.name:.200}")  # a relay passes on all methods
+    why = redact_foreign(_describe_error(exc), exc.remedy)
+    logger.warning("%s of the upstream %s failed: %s", what, upstream.name, why)
     if isinstance(exc, AccessDenied) and not (upstream.credentials is not None and upstream.credentials.personal):
         upstream.note_error(exc)  # the operator's credentials
     refusal = _describe_for_caller(upstream, exc, words=words)

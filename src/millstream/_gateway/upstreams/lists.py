@@ -348,7 +348,8 @@ class ListKeeper(ABC):
         """Log the first failure of a kind of list, or of all lists, and each change of its cause."""
         if (cause := _kind_of(error)) != self._failures.get(kind):
             self._failures[kind] = cause
-            logger.warning("The upstream %s %s: %s", self.config.name, what, redact_foreign(reason))
+            remedy = next((each.remedy for each in (error, error.__cause__) if isinstance(each, ClientError)), "")
+            logger.warning("The upstream %s %s: %s", self.config.name, what, redact_foreign(reason, remedy))
 
     async def check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""
