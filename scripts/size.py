@@ -53,8 +53,8 @@ ROWS = {
     "client: requests, results, and watches": """client/__init__.py client/_blocking_client.py client/_client.py
         client/_conversation.py client/_endpoint.py client/_errors.py client/_extensions.py client/_log.py
         client/_questions.py client/_recovery.py client/_requests.py client/_results.py client/_server_messages.py
-        client/_watches.py client/lowlevel.py client/_transports/__init__.py client/_transports/http.py client/_transports/memory.py
-        client/_transports/stdio.py""",
+        client/_watches.py client/lowlevel.py client/_transports/__init__.py client/_transports/http.py
+        client/_transports/memory.py client/_transports/stdio.py""",
     "client: sign-in": "_oauth.py client/_oauth",
     "client: targets, and other applications' files": """_cli/install.py client/_applications.py client/_targets.py
         gateway/_jsonc.py gateway/_mcp_servers.py
