@@ -9,7 +9,7 @@ from millstream.client import ServerError
 from millstream.extensions import LocalError
 from millstream.stores import StoreFull, StoreUnavailable
 
-FAILURES = [(StoreUnavailable("10.1.2.3 is away"), "Try again in a moment"), (StoreFull("10.1.2.3 is full"), "is full")]
+FAILURES = [(StoreUnavailable("10.1.2.3 is away"), "Try again later"), (StoreFull("10.1.2.3 is full"), "is full")]
 
 
 def shop() -> Server:

@@ -273,7 +273,7 @@ async def test_readers_beyond_the_end_continue_with_the_next_entry() -> None:
     assert reader.got == [b"gap", b"3"]
 
 
-async def test_followers_receive_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_followers_wait_for_room_after_each_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail, "_PAGE", 2)
     store = MemoryStore()
     await append(store, *(b"%d" % number for number in range(5)))
@@ -284,7 +284,7 @@ async def test_followers_receive_one_page_at_a_time(monkeypatch: pytest.MonkeyPa
 
     reader = Reader(store, drain=drain)
     await reader.tail.catch_up()
-    assert sizes == [2, 4, 5]
+    assert sizes == [1, 2, 3, 4, 5]
 
 
 async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,11 +57,10 @@ class FollowedResources(ChangeSource):
             self._watch(follower, owner, uris, self._find_sources(spellings(uris)))
             return
         _, before, wanted, _ = self._subscriptions[follower]
-        added, gone = (
-            self._find_sources([these[form] or form for form in these.keys() - others.keys()])
-            for these, others in ((uris, before), (before, uris))
-        )
-        self._watch(follower, owner, uris, (wanted - gone) | added)
+        added = self._find_sources([uris[form] or form for form in uris.keys() - before.keys()])
+        gone = [before[form] or form for form in before.keys() - uris.keys()]
+        left = {(each, uri) for each in self._sources() for uri in self._own_uris(each, gone, ruled=False)}
+        self._watch(follower, owner, uris, (wanted - left if uris else _Sources()) | added)
 
     async def follow_again(self) -> None:
         """Update the watched resources after the offered ones have changed. Streams can share URIs."""
@@ -103,8 +102,14 @@ class FollowedResources(ChangeSource):
             if own_uris := self._own_uris(upstream, uris):
                 await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
 
-    def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
-        """Return the upstream's own URIs of the resources that can be watched there."""
+    def _own_uris(self, upstream: Upstream, uris: Collection[str], *, ruled: bool = True) -> list[str]:
+        """Return the upstream's own URIs of the resources that can be watched there.
+
+        Args:
+            ruled: Whether the rules have to allow it now. They may have changed since a client subscribed.
+        """
+        if not ruled:
+            return [own_uri for uri in map(self._spell, uris) if (own_uri := upstream.names.original_uri(uri))]
         if not upstream.is_watchable():
             return []
         offered = [each.offered["resources"] for each in self._upstreams.values()]

@@ -80,7 +80,7 @@ async def test_stdio_session_survives_invalid_bytes(tmp_path: Path) -> None:
     file.write_text(json.dumps({"mcpServers": {"odd": {"command": COMMAND[0], "args": COMMAND[1:]}}}))
     program = str(ROOT / ".venv" / "bin" / "millstream")
     parameters = StdioServerParameters(command=program, args=["gateway", str(file), "--transport", "stdio"])
-    async with stdio_client(parameters) as streams, ClientSession(*streams) as session:
+    async with stdio_client(parameters, errlog=sys.__stderr__) as streams, ClientSession(*streams) as session:
         await session.initialize()
         for _ in range(2):
             result = await session.call_tool("odd_serve", {})

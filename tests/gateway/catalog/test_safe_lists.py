@@ -3,6 +3,7 @@
 import json
 import logging
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_typescript_sdk_lists_and_calls_every_tool(gateway: list[str], line: str
 
 async def test_python_sdk_lists_and_calls_every_tool(gateway: list[str]) -> None:
     parameters = StdioServerParameters(command=gateway[0], args=gateway[1:])
-    async with stdio_client(parameters) as streams, ClientSession(*streams) as session:
+    async with stdio_client(parameters, errlog=sys.__stderr__) as streams, ClientSession(*streams) as session:
         await session.initialize()
         names = [each.name for each in (await session.list_tools()).tools]
         assert len(names) == len(TOOLS) + 1

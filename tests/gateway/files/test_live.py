@@ -388,6 +388,28 @@ async def test_resource_subscriptions_survive(revision: str, tmp_path: Path) -> 
         listening.cancel()
 
 
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_streams_that_end_during_a_change_release_what_is_denied_now(
+    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_two_shops(tmp_path, revision) as (gateway, client, a, b):
+        (uri,) = [each.uri for each in await client.resources() if each.uri.startswith("shop://a/")]
+        watches = gateway.part.upstreams["a"].watches
+        async with asyncio.timeout(WAIT):
+            async with client.watch(uri):
+                assert list(watches.watched) == ["shop://stock"]
+
+                async def later() -> None:
+                    """The other streams come first."""
+
+                monkeypatch.setattr(gateway.part._followed, "follow_again", later)
+                await gateway.change(a('[upstreams.a.policy]\ndeny = ["shop://stock"]'), b())
+                assert uri not in [each.uri for each in await client.resources(fresh=True)]
+            while watches.watched:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert watches.size == 0
+
+
 async def test_references_to_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLD_PORT", "1")
     async with serve_shops("a", "b") as shops:
