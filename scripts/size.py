@@ -51,7 +51,7 @@ ROWS = {
         _http/server/connection.py _http/server/guard.py _http/server/listener.py""",
     "HTTP client": "_http/client",
     "client: requests, results, and watches": """client/__init__.py client/_blocking_client.py client/_client.py
-        client/_conversation.py client/_endpoint.py client/_errors.py client/_extensions.py client/_log.py
+        client/_conversation.py client/_endpoint.py client/_errors.py client/_extensions.py
         client/_questions.py client/_recovery.py client/_requests.py client/_results.py client/_server_messages.py
         client/_watches.py client/lowlevel.py client/_transports/__init__.py client/_transports/http.py
         client/_transports/memory.py client/_transports/stdio.py""",

@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, takewhile
 from typing import Any
@@ -165,8 +165,12 @@ def more_than_nothing(kind: type, number: float) -> None:
 
 
 @contextmanager
-def usage_errors(arguments: Sequence[str]) -> Generator[None]:
+def usage_errors(arguments: Sequence[str], options_of: Callable[[str], Collection[str]]) -> Generator[None]:
     """Report invalid arguments inside the block, as a sentence, or as an object with ``--json``.
+
+    Args:
+        arguments: The words after ``millstream``.
+        options_of: Returns the options of a command.
 
     Raises:
         SystemExit: With status 2.
@@ -188,7 +192,7 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
             _fail(f"Unexpected argument{shown}.", arguments, remedy=remedy)
         _fail(f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.", arguments)
     except UnknownCommandError as exc:
-        _fail(_unknown(arguments) or str(exc), arguments)
+        _fail(_unknown(arguments, options_of) or str(exc), arguments)
     except MissingArgumentError as exc:
         names = exc.command_chain or ()
         text, remedy = str(exc), ""  # for an option without a value
@@ -281,7 +285,7 @@ def _instead(arguments: Sequence[str], word: str, option: str) -> str:
     return re.sub(rf"(?<= ){re.escape(word)}(?=[ =]|$)", f"--{option}", f"millstream {shlex.join(arguments)}", count=1)
 
 
-def _unknown(arguments: Sequence[str]) -> str:
+def _unknown(arguments: Sequence[str], options_of: Callable[[str], Collection[str]]) -> str:
     """Return an error that suggests the right command for an unknown one, or an empty string if that's unclear."""
     word = arguments[0]
     if word in ("--version", "-V"):
@@ -289,7 +293,7 @@ def _unknown(arguments: Sequence[str]) -> str:
     if word.startswith("-"):
         command = next((each for each in arguments if each in _COMMANDS), "run")
         option = _OTHER_OPTIONS.get(word.lstrip("-"), "") if command in _OPTIONED else ""
-        if not option and word.partition("=")[0] not in _options_of(command):
+        if not option and word.partition("=")[0] not in options_of(command):
             return f"There is no option {word}."
         return f"{word} comes after the command: millstream {command} {f'--{option}' if option else word}"
     other = _OTHER_NAMES.get(word)
@@ -305,12 +309,6 @@ def _unknown(arguments: Sequence[str]) -> str:
     if other and not word.endswith(_SERVERS) and "://" not in word:
         other = shlex.join([*other.split(), *arguments[1 + (subcommand is not None) :]])
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
-
-
-def _options_of(command: str) -> Collection[str]:
-    from millstream._cli.program import program  # noqa: PLC0415  only for errors
-
-    return [name for each in program(command)[command].assemble_argument_collection() for name in each.names]
 
 
 def _fail(

@@ -4,7 +4,7 @@ The command ``version`` is here, too. Usually, `millstream._cli.main` handles it
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from importlib import import_module
 from inspect import Signature, cleandoc, iscoroutinefunction
@@ -63,7 +63,7 @@ def run_command(app: App, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: With the status of the command, unless it's 0.
     """
-    with usage_errors(arguments):
+    with usage_errors(arguments, _options_of):
         command, bound, _ = app.parse_args(list(join_command(arguments)), exit_on_error=False, print_error=False)
         work = partial(command, *bound.args, **bound.kwargs)
         if iscoroutinefunction(command):
@@ -72,6 +72,10 @@ def run_command(app: App, arguments: Sequence[str]) -> None:
             run_to_exit(work)
         else:
             work()
+
+
+def _options_of(command: str) -> Collection[str]:
+    return [name for each in program(command)[command].assemble_argument_collection() for name in each.names]
 
 
 _METAVARS: dict[Any, str] = {bool: "", int: "N", Path: "FILE"}

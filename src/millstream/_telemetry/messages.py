@@ -396,7 +396,7 @@ class BrokenAuditLog(Exception):
     """A line was changed. The text gives its number."""
 
 
-class Verified(NamedTuple):
+class Verification(NamedTuple):
     """What a file contains."""
 
     lines: int
@@ -406,7 +406,7 @@ class Verified(NamedTuple):
     """Number of entries that couldn't be written."""
 
 
-def verify(path: Path) -> Verified:
+def verify(path: Path) -> Verification:
     """Return what a file contains, if no line was changed.
 
     Raises:
@@ -422,7 +422,7 @@ def verify(path: Path) -> Verified:
             raise BrokenAuditLog(f"Before line {number} of {path}, lines were removed, inserted, or reordered.")
         previous = str(found["hash"])
         lost += found.get("lost", 0) if found.get("method") == LOST else 0
-    return Verified(number, previous, lost)
+    return Verification(number, previous, lost)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

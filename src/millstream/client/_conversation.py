@@ -24,8 +24,7 @@ from millstream._protocol.notifications import (
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import cancel_all
 from millstream._version import __version__
-from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
-from millstream.client._log import client_logger
+from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError, client_logger
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import (
     NOT_CONNECTED,

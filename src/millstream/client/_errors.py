@@ -1,8 +1,10 @@
-"""Errors between a client and a server. Each message is one sentence that a person can act on.
+"""Errors between a client and a server, and the client's log. Each message is one sentence that a person can act on.
 
 `ServerError` means that the server responded with an error. All other errors mean that there was no usable response.
 """
 
+import logging
+from contextvars import ContextVar
 from typing import Any
 
 from millstream._http.client import (
@@ -28,6 +30,22 @@ __all__ = [  # the imported ones; all others are defined here
     "TooMuchArriving",
     "UnsendableRequest",
 ]
+
+SERVER: ContextVar[str] = ContextVar("millstream_server", default="")
+"""The program's name for the server that a task talks to. Tasks that this one starts have it, too."""
+
+
+def client_logger(name: str) -> logging.Logger:
+    """Return a logger whose records have the field `upstream`, if `SERVER` is set."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_add_server)
+    return logger
+
+
+def _add_server(record: logging.LogRecord) -> bool:
+    if name := SERVER.get():
+        record.upstream = name
+    return True
 
 
 class NotMcp(ClientError):

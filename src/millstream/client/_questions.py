@@ -24,8 +24,7 @@ from millstream._protocol.notifications import (
     SampleResult,
 )
 from millstream._protocol.revisions import Revision
-from millstream.client._errors import InvalidResponse
-from millstream.client._log import client_logger
+from millstream.client._errors import InvalidResponse, client_logger
 
 
 class Question(ElicitRequestParams, kw_only=True):

@@ -59,8 +59,8 @@ from millstream.client._errors import (
     ServerError,
     SessionLost,
     UnknownVersion,
+    client_logger,
 )
-from millstream.client._log import client_logger
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._recovery import ONLY_SESSION, Attempt, Recovery, has_only_session, plan_recovery
 from millstream.client._server_messages import OnProgress, ServerMessages

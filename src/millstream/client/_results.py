@@ -18,8 +18,7 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.notifications import CallToolResult
 from millstream._recent import RecentBytes
-from millstream.client._errors import InvalidResponse, ToolFailed
-from millstream.client._log import client_logger
+from millstream.client._errors import InvalidResponse, ToolFailed, client_logger
 from millstream.client._server_messages import Change
 
 _MAX_ENTRIES = 512

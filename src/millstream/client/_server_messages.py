@@ -26,8 +26,7 @@ from millstream._protocol.notifications import (
     read_cancellation,
 )
 from millstream._tasks import CancelReason, Tasks
-from millstream.client._errors import ClientError, TooManyMessages
-from millstream.client._log import client_logger
+from millstream.client._errors import ClientError, TooManyMessages, client_logger
 from millstream.client._questions import QuestionHandler
 from millstream.client._transports import Options, Transport
 

@@ -20,8 +20,7 @@ from millstream._protocol.skills import (
     name_problem,
 )
 from millstream.client._conversation import Conversation
-from millstream.client._errors import SkillMismatch
-from millstream.client._log import client_logger
+from millstream.client._errors import SkillMismatch, client_logger
 from millstream.client._requests import RawRequest
 from millstream.client._results import PaginatedList, read
 

@@ -31,8 +31,8 @@ from millstream.client._errors import (
     ConnectionLost,
     RequestTimeout,
     ServerError,
+    client_logger,
 )
-from millstream.client._log import client_logger
 from millstream.client._requests import Connection, RawRequest, Requests
 from millstream.client._server_messages import Change
 from millstream.client._transports import StreamReopened, Transport

@@ -91,13 +91,13 @@ class ChangeLog:
         changed: dict[Key, tuple[Description | None, Description]] = {}
         for kind, name, new in pinned_items(found):
             old = known.get((kind, name))
-            is_changed = old is not new and (old is None or _compared(old) != _compared(new))
+            is_changed = old is not new and (old is None or _select_compared(old) != _select_compared(new))
             if is_changed and (kind == INSTRUCTIONS[0] or self._is_used(kind, name, new)):
                 changed[kind, name] = old, new
         return changed
 
 
-def _compared(definition: Description) -> Description:
+def _select_compared(definition: Description) -> Description:
     compared = {name: definition[name] for name in _COMPARED if name in definition}
     if "lastModified" in members(compared.get("annotations")):
         compared["annotations"] = {
@@ -110,7 +110,7 @@ def _describe(kind: str, name: str, old: Description | None, new: Description) -
     if old is None:
         text = new.get("description") or new.get("instructions") or new.get("title")
         return f"new {_name(kind, name)}" + (f": {_quote(text)}" if text else "")
-    before, after = _compared(old), _compared(new)
+    before, after = _select_compared(old), _select_compared(new)
     parts = [
         f"{each} is now {_quote(after.get(each), before.get(each))}"
         for each in _COMPARED

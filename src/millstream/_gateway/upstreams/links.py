@@ -23,7 +23,7 @@ from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, has_failed
 from millstream.client import ConnectionLost, SessionLost
-from millstream.client._log import SERVER
+from millstream.client._errors import SERVER
 from millstream.client.lowlevel import Conversation
 from millstream.protocol import OVERLOADED, Json, encode
 from millstream.stores import Map, StoreFull, StoreUnavailable, share_for

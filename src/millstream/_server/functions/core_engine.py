@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import partial
+from importlib import import_module
 from math import inf
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from millstream._server.functions.core_forms import (
     pattern_text,
     reader_of,
 )
-from millstream._server.functions.core_types import HIDDEN, Described, TypeReader, with_default
+from millstream._server.functions.core_types import HIDDEN, TypeReader, TypeSchemas, with_default
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.msgspec_engine import (
     MAX_VALUES,
@@ -78,7 +79,7 @@ class CoreEngine(Engine):
     typed = None
 
     def __init__(self, arguments: ArgumentList) -> None:
-        parameters, reader = arguments.parameters, TypeReader()
+        parameters, reader = arguments.parameters, TypeReader(_read_pydantic)
         made = [_read_parameter(each, reader) for each in parameters]
         fields = {
             each.name: {
@@ -153,7 +154,12 @@ class CoreEngine(Engine):
         return list(dict.fromkeys(in_words.get(each.path, each) for each in found if each.path not in inner))
 
 
-def _read_parameter(parameter: Parameter, reader: TypeReader) -> Described:
+def _read_pydantic(annotation: Any, reader: TypeReader) -> TypeSchemas:
+    made: TypeSchemas = import_module("millstream._server.functions.pydantic_types").read(annotation, reader)
+    return made
+
+
+def _read_parameter(parameter: Parameter, reader: TypeReader) -> TypeSchemas:
     needs_pydantic(parameter.annotation)  # raises RegistrationError
     made = reader.read(parameter.annotation)
     if made.schema is HIDDEN:
@@ -166,14 +172,14 @@ def _read_parameter(parameter: Parameter, reader: TypeReader) -> Described:
         if each.default_factory is not None:
             takes_data = each.default_factory_takes_validated_data
             core = {"default_factory": each.default_factory, "default_factory_takes_data": takes_data}
-            return Described({"type": "default", "schema": made.core, **core}, made.schema)
+            return TypeSchemas({"type": "default", "schema": made.core, **core}, made.schema)
         if not each.is_required():
             described = with_default(made, each.default)
             return described._replace(core={**described.core, "validate_default": bool(each.validate_default)})
     return made
 
 
-def _check_default(parameter: Parameter, made: Described, validator: SchemaValidator, schema: Schema) -> None:
+def _check_default(parameter: Parameter, made: TypeSchemas, validator: SchemaValidator, schema: Schema) -> None:
     """Check that clients could send a default, if it can be written as JSON.
 
     Raises:
@@ -265,14 +271,14 @@ def output_of(annotation: Any) -> Output | None:
     return Output(schema, partial(_encode_checked, codec_of(core), checker_of(core), schema))
 
 
-def _read_result(annotation: Any) -> Described:
+def _read_result(annotation: Any) -> TypeSchemas:
     needs_pydantic(annotation)  # raises RegistrationError
-    reader = TypeReader(written=True)
+    reader = TypeReader(_read_pydantic, written=True)
     try:
         made = reader.read(annotation)
         core = reader.whole_core(made.core)
         check_patterns(core)
-        return Described(core, reader.whole_schema(made.schema))
+        return TypeSchemas(core, reader.whole_schema(made.schema))
     except RegistrationError:
         raise
     except (TypeError, RecursionError, NameError) as error:

@@ -13,7 +13,6 @@ from dataclasses import MISSING, InitVar, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import partial
-from importlib import import_module
 from itertools import count
 from pathlib import PurePath
 from types import NoneType
@@ -72,7 +71,7 @@ Names = Mapping[Any, Any]
 """Type variable of a generic class -> its type."""
 
 
-class Described(NamedTuple):
+class TypeSchemas(NamedTuple):
     """A type as pydantic's validator reads it, and as clients see it."""
 
     core: Core
@@ -124,10 +123,12 @@ class TypeReader:
     """Reads annotations. Classes that refer to themselves become definitions.
 
     Args:
+        read_foreign: Reads a type of pydantic's. It isn't imported here, because it imports this module and pydantic.
         written: Whether the types are those of results.
     """
 
-    def __init__(self, *, written: bool = False) -> None:
+    def __init__(self, read_foreign: "Callable[[Any, TypeReader], TypeSchemas]", *, written: bool = False) -> None:
+        self._read_pydantic = read_foreign
         self.written = written
         self.numbers = count()
         self._added: dict[tuple[str, str], str] = {}
@@ -135,7 +136,7 @@ class TypeReader:
         self._schemas: dict[str, Schema] = {}
         self._open: dict[str, str] = {}
         self._recursive: set[str] = set()
-        self._made: dict[str, Described] = {}
+        self._made: dict[str, TypeSchemas] = {}
 
     def whole_core(self, core: Core) -> Core:
         """Return a core schema with the definitions that it refers to."""
@@ -150,7 +151,7 @@ class TypeReader:
             drop_formats(made, LOOSE)
         return made
 
-    def read(self, annotation: Any) -> Described:
+    def read(self, annotation: Any) -> TypeSchemas:
         """Return how a type is read, and its schema.
 
         Args:
@@ -168,7 +169,7 @@ class TypeReader:
             return self._read_struct(annotation)
         made = self._read_plain(inner)
         bounds = {name: value for each in metas for name in CONSTRAINTS if (value := getattr(each, name)) is not None}
-        bounded = self._bound(made, bounds) if bounds else made
+        bounded = self._with_bounds(made, bounds) if bounds else made
         if bounded is None:
             return self._read_foreign(annotation)
         core, schema = bounded
@@ -176,14 +177,14 @@ class TypeReader:
             about = {name: getattr(meta, name) for name in ("title", "description", "examples")}
             said = {key: each for key, each in about.items() if each is not None}
             schema = {**schema, **said, **(meta.extra_json_schema or {})}
-        return Described(core, schema)
+        return TypeSchemas(core, schema)
 
-    def _bound(self, made: Described, bounds: Mapping[str, Any]) -> Described | None:
+    def _with_bounds(self, made: TypeSchemas, bounds: Mapping[str, Any]) -> TypeSchemas | None:
         """Return a type with bounds, or None if only pydantic knows what they mean."""
         kind, schema = made.core["type"], made.schema
         if kind == "nullable":
-            inner = self._bound(Described(made.core["schema"], drop_null(schema)), bounds)
-            return inner and Described({**made.core, "schema": inner.core}, _any_of([inner.schema, {"type": "null"}]))
+            inner = self._with_bounds(TypeSchemas(made.core["schema"], drop_null(schema)), bounds)
+            return inner and TypeSchemas({**made.core, "schema": inner.core}, _any_of([inner.schema, {"type": "null"}]))
         if not bounds.keys() <= _BOUNDS.get(kind, {}).keys():
             return None
         keywords = {_BOUNDS[kind][name]: value for name, value in bounds.items()}
@@ -191,12 +192,12 @@ class TypeReader:
             schema = {**schema, **keywords}
         elif not self.written:  # only numbers have a minimum
             schema = {"anyOf": [{"type": "number", **keywords}, schema]}
-        return Described({**made.core, **bounds}, schema)
+        return TypeSchemas({**made.core, **bounds}, schema)
 
-    def _read_plain(self, kind: Any) -> Described:
+    def _read_plain(self, kind: Any) -> TypeSchemas:
         if is_scalar(kind):
             name, schema = _SCALARS[kind]
-            return Described({"type": name}, schema)
+            return TypeSchemas({"type": name}, schema)
         origin, parts = get_origin(kind) or kind, get_args(kind)
         if origin is Literal:
             return _choices({"type": "literal", "expected": [*parts]}, parts)
@@ -210,7 +211,7 @@ class TypeReader:
             return self._read_collection(kind, origin, parts)
         return self._read_class(kind, origin)
 
-    def _read_class(self, kind: Any, origin: Any) -> Described:
+    def _read_class(self, kind: Any, origin: Any) -> TypeSchemas:
         if is_struct(origin):
             return self._read_struct(kind)
         if is_pydantic(origin) or has_pydantic_members(origin):
@@ -219,7 +220,7 @@ class TypeReader:
         if issubclass(origin, PurePath):
             core = _function("plain", partial(_read_path, origin))
             core |= {"metadata": {"reads_text": True}, "serialization": {"type": "to-string"}}
-            return Described(core, {"type": "string", "format": "path"})
+            return TypeSchemas(core, {"type": "string", "format": "path"})
         if issubclass(origin, Enum) and len(origin):
             return _read_enum(origin)
         for is_kind, read in (
@@ -232,7 +233,7 @@ class TypeReader:
                 return self._define(kind, type_text(kind), partial(read, origin, inside))
         return self._read_foreign(kind)
 
-    def _define(self, kind: Any, name: str, make: Callable[[], Described]) -> Described:
+    def _define(self, kind: Any, name: str, make: Callable[[], TypeSchemas]) -> TypeSchemas:
         """Return a class. If it refers to itself, it's a definition."""
         key = f"{kind!r}:{id(get_origin(kind) or kind)}"
         if key in self._made:
@@ -250,11 +251,11 @@ class TypeReader:
                 self._made[key] = made
                 return made
             self._cores[key], self._schemas[name] = {**made.core, "ref": key}, made.schema
-            self._made[key] = Described({"type": "definition-ref", "schema_ref": key}, {"$ref": REF + name})
+            self._made[key] = TypeSchemas({"type": "definition-ref", "schema_ref": key}, {"$ref": REF + name})
             return self._made[key]
-        return Described({"type": "definition-ref", "schema_ref": key}, {"$ref": REF + self._open[key]})
+        return TypeSchemas({"type": "definition-ref", "schema_ref": key}, {"$ref": REF + self._open[key]})
 
-    def _read_union(self, parts: tuple[Any, ...]) -> Described:
+    def _read_union(self, parts: tuple[Any, ...]) -> TypeSchemas:
         tagged = [part for part in parts if is_tagged(get_origin(part) or part)]
         others = [part for part in parts if part is not NoneType and (len(tagged) < 2 or part not in tagged)]
         made = [self.read(part) for part in others]
@@ -265,39 +266,39 @@ class TypeReader:
         if NoneType in parts:
             core = {"type": "nullable", "schema": core}
             schemas.append({"type": "null"})
-        return Described(core, _any_of(schemas))
+        return TypeSchemas(core, _any_of(schemas))
 
-    def _read_collection(self, kind: Any, origin: Any, parts: tuple[Any, ...]) -> Described:
+    def _read_collection(self, kind: Any, origin: Any, parts: tuple[Any, ...]) -> TypeSchemas:
         made = [self.read(part) for part in parts if part is not ...] if origin not in _DICTS else []
-        items = made[0] if made else Described({"type": "any"}, {})
+        items = made[0] if made else TypeSchemas({"type": "any"}, {})
         if origin in _LISTS:
-            return Described({"type": "list", "items_schema": items.core}, {"type": "array", "items": items.schema})
+            return TypeSchemas({"type": "list", "items_schema": items.core}, {"type": "array", "items": items.schema})
         if origin in _SETS:
             schema = {"type": "array", "uniqueItems": True, "items": items.schema}
-            return Described({"type": _SETS[origin], "items_schema": items.core}, schema)
+            return TypeSchemas({"type": _SETS[origin], "items_schema": items.core}, schema)
         if origin is tuple:
             if parts[-1:] == (...,) or kind is tuple:
                 core = {"type": "tuple", "items_schema": [items.core], "variadic_item_index": 0}
-                return Described(core, {"type": "array", "items": items.schema})
+                return TypeSchemas(core, {"type": "array", "items": items.schema})
             return _read_tuple(made, len(made))
         key, value = map(self.read, parts) if parts else (items, items)
         about = {"additionalProperties": value.schema} if value.schema else {}
         if allowed := key_schema(self.whole_schema(key.schema)):
             about["propertyNames"] = allowed
         core = {"type": "dict", "keys_schema": _read_key(key.core), "values_schema": value.core}
-        return Described(core, {"type": "object", **about})
+        return TypeSchemas(core, {"type": "object", **about})
 
-    def _read_member(self, hint: Any, names: Names, default: Any = NODEFAULT) -> Described:
+    def _read_member(self, hint: Any, names: Names, default: Any = NODEFAULT) -> TypeSchemas:
         """Return a member of a class."""
         made = self.read(normalize(_replace(hint, names), received=not self.written))
         return made if default is NODEFAULT else with_default(made, default)
 
-    def _read_dataclass(self, kind: Any, names: Names) -> Described:
+    def _read_dataclass(self, kind: Any, names: Names) -> TypeSchemas:
         hints, listed, required = hints_in(kind), list[Core](), list[str]()
         properties: dict[str, Schema] = {}
         init_only = {name: cast("Any", hint).type for name, hint in hints.items() if isinstance(hint, InitVar)}
 
-        def add(name: str, made: Described, *, shown: bool, **options: Any) -> None:
+        def add(name: str, made: TypeSchemas, *, shown: bool, **options: Any) -> None:
             listed.append({"type": "dataclass-field", "name": name, "schema": made.core, **options})
             if shown and made.schema is not HIDDEN:
                 properties[name] = made.schema
@@ -310,7 +311,7 @@ class TypeReader:
             default = field.default if field.default is not MISSING else NODEFAULT
             made = self._read_member(hints[field.name], names, default)
             if field.default_factory is not MISSING:
-                made = Described(
+                made = TypeSchemas(
                     {"type": "default", "schema": made.core, "default_factory": field.default_factory}, made.schema
                 )
             options = {"init": field.init, "kw_only": field.kw_only is True}
@@ -328,9 +329,9 @@ class TypeReader:
             "post_init": hasattr(kind, "__post_init__"),
             "slots": hasattr(kind, "__slots__"),
         }
-        return Described(core, _object(kind, properties, required))
+        return TypeSchemas(core, _object(kind, properties, required))
 
-    def _read_typed_dict(self, kind: Any, names: Names) -> Described:
+    def _read_typed_dict(self, kind: Any, names: Names) -> TypeSchemas:
         made = {name: (self._read_member(hint, names), required) for name, hint, required in typed_dict_members(kind)}
         core: Core = {
             "type": "typed-dict",
@@ -344,15 +345,15 @@ class TypeReader:
         schema = _object(kind, properties, [name for name in properties if made[name][1]])
         if getattr(kind, "__closed__", None):
             core["extra_behavior"], schema["additionalProperties"] = "forbid", False
-        return Described(core, schema)
+        return TypeSchemas(core, schema)
 
-    def _read_named_tuple(self, kind: Any, names: Names) -> Described:
+    def _read_named_tuple(self, kind: Any, names: Names) -> TypeSchemas:
         hints, defaults = hints_in(kind), kind._field_defaults
         made = [self._read_member(hints.get(name, Any), names, defaults.get(name, NODEFAULT)) for name in kind._fields]
         core, schema = _read_tuple(made, len(made) - len(defaults))
-        return Described({**_function("after", partial(_make_tuple, kind)), "schema": core}, schema)
+        return TypeSchemas({**_function("after", partial(_make_tuple, kind)), "schema": core}, schema)
 
-    def _read_struct(self, kind: Any) -> Described:
+    def _read_struct(self, kind: Any) -> TypeSchemas:
         if needs_pydantic(kind):
             raise RegistrationError(
                 f"pydantic can't read the Struct {type_text(kind)}, which contains a type that only pydantic "
@@ -362,11 +363,10 @@ class TypeReader:
         function = {"type": "with-info", "function": reader.read}
         written = {"type": "function-plain", "function": reader.write}
         schema = schema_of(kind, hook=schema_hook, written=True) if self.written else reader.schema
-        return Described({"type": "function-plain", "function": function, "serialization": written}, schema)
+        return TypeSchemas({"type": "function-plain", "function": function, "serialization": written}, schema)
 
-    def _read_foreign(self, annotation: Any) -> Described:
-        made: Described = import_module("millstream._server.functions.pydantic_types").read(annotation, self)
-        return made
+    def _read_foreign(self, annotation: Any) -> TypeSchemas:
+        return self._read_pydantic(annotation, self)
 
     def add_definitions(self, schema: Schema) -> Schema:
         """Return a schema whose definitions are added to those of the reader."""
@@ -394,7 +394,7 @@ def is_scalar(kind: Any) -> bool:
         return False
 
 
-def with_default(made: Described, default: Any) -> Described:
+def with_default(made: TypeSchemas, default: Any) -> TypeSchemas:
     """Return a type with a default, which clients see if it's JSON."""
     schema = made.schema
     try:
@@ -402,7 +402,7 @@ def with_default(made: Described, default: Any) -> Described:
             schema = {**schema, "default": msgspec.json.decode(encode(default))}
     except (TypeError, ValueError, RecursionError):
         pass  # the function's own sentinel, which only makes the argument optional
-    return Described({"type": "default", "schema": made.core, "default": default}, schema)
+    return TypeSchemas({"type": "default", "schema": made.core, "default": default}, schema)
 
 
 def _is_unpacked(part: Any) -> bool:
@@ -439,7 +439,7 @@ def _any_of(schemas: list[Schema]) -> Schema:
     return parts[0] if len(parts) == 1 else {"anyOf": parts} if parts else HIDDEN
 
 
-def _choices(core: Core, choices: Any) -> Described:
+def _choices(core: Core, choices: Any) -> TypeSchemas:
     """Return values to choose from: members of an enum, or those of a `Literal`."""
     listed = [
         pydantic_core.to_jsonable_python(each.value, serialize_unknown=True) if isinstance(each, Enum) else each
@@ -450,10 +450,10 @@ def _choices(core: Core, choices: Any) -> Described:
     kinds: set[type[Any]] = {type(each) for each in listed}
     if len(kinds) == 1 and (kind := _KINDS.get(kinds.pop())):
         schema["type"] = kind
-    return Described(core, schema)
+    return TypeSchemas(core, schema)
 
 
-def _read_enum(kind: Any) -> Described:
+def _read_enum(kind: Any) -> TypeSchemas:
     choices = [*kind.__members__.values()]
     core: Core = {"type": "enum", "cls": kind, "members": choices}
     if kind._missing_.__func__ is not Enum._missing_.__func__:  # type: ignore[attr-defined]  # a class method
@@ -463,10 +463,10 @@ def _read_enum(kind: Any) -> Described:
             core["sub_type"] = name
             break
     core, schema = _choices(core, choices)
-    return Described(core, _described(kind, schema))
+    return TypeSchemas(core, _with_description(kind, schema))
 
 
-def _described(kind: Any, schema: Schema) -> Schema:
+def _with_description(kind: Any, schema: Schema) -> Schema:
     text = kind.__doc__
     if text and not text.startswith(f"{kind.__name__}(") and text != "An enumeration.":
         schema["description"] = inspect.cleandoc(text)
@@ -475,21 +475,21 @@ def _described(kind: Any, schema: Schema) -> Schema:
 
 def _object(kind: Any, properties: Schema, required: list[str]) -> Schema:
     schema = {"type": "object", "properties": properties, **({"required": required} if required else {})}
-    return _described(kind, schema)
+    return _with_description(kind, schema)
 
 
 def _function(where: str, function: Callable[..., Any]) -> Core:
     return {"type": f"function-{where}", "function": {"type": "no-info", "function": function}}
 
 
-def _read_tuple(made: list[Described], required: int) -> Described:
+def _read_tuple(made: list[TypeSchemas], required: int) -> TypeSchemas:
     schema: Schema = {"type": "array"}
     if made:
         schema["prefixItems"] = [each.schema for each in made]
     if required or not made:
         schema["minItems"] = required
     schema["maxItems"] = len(made)
-    return Described({"type": "tuple", "items_schema": [each.core for each in made]}, schema)
+    return TypeSchemas({"type": "tuple", "items_schema": [each.core for each in made]}, schema)
 
 
 def _make_tuple(kind: Any, items: tuple[Any, ...]) -> Any:

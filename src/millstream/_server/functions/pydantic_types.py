@@ -18,7 +18,7 @@ from pydantic_core import PydanticOmit, PydanticSerializationError, SchemaError,
 from millstream._override import override
 from millstream._protocol.json_schema import NO_NUMBER, Schema, is_object, key_schema, type_text, walk
 from millstream._server.functions.core_forms import DECIMAL_SCHEMA, NO_SCHEMAS, chooses_encoding
-from millstream._server.functions.core_types import HIDDEN, Described, TypeReader
+from millstream._server.functions.core_types import HIDDEN, TypeReader, TypeSchemas
 from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import once_per_type
 from millstream._server.functions.parameters import (
@@ -46,7 +46,7 @@ _UNREADABLE = (
 )
 
 
-def read(annotation: Any, reader: TypeReader) -> Described:
+def read(annotation: Any, reader: TypeReader) -> TypeSchemas:
     """Return how pydantic reads a type, and its schema.
 
     Raises:
@@ -66,19 +66,19 @@ def read(annotation: Any, reader: TypeReader) -> Described:
     if schema is not HIDDEN:
         name: str = getattr(split_annotation(annotation)[0], "__name__", "")
         schema = reader.add_definitions(_clean_schema(deepcopy(schema), _INVALID_CHARACTERS.sub("_", name)))
-    return Described(_separate(core, f" #{next(reader.numbers)}"), schema)
+    return TypeSchemas(_separate(core, f" #{next(reader.numbers)}"), schema)
 
 
-def _describe(annotation: Any, mode: Literal["validation", "serialization"]) -> Described:
+def _describe(annotation: Any, mode: Literal["validation", "serialization"]) -> TypeSchemas:
     adapter = pydantic.TypeAdapter[Any](annotation)
     try:
         schema = adapter.json_schema(by_alias=True, mode=mode, schema_generator=SchemaGenerator)
     except PydanticOmit:
         schema = HIDDEN
-    return Described(cast("Any", adapter.core_schema), schema)
+    return TypeSchemas(cast("Any", adapter.core_schema), schema)
 
 
-_DESCRIBE: Mapping[str, Callable[[Any], Described]] = {
+_DESCRIBE: Mapping[str, Callable[[Any], TypeSchemas]] = {
     "validation": once_per_type(partial(_describe, mode="validation")),
     "serialization": once_per_type(partial(_describe, mode="serialization")),
 }
@@ -258,7 +258,7 @@ def _field(meta: Meta) -> Any:
 class _Part:
     """Makes pydantic use a core schema and a schema of ours."""
 
-    def __init__(self, part: Described) -> None:
+    def __init__(self, part: TypeSchemas) -> None:
         self._part = part
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import Confidential
-from millstream.client._log import client_logger
+from millstream.client._errors import client_logger
 from millstream.files import open_lock, write_private
 
 PRIVATE_KEY_JWT = "private_key_jwt"

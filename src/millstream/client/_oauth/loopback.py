@@ -8,8 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from msgspec import Struct, field
 
-from millstream.client._errors import AccessDenied
-from millstream.client._log import client_logger
+from millstream.client._errors import AccessDenied, client_logger
 
 _logger = client_logger(__name__)
 _LOGIN_TIMEOUT = 300.0

@@ -32,8 +32,7 @@ from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks, cancel_reason, has_failed, retry_delay
 from millstream.client._endpoint import Auth, redact_error
-from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
-from millstream.client._log import client_logger
+from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse, client_logger
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
