@@ -91,7 +91,7 @@ class ChangeLog:
         changed: dict[Key, tuple[Description | None, Description]] = {}
         for kind, name, new in pinned_items(found):
             old = known.get((kind, name))
-            is_changed = old is not new and (old is None or _select_compared(old) != _select_compared(new))
+            is_changed = old is None or (old != new and _select_compared(old) != _select_compared(new))
             if is_changed and (kind == INSTRUCTIONS[0] or self._is_used(kind, name, new)):
                 changed[kind, name] = old, new
         return changed
