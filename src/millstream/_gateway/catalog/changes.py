@@ -65,25 +65,24 @@ class ChangeLog:
             at = str(shared.taken_at)  # another worker may have logged the change, and then it's stored
             changed = {key: each for key, each in changed.items() if key in self._compare(shared, found)}
         self._in_a_row = {key: self._in_a_row.get(key, 0) + 1 for key, (old, _) in changed.items() if old is not None}
-        lines = list[str]()
-        for key, (old, new) in sorted(changed.items()):
-            times = self._in_a_row.get(key, 0)
-            if times < _RESTLESS:
-                lines.append(_describe(*key, old, new))
-            elif times == _RESTLESS:
-                lines.append(f"{_name(*key)} changes with every list, so its changes aren't logged any more")
-        if not lines:
+        named = [key for key in sorted(changed) if self._in_a_row.get(key, 0) <= _RESTLESS]
+        if not named:
             return
-        text = "; ".join(lines[:MAX_NAMED])
-        if len(lines) > MAX_NAMED:
-            text += f"; and {len(lines) - MAX_NAMED} more"
+        text = "; ".join(self._describe(key, *changed[key]) for key in named[:MAX_NAMED])
+        if len(named) > MAX_NAMED:
+            text += f"; and {len(named) - MAX_NAMED} more"
         if not await self._stored.claim(at + text):
             return
-        self.count += len(lines)
+        self.count += len(named)
         self.last = {"at": found.taken_at, "text": text}
         has_only_content = all(kind == "resources" and old is None for (kind, _), (old, _) in changed.items())
         level = logging.INFO if has_only_content else logging.WARNING  # files and records come and go
         logger.log(level, "The upstream %s has changed what callers get: %s", self._name, text)
+
+    def _describe(self, key: Key, old: Description | None, new: Description) -> str:
+        if self._in_a_row.get(key, 0) == _RESTLESS:
+            return f"{_name(*key)} changes with every list, so its changes aren't logged any more"
+        return _describe(*key, old, new)
 
     def _compare(self, before: Catalog, found: Catalog) -> dict[Key, tuple[Description | None, Description]]:
         """Return the items that callers can use and that are new or have changed, with the old and new definition."""
