@@ -304,7 +304,7 @@ def test_a_mistake_on_the_command_line_is_explained(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.server
-def test_list_of_a_server_without_items_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_says_that_a_server_has_no_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bare.py").write_text("from millstream import Server\nmcp = Server('bare')\n")
     status, said = typed(["list", "bare.py"])

@@ -101,6 +101,17 @@ async def test_text_is_shown_from_its_change_and_escaped(caplog: pytest.LogCaptu
     assert "\n" not in text
 
 
+async def test_credentials_in_a_description_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    upstream = shop()
+    async with Client(gateway(upstream), timeout=WAIT) as client:
+        await client.tools()
+        text = "Order with password=hunter2-and-more."
+        change(upstream, text)
+        await read_until(client, text)
+    assert "Order with password=" in told(caplog)[0]
+    assert "hunter2" not in told(caplog)[0]
+
+
 async def test_changes_that_no_caller_sees_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     upstream = shop()
     upstream.tool(lambda: "", name="other")

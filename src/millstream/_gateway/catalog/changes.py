@@ -12,6 +12,7 @@ from millstream._gateway.catalog.catalog import INSTRUCTIONS, Catalog, Descripti
 from millstream._gateway.log import logger
 from millstream._protocol.compose import escape_unseen
 from millstream._protocol.errors import shorten
+from millstream._protocol.redaction import redact_foreign
 from millstream.protocol import Json, encode, members
 
 MAX_NAMED = 10
@@ -129,4 +130,6 @@ def _quote(value: Any, before: Any = "") -> str:
         (at for at, (one, other) in enumerate(zip(text, old, strict=False)) if one != other), min(len(text), len(old))
     )
     start = max(0, same - _CONTEXT) if len(text) > _MAX_SHOWN else 0
-    return repr("…" * (start > 0) + shorten(escape_unseen(text[start : start + 2 * _MAX_SHOWN]), _MAX_SHOWN))
+    return repr(
+        "…" * (start > 0) + shorten(escape_unseen(redact_foreign(text[start : start + 2 * _MAX_SHOWN])), _MAX_SHOWN)
+    )

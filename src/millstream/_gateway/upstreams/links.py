@@ -93,7 +93,7 @@ class Link(Struct, eq=False):
     remembered: bool = False
     """Whether it's a caller's session, so the caller learns of its loss. See `UpstreamSessions`."""
     checked: bool = False
-    """Whether it's being checked whether its session still works."""
+    """Whether its session is being checked now."""
     reported: bool = False
     """Whether its caller has learned of the loss."""
     notifying: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -359,7 +359,7 @@ class Links(Struct):
             raise EndedHere("The earlier session has ended.")
 
     async def forget(self, link: Link) -> None:
-        """Close a connection whose caller learns now that its session is lost. It may have been closed before."""
+        """Close a connection, and note that its caller has learned of the lost session."""
         if not link.reported and self.links.get(link.key, link) is link and (link.remembered or link.key.own):
             await self.records.take(link.key)
             await self.tell(link.key)

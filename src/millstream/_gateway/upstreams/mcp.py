@@ -709,23 +709,27 @@ class McpUpstream(Upstream):
             lost = not error.status and isinstance(error, ConnectionLost | InvalidResponse)
             may_be_gone = lost or 400 <= error.status < 500
         if may_be_gone:
-            self.links.close_tasks.spawn(self._check_session(link))
+            self.lists.tasks.spawn(self._check_session(link))
 
     async def _check_session(self, link: Link) -> None:
         if link.checked or link.ended or not link.conversation.negotiated.revision.handshake:
             return
         link.checked = True
         other = self._make_link(LinkKey(affinity="#check", credentials=link.key.credentials), "").conversation
-        with contextlib.suppress(ClientError, OSError, TimeoutError):
-            if not await self._responds(link.conversation):
-                async with asyncio.timeout(self.config.connect_timeout):
-                    await other.start()
-                works = await self._responds(other) and not link.ended
-                if works and not await self._responds(link.conversation):  # the upstream hadn't just come back
-                    logger.info("%s: a session that doesn't work any more is replaced", self.name)
-                    self.links.end(link)
-        await other.close()
-        link.checked = False
+        try:
+            if await self._responds(link.conversation):
+                return
+            async with asyncio.timeout(self.config.connect_timeout):
+                await other.start()
+            works = await self._responds(other) and not link.ended
+            if works and not await self._responds(link.conversation):  # the upstream hadn't just come back
+                logger.info("%s: a session that doesn't work any more is replaced", self.name)
+                self.links.end(link)
+        except (ClientError, OSError, TimeoutError) as exc:
+            logger.debug("%s: a session can't be compared with a new one: %s", self.name, exc)
+        finally:
+            link.checked = False
+            await other.close()
 
     async def _responds(self, conversation: Conversation) -> bool:
         """Return whether a session answers a ping, or may still be busy."""

@@ -132,7 +132,7 @@ class CoreEngine(Engine):
             known = find_problems(self.input_schema, values)
             return known or [Problem((), f"have {count:,} problems")]
         items = cause.errors(include_url=False)
-        # pydantic has tried the patterns. Others may match them more slowly, or differently.
+        # pydantic has tried the patterns. Another matcher may be slower, or disagree.
         unmatched = {(each.get("ctx", {})["pattern"], each["input"]) for each in items if each["type"] == _UNMATCHED}
 
         def matches(pattern: str, text: str) -> bool:
