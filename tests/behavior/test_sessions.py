@@ -9,6 +9,7 @@ from behavior.conftest import Connect
 from behavior.exchanges import Exchange, serve_http
 from behavior.harness import Client, Json
 from behavior.links import ACCEPT
+from millstream import Server, Settings
 
 JSON = {"content-type": "application/json", "accept": ACCEPT}
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
@@ -140,6 +141,9 @@ async def test_sessions_survive_a_restart_with_the_same_key(connect: Connect, co
             assert (await restarted.fetch(method, "/mcp", given, body)).status == 404
     async with serve_http(world.build(secret_key="a key that this session was not sealed with"), lane=True) as stranger:
         assert (await stranger.fetch("POST", "/mcp", headers, PING)).status == 404
+    key = "the one key of every behavior test"
+    async with serve_http(Server("another", settings=Settings(secret_key=key)), lane=True) as another:
+        assert (await another.fetch("POST", "/mcp", headers, PING)).status == 404
 
 
 async def send_initialize(client: Client, params: Any, **headers: str) -> tuple[Exchange, Json]:

@@ -30,20 +30,17 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from starlette.responses import JSONResponse
 
-kept = {}
-
-
 def make(name):
     program = MCPServer(name)
 
     @program.tool()
     def keep(value: str, ctx: Context) -> str:
-        kept[id(ctx.session._connection)] = value
+        ctx.session._connection.kept = value
         return value
 
     @program.tool()
     def read(ctx: Context) -> str:
-        return kept.get(id(ctx.session._connection), "nothing")
+        return getattr(ctx.session._connection, "kept", "nothing")
 
     @program.custom_route("/hello", methods=["GET"])
     async def hello(request):

@@ -266,6 +266,7 @@ class Runtime:
             self.services.overrides_of = lambda home: home.all_overrides()
             self.streams = OpenStreams(self.services.streams, max_age=settings.max_stream_seconds)
             self.services.addresses = definition.addresses
+            self.services.server_name = definition.name
             self.dispatcher = Dispatcher(
                 definition.registry,
                 self.services,

@@ -198,7 +198,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(SessionToken).decode
 
 
-def encode(token: SessionToken, ring: KeyRing, nonce: bytes) -> str:
+def encode(token: SessionToken, ring: KeyRing, nonce: bytes, server: str = "") -> str:
     """Return the session id for a token, in visible ASCII. The client's name and version are cut to `MAX_CLIENT_TEXT`
     bytes.
 
@@ -206,13 +206,14 @@ def encode(token: SessionToken, ring: KeyRing, nonce: bytes) -> str:
         token: The session.
         ring: The keys.
         nonce: 12 bytes that were never used before (see `KeyRing.seal`).
+        server: The name of the server. One with the same keys and another name doesn't know the session.
 
     Raises:
         LocalError: A field set by this server is too long or too large.
     """
     cut = msgspec.structs.replace(token, client_name=_cut(token.client_name), client_version=_cut(token.client_version))
     try:
-        text = ring.seal(KIND, _encode(cut), nonce)
+        text = ring.seal(KIND, _encode(cut), nonce, server.encode())
     except OverflowError as exc:
         raise LocalError("A number in the session token has more than 64 bits.") from exc
     if len(text) > MAX_SESSION_ID:
@@ -220,12 +221,12 @@ def encode(token: SessionToken, ring: KeyRing, nonce: bytes) -> str:
     return text
 
 
-def decode(text: str, ring: KeyRing, now: float) -> SessionToken | None:
-    """Return the token of a session id, or None if it's foreign, changed, or expired at Unix time `now`."""
+def decode(text: str, ring: KeyRing, now: float, server: str = "") -> SessionToken | None:
+    """Return the token of a session id, or None if it's another server's, changed, or expired at Unix time `now`."""
     if len(text) > MAX_SESSION_ID:
         return None
     try:
-        token = _decode(ring.open(KIND, text) or b"")
+        token = _decode(ring.open(KIND, text, server.encode()) or b"")
     except msgspec.DecodeError:
         # The token may come from a version with other fields. The client treats it as an unknown session and begins a
         # new one.

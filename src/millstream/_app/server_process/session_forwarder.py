@@ -242,7 +242,8 @@ class SessionForwarder:
     def _find_holder(self, sealed: bytes) -> str | None:
         """Return the name of a session's worker, empty if it has none here, or None for an invalid id."""
         services = self._services
-        token = seal.decode(sealed.decode("latin-1"), services.ring, services.clock() - services.leeway)
+        now = services.clock() - services.leeway
+        token = seal.decode(sealed.decode("latin-1"), services.ring, now, services.server_name)
         if token is None:
             return None
         worker = token.worker.removeprefix(self._home) if token.worker.startswith(self._home) else ""

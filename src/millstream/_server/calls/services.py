@@ -434,6 +434,8 @@ class Services:
 
     parked: Any
     """The `ParkedCalls` of this worker. The dispatcher sets them."""
+    server_name: str = ""
+    """The name that session ids are bound to."""
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.

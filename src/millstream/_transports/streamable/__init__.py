@@ -382,7 +382,7 @@ class HttpSessions:
             worker=services.session_holder if services.binds_sessions else "",
             address=address,
         )
-        return session, seal.encode(token, services.ring, services.nonce())
+        return session, seal.encode(token, services.ring, services.nonce(), services.server_name)
 
     def _start_period(self, now: float) -> None:
         """Reset the counts when the sessions counted have expired."""
@@ -446,7 +446,8 @@ class HttpSessions:
     def _open(self, value: bytes) -> tuple[Session, bytes, int, str] | None:
         """Return a session, the hash of its principal, its expiry, and its holder unless this worker may serve it."""
         services = self._services
-        token = seal.decode(value.decode("latin-1"), services.ring, services.clock() - services.leeway)
+        now = services.clock() - services.leeway
+        token = seal.decode(value.decode("latin-1"), services.ring, now, services.server_name)
         revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
         if token is None or revision is None:
             return None
