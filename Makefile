@@ -61,7 +61,7 @@ run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 900
 orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004 (ARGS="8100 8101 8102 8103 8104")
 	@$(BIN)/python examples/orders/start.py $(ARGS)
 
-check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layers, pages and prose
+check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layers, pages and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -72,7 +72,7 @@ check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layer
 	@$(NODE) && requirements/pages/node_modules/.bin/tsc
 	@$(NODE) && node --test --test-reporter dot --disable-warning MODULE_TYPELESS_PACKAGE_JSON "tests/pages/units/*.test.mjs"
 	$(PYTEST) -q -m check
-	$(BIN)/python scripts/prose.py
+	git ls-files | xargs $(BIN)/codespell
 
 format: $(VENV)/.test requirements/pages/node_modules/.package-lock.json ## rewrite the sources in the one format
 	$(BIN)/ruff format .
