@@ -23,7 +23,8 @@ from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
-from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, READ_RESOURCE, RestrictedPattern
+from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
+from millstream._gateway.rules.results import READ_RESOURCE
 from millstream._gateway.upstreams.links import MAX_OWN_SESSIONS, TAKEN_OVER
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import Gateway, Upstream

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from millstream import Audio, EmbeddedResource, Image, ProtocolError, Text, ToolError, ToolResult
 from millstream._gateway.catalog.search import LISTED_TAG, read_arguments
-from millstream._gateway.rules.policy import READ_RESOURCE
+from millstream._gateway.rules.results import READ_RESOURCE
 from millstream._parts import PartHost
 from millstream._protocol.content import Content
 from millstream._protocol.errors import RESOURCE_NOT_FOUND

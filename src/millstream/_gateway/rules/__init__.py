@@ -3,6 +3,6 @@
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
 - `patterns`: key_forms, matcher, path_and_parts, uri_key
-- `policy`: CHARACTERS_PER_TOKEN, ItemRules, Policy, READ_RESOURCE, RestrictedPattern
-- `results`: NoResponse, Redactor, StoredResults, call_error, split_result
+- `policy`: CHARACTERS_PER_TOKEN, ItemRules, Policy, RestrictedPattern
+- `results`: NoResponse, READ_RESOURCE, Redactor, StoredResults, call_error, split_result
 """

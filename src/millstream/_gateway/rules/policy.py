@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from functools import lru_cache, partial
 from typing import Any, Protocol, cast
 
-import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Principal, ProtocolError, ResourceContents, ToolError
@@ -27,7 +26,7 @@ from millstream._gateway.options.policy import (
 )
 from millstream._gateway.rules.approval import with_approval
 from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
-from millstream._gateway.rules.results import Redactor, run_aside
+from millstream._gateway.rules.results import Redactor, run_aside, shorten_result
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
@@ -223,7 +222,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             result = await (work if self.results is None else self.results.redact(work, call))
             if not self.budget or len(result) <= self.budget:
                 return result
-            return await _shorten_result(call, result, self.budget, partial(keep, seconds=self.result_seconds))
+            return await shorten_result(call, result, self.budget, partial(keep, seconds=self.result_seconds))
 
         return run_by_rules
 
@@ -247,90 +246,6 @@ def _each_of(first: FindRules | None, second: FindRules) -> FindRules:
 
 
 _NO_RULES = ItemRules()
-
-
-READ_RESOURCE = "read_resource"
-"""The tool that reads the rest of a shortened result."""
-_JSON = "application/json"
-_NO_URI = "result:"
-"""URI of contents that aren't stored yet."""
-
-
-async def _shorten_result(
-    call: Call, result: bytes, budget: int, save: Callable[[Call, Sequence[ResourceContents]], Awaitable[str]]
-) -> bytes:
-    """Return the beginning of a tool's result, with the URI of the whole in its text. Many clients don't show blocks of
-    other kinds to their models, or fail, so none is added. Those that fit stay.
-
-    Args:
-        result: JSON of the result.
-        budget: Bytes to keep.
-        save: Stores the contents of the whole result for a call, and returns their URI, or an empty string.
-    """
-    try:
-        decoded = decode_object(result)
-    except MALFORMED:
-        return result  # an error, once it's converted
-    content = decoded.get("content")
-    blocks = [each for each in content if is_object(each)] if is_array(content) else []
-    texts = [each["text"] for each in blocks if isinstance(each.get("text"), str)]
-    text, structured = "\n".join(texts), decoded.get("structuredContent")
-    repeats = structured is not None and _repeats(text, structured)
-    kind = _JSON if repeats and structured != {"result": text} else "text/plain"
-    contents = [ResourceContents(_NO_URI, kind, text)] if texts else []
-    if structured is not None and not repeats:
-        contents.append(ResourceContents(_NO_URI, _JSON, encode(structured).decode()))
-        text = text or contents[-1].text or ""
-    is_whole, others = len(contents) < 2, list[Json]()
-    for each in blocks:
-        if not isinstance(each.get("text"), str):
-            contents.append(_contents_of(each))
-            if (size := len(encode(each))) <= budget:
-                others.append(each)
-                budget -= size
-            else:
-                is_whole = False
-    beginning = text.encode()[:budget].decode("utf-8", "ignore")
-    kept: Json = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
-    shown = beginning
-    if beginning != text or not is_whole:
-        count = f"The first {len(beginning):,} of {len(text):,} characters." if beginning != text else _INCOMPLETE
-        reader = call.dispatcher.registry.tools.get(READ_RESOURCE)
-        has_reader = reader is not None and reader.companion_of is not None
-        where = (
-            f"To read on, call {READ_RESOURCE} with offset {len(beginning)} and" if has_reader else "All of it is at"
-        )
-        uri = await save(call, contents)
-        note = (
-            f"[{count} {where} this URI:] {uri}" if uri else f"[{count} The rest is too large to store: request less.]"
-        )
-        shown = f"{beginning}\n{note}" if beginning else note
-    kept["content"] = [*([{"type": "text", "text": shown}] if shown else []), *others]
-    return encode(kept)
-
-
-_INCOMPLETE = "This isn't the whole result."
-
-
-def _repeats(text: str, structured: Any) -> bool:
-    """Return whether a text says the same as a structured value."""
-    try:
-        said = msgspec.json.decode(text)
-        return structured in (said, {"result": said}, {"result": text})
-    except MALFORMED:
-        return bool(structured == {"result": text})
-
-
-def _contents_of(block: Json) -> ResourceContents:
-    """Return a block other than text as it's read at the URI of its result."""
-    found = members(block.get("resource")) or {"mimeType": block.get("mimeType"), "blob": block.get("data")}
-    try:
-        contents = msgspec.convert({**found, "uri": _NO_URI}, ResourceContents)
-    except msgspec.ValidationError:
-        contents = ResourceContents(_NO_URI)
-    if (contents.text is None) == (contents.blob is None):  # a link, or malformed
-        return ResourceContents(_NO_URI, _JSON, encode(block).decode())
-    return contents
 
 
 class RestrictedPattern(Struct, frozen=True):

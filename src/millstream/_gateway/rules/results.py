@@ -29,10 +29,12 @@ from millstream.protocol import (
     MALFORMED,
     Json,
     ToolUnavailable,
+    decode_object,
     decoder,
     encode,
     is_array,
     is_object,
+    members,
 )
 from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
 
@@ -344,3 +346,87 @@ def _key(call: Call, id: str) -> str:
     name = sha256(b"%b %b" % (readers, id.encode("utf-8", "surrogatepass"))).hexdigest()
     share, dot, _ = id.partition(".")
     return f"result:{share}.{name}" if dot else f"result:{name}"
+
+
+READ_RESOURCE = "read_resource"
+"""The tool that reads the rest of a shortened result."""
+_JSON = "application/json"
+_NO_URI = "result:"
+"""URI of contents that aren't stored yet."""
+
+
+async def shorten_result(
+    call: Call, result: bytes, budget: int, save: Callable[[Call, Sequence[ResourceContents]], Awaitable[str]]
+) -> bytes:
+    """Return the beginning of a tool's result, with the URI of the whole in its text. Many clients don't show blocks of
+    other kinds to their models, or fail, so none is added. Those that fit stay.
+
+    Args:
+        result: JSON of the result.
+        budget: Bytes to keep.
+        save: Stores the contents of the whole result for a call, and returns their URI, or an empty string.
+    """
+    try:
+        decoded = decode_object(result)
+    except MALFORMED:
+        return result  # an error, once it's converted
+    content = decoded.get("content")
+    blocks = [each for each in content if is_object(each)] if is_array(content) else []
+    texts = [each["text"] for each in blocks if isinstance(each.get("text"), str)]
+    text, structured = "\n".join(texts), decoded.get("structuredContent")
+    repeats = structured is not None and _repeats(text, structured)
+    kind = _JSON if repeats and structured != {"result": text} else "text/plain"
+    contents = [ResourceContents(_NO_URI, kind, text)] if texts else []
+    if structured is not None and not repeats:
+        contents.append(ResourceContents(_NO_URI, _JSON, encode(structured).decode()))
+        text = text or contents[-1].text or ""
+    is_whole, others = len(contents) < 2, list[Json]()
+    for each in blocks:
+        if not isinstance(each.get("text"), str):
+            contents.append(_contents_of(each))
+            if (size := len(encode(each))) <= budget:
+                others.append(each)
+                budget -= size
+            else:
+                is_whole = False
+    beginning = text.encode()[:budget].decode("utf-8", "ignore")
+    kept: Json = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
+    shown = beginning
+    if beginning != text or not is_whole:
+        count = f"The first {len(beginning):,} of {len(text):,} characters." if beginning != text else _INCOMPLETE
+        reader = call.dispatcher.registry.tools.get(READ_RESOURCE)
+        has_reader = reader is not None and reader.companion_of is not None
+        where = (
+            f"To read on, call {READ_RESOURCE} with offset {len(beginning)} and" if has_reader else "All of it is at"
+        )
+        uri = await save(call, contents)
+        note = (
+            f"[{count} {where} this URI:] {uri}" if uri else f"[{count} The rest is too large to store: request less.]"
+        )
+        shown = f"{beginning}\n{note}" if beginning else note
+    kept["content"] = [*([{"type": "text", "text": shown}] if shown else []), *others]
+    return encode(kept)
+
+
+_INCOMPLETE = "This isn't the whole result."
+
+
+def _repeats(text: str, structured: Any) -> bool:
+    """Return whether a text says the same as a structured value."""
+    try:
+        said = msgspec.json.decode(text)
+        return structured in (said, {"result": said}, {"result": text})
+    except MALFORMED:
+        return bool(structured == {"result": text})
+
+
+def _contents_of(block: Json) -> ResourceContents:
+    """Return a block other than text as it's read at the URI of its result."""
+    found = members(block.get("resource")) or {"mimeType": block.get("mimeType"), "blob": block.get("data")}
+    try:
+        contents = msgspec.convert({**found, "uri": _NO_URI}, ResourceContents)
+    except msgspec.ValidationError:
+        contents = ResourceContents(_NO_URI)
+    if (contents.text is None) == (contents.blob is None):  # a link, or malformed
+        return ResourceContents(_NO_URI, _JSON, encode(block).decode())
+    return contents
