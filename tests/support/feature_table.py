@@ -114,6 +114,7 @@ FEATURES = (
     Feature(
         "[events](../guides/events.md) (in Beta): polls, webhooks",
         "",
+        _in("served", *REVISIONS[:-1]),
         elsewhere=_in("extensions/test_events.py::test_handshake_clients_can_read_events", *REVISIONS),
     ),
     Feature("events: streams", "", elsewhere=_in(EVENTS, NEWEST)),
