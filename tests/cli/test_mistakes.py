@@ -424,6 +424,8 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: Server("shop", settings=Settings(rate_limit="1/minute")), "'rate_limit'", "Set limit_calls"),  # type: ignore[call-arg]
     (lambda: Server("shop", settings=Settings(serve="hub")), "'serve'", "use --serve or Server(serve=…)"),  # type: ignore[call-arg]
     (lambda: program().run(path="/x"), "run has no option 'path'", "Settings(path=…)"),  # type: ignore[call-arg]
+    (lambda: program().run(middleware=[]), "run has no option 'middleware'", "app = GZipMiddleware(mcp)"),  # type: ignore[call-arg]
+    (lambda: program().run(show_banner=False), "run has no option 'show_banner'", "Leave it out"),  # type: ignore[call-arg]
     (lambda: connect(program()).__enter__(), "TestClient is asynchronous", "async with"),
     (lambda: connect(program(), user="ada"), "no option 'user'", "Write principal='ada'"),  # type: ignore[call-arg]
     (lambda: Image("x.png"), "'mime_type'", "Write Image(Path('x.png').read_bytes(), 'image/png')"),  # type: ignore[call-arg]

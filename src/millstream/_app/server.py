@@ -662,8 +662,10 @@ class Server(NotCopyable):
         elsewhere={
             "debug": "Start it with `millstream run --dev`.",
             "log_level": "Write `Server(settings=Settings(log_level=…))`.",
+            "middleware": "Write `app = GZipMiddleware(mcp)`, and serve app as an ASGI application.",
             "path": "Write `Server(settings=Settings(path=…))`.",
             "reload": "Start it with `millstream run --reload`.",
+            "show_banner": "Leave it out.",
         },
     )
     def run(
