@@ -337,16 +337,30 @@ async def test_gap_belongs_to_the_subscription_after_a_refused_one() -> None:
             await listener.until("error", {"pattern": "first", "message": "Forbidden."})
 
 
-async def test_token_is_renewed_for_each_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_gaps_are_reported_before_the_events_that_remain(hub: int, transport: str) -> None:
+    room = f"gap-{transport}"
+    await publish(hub, room, "1", "2")
+    async with listening(hub, {room: {"from": "long-ago"}}, transport=transport) as listener:
+        await listener.until("gap", {"pattern": room, "reason": "unknown"})
+        assert listener.values(room) == []
+        await listener.until(room, "2")
+        assert listener.values(room) == ["1", "2"]
+
+
+@pytest.mark.parametrize("transport", ["sse", PYTHON])
+async def test_token_is_renewed_for_each_connection(tmp_path: Path, transport: str) -> None:
     port, key = free_port(), "key-of-the-hub-0123"
     with run_server(run_command(HUB, port, "--auth", key), port, tmp_path / "log"):
-        async with listening(port, {"news": {}}, token=f"expired-key-of-the-hub {key}") as listener:
+        async with listening(
+            port, {"news": {}}, transport=transport, token=f"expired-key-of-the-hub {key}"
+        ) as listener:
             while (await listener.until("state"))[1].get("status") != 403:
                 pass
             await listener.until("ready")
             listener.call("publish", "news", "Hello")
             await listener.until("news", "Hello")
-        async with listening(port, {"news": {}}, token="a-wrong-key-for-the-hub") as listener:
+        async with listening(port, {"news": {}}, transport=transport, token="a-wrong-key-for-the-hub") as listener:
             await listener.until("error", {"pattern": "news", "message": "The key is invalid or has been removed."})
 
 
@@ -371,7 +385,8 @@ SITES: dict[str, Callable[[Path, int], Any]] = {
 @pytest.mark.parametrize(
     "proxy", [pytest.param("nginx", marks=NEEDS_NGINX), pytest.param("haproxy", marks=NEEDS_HAPROXY)]
 )
-async def test_restart_behind_a_proxy_loses_nothing(tmp_path: Path, proxy: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"transport": PYTHON}], ids=["js", PYTHON])
+async def test_restart_behind_a_proxy_loses_nothing(tmp_path: Path, proxy: str, options: dict[str, Any]) -> None:
     """The server is down twice, with two workers, and the proxy answers for it. nginx's site doesn't pass WebSockets
     on.
     """
@@ -381,7 +396,7 @@ async def test_restart_behind_a_proxy_loses_nothing(tmp_path: Path, proxy: str) 
         server = running.enter_context(ExitStack())
         server.enter_context(run_server(command, backend, tmp_path / "log"))
         port = running.enter_context(SITES[proxy](tmp_path / proxy, backend))
-        async with listening(port, {"restart": {"history": 9}}, impatient=True) as listener:
+        async with listening(port, {"restart": {"history": 9}}, impatient=True, **options) as listener:
             await listener.until("ready")
             await publish(backend, "restart", "0")
             for number in (1, 2):

@@ -33,7 +33,7 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import parse_url
 from millstream._override import override
-from millstream._protocol.errors import Confidential, ProtocolError
+from millstream._protocol.errors import INVISIBLE, Confidential, ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.redaction import redact
 from millstream._protocol.sse import MAX_EVENT_BYTES, Decoder, SseEvent
@@ -57,8 +57,9 @@ _PUBLISH_SECONDS = 60.0
 """Seconds in which requests are retried. Hubs recognize an id for two minutes."""
 _MAX_STREAMS = 1000
 _MAX_BODY = 16 * 1024 * 1024
+_MAX_DETAIL = 500
 _REFUSALS = frozenset({400, 401, 403})
-_TEMPORARY = (ConnectFailed, ConnectionLost, InvalidResponse, OSError)
+_TEMPORARY = (ConnectFailed, ConnectionLost, InvalidResponse)
 
 
 class Refused(ClientError):
@@ -90,6 +91,8 @@ class ClientSubscription:
     It connects when the program waits for the first event, or at the start of ``async with``: each event that's
     published afterwards arrives. It reconnects after a failure and resumes, so events are neither lost nor repeated,
     and an `EventGap` reports those that the hub no longer has. It ends when it's closed. Read it in one task at a time.
+
+    It raises `Refused` if the server rejects the subscription, and `ClientError` if it isn't a hub.
     """
 
     def __init__(self, client: "HubClient", query: list[tuple[str, str]], last_event_id: str) -> None:
@@ -133,11 +136,12 @@ class ClientSubscription:
         while not self._closed:
             if self._events:
                 event = self._events.popleft()
-                self._position = event.id
+                self._position = event.id or self._position
                 if (found := self._read(event)) is not None:
                     return found
             else:
                 await self._advance()
+        self._disconnect()  # it may have been closed while it connected
         raise StopAsyncIteration
 
     def close(self) -> None:
@@ -171,20 +175,17 @@ class ClientSubscription:
         try:
             reply = await self._client.send("GET", f"events?{urlencode(self._query + start)}", "text/event-stream")
             if reply.status != 200 or reply.stream is None:
-                raise self._client.failure(reply, final=_REFUSALS)
+                raise self._client.failure(reply, is_stream=True)
         except Refused as exc:
             self._refusals += 1
             if self._refusals > self._client.renews_token:
-                self.close()
                 raise
             self._fail(exc)
         except _TEMPORARY as exc:
             self._fail(exc)
         else:
             self._refusals = 0
-            self._stream, self._decoder = reply.stream, Decoder(last_event_id=self._position)
-            if self._closed:
-                self._disconnect()
+            self._stream, self._decoder = reply.stream, Decoder()
 
     async def _receive(self, stream: Body) -> None:
         decoder = self._decoder
@@ -194,7 +195,8 @@ class ClientSubscription:
             if not chunk:
                 raise ConnectionLost("The server ended the stream.")
             self._events.extend(decoder.feed(chunk))
-            if self._opened_at == inf and all(event.event != UNAVAILABLE for event in self._events):
+            is_ready = self._events or decoder.last_event_id
+            if self._opened_at == inf and is_ready and all(event.event != UNAVAILABLE for event in self._events):
                 self._opened_at = asyncio.get_running_loop().time()
                 logger.info("Subscribed to %s at %s", self._channels, self._client)
         except TimeoutError:
@@ -202,28 +204,24 @@ class ClientSubscription:
         except ClientError as exc:
             self._fail(exc)
         except ProtocolError as exc:
-            self.close()
             raise TooLarge(
                 f"The server at {self._client} sent an event of more than {MAX_EVENT_BYTES:,} bytes."
             ) from exc
         else:
             if not self._events:
-                self._position = decoder.last_event_id
+                self._position = decoder.last_event_id or self._position
 
     def _read(self, event: SseEvent) -> HubEvent | EventGap | None:
-        try:
-            if event.event not in (GAP, CUT, UNAVAILABLE):
-                return msgspec.json.decode(event.data, type=HubEvent)
-            problem = msgspec.json.decode(event.data, type=_Problem)
-        except MALFORMED as exc:
-            self.close()
-            raise InvalidResponse(f"The server at {self._client} sent an event that isn't valid.") from exc
+        data = event.data.encode()
+        if event.event not in (GAP, CUT, UNAVAILABLE):
+            return _decode(data, HubEvent)
+        problem = _decode(data, _Problem)
         if event.event == GAP:
             return EventGap(problem.reason)
-        self._fail(ConnectionLost(problem.detail or "The program was too slow, so the server disconnected it."))
+        self._fail(ConnectionLost(_clean(problem.detail) or "The program was too slow, so the server disconnected it."))
         return None
 
-    def _fail(self, error: ClientError | OSError) -> None:
+    def _fail(self, error: ClientError) -> None:
         """Disconnect and set the time of the next attempt."""
         self._disconnect()
         if self._closed:
@@ -231,9 +229,8 @@ class ClientSubscription:
         now = asyncio.get_running_loop().time()
         if now - self._opened_at > _STABLE_SECONDS:
             self._failures = 0
-        status, retry_after = (error.status, error.retry_after) if isinstance(error, ClientError) else (0, None)
-        retry_after = retry_after or (self._decoder.retry_ms or 0) / 1000
-        delay = min(retry_after, _MAX_RETRY_AFTER) + _back_off(self._failures, status)
+        retry_after = error.retry_after or (self._decoder.retry_ms or 0) / 1000
+        delay = min(retry_after, _MAX_RETRY_AFTER) + _back_off(self._failures, error.status)
         self._retry_at = now + delay
         level = logging.INFO if self._failures else logging.WARNING
         logger.log(
@@ -247,6 +244,18 @@ class ClientSubscription:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except MALFORMED as exc:
+        raise InvalidResponse("The server sent something that a hub doesn't send. Check the URL.") from exc
+
+
+def _clean(text: str) -> str:
+    """Return a server's text for an error and the log, on one line."""
+    return " ".join(INVISIBLE.sub(" ", text[:_MAX_DETAIL]).split())
 
 
 def _back_off(failures: int, status: int = 0) -> float:
@@ -269,6 +278,8 @@ class HubClient(Confidential):
             raise TargetError(f"{url} isn't the URL of a hub. Use the server's URL, such as https://example.com.")
         self._base = self._url.target.partition("?")[0].rstrip("/")
         self._token = token
+        self.renews_token: bool = callable(token)
+        """Whether the next request may have another token."""
         self._tls = tls
         self._sent_token = ""
         self._pool: ConnectionPool | None = None
@@ -363,11 +374,6 @@ class HubClient(Confidential):
         for subscription in self._subscriptions:
             subscription.retry_now()
 
-    @property
-    def renews_token(self) -> bool:
-        """Whether the next request may have another token."""
-        return callable(self._token)
-
     async def send(self, method: str, path: str, accept: str, body: bytes = b"") -> HttpReply:
         """Send a request to a path below the server's URL and return the reply.
 
@@ -399,23 +405,25 @@ class HubClient(Confidential):
         except TimeoutError as exc:
             raise ConnectionLost(f"{self} didn't respond within {_RESPONSE_TIMEOUT:.0f} seconds.") from exc
 
-    def failure(self, reply: HttpReply, *, final: "frozenset[int] | range") -> ClientError:
+    def failure(self, reply: HttpReply, *, is_stream: bool) -> ClientError:
         """Return the error for a response that can't be used.
 
         Args:
             reply: The response.
-            final: Statuses with which the server itself, but not a proxy, refuses the request.
+            is_stream: Whether it's for a stream, which is retried unless the hub itself refuses it.
         """
         reply.discard()
-        status, is_ours = reply.status, reply.media_type == "application/problem+json"
-        detail = ""
+        status, detail = reply.status, ""
+        is_ours = reply.media_type == "application/problem+json"
         if is_ours:
-            with suppress(*MALFORMED):
-                detail = msgspec.json.decode(reply.body, type=_Problem).detail
-        if location := reply.header(b"location"):
+            with suppress(InvalidResponse):
+                detail = redact(_decode(reply.body, _Problem).detail, {self._sent_token})
+        location = reply.header(b"location")
+        if location:
             detail = f"{self} redirects to {location}. If you trust that server, use its URL."
-        kind = Refused if location or (status in final and is_ours) else ConnectionLost
-        error = kind(redact(detail, {self._sent_token}) or f"{self} responded with status {status}.")
+        is_final = is_ours and status in _REFUSALS if is_stream else status < 500
+        kind = Refused if location or is_final else ConnectionLost
+        error = kind(_clean(detail) or f"{self} responded with status {status}.")
         error.status, error.detail = status, detail
         seconds = reply.header(b"retry-after")
         error.retry_after = float(seconds) if seconds.isdecimal() and len(seconds) < 10 else None
@@ -428,21 +436,14 @@ class HubClient(Confidential):
             try:
                 reply = await self.send(method, path, "application/json", body)
                 if reply.status != 200:
-                    raise self.failure(reply, final=range(400, 500))
-                return self._decode(reply.body, kind)
+                    raise self.failure(reply, is_stream=False)
+                return _decode(reply.body, kind)
             except (Refused, *_TEMPORARY) as exc:
-                wait = exc.retry_after if isinstance(exc, ClientError) else None
-                delay = (wait or 0.0) + _back_off(attempt)
-                if (isinstance(exc, Refused) and wait is None) or now() + delay > end:
+                delay = (exc.retry_after or 0.0) + _back_off(attempt)
+                if (isinstance(exc, Refused) and exc.retry_after is None) or now() + delay > end:
                     raise
             attempt += 1
             await asyncio.sleep(delay)
-
-    def _decode(self, body: bytes, kind: type[T]) -> T:
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except MALFORMED as exc:
-            raise InvalidResponse(f"{self} sent a response that isn't valid.") from exc
 
 
 def connect(url: str, *, token: Token = "", tls: ssl.SSLContext | None = None) -> HubClient:
