@@ -32,7 +32,7 @@ class States(logging.Handler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         assert isinstance(record.args, tuple)
-        pattern, error = record.args[0], record.args[-1]
+        pattern, error = str(record.args[0]).partition(" at ")[0], record.args[-1]
         if isinstance(error, Exception):
             status = getattr(error, "status", 0)
             show("state", {"state": "waiting", "reason": str(error), "status": status})
@@ -41,10 +41,10 @@ class States(logging.Handler):
         else:
             show("state", {"state": "open"})
             show("ready", {"pattern": pattern, "resumed": pattern in lost})
-            lost.add(str(pattern))
+            lost.add(pattern)
 
 
-async def read(subscription: hub.ClientSubscription, pattern: str, name: str) -> None:
+async def read(subscription: hub.HubSubscription, pattern: str, name: str) -> None:
     """Print what a subscription receives."""
     try:
         async for event in subscription:
@@ -52,7 +52,7 @@ async def read(subscription: hub.ClientSubscription, pattern: str, name: str) ->
                 show("gap", {"pattern": pattern, "reason": event.reason})
             else:
                 show(name, event.data, *([event.event] if event.event else []))
-    except hub.Refused as exc:
+    except hub.HubRefused as exc:
         show("error", {"pattern": pattern, "message": str(exc)})
 
 
@@ -65,7 +65,7 @@ async def main(url: str, options: dict[str, Any], patterns: list[tuple[str, dict
         logger = logging.getLogger("millstream.hub.client")
         logger.setLevel(logging.INFO)
         logger.addHandler(States(feed, options.get("impatient", False)))
-        followed: list[hub.ClientSubscription] = []
+        followed: list[hub.HubSubscription] = []
 
         def subscribe(pattern: str, given: dict[str, Any]) -> None:
             name, last = given.pop("name", pattern), given.pop("from", "")
@@ -81,8 +81,8 @@ async def main(url: str, options: dict[str, Any], patterns: list[tuple[str, dict
                     show(method, msgspec.to_builtins(await feed.publish(channel, data, **(more[0] if more else {}))))
                 else:
                     show(method, msgspec.to_builtins(await feed.members(*values)))
-            except (hub.Refused, ValueError) as exc:
-                show("failed", {"name": type(exc).__name__, "message": str(exc)})
+            except (hub.HubRefused, ValueError) as exc:
+                show("failed", {"name": type(exc).__name__.removeprefix("Hub"), "message": str(exc)})
 
         for pattern, given in patterns:
             subscribe(pattern, given)

@@ -54,7 +54,7 @@ async def peer(*replies: str, keep: bool = False) -> AsyncIterator[tuple[str, li
         server.close()
 
 
-async def texts(subscription: hub.ClientSubscription, count: int) -> list[str]:
+async def texts(subscription: hub.HubSubscription, count: int) -> list[str]:
     """Return the data of the next events, or ``gap`` and its reason."""
     found: list[str] = []
     async with asyncio.timeout(WAIT):
@@ -135,10 +135,10 @@ async def test_revoked_keys_end_subscriptions_with_an_error(tmp_path: Path) -> N
             tokens = iter([key, key, spare, spare, spare])
             async with renewing.subscribe("news") as renewed:
                 keys("revoke", "ada")
-                with pytest.raises(hub.Refused, match="The key is invalid or has been removed") as caught:
+                with pytest.raises(hub.HubRefused, match="The key is invalid or has been removed") as caught:
                     await texts(events, 1)
                 assert caught.value.status == 403
-                with pytest.raises(hub.Refused):
+                with pytest.raises(hub.HubRefused):
                     await feed.publish("news", "no")
                 waiting = asyncio.create_task(texts(renewed, 1))
                 async with hub.connect(f"http://127.0.0.1:{port}", token=spare) as other:
@@ -272,7 +272,7 @@ async def test_tokens_are_sent_to_one_server_and_never_quoted() -> None:
     denied = f"HTTP/1.1 403 No\r\ncontent-type: application/problem+json\r\ncontent-length: {len(quote)}\r\n\r\n{quote}"
     for reply, text in ((moved, "redirects to http://127.0.0.1:9/events"), (denied, "The key .* is bad")):
         async with peer(reply) as (url, requests), hub.connect(f"{url}/base/", token="k-123456789") as feed:
-            with pytest.raises(hub.Refused, match=text) as caught:
+            with pytest.raises(hub.HubRefused, match=text) as caught:
                 await texts(feed.subscribe("x"), 1)
             assert "k-123456789" not in str(caught.value)
             assert requests[0].startswith("GET /base/events?channel=x&envelope=1")

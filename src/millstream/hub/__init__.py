@@ -17,20 +17,19 @@ from millstream.hub._presence import Member, MemberList
 from millstream.hub._subscriber import Encode, Subscription
 
 if TYPE_CHECKING:
-    from millstream.hub._client import ClientSubscription, EventGap, HubClient, Refused, connect
+    from millstream.hub._client import EventGap, HubClient, HubRefused, HubSubscription, connect
 
 _HOMES = {
-    "ClientSubscription": "_client",
+    "HubSubscription": "_client",
     "EventGap": "_client",
     "HubClient": "_client",
-    "Refused": "_client",
+    "HubRefused": "_client",
     "connect": "_client",
 }
 """Public name -> module, imported on first use, so that a server doesn't load the client."""
 
 __all__ = [
     "AccessRules",
-    "ClientSubscription",
     "Encode",
     "Event",
     "EventGap",
@@ -40,7 +39,9 @@ __all__ = [
     "HubClient",
     "HubEvent",
     "HubLimits",
+    "HubRefused",
     "HubStats",
+    "HubSubscription",
     "InvalidName",
     "LimitExceeded",
     "Member",
@@ -48,7 +49,6 @@ __all__ = [
     "OutputStream",
     "Profile",
     "PublishResult",
-    "Refused",
     "Subscription",
     "check_channel",
     "connect",

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 from uuid import uuid4
 from weakref import WeakSet
@@ -62,8 +62,8 @@ _REFUSALS = frozenset({400, 401, 403})
 _TEMPORARY = (ConnectFailed, ConnectionLost, InvalidResponse)
 
 
-class Refused(ClientError):
-    """The hub refuses a request, and repeating it won't help: ``except Refused as error: print(error.status)``.
+class HubRefused(ClientError):
+    """The hub refuses a request, and repeating it won't help: ``except HubRefused as error: print(error.status)``.
 
     If `retry_after` isn't None, the request can be repeated after that many seconds.
     """
@@ -85,20 +85,24 @@ class _Problem(Struct):
     reason: str = ""
 
 
-class ClientSubscription:
+class HubSubscription:
     """A subscription to channels of a hub: ``async for event in feed.subscribe("orders.*"): print(event.data)``.
 
     It connects when the program waits for the first event, or at the start of ``async with``: each event that's
     published afterwards arrives. It reconnects after a failure and resumes, so events are neither lost nor repeated,
     and an `EventGap` reports those that the hub no longer has. It ends when it's closed. Read it in one task at a time.
 
-    It raises `Refused` if the server rejects the subscription, and `ClientError` if it isn't a hub.
+    It raises `HubRefused` if the server rejects the subscription, and `ClientError` if it isn't a hub.
     """
 
-    def __init__(self, client: "HubClient", query: list[tuple[str, str]], last_event_id: str) -> None:
-        self._client = client
+    def __init__(
+        self, open: Callable[[str], Awaitable[Any]], title: str, query: str, last_event_id: str, max_refusals: int
+    ) -> None:
+        """`HubClient.subscribe` creates it."""
+        self._open = open
+        self._title = title
         self._query = query
-        self._channels = ", ".join(value for name, value in query if name == "channel")
+        self._max_refusals = max_refusals
         self._position = last_event_id
         self._stream: Body | None = None
         self._decoder = Decoder()
@@ -171,21 +175,19 @@ class ClientSubscription:
                     await self._wake.wait()
         if self._closed:
             return
-        start = [("last_event_id", self._position)] if self._position else []
+        start = urlencode({"last_event_id": self._position} if self._position else {})
         try:
-            reply = await self._client.send("GET", f"events?{urlencode(self._query + start)}", "text/event-stream")
-            if reply.status != 200 or reply.stream is None:
-                raise self._client.failure(reply, is_stream=True)
-        except Refused as exc:
+            stream = await self._open(f"{self._query}&{start}")
+        except HubRefused as exc:
             self._refusals += 1
-            if self._refusals > self._client.renews_token:
+            if self._refusals > self._max_refusals:
                 raise
             self._fail(exc)
         except _TEMPORARY as exc:
             self._fail(exc)
         else:
             self._refusals = 0
-            self._stream, self._decoder = reply.stream, Decoder()
+            self._stream, self._decoder = stream, Decoder()
 
     async def _receive(self, stream: Body) -> None:
         decoder = self._decoder
@@ -198,15 +200,13 @@ class ClientSubscription:
             is_ready = self._events or decoder.last_event_id
             if self._opened_at == inf and is_ready and all(event.event != UNAVAILABLE for event in self._events):
                 self._opened_at = asyncio.get_running_loop().time()
-                logger.info("Subscribed to %s at %s", self._channels, self._client)
+                logger.info("Subscribed to %s", self._title)
         except TimeoutError:
             self._fail(ConnectionLost("The server stopped responding."))
         except ClientError as exc:
             self._fail(exc)
         except ProtocolError as exc:
-            raise TooLarge(
-                f"The server at {self._client} sent an event of more than {MAX_EVENT_BYTES:,} bytes."
-            ) from exc
+            raise TooLarge(f"The server sent an event of more than {MAX_EVENT_BYTES:,} bytes.") from exc
         else:
             if not self._events:
                 self._position = decoder.last_event_id or self._position
@@ -233,9 +233,7 @@ class ClientSubscription:
         delay = min(retry_after, _MAX_RETRY_AFTER) + _back_off(self._failures, error.status)
         self._retry_at = now + delay
         level = logging.INFO if self._failures else logging.WARNING
-        logger.log(
-            level, "Disconnected from %s at %s, retrying in %.1f s: %s", self._channels, self._client, delay, error
-        )
+        logger.log(level, "Disconnected from %s, retrying in %.1f s: %s", self._title, delay, error)
         self._failures += 1
         self._opened_at = inf
         self._decoder = Decoder()
@@ -264,7 +262,7 @@ def _back_off(failures: int, status: int = 0) -> float:
 
 
 class HubClient(Confidential):
-    """A client of a hub. `connect` returns one.
+    """A client of a hub: ``async with hub.connect(url) as feed: await feed.publish("news", "Hello")``.
 
     Args:
         url: See `connect`.
@@ -278,12 +276,10 @@ class HubClient(Confidential):
             raise TargetError(f"{url} isn't the URL of a hub. Use the server's URL, such as https://example.com.")
         self._base = self._url.target.partition("?")[0].rstrip("/")
         self._token = token
-        self.renews_token: bool = callable(token)
-        """Whether the next request may have another token."""
         self._tls = tls
         self._sent_token = ""
         self._pool: ConnectionPool | None = None
-        self._subscriptions = WeakSet[ClientSubscription]()
+        self._subscriptions = WeakSet[HubSubscription]()
         self.client_id: str = str(uuid4())
         """The id of this client as a member of channels."""
 
@@ -307,14 +303,14 @@ class HubClient(Confidential):
 
     def subscribe(
         self, channel: str, *more: str, history: int = 0, last_event_id: str = "", name: str = ""
-    ) -> ClientSubscription:
+    ) -> HubSubscription:
         """Return a subscription to channels or patterns, which share one order of events.
 
         Args:
             channel: A channel, or a pattern such as ``orders.*``.
             more: Further channels and patterns.
             history: Number of newest events that come first, at most 1,000.
-            last_event_id: `ClientSubscription.position` of an earlier run, or the id of the last event that you have.
+            last_event_id: `HubSubscription.position` of an earlier run, or the id of the last event that you have.
                 Later events come first, instead of the history.
             name: Makes this client a member of the channels, with this name.
 
@@ -327,7 +323,9 @@ class HubClient(Confidential):
         query += [("envelope", "1"), ("history", str(history))]
         if name:
             query += [("client_id", self.client_id), ("name", name)]
-        subscription = ClientSubscription(self, query, last_event_id)
+        title = f"{', '.join((channel, *more))} at {self}"
+        # A function may return another token after a refusal.
+        subscription = HubSubscription(self._open, title, urlencode(query), last_event_id, int(callable(self._token)))
         self._subscriptions.add(subscription)
         return subscription
 
@@ -346,7 +344,7 @@ class HubClient(Confidential):
                 id if this method fails.
 
         Raises:
-            Refused: The server rejects the event.
+            HubRefused: The server rejects the event.
             ClientError: The server didn't confirm the event. It may have been published.
             TypeError: The data can't be encoded as JSON.
         """
@@ -354,7 +352,7 @@ class HubClient(Confidential):
         try:
             body = msgspec.json.encode(message)
         except UnicodeEncodeError as exc:
-            raise Refused("The event contains half of a surrogate pair.") from exc
+            raise HubRefused("The event contains half of a surrogate pair.") from exc
         return await self._request("POST", "publish", PublishResult, body)
 
     async def members(self, channel: str) -> MemberList:
@@ -364,7 +362,7 @@ class HubClient(Confidential):
             channel: The channel, without wildcards.
 
         Raises:
-            Refused: You may not see them.
+            HubRefused: You may not see them.
             ClientError: The server didn't respond.
         """
         return await self._request("GET", f"members?{urlencode({'channel': channel})}", MemberList)
@@ -374,18 +372,13 @@ class HubClient(Confidential):
         for subscription in self._subscriptions:
             subscription.retry_now()
 
-    async def send(self, method: str, path: str, accept: str, body: bytes = b"") -> HttpReply:
-        """Send a request to a path below the server's URL and return the reply.
+    async def _open(self, query: str) -> Body:
+        reply = await self._send("GET", f"events?{query}", "text/event-stream")
+        if reply.status != 200 or reply.stream is None:
+            raise self._failure(reply, is_stream=True)
+        return reply.stream
 
-        Args:
-            method: HTTP method.
-            path: Path and query.
-            accept: Media type of the reply.
-            body: JSON to send.
-
-        Raises:
-            ClientError: There was no reply.
-        """
+    async def _send(self, method: str, path: str, accept: str, body: bytes = b"") -> HttpReply:
         if self._pool is None:
             raise ClientError("The client isn't connected. Use `async with hub.connect(…) as feed:`.")
         token = self._token() if callable(self._token) else self._token
@@ -405,13 +398,8 @@ class HubClient(Confidential):
         except TimeoutError as exc:
             raise ConnectionLost(f"{self} didn't respond within {_RESPONSE_TIMEOUT:.0f} seconds.") from exc
 
-    def failure(self, reply: HttpReply, *, is_stream: bool) -> ClientError:
-        """Return the error for a response that can't be used.
-
-        Args:
-            reply: The response.
-            is_stream: Whether it's for a stream, which is retried unless the hub itself refuses it.
-        """
+    def _failure(self, reply: HttpReply, *, is_stream: bool) -> ClientError:
+        """Return the error for a response that can't be used. Streams are retried unless the hub itself refuses."""
         reply.discard()
         status, detail = reply.status, ""
         is_ours = reply.media_type == "application/problem+json"
@@ -422,7 +410,7 @@ class HubClient(Confidential):
         if location:
             detail = f"{self} redirects to {location}. If you trust that server, use its URL."
         is_final = is_ours and status in _REFUSALS if is_stream else status < 500
-        kind = Refused if location or is_final else ConnectionLost
+        kind = HubRefused if location or is_final else ConnectionLost
         error = kind(_clean(detail) or f"{self} responded with status {status}.")
         error.status, error.detail = status, detail
         seconds = reply.header(b"retry-after")
@@ -434,13 +422,13 @@ class HubClient(Confidential):
         attempt, end = 0, now() + _PUBLISH_SECONDS
         while True:
             try:
-                reply = await self.send(method, path, "application/json", body)
+                reply = await self._send(method, path, "application/json", body)
                 if reply.status != 200:
-                    raise self.failure(reply, is_stream=False)
+                    raise self._failure(reply, is_stream=False)
                 return _decode(reply.body, kind)
-            except (Refused, *_TEMPORARY) as exc:
+            except (HubRefused, *_TEMPORARY) as exc:
                 delay = (exc.retry_after or 0.0) + _back_off(attempt)
-                if (isinstance(exc, Refused) and exc.retry_after is None) or now() + delay > end:
+                if (isinstance(exc, HubRefused) and exc.retry_after is None) or now() + delay > end:
                     raise
             attempt += 1
             await asyncio.sleep(delay)
