@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from command_line import run_in_process
+from examples import follow_room
 from faulty_proxy import faulty_proxy
 from millstream import hub
 from millstream.client import ClientError, InvalidResponse, TargetError, UnsendableRequest
@@ -305,3 +306,14 @@ async def test_events_carry_their_publisher_name_and_id(url: str) -> None:
         assert isinstance(second, hub.HubEvent)
         assert (first.channel, first.data, first.event, first.id) == ("whole", '{"n":1}', "said", sent.id)
         assert (second.data, second.id, second.position) == ("plain", events.position, "")
+
+
+async def test_example_prints_the_messages_of_a_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, lines = free_port(), asyncio.Queue[str]()
+    monkeypatch.setattr("builtins.print", lambda line, **_: lines.put_nowait(line))
+    with run_server(run_command("examples/rooms.py", port), port, tmp_path / "log"):
+        place = f"http://127.0.0.1:{port}", "lobby"
+        await follow_room.say(*place, "Hello")
+        following = asyncio.create_task(follow_room.follow(*place))
+        assert await asyncio.wait_for(lines.get(), WAIT) == "Python: Hello"
+        following.cancel()
