@@ -570,6 +570,7 @@ LINE_BREAKS = {
 _SEARCHES = {"strip", "rstrip", "partition", "split", "maketrans", "removesuffix"}
 SENDERS = {
     "_http/client/pool.py", "_web/inspector.py", "_app/server_process/session_forwarder.py", "client/_endpoint.py",
+    "hub/_client.py",
 }  # fmt: skip
 """Modules that pass requests to a connection. All of them encode these with `encode_request`."""
 

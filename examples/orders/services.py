@@ -1,7 +1,6 @@
 """Where the services are, and how they reach each other. Every address and the key come from the environment."""
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from websockets.asyncio.client import connect as open_socket
-from websockets.exceptions import ConnectionClosed
 
-from millstream import Client
+from millstream import Client, hub
 from millstream.client import ClientError
 
 HUB = os.environ.get("HUB_URL", "http://127.0.0.1:8000")
 USERS = os.environ.get("USERS_URL", "http://127.0.0.1:8001")
-HEADERS = {"Authorization": f"Bearer {os.environ.get('MCP_SERVER_AUTH_KEY', '')}"}
+KEY = os.environ.get("MCP_SERVER_AUTH_KEY", "")
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 STATE = Path(os.environ.get("STATE_FOLDER", "state"))
 """Folder in which a service keeps its position."""
 
@@ -80,23 +78,16 @@ def save_position(name: str, position: str) -> None:
 async def consume(consumer: Consumer, name: str) -> None:
     """Pass orders on. After an interruption or a restart, the hub goes on behind the last one."""
     last = read_position(name)
-    # `async for` connects again when a connection ends or the hub isn't there yet.
-    async for socket in open_socket(f"ws{HUB.removeprefix('http')}/ws", additional_headers=HEADERS):
-        try:
-            start = {"last_event_id": last} if last else {"history": 1000}
-            await socket.send(json.dumps({"type": "subscribe", "channel": "orders.created", **start}))
-            async for text in socket:
-                message = json.loads(text)
-                if message["type"] == "event":
-                    await pass_on(message["data"], consumer)
-                if message["type"] in ("event", "position"):
-                    last = message["id"]
-                    save_position(name, last)
-        except ConnectionClosed:
-            continue
-        except ClientError:
-            logger.exception("The order is retried in a second")
-            await asyncio.sleep(1)
+    async with (
+        hub.connect(HUB, token=KEY) as feed,
+        feed.subscribe("orders.created", history=1000, last_event_id=last) as orders,
+    ):
+        async for event in orders:
+            if isinstance(event, hub.EventGap):
+                logger.warning("Orders are missing: %s", event.reason)
+            else:
+                await pass_on(event.data, consumer)
+            save_position(name, orders.position)
 
 
 async def pass_on(data: str, consumer: Consumer) -> None:
@@ -106,4 +97,11 @@ async def pass_on(data: str, consumer: Consumer) -> None:
     except msgspec.DecodeError as exc:
         logger.warning("Skipped an event on orders.created that isn't an order: %s", exc)
         return
-    await consumer(order)
+    while True:
+        try:
+            await consumer(order)
+        except ClientError:
+            logger.exception("The order is retried in a second")
+            await asyncio.sleep(1)
+        else:
+            return

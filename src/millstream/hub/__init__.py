@@ -1,26 +1,47 @@
 """The realtime hub: channels, history, presence, and mailboxes on top of the three store interfaces.
 
 The hub has no knowledge of HTTP or MCP. A subscriber is an `OutputStream` and a function that encodes an `Event`.
+`connect` is the client for programs elsewhere.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from millstream._http.message import OutputStream
 from millstream._protocol.principal import Profile
 from millstream.hub._admission import AccessRules
 from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, LimitExceeded, check_channel
-from millstream.hub._event import Event, PublishResult
+from millstream.hub._event import Event, HubEvent, PublishResult
 from millstream.hub._hub import Hub, HubStats
 from millstream.hub._presence import Member, MemberList
 from millstream.hub._subscriber import Encode, Subscription
+
+if TYPE_CHECKING:
+    from millstream.hub._client import EventGap, HubClient, HubRefused, HubSubscription, connect
+
+_HOMES = {
+    "HubSubscription": "_client",
+    "EventGap": "_client",
+    "HubClient": "_client",
+    "HubRefused": "_client",
+    "connect": "_client",
+}
+"""Public name -> module, imported on first use, so that a server doesn't load the client."""
 
 __all__ = [
     "AccessRules",
     "Encode",
     "Event",
+    "EventGap",
     "EventTooLarge",
     "Forbidden",
     "Hub",
+    "HubClient",
+    "HubEvent",
     "HubLimits",
+    "HubRefused",
     "HubStats",
+    "HubSubscription",
     "InvalidName",
     "LimitExceeded",
     "Member",
@@ -30,4 +51,14 @@ __all__ = [
     "PublishResult",
     "Subscription",
     "check_channel",
+    "connect",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, {})
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value

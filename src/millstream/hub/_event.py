@@ -81,15 +81,20 @@ class Event(Struct, frozen=True, gc=False):
         return visible_part(self.user, knows_identities(reader))
 
 
-class EventMessage(Struct, frozen=True, gc=False, tag="event", omit_defaults=True):
-    """An event as one JSON object."""
+class HubEvent(Struct, frozen=True, gc=False, tag="event", omit_defaults=True):
+    """An event as clients receive it, from `connect` and on a WebSocket: ``print(event.channel, event.data)``."""
 
     channel: str
     data: str
+    """The text, or the JSON of anything else."""
     id: str = ""
+    """The publisher's id for the event, or else its position."""
     event: str | None = None
+    """Name of the event."""
     user: Profile | None = None
+    """The publisher, if the server knows it."""
     position: str = ""
+    """The position to resume from, if it isn't the id."""
 
 
 class PublishResult(Struct, frozen=True, gc=False):
@@ -119,7 +124,7 @@ def unpack(entry: Entry) -> Event:
 def encode_object(event: Event, full: bool) -> bytes:
     """Return an event with data as one JSON object, for a reader as of `visible_part`."""
     user, data = visible_part(event.user, full), (event.data or b"").decode()
-    return _encode_json(EventMessage(event.channel, data, event.id, event.event, user, event.position))
+    return _encode_json(HubEvent(event.channel, data, event.id, event.event, user, event.position))
 
 
 def encode_data(data: Any) -> bytes:

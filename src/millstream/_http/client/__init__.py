@@ -225,13 +225,13 @@ class Body:
             if self._ended:
                 return b""
             await self._news.wait_changed()
+        if len(buffer) > PIECE:
+            await asyncio.sleep(0)  # processing a piece can take long. A canceled reader hasn't lost one yet.
         was_full = len(buffer) > _HIGH_WATER
         data = bytes(buffer[:PIECE])
         del buffer[:PIECE]
         if was_full and len(buffer) <= _HIGH_WATER:
             self._source.resume()
-        if buffer:
-            await asyncio.sleep(0)  # processing a piece can take long
         return data
 
     def count(self, before: int, size: int) -> int:

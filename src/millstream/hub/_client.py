@@ -1,0 +1,453 @@
+"""A client for the hub of another server. It behaves as ``/hub.js`` does with event streams.
+
+A subscription reads its stream only while the program waits for the next event. A program that's too slow fills the
+buffers of its connection, the server disconnects it, and it resumes, after a gap if it missed events.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from math import inf
+from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
+from uuid import uuid4
+from weakref import WeakSet
+
+import msgspec
+from msgspec import Struct
+
+from millstream._http.client import (
+    Body,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    InvalidResponse,
+    TargetError,
+    TooLarge,
+)
+from millstream._http.client.connection import HttpReply
+from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.request import encode_headers, encode_request
+from millstream._http.client.url import parse_url
+from millstream._override import override
+from millstream._protocol.errors import INVISIBLE, Confidential, ProtocolError
+from millstream._protocol.jsonrpc import MALFORMED
+from millstream._protocol.redaction import redact
+from millstream._protocol.sse import MAX_EVENT_BYTES, Decoder, SseEvent
+from millstream._tasks import retry_delay
+from millstream._version import __version__
+from millstream.hub._event import CUT, GAP, UNAVAILABLE, HubEvent, PublishResult
+from millstream.hub._presence import MemberList
+
+T = TypeVar("T")
+Token = str | Callable[[], str | Awaitable[str]]
+
+logger = logging.getLogger("millstream.hub.client")
+
+_SILENCE_TIMEOUT = 45.0
+"""Seconds after which a stream without any bytes is dead. The server sends something every 15 seconds at most."""
+_RESPONSE_TIMEOUT = 15.0
+_STABLE_SECONDS = 2.0
+"""A stream that ends earlier counts as a failure."""
+_MAX_RETRY_AFTER = 300.0
+_PUBLISH_SECONDS = 60.0
+"""Seconds in which requests are retried. Hubs recognize an id for two minutes."""
+_MAX_STREAMS = 1000
+_MAX_BODY = 16 * 1024 * 1024
+_MAX_DETAIL = 500
+_REFUSALS = frozenset({400, 401, 403})
+_TEMPORARY = (ConnectFailed, ConnectionLost, InvalidResponse)
+
+
+class HubRefused(ClientError):
+    """The hub refuses a request, and repeating it won't help: ``except HubRefused as error: print(error.status)``.
+
+    If `retry_after` isn't None, the request can be repeated after that many seconds.
+    """
+
+
+class EventGap(Struct, frozen=True):
+    """Events are missing from a subscription: ``if isinstance(event, EventGap): load_everything_again()``."""
+
+    reason: str
+    """``trimmed`` (the hub no longer keeps the events), ``expired``, ``lost``, ``epoch``, or ``unknown``, after which
+    events may be repeated.
+    """
+
+
+class _Problem(Struct):
+    """The body of an error (RFC 9457), or the data of `EventGap` and of the hub's other own events."""
+
+    detail: str = ""
+    reason: str = ""
+
+
+class HubSubscription:
+    """A subscription to channels of a hub: ``async for event in feed.subscribe("orders.*"): print(event.data)``.
+
+    It connects when the program waits for the first event, or at the start of ``async with``: each event that's
+    published afterwards arrives. It reconnects after a failure and resumes, so events are neither lost nor repeated,
+    and an `EventGap` reports those that the hub no longer has. It ends when it's closed. Read it in one task at a time.
+
+    It raises `HubRefused` if the server rejects the subscription, and `ClientError` if it isn't a hub.
+    """
+
+    def __init__(
+        self, open: Callable[[str], Awaitable[Any]], title: str, query: str, last_event_id: str, max_refusals: int
+    ) -> None:
+        """`HubClient.subscribe` creates it."""
+        self._open = open
+        self._title = title
+        self._query = query
+        self._max_refusals = max_refusals
+        self._position = last_event_id
+        self._stream: Body | None = None
+        self._decoder = Decoder()
+        self._events = deque[SseEvent]()
+        self._closed = False
+        self._failures = 0
+        self._refusals = 0
+        self._opened_at = inf
+        self._retry_at = 0.0
+        self._wake = asyncio.Event()
+
+    @property
+    def position(self) -> str:
+        """The position after the last event that was read, to resume from in another run of the program."""
+        return self._position
+
+    async def __aenter__(self) -> Self:
+        while self._opened_at == inf and not self._closed:
+            if self._events:
+                self._read(self._events.popleft())
+            else:
+                await self._advance()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._disconnect()  # `break` leaves the loop without closing
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> HubEvent | EventGap:
+        while not self._closed:
+            if self._events:
+                event = self._events.popleft()
+                self._position = event.id or self._position
+                if (found := self._read(event)) is not None:
+                    return found
+            else:
+                await self._advance()
+        self._disconnect()  # it may have been closed while it connected
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Unsubscribe. A task that waits for the next event stops."""
+        self._closed = True
+        self._disconnect()
+        self._wake.set()
+
+    def retry_now(self) -> None:
+        """Reconnect immediately, if it's waiting."""
+        self._retry_at = 0.0
+        self._wake.set()
+
+    async def _advance(self) -> None:
+        """Connect or read. The state stays valid if the task is canceled."""
+        if self._stream is None:
+            await self._connect()
+        else:
+            await self._receive(self._stream)
+
+    async def _connect(self) -> None:
+        """Wait until the next attempt and connect."""
+        self._wake.clear()
+        with suppress(TimeoutError):
+            if self._retry_at > asyncio.get_running_loop().time():
+                async with asyncio.timeout_at(self._retry_at):
+                    await self._wake.wait()
+        if self._closed:
+            return
+        start = urlencode({"last_event_id": self._position} if self._position else {})
+        try:
+            stream = await self._open(f"{self._query}&{start}")
+        except HubRefused as exc:
+            self._refusals += 1
+            if self._refusals > self._max_refusals:
+                raise
+            self._fail(exc)
+        except _TEMPORARY as exc:
+            self._fail(exc)
+        else:
+            self._refusals = 0
+            self._stream, self._decoder = stream, Decoder()
+
+    async def _receive(self, stream: Body) -> None:
+        decoder = self._decoder
+        try:
+            async with asyncio.timeout(_SILENCE_TIMEOUT):
+                chunk = await stream.read()
+            if not chunk:
+                raise ConnectionLost("The server ended the stream.")
+            self._events.extend(decoder.feed(chunk))
+            is_ready = self._events or decoder.last_event_id
+            if self._opened_at == inf and is_ready and all(event.event != UNAVAILABLE for event in self._events):
+                self._opened_at = asyncio.get_running_loop().time()
+                logger.info("Subscribed to %s", self._title)
+        except TimeoutError:
+            self._fail(ConnectionLost("The server stopped responding."))
+        except ClientError as exc:
+            self._fail(exc)
+        except ProtocolError as exc:
+            raise TooLarge(f"The server sent an event of more than {MAX_EVENT_BYTES:,} bytes.") from exc
+        else:
+            if not self._events:
+                self._position = decoder.last_event_id or self._position
+
+    def _read(self, event: SseEvent) -> HubEvent | EventGap | None:
+        data = event.data.encode()
+        if event.event not in (GAP, CUT, UNAVAILABLE):
+            return _decode(data, HubEvent)
+        problem = _decode(data, _Problem)
+        if event.event == GAP:
+            return EventGap(problem.reason)
+        self._fail(ConnectionLost(_clean(problem.detail) or "The program was too slow, so the server disconnected it."))
+        return None
+
+    def _fail(self, error: ClientError) -> None:
+        """Disconnect and set the time of the next attempt."""
+        self._disconnect()
+        if self._closed:
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._opened_at > _STABLE_SECONDS:
+            self._failures = 0
+        retry_after = error.retry_after or (self._decoder.retry_ms or 0) / 1000
+        delay = min(retry_after, _MAX_RETRY_AFTER) + _back_off(self._failures, error.status)
+        self._retry_at = now + delay
+        level = logging.INFO if self._failures else logging.WARNING
+        logger.log(level, "Disconnected from %s, retrying in %.1f s: %s", self._title, delay, error)
+        self._failures += 1
+        self._opened_at = inf
+        self._decoder = Decoder()
+
+    def _disconnect(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except MALFORMED as exc:
+        raise InvalidResponse("The server sent something that a hub doesn't send. Check the URL.") from exc
+
+
+def _clean(text: str) -> str:
+    """Return a server's text for an error and the log, on one line."""
+    return " ".join(INVISIBLE.sub(" ", text[:_MAX_DETAIL]).split())
+
+
+def _back_off(failures: int, status: int = 0) -> float:
+    """Return 0.5, 1, 2, … and at most 15 seconds, ± 50 %. Servers count failed sign-ins, so those wait longer."""
+    return retry_delay(failures, 0.75, 90 if status == 401 else 22.5, jitter=2 / 3)
+
+
+class HubClient(Confidential):
+    """A client of a hub: ``async with hub.connect(url) as feed: await feed.publish("news", "Hello")``.
+
+    Args:
+        url: See `connect`.
+        token: See `connect`.
+        tls: See `connect`.
+    """
+
+    def __init__(self, url: str, token: Token, tls: ssl.SSLContext | None) -> None:
+        self._url = parse_url(url)
+        if self._url.scheme not in ("http", "https"):
+            raise TargetError(f"{url} isn't the URL of a hub. Use the server's URL, such as https://example.com.")
+        self._base = self._url.target.partition("?")[0].rstrip("/")
+        self._token = token
+        self._tls = tls
+        self._sent_token = ""
+        self._pool: ConnectionPool | None = None
+        self._subscriptions = WeakSet[HubSubscription]()
+        self.client_id: str = str(uuid4())
+        """The id of this client as a member of channels."""
+
+    @override
+    def __str__(self) -> str:
+        return self._url.origin + self._base
+
+    async def __aenter__(self) -> Self:
+        self._pool = ConnectionPool(
+            self._url, max_connections=_MAX_STREAMS, max_body=_MAX_BODY, connect_timeout=_RESPONSE_TIMEOUT,
+            tls=self._tls,
+        )  # fmt: skip
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        pool, self._pool = self._pool, None
+        for subscription in list(self._subscriptions):
+            subscription.close()
+        if pool is not None:
+            await pool.close()
+
+    def subscribe(
+        self, channel: str, *more: str, history: int = 0, last_event_id: str = "", name: str = ""
+    ) -> HubSubscription:
+        """Return a subscription to channels or patterns, which share one order of events.
+
+        Args:
+            channel: A channel, or a pattern such as ``orders.*``.
+            more: Further channels and patterns.
+            history: Number of newest events that come first, at most 1,000.
+            last_event_id: `HubSubscription.position` of an earlier run, or the id of the last event that you have.
+                Later events come first, instead of the history.
+            name: Makes this client a member of the channels, with this name.
+
+        Raises:
+            ValueError: A channel contains a comma.
+        """
+        query = [("channel", each) for each in (channel, *more)]
+        if any("," in each for _, each in query):  # the server would split it
+            raise ValueError("Pass each channel as a separate argument.")
+        query += [("envelope", "1"), ("history", str(history))]
+        if name:
+            query += [("client_id", self.client_id), ("name", name)]
+        title = f"{', '.join((channel, *more))} at {self}"
+        # A function may return another token after a refusal.
+        subscription = HubSubscription(self._open, title, urlencode(query), last_event_id, int(callable(self._token)))
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def publish(
+        self, channel: str, data: object, *, event: str | None = None, id: str | None = None
+    ) -> PublishResult:
+        """Publish an event, and retry for up to 60 seconds if the server can't be reached or its store fails.
+
+        The hub recognizes a repeated id for two minutes, so a retry doesn't publish the event twice.
+
+        Args:
+            channel: The channel.
+            data: Text, or anything that msgspec encodes as JSON.
+            event: Name of the event.
+            id: Your own id for the event, up to 200 characters, by default a random one. Publish it again with the same
+                id if this method fails.
+
+        Raises:
+            HubRefused: The server rejects the event.
+            ClientError: The server didn't confirm the event. It may have been published.
+            TypeError: The data can't be encoded as JSON.
+        """
+        message = {"channel": channel, "data": data, "event": event, "id": id or uuid4().hex}
+        try:
+            body = msgspec.json.encode(message)
+        except UnicodeEncodeError as exc:
+            raise HubRefused("The event contains half of a surrogate pair.") from exc
+        return await self._request("POST", "publish", PublishResult, body)
+
+    async def members(self, channel: str) -> MemberList:
+        """Return the members of a channel. To follow them, subscribe to ``$presence.<channel>`` from `event`.
+
+        Args:
+            channel: The channel, without wildcards.
+
+        Raises:
+            HubRefused: You may not see them.
+            ClientError: The server didn't respond.
+        """
+        return await self._request("GET", f"members?{urlencode({'channel': channel})}", MemberList)
+
+    def retry_now(self) -> None:
+        """Reconnect immediately, if a subscription is waiting."""
+        for subscription in self._subscriptions:
+            subscription.retry_now()
+
+    async def _open(self, query: str) -> Body:
+        reply = await self._send("GET", f"events?{query}", "text/event-stream")
+        if reply.status != 200 or reply.stream is None:
+            raise self._failure(reply, is_stream=True)
+        return reply.stream
+
+    async def _send(self, method: str, path: str, accept: str, body: bytes = b"") -> HttpReply:
+        if self._pool is None:
+            raise ClientError("The client isn't connected. Use `async with hub.connect(…) as feed:`.")
+        token = self._token() if callable(self._token) else self._token
+        self._sent_token = token = token if isinstance(token, str) else await token
+        headers = {
+            "Host": self._url.authority,
+            "User-Agent": f"millstream/{__version__}",
+            "Accept": accept,
+            "Accept-Encoding": "identity",
+            **({"Content-Type": "application/json"} if body else {}),
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+        }
+        request = encode_request(method, f"{self._base}/{path}", encode_headers(headers), body)
+        try:
+            async with asyncio.timeout(_RESPONSE_TIMEOUT):
+                return await self._pool.send(request, repeatable=True)
+        except TimeoutError as exc:
+            raise ConnectionLost(f"{self} didn't respond within {_RESPONSE_TIMEOUT:.0f} seconds.") from exc
+
+    def _failure(self, reply: HttpReply, *, is_stream: bool) -> ClientError:
+        """Return the error for a response that can't be used. Streams are retried unless the hub itself refuses."""
+        reply.discard()
+        status, detail = reply.status, ""
+        is_ours = reply.media_type == "application/problem+json"
+        if is_ours:
+            with suppress(InvalidResponse):
+                detail = redact(_decode(reply.body, _Problem).detail, {self._sent_token})
+        location = reply.header(b"location")
+        if location:
+            detail = f"{self} redirects to {location}. If you trust that server, use its URL."
+        is_final = is_ours and status in _REFUSALS if is_stream else status < 500
+        kind = HubRefused if location or is_final else ConnectionLost
+        error = kind(_clean(detail) or f"{self} responded with status {status}.")
+        error.status, error.detail = status, detail
+        seconds = reply.header(b"retry-after")
+        error.retry_after = float(seconds) if seconds.isdecimal() and len(seconds) < 10 else None
+        return error
+
+    async def _request(self, method: str, path: str, kind: type[T], body: bytes = b"") -> T:
+        now = asyncio.get_running_loop().time
+        attempt, end = 0, now() + _PUBLISH_SECONDS
+        while True:
+            try:
+                reply = await self._send(method, path, "application/json", body)
+                if reply.status != 200:
+                    raise self._failure(reply, is_stream=False)
+                return _decode(reply.body, kind)
+            except (HubRefused, *_TEMPORARY) as exc:
+                delay = (exc.retry_after or 0.0) + _back_off(attempt)
+                if (isinstance(exc, HubRefused) and exc.retry_after is None) or now() + delay > end:
+                    raise
+            attempt += 1
+            await asyncio.sleep(delay)
+
+
+def connect(url: str, *, token: Token = "", tls: ssl.SSLContext | None = None) -> HubClient:
+    """Connect to the hub of a server.
+
+    Args:
+        url: The server's URL, such as ``https://example.com``, without ``/mcp``.
+        token: A key, an access token, or a function that returns a current one for each request and may be async.
+        tls: Certificates to trust or present. By default, the system's.
+
+    Raises:
+        TargetError: The URL isn't one of a server.
+
+    Example:
+        async with hub.connect("https://example.com", token=key) as feed:
+            async for event in feed.subscribe("orders.*", history=10):
+                print(event)
+    """
+    return HubClient(url, token, tls)

@@ -1,0 +1,319 @@
+"""`millstream.hub.connect` against real servers. tests/hub/test_hub_client.py has what it shares with `/hub.js`."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from command_line import run_in_process
+from examples import follow_room
+from faulty_proxy import faulty_proxy
+from millstream import hub
+from millstream.client import ClientError, InvalidResponse, TargetError, UnsendableRequest
+from patience import WAIT, advance_clock
+from processes import SharedServer, free_port, run_command, run_server, share_server
+
+pytestmark = pytest.mark.server
+
+PROGRAM = "examples/hub.py"
+STREAM = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(lambda port: run_command(PROGRAM, port), tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture
+def url(shared_hub: SharedServer) -> str:
+    return f"http://127.0.0.1:{shared_hub.port()}"
+
+
+@asynccontextmanager
+async def peer(*replies: str, keep: bool = False) -> AsyncIterator[tuple[str, list[str]]]:
+    """Run a server that sends these replies, the last one repeatedly, and yield its URL and the requests' heads."""
+    requests: list[str] = []
+    done = asyncio.Event()
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(replies[min(len(requests), len(replies)) - 1].encode())
+        if keep:
+            await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+    finally:
+        done.set()
+        server.close()
+
+
+async def texts(subscription: hub.HubSubscription, count: int) -> list[str]:
+    """Return the data of the next events, or ``gap`` and its reason."""
+    found: list[str] = []
+    async with asyncio.timeout(WAIT):
+        while len(found) < count:
+            event = await anext(subscription)
+            found.append(f"gap {event.reason}" if isinstance(event, hub.EventGap) else event.data)
+    return found
+
+
+async def test_readers_that_join_during_300_publishes_get_every_event_once_and_in_order(url: str) -> None:
+    numbers = [str(number) for number in range(300)]
+
+    async def join(feed: hub.HubClient) -> list[str]:
+        return await texts(feed.subscribe("join.*", history=1000), len(numbers))
+
+    async with hub.connect(url) as feed, asyncio.TaskGroup() as tasks:
+        readers: list[asyncio.Task[list[str]]] = []
+        for number in numbers:
+            await feed.publish("join.now", number)
+            if int(number) % 15 == 0:
+                readers.append(tasks.create_task(join(feed)))
+    assert [task.result() for task in readers] == [numbers] * 20
+
+
+async def test_subscriptions_and_publishers_survive_restarts(tmp_path: Path) -> None:
+    port = free_port()
+    command = run_command(PROGRAM, port, "--store", f"sqlite:///{tmp_path}/store.db")
+    with ExitStack() as running:
+        server = running.enter_context(ExitStack())
+        process = server.enter_context(run_server(command, port, tmp_path / "log"))
+        async with hub.connect(f"http://127.0.0.1:{port}") as feed, feed.subscribe("news", "orders.>") as events:
+            await feed.publish("news", "before")
+            assert await texts(events, 1) == ["before"]
+            for number in (1, 2):
+                process.kill()
+                await asyncio.to_thread(server.close)
+                publishing = asyncio.create_task(feed.publish("orders.eu.paid", f"{number}", id=f"own-{number}"))
+                waiting = asyncio.create_task(texts(events, 1))
+                process = server.enter_context(run_server(command, port, tmp_path / f"log{number}"))
+                feed.retry_now()
+                assert (await publishing).id == f"own-{number}"
+                assert await waiting == [f"{number}"]
+            assert events.position.rpartition(".")[2].isdigit()
+            later = feed.subscribe("news", "orders.>", last_event_id=events.position)
+            await feed.publish("news", "after")
+            assert await texts(later, 1) == await texts(events, 1) == ["after"]
+
+
+async def test_repeated_ids_are_delivered_once_if_responses_are_lost(url: str) -> None:
+    budgets = iter([0, 10])
+    with faulty_proxy(int(url.rpartition(":")[2]), lambda: next(budgets, None)) as proxy:
+        async with hub.connect(url) as direct, hub.connect(f"http://127.0.0.1:{proxy.port}") as feed:
+            async with direct.subscribe("lost") as events:
+                await feed.publish("lost", "once")
+                await direct.publish("lost", "end")
+                assert await texts(events, 2) == ["once", "end"]
+            assert proxy.connections >= 3
+
+
+async def test_revoked_keys_end_subscriptions_with_an_error(tmp_path: Path) -> None:
+    def keys(*arguments: str) -> str:
+        return run_in_process("keys", *arguments, "--file", str(tmp_path / "keys.json")).stdout.strip()
+
+    key, spare = keys("add", "ada"), keys("add", "bob", "--scope", "millstream:publish")
+    program = tmp_path / "server.py"
+    program.write_text(
+        "from millstream import Server, auth\n"
+        f"mcp = Server('keyed', serve='hub', auth=auth.keys(file='{tmp_path}/keys.json'))\n",
+        "utf-8",
+    )
+    port = free_port()
+    with run_server(run_command(str(program), port), port, tmp_path / "log"):
+        async with (
+            hub.connect(f"http://127.0.0.1:{port}", token=key) as feed,
+            hub.connect(f"http://127.0.0.1:{port}", token=lambda: next(tokens)) as renewing,
+            feed.subscribe("news") as events,
+        ):
+            tokens = iter([key, key, spare, spare, spare])
+            async with renewing.subscribe("news") as renewed:
+                keys("revoke", "ada")
+                with pytest.raises(hub.HubRefused, match="The key is invalid or has been removed") as caught:
+                    await texts(events, 1)
+                assert caught.value.status == 403
+                with pytest.raises(hub.HubRefused):
+                    await feed.publish("news", "no")
+                waiting = asyncio.create_task(texts(renewed, 1))
+                async with hub.connect(f"http://127.0.0.1:{port}", token=spare) as other:
+                    await other.publish("news", "still here")
+                assert await waiting == ["still here"]
+
+
+async def test_slow_readers_get_a_gap_and_then_what_remains(tmp_path: Path) -> None:
+    port, blob = free_port(), "x" * 100_000
+    environment = {"MILLSTREAM_HUB_REPLAY_EVENTS": "20", "MILLSTREAM_HUB_HISTORY": "20"}
+    with run_server(run_command(PROGRAM, port), port, tmp_path / "log", **environment):
+        async with hub.connect(f"http://127.0.0.1:{port}") as feed, feed.subscribe("flood") as events:
+            for number in range(200):
+                await feed.publish("flood", f"{number} {blob}")
+            await feed.publish("flood", "end")
+            found = [""]
+            while found[-1] != "end":
+                found += [text.split()[0] if text.endswith("x") else text for text in await texts(events, 1)]
+            numbers = [int(text) for text in found if text.isdigit()]
+            assert numbers == sorted(set(numbers))
+            assert "gap trimmed" in found
+            assert numbers[-1] == 199
+
+
+async def test_canceled_reads_lose_nothing(url: str) -> None:
+    found: list[str] = []
+    numbers = [str(number) for number in range(200)]
+    async with hub.connect(url) as feed, feed.subscribe("canceled") as events:
+
+        async def publish() -> None:
+            for number in numbers:
+                await feed.publish("canceled", number)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(publish())
+            while len(found) < len(numbers):
+                reading = tasks.create_task(texts(events, 1))
+                for _ in range(len(found) % 4):
+                    await asyncio.sleep(0)
+                if reading.cancel() and not reading.done():
+                    await asyncio.wait([reading])
+                if not reading.cancelled():
+                    found += reading.result()
+                else:
+                    found += await texts(events, 1)
+    assert found == numbers
+
+
+async def test_closing_ends_waiting_readers(url: str) -> None:
+    async with hub.connect(url) as feed:
+        events, other = feed.subscribe("quiet"), feed.subscribe("quiet")
+        async with events, other:
+            tasks = [asyncio.create_task(anext(each, None)) for each in (events, other)]
+            await asyncio.sleep(0)
+            events.close()
+            assert await tasks[0] is None
+        assert await tasks[1] is None
+    async with hub.connect("http://127.0.0.1:9") as offline:
+        waiting = asyncio.create_task(anext(offline.subscribe("x"), None))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert await waiting is None
+    with pytest.raises(ClientError, match="isn't connected"):
+        await feed.publish("quiet", "late")
+
+
+async def test_leaving_a_loop_unsubscribes(url: str) -> None:
+    async with hub.connect(url) as feed, feed.subscribe("$presence.den") as changes:
+        await feed.publish("den", "Hello")
+        async for _ in feed.subscribe("den", history=1, name="Ada"):
+            break
+        found = [await asyncio.wait_for(anext(changes), WAIT) for _ in range(2)]
+        assert [each.event for each in found if isinstance(each, hub.HubEvent)] == ["join", "leave"]
+
+
+async def test_members_follow_the_name_of_a_subscription(url: str) -> None:
+    async with hub.connect(url) as feed, hub.connect(url) as other:
+        async with feed.subscribe("room", name="Ada"):
+            found = await other.members("room")
+            assert [(each.client_id, each.name) for each in found.members] == [(feed.client_id, "Ada")]
+            changes = other.subscribe("$presence.room", last_event_id=found.event)
+        event = await asyncio.wait_for(anext(changes), WAIT)
+        assert isinstance(event, hub.HubEvent)
+        assert (event.event, json.loads(event.data)["name"]) == ("leave", "Ada")
+
+
+async def test_silent_connections_are_replaced(url: str) -> None:
+    with faulty_proxy(int(url.rpartition(":")[2])) as proxy:
+        async with hub.connect(f"http://127.0.0.1:{proxy.port}") as feed, feed.subscribe("silent") as events:
+            proxy.silence()
+            waiting = asyncio.create_task(texts(events, 1))
+            async with hub.connect(url) as other:
+                await other.publish("silent", "missed")
+            await asyncio.sleep(0)
+            advance_clock(46)
+            assert await waiting == ["missed"]
+            assert proxy.connections == 2
+
+
+async def test_servers_that_refuse_for_a_while_are_asked_again_after_that_time() -> None:
+    refusal = 'retry: 7000\n\nevent: unavailable\ndata: {"status":503,"detail":"Too many\\nsubscribers."}\n\n'
+    now = asyncio.get_running_loop().time
+    async with (
+        peer(STREAM + refusal, STREAM + "id: a.1\n\n", keep=True) as (url, requests),
+        hub.connect(url) as feed,
+    ):
+        opening = asyncio.create_task(feed.subscribe("x").__aenter__())
+        start = now()
+        while len(requests) < 2:
+            advance_clock(0.1 if requests else 0)
+            await asyncio.sleep(0)
+        assert asyncio.get_running_loop().time() - start > 7
+        await opening
+
+
+async def test_replies_that_a_hub_does_not_send_are_errors() -> None:
+    for body, kind, text in (
+        ("data: nonsense\n\n", InvalidResponse, "a hub doesn't send"),
+        ('data: {"type":"other"}\n\n', InvalidResponse, "a hub doesn't send"),
+        ("event: gap\ndata: []\n\n", InvalidResponse, "a hub doesn't send"),
+        (f"data: {'x' * 5_000_000}\n\n", ClientError, "more than 4,194,304 bytes"),
+    ):
+        async with peer(STREAM + body, keep=True) as (url, _), hub.connect(url) as feed:
+            with pytest.raises(kind, match=text):
+                await texts(feed.subscribe("x"), 1)
+
+
+async def test_tokens_are_sent_to_one_server_and_never_quoted() -> None:
+    moved = "HTTP/1.1 301 Moved\r\nlocation: http://127.0.0.1:9/events\r\ncontent-length: 0\r\n\r\n"
+    quote = '{"detail":"The key k-123456789 is bad."}'
+    denied = f"HTTP/1.1 403 No\r\ncontent-type: application/problem+json\r\ncontent-length: {len(quote)}\r\n\r\n{quote}"
+    for reply, text in ((moved, "redirects to http://127.0.0.1:9/events"), (denied, "The key .* is bad")):
+        async with peer(reply) as (url, requests), hub.connect(f"{url}/base/", token="k-123456789") as feed:
+            with pytest.raises(hub.HubRefused, match=text) as caught:
+                await texts(feed.subscribe("x"), 1)
+            assert "k-123456789" not in str(caught.value)
+            assert requests[0].startswith("GET /base/events?channel=x&envelope=1")
+            assert "Authorization: Bearer k-123456789" in requests[0]
+
+
+async def test_arguments_that_cannot_be_sent_are_refused_before_a_request() -> None:
+    for url in ("ws://127.0.0.1:9", "127.0.0.1:9", "https://name:word@example.com"):
+        with pytest.raises(TargetError):
+            hub.connect(url)
+    async with hub.connect("http://127.0.0.1:9", token="a\r\nX-Injected: 1") as feed:
+        with pytest.raises(UnsendableRequest):
+            await feed.publish("x", "y")
+        with pytest.raises(UnsendableRequest):
+            await anext(feed.subscribe("x"))
+        with pytest.raises(TypeError):
+            await feed.publish("x", object())
+        with pytest.raises(ValueError, match="separate argument"):
+            feed.subscribe("x,y")
+    assert "a\r\n" not in repr(feed)
+
+
+async def test_events_carry_their_publisher_name_and_id(url: str) -> None:
+    async with hub.connect(url) as feed, feed.subscribe("whole") as events:
+        sent = await feed.publish("whole", {"n": 1}, event="said", id="own")
+        async with httpx2.AsyncClient(timeout=WAIT) as http:
+            await http.post(f"{url}/publish", json={"channel": "whole", "data": "plain"})
+        first, second = [await asyncio.wait_for(anext(events), WAIT) for _ in range(2)]
+        assert isinstance(first, hub.HubEvent)
+        assert isinstance(second, hub.HubEvent)
+        assert (first.channel, first.data, first.event, first.id) == ("whole", '{"n":1}', "said", sent.id)
+        assert (second.data, second.id, second.position) == ("plain", events.position, "")
+
+
+async def test_example_prints_the_messages_of_a_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, lines = free_port(), asyncio.Queue[str]()
+    monkeypatch.setattr("builtins.print", lambda line, **_: lines.put_nowait(line))
+    with run_server(run_command("examples/rooms.py", port), port, tmp_path / "log"):
+        place = f"http://127.0.0.1:{port}", "lobby"
+        await follow_room.say(*place, "Hello")
+        following = asyncio.create_task(follow_room.follow(*place))
+        assert await asyncio.wait_for(lines.get(), WAIT) == "Python: Hello"
+        following.cancel()
