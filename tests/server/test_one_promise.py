@@ -300,10 +300,14 @@ def test_results_are_checked_but_not_changed() -> None:
         (dict[str, list[float | None] | Model], {"a": [float("nan")]}),
         (dict[str, int | Model], {"a": "3"}),
         (dict[str, bool | Model], {"a": 1}),
+        (list[Literal[1]], [True]),
+        (list[Level], [True]),
     ):
         with pytest.raises(LocalError, match="doesn't match the output schema"):
             written(annotation, value)
     assert written(dict[str, float | None], {"a": None}) == {"a": None}
+    for numbers in (Literal[0, 1] | bool, bool | Literal[0, 1], Level | bool):
+        assert repr(written(list[numbers], [True, 1])) == "[True, 1]"  # type: ignore[valid-type]  # a value here
 
 
 def test_defaults_must_match_their_type_beside_a_model() -> None:

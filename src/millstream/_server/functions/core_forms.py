@@ -72,6 +72,9 @@ def _without_functions(node: Any) -> Any:
     }
     if kind in _SCALARS:
         return {**made, "strict": True}
+    choices = _choices_in(node) if "missing" not in node else ()
+    if any(isinstance(getattr(each, "value", each), int) for each in choices):  # pydantic would write true as 1
+        return core_schema.no_info_plain_validator_function(choice_finder(choices))
     if kind == "dataclass" and not hasattr(node["cls"], "__pydantic_config__"):  # the program can set anything
         made["post_init"] = False
         written = [each for each in fields(node["cls"]) if each.init]
@@ -214,9 +217,8 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
         return _in_json(node, _behind(_TEXTS[kind], node))
     if kind == "float":
         return {**node, "allow_inf_nan": False}
-    if kind == "literal" or (kind == "enum" and not issubclass(node["cls"], Flag)):
-        find = choice_finder(node["members"] if kind == "enum" else node["expected"])
-        return _in_json(node, core_schema.no_info_plain_validator_function(find))
+    if choices := _choices_in(node):
+        return _in_json(node, core_schema.no_info_plain_validator_function(choice_finder(choices)))
     if kind == "dict" and (keys := node.get("keys_schema", {})).get("type") in _KEYS:
         values = change(node.get("values_schema", {"type": "any"}))
         return {**node, "keys_schema": _behind(_KEYS[keys["type"]], keys), "values_schema": values}
@@ -234,6 +236,13 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
         return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
     return _in_order(node, change) if kind == "union" else None
+
+
+def _choices_in(node: dict[str, Any]) -> Sequence[Any]:
+    """Return the values of a `Literal` or the members of an enum. A `Flag` has more values than members."""
+    if node.get("type") == "enum":
+        return () if issubclass(node["cls"], Flag) else node["members"]
+    return node["expected"] if node.get("type") == "literal" else ()
 
 
 _SETS: Mapping[str, Any] = {"set": set, "frozenset": frozenset}
