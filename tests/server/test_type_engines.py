@@ -233,6 +233,29 @@ def test_parameters_may_have_names_reserved_by_pydantic() -> None:
     assert (found.copy, found.json, found.model_config, found._hidden) == (2, "x", 1, 2)
 
 
+class Reserved(pydantic.BaseModel, regex_engine="python-re"):
+    ref: str
+    schema_ref: "Reserved | None" = None
+    fields: dict[str, "Reserved"] = {}
+    choices: list[bytes] = []
+    type: str = "a"
+    config: str = pydantic.Field("", pattern="^a*$")
+
+
+def test_members_may_have_the_names_of_keys_in_core_schemas() -> None:
+    made = tool_with(Reserved, Reserved)
+    sent = b'{"x":{"ref":"a","schema_ref":{"ref":"b"},"fields":{"ref":{"ref":"c"}},"choices":["YQ=="],"config":"aa"}}'
+    item = read_arguments(made, sent).x
+    assert (item.schema_ref.ref, item.fields["ref"].ref, item.choices) == ("b", "c", [b"a"])
+    assert b'"choices":["YQ=="]' in encode_result(item, made.output)
+
+    class Looking(pydantic.BaseModel, regex_engine="python-re"):
+        config: str = pydantic.Field(pattern="(?=a)b")
+
+    with pytest.raises(TypeError, match="can't be matched in linear time"):
+        tool_with(Looking)
+
+
 def test_type_decoder_errors_show_the_path() -> None:
     decode: Callable[[bytes], Any] = decoder_of(list[Item])
     assert decode(b'[{"number":1}]') == [Item(number=1)]

@@ -1,6 +1,6 @@
 """The engine of functions with any types: core schemas of `core_types`, which pydantic's validator reads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from decimal import Decimal
@@ -15,13 +15,13 @@ from msgspec import NODEFAULT
 from pydantic_core import PydanticSerializationError, SchemaValidator, ValidationError
 
 from millstream._override import override
-from millstream._protocol.json_schema import Schema, has_no_number, is_object, members
+from millstream._protocol.json_schema import Schema, has_no_number, members
 from millstream._server.functions.core_forms import (
-    NO_SCHEMAS,
     Codec,
     checker_of,
     codec_of,
     is_programs,
+    map_core,
     pattern_text,
     reader_of,
 )
@@ -308,14 +308,8 @@ def _has_serializer(node: Any) -> bool:
 _ALTERNATIVES = frozenset(("nullable", "union", "default", "function-after", "function-before", "function-wrap"))
 
 
-def check_patterns(node: Any) -> None:
+def check_patterns(node: Any) -> Any:
     """Check the patterns in a core schema. Raises the error of `matcher_of`."""
-    if isinstance(node, list | tuple):
-        for each in cast("Sequence[Any]", node):
-            check_patterns(each)
-    elif is_object(node):
-        if node.get("type") == "str" and "pattern" in node:
-            matcher_of(pattern_text(node["pattern"]))
-        for key, each in node.items():
-            if key not in NO_SCHEMAS:
-                check_patterns(each)
+    if members(node).get("type") == "str" and "pattern" in node:
+        matcher_of(pattern_text(node["pattern"]))
+    return map_core(node, check_patterns)

@@ -53,23 +53,31 @@ def checker_of(core: Any) -> SchemaValidator:
     return SchemaValidator(_without_functions(core), None, False)
 
 
-def _without_functions(node: Any) -> Any:
+def map_core(node: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a copy of a core schema, or of a list, in which `change` has replaced each direct part."""
     if isinstance(node, list | tuple):
-        parts = map(_without_functions, cast("Sequence[Any]", node))
+        parts = map(change, cast("Sequence[Any]", node))
         return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
-    node = in_linear_time(node)
-    kind: str = node.get("type", "")
-    made = {
-        key: {name: _without_functions(each) for name, each in value.items()}
+    return {
+        key: {name: change(each) for name, each in value.items()}
         if key in _MAPS and is_object(value)
         else value
-        if key in NO_SCHEMAS
-        else _without_functions(value)
+        if key in _NO_SCHEMAS
+        else change(value)
         for key, value in node.items()
-        if kind != "str" or key not in _TEXT_CHANGES
     }
+
+
+def _without_functions(node: Any) -> Any:
+    made = map_core(node, _without_functions)
+    if not is_object(node):
+        return made
+    made = in_linear_time(made)
+    kind: str = node.get("type", "")
+    if kind == "str":
+        made = {key: value for key, value in made.items() if key not in _TEXT_CHANGES}
     if kind in _SCALARS:
         return {**made, "strict": True}
     choices = _choices_in(node) if "missing" not in node else ()
@@ -147,11 +155,8 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
         root: The configuration of plain types, to read arguments. Then SQLModel tables are validated.
     """
     change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
-    if isinstance(node, list | tuple):
-        parts = map(change, cast("Sequence[Any]", node))
-        return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
-        return node
+        return map_core(node, change)
     if root is not None and node.get("type") == "definitions":  # models and plain types can share a class
         in_models = _with_json_forms(node["definitions"], plain=False, root=root)
         return {**node, "schema": change(node["schema"]), "definitions": [*change(node["definitions"]), *in_models]}
@@ -167,7 +172,7 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
         return made
     if _is_encoded(node):
         return node
-    changed = _with_parts(node, change)
+    changed = map_core(node, change)
     return changed if root is None else _read_form(changed)
 
 
@@ -175,17 +180,6 @@ def _is_encoded(node: dict[str, Any]) -> bool:
     """Return whether the program has chosen how bytes are encoded, with pydantic's `EncodedBytes`."""
     function: object = members(node.get("function")).get("function")
     return hasattr(getattr(function, "__self__", None), "encoder")
-
-
-def _with_parts(node: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return a core schema with changed schemas in it."""
-    changed = dict(node)
-    for key, value in node.items():
-        if key in _MAPS and is_object(value):
-            changed[key] = {name: change(each) for name, each in value.items()}
-        elif key not in NO_SCHEMAS:
-            changed[key] = change(value)
-    return changed
 
 
 def _enter(node: dict[str, Any], root: Any, *, plain: bool) -> tuple[dict[str, Any], bool]:
@@ -369,7 +363,7 @@ def _json_form(node: dict[str, Any], *, chosen: bool) -> Any:
 _JSON_VALUES = (str, int, float, type(None))
 _MAPS = frozenset(("fields", "choices"))
 """Members of a core schema that hold schemas by names."""
-NO_SCHEMAS = frozenset(("cls", "config", "default", "expected", "function", "metadata", "serialization"))
+_NO_SCHEMAS = frozenset(("cls", "config", "default", "expected", "function", "metadata", "serialization"))
 
 
 def chooses_encoding(config: Mapping[str, Any]) -> bool:
