@@ -15,11 +15,11 @@ from pathlib import PurePath
 from typing import Any, cast
 
 import msgspec
-import pydantic_core
 from msgspec import Struct
 from pydantic_core import PydanticCustomError, SchemaSerializer, SchemaValidator, core_schema
 
 from millstream._protocol.json_schema import DECIMAL, Schema, is_object, members
+from millstream._server.functions.core_types import choice_value
 from millstream._server.functions.problems import find_problems
 
 _KEPT_CODECS = 512
@@ -317,8 +317,7 @@ def choice_finder(choices: Sequence[Any]) -> Callable[[Any], Any]:
     by_value: dict[Any, Any] = {}
     others: list[tuple[Any, Any]] = []
     for each in choices:
-        is_member = isinstance(each, Enum)
-        written = pydantic_core.to_jsonable_python(each.value, serialize_unknown=True) if is_member else each
+        written = choice_value(each)
         if isinstance(written, list | dict):
             others.append((cast("Any", written), each))
         else:
@@ -398,9 +397,5 @@ DECIMAL_SCHEMA: Schema = {"type": "string", "pattern": DECIMAL}
 
 def member_of(choices: Sequence[Any]) -> Callable[[Any], Any]:
     """Return a function that finds an enum member for a JSON value. pydantic accepts only the member, or its value."""
-    found = [
-        (each, pydantic_core.to_jsonable_python(each.value, serialize_unknown=True))
-        for each in choices
-        if isinstance(each, Enum)
-    ]
+    found = [(each, choice_value(each)) for each in choices if isinstance(each, Enum)]
     return lambda value: next((each for each, written in found if written == value), value)
