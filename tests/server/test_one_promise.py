@@ -40,6 +40,11 @@ class Level(enum.IntEnum):
     HIGH = 2
 
 
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
 class Tone(enum.Enum):
     WARM = "warm"
     DRY = "dry"
@@ -88,6 +93,8 @@ MORE: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "a member with a number": (Level, [1], [True, "1", 3]),
     "a member": (Tone, ["warm"], ["WARM", ""]),
     "integer keys": (dict[int, str], [{"1": "a", "-2": "b"}], [{"01": "a"}, {" 1": "a"}, {"1_0": "a"}, {"1.0": "a"}]),
+    "members combined": (Rights, [1, 3], ["1", 9, None]),
+    "members combined as keys": (dict[Rights, int], [{"1": 1, "3": 2}], [{"01": 1}, {"READ": 1}, {"9": 1}]),
     "a tuple with names": (Point, [[1], [1, 2]], [[], [1, 2, 3], {"x": 1}, ["1"]]),
     "distinct items": (set[int], [[1, 2]], [[1, 1], ["a"]]),
     "distinct dates": (frozenset[dt.date], [["1999-12-31"]], [["1999-12-31", "1999-12-31"]]),
@@ -128,6 +135,12 @@ KNOWN = {
         FIELDS,
     ),
     **cells(["Literal[Tone.WARM]"], everywhere("in a model"), '"warm"', "in a model, pydantic reads no such literal"),
+    **cells(
+        ["members combined as keys"],
+        everywhere("in a model"),
+        '{"1": 1, "3": 2}',
+        "in a model, pydantic reads no such keys",
+    ),
 }
 """Type, place, value -> why the promise isn't kept there. If it is, the test fails, and the cell must go."""
 

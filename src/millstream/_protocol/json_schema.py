@@ -463,8 +463,9 @@ def key_schema(schema: Schema) -> Schema | None:
     return {"pattern": _KEY_PATTERNS[kind]} if kind in _KEY_PATTERNS else None
 
 
+INTEGER_KEY = "^(0|-?[1-9][0-9]*)$"
 _KEY_PATTERNS = {
-    "integer": "^(0|-?[1-9][0-9]*)$",
+    "integer": INTEGER_KEY,
     "number": r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
 }
 OUR_PATTERNS = frozenset((DECIMAL, *_KEY_PATTERNS.values()))

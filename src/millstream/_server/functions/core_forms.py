@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from pydantic_core import PydanticCustomError, SchemaSerializer, SchemaValidator, core_schema
 
-from millstream._protocol.json_schema import DECIMAL, Schema, is_object, members
+from millstream._protocol.json_schema import DECIMAL, INTEGER_KEY, Schema, is_object, members
 from millstream._server.functions.core_types import choice_value
 from millstream._server.functions.problems import find_problems
 
@@ -307,7 +307,7 @@ _TEXTS = {
     "uuid": f"^(?:{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}|{_HEX}{{32}})$",
 }
 """Type in a core schema -> the text that JSON has for it."""
-_KEYS = {"int": "^(0|-?[1-9][0-9]*)$", "float": r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"}
+_KEYS = {"int": INTEGER_KEY, "float": r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"}
 _READ_FROM_TEXT = frozenset(("str", "bytes", "url", "decimal", "fraction", "lax-or-strict", *_TEXTS))
 """Types in a core schema that are read from text. A path, for example, is `lax-or-strict`."""
 

@@ -7,6 +7,7 @@ which is imported only for it, and a Struct or a class of attrs by msgspec.
 import collections.abc
 import datetime as dt
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass
@@ -25,6 +26,7 @@ from msgspec import NODEFAULT, Meta, Raw, UnsetType
 
 from millstream._protocol.json_schema import (
     DECIMAL,
+    INTEGER_KEY,
     LOOSE,
     REF,
     Schema,
@@ -574,11 +576,17 @@ def _make_tuple(kind: Any, items: tuple[Any, ...]) -> Any:
 
 def _read_key(core: Core) -> Core:
     """Return the core schema for a dict's key. Numeric choices are text there."""
-    if core["type"] not in ("literal", "enum") or (core["type"] == "enum" and issubclass(core["cls"], Flag)):
+    if core["type"] not in ("literal", "enum"):
         return core
+    if core["type"] == "enum" and issubclass(core["cls"], Flag):
+        return {**_function("before", _read_number), "schema": core}
     choices = core["members" if core["type"] == "enum" else "expected"]
     names = {str(each.value if isinstance(each, Enum) else each): each for each in choices}
     return {**_function("before", partial(_find_name, names)), "schema": core}
+
+
+def _read_number(name: Any) -> Any:
+    return int(name) if isinstance(name, str) and re.fullmatch(INTEGER_KEY, name) else name
 
 
 def _find_name(names: Mapping[str, Any], name: Any) -> Any:
