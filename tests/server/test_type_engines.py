@@ -317,6 +317,23 @@ def test_bounds_apply_in_recursive_and_generic_dataclasses() -> None:
             read_arguments(made, b'{"x":%b}' % wrong)
 
 
+class Circle(msgspec.Struct):
+    page: Annotated[int, Field(ge=1)] | Literal[-1] = 1
+    next: "Circle | None" = None
+
+
+@dataclass
+class Around:
+    """A class that msgspec reads only in the Struct in it."""
+
+    page: Annotated[int, Field(ge=1)] | Literal[-1] = 1
+    inside: "Inside | None" = None
+
+
+class Inside(msgspec.Struct):
+    around: Around
+
+
 def test_structs_with_alternatives_that_msgspec_merges_are_refused_with_the_reason() -> None:
     positive = Annotated[int, Field(ge=1)]
     for annotation in (
@@ -329,5 +346,8 @@ def test_structs_with_alternatives_that_msgspec_merges_are_refused_with_the_reas
         for place in (kind, list[kind], kind | int | str, Holder[kind]):  # type: ignore[valid-type]  # made here
             with pytest.raises(TypeError, match="reads alternatives of a union in a Struct as one"):
                 tool_with(place)
-    for annotation in (positive | None, int | str, Literal[1, 2] | None, Color | int, int | float):
+    for around in (Around, Circle):
+        with pytest.raises(TypeError, match="reads alternatives of a union in a Struct as one"):
+            tool_with(around)
+    for annotation in (positive | None, int | str, tuple[dt.date, str], Literal[1, 2] | None, Color | int, int | float):
         tool_with(msgspec.defstruct("Apart", [("x", annotation)]))
