@@ -322,6 +322,12 @@ def test_results_are_checked_but_not_changed() -> None:
     for numbers in (Literal[0, 1] | bool, bool | Literal[0, 1], Level | bool):
         assert repr(written(list[numbers], [True, 1])) == "[True, 1]"  # type: ignore[valid-type]  # a value here
 
+    one = Literal[1]
+    for numbers in (one | Step, Level | Step, one | tuple[list[int]]):  # results needn't be hashable
+        assert written(dict[str, numbers], {"a": 1}) == {"a": 1}  # type: ignore[valid-type]  # a value here
+    assert written(list[one | Step], [Step(Level.LOW)]) == [{"level": 1, "after": None}]
+    assert written(list[one | tuple[list[int]]], [([2],)]) == [[[2]]]
+
 
 def test_defaults_must_match_their_type_beside_a_model() -> None:
     def described(model: Model, n: int = "x") -> None: ...  # type: ignore[assignment]

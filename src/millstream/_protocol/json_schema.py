@@ -1,9 +1,7 @@
-"""JSON Schema 2020-12 for annotations, and a bounded check of handwritten schemas.
+"""JSON Schema 2020-12 as clients see it, and a bounded check of handwritten schemas.
 
-msgspec generates the schemas. This module inlines each `$ref`, because many models understand inlined schemas better,
-and keeps references only for recursive types. It drops titles that repeat a class name, and adds what msgspec omits:
-date and time formats, and the order of choices. A hook provides schemas for types that msgspec doesn't know. Nothing is
-fetched: a `$ref` to another document is rejected (MCP 2026-07-28, basic).
+This module inlines each `$ref`, because many models understand inlined schemas better, and keeps references only for
+recursive types. Nothing is fetched: a `$ref` to another document is rejected (MCP 2026-07-28, basic).
 """
 
 import re

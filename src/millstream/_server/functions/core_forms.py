@@ -326,11 +326,11 @@ def choice_finder(choices: Sequence[Any]) -> Callable[[Any], Any]:
     def find(value: Any) -> Any:
         if isinstance(value, Enum) and value in choices:  # the key of a dict
             return value
-        if isinstance(value, list | dict):
-            found = [each for written, each in others if written == value]
-        else:
+        if isinstance(value, str | int | float | None):
             key = isinstance(value, bool), value
             found = [by_value[key]] if key in by_value else []
+        else:  # a result can be anything
+            found = [each for written, each in others if written == value]
         if not found:
             raise PydanticCustomError("choice", "must be one of the choices")
         return found[0]
