@@ -19,7 +19,7 @@ from msgspec import Struct
 from pydantic_core import PydanticCustomError, SchemaSerializer, SchemaValidator, core_schema
 
 from millstream._protocol.json_schema import DECIMAL, INTEGER_KEY, Schema, is_object, members
-from millstream._server.functions.core_types import choice_value
+from millstream._server.functions.parameters import choice_value
 from millstream._server.functions.problems import find_problems
 
 _KEPT_CODECS = 512

@@ -14,7 +14,6 @@ from dataclasses import MISSING, InitVar, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import cached_property, partial
-from importlib import import_module
 from itertools import count
 from pathlib import PurePath
 from types import NoneType
@@ -54,6 +53,7 @@ from millstream._server.functions.msgspec_engine import (
 from millstream._server.functions.parameters import (
     UNIONS,
     ArgumentList,
+    choice_value,
     finish_schema,
     has_meta,
     has_pydantic_members,
@@ -519,14 +519,6 @@ def _choices(core: Core, choices: Any) -> TypeSchemas:
     if len(kinds) == 1 and (kind := _KINDS.get(kinds.pop())):
         schema["type"] = kind
     return TypeSchemas(core, schema)
-
-
-def choice_value(choice: Any) -> Any:
-    """Return the JSON of a choice."""
-    value = choice.value if isinstance(choice, Enum) else choice
-    if isinstance(value, str | int | float | None):
-        return value
-    return import_module("pydantic_core").to_jsonable_python(value, serialize_unknown=True)
 
 
 def _read_enum(kind: Any) -> TypeSchemas:

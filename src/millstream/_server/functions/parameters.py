@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
+from enum import Enum
 from functools import partial
+from importlib import import_module
 from types import GenericAlias, NoneType, UnionType
 from typing import (
     Annotated,
@@ -475,6 +477,14 @@ def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) 
         for hint, items in _fields_of(kind):
             yield from ((kind, item) for item in items)
             yield from parts_of(hint, kind, seen)
+
+
+def choice_value(choice: Any) -> Any:
+    """Return the JSON of a choice."""
+    value = choice.value if isinstance(choice, Enum) else choice
+    if isinstance(value, str | int | float | None):
+        return value
+    return import_module("pydantic_core").to_jsonable_python(value, serialize_unknown=True)
 
 
 def attributes_in(annotation: Any) -> Iterator[tuple[type, Any]]:
