@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator
 from msgspec import UNSET
 
 from cases import for_each
-from millstream._protocol.json_schema import schema_of
 from millstream._transports.openapi import example_of
+from plans import schema_of
 from rest_world import post, routes, world
 
 

@@ -40,6 +40,11 @@ class Level(enum.IntEnum):
     HIGH = 2
 
 
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
 class Tone(enum.Enum):
     WARM = "warm"
     DRY = "dry"
@@ -88,6 +93,8 @@ MORE: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "a member with a number": (Level, [1], [True, "1", 3]),
     "a member": (Tone, ["warm"], ["WARM", ""]),
     "integer keys": (dict[int, str], [{"1": "a", "-2": "b"}], [{"01": "a"}, {" 1": "a"}, {"1_0": "a"}, {"1.0": "a"}]),
+    "members combined": (Rights, [1, 3], ["1", 9, None]),
+    "members combined as keys": (dict[Rights, int], [{"1": 1, "3": 2}], [{"01": 1}, {"READ": 1}, {"9": 1}]),
     "a tuple with names": (Point, [[1], [1, 2]], [[], [1, 2, 3], {"x": 1}, ["1"]]),
     "distinct items": (set[int], [[1, 2]], [[1, 1], ["a"]]),
     "distinct dates": (frozenset[dt.date], [["1999-12-31"]], [["1999-12-31", "1999-12-31"]]),
@@ -128,6 +135,12 @@ KNOWN = {
         FIELDS,
     ),
     **cells(["Literal[Tone.WARM]"], everywhere("in a model"), '"warm"', "in a model, pydantic reads no such literal"),
+    **cells(
+        ["members combined as keys"],
+        everywhere("in a model"),
+        '{"1": 1, "3": 2}',
+        "in a model, pydantic reads no such keys",
+    ),
 }
 """Type, place, value -> why the promise isn't kept there. If it is, the test fails, and the cell must go."""
 
@@ -300,10 +313,20 @@ def test_results_are_checked_but_not_changed() -> None:
         (dict[str, list[float | None] | Model], {"a": [float("nan")]}),
         (dict[str, int | Model], {"a": "3"}),
         (dict[str, bool | Model], {"a": 1}),
+        (list[Literal[1]], [True]),
+        (list[Level], [True]),
     ):
         with pytest.raises(LocalError, match="doesn't match the output schema"):
             written(annotation, value)
     assert written(dict[str, float | None], {"a": None}) == {"a": None}
+    for numbers in (Literal[0, 1] | bool, bool | Literal[0, 1], Level | bool):
+        assert repr(written(list[numbers], [True, 1])) == "[True, 1]"  # type: ignore[valid-type]  # a value here
+
+    one = Literal[1]
+    for numbers in (one | Step, Level | Step, one | tuple[list[int]]):  # results needn't be hashable
+        assert written(dict[str, numbers], {"a": 1}) == {"a": 1}  # type: ignore[valid-type]  # a value here
+    assert written(list[one | Step], [Step(Level.LOW)]) == [{"level": 1, "after": None}]
+    assert written(list[one | tuple[list[int]]], [([2],)]) == [[[2]]]
 
 
 def test_defaults_must_match_their_type_beside_a_model() -> None:

@@ -233,6 +233,29 @@ def test_parameters_may_have_names_reserved_by_pydantic() -> None:
     assert (found.copy, found.json, found.model_config, found._hidden) == (2, "x", 1, 2)
 
 
+class Reserved(pydantic.BaseModel, regex_engine="python-re"):
+    ref: str
+    schema_ref: "Reserved | None" = None
+    fields: dict[str, "Reserved"] = {}
+    choices: list[bytes] = []
+    type: str = "a"
+    config: str = pydantic.Field("", pattern="^a*$")
+
+
+def test_members_may_have_the_names_of_keys_in_core_schemas() -> None:
+    made = tool_with(Reserved, Reserved)
+    sent = b'{"x":{"ref":"a","schema_ref":{"ref":"b"},"fields":{"ref":{"ref":"c"}},"choices":["YQ=="],"config":"aa"}}'
+    item = read_arguments(made, sent).x
+    assert (item.schema_ref.ref, item.fields["ref"].ref, item.choices) == ("b", "c", [b"a"])
+    assert b'"choices":["YQ=="]' in encode_result(item, made.output)
+
+    class Looking(pydantic.BaseModel, regex_engine="python-re"):
+        config: str = pydantic.Field(pattern="(?=a)b")
+
+    with pytest.raises(TypeError, match="can't be matched in linear time"):
+        tool_with(Looking)
+
+
 def test_type_decoder_errors_show_the_path() -> None:
     decode: Callable[[bytes], Any] = decoder_of(list[Item])
     assert decode(b'[{"number":1}]') == [Item(number=1)]
@@ -294,6 +317,23 @@ def test_bounds_apply_in_recursive_and_generic_dataclasses() -> None:
             read_arguments(made, b'{"x":%b}' % wrong)
 
 
+class Circle(msgspec.Struct):
+    page: Annotated[int, Field(ge=1)] | Literal[-1] = 1
+    next: "Circle | None" = None
+
+
+@dataclass
+class Around:
+    """A class that msgspec reads only in the Struct in it."""
+
+    page: Annotated[int, Field(ge=1)] | Literal[-1] = 1
+    inside: "Inside | None" = None
+
+
+class Inside(msgspec.Struct):
+    around: Around
+
+
 def test_structs_with_alternatives_that_msgspec_merges_are_refused_with_the_reason() -> None:
     positive = Annotated[int, Field(ge=1)]
     for annotation in (
@@ -306,5 +346,8 @@ def test_structs_with_alternatives_that_msgspec_merges_are_refused_with_the_reas
         for place in (kind, list[kind], kind | int | str, Holder[kind]):  # type: ignore[valid-type]  # made here
             with pytest.raises(TypeError, match="reads alternatives of a union in a Struct as one"):
                 tool_with(place)
-    for annotation in (positive | None, int | str, Literal[1, 2] | None, Color | int, int | float):
+    for around in (Around, Circle):
+        with pytest.raises(TypeError, match="reads alternatives of a union in a Struct as one"):
+            tool_with(around)
+    for annotation in (positive | None, int | str, tuple[dt.date, str], Literal[1, 2] | None, Color | int, int | float):
         tool_with(msgspec.defstruct("Apart", [("x", annotation)]))

@@ -1,39 +1,26 @@
-"""JSON Schema 2020-12 for annotations, and a bounded check of handwritten schemas.
+"""JSON Schema 2020-12 as clients see it, and a bounded check of handwritten schemas.
 
-msgspec generates the schemas. This module inlines each `$ref`, because many models understand inlined schemas better,
-and keeps references only for recursive types. It drops titles that repeat a class name, and adds what msgspec omits:
-date and time formats, and the order of choices. A hook provides schemas for types that msgspec doesn't know. Nothing is
-fetched: a `$ref` to another document is rejected (MCP 2026-07-28, basic).
+This module inlines each `$ref`, because many models understand inlined schemas better, and keeps references only for
+recursive types. Nothing is fetched: a `$ref` to another document is rejected (MCP 2026-07-28, basic).
 """
 
-import enum
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import partial
-from itertools import chain
 from math import inf, isfinite
-from types import UnionType
 from typing import (
-    Annotated,
     Any,
-    Literal,
     TypeGuard,
-    Union,
     cast,
     get_args,
-    get_origin,
-    get_type_hints,
 )
 from urllib.parse import unquote
 
-from msgspec import Struct, defstruct, field, inspect
-from msgspec.json import schema_components
+from msgspec import Struct
 
 from millstream._override import override
 from millstream._protocol.jsonrpc import Json
 
 Schema = Json
-SchemaHook = Callable[[type], Schema]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_DEPTH = 64
@@ -54,8 +41,6 @@ LOOSE = frozenset(("date-time", "time", "duration", "path", "file-path", "direct
 a duration can be negative or have a fraction. JSON Schema doesn't define the formats for paths. Some clients validate
 formats, and warn about unknown ones.
 """
-MOMENTS: Mapping[type, str] = {inspect.DateTimeType: "date-time", inspect.TimeType: "time"}
-"""RFC 3339 formats. Strings without an offset are also accepted."""
 DECIMAL = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 r"""Some validators match non-ASCII digits with ``\d``."""
 NO_NUMBER = "NaN and infinities can't be represented in JSON"
@@ -168,79 +153,6 @@ class RecursiveAlias(type):
 def is_recursive_alias(annotation: Any) -> bool:
     """Return whether an annotation is a placeholder for a recursive alias."""
     return isinstance(annotation, RecursiveAlias)
-
-
-def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool = False) -> Schema:
-    """Return the schema of a type, with references only to recursive types.
-
-    Args:
-        annotation: A type that msgspec can decode, or that `hook` knows.
-        hook: Returns the schema of a class that msgspec doesn't know, or raises NotImplementedError.
-        written: True for output: omits formats that only some values follow (see `LOOSE`).
-
-    Raises:
-        TypeError: Neither msgspec nor the hook knows the type.
-    """
-
-    aliases: dict[str, Any] = {}
-
-    def describe(kind: type) -> Schema:
-        if is_recursive_alias(kind):
-            aliases[kind.__name__] = kind
-            return {"$ref": REF + kind.__name__}
-        if hook is None:
-            raise NotImplementedError
-        return hook(kind)
-
-    make = partial(schema_components, schema_hook=describe, ref_template=REF + "{name}")
-    try:
-        try:
-            (root,), components = make((annotation,))
-        except TypeError:  # msgspec can't write the default of a field
-            (root,), components = make((_with_text_defaults(annotation),))
-        while missing := aliases.keys() - components.keys():
-            for name in missing:
-                (definition,), more = make((aliases[name].target,))
-                components = {**more, **components, name: definition}
-    except NameError as error:
-        raise TypeError(f"an annotation inside {type_text(annotation)} can't be resolved: {error}") from error
-    details = _Details({**components}, {} if written else MOMENTS)
-    for node, kind in ((root, annotation), *((components[name], each.target) for name, each in aliases.items())):
-        details.note([kind])
-        details.add(node, inspect.type_info(kind))
-    document = inline_references(root, components)
-    drop_formats(document, {"duration", "path"} if written else ())
-    return document
-
-
-def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
-    """Return a type with the same schema, but with text as the defaults of path fields."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return Annotated[_with_text_defaults(parts[0], inside), *parts[1:]]
-    if parts and origin is not Literal and origin is not None:
-        made = tuple(_with_text_defaults(part, inside) for part in parts)
-        same = all(one is other for one, other in zip(made, parts, strict=True))
-        union: Any = Union
-        return annotation if same else union[made] if origin in (Union, UnionType) else origin[made]
-    if not isinstance(annotation, type) or annotation in inside:
-        return annotation
-    info: Any = inspect.type_info(annotation)
-    is_tuple = isinstance(info, inspect.NamedTupleType)
-    if not (is_tuple or isinstance(info, inspect.StructType | inspect.DataclassType)):
-        return annotation
-    hints = get_type_hints(annotation, include_extras=True)
-    members: list[Any] = []
-    changed = False
-    for each in info.fields:
-        kind = _with_text_defaults(hints[each.name], (*inside, annotation))
-        default = str(each.default) if hasattr(each.default, "__fspath__") else each.default
-        changed |= kind is not hints[each.name] or default is not each.default
-        options: Any = {"default": default, "default_factory": each.default_factory, "name": each.encode_name}
-        members.append((each.name, kind, field(**options)))
-    shape: Any = {name: getattr(info, name, is_tuple) for name in ("array_like", "forbid_unknown_fields")}
-    shape |= {name: getattr(info, name, None) for name in ("tag", "tag_field")}
-    return defstruct(annotation.__name__, members, kw_only=True, **shape) if changed else annotation
 
 
 def inline_references(
@@ -549,20 +461,13 @@ def key_schema(schema: Schema) -> Schema | None:
     return {"pattern": _KEY_PATTERNS[kind]} if kind in _KEY_PATTERNS else None
 
 
+INTEGER_KEY = "^(0|-?[1-9][0-9]*)$"
 _KEY_PATTERNS = {
-    "integer": "^(0|-?[1-9][0-9]*)$",
+    "integer": INTEGER_KEY,
     "number": r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
 }
 OUR_PATTERNS = frozenset((DECIMAL, *_KEY_PATTERNS.values()))
 """Patterns that no program wrote."""
-_KEYS: Mapping[type, Schema] = {
-    inspect.IntType: {"type": "integer"},
-    inspect.FloatType: {"type": "number"},
-    inspect.DecimalType: {"type": "string", "pattern": DECIMAL},
-    inspect.DateTimeType: {"type": "string", "format": "date-time"},
-    inspect.DateType: {"type": "string", "format": "date"},
-    inspect.UUIDType: {"type": "string", "format": "uuid"},
-}
 
 
 def _find_recursive(definition: Schema, scope: Schema, found: dict[int, bool]) -> None:
@@ -612,90 +517,3 @@ def _references(definition: Schema, scope: Schema) -> Iterator[Schema]:
         if "$ref" in part:
             yield scope[part["$ref"].removeprefix(REF)]
         pending += [child for _, child in children(part)]
-
-
-class _Details(Struct, eq=False):
-    """Completes the schemas that msgspec generates, in place."""
-
-    waiting: Schema
-    """Definitions without a reference so far."""
-    formats: Mapping[type, str]
-    """Formats of dates and times: `MOMENTS`, or empty for output."""
-    literals: dict[frozenset[str], list[Any]] = {}
-    """The choices of each `Literal` as a set -> in the program's order."""
-
-    def add(self, node: Any, kind: Any) -> None:
-        """Complete the schema of a type (see `msgspec.inspect`)."""
-        kind = _without_metadata(kind)
-        if is_object(node) and "$ref" in node:
-            node = self.waiting.pop(node["$ref"].removeprefix(REF), None)
-            members(node).pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
-        if not is_object(node):
-            return
-        if type(kind) in self.formats and kind.tz is None:
-            node.setdefault("format", self.formats[type(kind)])
-        elif _is_flag(kind):
-            node["type"] = "integer"
-            del node["enum"]  # Several members combined make another value.
-        elif isinstance(kind, inspect.LiteralType | inspect.EnumType):
-            node["enum"] = self.choices(kind)
-        elif isinstance(kind, inspect.DecimalType):
-            del node["format"]  # it's msgspec's own
-            node["pattern"] = DECIMAL
-        elif isinstance(kind, inspect.DictType):
-            node.update(self.names(_without_metadata(kind.key_type)) | node)  # the program's own schema comes first
-        elif hasattr(kind, "fields"):
-            self.note(get_type_hints(get_origin(kind.cls) or kind.cls, include_extras=True).values())
-        for part, inner in _parts(node, kind):
-            self.add(part, inner)
-
-    def names(self, kind: Any) -> Schema:
-        key: Schema = {"type": "integer"} if _is_flag(kind) else _KEYS.get(cast("type[object]", type(kind)), {})
-        if isinstance(kind, inspect.LiteralType | inspect.EnumType) and not _is_flag(kind):
-            key = {"enum": self.choices(kind)}
-        names = key_schema(key)
-        return {"propertyNames": names} if names else {}
-
-    def choices(self, kind: Any) -> list[Any]:
-        if isinstance(kind, inspect.EnumType):
-            return [member.value for member in kind.cls]
-        return self.literals.get(frozenset(map(repr, kind.values)), [*kind.values])
-
-    def note(self, annotations: Iterable[Any]) -> None:
-        """Note the order of choices, because msgspec sorts them."""
-        for each in annotations:
-            parts = get_args(each)
-            if get_origin(each) is Literal:
-                self.literals[frozenset(map(repr, parts))] = [*parts]
-            else:
-                named = (getattr(each, name) for name in ("__supertype__", "__value__") if hasattr(each, name))
-                self.note((*parts, *named))
-
-
-def _without_metadata(kind: Any) -> Any:
-    while isinstance(kind, inspect.Metadata):
-        kind = kind.type
-    return kind
-
-
-def _is_flag(kind: Any) -> bool:
-    return isinstance(kind, inspect.EnumType) and issubclass(kind.cls, enum.Flag)
-
-
-def _parts(node: Schema, kind: Any) -> Iterable[tuple[Any, Any]]:
-    """Return the schemas inside the schema of a type, each with its type."""
-    if isinstance(kind, inspect.UnionType):
-        others = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
-        # msgspec lists Structs last. If there are several beside other types, they have a union of their own.
-        others.sort(key=lambda each: not getattr(_without_metadata(each), "array_like", True))
-        options = ([each] if "discriminator" not in each else each["anyOf"] for each in node["anyOf"])
-        return zip(chain.from_iterable(options), others, strict=False)
-    if isinstance(kind, inspect.DictType):
-        return [(node.get("additionalProperties"), kind.value_type)]
-    if isinstance(kind, inspect.CollectionType):
-        return [(node.get("items"), kind.item_type)]
-    fields: Collection[Any] = getattr(kind, "fields", ())
-    if fields and "properties" in node:
-        return [(node["properties"][each.encode_name], each.type) for each in fields]
-    kinds: Collection[Any] = getattr(kind, "item_types", [each.type for each in fields])
-    return zip(node.get("prefixItems", [])[-len(kinds) :], kinds, strict=False)  # a tag can come first

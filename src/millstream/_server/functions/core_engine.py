@@ -1,6 +1,6 @@
 """The engine of functions with any types: core schemas of `core_types`, which pydantic's validator reads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from decimal import Decimal
@@ -15,23 +15,29 @@ from msgspec import NODEFAULT
 from pydantic_core import PydanticSerializationError, SchemaValidator, ValidationError
 
 from millstream._override import override
-from millstream._protocol.json_schema import Schema, has_no_number, is_object, members
+from millstream._protocol.json_schema import Schema, has_no_number, members
 from millstream._server.functions.core_forms import (
-    NO_SCHEMAS,
     Codec,
     checker_of,
     codec_of,
     is_programs,
+    map_core,
     pattern_text,
     reader_of,
 )
-from millstream._server.functions.core_types import HIDDEN, TypeReader, TypeSchemas, with_default
+from millstream._server.functions.core_types import (
+    HIDDEN,
+    TypeReader,
+    TypeSchemas,
+    describe_arguments,
+    read_result,
+    with_default,
+)
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.msgspec_engine import (
     MAX_VALUES,
     Engine,
     Output,
-    OutputError,
     check_numbers,
     default_error,
     enc_hook,
@@ -43,7 +49,6 @@ from millstream._server.functions.msgspec_engine import (
 from millstream._server.functions.parameters import (
     ArgumentList,
     Parameter,
-    finish_schema,
     is_pydantic_field,
     needs_pydantic,
     split_annotation,
@@ -92,14 +97,7 @@ class CoreEngine(Engine):
         }
         core = {"type": "typed-dict", "fields": fields, "extra_behavior": "forbid" if arguments.closed else "ignore"}
         core = reader.whole_core(core)
-        required = [each.wire for each in parameters if fields[each.name]["required"]]
-        schema = {
-            "type": "object",
-            "properties": {each.wire: described.schema for each, described in zip(parameters, made, strict=True)},
-            **({"required": required} if required else {}),
-            **({"additionalProperties": False} if arguments.closed else {}),
-        }
-        self.input_schema = finish_schema(reader.whole_schema(schema))
+        self.input_schema = describe_arguments(arguments, reader, made)
         self.struct = msgspec.defstruct(
             arguments.function, [(parameter.name, Any) for parameter in parameters], gc=False
         )
@@ -272,17 +270,7 @@ def output_of(annotation: Any) -> Output | None:
 
 
 def _read_result(annotation: Any) -> TypeSchemas:
-    needs_pydantic(annotation)  # raises RegistrationError
-    reader = TypeReader(_read_pydantic, written=True)
-    try:
-        made = reader.read(annotation)
-        core = reader.whole_core(made.core)
-        check_patterns(core)
-        return TypeSchemas(core, reader.whole_schema(made.schema))
-    except RegistrationError:
-        raise
-    except (TypeError, RecursionError, NameError) as error:
-        raise OutputError(str(error)) from error
+    return read_result(annotation, _read_pydantic, check_patterns)
 
 
 def writers_of(annotation: Any) -> tuple[Output | None, Callable[[Any], Any] | None]:
@@ -308,14 +296,8 @@ def _has_serializer(node: Any) -> bool:
 _ALTERNATIVES = frozenset(("nullable", "union", "default", "function-after", "function-before", "function-wrap"))
 
 
-def check_patterns(node: Any) -> None:
+def check_patterns(node: Any) -> Any:
     """Check the patterns in a core schema. Raises the error of `matcher_of`."""
-    if isinstance(node, list | tuple):
-        for each in cast("Sequence[Any]", node):
-            check_patterns(each)
-    elif is_object(node):
-        if node.get("type") == "str" and "pattern" in node:
-            matcher_of(pattern_text(node["pattern"]))
-        for key, each in node.items():
-            if key not in NO_SCHEMAS:
-                check_patterns(each)
+    if members(node).get("type") == "str" and "pattern" in node:
+        matcher_of(pattern_text(node["pattern"]))
+    return map_core(node, check_patterns)

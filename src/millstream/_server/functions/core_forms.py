@@ -15,11 +15,11 @@ from pathlib import PurePath
 from typing import Any, cast
 
 import msgspec
-import pydantic_core
 from msgspec import Struct
 from pydantic_core import PydanticCustomError, SchemaSerializer, SchemaValidator, core_schema
 
-from millstream._protocol.json_schema import DECIMAL, Schema, is_object, members
+from millstream._protocol.json_schema import DECIMAL, INTEGER_KEY, Schema, is_object, members
+from millstream._server.functions.parameters import choice_value
 from millstream._server.functions.problems import find_problems
 
 _KEPT_CODECS = 512
@@ -53,25 +53,36 @@ def checker_of(core: Any) -> SchemaValidator:
     return SchemaValidator(_without_functions(core), None, False)
 
 
-def _without_functions(node: Any) -> Any:
+def map_core(node: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a copy of a core schema, or of a list, in which `change` has replaced each direct part."""
     if isinstance(node, list | tuple):
-        parts = map(_without_functions, cast("Sequence[Any]", node))
+        parts = map(change, cast("Sequence[Any]", node))
         return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
-    node = in_linear_time(node)
-    kind: str = node.get("type", "")
-    made = {
-        key: {name: _without_functions(each) for name, each in value.items()}
+    return {
+        key: {name: change(each) for name, each in value.items()}
         if key in _MAPS and is_object(value)
         else value
-        if key in NO_SCHEMAS
-        else _without_functions(value)
+        if key in _NO_SCHEMAS
+        else change(value)
         for key, value in node.items()
-        if kind != "str" or key not in _TEXT_CHANGES
     }
+
+
+def _without_functions(node: Any) -> Any:
+    made = map_core(node, _without_functions)
+    if not is_object(node):
+        return made
+    made = in_linear_time(made)
+    kind: str = node.get("type", "")
+    if kind == "str":
+        made = {key: value for key, value in made.items() if key not in _TEXT_CHANGES}
     if kind in _SCALARS:
         return {**made, "strict": True}
+    choices = _choices_in(node) if "missing" not in node else ()
+    if any(isinstance(getattr(each, "value", each), int) for each in choices):  # pydantic would write true as 1
+        return core_schema.no_info_plain_validator_function(choice_finder(choices))
     if kind == "dataclass" and not hasattr(node["cls"], "__pydantic_config__"):  # the program can set anything
         made["post_init"] = False
         written = [each for each in fields(node["cls"]) if each.init]
@@ -144,11 +155,8 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
         root: The configuration of plain types, to read arguments. Then SQLModel tables are validated.
     """
     change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
-    if isinstance(node, list | tuple):
-        parts = map(change, cast("Sequence[Any]", node))
-        return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
-        return node
+        return map_core(node, change)
     if root is not None and node.get("type") == "definitions":  # models and plain types can share a class
         in_models = _with_json_forms(node["definitions"], plain=False, root=root)
         return {**node, "schema": change(node["schema"]), "definitions": [*change(node["definitions"]), *in_models]}
@@ -164,7 +172,7 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
         return made
     if _is_encoded(node):
         return node
-    changed = _with_parts(node, change)
+    changed = map_core(node, change)
     return changed if root is None else _read_form(changed)
 
 
@@ -172,17 +180,6 @@ def _is_encoded(node: dict[str, Any]) -> bool:
     """Return whether the program has chosen how bytes are encoded, with pydantic's `EncodedBytes`."""
     function: object = members(node.get("function")).get("function")
     return hasattr(getattr(function, "__self__", None), "encoder")
-
-
-def _with_parts(node: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return a core schema with changed schemas in it."""
-    changed = dict(node)
-    for key, value in node.items():
-        if key in _MAPS and is_object(value):
-            changed[key] = {name: change(each) for name, each in value.items()}
-        elif key not in NO_SCHEMAS:
-            changed[key] = change(value)
-    return changed
 
 
 def _enter(node: dict[str, Any], root: Any, *, plain: bool) -> tuple[dict[str, Any], bool]:
@@ -214,9 +211,8 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
         return _in_json(node, _behind(_TEXTS[kind], node))
     if kind == "float":
         return {**node, "allow_inf_nan": False}
-    if kind == "literal" or (kind == "enum" and not issubclass(node["cls"], Flag)):
-        find = choice_finder(node["members"] if kind == "enum" else node["expected"])
-        return _in_json(node, core_schema.no_info_plain_validator_function(find))
+    if choices := _choices_in(node):
+        return _in_json(node, core_schema.no_info_plain_validator_function(choice_finder(choices)))
     if kind == "dict" and (keys := node.get("keys_schema", {})).get("type") in _KEYS:
         values = change(node.get("values_schema", {"type": "any"}))
         return {**node, "keys_schema": _behind(_KEYS[keys["type"]], keys), "values_schema": values}
@@ -234,6 +230,13 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
         return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
     return _in_order(node, change) if kind == "union" else None
+
+
+def _choices_in(node: dict[str, Any]) -> Sequence[Any]:
+    """Return the values of a `Literal` or the members of an enum. A `Flag` has more values than members."""
+    if node.get("type") == "enum":
+        return () if issubclass(node["cls"], Flag) else node["members"]
+    return node["expected"] if node.get("type") == "literal" else ()
 
 
 _SETS: Mapping[str, Any] = {"set": set, "frozenset": frozenset}
@@ -304,7 +307,7 @@ _TEXTS = {
     "uuid": f"^(?:{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}|{_HEX}{{32}})$",
 }
 """Type in a core schema -> the text that JSON has for it."""
-_KEYS = {"int": "^(0|-?[1-9][0-9]*)$", "float": r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"}
+_KEYS = {"int": INTEGER_KEY, "float": r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"}
 _READ_FROM_TEXT = frozenset(("str", "bytes", "url", "decimal", "fraction", "lax-or-strict", *_TEXTS))
 """Types in a core schema that are read from text. A path, for example, is `lax-or-strict`."""
 
@@ -314,8 +317,7 @@ def choice_finder(choices: Sequence[Any]) -> Callable[[Any], Any]:
     by_value: dict[Any, Any] = {}
     others: list[tuple[Any, Any]] = []
     for each in choices:
-        is_member = isinstance(each, Enum)
-        written = pydantic_core.to_jsonable_python(each.value, serialize_unknown=True) if is_member else each
+        written = choice_value(each)
         if isinstance(written, list | dict):
             others.append((cast("Any", written), each))
         else:
@@ -324,11 +326,11 @@ def choice_finder(choices: Sequence[Any]) -> Callable[[Any], Any]:
     def find(value: Any) -> Any:
         if isinstance(value, Enum) and value in choices:  # the key of a dict
             return value
-        if isinstance(value, list | dict):
-            found = [each for written, each in others if written == value]
-        else:
+        if isinstance(value, str | int | float | None):
             key = isinstance(value, bool), value
             found = [by_value[key]] if key in by_value else []
+        else:  # a result can be anything
+            found = [each for written, each in others if written == value]
         if not found:
             raise PydanticCustomError("choice", "must be one of the choices")
         return found[0]
@@ -360,7 +362,7 @@ def _json_form(node: dict[str, Any], *, chosen: bool) -> Any:
 _JSON_VALUES = (str, int, float, type(None))
 _MAPS = frozenset(("fields", "choices"))
 """Members of a core schema that hold schemas by names."""
-NO_SCHEMAS = frozenset(("cls", "config", "default", "expected", "function", "metadata", "serialization"))
+_NO_SCHEMAS = frozenset(("cls", "config", "default", "expected", "function", "metadata", "serialization"))
 
 
 def chooses_encoding(config: Mapping[str, Any]) -> bool:
@@ -395,9 +397,5 @@ DECIMAL_SCHEMA: Schema = {"type": "string", "pattern": DECIMAL}
 
 def member_of(choices: Sequence[Any]) -> Callable[[Any], Any]:
     """Return a function that finds an enum member for a JSON value. pydantic accepts only the member, or its value."""
-    found = [
-        (each, pydantic_core.to_jsonable_python(each.value, serialize_unknown=True))
-        for each in choices
-        if isinstance(each, Enum)
-    ]
+    found = [(each, choice_value(each)) for each in choices if isinstance(each, Enum)]
     return lambda value: next((each for each, written in found if written == value), value)

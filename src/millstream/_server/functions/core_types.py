@@ -7,25 +7,25 @@ which is imported only for it, and a Struct or a class of attrs by msgspec.
 import collections.abc
 import datetime as dt
 import inspect
+import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum, Flag
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import PurePath
 from types import NoneType
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, get_args, get_origin
 from uuid import UUID
 
 import msgspec
-import pydantic_core
-from msgspec import NODEFAULT, Meta
-from pydantic_core import PydanticCustomError
+from msgspec import NODEFAULT, Meta, Raw, UnsetType
 
 from millstream._protocol.json_schema import (
     DECIMAL,
+    INTEGER_KEY,
     LOOSE,
     REF,
     Schema,
@@ -35,23 +35,26 @@ from millstream._protocol.json_schema import (
     inline_references,
     is_recursive_alias,
     key_schema,
-    schema_of,
     type_text,
     walk,
 )
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import (
+    OutputError,
     check_exactly,
     check_readable,
     dec_hook,
     enc_hook,
     encode,
+    find_fields,
     has_decimals,
-    schema_hook,
 )
 from millstream._server.functions.parameters import (
     UNIONS,
+    ArgumentList,
+    choice_value,
+    finish_schema,
     has_meta,
     has_pydantic_members,
     hints_in,
@@ -112,7 +115,8 @@ _NUMERIC = {
 _BOUNDS: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(("int", "float", "decimal"), _NUMERIC),
     "str": {"min_length": "minLength", "max_length": "maxLength", "pattern": "pattern"},
-    **{kind: {"min_length": "minItems", "max_length": "maxItems"} for kind in ("list", "set", "frozenset")},
+    "bytes": {"min_length": "minLength", "max_length": "maxLength"},
+    **{kind: {"min_length": "minItems", "max_length": "maxItems"} for kind in ("list", "set", "frozenset", "tuple")},
     "dict": {"min_length": "minProperties", "max_length": "maxProperties"},
 }
 """Type in a core schema -> its bounds, and their keywords in JSON Schema."""
@@ -124,10 +128,13 @@ class TypeReader:
 
     Args:
         read_foreign: Reads a type of pydantic's. It isn't imported here, because it imports this module and pydantic.
+            Without it, there are none.
         written: Whether the types are those of results.
     """
 
-    def __init__(self, read_foreign: "Callable[[Any, TypeReader], TypeSchemas]", *, written: bool = False) -> None:
+    def __init__(
+        self, read_foreign: "Callable[[Any, TypeReader], TypeSchemas] | None" = None, *, written: bool = False
+    ) -> None:
         self._read_pydantic = read_foreign
         self.written = written
         self.numbers = count()
@@ -137,6 +144,8 @@ class TypeReader:
         self._open: dict[str, str] = {}
         self._recursive: set[str] = set()
         self._made: dict[str, TypeSchemas] = {}
+        self._structs: list[Schema] = []
+        self._is_in_struct = False
 
     def whole_core(self, core: Core) -> Core:
         """Return a core schema with the definitions that it refers to."""
@@ -145,7 +154,13 @@ class TypeReader:
         return {"type": "definitions", "schema": core, "definitions": [*self._cores.values()]}
 
     def whole_schema(self, schema: Schema) -> Schema:
-        """Return a schema with references only to recursive types."""
+        """Return a schema with references only to recursive types.
+
+        Raises:
+            TypeError: msgspec reads a Struct in another way than its schema says.
+        """
+        for each in self._structs:
+            check_readable(each, self._schemas)
         made = inline_references(schema, self._schemas)
         if self.written:
             drop_formats(made, LOOSE)
@@ -165,9 +180,9 @@ class TypeReader:
         metas = [each for each in metadata if isinstance(each, Meta)]
         if any(map(is_pydantic, metadata)):
             return self._read_foreign(annotation)
-        if any(each.tz is not None for each in metas):
-            return self._read_struct(annotation)
         made = self._read_plain(inner)
+        for tz in (each.tz for each in metas if each.tz is not None):
+            made = self._read_leaf(annotation, made.schema if tz else {"type": "string"})
         bounds = {name: value for each in metas for name in CONSTRAINTS if (value := getattr(each, name)) is not None}
         bounded = self._with_bounds(made, bounds) if bounds else made
         if bounded is None:
@@ -188,6 +203,8 @@ class TypeReader:
         if not bounds.keys() <= _BOUNDS.get(kind, {}).keys():
             return None
         keywords = {_BOUNDS[kind][name]: value for name, value in bounds.items()}
+        if kind == "bytes":  # base64
+            keywords = {name: (value + 2) // 3 * 4 for name, value in keywords.items()}
         if kind != "decimal":
             schema = {**schema, **keywords}
         elif not self.written:  # only numbers have a minimum
@@ -212,8 +229,10 @@ class TypeReader:
         return self._read_class(kind, origin)
 
     def _read_class(self, kind: Any, origin: Any) -> TypeSchemas:
+        if origin in (bytearray, memoryview):
+            return self._read_leaf(kind, _SCALARS[bytes][1])
         if is_struct(origin):
-            return self._read_struct(kind)
+            return self._define(kind, type_text(kind), partial(self._read_struct, kind))
         if is_pydantic(origin) or has_pydantic_members(origin):
             _check_ignored(kind, origin)
             return self._read_foreign(kind)
@@ -229,8 +248,7 @@ class TypeReader:
             (hasattr(origin, "_fields") and issubclass(origin, tuple), self._read_named_tuple),
         ):
             if is_kind:
-                inside = dict(zip(getattr(cast("Any", origin), "__parameters__", ()), get_args(kind), strict=False))
-                return self._define(kind, type_text(kind), partial(read, origin, inside))
+                return self._define(kind, type_text(kind), partial(read, origin, _hints_of(kind)))
         return self._read_foreign(kind)
 
     def _define(self, kind: Any, name: str, make: Callable[[], TypeSchemas]) -> TypeSchemas:
@@ -258,9 +276,13 @@ class TypeReader:
     def _read_union(self, parts: tuple[Any, ...]) -> TypeSchemas:
         tagged = [part for part in parts if is_tagged(get_origin(part) or part)]
         others = [part for part in parts if part is not NoneType and (len(tagged) < 2 or part not in tagged)]
-        made = [self.read(part) for part in others]
+        made = [self.read(part) for part in others if part is not UnsetType or not self._is_in_struct]
         if len(tagged) > 1:  # msgspec finds the class with the tag
-            made.insert(0, self._read_struct(union_of(tagged)))
+            schema = _any_of([self.read(part).schema for part in tagged])
+            if name := (get_origin(tagged[0]) or tagged[0]).__struct_config__.tag_field:
+                schema["discriminator"] = {"propertyName": name}
+            find_fields(union_of(tagged))  # raises TypeError
+            made.insert(0, self._read_leaf(union_of(tagged), schema))
         core = made[0].core if len(made) == 1 else {"type": "union", "choices": [each.core for each in made]}
         schemas = [each.schema for each in made if each.schema is not HIDDEN]
         if NoneType in parts:
@@ -288,13 +310,17 @@ class TypeReader:
         core = {"type": "dict", "keys_schema": _read_key(key.core), "values_schema": value.core}
         return TypeSchemas(core, {"type": "object", **about})
 
-    def _read_member(self, hint: Any, names: Names, default: Any = NODEFAULT) -> TypeSchemas:
-        """Return a member of a class."""
-        made = self.read(normalize(_replace(hint, names), received=not self.written))
+    def read_argument(self, annotation: Any, default: Any) -> TypeSchemas:
+        """Return a type with a default, or with `NODEFAULT`. Raises the errors of `read`."""
+        made = self.read(annotation)
         return made if default is NODEFAULT else with_default(made, default)
 
-    def _read_dataclass(self, kind: Any, names: Names) -> TypeSchemas:
-        hints, listed, required = hints_in(kind), list[Core](), list[str]()
+    def _read_member(self, hint: Any, default: Any = NODEFAULT) -> TypeSchemas:
+        """Return a member of a class."""
+        return self.read_argument(normalize(hint, received=not self.written), default)
+
+    def _read_dataclass(self, kind: Any, hints: Names) -> TypeSchemas:
+        listed, required = list[Core](), list[str]()
         properties: dict[str, Schema] = {}
         init_only = {name: cast("Any", hint).type for name, hint in hints.items() if isinstance(hint, InitVar)}
 
@@ -305,11 +331,11 @@ class TypeReader:
                 required.extend([name] if made.core["type"] != "default" else [])
 
         for name, hint in init_only.items():
-            made = self._read_member(hint, names, getattr(kind, name, NODEFAULT))
+            made = self._read_member(hint, getattr(kind, name, NODEFAULT))
             add(name, made, shown=not self.written, init_only=True)
         for field in fields(kind):
             default = field.default if field.default is not MISSING else NODEFAULT
-            made = self._read_member(hints[field.name], names, default)
+            made = self._read_member(hints[field.name], default)
             if field.default_factory is not MISSING:
                 made = TypeSchemas(
                     {"type": "default", "schema": made.core, "default_factory": field.default_factory}, made.schema
@@ -331,8 +357,8 @@ class TypeReader:
         }
         return TypeSchemas(core, _object(kind, properties, required))
 
-    def _read_typed_dict(self, kind: Any, names: Names) -> TypeSchemas:
-        made = {name: (self._read_member(hint, names), required) for name, hint, required in typed_dict_members(kind)}
+    def _read_typed_dict(self, kind: Any, hints: Names) -> TypeSchemas:
+        made = {name: (self._read_member(hint), required) for name, hint, required in typed_dict_members(kind, hints)}
         core: Core = {
             "type": "typed-dict",
             "cls": kind,
@@ -347,9 +373,9 @@ class TypeReader:
             core["extra_behavior"], schema["additionalProperties"] = "forbid", False
         return TypeSchemas(core, schema)
 
-    def _read_named_tuple(self, kind: Any, names: Names) -> TypeSchemas:
-        hints, defaults = hints_in(kind), kind._field_defaults
-        made = [self._read_member(hints.get(name, Any), names, defaults.get(name, NODEFAULT)) for name in kind._fields]
+    def _read_named_tuple(self, kind: Any, hints: Names) -> TypeSchemas:
+        defaults = kind._field_defaults
+        made = [self._read_member(hints.get(name, Any), defaults.get(name, NODEFAULT)) for name in kind._fields]
         core, schema = _read_tuple(made, len(made) - len(defaults))
         return TypeSchemas({**_function("after", partial(_make_tuple, kind)), "schema": core}, schema)
 
@@ -359,13 +385,41 @@ class TypeReader:
                 f"pydantic can't read the Struct {type_text(kind)}, which contains a type that only pydantic "
                 f"supports. Make {type_text(kind)} a dataclass or a pydantic model"
             )
-        reader = _StructReader(kind)
+        info = find_fields(kind)
+        hints, was_in_struct, self._is_in_struct = _hints_of(kind), self._is_in_struct, True
+        properties: dict[str, Schema] = {}
+        required = [each.encode_name for each in info.fields if each.required]
+        for each in info.fields:
+            default = each.default
+            if each.default_factory in (list, dict, set, bytearray):
+                default = each.default_factory()
+            properties[each.encode_name] = self._read_member(hints[each.name], default).schema
+        self._is_in_struct = was_in_struct
+        if (tag := getattr(info, "tag", None)) is not None:
+            properties = {info.tag_field: {"enum": [tag]}, **properties}
+            required.insert(0, info.tag_field)
+        is_closed = getattr(info, "forbid_unknown_fields", False)
+        if getattr(info, "array_like", False):
+            schema: Schema = {"type": "array", "prefixItems": [*properties.values()], "minItems": len(required)}
+            schema |= {"maxItems": len(properties)} if is_closed else {}
+        else:
+            schema = _object(info.cls, properties, required)
+            schema |= {"additionalProperties": False} if is_closed else {}
+        self._structs.append(schema)
+        return self._read_leaf(kind, schema)
+
+    def _read_leaf(self, kind: Any, schema: Schema) -> TypeSchemas:
+        """Return a type that msgspec reads."""
+        reader = _StructReader(kind, lambda: self.whole_schema(schema))
         function = {"type": "with-info", "function": reader.read}
         written = {"type": "function-plain", "function": reader.write}
-        schema = schema_of(kind, hook=schema_hook, written=True) if self.written else reader.schema
         return TypeSchemas({"type": "function-plain", "function": function, "serialization": written}, schema)
 
     def _read_foreign(self, annotation: Any) -> TypeSchemas:
+        if self._is_in_struct and annotation is Raw:
+            return TypeSchemas({"type": "any"}, {})
+        if self._is_in_struct or self._read_pydantic is None:
+            raise TypeError(f"{type_text(annotation)} isn't supported")
         return self._read_pydantic(annotation, self)
 
     def add_definitions(self, schema: Schema) -> Schema:
@@ -413,6 +467,23 @@ def _plain_name(name: str) -> str:
     return "".join(each if each.isalnum() else "_" for each in name).strip("_")
 
 
+def _hints_of(kind: Any) -> Names:
+    """Return the annotations of a class, with the types that it gives the parameters of generic classes."""
+    hints, pending = hints_in(get_origin(kind) or kind), [kind]
+    for each in pending:
+        origin = get_origin(each) or each
+        names = dict(zip(getattr(origin, "__parameters__", ()), get_args(each), strict=False))
+        bases = [base for base in getattr(origin, "__orig_bases__", ()) if get_origin(base) not in _MARKS]
+        pending += [_replace(base, names) for base in bases if isinstance(get_origin(base) or base, type)]
+        own = inspect.get_annotations(origin)
+        hints |= {name: _replace(hint, names) for name, hint in hints.items() if name in own}
+    return hints
+
+
+_MARKS = (Generic, Protocol)
+"""Bases that only name the parameters of a generic class."""
+
+
 def _replace(hint: Any, names: Names) -> Any:
     """Return an annotation in which the parameters of a generic class have values."""
     if isinstance(hint, TypeVar):
@@ -441,10 +512,7 @@ def _any_of(schemas: list[Schema]) -> Schema:
 
 def _choices(core: Core, choices: Any) -> TypeSchemas:
     """Return values to choose from: members of an enum, or those of a `Literal`."""
-    listed = [
-        pydantic_core.to_jsonable_python(each.value, serialize_unknown=True) if isinstance(each, Enum) else each
-        for each in choices
-    ]
+    listed = [choice_value(each) for each in choices]
     is_single = core["type"] == "literal" and len(listed) == 1
     schema: Schema = {"const": listed[0]} if is_single else {"enum": listed}
     kinds: set[type[Any]] = {type(each) for each in listed}
@@ -463,6 +531,8 @@ def _read_enum(kind: Any) -> TypeSchemas:
             core["sub_type"] = name
             break
     core, schema = _choices(core, choices)
+    if issubclass(kind, Flag):  # several members combined make another value
+        schema = {"type": "integer"}
     return TypeSchemas(core, _with_description(kind, schema))
 
 
@@ -498,11 +568,17 @@ def _make_tuple(kind: Any, items: tuple[Any, ...]) -> Any:
 
 def _read_key(core: Core) -> Core:
     """Return the core schema for a dict's key. Numeric choices are text there."""
-    if core["type"] not in ("literal", "enum") or (core["type"] == "enum" and issubclass(core["cls"], Flag)):
+    if core["type"] not in ("literal", "enum"):
         return core
+    if core["type"] == "enum" and issubclass(core["cls"], Flag):
+        return {**_function("before", _read_number), "schema": core}
     choices = core["members" if core["type"] == "enum" else "expected"]
     names = {str(each.value if isinstance(each, Enum) else each): each for each in choices}
     return {**_function("before", partial(_find_name, names)), "schema": core}
+
+
+def _read_number(name: Any) -> Any:
+    return int(name) if isinstance(name, str) and re.fullmatch(INTEGER_KEY, name) else name
 
 
 def _find_name(names: Mapping[str, Any], name: Any) -> Any:
@@ -510,25 +586,22 @@ def _find_name(names: Mapping[str, Any], name: Any) -> Any:
 
 
 def _read_path(kind: Any, value: Any) -> Any:
-    if isinstance(value, PurePath):
-        return value
-    try:
-        return dec_hook(kind, value)
-    except ValueError:
-        raise PydanticCustomError("path", "must be a path as text") from None
+    return value if isinstance(value, PurePath) else dec_hook(kind, value)
 
 
 class _StructReader:
     """Reads and writes a class through msgspec."""
 
-    def __init__(self, kind: Any) -> None:
-        self._kind = kind
+    def __init__(self, kind: Any, describe: Callable[[], Schema]) -> None:
+        self._kind, self._describe = kind, describe
         kinds = get_args(kind) if get_origin(kind) in UNIONS else (kind,)
         plain = [split_annotation(each)[0] for each in kinds]
         self._classes = tuple(get_origin(each) or each for each in plain)
-        self.schema = schema_of(kind, hook=schema_hook)
-        check_readable(self.schema)
-        self._exact = self.schema if has_decimals(self.schema) else None
+
+    @cached_property
+    def _exact(self) -> Schema | None:
+        schema = self._describe()
+        return schema if has_decimals(schema) else None
 
     def read(self, value: Any, info: Any) -> Any:
         if info.mode == "python":  # a result
@@ -541,3 +614,45 @@ class _StructReader:
 
     def write(self, value: Any) -> Any:
         return msgspec.to_builtins(value, enc_hook=enc_hook)
+
+
+def describe_arguments(arguments: ArgumentList, reader: TypeReader, made: Iterable[TypeSchemas]) -> Schema:
+    """Return the schema of arguments."""
+    parameters = {each.wire: part for each, part in zip(arguments.parameters, made, strict=True)}
+    required = [wire for wire, part in parameters.items() if part.core["type"] != "default"]
+    schema = {
+        "type": "object",
+        "properties": {wire: part.schema for wire, part in parameters.items()},
+        **({"required": required} if required else {}),
+        **({"additionalProperties": False} if arguments.closed else {}),
+    }
+    return finish_schema(reader.whole_schema(schema))
+
+
+def read_result(
+    annotation: Any,
+    read_foreign: "Callable[[Any, TypeReader], TypeSchemas] | None" = None,
+    check: Callable[[Core], Any] = bool,
+) -> TypeSchemas:
+    """Return how a result is written, and its schema.
+
+    Args:
+        annotation: The type.
+        read_foreign: See `TypeReader`.
+        check: Raises a TypeError if it refuses the core schema.
+
+    Raises:
+        OutputError: The type isn't supported.
+        RegistrationError: A part of it would be ignored.
+    """
+    needs_pydantic(annotation)  # raises RegistrationError
+    reader = TypeReader(read_foreign, written=True)
+    try:
+        made = reader.read(annotation)
+        core = reader.whole_core(made.core)
+        check(core)
+        return TypeSchemas(core, reader.whole_schema(made.schema))
+    except RegistrationError:
+        raise
+    except (TypeError, RecursionError, NameError) as error:
+        raise OutputError(str(error)) from error

@@ -34,15 +34,19 @@ from millstream._protocol.content import (
 )
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._protocol.json_schema import Schema, check_schema, drop_modules
+from millstream._server.functions.core_types import TypeReader, describe_arguments, read_result
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.msgspec_engine import (
     Engine,
     MsgspecEngine,
     NotJson,
     Output,
+    OutputError,
+    checked_encoder,
     encode,
+    is_structured,
+    once_per_type,
     output_error,
-    output_of,
 )
 from millstream._server.functions.parameters import (
     UNIONS,
@@ -78,12 +82,27 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         OutputError: The result can't be described.
     """
     are_simple = all(is_simple(each.annotation) for each in arguments.parameters)
-    engine = _build(MsgspecEngine if are_simple else _load_core().CoreEngine, arguments)
+    engine = _build(_read_simple if are_simple else _load_core().CoreEngine, arguments)
     if returns is not None and is_simple(returns):
-        engine.output = output_of(returns)
+        engine.output = _write_simple(returns)
     elif returns is not None:
         engine.output, engine.write = _load_core().writers_of(returns)
     return engine
+
+
+def _read_simple(arguments: ArgumentList) -> Engine:
+    reader = TypeReader()
+    made = [reader.read_argument(each.annotation, each.default) for each in arguments.parameters]
+    return MsgspecEngine(arguments, describe_arguments(arguments, reader, made))
+
+
+@once_per_type
+def _write_simple(annotation: Any) -> Output | None:
+    try:
+        schema = read_result(annotation).schema
+    except RegistrationError as error:
+        raise OutputError(str(error)) from error
+    return Output(schema, checked_encoder(annotation, schema)) if is_structured(schema) else None
 
 
 def _load_core() -> Any:

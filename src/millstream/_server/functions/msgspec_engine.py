@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import lru_cache, wraps
 from importlib import import_module
 from io import IOBase
+from itertools import chain
 from math import inf, isfinite
 from pathlib import Path, PurePath
 from types import UnionType
@@ -23,12 +24,12 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import (
     DECIMAL,
     NO_NUMBER,
+    REF,
     Schema,
     has_no_number,
     is_array,
     is_object,
     is_recursive_alias,
-    schema_of,
     walk,
 )
 from millstream._protocol.jsonrpc import Json
@@ -36,11 +37,10 @@ from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.parameters import (
     ArgumentList,
     Parameter,
-    finish_schema,
     is_slow_to_build,
     parts_of,
 )
-from millstream._server.functions.patterns import check_no_patterns, search
+from millstream._server.functions.patterns import check_no_pattern, search
 from millstream._server.functions.problems import (
     Problem,
     choices_of,
@@ -182,26 +182,40 @@ def dec_hook(kind: Any, value: Any) -> Any:
     return Path(value) if kind is Path else kind(value)
 
 
-def schema_hook(kind: Any) -> Schema:
-    """Return the schema of a path.
+def find_fields(kind: Any) -> Any:
+    """Return how msgspec reads a class: its fields, its tag, and whether it's an array.
 
     Raises:
-        TypeError: The class isn't a path.
+        TypeError: A class in it isn't supported. msgspec would leave it to `dec_hook`.
     """
-    if not issubclass(kind, PurePath):
-        raise TypeError(f"{kind.__name__} isn't supported")
-    return {"type": "string", "format": "path"}
+    info: Any = msgspec.inspect.type_info(kind)
+    pending, seen = [info], set[int]()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, msgspec.inspect.CustomType) and not is_recursive_alias(node.cls):
+            if not issubclass(node.cls, PurePath):
+                raise TypeError(f"{node.cls.__name__} isn't supported")
+        elif isinstance(node, tuple):
+            pending += node
+        elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field) and id(node) not in seen:
+            seen.add(id(node))
+            pending += [getattr(node, name) for name in node.__struct_fields__]
+    return info
 
 
-def check_readable(schema: Schema) -> None:
-    """Refuse a schema of msgspec's that lists values which msgspec refuses.
+def check_readable(schema: Schema, definitions: Schema) -> None:
+    """Refuse the schema of a Struct that lists values which msgspec refuses.
 
     Raises:
         PatternError: It has a pattern.
         RegistrationError: It has alternatives that msgspec reads as one.
     """
-    check_no_patterns(schema)
-    for node in walk(schema):
+    pending, seen = [schema], set[str]()
+    for node in chain.from_iterable(map(walk, pending)):
+        check_no_pattern(node)
+        if (name := node.get("$ref", "").removeprefix(REF)) and name not in seen:
+            seen.add(name)
+            pending.append(definitions[name])
         limits: dict[str, list[bool]] = {}
         for part in node.get("anyOf", ()):
             for kind in {part["type"]} if "type" in part else {*map(kind_of, choices_of(part))}:
@@ -270,7 +284,7 @@ class MsgspecEngine(Engine):
         RegistrationError: A default doesn't match its type.
     """
 
-    def __init__(self, arguments: ArgumentList) -> None:
+    def __init__(self, arguments: ArgumentList, schema: Schema) -> None:
         self.reads_all = arguments.closed and all(
             isinstance(kind, Meta) or kind in _READ_WHOLE
             for each in arguments.parameters
@@ -278,10 +292,8 @@ class MsgspecEngine(Engine):
         )
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
-        schema = schema_of(self.struct, hook=schema_hook)
-        check_readable(schema)
-        _write_defaults(schema, arguments.parameters)
-        self.input_schema = finish_schema(schema)
+        _check_defaults(schema, arguments.parameters)
+        self.input_schema = schema
         exact = has_decimals(schema)
         self.typed = None if exact else self.struct
         self.decode = self._decode_exactly if exact else self._decoder.decode
@@ -332,8 +344,8 @@ def _copy_mutable(default: Any) -> Any:
     return default
 
 
-def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
-    """Add mutable defaults to the schema and check that clients could send every default.
+def _check_defaults(schema: Schema, parameters: list[Parameter]) -> None:
+    """Check that clients could send every default.
 
     Raises:
         RegistrationError: A default doesn't match its type.
@@ -345,15 +357,11 @@ def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
             value = msgspec.to_builtins(parameter.default, enc_hook=enc_hook)
         except TypeError:
             continue  # the function's own sentinel, which only makes the argument optional
-        node = schema["properties"][parameter.wire]
         try:
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
+            node = schema["properties"][parameter.wire]
             raise default_error(parameter.default, node, value, str(error)) from error
-        if has_no_number(value):
-            node.pop("default", None)
-        elif not isinstance(parameter.default, _IMMUTABLE):
-            node["default"] = value
 
 
 def has_decimals(schema: Schema) -> bool:
@@ -361,7 +369,7 @@ def has_decimals(schema: Schema) -> bool:
     return repr(DECIMAL) in repr(schema)
 
 
-def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
+def checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
     """Return an encoder that validates its output by decoding it."""
     decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
     # Values of such a class aren't decoded again, because it validates itself or decoding has side effects.
@@ -405,18 +413,3 @@ def _mark_numbers(value: Any) -> Any:
     if is_object(value):
         return {key: _mark_numbers(each) for key, each in value.items()}
     return [*map(_mark_numbers, value)] if is_array(value) else value
-
-
-@once_per_type
-def output_of(annotation: Any) -> Output | None:
-    """Return the output for a return type, or None if it isn't structured.
-
-    Raises:
-        OutputError: msgspec doesn't support the type.
-    """
-    try:
-        schema = schema_of(annotation, hook=schema_hook, written=True)
-        check_readable(schema)
-        return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
-    except (TypeError, RecursionError, NameError) as error:
-        raise OutputError(str(error)) from error

@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
+from enum import Enum
 from functools import partial
+from importlib import import_module
 from types import GenericAlias, NoneType, UnionType
 from typing import (
     Annotated,
@@ -477,6 +479,14 @@ def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) 
             yield from parts_of(hint, kind, seen)
 
 
+def choice_value(choice: Any) -> Any:
+    """Return the JSON of a choice."""
+    value = choice.value if isinstance(choice, Enum) else choice
+    if isinstance(value, str | int | float | None):
+        return value
+    return import_module("pydantic_core").to_jsonable_python(value, serialize_unknown=True)
+
+
 def attributes_in(annotation: Any) -> Iterator[tuple[type, Any]]:
     """Yield the attributes of the attrs classes in a type, each with its class."""
     for _, kind in parts_of(annotation):
@@ -551,23 +561,30 @@ def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> insp
         return signature
     last = others.pop()
     (kind,) = get_args(hints[last.name])
-    for name, annotation, required in typed_dict_members(kind):
+    for name, annotation, required in typed_dict_members(kind, hints_in(kind)):
         hints[name] = annotation
         others.append(inspect.Parameter(name, last.KEYWORD_ONLY, default=last.empty if required else UNSET))
     return signature.replace(parameters=others)
 
 
 def hints_in(kind: Any) -> dict[str, Any]:
-    """Return the annotations of a class, which can refer to itself inside a function."""
-    return get_type_hints(kind, localns={kind.__name__: kind}, include_extras=True)
+    """Return the annotations of a class, which can refer to itself inside a function.
+
+    Raises:
+        TypeError: A name in them doesn't exist.
+    """
+    try:
+        return get_type_hints(kind, localns={kind.__name__: kind}, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"an annotation inside {type_text(kind)} can't be resolved: {error}") from error
 
 
-def typed_dict_members(kind: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Yield a TypedDict's members: name, type, and whether the member is required.
+def typed_dict_members(kind: Any, hints: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Yield a TypedDict's members, whose annotations are given: name, type, and whether the member is required.
 
     With postponed annotations, only the annotations show what `Required` and `NotRequired` mark.
     """
-    for name, annotation in hints_in(kind).items():
+    for name, annotation in hints.items():
         required = name in kind.__required_keys__
         while _is_named(annotation, "Required", "NotRequired", "ReadOnly"):
             required = _is_named(annotation, "Required") or (required and not _is_named(annotation, "NotRequired"))

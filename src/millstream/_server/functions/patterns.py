@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
 
-from millstream._protocol.json_schema import OUR_PATTERNS, walk
+from millstream._protocol.json_schema import OUR_PATTERNS, Schema
 from millstream._server.functions.parameters import PatternError
 
 _MAX_SEARCHED = 4_096
@@ -28,19 +27,18 @@ def matcher_of(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
-def check_no_patterns(schema: Any) -> None:
-    """Refuse patterns in the schema of a Struct, because msgspec matches them with Python.
+def check_no_pattern(node: Schema) -> None:
+    """Refuse a pattern in the schema of a Struct, because msgspec matches it with Python.
 
     Raises:
         PatternError: There's one. The error suggests a replacement.
     """
-    for node in walk(schema):
-        pattern = node.get("pattern")
-        if isinstance(pattern, str) and pattern not in OUR_PATTERNS:
-            raise PatternError(
-                f"msgspec matches the pattern {pattern!r} in a Struct with Python, which can take very long. "
-                "Use a dataclass instead of the Struct"
-            )
+    pattern = node.get("pattern")
+    if isinstance(pattern, str) and pattern not in OUR_PATTERNS:
+        raise PatternError(
+            f"msgspec matches the pattern {pattern!r} in a Struct with Python, which can take very long. "
+            "Use a dataclass instead of the Struct"
+        )
 
 
 def search(pattern: str, text: str) -> bool:

@@ -16,8 +16,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticOmit, PydanticSerializationError, SchemaError, core_schema
 
 from millstream._override import override
-from millstream._protocol.json_schema import NO_NUMBER, Schema, is_object, key_schema, type_text, walk
-from millstream._server.functions.core_forms import DECIMAL_SCHEMA, NO_SCHEMAS, chooses_encoding
+from millstream._protocol.json_schema import NO_NUMBER, Schema, is_object, key_schema, members, type_text, walk
+from millstream._server.functions.core_forms import DECIMAL_SCHEMA, chooses_encoding, map_core
 from millstream._server.functions.core_types import HIDDEN, TypeReader, TypeSchemas
 from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import once_per_type
@@ -96,21 +96,12 @@ def _without_names(annotation: Any) -> Any:
 
 def _separate(node: Any, suffix: str) -> Any:
     """Return a core schema whose definitions other types don't share, because they can have another configuration."""
-    if isinstance(node, list | tuple):
-        parts = [_separate(each, suffix) for each in cast("Sequence[Any]", node)]
-        return parts if isinstance(node, list) else tuple(parts)
     if not is_object(node):
-        return node
+        return map_core(node, partial(_separate, suffix=suffix))
     if node.get("type") == "any" and _HIDDEN_REF in node.get("metadata", {}):
         return {"type": "definition-ref", "schema_ref": node["metadata"][_HIDDEN_REF]}
-    return {
-        key: value + suffix
-        if key in ("ref", "schema_ref")
-        else value
-        if key in NO_SCHEMAS
-        else _separate(value, suffix)
-        for key, value in node.items()
-    }
+    named = {key: node[key] + suffix for key in ("ref", "schema_ref") if key in node}
+    return map_core(node, partial(_separate, suffix=suffix)) | named
 
 
 def _explain_failure(types: str, error: Exception) -> str:
@@ -273,11 +264,6 @@ class _Part:
 
 
 def _hide_references(node: Any) -> Any:
-    if isinstance(node, list | tuple):
-        parts = map(_hide_references, cast("Sequence[Any]", node))
-        return list(parts) if isinstance(node, list) else tuple(parts)
-    if not is_object(node):
-        return node
-    if node.get("type") == "definition-ref":
+    if members(node).get("type") == "definition-ref":
         return {"type": "any", "metadata": {_HIDDEN_REF: node["schema_ref"]}}
-    return {key: value if key in NO_SCHEMAS else _hide_references(value) for key, value in node.items()}
+    return map_core(node, _hide_references)
