@@ -6,7 +6,6 @@ A tool notes what it does. `journal` returns the notes of a tag, also from anoth
 import asyncio
 import itertools
 import threading
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
@@ -17,7 +16,9 @@ from millstream import Context, Declined, Depends, Elicit, Sample, Server, Setti
 from millstream.middleware import Middleware, Request
 
 NOTES: dict[str, list[str]] = defaultdict(list)
+SHOWN: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 SHOPPER: ContextVar[str] = ContextVar("shopper", default="nobody")
+TASKS: set[asyncio.Task[None]] = set()
 COUNTER = itertools.count()
 
 
@@ -47,6 +48,12 @@ mcp = Server("constructs", middleware=[Journal()], settings=Settings(secret_key=
 def journal(of: str) -> list[str]:
     """Return the notes of a tag."""
     return NOTES[of]
+
+
+@mcp.tool
+async def go(of: str) -> None:
+    """Tell the function of a tag that its question has been shown."""
+    SHOWN[of].set()
 
 
 async def open_async() -> AsyncIterator[str]:
@@ -134,11 +141,11 @@ async def gathers_late(tag: str, ctx: Context) -> str:
     """Ask a second question while the first one is open."""
 
     async def later() -> str:
-        await asyncio.sleep(0.02)
+        await SHOWN[tag].wait()
+        NOTES[tag].append("moved")
         return await ctx.elicit("Two?", str)
 
-    NOTES[tag].append("start")
-    return " ".join(await asyncio.gather(ctx.elicit("One?", str), later()))
+    return " ".join(await asyncio.gather(ctx.elicit("slow", str), later()))
 
 
 @mcp.tool
@@ -164,7 +171,7 @@ async def group_fails(tag: str, ctx: Context) -> str:
     """Fail in the background while a question is open."""
 
     async def fail() -> None:
-        await asyncio.sleep(0.02)
+        await SHOWN[tag].wait()
         raise ToolError("The background failed.")
 
     try:
@@ -172,21 +179,81 @@ async def group_fails(tag: str, ctx: Context) -> str:
             group.create_task(fail())
             await ctx.elicit("slow", str)
     except* ToolError as exc:
-        NOTES[tag].append(str(exc.exceptions[0]))
-    NOTES[tag].append("after")
+        NOTES[tag] += [str(exc.exceptions[0]), "moved"]
     return "group ended"
 
 
 @mcp.tool
-async def times_out(tag: str, ctx: Context) -> str:
-    """Don't wait long for an answer."""
+async def group_declined(tag: str, ctx: Context) -> str:
+    """Ask two questions in a group, one of which a person declines."""
     try:
-        async with asyncio.timeout(0.02):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.elicit("decline", str))
+            group.create_task(ctx.elicit("Two?", str))
+    except* Declined:
+        NOTES[tag].append("declined")
+    return await ctx.elicit("Next?", str)
+
+
+@mcp.tool
+async def times_out(tag: str, ctx: Context) -> str:
+    """Don't wait long for an answer, and ask something else."""
+    try:
+        async with asyncio.timeout(None) as limit:
+            hurry(tag, limit)
             await ctx.elicit("slow", str)
     except TimeoutError:
-        NOTES[tag].append("late")
-        return "too late"
+        NOTES[tag] += ["late", "moved"]
+        return f"too late, {await ctx.elicit('Next?', str)}"
     return "in time"
+
+
+def hurry(tag: str, limit: asyncio.Timeout) -> None:
+    """Let a time limit expire once the question has been shown."""
+
+    async def expire() -> None:
+        await SHOWN[tag].wait()
+        limit.reschedule(0)
+
+    TASKS.add(task := asyncio.get_running_loop().create_task(expire()))
+    task.add_done_callback(TASKS.discard)
+
+
+@mcp.tool
+async def gives_up(tag: str, ctx: Context) -> str:
+    """Leave a question behind."""
+    try:
+        async with asyncio.timeout(None) as limit:
+            hurry(tag, limit)
+            await ctx.elicit("slow", str)
+    except TimeoutError:
+        NOTES[tag].append("moved")
+    return "too late"
+
+
+@mcp.tool
+async def shields(tag: str, ctx: Context) -> str:
+    """Stop waiting for a question, but not the question."""
+    asking = asyncio.ensure_future(ctx.elicit("slow", str))
+    try:
+        async with asyncio.timeout(None) as limit:
+            hurry(tag, limit)
+            await asyncio.shield(asking)
+    except TimeoutError:
+        NOTES[tag].append("moved")
+    return await asking
+
+
+@mcp.tool
+async def cancels(tag: str, ctx: Context) -> str:
+    """Cancel a question."""
+    asking = asyncio.ensure_future(ctx.elicit("slow", str))
+    await SHOWN[tag].wait()
+    asking.cancel()
+    with suppress(asyncio.CancelledError):
+        await asking
+    NOTES[tag].append("moved")
+    return await ctx.elicit("Next?", str)
 
 
 @mcp.tool
@@ -249,6 +316,23 @@ def reports_sync(tag: str, ctx: SyncContext) -> str:
     return one + two
 
 
+@mcp.tool
+async def reports_meanwhile(tag: str, ctx: Context) -> str:
+    """Report progress and log while a question is open."""
+
+    async def work() -> None:
+        await SHOWN[tag].wait()
+        await ctx.progress(1, 2, "meanwhile")
+        await ctx.info("meanwhile")
+        NOTES[tag].append("moved")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work())
+        one = await ctx.elicit("slow", str)
+    await ctx.progress(2, 2, "end")
+    return one
+
+
 @mcp.tool(task="allowed")
 async def tasks(tag: str, ctx: Context) -> str:
     """Run as a task for clients that have them."""
@@ -305,8 +389,8 @@ def reads_sync(tag: str, ctx: SyncContext) -> str:
 async def changes(tag: str, ctx: Context) -> str:
     """Ask something else each time."""
     NOTES[tag].append("start")
-    one = await ctx.elicit(f"change {next(COUNTER)} {time.time_ns()}", str)
-    two = await ctx.elicit(f"change {next(COUNTER)} {time.time_ns()}", str)
+    one = await ctx.elicit(f"change {next(COUNTER)}", str)
+    two = await ctx.elicit(f"change {next(COUNTER)}", str)
     return one + two
 
 
@@ -314,8 +398,8 @@ async def changes(tag: str, ctx: Context) -> str:
 def changes_sync(tag: str, ctx: SyncContext) -> str:
     """Ask something else each time, in a thread."""
     NOTES[tag].append("start")
-    one = ctx.elicit(f"change {next(COUNTER)} {time.time_ns()}", str)
-    two = ctx.elicit(f"change {next(COUNTER)} {time.time_ns()}", str)
+    one = ctx.elicit(f"change {next(COUNTER)}", str)
+    two = ctx.elicit(f"change {next(COUNTER)}", str)
     return one + two
 
 
@@ -442,9 +526,9 @@ async def threads(tag: str, ctx: Context) -> str:
     """Ask between two steps in threads."""
     lock = asyncio.Lock()
     async with lock:
-        one = await asyncio.to_thread(lambda: SHOPPER.get())
+        one = await asyncio.to_thread(SHOPPER.get)
         two = await ctx.elicit("One?", str)
-    return f"{one} {two} {await asyncio.to_thread(lambda: SHOPPER.get())} {lock.locked()}"
+    return f"{one} {two} {await asyncio.to_thread(SHOPPER.get)} {lock.locked()}"
 
 
 @mcp.tool
@@ -461,6 +545,74 @@ async def mutates(tag: str, items: list[str], ctx: Context) -> list[str]:
     items.append("before")
     items.append(await ctx.elicit("One?", str))
     return items
+
+
+@mcp.tool
+async def lacks(tag: str, ctx: Context) -> str:
+    """Ask what the client can't answer."""
+    try:
+        await ctx.roots()
+    except ToolError:
+        return await ctx.elicit("Where?", str)
+    return "never"
+
+
+@mcp.tool
+async def same(tag: str, ctx: Context) -> str:
+    """Ask the same question several times."""
+    first = await ctx.elicit("guess", int)
+    return f"{first} {await asyncio.gather(ctx.elicit('guess', int), ctx.elicit('guess', int))}"
+
+
+@mcp.tool
+async def state(tag: str, ctx: Context) -> str:
+    """Keep what the context has."""
+    ctx.state["one"] = await ctx.elicit("One?", str)
+    return f"{ctx.state} {await ctx.once('pay', lambda: 'paid', store=True)} {await ctx.elicit('Two?', str)}"
+
+
+@mcp.tool(replay=True)
+async def repeatable(tag: str, ctx: Context) -> str:
+    """May run again, but needn't."""
+    NOTES[tag].append("start")
+    return await ctx.elicit("One?", str) + await ctx.elicit("Two?", str)
+
+
+class Asking(Middleware):
+    """Asks around a call, and calls again after a failure."""
+
+    async def on_call(self, request: Request, next: Callable[[Request], Awaitable[Any]]) -> Any:
+        """Ask before and after."""
+        before = await request.context.elicit("Before?", str)
+        try:
+            async with asyncio.timeout(60):
+                inside = await next(request)
+        except ToolError:
+            inside = await next(request)
+        return f"{before} {inside} {await request.context.elicit('After?', str)}"
+
+
+other = Server("other", middleware=[Asking()])
+
+
+@other.tool
+async def wrapped(tag: str, ctx: Context) -> str:
+    """Fail once."""
+    NOTES[tag].append("body")
+    value = await ctx.elicit("One?", str)
+    if NOTES[tag].count("body") < 2:
+        raise ToolError("Again.")
+    return value
+
+
+@other.tool
+def quiet(tag: str) -> str:
+    """Don't ask."""
+    NOTES[tag].append("body")
+    return "quiet"
+
+
+mcp.mount(other, prefix="other")
 
 
 @mcp.prompt
