@@ -425,12 +425,13 @@ class ParkedCalls:
         return result
 
     async def _follow(
-        self, parked: ParkedCall, call: Call, answers: Iterable[tuple[_Question, Json | Exception]] = ()
+        self, parked: ParkedCall, call: Call, answers: Iterable[tuple[_Question, Json | Exception]] | None = None
     ) -> bytes:
         own = parked.call
         try:
-            await parked.send_postponed()
-            parked.give(answers)
+            if answers is not None:
+                await parked.send_postponed()
+                parked.give(answers)
             asked = await parked.next()
         except BaseException as exc:  # the client canceled
             parked.over = own.cancelled = True
