@@ -51,7 +51,7 @@ class TestClient(Client):
 
     __test__ = False  # pytest: this isn't a test
 
-    def __init__(self, server: "Server | _Tested", **more: Any) -> None:
+    def __init__(self, server: "Server | _TestTarget", **more: Any) -> None:
         super().__init__(server, **more)
         self.notifications: list[dict[str, Any]] = []
         """All notifications from the server, in order."""
@@ -90,7 +90,7 @@ class _ReplayPipe(MemoryPipe):
         await super().close()
 
 
-class _Tested(msgspec.Struct):
+class _TestTarget(msgspec.Struct):
     """A server for a caller who has signed in, as over a network, or whose calls run again."""
 
     _server: Server
@@ -172,7 +172,9 @@ def connect(  # noqa: PLR0913  keyword-only settings
         return SampleResult("assistant", Text(await text if inspect.isawaitable(text) else text), "test")
 
     return TestClient(
-        server if caller is None and replay is None else _Tested(server, caller, _ReplayPipe if replay else MemoryPipe),
+        server
+        if caller is None and replay is None
+        else _TestTarget(server, caller, _ReplayPipe if replay else MemoryPipe),
         revision=revision,
         timeout=timeout,
         elicit=elicit,
