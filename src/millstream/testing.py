@@ -7,11 +7,12 @@
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from millstream._app.server import Server
+from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.errors import suggest, suggest_keywords
 from millstream._protocol.notifications import CreateMessageRequestParams, InputRequest, SampleResult
@@ -28,6 +29,7 @@ from millstream.client._transports import Listener, Options
 from millstream.client._transports.memory import MemoryTransport
 
 if TYPE_CHECKING:
+    from millstream._server.dispatch import Dispatcher
     from millstream.client._extensions import ClientExtension
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
@@ -49,7 +51,7 @@ class TestClient(Client):
 
     __test__ = False  # pytest: this isn't a test
 
-    def __init__(self, server: "Server | _SignedIn", **more: Any) -> None:
+    def __init__(self, server: "Server | _TestTarget", **more: Any) -> None:
         super().__init__(server, **more)
         self.notifications: list[dict[str, Any]] = []
         """All notifications from the server, in order."""
@@ -73,15 +75,32 @@ def _ignore_progress(value: float, total: float | None, message: str | None) -> 
     """Ignore progress, whose notification is already recorded."""
 
 
-class _SignedIn(msgspec.Struct):
-    """A server for a caller who has signed in, as over a network."""
+class _ReplayPipe(MemoryPipe):
+    """A connection whose calls run again after each question, if they may."""
+
+    def __init__(self, dispatcher: "Dispatcher", **more: Any) -> None:
+        super().__init__(dispatcher, **more)
+        self._parked = dispatcher.services.parked
+        self._parked.replaying += 1
+
+    @override
+    async def close(self) -> None:
+        """Disconnect the client."""
+        self._parked.replaying -= 1
+        await super().close()
+
+
+class _TestTarget(msgspec.Struct):
+    """A server for a caller who has signed in, as over a network, or whose calls run again."""
 
     _server: Server
-    _principal: Principal
+    _principal: Principal | None
+    _pipe: type[MemoryPipe]
 
     def new_transport(self, listener: Listener, background: Tasks) -> MemoryTransport:
         """Return a transport with calls from the principal, with only its scopes."""
-        pipe = partial(MemoryPipe, principal=self._principal, transport="test")
+        transport = "memory" if self._principal is None else "test"
+        pipe = partial(self._pipe, principal=self._principal, transport=transport)
         return MemoryTransport(self._server, listener, background, pipe=pipe)
 
 
@@ -98,6 +117,7 @@ def connect(  # noqa: PLR0913  keyword-only settings
     elicit: Elicit | None = None,
     sample: Sample | None = None,
     roots: list[str] | None = None,
+    replay: Literal["always"] | None = None,
     principal: Principal | str | None = None,
     scopes: Iterable[str] = (),
     timeout: float = _WAIT,
@@ -119,6 +139,8 @@ def connect(  # noqa: PLR0913  keyword-only settings
         sample: Simulates the model, as a function or coroutine function. Without it, the client doesn't support
             sampling.
         roots: File URIs. Without them, the client doesn't support roots.
+        replay: With ``"always"``, functions that may run again do so after each question, as if their process had been
+            lost (2026-07-28). By default, they wait.
         principal: The caller, or its subject. With `scopes` alone, the subject is ``test``.
         scopes: Scopes of a caller given by its subject. A `Principal` has its own.
         timeout: As for `Client`, like all that follow.
@@ -129,10 +151,12 @@ def connect(  # noqa: PLR0913  keyword-only settings
 
     Raises:
         TypeError: Scopes were passed with a `Principal`, or as one string.
-        ValueError: The revision is unknown.
+        ValueError: The revision or `replay` is unknown.
     """
     if revision not in BY_DATE:
         raise ValueError(f"Unknown revision {revision!r}; {suggest(revision, list(BY_DATE))}")
+    if replay not in (None, "always"):
+        raise ValueError(f"Unknown replay {replay!r}. Write replay='always', or leave it out.")
     if isinstance(scopes, str):
         raise TypeError(f"Write a list of scopes: connect(…, scopes=[{scopes!r}])")
     caller, granted = principal, frozenset(scopes)
@@ -148,7 +172,9 @@ def connect(  # noqa: PLR0913  keyword-only settings
         return SampleResult("assistant", Text(await text if inspect.isawaitable(text) else text), "test")
 
     return TestClient(
-        server if caller is None else _SignedIn(server, caller),
+        server
+        if caller is None and replay is None
+        else _TestTarget(server, caller, _ReplayPipe if replay else MemoryPipe),
         revision=revision,
         timeout=timeout,
         elicit=elicit,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -373,3 +374,52 @@ async def test_tool_can_undo_its_work_if_the_server_stops() -> None:
     async with run_wire(mcp, "asgi") as wire:
         await send(wire, "pays")
     assert undone == ["refunded"]
+
+
+async def test_call_that_cannot_ask_gets_no_task() -> None:
+    class Listing(Middleware):
+        async def on_list(self, request: Any, next: Callable[[Any], Awaitable[Any]]) -> Any:
+            return await next(request)
+
+    async def inner() -> str:
+        return "x"
+
+    async def outer(value: Annotated[str, Depends(inner)]) -> AsyncIterator[str]:
+        yield value
+
+    mcp = Server("shop", middleware=[Listing()])
+
+    @mcp.tool
+    async def depends(value: Annotated[str, Depends(outer)]) -> str:
+        return value
+
+    @mcp.tool
+    async def plain() -> str:
+        return "x"
+
+    @mcp.tool
+    async def may_ask(ctx: Context) -> str:
+        return "x"
+
+    started = list[object]()
+    loop = asyncio.get_running_loop()
+    async with run_wire(mcp, "asgi") as wire, asyncio.timeout(WAIT):
+        usual: Any = loop.get_task_factory()
+
+        def create(loop: Any, work: Any, **options: Any) -> Any:
+            started.append(work)
+            return asyncio.Task(work, loop=loop, **options)
+
+        loop.set_task_factory(create)
+        try:
+            tasks = {}
+            for tool in ("plain", "depends", "may_ask"):
+                started.clear()
+                assert text(await send(wire, tool)) == "x"
+                tasks[tool] = len(started)
+        finally:
+            loop.set_task_factory(usual)
+        assert not len(wire.runtime.services.parked)
+    assert tasks["depends"] == tasks["plain"]
+    if sys.version_info < (3, 12):  # later, the factory isn't asked for the task, which starts at once
+        assert tasks["may_ask"] > tasks["plain"]

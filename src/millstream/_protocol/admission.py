@@ -22,6 +22,7 @@ from millstream._protocol.errors import (
     MISSING_CLIENT_CAPABILITY,
     UNSUPPORTED_VERSION,
     ProtocolError,
+    ToolError,
     shorten,
 )
 from millstream._protocol.foreign import foreign_decoder
@@ -172,6 +173,10 @@ def method_not_found(method: str) -> ProtocolError:
     return ProtocolError(METHOD_NOT_FOUND, f"Method not found: {shorten(method)}")
 
 
+class MissingCapability(ProtocolError, ToolError):
+    """The client didn't declare a capability. A function can catch it like other errors at a question."""
+
+
 def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
     """Check that a client has declared capabilities: ``require_capabilities(client.capabilities, {"roots": {}})``.
 
@@ -180,10 +185,10 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
         needed: Capabilities that a method or a tool needs.
 
     Raises:
-        ProtocolError: MISSING_CLIENT_CAPABILITY with `data.requiredCapabilities`.
+        MissingCapability: MISSING_CLIENT_CAPABILITY with `data.requiredCapabilities`.
     """
     if not declares(capabilities, needed):
-        raise ProtocolError(
+        raise MissingCapability(
             MISSING_CLIENT_CAPABILITY,
             f"Missing required client capability: {', '.join(needed)}",
             {"requiredCapabilities": needed},

@@ -2,6 +2,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -14,7 +15,7 @@ from auth_world import GuardedServer, run_guarded
 from cpu import DEAR_TEXT, check_linear, count_calls, repeat
 from http_peer import serve
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import Client, ProtocolError, Server, Settings, ToolError, auth
+from millstream import Client, Context, ProtocolError, Server, Settings, ToolError, auth
 from millstream._gateway.catalog.catalog import AcceptedFile, fetch
 from millstream._gateway.files.read import load_file
 from millstream._gateway.rules.patterns import uri_key
@@ -640,3 +641,32 @@ def test_uris_that_grow_or_have_long_runs_of_marks_are_refused_by_rules() -> Non
         assert policy.rules_of(f"note://x/{usual}") is not None
     without_patterns = Policy(UpstreamPolicy(tags=("shop",)))
     assert without_patterns.item("resources", "note://x/" + "ü" * 1100) is not None
+
+
+async def test_time_that_a_person_thinks_is_not_in_the_time_limit() -> None:
+    limit = 2.0
+    shop = Server("shop")
+
+    @shop.tool
+    async def order(ctx: Context) -> str:
+        return await ctx.elicit("Where to?", str)
+
+    async def think(question: Any) -> Any:
+        await asyncio.sleep(1.1 * limit)  # the time limit is the subject
+        return {"value": "Oxford"} if "Where" in question.message else {}
+
+    async def call(gateway: Server, revision: str) -> str:
+        async with Client(gateway, revision=revision, elicit=think, timeout=WAIT) as client:
+            return (await client.call("order")).text
+
+    async with AsyncExitStack() as stack:
+        calls = []
+        for upstream in ("2025-11-25", "2026-07-28"):
+            for approve in (False, True):
+                policy = UpstreamPolicy(tools={"order": ToolPolicy(timeout=limit, approve=approve)})
+                gateway = Server("gateway", settings=Settings(secret_key="k" * 40))
+                gateway.upstream("shop", shop, prefix="", revision=upstream, policy=policy, start_timeout=WAIT)
+                await stack.enter_async_context(gateway.running())
+                calls += [call(gateway, revision) for revision in ("2025-11-25", "2026-07-28")]
+        async with asyncio.timeout(WAIT):
+            assert await asyncio.gather(*calls) == ["Oxford"] * 8

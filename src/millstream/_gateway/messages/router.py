@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -320,7 +321,9 @@ class CallRecipient(Recipient):
 
     async def _send_to_client(self, method: str, params: bytes) -> None:
         call = self.call
-        if method != PROGRESS:
+        if call.over:
+            call.postpone(partial(self._send_to_client, method, params), len(params))
+        elif method != PROGRESS:
             await call.send_to_caller(message_for_client(method, params))
         elif self.verbatim and call.token is not None:
             await call.send_to_caller(notification_message(method, _with_token(params, call.token)))

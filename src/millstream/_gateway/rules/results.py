@@ -142,11 +142,11 @@ class Redactor:
         """Return the result of `work` for a call, with matches replaced. In its errors, they're replaced as well."""
         try:
             result = await work
-        except ToolError as exc:
-            raise ToolError(self.text(str(exc))) from None
         except ProtocolError as exc:
             message, data = self.text(exc.message), self.members(exc.data)
             raise ProtocolError(exc.code, message, data, status=exc.status, head=exc.head) from None
+        except ToolError as exc:
+            raise ToolError(self.text(str(exc))) from None
         return await run_aside(call, len(result), self.json, result)
 
 

@@ -7,7 +7,8 @@ stdio or in the same process, has every scope.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from math import nan
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -315,9 +316,19 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
             late: Whether to send it even if the function has returned, as long as the result hasn't been sent.
         """
         if self.over and not late:
-            return
-        if message := self.services.notification_filters.filter_outgoing(message, self.principal):
+            self.postpone(partial(self.send_to_caller, message), len(message))
+        elif message := self.services.notification_filters.filter_outgoing(message, self.principal):
             await self.open_reply_channel().send(message)
+
+    def postpone(self, send: Callable[[], Awaitable[None]], size: int) -> None:
+        """Keep a message of a function that waits without a request until the next one. Otherwise, drop it.
+
+        Args:
+            send: Sends the message.
+            size: Its size in bytes.
+        """
+        if self.parked is not None:
+            self.parked.postpone(send, size)
 
     def push_to_caller(self, message: bytes) -> bool:
         """Send a message without waiting. Return False if the reply channel is closed.

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
@@ -203,7 +203,7 @@ class Context(CallInfo, NotCopyable):
             message: The current step, for the user. Clients that use 2024-11-05 don't receive it.
         """
         call = self._call
-        if (call.token is None and call.tee is None) or call.over:
+        if call.token is None and call.tee is None:
             return
         reported = call.progress = call.progress or CallProgress()
         if not isfinite(progress) or (reported.last_reported is not None and progress <= reported.last_reported):
@@ -535,6 +535,7 @@ async def send_progress(
 ) -> None:
     """Send one progress notification to the caller."""
     if call.over:
+        call.postpone(partial(send_progress, call, progress, total, message, meta), len(message or ""))
         return
     reported = call.progress = call.progress or CallProgress()
     reported.value, reported.total, reported.message = progress, total, message

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from itertools import count
@@ -71,6 +71,8 @@ _MAX_ENDED = 2_000
 """Maximum ended calls whose results are kept for copies of their last request. One caller can use half of them."""
 _MAX_KEPT = 4 * 1024
 """Maximum size of a result that is kept."""
+_MAX_POSTPONED = 100
+"""Maximum messages that a call sends with its next request. The size of their texts is limited to `_MAX_KEPT`."""
 _PART = "calls"
 
 
@@ -124,6 +126,8 @@ class ParkedCall(NotCopyable):
         self.task: asyncio.Task[bytes]
         self._table = table
         self._questions: list[_Question] = []
+        self._postponed: list[Callable[[], Awaitable[None]]] = []
+        self._postponed_bytes = 0
         self._news: asyncio.Future[None] | None = None
 
     @property
@@ -164,6 +168,19 @@ class ParkedCall(NotCopyable):
         self.over = True
         for each in self._open():
             each.answers.set_exception(reason)
+
+    def postpone(self, send: Callable[[], Awaitable[None]], size: int) -> None:
+        """Keep a message until the next request, if there's room. See `Call.postpone`."""
+        fits = len(self._postponed) < _MAX_POSTPONED and self._postponed_bytes + size <= _MAX_KEPT
+        if self.timer is not None and not self.over and fits:
+            self._postponed.append(send)
+            self._postponed_bytes += size
+
+    async def send_postponed(self) -> None:
+        """Send the messages that waited for a request."""
+        postponed, self._postponed, self._postponed_bytes = self._postponed, [], 0
+        for send in postponed:
+            await send()
 
     def requests(self) -> Json:
         """Return the open questions."""
@@ -209,7 +226,7 @@ class ParkedCall(NotCopyable):
         return found
 
     @staticmethod
-    def give(answers: list[tuple[_Question, Json | Exception]]) -> None:
+    def give(answers: Iterable[tuple[_Question, Json | Exception]]) -> None:
         """Let the function continue with answers from `read`."""
         for question, answer in answers:
             if question.answers.done():
@@ -262,6 +279,8 @@ class ParkedCalls:
         self._threads = Share(MAX_THREADS)
         self._ended_share = Share(_MAX_ENDED)
         self._stopping = self._warned = False
+        self.replaying = 0
+        """Number of connections that let calls run again, where they may, instead of waiting. Tests use it."""
         self._others = _OtherWorkers(services, self)
 
     def __len__(self) -> int:
@@ -396,8 +415,7 @@ class ParkedCalls:
             parked.call.get_rounds().rounds += 1
             _adopt(parked.call, call)
             parked.wait = wait
-            parked.give(answers)
-            return await self._follow(parked, call)
+            return await self._follow(parked, call, answers)
         copied = parked.round - (parked.timer is not None)
         if parked.outcome is None or ticket.round != copied or parked.answers != _hash_answers(call.responses or {}):
             raise ProtocolError(INVALID_PARAMS, ANSWERED)
@@ -406,9 +424,14 @@ class ParkedCalls:
             raise InputRequired(asked, rounds)
         return result
 
-    async def _follow(self, parked: ParkedCall, call: Call) -> bytes:
+    async def _follow(
+        self, parked: ParkedCall, call: Call, answers: Iterable[tuple[_Question, Json | Exception]] | None = None
+    ) -> bytes:
         own = parked.call
         try:
+            if answers is not None:
+                await parked.send_postponed()
+                parked.give(answers)
             asked = await parked.next()
         except BaseException as exc:  # the client canceled
             parked.over = own.cancelled = True
@@ -495,6 +518,8 @@ class ParkedCalls:
 
     def admits(self, parked: ParkedCall) -> bool:
         """Count a call that waits, if there's room."""
+        if self.replaying:
+            return False
         try:
             self.admit(parked)
         except ToolError:

@@ -400,6 +400,7 @@ def source_of(
     thread: bool = rest.pop("thread", True)
     made = plan(function, kind=kind, contexts=CONTEXTS, **{name: rest.pop(name) for name in _PLANNED if name in rest})
     direct = made.check is None
+    asks_first = _takes_context(plan_dependencies(made.dependencies, CONTEXTS))
     source = ItemSource(
         made.name,
         runner(made, thread=thread, home=home),
@@ -411,11 +412,15 @@ def source_of(
         decode=decode_of(made) if direct else None,
         reads_all=made.engine.typed is not None and made.engine.reads_all,
         code=made.code,
-        asks=made.context_type is not None or bool(made.dependencies),
-        asks_first=bool(made.dependencies),
+        asks=made.context_type is not None or asks_first,
+        asks_first=asks_first,
         untyped=made.untyped,
     )
     return source, rest
+
+
+def _takes_context(dependencies: Mapping[str, PlannedDependency]) -> bool:
+    return any(each.context is not None or _takes_context(each.dependencies) for each in dependencies.values())
 
 
 def runner(plan: Plan, *, thread: bool, home: object) -> Run:
