@@ -31,6 +31,8 @@ from http_peer import serve
 from millstream import Client, Server, auth
 from millstream._cli.diagnosis import health_steps, read_health, read_states, upstream_step
 from millstream._http.client.url import parse_url
+from millstream._protocol.jsonrpc import encode
+from millstream._stores.health import local_time
 from millstream.gateway import UpstreamPolicy, bearer
 from patience import WAIT
 
@@ -312,6 +314,16 @@ async def test_doctor_names_a_store_that_does_not_respond() -> None:
     async with answer("200 OK", health)() as (url, _):
         found = await read_health(parse_url(url), {}, WAIT)
     assert [(each.name, each.ok) for each in health_steps(found)] == [("store", False)]
+
+
+async def test_doctor_names_what_fails_with_its_remedy() -> None:
+    trouble = {"what": "Calls fail", "since": 1e9, "count": 3, "reason": "It's revoked.", "remedy": "Replace it."}
+    health = encode({"status": "degraded", "store": {"kind": "sqlite", "up": False}, "troubles": [trouble]})
+    async with answer("200 OK", health)() as (url, _):
+        found = await read_health(parse_url(url), {}, WAIT)
+    (step,) = health_steps(found)
+    assert step.found == f"Calls fail: It's revoked; 3 failures since {local_time(1e9)}"
+    assert (step.name, step.ok, step.remedy) == ("trouble", False, "Replace it.")
 
 
 async def test_doctor_tells_who_may_see_why_a_server_is_degraded() -> None:

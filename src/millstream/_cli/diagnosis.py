@@ -41,6 +41,7 @@ from millstream._modules import split_target
 from millstream._protocol.errors import fit, pluralize
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
+from millstream._stores.health import Trouble, local_time
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Notification
@@ -159,6 +160,7 @@ class _Store(Struct, frozen=True):
 class _Health(Struct):
     status: str = ""
     reasons: list[str] = []
+    troubles: list[Trouble] = []
     gateway: str = ""
     store: _Store = _Store()
     configuration: _Configuration | None = None
@@ -338,7 +340,12 @@ def _gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
         if found.refused:
             text += f", but the file has changed and can't be used: {found.refused}"
         yield DiagnosticStep("configuration", text, ok=not found.refused)
-    if not health.store.up:
+    for trouble in health.troubles:
+        text = f"{trouble.what}: {trouble.reason.rstrip('.')}"
+        text += f"; {pluralize(trouble.count, 'failure')}" if trouble.count else ""
+        text += f" since {local_time(trouble.since)}" if trouble.since else ""
+        yield DiagnosticStep("trouble", text, ok=False, remedy=trouble.remedy)
+    if not health.store.up and not health.troubles:
         yield DiagnosticStep("store", f"the {health.store.kind} store of this server doesn't respond", ok=False)
     yield from map(upstream_step, health.upstream_states)
     for each in health.sets:
@@ -474,7 +481,7 @@ def read_states(found: list[dict[str, Any]]) -> list[_UpstreamState]:
 def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
     """Return the state of a gateway's upstream."""
     well = upstream.state == "ready" or (upstream.accounts and upstream.state == "connecting")
-    facts = [upstream.state + (f" since {_local_time(upstream.since)}" if upstream.since else "")]
+    facts = [upstream.state + (f" since {local_time(upstream.since)}" if upstream.since else "")]
     facts += _count_workers(upstream)
     if upstream.reason:
         facts.append(upstream.reason.rstrip("."))
@@ -484,14 +491,14 @@ def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
         facts.append(f"revision {upstream.revision}")
     if upstream.transport:
         facts.append(f"over {upstream.transport}" if upstream.transport != "openapi" else "an API")
-    facts.append(f"lists read at {_local_time(upstream.listed_at)}" if upstream.listed_at else "no lists yet")
+    facts.append(f"lists read at {local_time(upstream.listed_at)}" if upstream.listed_at else "no lists yet")
     if upstream.quarantined:
         items = pluralize(upstream.quarantined, "item")
         facts.append(f"{items} quarantined until somebody accepts them: millstream gateway accept FILE {upstream.name}")
     if upstream.account:
         facts.append(f"account: {upstream.account}")
     if upstream.last_error is not None:
-        facts.append(f"last error at {_local_time(upstream.last_error.at)}: {upstream.last_error.text}")
+        facts.append(f"last error at {local_time(upstream.last_error.at)}: {upstream.last_error.text}")
     return DiagnosticStep(f"upstream {upstream.name}", "; ".join(facts), ok=well)
 
 
@@ -503,10 +510,6 @@ def _count_workers(upstream: _UpstreamState) -> Iterator[str]:
         yield f"on {same} of {count} workers"
     if silent:
         yield f"{silent} of them didn't respond"
-
-
-def _local_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 async def read_health(url: Url, headers: Mapping[str, str], seconds: float) -> _Health:
