@@ -5,6 +5,7 @@ import pytest
 
 from http_messages import HttpRequest, Response
 from http_peer import HEAD, request
+from millstream._http.message import body_too_large
 from parity_peer import Start, echo, parity
 
 
@@ -80,6 +81,17 @@ async def test_declared_oversized_body_gets_413_before_it_is_sent(start: Start) 
     status, headers, _ = await peer.reply()
     assert (status, headers[b"connection"]) == (413, b"close")
     assert await peer.rest() == b""
+
+
+async def test_oversized_bodies_have_one_line_in_the_log(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    body_too_large.cache_clear()
+    server = await start(max_body=1010)
+    for _ in range(3):
+        peer = await server.connect()
+        await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: 1073741824\r\n\r\n")
+        assert (await peer.reply())[0] == 413
+    (line,) = [each for each in caplog.messages if "max_body" in each]
+    assert "more than 1,010 bytes" in line
 
 
 async def test_endless_chunked_body_gets_413_at_the_cap(start: Start) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from millstream._cli.items import check_resource, wait_for_upstreams
 from millstream._cli.program import EnvFile, Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style
+from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
 from millstream._http.client.url import Url, proxy_for
 from millstream._modules import split_target
@@ -276,7 +278,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 "questions and log messages on stdio don't identify the call they belong to",
                 remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
-        for step in health_steps(describe()):
+        for step in (*await check_streams(client, options.timeout), *health_steps(describe())):
             yield step
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
@@ -285,6 +287,29 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
             yield step
         async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
+
+
+_STREAM_SECONDS = 5.0
+"""Seconds to wait for the first bytes of a stream."""
+
+
+async def check_streams(client: Client, seconds: float) -> list[DiagnosticStep]:
+    """Open an event stream, and wait for the first message on it, which a proxy may hold back.
+
+    Servers of the handshake era send nothing on a new stream, so there's nothing to wait for.
+    """
+    if client.transport != "streamable-http" or BY_DATE[client.revision].handshake:
+        return []
+    seconds = min(seconds, _STREAM_SECONDS)
+    try:
+        async with asyncio.timeout(seconds), client.watch(tools=True):
+            return [DiagnosticStep("streams", "the first message of an event stream arrived")]
+    except TimeoutError:
+        text = f"an event stream was opened, but nothing arrived within {pluralize(seconds, 'second')}"
+        remedy = "If there's a proxy, turn off its buffering for this path: in nginx, proxy_buffering off."
+        return [DiagnosticStep("streams", text, ok=False, remedy=remedy)]
+    except ClientError:  # not every server has subscriptions
+        return []
 
 
 async def sign_in_steps(target: str, challenge: str) -> AsyncIterator[DiagnosticStep]:
@@ -371,6 +396,9 @@ def set_step(found: _Set) -> DiagnosticStep:
     )
 
 
+_NOTHING = "Register a tool, resource, or prompt, check the patterns of a gateway's policies, or sign in."
+
+
 async def count_items(client: Client, tools: int, *, is_gateway: bool) -> DiagnosticStep:
     """Count what a server offers this caller. A gateway may have nothing for a caller without sign-in."""
     counts = {
@@ -381,7 +409,7 @@ async def count_items(client: Client, tools: int, *, is_gateway: bool) -> Diagno
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     well = any(counts.values())
-    remedy = "" if well else "Register a tool, resource, or prompt, or sign in."
+    remedy = "" if well else _NOTHING
     return DiagnosticStep("offers", text, ok=well or is_gateway, remedy=remedy)
 
 
@@ -552,8 +580,24 @@ def remedy_of(error: ClientError) -> str:
     if isinstance(error, ConnectFailed):
         return "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only."
     if isinstance(error, AccessDenied):
-        return "Sign in with --login, or send a valid key: --auth KEY."
+        return _clock_remedy(error.reply) or "Sign in with --login, or send a valid key: --auth KEY."
     return "Check the path: most servers are at /mcp, old ones at /sse." if isinstance(error, NotMcp) else ""
+
+
+_MAX_CLOCK_ERROR = 60
+"""Maximum seconds between two clocks by which a valid token isn't rejected."""
+
+
+def _clock_remedy(reply: object) -> str:
+    """Return a remedy if the server's clock and this machine's differ, or an empty string."""
+    sent = parsedate_tz(reply.header(b"date")) if isinstance(reply, HttpReply) else None
+    ahead = round(mktime_tz(sent) - time.time()) if sent else 0
+    if abs(ahead) <= _MAX_CLOCK_ERROR:
+        return ""
+    return (
+        f"The server's clock is {pluralize(abs(ahead), 'second')} {'ahead of' if ahead > 0 else 'behind'} this "
+        "machine's, and tokens are only valid for a time. Correct the clocks."
+    )
 
 
 _CHARACTERS = 4
