@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import chain
 from time import localtime, monotonic, strftime, time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from msgspec import Struct, field, structs
 
@@ -47,6 +47,7 @@ class Trouble(Struct, frozen=True):
     remedy: str
 
 
+_NO_TROUBLE = Trouble("", 0, 0, "", "")
 MAX_TROUBLES = 100
 """Maximum number of troubles to show."""
 
@@ -106,10 +107,10 @@ class LogOnce(Struct, NotCopyable, eq=False):
     """Whether the last attempt failed."""
     remedy: str = ""
     """What the operator can do."""
-    table: Troubles | None = None
-    """Lists the series while it lasts."""
-    trouble: Trouble = Trouble("", 0, 0, "", "")
-    """The series."""
+    table: Any = None
+    """The `Troubles` that list the series while it lasts."""
+    trouble: Any = _NO_TROUBLE
+    """The series, as a `Trouble`."""
     clock: Callable[[], float] = time
     logged_at: float = 0
     """Time of the last message about the series, or 0 if there is none."""
@@ -164,7 +165,7 @@ class LogOnce(Struct, NotCopyable, eq=False):
 
     def forget(self) -> None:
         """End the series without a message, because what failed no longer exists."""
-        self.trouble = Trouble("", 0, 0, "", "")
+        self.trouble = _NO_TROUBLE
         self.lasts, self._unexpected, self.logged_at = False, None, 0
         if self.table is not None:
             self.table.lasting.discard(self)
