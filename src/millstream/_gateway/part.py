@@ -14,7 +14,7 @@ from millstream._gateway.calls.failures import describe_fault
 from millstream._gateway.calls.items import MCP_ITEMS, ExtensionForwarding
 from millstream._gateway.catalog.catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
 from millstream._gateway.catalog.offer import Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
-from millstream._gateway.catalog.sets import reveals, rules_by_name
+from millstream._gateway.catalog.sets import SetsPart, reveals
 from millstream._gateway.followers import FollowedResources
 from millstream._gateway.loops import CAPABILITY, STARTING, Announcement, identity
 from millstream._gateway.names import fit_name
@@ -412,7 +412,7 @@ class GatewayPart:
                 if chosen is None:
                     is_meant = each == own_name
                 else:
-                    found = rules_by_name(chosen, upstream.names, each, name)
+                    found = SetsPart.rules_by_name(chosen, upstream.names, each, name)
                     is_meant = found is not None and sees(call, found)
                 waits = each if is_meant else waits
             if own_name is None and not waits:

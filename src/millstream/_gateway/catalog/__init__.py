@@ -8,5 +8,5 @@ Names that other folders may import, besides the public ones of `millstream.gate
 - `offer`: Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
 - `resource_tools`: ResourceToolsPart, make_reader
 - `search`: CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION, SearchPart
-- `sets`: SetsPart, find_addresses, reveals, rules_by_name
+- `sets`: SetsPart, find_addresses, reveals
 """
