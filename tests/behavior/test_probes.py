@@ -62,6 +62,7 @@ async def test_health_shows_counts_and_their_limits() -> None:
             "version": "2",
             "revisions": [revision.date for revision in ALL],
             "features": ["mcp", "hub", "metrics", "rest", "web"],
+            "troubles": [],
             "streams": 0,
             "streams_by_transport": {},
             "calls": 0,
@@ -116,7 +117,15 @@ async def test_unreachable_store_degrades_health_only() -> None:
         assert (ready.status, health.status, live.status) == (200, 200, 200)
         told = json.loads(health.body)
         assert (told["status"], told["store"]) == ("degraded", {"kind": "memory", "up": False})
-        assert b"10.1.2.3" not in ready.body + health.body
+        assert [(each["what"], each["reason"]) for each in told["troubles"]] == [
+            ("The store doesn't respond", "no route to the host 10.1.2.3")
+        ]
+        assert b"10.1.2.3" not in ready.body
+        for path in ("/readyz", "/health"):
+            told = (await ask(server, "GET", path, x_forwarded_for="192.0.2.1")).body
+            assert b"degraded" in told
+            assert b"10.1.2.3" not in told
+        assert b"millstream_troubles 1.0\n" in (await ask(server, "GET", "/metrics")).body
         assert b'millstream_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
 
 

@@ -22,6 +22,7 @@ from millstream._http.client.url import parse_url
 from millstream.client import ConnectFailed
 from patience import WAIT
 from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, run_server, share_server
+from proxies import NEEDS_NGINX, nginx_site
 from workers_world import run_workers
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
@@ -412,13 +413,38 @@ async def test_doctor_certificate_check_has_a_timeout() -> None:
             await check_certificate(url, 0.05)
 
 
+BUFFERING = """
+server {{
+    listen 80;
+    location / {{
+        proxy_pass http://127.0.0.1:{};
+        proxy_set_header Host $http_host;
+        proxy_buffering on;
+        proxy_ignore_headers X-Accel-Buffering;
+    }}
+}}
+"""
+
+
+@NEEDS_NGINX
+@pytest.mark.server
+def test_doctor_detects_a_proxy_that_buffers_event_streams(server: SharedServer, tmp_path: Path) -> None:
+    with nginx_site(tmp_path / "nginx", BUFFERING.format(server.port())) as port:
+        found = json.loads(run("doctor", f"http://127.0.0.1:{port}/mcp", "--json").stdout)
+    (step,) = [each for each in found["steps"] if each["name"] == "streams"]
+    assert step["found"] == "an event stream was opened, but nothing arrived within 5 seconds"
+    assert "proxy_buffering off" in step["remedy"]
+    assert not found["ok"]
+
+
 @pytest.mark.server
 def test_doctor_reports_each_step(server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}"
     well = as_json("doctor", f"{url}/mcp")
     assert [step["name"] for step in well["steps"]][:3] == ["name", "protocol", "offers"]
     assert well["ok"]
-    name, offers, browsers = (well["steps"][place]["found"] for place in (0, 2, 3))
+    name, offers, streams, browsers = (well["steps"][place]["found"] for place in (0, 2, 3, 4))
+    assert streams == "the first message of an event stream arrived"
     assert name == "127.0.0.1 is already an address", "a fixed defect: 127.0.0.1 was 127.0.0.1"
     counted = {kind: len(each) for kind, each in as_json("list", f"{url}/mcp").items()}
     assert f" {counted['resourceTemplates']} template" in offers, "a fixed defect: templates were resources"

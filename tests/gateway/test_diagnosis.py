@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ from command_line import run_in_process
 from fleet import until
 from http_peer import serve
 from millstream import Client, Server, auth
-from millstream._cli.diagnosis import health_steps, read_health, read_states, upstream_step
+from millstream._cli.diagnosis import health_steps, read_health, read_states, remedy_of, upstream_step
 from millstream._http.client.url import parse_url
+from millstream._protocol.jsonrpc import encode
+from millstream._stores.health import local_time
+from millstream.client import AccessDenied
 from millstream.gateway import UpstreamPolicy, bearer
 from patience import WAIT
 
@@ -312,6 +316,28 @@ async def test_doctor_names_a_store_that_does_not_respond() -> None:
     async with answer("200 OK", health)() as (url, _):
         found = await read_health(parse_url(url), {}, WAIT)
     assert [(each.name, each.ok) for each in health_steps(found)] == [("store", False)]
+
+
+@for_each(
+    "date", ["Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT", "yesterday", formatdate(usegmt=True)]
+)
+async def test_doctor_compares_the_clocks_if_credentials_are_rejected(date: str) -> None:
+    async with answer("401 Unauthorized", more=f"Date: {date}\r\n")() as (url, _):
+        with pytest.raises(AccessDenied) as denied:
+            await Client(url, headers={"Authorization": "Bearer key"}, timeout=WAIT).__aenter__()
+    remedy = remedy_of(denied.value)
+    expected = {"2000": "behind", "2100": "ahead of"}.get(date[12:16], "Sign in")
+    assert expected in remedy
+
+
+async def test_doctor_names_what_fails_with_its_remedy() -> None:
+    trouble = {"what": "Calls fail", "since": 1e9, "count": 3, "reason": "It's revoked.", "remedy": "Replace it."}
+    health = encode({"status": "degraded", "store": {"kind": "sqlite", "up": False}, "troubles": [trouble]})
+    async with answer("200 OK", health)() as (url, _):
+        found = await read_health(parse_url(url), {}, WAIT)
+    (step,) = health_steps(found)
+    assert step.found == f"Calls fail: It's revoked; 3 failures since {local_time(1e9)}"
+    assert (step.name, step.ok, step.remedy) == ("trouble", False, "Replace it.")
 
 
 async def test_doctor_tells_who_may_see_why_a_server_is_degraded() -> None:

@@ -15,7 +15,7 @@ from millstream._protocol.errors import LocalError
 from millstream._server.peers import Peers
 from millstream._stores import backend_for, health
 from millstream._stores.base import Entry, Gap, StoreFull, StoreUnavailable
-from millstream._stores.health import LogOnce, StoreHealth, run_on
+from millstream._stores.health import LogOnce, StoreHealth, Trouble, Troubles, merge_troubles, run_on
 from millstream._stores.local.server import LocalServer
 from millstream._stores.sqlite import store
 from millstream._stores.sqlite.file import locate
@@ -61,7 +61,9 @@ async def test_failing_store_is_down_until_it_responds(failure: Exception, caplo
         values.failure = failing
         clock.now += 1
         assert await health.look() == health.up == up
-    assert [record.levelno for record in caplog.records if record.name == "millstream"] == [logging.ERROR]
+    first, last = caplog.messages
+    assert first.startswith("The store doesn't respond: ")
+    assert last.startswith("The store responds again. It failed 2 times since ")
 
 
 async def test_store_that_does_not_respond_is_down(caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +143,7 @@ async def test_repeated_work_survives_any_error_and_logs_each_cause_once(caplog:
         await done.wait()
     repeated.cancel()
     await asyncio.wait([repeated], timeout=WAIT)
-    assert [each.getMessage() for each in caplog.records] == [
+    assert [each.getMessage().partition(" It failed")[0] for each in caplog.records] == [
         "It can't be read; retrying: ValueError",
         "It can't be read; retrying: KeyError",
         "It can be read again.",
@@ -149,6 +151,34 @@ async def test_repeated_work_survives_any_error_and_logs_each_cause_once(caplog:
         "It can be read again.",
     ]
     assert [each.exc_info is not None for each in caplog.records] == [True, True, False, False, False]
+
+
+def test_lasting_failure_is_logged_when_it_begins_each_hour_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    clock, table = Clock(), Troubles()
+    clock.now = 1e9
+    outage = LogOnce(
+        logging.getLogger("millstream"), "It can't be read", "It can be read.", table=table, remedy="Fix it."
+    )
+    outage.clock = clock
+    for seconds in range(0, 7200, 60):
+        clock.now = 1e9 + seconds
+        with outage:
+            raise StoreUnavailable(f"no answer, {seconds}")
+    assert table.describe() == [Trouble("It can't be read", 1e9, 120, "no answer, 7140", "Fix it.")]
+    assert [each.partition(" (")[0].partition(":")[0] for each in caplog.messages] == ["It can't be read"] * 2
+    assert "(61 failures since " in caplog.messages[1]
+    with outage:
+        pass
+    assert caplog.messages[2].startswith("It can be read. It failed 120 times since ")
+    assert table.describe() == [] and len(caplog.messages) == 3  # noqa: PT018
+
+
+def test_troubles_of_workers_are_merged() -> None:
+    one, other = Trouble("a", 5, 2, "x", "y"), Trouble("a", 3, 4, "z", "y")
+    assert merge_troubles([[one], [other, Trouble("b", 1, 1, "", "")]]) == [
+        Trouble("b", 1, 1, "", ""),
+        Trouble("a", 3, 6, "x", "y"),
+    ]
 
 
 async def test_callers_get_unexpected_errors() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 
 import pytest
 
@@ -80,6 +81,20 @@ async def test_declared_oversized_body_gets_413_before_it_is_sent(start: Start) 
     status, headers, _ = await peer.reply()
     assert (status, headers[b"connection"]) == (413, b"close")
     assert await peer.rest() == b""
+
+
+_LIMITS = count(1010)
+
+
+async def test_oversized_bodies_have_one_line_in_the_log(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    limit = next(_LIMITS)  # the first body over each limit is logged
+    server = await start(max_body=limit)
+    for _ in range(3):
+        peer = await server.connect()
+        await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: 1073741824\r\n\r\n")
+        assert (await peer.reply())[0] == 413
+    (line,) = [each for each in caplog.messages if "max_body" in each]
+    assert f"more than {limit:,} bytes" in line
 
 
 async def test_endless_chunked_body_gets_413_at_the_cap(start: Start) -> None:

@@ -1,9 +1,12 @@
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -71,6 +74,13 @@ async def test_watchdog_replaces_stalled_workers(tmp_path: Path) -> None:
             await client.close()
 
 
+def health(port: int) -> dict[str, Any]:
+    """Return the members of `/health`."""
+    with urlopen(f"http://127.0.0.1:{port}/health") as reply:
+        found: dict[str, Any] = json.load(reply)
+        return found
+
+
 async def test_crash_loops_back_off_while_others_serve(tmp_path: Path) -> None:
     with run_workers(tmp_path, 2) as served:
         first, second = served.pids
@@ -80,9 +90,13 @@ async def test_crash_loops_back_off_while_others_serve(tmp_path: Path) -> None:
         waits = [each["message"].rpartition("another")[2] for each in served.records if "another" in each["message"]]
         assert waits[:3] == ["", " in 0.5 s", " in 1 s"]
         assert set(await pids_by_new_connections(served.port, 60)) == {second}
+        await until_async(lambda: health(served.port)["status"] == "degraded")
+        (trouble,) = health(served.port)["troubles"]
+        assert trouble["what"] == "Worker 1 doesn't stay up"
         (tmp_path / "broken").unlink()
         served.wait_for_line("is ready")
         assert len(await pids_by_new_connections(served.port, 60)) == 2
+        await until_async(lambda: health(served.port)["status"] == "ok")
 
 
 async def test_worker_sigterm_drains_and_replaces_it(tmp_path: Path) -> None:

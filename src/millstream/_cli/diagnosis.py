@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -35,12 +36,14 @@ from millstream._cli.items import check_resource, wait_for_upstreams
 from millstream._cli.program import EnvFile, Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style
+from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
 from millstream._http.client.url import Url, proxy_for
 from millstream._modules import split_target
 from millstream._protocol.errors import fit, pluralize
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
+from millstream._stores.health import Trouble, local_time
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Notification
@@ -159,6 +162,7 @@ class _Store(Struct, frozen=True):
 class _Health(Struct):
     status: str = ""
     reasons: list[str] = []
+    troubles: list[Trouble] = []
     gateway: str = ""
     store: _Store = _Store()
     configuration: _Configuration | None = None
@@ -274,7 +278,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 "questions and log messages on stdio don't identify the call they belong to",
                 remedy='In a gateway without sign-in, set isolation = "per_session" for it if its tools ask.',
             )
-        for step in health_steps(describe()):
+        for step in (*await check_streams(client, options.timeout), *health_steps(describe())):
             yield step
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
@@ -283,6 +287,29 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
             yield step
         async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
+
+
+_STREAM_SECONDS = 5.0
+"""Seconds to wait for the first bytes of a stream."""
+
+
+async def check_streams(client: Client, seconds: float) -> list[DiagnosticStep]:
+    """Open an event stream, and wait for the first message on it, which a proxy may hold back.
+
+    Servers of the handshake era send nothing on a new stream, so there's nothing to wait for.
+    """
+    if client.transport != "streamable-http" or BY_DATE[client.revision].handshake:
+        return []
+    seconds = min(seconds, _STREAM_SECONDS)
+    try:
+        async with asyncio.timeout(seconds), client.watch(tools=True):
+            return [DiagnosticStep("streams", "the first message of an event stream arrived")]
+    except TimeoutError:
+        text = f"an event stream was opened, but nothing arrived within {pluralize(seconds, 'second')}"
+        remedy = "If there's a proxy, turn off its buffering for this path: in nginx, proxy_buffering off."
+        return [DiagnosticStep("streams", text, ok=False, remedy=remedy)]
+    except ClientError:  # not every server has subscriptions
+        return []
 
 
 async def sign_in_steps(target: str, challenge: str) -> AsyncIterator[DiagnosticStep]:
@@ -338,7 +365,12 @@ def _gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
         if found.refused:
             text += f", but the file has changed and can't be used: {found.refused}"
         yield DiagnosticStep("configuration", text, ok=not found.refused)
-    if not health.store.up:
+    for trouble in health.troubles:
+        text = f"{trouble.what}: {trouble.reason.rstrip('.')}"
+        text += f"; {pluralize(trouble.count, 'failure')}" if trouble.count else ""
+        text += f" since {local_time(trouble.since)}" if trouble.since else ""
+        yield DiagnosticStep("trouble", text, ok=False, remedy=trouble.remedy)
+    if not health.store.up and not health.troubles:
         yield DiagnosticStep("store", f"the {health.store.kind} store of this server doesn't respond", ok=False)
     yield from map(upstream_step, health.upstream_states)
     for each in health.sets:
@@ -364,6 +396,9 @@ def set_step(found: _Set) -> DiagnosticStep:
     )
 
 
+_NOTHING = "Register a tool, resource, or prompt, check the patterns of a gateway's policies, or sign in."
+
+
 async def count_items(client: Client, tools: int, *, is_gateway: bool) -> DiagnosticStep:
     """Count what a server offers this caller. A gateway may have nothing for a caller without sign-in."""
     counts = {
@@ -374,7 +409,7 @@ async def count_items(client: Client, tools: int, *, is_gateway: bool) -> Diagno
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     well = any(counts.values())
-    remedy = "" if well else "Register a tool, resource, or prompt, or sign in."
+    remedy = "" if well else _NOTHING
     return DiagnosticStep("offers", text, ok=well or is_gateway, remedy=remedy)
 
 
@@ -474,7 +509,7 @@ def read_states(found: list[dict[str, Any]]) -> list[_UpstreamState]:
 def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
     """Return the state of a gateway's upstream."""
     well = upstream.state == "ready" or (upstream.accounts and upstream.state == "connecting")
-    facts = [upstream.state + (f" since {_local_time(upstream.since)}" if upstream.since else "")]
+    facts = [upstream.state + (f" since {local_time(upstream.since)}" if upstream.since else "")]
     facts += _count_workers(upstream)
     if upstream.reason:
         facts.append(upstream.reason.rstrip("."))
@@ -484,14 +519,14 @@ def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
         facts.append(f"revision {upstream.revision}")
     if upstream.transport:
         facts.append(f"over {upstream.transport}" if upstream.transport != "openapi" else "an API")
-    facts.append(f"lists read at {_local_time(upstream.listed_at)}" if upstream.listed_at else "no lists yet")
+    facts.append(f"lists read at {local_time(upstream.listed_at)}" if upstream.listed_at else "no lists yet")
     if upstream.quarantined:
         items = pluralize(upstream.quarantined, "item")
         facts.append(f"{items} quarantined until somebody accepts them: millstream gateway accept FILE {upstream.name}")
     if upstream.account:
         facts.append(f"account: {upstream.account}")
     if upstream.last_error is not None:
-        facts.append(f"last error at {_local_time(upstream.last_error.at)}: {upstream.last_error.text}")
+        facts.append(f"last error at {local_time(upstream.last_error.at)}: {upstream.last_error.text}")
     return DiagnosticStep(f"upstream {upstream.name}", "; ".join(facts), ok=well)
 
 
@@ -503,10 +538,6 @@ def _count_workers(upstream: _UpstreamState) -> Iterator[str]:
         yield f"on {same} of {count} workers"
     if silent:
         yield f"{silent} of them didn't respond"
-
-
-def _local_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 async def read_health(url: Url, headers: Mapping[str, str], seconds: float) -> _Health:
@@ -549,8 +580,24 @@ def remedy_of(error: ClientError) -> str:
     if isinstance(error, ConnectFailed):
         return "Check the host and port, and that the server is running. A server on 127.0.0.1 is local only."
     if isinstance(error, AccessDenied):
-        return "Sign in with --login, or send a valid key: --auth KEY."
+        return _clock_remedy(error.reply) or "Sign in with --login, or send a valid key: --auth KEY."
     return "Check the path: most servers are at /mcp, old ones at /sse." if isinstance(error, NotMcp) else ""
+
+
+_MAX_CLOCK_ERROR = 60
+"""Maximum seconds between two clocks by which a valid token isn't rejected."""
+
+
+def _clock_remedy(reply: object) -> str:
+    """Return a remedy if the server's clock and this machine's differ, or an empty string."""
+    sent = parsedate_tz(reply.header(b"date")) if isinstance(reply, HttpReply) else None
+    ahead = round(mktime_tz(sent) - time.time()) if sent else 0
+    if abs(ahead) <= _MAX_CLOCK_ERROR:
+        return ""
+    return (
+        f"The server's clock is {pluralize(abs(ahead), 'second')} {'ahead of' if ahead > 0 else 'behind'} this "
+        "machine's, and tokens are only valid for a time. Correct the clocks."
+    )
 
 
 _CHARACTERS = 4

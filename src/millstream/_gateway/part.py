@@ -14,7 +14,7 @@ from millstream._gateway.calls.failures import describe_fault
 from millstream._gateway.calls.items import MCP_ITEMS, ExtensionForwarding
 from millstream._gateway.catalog.catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
 from millstream._gateway.catalog.offer import Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
-from millstream._gateway.catalog.sets import reveals
+from millstream._gateway.catalog.sets import SetsPart, reveals
 from millstream._gateway.followers import FollowedResources
 from millstream._gateway.loops import CAPABILITY, STARTING, Announcement, identity
 from millstream._gateway.names import fit_name
@@ -42,7 +42,7 @@ from millstream._server.features.tools import Tool
 from millstream._server.peers import PartMessage
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
-from millstream._stores.health import FRESH_SECONDS
+from millstream._stores.health import FRESH_SECONDS, Trouble
 from millstream.files import stamp_of
 from millstream.protocol import Json, members
 
@@ -182,6 +182,8 @@ class GatewayPart:
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
+        host.every_second(self._end_old_troubles)
+        host.store_health.troubles.sources.append(self._find_withdrawn)
         host.queries.answer(_REPORTS, self._answer)
         self._choose_mode(host)
         self._mounts.update((name, self._mount(each)) for name, each in self.upstreams.items())
@@ -199,6 +201,22 @@ class GatewayPart:
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
         if self._name_conflict:
             raise ValueError(self._name_conflict)
+
+    def _find_withdrawn(self) -> Iterator[Trouble]:
+        """Yield a trouble for each upstream with quarantined items that the policy would offer."""
+        for upstream in self.upstreams.values():
+            if names := upstream.lists.withheld:
+                yield Trouble(
+                    f"Items of the upstream {upstream.name} are quarantined, so calls to them fail",
+                    upstream.lists.quarantined_at,
+                    0,
+                    ", ".join(names[:MAX_SHOWN]),
+                    f"Look at the changes, and accept them: millstream gateway accept FILE {upstream.name}",
+                )
+
+    def _end_old_troubles(self, _now: float) -> None:
+        for upstream in self.upstreams.values():
+            upstream.breaker.end_old_trouble()
 
     def _hand_over(self, message: PartMessage, _worker: str) -> None:
         if message.part == TAKEN_OVER:
@@ -390,12 +408,18 @@ class GatewayPart:
             own_name = upstream.names.original("tools", name) if name else ""
             if (chosen := sets.get(call.dispatcher.address.name)) and not reveals(chosen, upstream.name):
                 continue
-            if own_name is None:
+            waits = ""
+            for each in (each.name for each in upstream.lists.quarantined if each.kind == "tools"):
+                if chosen is None:
+                    is_meant = each == own_name
+                else:
+                    found = SetsPart.rules_by_name(chosen, upstream.names, each, name)
+                    is_meant = found is not None and sees(call, found)
+                waits = each if is_meant else waits
+            if own_name is None and not waits:
                 continue
-            quarantined = [each.name for each in upstream.lists.quarantined if each.kind == "tools"]
-            waits = chosen is None and own_name in quarantined
             is_down = not upstream.catalog.taken_at and upstream.lists.report_state()[0] == "degraded"
-            rules = upstream.policy.item("tools", own_name) if waits or is_down else None
+            rules = upstream.policy.item("tools", waits or own_name or "") if waits or is_down else None
             if rules is None or not sees(call, rules):
                 continue
             if waits:

@@ -96,7 +96,14 @@ def refusal(status: int, text: str, **headers: str) -> Response:
 
 @cache
 def body_too_large(limit: int, **headers: str) -> Response:
-    """Return the error response for a body of more than `limit` bytes: ``body_too_large(2**22)``."""
+    """Return the error response for a body of more than `limit` bytes, and log the first one:
+    ``body_too_large(2**22)``
+    """
+    _logger.warning(
+        "Refused a request whose body has more than %s bytes, with status 413. Further ones aren't logged. To allow "
+        "more, set max_body.",
+        f"{limit:,}",
+    )
     return refusal(413, f"The body has more than {limit:,} bytes. To allow more, set max_body.", **headers)
 
 

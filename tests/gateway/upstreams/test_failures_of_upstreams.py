@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from app_peer import ask
 from cases import for_each
 from client.misbehaving_servers import (
     DONE,
@@ -41,8 +42,8 @@ TOOL = {"name": "add", "inputSchema": {"type": "object"}}
 class Front:
     """A running gateway with one upstream, and what its operator sees."""
 
-    def __init__(self, runtime: Any, client: Client, log: pytest.LogCaptureFixture) -> None:
-        self._gateway = runtime.host.gateway
+    def __init__(self, server: Server, runtime: Any, client: Client, log: pytest.LogCaptureFixture) -> None:
+        self._server, self._gateway = server, runtime.host.gateway
         self.client = client
         self.log = log
 
@@ -58,6 +59,11 @@ class Front:
         [found] = self._gateway.describe()
         return dict(found)
 
+    async def health(self) -> dict[str, Any]:
+        """Return the members of `/health`."""
+        found: dict[str, Any] = json.loads((await ask(self._server, "GET", "/health")).body)
+        return found
+
     async def call(self) -> str:
         """Return the text that a caller reads."""
         return (await self.client.call("up_add", raise_on_error=False)).text
@@ -68,7 +74,7 @@ async def open_front(stack: AsyncExitStack, target: Any, log: pytest.LogCaptureF
     mcp.upstream("up", target, **{"start_timeout": WAIT, "timeout": WAIT, **options})
     runtime = await stack.enter_async_context(mcp.running())
     client = await stack.enter_async_context(Client(mcp, timeout=WAIT))
-    return Front(runtime, client, log)
+    return Front(mcp, runtime, client, log)
 
 
 def make_upstream() -> Server:
@@ -141,15 +147,24 @@ async def test_tool_that_hangs_is_named_while_the_upstream_stays_ready(caplog: p
         assert front.state["state"] == "ready"
         assert "0.5 seconds" in front.state["last_error"]["text"]
         assert front.page["unanswered"] == 1
-        assert "tools/call up_add of the upstream up failed" in caplog.text
+        assert "Calls to the upstream up fail: tools/call up_add: " in caplog.text
+        assert "1 call failed since" in front.state["reason"]
 
 
 @for_each("kind", ["API", "MCP"])
 async def test_credentials_that_calls_need_and_lists_do_not_are_shown_to_operators(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.clear()
+    revoked = True
+
     async def refuse(asked: ReceivedRequest) -> None:
-        await asked.reply(b'{"error": "revoked"}', status="401 Unauthorized")
+        if revoked:
+            await asked.reply(b'{"error": "revoked"}', status="401 Unauthorized")
+        elif kind == "API":
+            await asked.reply(b"{}")
+        else:
+            await asked.result({"content": []})
 
     responses = {"200": {"description": "ok"}}
     paths = {"/add": {"get": {"operationId": "add", "responses": responses}}}
@@ -167,6 +182,18 @@ async def test_credentials_that_calls_need_and_lists_do_not_are_shown_to_operato
         assert "rejected the gateway's credentials" in await front.call()
         assert "401" in front.state["last_error"]["text"]
         assert front.page["last_error"] == front.state["last_error"]
+        assert "rejected the gateway's credentials" in await front.call()
+        lines = [each for each in caplog.messages if "upstream up fail" in each]
+        assert lines == [f"Calls to the upstream up fail: tools/call up_add: {front.state['last_error']['text']}"]
+        assert "2 calls failed since" in front.state["reason"]
+        health = await front.health()
+        assert health["status"] == "degraded"
+        assert [(each["what"], each["count"]) for each in health["troubles"]] == [("Calls to the upstream up fail", 2)]
+        assert health["troubles"][0]["remedy"]
+        revoked = False
+        assert "credentials" not in await front.call()
+        assert "Calls to the upstream up work again. It failed 2 times since " in caplog.text
+        assert (await front.health())["status"] == "ok"
 
 
 async def test_upstream_that_blocks_as_a_whole_is_down_after_one_timeout(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import time
 from functools import partial
 from itertools import count
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,8 +25,10 @@ from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import APPROVAL
 from millstream._server.calls.sessions import Session
+from millstream._server.worker_queries import Answers, WorkerQuestion
+from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores import open_store
-from millstream._stores.health import LogOnce
+from millstream._stores.health import FRESH_SECONDS, LogOnce, Trouble, merge_troubles
 from millstream._stores.store import Store
 from millstream._stores.workers import parent_address, read_again
 from millstream._telemetry.logs import stamp
@@ -73,6 +76,8 @@ class AuditPart(OwnPart):
             logger,
             f"The audit log can't be written, and calls {'are refused' if required else 'continue without it'}",
             "The audit log can be written again. A line in it counts what is missing.",
+            remedy="Free space on its disk, or correct the permissions of its file.",
+            table=host.store_health.troubles,
         )
         self._lost = 0
         host.every_second(lambda _: self._report_lost())
@@ -290,6 +295,13 @@ _FRESH = b"cache-control: no-store\r\n"
 _LATER = TEXT_HEAD + b"retry-after: 5\r\n"
 
 
+_TROUBLES = "troubles"
+"""Subject of the question for the troubles of a worker."""
+_MANY_DEATHS = 3
+"""Number of times that a worker dies in a row before it's a trouble."""
+_LOOK = "Look for the reason in the server's log."
+
+
 class ProbesPart(OwnPart):
     """Serves `/health`, `/livez`, and `/readyz`: the server's state for operators, orchestrators, and load balancers.
 
@@ -303,7 +315,20 @@ class ProbesPart(OwnPart):
         """Add the paths of the health checks."""
         for path, handler in {"/health": self.health, "/livez": self.live, "/readyz": self.ready}.items():
             host.routes.add(path, Route({"GET": handler}, public=True, charged=""))
-        self._host = host
+        self._host, self._answers, self._answered_at = host, Answers[list[Trouble]]([], 0), -FRESH_SECONDS
+        health, sweep = host.store_health, host.sweep
+
+        async def answer(_question: WorkerQuestion) -> bytes:
+            return encode_answer(host.store_health.troubles.describe())
+
+        async def look() -> None:
+            await health.look()
+
+        host.queries.answer(_TROUBLES, answer)
+        host.every_second(lambda _: sweep.run_in_background(look) if health.trouble.lasts else None)
+        if host.metrics is not None:
+            text = "What fails for reasons that aren't the callers'."
+            host.metrics.read("gauge", "millstream_troubles", text, lambda: {(): len(health.troubles.describe())})
 
     async def live(self, request: HttpRequest) -> Response:
         """Respond while the event loop is running."""
@@ -318,7 +343,7 @@ class ProbesPart(OwnPart):
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)
         await self._ask_workers()
-        reasons, text = self._host.degraded_reasons(), "ok"
+        reasons, text = self._reasons(), "ok"
         if reasons:
             text = f"degraded: {'; '.join(reasons)}" if await self._may_watch(request) else "degraded"
         return Response(f"{text}\n".encode(), 200, TEXT_HEAD)
@@ -329,19 +354,33 @@ class ProbesPart(OwnPart):
         host = self._host
         up = await host.store_health.look()
         await self._ask_workers()
-        draining, reasons = host.draining(), host.degraded_reasons()
+        draining, reasons = host.draining(), self._reasons()
         facts: Json = {"status": "draining" if draining else "degraded" if reasons or not up else "ok"}
         if await self._may_watch(request):
-            facts |= {**({"reasons": reasons} if reasons else {}), **self._figures()}
+            facts |= {"reasons": reasons} if reasons else {}
+            facts |= self._figures()
         else:
             facts |= self._counts()
         fails = draining or host.degraded_reasons(any_kind=False)
         return Response(encode(facts), 503 if fails else 200, JSON_HEAD + _FRESH)
 
     async def _ask_workers(self) -> None:
-        """Get what the other workers see of the upstreams, so that all workers respond alike."""
+        """Get what the other workers see, at most once a second, so that all workers respond alike."""
         if self._host.gateway is not None:
             await self._host.gateway.ask_workers()
+        if monotonic() - self._answered_at >= FRESH_SECONDS:
+            self._answers = await self._host.queries.ask(WorkerQuestion(_TROUBLES), list[Trouble])
+            self._answered_at = monotonic()
+
+    def _troubles(self) -> list[Trouble]:
+        workers: list[WorkerState] = self._host.reports.get("workers", list)() or []
+        deaths = {each.worker: each.deaths for each in workers if each.deaths >= _MANY_DEATHS}
+        why = "It exits when it starts, or soon after."
+        loops = [Trouble(f"Worker {each} doesn't stay up", 0, count, why, _LOOK) for each, count in deaths.items()]
+        return [*loops, *merge_troubles([self._host.store_health.troubles.describe(), *self._answers.found[1:]])]
+
+    def _reasons(self) -> list[str]:
+        return [*self._host.degraded_reasons(), *(each.what for each in self._troubles())]
 
     async def _may_watch(self, request: HttpRequest) -> bool:
         """Return whether a client may read the dashboard."""
@@ -368,6 +407,7 @@ class ProbesPart(OwnPart):
             "revisions": [revision.date for revision in ALL],
             "features": ["mcp", *sorted(definition.parts)],
             "uptime_seconds": round(sweep.clock() - sweep.started, 3),
+            "troubles": self._troubles(),
             "streams": len(host.streams),
             "streams_by_transport": host.streams.by_transport(),
             "calls": len(host.dispatcher.calls),

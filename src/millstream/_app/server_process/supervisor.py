@@ -33,6 +33,7 @@ from millstream._app.server_process.worker_process import (
     PATIENCE,
     READY,
     STARTING,
+    WELL,
     ConfigState,
     Hello,
     NotStarted,
@@ -407,6 +408,7 @@ class Supervisor:
 
     async def _wait_after_death(self, worker: SupervisedWorker, why: str) -> None:
         seconds = worker.back_off.record_death()
+        self._tell()
         logger.error("%s; starting another%s", why, f" in {seconds:g} s" if seconds else "")
         if seconds and worker.own and not self._serving_workers():
             # Refuse connections, including waiting ones. The next worker makes the socket listen again.
@@ -480,6 +482,8 @@ class Supervisor:
             await child.ready()
             child.worker.back_off.serves()
             self._tell()
+            if child.worker.back_off.deaths:
+                self._tasks.spawn(self._tell_of_health(child))
             if child.watchdog:
                 self._tasks.spawn(child.watch())
             await child.left.wait()
@@ -488,6 +492,12 @@ class Supervisor:
         await child.ended
         self._children.remove(child)
         self._tell()
+
+    async def _tell_of_health(self, child: WorkerProcess) -> None:
+        await asyncio.sleep(WELL)
+        if child.state == READY:
+            child.worker.back_off.deaths = 0
+            self._tell()
 
     def _mend(self, worker: SupervisedWorker, why: str) -> None:
         """Start a replacement for a worker, unless there's already a process or a replacement."""
@@ -500,7 +510,13 @@ class Supervisor:
     def _tell(self, failure: StartFailure | None = None) -> None:
         """Send every worker the state of all workers, or the reason why the changed program can't start."""
         order = sorted(self._children, key=lambda child: (child.worker.number, child.pid))
-        workers = [WorkerState(child.worker.number, child.pid, child.state, child.worker.restarts) for child in order]
+        workers = [
+            WorkerState(each.number, child.pid, child.state, each.restarts, each.back_off.deaths)
+            for child in order
+            for each in (child.worker,)
+        ]
+        gone = [each for each in self.workers if each not in [child.worker for child in order]]
+        workers += [WorkerState(each.number, 0, "restarting", each.restarts, each.back_off.deaths) for each in gone]
         for child in order:
             child.send(failure or WorkerStates(workers))
 

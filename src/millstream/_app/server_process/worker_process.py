@@ -114,6 +114,8 @@ class WorkerState(Struct, frozen=True):
     state: str
     restarts: int
     """Number of times that it died and was replaced."""
+    deaths: int = 0
+    """Number of times that it died in a row, before or shortly after it served."""
 
 
 class WorkerStates(WorkerMessage, frozen=True):
@@ -439,7 +441,7 @@ class BackOff:
         self._clock = clock
         self._since: float | None = None
         """When the newest process began to serve. Earlier time isn't a sign of health."""
-        self._deaths = 0
+        self.deaths = 0
 
     def serves(self) -> None:
         """Record that a process serves from now on."""
@@ -448,10 +450,10 @@ class BackOff:
     def record_death(self) -> float:
         """Record that the process has ended and return the seconds to wait before the next one."""
         if self._since is not None and self._clock() - self._since >= WELL:
-            self._deaths = 0
+            self.deaths = 0
         self._since = None
-        self._deaths += 1
-        return 0.0 if self._deaths == 1 else retry_delay(self._deaths - 2, FIRST, LONGEST, jitter=0)
+        self.deaths += 1
+        return 0.0 if self.deaths == 1 else retry_delay(self.deaths - 2, FIRST, LONGEST, jitter=0)
 
 
 def own_command() -> list[str]:

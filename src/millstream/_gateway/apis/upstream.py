@@ -219,7 +219,7 @@ class ApiUpstream(Upstream):
         try:
             reply = await exchange()
         except AccessDenied:
-            breaker.succeed(monotonic() - started, call, call.method, name)
+            breaker.respond(monotonic() - started, call, call.method, name)
             raise
         except ClientError as exc:
             if isinstance(exc, NotMcp) and isinstance(exc.reply, HttpReply):

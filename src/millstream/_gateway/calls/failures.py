@@ -1,5 +1,6 @@
 """What a caller reads when a call got no usable response."""
 
+import logging
 from http import HTTPStatus
 
 from millstream import ProtocolError, ToolError
@@ -16,6 +17,7 @@ from millstream.client import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    InvalidResponse,
     NotMcp,
     RequestTimeout,
     SessionLost,
@@ -51,13 +53,24 @@ def no_response_error(
     """
     what = redact_foreign(f"{call.method:.200} {call.name:.200}")  # a relay passes on all methods
     why = redact_foreign(_describe_error(exc), exc.remedy)
-    logger.warning("%s of the upstream %s failed: %s", what, upstream.name, why)
-    if isinstance(exc, AccessDenied) and not (upstream.credentials is not None and upstream.credentials.personal):
-        upstream.note_error(exc)  # the operator's credentials
+    level, credentials = logging.WARNING, upstream.credentials
+    is_denied = isinstance(exc, AccessDenied)
+    is_callers = credentials is not None and (credentials.personal or bool(upstream.config.forward_headers))
+    if is_denied and not is_callers:
+        upstream.note_error(exc)
+    # A 403 may depend on the arguments.
+    if not (exc.status == HTTPStatus.FORBIDDEN or is_callers) if is_denied else isinstance(exc, _TROUBLES):
+        upstream.breaker.begin_trouble(call, why)
+        level = logging.DEBUG  # there's a line for the first one
+    logger.log(level, "%s of the upstream %s failed: %s", what, upstream.name, why)
     refusal = _describe_for_caller(upstream, exc, words=words)
     if ended and not (isinstance(exc, ConnectionLost) and (upstream.processes or isinstance(exc, SessionLost))):
         refusal += " Its session with you and its state are lost."
     return refused_error(call, upstream, refusal)
+
+
+_TROUBLES = InvalidResponse, NotMcp, RequestTimeout
+"""Other errors whose cause isn't the call. What can't be reached is logged with the upstream's state."""
 
 
 def describe_fault(upstream: Upstream) -> str:

@@ -180,7 +180,8 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
         if INPUT_REQUIRED in result and not verbatim and (required := input_required(result)) is not None:
             raise ForwardedCall(call, upstream, ask, source=source).pass_on(required)
     except (ServerError, AccessDenied) as exc:
-        breaker.succeed(monotonic() - started, call, method, name)
+        record = breaker.respond if isinstance(exc, AccessDenied) else breaker.succeed
+        record(monotonic() - started, call, method, name)
         upstream.suspect(link, exc)
         raise ForwardedCall(call, upstream, ask, source=source, verbatim=verbatim).convert_error(exc) from None
     except ClientError as exc:
@@ -292,7 +293,8 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
             link.calls -= 1
             upstream.links.leave(link)
         if answered:
-            breaker.succeed(monotonic() - started, call, method, name)
+            record = breaker.succeed if denied is None else breaker.respond
+            record(monotonic() - started, call, method, name)
     if denied is not None:
         if recovered or credentials is None or not await credentials.recover(call, denied):
             raise no_response_error(call, upstream, denied)

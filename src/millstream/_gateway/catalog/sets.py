@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct, structs
 
 from millstream._gateway.catalog.catalog import METHODS
+from millstream._gateway.names import Names
 from millstream._gateway.options.policy import UpstreamPolicy, find_unknown_names
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
@@ -220,6 +221,23 @@ class SetsPart:
 
     async def close(self) -> None:
         """Do nothing, because the addresses end with the server."""
+
+    @staticmethod
+    def rules_by_name(config: SetConfig, names: Names, own_name: str, called: str) -> ItemRules | None:
+        """Return a set's rules for a tool that isn't offered, or None if the set wouldn't offer it by this name.
+
+        Args:
+            config: A set that reveals the upstream.
+            names: Names of the upstream's items.
+            own_name: Upstream's name of the tool.
+            called: Name that a caller of the set uses.
+        """
+        if config.with_tags or config.with_hints or config.with_scopes or config.with_groups:
+            return None
+        name = names.qualify("tools", own_name)
+        rules = _compile(config).item("tools", name)
+        shown = {own_name, name} if config.short_names else {name}
+        return rules if rules is not None and called in ({rules.name} if rules.name else shown) else None
 
     def _check_sign_in(self, configs: Sequence[SetConfig]) -> None:
         for config in configs:

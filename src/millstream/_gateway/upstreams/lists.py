@@ -140,6 +140,8 @@ class ListKeeper(ABC):
     """Number of attempts to read the lists that have failed since the last successful one."""
     changed_at: float = 0.0
     """Unix time of the last change, or 0 before the first one."""
+    quarantined_at: float = 0.0
+    """Unix time when items were quarantined, if some are."""
     always_asked: bool = False
     """Whether lists are read when a client requests them: for an only upstream, and for a program in this process,
     where that's cheap. Set before `run`.
@@ -211,13 +213,16 @@ class ListKeeper(ABC):
         """Offer new lists, without the items that aren't accepted."""
         if self.pins is not None:
             found, quarantined = await self.pins.split(found)
-            if quarantined != self.quarantined:
-                names = ", ".join(each.name for each in quarantined) or "nothing"
+            if quarantined and quarantined != self.quarantined:
                 logger.warning(
                     "%s: quarantined until the operator accepts their definitions (millstream gateway accept): %s",
                     self.config.name,
-                    names,
+                    ", ".join(each.name for each in quarantined),
                 )
+            elif self.quarantined and not quarantined:
+                logger.warning("%s: no item is quarantined any more", self.config.name)
+            if not self.quarantined:
+                self.quarantined_at = time()
             self.quarantined = quarantined
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _quarantine(*hidden)
@@ -246,6 +251,11 @@ class ListKeeper(ABC):
 
     def _is_used(self, kind: str, name: str, definition: Description) -> bool:
         return self._owner.policy.item(kind, name, members(definition.get("annotations"))) is not None
+
+    @property
+    def withheld(self) -> list[str]:
+        """Names of the quarantined items that the policy would offer."""
+        return [each.name for each in self.quarantined if self._is_used(each.kind, each.name, each.offered)]
 
     def names(self) -> Iterator[tuple[str, str]]:
         """Yield kind and upstream's name of each item, including quarantined ones."""

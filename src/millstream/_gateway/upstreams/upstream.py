@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 from millstream._gateway.catalog.catalog import METHODS, Catalog, Description, Pins, StoredCatalog
 from millstream._gateway.catalog.offer import OfferedItem
 from millstream._gateway.errors import InUse, NoCredentials
+from millstream._gateway.log import logger
 from millstream._gateway.names import Names
 from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.upstream import UpstreamConfig
@@ -24,9 +25,11 @@ from millstream._gateway.upstreams.lists import ListKeeper
 from millstream._http.client import ArrivingBytes, UnsendableRequest
 from millstream._http.hosts import TrustedProxies
 from millstream._parts import PartHost
+from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item
+from millstream._stores.health import LogOnce, local_time
 from millstream.client import ClientError, ConnectFailed, TooMuchArriving
 from millstream.client._recovery import UNREACHABLE
 from millstream.protocol import BY_DATE, NEWEST, Json, Revision
@@ -103,7 +106,15 @@ class Upstream(ABC):
         self.names: Names = config.names
         policy = config.policy or UpstreamPolicy()
         self.policy: Policy = Policy(policy, config.names)
-        self.breaker: Breaker = Breaker()
+        self.breaker: Breaker = Breaker(
+            LogOnce(
+                logger,
+                f"Calls to the upstream {config.name} fail",
+                f"Calls to the upstream {config.name} work again.",
+                remedy="Compare its credentials and timeout in the gateway's configuration with what it needs.",
+                table=gateway.host.store_health.troubles,
+            )
+        )
         self.results: StoredResults = StoredResults(gateway.host.store.kv, config.names)
         """Results that were too large for their callers."""
         pins = Pins(config.name, policy, gateway.host.store.kv) if config.trust == "pin" else None
@@ -136,6 +147,7 @@ class Upstream(ABC):
         """Close all connections."""
         await self.lists.tasks.close()
         await self.stack.aclose()
+        self.breaker.trouble.forget()
 
     def can_become(self, config: UpstreamConfig) -> bool:
         """Return whether `become` can use a configuration: it's the same, except for rules that connections don't
@@ -256,6 +268,10 @@ class Upstream(ABC):
         if state == "ready" and any(found.items()) and not any(self.offered.values()):
             reason = reason or "None of the items that it lists are offered. Check the patterns of the policy."
         processes = self.processes
+        if self.breaker.trouble.lasts:
+            failing = self.breaker.trouble.trouble
+            times = pluralize(failing.count, "call")
+            reason = reason or f"{times} failed since {local_time(failing.since)}. The last one was {failing.reason}"
         return {
             "name": self.name,
             "prefix": self.names.prefix,
