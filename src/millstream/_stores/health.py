@@ -58,8 +58,8 @@ class Troubles(Struct, NotCopyable, eq=False):
     `/health`, the metrics, and ``doctor`` show it.
     """
 
-    lasting: set["LogOnce"] = field(default_factory=set)
-    sources: list[Callable[[], Iterable[Trouble]]] = field(default_factory=list)
+    lasting: set["LogOnce"] = field(default_factory=set["LogOnce"])
+    sources: list[Callable[[], Iterable[Trouble]]] = []
     """Return the troubles of parts that know them anyway."""
 
     def describe(self) -> list[Trouble]:

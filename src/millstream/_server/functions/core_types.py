@@ -72,6 +72,7 @@ Core = dict[str, Any]
 """A core schema, or a part of it."""
 Names = Mapping[Any, Any]
 """Type variable of a generic class -> its type."""
+_EMPTY_FACTORIES: frozenset[Any] = frozenset((list, dict, set, bytearray))
 
 
 class TypeSchemas(NamedTuple):
@@ -390,9 +391,8 @@ class TypeReader:
         properties: dict[str, Schema] = {}
         required = [each.encode_name for each in info.fields if each.required]
         for each in info.fields:
-            default = each.default
-            if each.default_factory in (list, dict, set, bytearray):
-                default = each.default_factory()
+            make: Callable[[], Any] = each.default_factory
+            default = make() if make in _EMPTY_FACTORIES else each.default
             properties[each.encode_name] = self._read_member(hints[each.name], default).schema
         self._is_in_struct = was_in_struct
         if (tag := getattr(info, "tag", None)) is not None:

@@ -192,9 +192,9 @@ def find_fields(kind: Any) -> Any:
     pending, seen = [info], set[int]()
     while pending:
         node = pending.pop()
-        if isinstance(node, msgspec.inspect.CustomType) and not is_recursive_alias(node.cls):
-            if not issubclass(node.cls, PurePath):
-                raise TypeError(f"{node.cls.__name__} isn't supported")
+        if isinstance(node, msgspec.inspect.CustomType) and not is_recursive_alias(cls := node.cls):
+            if not issubclass(cls, PurePath):
+                raise TypeError(f"{cls.__name__} isn't supported")
         elif isinstance(node, tuple):
             pending += node
         elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field) and id(node) not in seen:
