@@ -62,7 +62,7 @@ async def main(url: str, options: dict[str, Any], patterns: list[tuple[str, dict
     lines = asyncio.StreamReader(2**24)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     async with hub.connect(url, token=lambda: next(tokens)) as feed, asyncio.TaskGroup() as tasks:
-        logger = logging.getLogger("millstream.hub.client")
+        logger = logging.getLogger("millstream.hub")
         logger.setLevel(logging.INFO)
         logger.addHandler(States(feed, options.get("impatient", False)))
         followed: list[hub.HubSubscription] = []

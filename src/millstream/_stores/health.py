@@ -143,7 +143,11 @@ class LogOnce(Struct, NotCopyable, eq=False):
         return True
 
     def fail(self, reason: str) -> None:
-        """Begin the series, or count another failure."""
+        """Begin the series, or count another failure.
+
+        Args:
+            reason: Why it failed. Credentials in it are redacted.
+        """
         self.count(reason)
         if self._is_due:
             self.logged_at = self.clock()
@@ -171,7 +175,11 @@ class LogOnce(Struct, NotCopyable, eq=False):
             self.table.lasting.discard(self)
 
     def count(self, reason: str) -> None:
-        """Begin the series, or count another failure, without a message, because there is one already."""
+        """Begin the series, or count another failure, without a message, because there is one already.
+
+        Args:
+            reason: As for `fail`.
+        """
         before, self.lasts = self.trouble, True
         why = redact_foreign(reason)
         self.trouble = Trouble(self.what, before.since or self.clock(), before.count + 1, why, self.remedy)

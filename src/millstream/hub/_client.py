@@ -45,7 +45,7 @@ from millstream.hub._presence import MemberList
 T = TypeVar("T")
 Token = str | Callable[[], str | Awaitable[str]]
 
-logger = logging.getLogger("millstream.hub.client")
+logger = logging.getLogger("millstream.hub")
 
 _SILENCE_TIMEOUT = 45.0
 """Seconds after which a stream without any bytes is dead. The server sends something every 15 seconds at most."""
