@@ -115,7 +115,7 @@ PAGES = {
             "if __name__": "Every example ends with these lines.",
         },
     ),
-    "docs/guides/testing.md": Page(files={"archive.py": "examples/archive.py"}),
+    "docs/guides/testing.md": Page(files={"archive.py": "examples/archive.py", "parcels.py": "examples/parcels.py"}),
     "docs/tutorial.md": Page(
         answers={"millstream call bookshop.py order": (("street: ", "Hobbit Lane 1"), ("city: ", "Oxford"))},
         places={'{\n  "ordered"': '…{\n  "ordered"'},  # a dumb terminal prints progress as lines
@@ -255,6 +255,7 @@ PAGES = {
         untyped={
             "moderator.py": "tests/examples/test_small_examples.py runs it.",
             "closing.py": "tests/hub/test_stop.py runs it.",
+            "follow_room.py": "tests/hub/test_python_client.py runs it.",
         },
     ),
     "docs/guides/live-pages.md": Page(
