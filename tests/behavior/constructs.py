@@ -483,14 +483,14 @@ def asks_in_finally_sync(tag: str, ctx: SyncContext) -> str:
 
 @mcp.tool
 async def declined(tag: str, ctx: Context) -> str:
-    """Leave it to the caller that a person declined."""
+    """Fail when a person declines."""
     async with held(tag, "one"):
         return await ctx.elicit("decline", str)
 
 
 @mcp.tool
 def cancels_sync(tag: str, ctx: SyncContext) -> str:
-    """Leave it to the caller that a person canceled."""
+    """Fail when a person cancels."""
     with held_sync(tag, "one"):
         return ctx.elicit("cancel", str)
 

@@ -267,6 +267,26 @@ async def test_replies_that_a_hub_does_not_send_are_errors() -> None:
                 await texts(feed.subscribe("x"), 1)
 
 
+async def test_servers_without_a_hub_are_an_error(tmp_path: Path) -> None:
+    port = free_port()
+    with run_server(run_command("examples/greet.py", port), port, tmp_path / "log"):
+        async with hub.connect(f"http://127.0.0.1:{port}") as feed:
+            for _ in range(2):
+                with pytest.raises(ClientError, match="has no hub"):
+                    await texts(feed.subscribe("x"), 1)
+
+
+async def test_missing_hubs_are_retried_once_there_was_one() -> None:
+    missing = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+    event = 'id: a.1\ndata: {"type":"event","channel":"x","data":"one"}\n\n'
+    async with peer(STREAM, missing, STREAM + event) as (url, requests), hub.connect(url) as feed:
+        reading = asyncio.create_task(texts(feed.subscribe("x"), 1))
+        while not reading.done():
+            advance_clock(0.1 if requests else 0)
+            await asyncio.sleep(0)
+        assert (await reading, len(requests)) == (["one"], 3)
+
+
 async def test_tokens_are_sent_to_one_server_and_never_quoted() -> None:
     moved = "HTTP/1.1 301 Moved\r\nlocation: http://127.0.0.1:9/events\r\ncontent-length: 0\r\n\r\n"
     quote = '{"detail":"The key k-123456789 is bad."}'

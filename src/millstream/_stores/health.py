@@ -35,7 +35,7 @@ logger = logging.getLogger("millstream")
 
 
 class Trouble(Struct, frozen=True):
-    """Something that fails, for operators."""
+    """A failure that an operator has to know: what fails, since when, and what to do."""
 
     what: str
     since: float
@@ -63,7 +63,7 @@ class Troubles(Struct, NotCopyable, eq=False):
     """Return the troubles of parts that know them anyway."""
 
     def describe(self) -> list[Trouble]:
-        """Return the troubles, the oldest first."""
+        """Return what fails now, the oldest first."""
         found = [each.trouble for each in self.lasting]
         found += (each for source in self.sources for each in source())
         return sorted(found, key=lambda each: each.since)[:MAX_TROUBLES]

@@ -1,4 +1,4 @@
-"""A client for the hub of another server. It behaves as ``/hub.js`` does with event streams.
+"""A client for the hub of another server. Its subscriptions reconnect and resume like those of ``/hub.js``.
 
 A subscription reads its stream only while the program waits for the next event. A program that's too slow fills the
 buffers of its connection, the server disconnects it, and it resumes, after a gap if it missed events.
@@ -10,6 +10,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from math import inf
 from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
@@ -184,6 +185,8 @@ class HubSubscription:
                 raise
             self._fail(exc)
         except _TEMPORARY as exc:
+            if exc.status == HTTPStatus.NOT_FOUND and not self._failures:  # later, a proxy may answer for the server
+                raise
             self._fail(exc)
         else:
             self._refusals = 0
@@ -277,7 +280,6 @@ class HubClient(Confidential):
         self._base = self._url.target.partition("?")[0].rstrip("/")
         self._token = token
         self._tls = tls
-        self._sent_token = ""
         self._pool: ConnectionPool | None = None
         self._subscriptions = WeakSet[HubSubscription]()
         self.client_id: str = str(uuid4())
@@ -373,16 +375,17 @@ class HubClient(Confidential):
             subscription.retry_now()
 
     async def _open(self, query: str) -> Body:
-        reply = await self._send("GET", f"events?{query}", "text/event-stream")
+        reply, token = await self._send("GET", f"events?{query}", "text/event-stream")
         if reply.status != 200 or reply.stream is None:
-            raise self._failure(reply, is_stream=True)
+            raise self._failure(reply, token, is_stream=True)
         return reply.stream
 
-    async def _send(self, method: str, path: str, accept: str, body: bytes = b"") -> HttpReply:
+    async def _send(self, method: str, path: str, accept: str, body: bytes = b"") -> tuple[HttpReply, str]:
+        """Return the reply, and the token that was sent."""
         if self._pool is None:
             raise ClientError("The client isn't connected. Use `async with hub.connect(…) as feed:`.")
         token = self._token() if callable(self._token) else self._token
-        self._sent_token = token = token if isinstance(token, str) else await token
+        token = token if isinstance(token, str) else await token
         headers = {
             "Host": self._url.authority,
             "User-Agent": f"millstream/{__version__}",
@@ -394,24 +397,26 @@ class HubClient(Confidential):
         request = encode_request(method, f"{self._base}/{path}", encode_headers(headers), body)
         try:
             async with asyncio.timeout(_RESPONSE_TIMEOUT):
-                return await self._pool.send(request, repeatable=True)
+                return await self._pool.send(request, repeatable=True), token
         except TimeoutError as exc:
             raise ConnectionLost(f"{self} didn't respond within {_RESPONSE_TIMEOUT:.0f} seconds.") from exc
 
-    def _failure(self, reply: HttpReply, *, is_stream: bool) -> ClientError:
+    def _failure(self, reply: HttpReply, token: str, *, is_stream: bool) -> ClientError:
         """Return the error for a response that can't be used. Streams are retried unless the hub itself refuses."""
         reply.discard()
         status, detail = reply.status, ""
         is_ours = reply.media_type == "application/problem+json"
         if is_ours:
             with suppress(InvalidResponse):
-                detail = redact(_decode(reply.body, _Problem).detail, {self._sent_token})
+                detail = redact(_decode(reply.body, _Problem).detail, {token})
         location = reply.header(b"location")
         if location:
             detail = f"{self} redirects to {location}. If you trust that server, use its URL."
         is_final = is_ours and status in _REFUSALS if is_stream else status < 500
         kind = HubRefused if location or is_final else ConnectionLost
-        error = kind(_clean(detail) or f"{self} responded with status {status}.")
+        missing = f"{self} has no hub. Check the URL, which ends before /mcp, and that the server serves its hub."
+        fallback = missing if status == HTTPStatus.NOT_FOUND else f"{self} responded with status {status}."
+        error = kind(_clean(detail) or fallback)
         error.status, error.detail = status, detail
         seconds = reply.header(b"retry-after")
         error.retry_after = float(seconds) if seconds.isdecimal() and len(seconds) < 10 else None
@@ -422,9 +427,9 @@ class HubClient(Confidential):
         attempt, end = 0, now() + _PUBLISH_SECONDS
         while True:
             try:
-                reply = await self._send(method, path, "application/json", body)
+                reply, token = await self._send(method, path, "application/json", body)
                 if reply.status != 200:
-                    raise self._failure(reply, is_stream=False)
+                    raise self._failure(reply, token, is_stream=False)
                 return _decode(reply.body, kind)
             except (HubRefused, *_TEMPORARY) as exc:
                 delay = (exc.retry_after or 0.0) + _back_off(attempt)

@@ -366,8 +366,10 @@ class ProbesPart(OwnPart):
 
     async def _ask_workers(self) -> None:
         """Get what the other workers see, at most once a second, so that all workers respond alike."""
-        if self._host.gateway is not None:
-            await self._host.gateway.ask_workers()
+        gateway = self._host.gateway
+        await asyncio.gather(self._ask_for_troubles(), *(() if gateway is None else (gateway.ask_workers(),)))
+
+    async def _ask_for_troubles(self) -> None:
         if monotonic() - self._answered_at >= FRESH_SECONDS:
             self._answers = await self._host.queries.ask(WorkerQuestion(_TROUBLES), list[Trouble])
             self._answered_at = monotonic()
