@@ -20,6 +20,7 @@ from weakref import WeakSet
 import msgspec
 from msgspec import Struct
 
+from millstream._copies import NotCopyable
 from millstream._http.client import (
     Body,
     ClientError,
@@ -86,7 +87,7 @@ class _Problem(Struct):
     reason: str = ""
 
 
-class HubSubscription:
+class HubSubscription(NotCopyable):
     """A subscription to channels of a hub: ``async for event in feed.subscribe("orders.*"): print(event.data)``.
 
     It connects when the program waits for the first event, or at the start of ``async with``: each event that's
@@ -95,6 +96,8 @@ class HubSubscription:
 
     It raises `HubRefused` if the server rejects the subscription, and `ClientError` if it isn't a hub.
     """
+
+    _COPY_ADVICE = "Subscribe to the same channels again."
 
     def __init__(
         self, open: Callable[[str], Awaitable[Any]], title: str, query: str, last_event_id: str, max_refusals: int
@@ -264,7 +267,7 @@ def _back_off(failures: int, status: int = 0) -> float:
     return retry_delay(failures, 0.75, 90 if status == 401 else 22.5, jitter=2 / 3)
 
 
-class HubClient(Confidential):
+class HubClient(Confidential, NotCopyable):
     """A client of a hub: ``async with hub.connect(url) as feed: await feed.publish("news", "Hello")``.
 
     Args:
@@ -272,6 +275,8 @@ class HubClient(Confidential):
         token: See `connect`.
         tls: See `connect`.
     """
+
+    _COPY_ADVICE = "Connect again with the same arguments."
 
     def __init__(self, url: str, token: Token, tls: ssl.SSLContext | None) -> None:
         self._url = parse_url(url)
