@@ -13,6 +13,7 @@ from joserfc.jwk import ECKey, OctKey
 from msgspec.structs import replace
 from websockets.exceptions import InvalidStatus
 
+from account_parts import KeyFile
 from auth.test_issuers import answers, introspected
 from auth_world import ALICE, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
@@ -69,17 +70,24 @@ async def test_invalid_tokens_do_not_keep_good_ones_out(methods: list[Any], kind
 
 
 async def test_forged_signed_tokens_of_one_address_are_limited_but_known_ones_count(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     guard: Any = sys.modules["millstream.auth._guard"]
     monkeypatch.setattr(guard, "_FORGERIES", replace(guard._FORGERIES, count=20))
     forge, expired = NO_GUESSES["tokens signed by a replaced key"], NO_GUESSES["expired tokens of many people"]
-    async with run_guarded(make_server([signed()])) as world:
+    keys = KeyFile(tmp_path / "keys.json")
+    keys.add("first", (), 0.0, None)
+    async with run_guarded(make_server([signed(), auth.keys(file=keys.path)])) as world:
+        guard = world.runtime.guard
+        assert guard is not None
         known = good_token(0)
         assert await statuses(world, [known]) == [200]
         assert await statuses(world, [expired(number) for number in range(30)]) == [401] * 30
         assert await statuses(world, [forge(number) for number in range(30)]) == [401] * 20 + [429] * 10
         assert await statuses(world, [known, good_token(1)]) == [200, 429]
+        unknown = keys.add("second", (), 0.0, None)
+        assert guard.refresh()  # ends all verdicts
+        assert await statuses(world, [known, good_token(1), unknown]) == [200, 429, 429]
 
 
 @for_each("way", ["socket", "stream", "key header", "form", "rest"])

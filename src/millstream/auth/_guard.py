@@ -622,8 +622,8 @@ class AuthGuard:
             method.close()
 
     def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
-        """Drop cached verdicts if a credential may have been revoked and return whether they were dropped. Call once
-        a second.
+        """End cached verdicts if a credential may have been revoked and return whether they were ended. Call once a
+        second.
 
         Args:
             opened: Closes the streams of a user who has signed out; receives the owner and the expiry.
@@ -634,7 +634,7 @@ class AuthGuard:
         if epochs == self._epochs:
             return False
         self._epochs = epochs
-        self.verdicts.clear()
+        self.verdicts.expire()
         self._rejections.clear()
         self.header_lines.forget_credentials()
         for on_revoked in self.on_revocation:

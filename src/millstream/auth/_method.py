@@ -423,6 +423,11 @@ class Verdicts(CredentialCache[Verdict]):
         """Return the id of the principal."""
         return entry.principal.id
 
+    def expire(self) -> None:
+        """End all verdicts. Their credentials are still known to have been valid."""
+        for key, verdict in self.items():
+            self[key] = verdict._replace(until=0.0)
+
 
 class CachedRejection(NamedTuple):
     """A rejection of a credential from an address or IPv6 network, and its expiry."""
