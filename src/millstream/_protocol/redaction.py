@@ -60,8 +60,8 @@ _LONG = 20
 _MAX_QUOTED = 4
 """How often a text can be quoted in another."""
 _ENCODED = re.compile(
-    r"%(?:25){0,3}[0-9A-Fa-f]{2}|\\{1,8}(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[bfnrt])"
-    r"|&#[xX]0{0,8}[0-9A-Fa-f]{1,6};?|&#\d{1,9};?|&[A-Za-z]{2,8};"
+    r"(%(?:25){0,3}[0-9A-Fa-f]{2}|\\{1,8}+(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[bfnrt])"
+    r"|&#[xX]0{0,8}[0-9A-Fa-f]{1,6};?|&#\d{1,9};?|&[A-Za-z]{2,8};)"
 )
 _MARKUP = re.compile("<[^<>]*+>")
 _LOWER_CASE = bytes(range(256)).lower()
@@ -220,7 +220,9 @@ def _readings(text: str) -> Iterator[bytes]:
     for _ in range(_MAX_QUOTED):
         yield _letters(text)
         yield _letters(_MARKUP.sub("", text))
-        if (decoded := _ENCODED.sub(lambda found: _decode(found[0]), text.replace("&amp;", "&"))) == text:
+        parts = _ENCODED.split(text.replace("&amp;", "&"))  # faster than replacing by a function
+        parts[1::2] = map(_decode, parts[1::2])
+        if (decoded := "".join(parts)) == text:
             return
         text = decoded
 
