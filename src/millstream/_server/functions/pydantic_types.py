@@ -32,7 +32,7 @@ from millstream._server.functions.parameters import (
     union_of,
     unwrap_alias,
 )
-from millstream._server.functions.patterns import NOT_LINEAR
+from millstream._server.functions.patterns import pattern_error
 
 _UNREADABLE = (
     pydantic.PydanticUserError,
@@ -61,7 +61,7 @@ def read(annotation: Any, reader: TypeReader) -> TypeSchemas:
         raise
     except _UNREADABLE as error:
         if isinstance(error, SchemaError) and "regex" in str(error):
-            raise PatternError(f"a pattern in {type_text(annotation)} {NOT_LINEAR}") from error
+            raise pattern_error(error) from error
         raise TypeError(_explain_failure(type_text(annotation), error)) from error
     if schema is not HIDDEN:
         name: str = getattr(split_annotation(annotation)[0], "__name__", "")
