@@ -20,6 +20,7 @@ from millstream._protocol.json_schema import Schema, members
 from millstream._server.functions.core_forms import (
     checker_of,
     is_programs,
+    is_whole,
     reader_of,
     serializer_of,
 )
@@ -47,7 +48,9 @@ from millstream._server.functions.parameters import (
     ArgumentList,
     Parameter,
     PatternError,
+    is_pydantic,
     is_pydantic_field,
+    parts_of,
     split_annotation,
 )
 from millstream._server.functions.patterns import search
@@ -177,8 +180,14 @@ def _problem(item: Any, values: Any) -> Problem:
     return Problem(path, f"is invalid: {text}{got}")
 
 
-def _encode_checked(serializer: SchemaSerializer, check: SchemaValidator, schema: Schema, value: Any) -> bytes:
-    """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
+def _encode_checked(
+    serializer: SchemaSerializer, check: SchemaValidator, schema: Schema, warnings: Any, value: Any
+) -> bytes:
+    """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model.
+
+    Args:
+        warnings: What the serializer does about values of other types. False takes less time.
+    """
     made: Any = value
     try:
         made = check.validate_python(value)
@@ -187,7 +196,7 @@ def _encode_checked(serializer: SchemaSerializer, check: SchemaValidator, schema
             unset: list[str] = sorted(listed.keys() - made.__dict__.keys())
             if unset:  # `model_construct` doesn't validate anything
                 raise output_error(f"missing {list_names(unset)}")
-        data: bytes = serializer.to_json(made, by_alias=True, warnings="error")
+        data: bytes = serializer.to_json(made, by_alias=True, warnings=warnings)
     except ValidationError as error:
         problems = [_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED]]
         with suppress(TypeError, ValueError, RecursionError):
@@ -215,8 +224,11 @@ def output_of(annotation: Any) -> Output | None:
     core, schema = read_result(annotation, _read_pydantic)
     if not is_structured(schema):
         return None
+    kinds = [kind for _, kind in parts_of(annotation)]
+    is_checked = not any(is_pydantic(each) or (is_dataclass(each) and not is_whole(each)) for each in kinds)
     try:
-        return Output(schema, partial(_encode_checked, serializer_of(core), checker_of(core), schema))
+        check, warnings = checker_of(core), False if is_checked else "error"
+        return Output(schema, partial(_encode_checked, serializer_of(core), check, schema, warnings))
     except PatternError as error:
         raise OutputError(str(error)) from error
 

@@ -92,13 +92,16 @@ def _without_functions(node: Any) -> Any:
         return core_schema.no_info_plain_validator_function(choice_finder(choices))
     if kind == "dataclass" and not hasattr(node["cls"], "__pydantic_config__"):  # the program can set anything
         made["post_init"] = False
-        written = [each for each in fields(node["cls"]) if each.init]
-        is_whole = len(written) == len(node["cls"].__dataclass_fields__)  # no field is only for `__init__`
-        made["revalidate_instances"] = "always" if is_whole else "never"
+        made["revalidate_instances"] = "always" if is_whole(node["cls"]) else "never"
     if kind == "json" or (kind in _VALIDATORS and is_programs(members(node["function"]).get("function"))):
         inner: Any = made.get("schema", {"type": "any"})
         return {**inner, "ref": node["ref"]} if "ref" in node else inner
     return made
+
+
+def is_whole(kind: Any) -> bool:
+    """Return whether instances of a dataclass have each value that ``__init__`` takes, and no others."""
+    return [each.name for each in fields(kind) if each.init] == [*kind.__dataclass_fields__]
 
 
 def pattern_text(pattern: "str | re.Pattern[str]") -> str:
