@@ -231,12 +231,6 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
         items.pop("ref", None)
         make = partial(_distinct, _SETS[kind])
         return _in_json(node, core_schema.no_info_after_validator_function(make, cast("core_schema.CoreSchema", items)))
-    if kind == "named-tuple":
-        parts = [
-            core_schema.arguments_parameter(each["name"], change(each["schema"]), mode="positional_only")
-            for each in node["fields"]
-        ]
-        return _in_json(node, core_schema.call_schema(core_schema.arguments_schema(parts), node["cls"]))
     if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
         return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
     return _in_order(node, change) if kind == "union" else None

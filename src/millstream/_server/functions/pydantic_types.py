@@ -4,7 +4,6 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from copy import copy, deepcopy
-from dataclasses import is_dataclass
 from functools import partial
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
@@ -24,10 +23,10 @@ from millstream._server.functions.msgspec_engine import once_per_type
 from millstream._server.functions.parameters import (
     UNIONS,
     PatternError,
-    is_pydantic,
+    has_fields,
+    is_pydantics,
     is_struct,
     join_annotation,
-    parts_of,
     split_annotation,
     union_of,
     unwrap_alias,
@@ -210,9 +209,7 @@ class SchemaGenerator(GenerateJsonSchema):
 
 
 def _translate(annotation: Any, reader: TypeReader) -> Any:
-    """Return a type in which pydantic reads Structs, and classes with our `Field`, through the reader."""
-    if not _is_ours(annotation):
-        return annotation
+    """Return a type in which pydantic reads classes that aren't its own through the reader."""
     annotation = unwrap_alias(annotation)
     parts, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
@@ -221,8 +218,8 @@ def _translate(annotation: Any, reader: TypeReader) -> Any:
     if origin in UNIONS:
         return union_of([_translate(part, reader) for part in parts])
     kind: Any = origin or annotation
-    if is_struct(kind) or is_dataclass(kind) or hasattr(kind, "__total__"):
-        return annotation if is_pydantic(kind) else Annotated[Any, _Part(reader.read(annotation))]
+    if is_struct(kind) or has_fields(kind):
+        return annotation if is_pydantics(kind) else Annotated[Any, _Part(reader.read(annotation))]
     if not parts or not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     made = [part if part is ... else _translate(part, reader) for part in parts]
@@ -231,13 +228,6 @@ def _translate(annotation: Any, reader: TypeReader) -> Any:
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
 """Generic types that pydantic doesn't support -> the type to use instead."""
-
-
-def _is_ours(annotation: Any) -> bool:
-    """Return whether a type has parts that pydantic doesn't read: our `Field`, Structs, TypedDicts."""
-    return any(
-        isinstance(item, Meta) or is_struct(item) or hasattr(item, "__total__") for _, item in parts_of(annotation)
-    )
 
 
 def _field(meta: Meta) -> Any:
