@@ -167,9 +167,6 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
     change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
     if not is_object(node):
         return map_core(node, change)
-    if root is not None and node.get("type") == "definitions":  # models and plain types can share a class
-        in_models = _with_json_forms(node["definitions"], plain=False, root=root)
-        return {**node, "schema": change(node["schema"]), "definitions": [*change(node["definitions"]), *in_models]}
     if root is not None:
         node, plain = _enter(node, root, plain=plain)
     node = in_linear_time(node)
@@ -195,13 +192,17 @@ def _is_encoded(node: dict[str, Any]) -> bool:
 def _enter(node: dict[str, Any], root: Any, *, plain: bool) -> tuple[dict[str, Any], bool]:
     """Return a core schema, and whether its parts are outside of models."""
     kind, holder = node.get("type"), node.get("cls")
-    if not plain:
-        return {**node, **{key: f"{node[key]} in a model" for key in ("ref", "schema_ref") if key in node}}, False
+    if not plain or PYDANTICS in str(node.get("ref")):
+        return node, False
     if kind in ("dataclass", "typed-dict") and not hasattr(
         holder, "__pydantic_config__"
     ):  # pydantic doesn't pass it on
         return {"config": root, **node}, True
     return node, kind not in ("model", "dataclass")
+
+
+PYDANTICS = " of pydantic's "
+"""Text in the names of pydantic's definitions. Those of plain classes outside of models are ours."""
 
 
 def _read_form(node: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from copy import copy, deepcopy
+from enum import Enum
 from functools import partial
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
@@ -16,7 +17,7 @@ from pydantic_core import PydanticOmit, PydanticSerializationError, SchemaError,
 
 from millstream._override import override
 from millstream._protocol.json_schema import NO_NUMBER, Schema, is_object, key_schema, members, type_text, walk
-from millstream._server.functions.core_forms import DECIMAL_SCHEMA, chooses_encoding, map_core
+from millstream._server.functions.core_forms import DECIMAL_SCHEMA, PYDANTICS, chooses_encoding, map_core
 from millstream._server.functions.core_types import HIDDEN, TypeReader, TypeSchemas
 from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import once_per_type
@@ -65,7 +66,7 @@ def read(annotation: Any, reader: TypeReader) -> TypeSchemas:
     if schema is not HIDDEN:
         name: str = getattr(split_annotation(annotation)[0], "__name__", "")
         schema = reader.add_definitions(_clean_schema(deepcopy(schema), _INVALID_CHARACTERS.sub("_", name)))
-    return TypeSchemas(_separate(core, f" #{next(reader.numbers)}"), schema)
+    return TypeSchemas(_separate(core, f"{PYDANTICS}{next(reader.numbers)}"), schema)
 
 
 def _describe(annotation: Any, mode: Literal["validation", "serialization"]) -> TypeSchemas:
@@ -218,7 +219,7 @@ def _translate(annotation: Any, reader: TypeReader) -> Any:
     if origin in UNIONS:
         return union_of([_translate(part, reader) for part in parts])
     kind: Any = origin or annotation
-    if is_struct(kind) or has_fields(kind):
+    if is_struct(kind) or has_fields(kind) or (isinstance(kind, type) and issubclass(kind, Enum)):
         return annotation if is_pydantics(kind) else Annotated[Any, _Part(reader.read(annotation))]
     if not parts or not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
