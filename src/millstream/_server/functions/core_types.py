@@ -496,9 +496,10 @@ def _replace(hint: Any, names: Names) -> Any:
 
 
 def _check_ignored(annotation: Any) -> None:
+    reads_all = is_pydantics(get_origin(annotation) or annotation)
     for holder, item in parts_of(annotation):
         is_limit = isinstance(item, Meta) and any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra"))
-        if is_limit and holder is not None and is_pydantics(holder):
+        if is_limit and holder is not None and (reads_all or is_pydantics(holder)):
             text = constraint_text(item)
             raise RegistrationError(
                 f"pydantic checks the fields of {type_text(holder)} and ignores millstream's {text}. Write "
