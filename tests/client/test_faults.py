@@ -289,10 +289,12 @@ async def test_lists_end_at_a_cursor_that_was_used_before(pages: list[tuple[str,
 @for_each("ends", [True, False], ids=["last page", "first page again"])
 async def test_empty_cursor_is_followed_once(opening: Any, *, ends: bool, behind: bool) -> None:
     """MCP 2026-07-28, server/utilities/pagination. Older servers send one with the last page, and ignore it."""
+    left = iter(range(20))  # otherwise a client that follows it forever would hang
 
     async def behave(asked: ReceivedRequest) -> None:
-        is_last = ends and "cursor" in asked.message["params"]
-        tools = [{"name": "b" if is_last else "a", "inputSchema": {"type": "object"}}]
+        is_endless = next(left, None) is None
+        is_last = is_endless or (ends and "cursor" in asked.message["params"])
+        tools = [{"name": "endless" if is_endless else "b" if is_last else "a", "inputSchema": {"type": "object"}}]
         page = {"tools": tools, "ttlMs": 0, "cacheScope": "private"}
         await asked.result(page if is_last else {**page, "nextCursor": ""})
 

@@ -336,9 +336,41 @@ class Bounded(pydantic.BaseModel):
     copies: Annotated[int, Field(ge=1)]
 
 
-def test_millstream_field_in_a_pydantic_model_is_rejected() -> None:
+@dataclass
+class Plain:
+    copies: Annotated[int, Field(ge=1)] = 1
+
+
+class Holder(pydantic.BaseModel):
+    lines: list[Plain]
+
+
+@pydantic.dataclasses.dataclass
+class HoldingDataclass:
+    line: Plain
+
+
+@dataclass
+class Checked:
+    line: Plain
+    name: str = ""
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def tidy(cls, name: str) -> str:
+        return name.strip()
+
+
+@for_each("kind", [Bounded, Holder, HoldingDataclass, Checked, list[Holder] | None])
+def test_millstream_field_in_what_pydantic_reads_is_rejected(kind: Any) -> None:
     with pytest.raises(TypeError, match=r"Write pydantic.Field\(ge=1\) there"):
-        plan(tool_with(Bounded))
+        plan(tool_with(kind))
+
+
+def test_millstream_field_in_a_class_beside_a_validator_is_checked() -> None:
+    kind = Annotated[list[Plain], AfterValidator(list)]
+    with pytest.raises(ArgumentError, match=">= 1, got 0"):
+        read_arguments(plan(tool_with(kind)), b'{"x": [{"copies": 0}]}')
 
 
 class Tagged(msgspec.Struct, tag="tagged"):

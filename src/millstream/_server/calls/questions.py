@@ -69,7 +69,7 @@ from millstream._server.calls.pending_questions import OVER, PendingQuestions
 from millstream._server.functions.engine import VALUE, engine_of_type, read_messages
 from millstream._server.functions.msgspec_engine import Engine, once_per_type
 from millstream._server.functions.parameters import may_be_type, what_to_write
-from millstream._server.functions.patterns import matcher_of
+from millstream._server.functions.patterns import matcher_of, search
 from millstream._server.functions.problems import Problem, explain, find_problems
 
 TEXTS = ("type", "title", "description", "default")
@@ -153,10 +153,6 @@ def requested_schema(answer: Any) -> Schema:
     return found
 
 
-def _matches(pattern: str, text: str) -> bool:
-    return matcher_of(pattern)(text)
-
-
 def _is_schema(answer: Any) -> bool:
     return is_object(answer) and ("properties" in answer or answer.get("type") == "object")
 
@@ -223,7 +219,7 @@ def parse_answer(content: Json, answer: Any) -> Any:
         for name, value in content.items()
     }
     if _is_schema(answer):
-        if problems := find_problems(schema, content, matches=_matches):
+        if problems := find_problems(schema, content, matches=search):
             raise _wrong_answer(problems, schema)
         return content
     form = form_of(answer)

@@ -7,23 +7,22 @@ from decimal import Decimal
 from functools import partial
 from importlib import import_module
 from math import inf
+from operator import eq
 from typing import Any, cast
 
 import msgspec
 import pydantic_core
 from msgspec import NODEFAULT
-from pydantic_core import PydanticSerializationError, SchemaValidator, ValidationError
+from pydantic_core import PydanticSerializationError, SchemaSerializer, SchemaValidator, ValidationError
 
 from millstream._override import override
-from millstream._protocol.json_schema import Schema, has_no_number, members
+from millstream._protocol.json_schema import Schema, members
 from millstream._server.functions.core_forms import (
-    Codec,
     checker_of,
-    codec_of,
     is_programs,
-    map_core,
-    pattern_text,
+    is_whole,
     reader_of,
+    serializer_of,
 )
 from millstream._server.functions.core_types import (
     HIDDEN,
@@ -38,9 +37,8 @@ from millstream._server.functions.msgspec_engine import (
     MAX_VALUES,
     Engine,
     Output,
+    OutputError,
     check_numbers,
-    default_error,
-    enc_hook,
     encode,
     is_structured,
     once_per_type,
@@ -49,11 +47,13 @@ from millstream._server.functions.msgspec_engine import (
 from millstream._server.functions.parameters import (
     ArgumentList,
     Parameter,
+    PatternError,
+    is_pydantic,
     is_pydantic_field,
-    needs_pydantic,
+    parts_of,
     split_annotation,
 )
-from millstream._server.functions.patterns import matcher_of
+from millstream._server.functions.patterns import search
 from millstream._server.functions.problems import (
     MAX_SLOW_STEPS,
     Path,
@@ -69,7 +69,6 @@ MAX_ERRORS = 200
 """Maximum number of problems that pydantic lists, because listing one requires building all."""
 MAX_NAMED = 20
 _SHOWN = (str, int, float, Decimal)
-_UNMATCHED = "string_pattern_mismatch"
 
 
 class CoreEngine(Engine):
@@ -101,11 +100,7 @@ class CoreEngine(Engine):
         self.struct = msgspec.defstruct(
             arguments.function, [(parameter.name, Any) for parameter in parameters], gc=False
         )
-        check_patterns(core)
-        validator = reader_of(core)
-        for each, described in zip(parameters, made, strict=True):
-            _check_default(each, described, validator, self.input_schema)
-        self.decode = partial(self._read, validator.validate_json)
+        self.decode = partial(self._read, reader_of(core).validate_json)
 
     @override
     def convert(self, values: Mapping[str, Any]) -> Any:
@@ -129,27 +124,17 @@ class CoreEngine(Engine):
         if count > MAX_ERRORS:
             known = find_problems(self.input_schema, values)
             return known or [Problem((), f"have {count:,} problems")]
-        items = cause.errors(include_url=False)
-        # pydantic has tried the patterns. Another matcher may be slower, or disagree.
-        unmatched = {(each.get("ctx", {})["pattern"], each["input"]) for each in items if each["type"] == _UNMATCHED}
-
-        def matches(pattern: str, text: str) -> bool:
-            return (pattern, text) not in unmatched
-
-        in_words = {
-            each.path: each for each in find_problems(self.input_schema, values, matches=matches, steps=MAX_SLOW_STEPS)
-        }
-        found: list[Problem] = []
-        for item in items:
-            problem = _problem(item, values)
-            below: list[Problem] = []
-            # msgspec's errors about a Struct have no location in pydantic's form.
-            if isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError):
-                below = [each for each in in_words.values() if each.path[: len(problem.path)] == problem.path]
-            found += below or [problem]
+        # A model can accept more than its schema lists, and its validators less.
+        listed = [_problem(item, values) for item in cause.errors(include_url=False)]
+        in_words = [
+            each
+            for each in find_problems(self.input_schema, values, matches=search, steps=MAX_SLOW_STEPS)
+            if any(all(map(eq, each.path, other.path)) for other in listed)
+        ]
+        places = {each.path[:depth] for each in in_words for depth in range(len(each.path) + 1)}
+        found = [*in_words, *(each for each in listed if each.path not in places)]
         inner = {each.path[:depth] for each in found for depth in range(len(each.path))}
-        # Alternatives of a union with another type are omitted, because they add no information.
-        return list(dict.fromkeys(in_words.get(each.path, each) for each in found if each.path not in inner))
+        return list(dict.fromkeys(each for each in found if each.path not in inner))
 
 
 def _read_pydantic(annotation: Any, reader: TypeReader) -> TypeSchemas:
@@ -158,7 +143,6 @@ def _read_pydantic(annotation: Any, reader: TypeReader) -> TypeSchemas:
 
 
 def _read_parameter(parameter: Parameter, reader: TypeReader) -> TypeSchemas:
-    needs_pydantic(parameter.annotation)  # raises RegistrationError
     made = reader.read(parameter.annotation)
     if made.schema is HIDDEN:
         raise RegistrationError("its schema is hidden from clients. Mark it with Depends instead")
@@ -175,38 +159,6 @@ def _read_parameter(parameter: Parameter, reader: TypeReader) -> TypeSchemas:
             described = with_default(made, each.default)
             return described._replace(core={**described.core, "validate_default": bool(each.validate_default)})
     return made
-
-
-def _check_default(parameter: Parameter, made: TypeSchemas, validator: SchemaValidator, schema: Schema) -> None:
-    """Check that clients could send a default, if it can be written as JSON.
-
-    Raises:
-        RegistrationError: It doesn't match its type.
-    """
-    default = made.core.get("default") if made.core["type"] == "default" else None
-    if default is None:
-        return
-    value = {parameter.wire: default}
-    try:
-        written = msgspec.json.encode(value, enc_hook=enc_hook)
-    except (TypeError, ValueError, RecursionError):
-        return  # the function's own sentinel, which only makes the argument optional
-    # Models write other members than they read.
-    why = _first_error(validator.validate_json, written) and _first_error(validator.validate_python, value)
-    if why and not has_no_number(default):
-        raise default_error(
-            default, schema["properties"][parameter.wire], msgspec.json.decode(written)[parameter.wire], why
-        )
-
-
-def _first_error(validate: Callable[[Any], Any], values: Any) -> str:
-    """Return the first error of the values, or an empty string. Other arguments can be missing."""
-    try:
-        validate(values)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        return next((each["msg"] for each in found if each["type"] != "missing" or len(each["loc"]) > 1), "")
-    return ""
 
 
 def _problem(item: Any, values: Any) -> Problem:
@@ -228,8 +180,14 @@ def _problem(item: Any, values: Any) -> Problem:
     return Problem(path, f"is invalid: {text}{got}")
 
 
-def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value: Any) -> bytes:
-    """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
+def _encode_checked(
+    serializer: SchemaSerializer, check: SchemaValidator, schema: Schema, warnings: Any, value: Any
+) -> bytes:
+    """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model.
+
+    Args:
+        warnings: What the serializer does about values of other types. False takes less time.
+    """
     made: Any = value
     try:
         made = check.validate_python(value)
@@ -238,7 +196,7 @@ def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value:
             unset: list[str] = sorted(listed.keys() - made.__dict__.keys())
             if unset:  # `model_construct` doesn't validate anything
                 raise output_error(f"missing {list_names(unset)}")
-        data: bytes = codec.serializer.to_json(made, by_alias=True, warnings="error")
+        data: bytes = serializer.to_json(made, by_alias=True, warnings=warnings)
     except ValidationError as error:
         problems = [_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED]]
         with suppress(TypeError, ValueError, RecursionError):
@@ -246,12 +204,12 @@ def _encode_checked(codec: Codec, check: SchemaValidator, schema: Schema, value:
             problems = [in_words.get(each.path, each) for each in problems]
         raise output_error(problem_text(problems, whole="it")) from None
     except PydanticSerializationError:
-        data = codec.serializer.to_json(made, by_alias=True, warnings=False)
+        data = serializer.to_json(made, by_alias=True, warnings=False)
         # A default of another type isn't validated, and can be JSON of the right type.
         for problem in find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
             raise output_error(f"{subject(problem.path)}{problem.text}") from None
     if b"null" in data:
-        plain = codec.serializer.to_python(made)
+        plain = serializer.to_python(made)
         check_numbers(schema, pydantic_core.to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64"))
     return data
 
@@ -263,23 +221,25 @@ def output_of(annotation: Any) -> Output | None:
     Raises:
         OutputError: The type isn't supported.
     """
-    core, schema = _read_result(annotation)
+    core, schema = read_result(annotation, _read_pydantic)
     if not is_structured(schema):
         return None
-    return Output(schema, partial(_encode_checked, codec_of(core), checker_of(core), schema))
-
-
-def _read_result(annotation: Any) -> TypeSchemas:
-    return read_result(annotation, _read_pydantic, check_patterns)
+    kinds = [kind for _, kind in parts_of(annotation)]
+    is_checked = not any(is_pydantic(each) or (is_dataclass(each) and not is_whole(each)) for each in kinds)
+    try:
+        check, warnings = checker_of(core), False if is_checked else "error"
+        return Output(schema, partial(_encode_checked, serializer_of(core), check, schema, warnings))
+    except PatternError as error:
+        raise OutputError(str(error)) from error
 
 
 def writers_of(annotation: Any) -> tuple[Output | None, Callable[[Any], Any] | None]:
     """Return the `output` and `write` of an engine for a return type. Raises the errors of `output_of`."""
     output = output_of(annotation)
-    core = None if output else _read_result(annotation).core
+    core = None if output else read_result(annotation, _read_pydantic).core
     if core is None or not _has_serializer(core):
         return output, None
-    return None, partial(codec_of(core).serializer.to_python, mode="json", by_alias=True)
+    return None, partial(serializer_of(core).to_python, mode="json", by_alias=True)
 
 
 def _has_serializer(node: Any) -> bool:
@@ -294,10 +254,3 @@ def _has_serializer(node: Any) -> bool:
 
 
 _ALTERNATIVES = frozenset(("nullable", "union", "default", "function-after", "function-before", "function-wrap"))
-
-
-def check_patterns(node: Any) -> Any:
-    """Check the patterns in a core schema. Raises the error of `matcher_of`."""
-    if members(node).get("type") == "str" and "pattern" in node:
-        matcher_of(pattern_text(node["pattern"]))
-    return map_core(node, check_patterns)

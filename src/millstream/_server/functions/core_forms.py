@@ -15,42 +15,49 @@ from pathlib import PurePath
 from typing import Any, cast
 
 import msgspec
-from msgspec import Struct
-from pydantic_core import PydanticCustomError, SchemaSerializer, SchemaValidator, core_schema
+from pydantic_core import PydanticCustomError, SchemaError, SchemaSerializer, SchemaValidator, core_schema
 
 from millstream._protocol.json_schema import DECIMAL, INTEGER_KEY, Schema, is_object, members
 from millstream._server.functions.parameters import choice_value
+from millstream._server.functions.patterns import pattern_error
 from millstream._server.functions.problems import find_problems
 
-_KEPT_CODECS = 512
+_KEPT_SERIALIZERS = 512
 
 
-class Codec(Struct, frozen=True, eq=False):
-    """Validates and encodes a type."""
+def serializer_of(core: Any) -> SchemaSerializer:
+    """Return the serializer of a core schema.
 
-    validator: SchemaValidator
-    serializer: SchemaSerializer
-
-
-def codec_of(core: Any) -> Codec:
-    """Return the codec of a core schema.
-
-    pydantic reads bytes as text unless the configuration of each single class says otherwise.
+    pydantic writes bytes as text unless the configuration of each single class says otherwise.
     """
-    changed = _with_json_forms(core)
-    # Otherwise, pydantic would use the validators that the classes have.
-    return Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
+    # Otherwise, pydantic would use the serializers that the classes have.
+    return SchemaSerializer(_with_json_forms(core), None, False)
 
 
 def reader_of(core: Any) -> SchemaValidator:
-    """Return a validator that reads JSON. Outside of models, plain types accept only what their schema describes."""
+    """Return a validator that reads JSON. Outside of models, plain types accept only what their schema describes.
+
+    Raises:
+        PatternError: Matching a pattern could take a very long time.
+    """
     config = core_schema.CoreConfig(strict=True)
-    return SchemaValidator(_with_json_forms(core, root=config), config, False)
+    return _compile(_with_json_forms(core, root=config), config)
 
 
 def checker_of(core: Any) -> SchemaValidator:
-    """Return a validator for results. It doesn't run the program's validators, because a result isn't an argument."""
-    return SchemaValidator(_without_functions(core), None, False)
+    """Return a validator for results. It doesn't run the program's validators, because a result isn't an argument.
+
+    Raises:
+        PatternError: Matching a pattern could take a very long time.
+    """
+    return _compile(_without_functions(core))
+
+
+def _compile(core: Any, config: Any = None) -> SchemaValidator:
+    try:
+        return SchemaValidator(core, config, False)
+    except SchemaError as error:
+        raise pattern_error(error) from error
 
 
 def map_core(node: Any, change: Callable[[Any], Any]) -> Any:
@@ -85,13 +92,16 @@ def _without_functions(node: Any) -> Any:
         return core_schema.no_info_plain_validator_function(choice_finder(choices))
     if kind == "dataclass" and not hasattr(node["cls"], "__pydantic_config__"):  # the program can set anything
         made["post_init"] = False
-        written = [each for each in fields(node["cls"]) if each.init]
-        is_whole = len(written) == len(node["cls"].__dataclass_fields__)  # no field is only for `__init__`
-        made["revalidate_instances"] = "always" if is_whole else "never"
+        made["revalidate_instances"] = "always" if is_whole(node["cls"]) else "never"
     if kind == "json" or (kind in _VALIDATORS and is_programs(members(node["function"]).get("function"))):
         inner: Any = made.get("schema", {"type": "any"})
         return {**inner, "ref": node["ref"]} if "ref" in node else inner
     return made
+
+
+def is_whole(kind: Any) -> bool:
+    """Return whether instances of a dataclass have each value that ``__init__`` takes, and no others."""
+    return [each.name for each in fields(kind) if each.init] == [*kind.__dataclass_fields__]
 
 
 def pattern_text(pattern: "str | re.Pattern[str]") -> str:
@@ -135,15 +145,15 @@ def _checked_table(node: dict[str, Any]) -> Any:
     return core_schema.chain_schema([inner, core_schema.no_info_plain_validator_function(make)], ref=ref)
 
 
-@lru_cache(_KEPT_CODECS)
-def _codec_of_class(kind: Any) -> Codec:
-    return codec_of(kind.__pydantic_core_schema__)
+@lru_cache(_KEPT_SERIALIZERS)
+def _serializer_of_class(kind: Any) -> SchemaSerializer:
+    return serializer_of(kind.__pydantic_core_schema__)
 
 
 def jsonable(model: object) -> Any:
     """Return a model as JSON values that match its output schema: ``jsonable(Book(title="Momo"))``."""
     kind: Any = type(model)
-    return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
+    return _serializer_of_class(kind).to_python(model, mode="json", by_alias=True)
 
 
 def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, root: Any = None) -> Any:
@@ -157,9 +167,6 @@ def _with_json_forms(node: Any, *, chosen: bool = False, plain: bool = True, roo
     change = partial(_with_json_forms, chosen=chosen, plain=plain, root=root)
     if not is_object(node):
         return map_core(node, change)
-    if root is not None and node.get("type") == "definitions":  # models and plain types can share a class
-        in_models = _with_json_forms(node["definitions"], plain=False, root=root)
-        return {**node, "schema": change(node["schema"]), "definitions": [*change(node["definitions"]), *in_models]}
     if root is not None:
         node, plain = _enter(node, root, plain=plain)
     node = in_linear_time(node)
@@ -185,13 +192,17 @@ def _is_encoded(node: dict[str, Any]) -> bool:
 def _enter(node: dict[str, Any], root: Any, *, plain: bool) -> tuple[dict[str, Any], bool]:
     """Return a core schema, and whether its parts are outside of models."""
     kind, holder = node.get("type"), node.get("cls")
-    if not plain:
-        return {**node, **{key: f"{node[key]} in a model" for key in ("ref", "schema_ref") if key in node}}, False
+    if not plain or PYDANTICS in str(node.get("ref")):
+        return node, False
     if kind in ("dataclass", "typed-dict") and not hasattr(
         holder, "__pydantic_config__"
     ):  # pydantic doesn't pass it on
         return {"config": root, **node}, True
     return node, kind not in ("model", "dataclass")
+
+
+PYDANTICS = " of pydantic's "
+"""Text in the names of pydantic's definitions. Those of plain classes outside of models are ours."""
 
 
 def _read_form(node: dict[str, Any]) -> Any:
@@ -212,7 +223,7 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "float":
         return {**node, "allow_inf_nan": False}
     if choices := _choices_in(node):
-        return _in_json(node, core_schema.no_info_plain_validator_function(choice_finder(choices)))
+        return _choice_form(node, choices)
     if kind == "dict" and (keys := node.get("keys_schema", {})).get("type") in _KEYS:
         values = change(node.get("values_schema", {"type": "any"}))
         return {**node, "keys_schema": _behind(_KEYS[keys["type"]], keys), "values_schema": values}
@@ -221,12 +232,6 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
         items.pop("ref", None)
         make = partial(_distinct, _SETS[kind])
         return _in_json(node, core_schema.no_info_after_validator_function(make, cast("core_schema.CoreSchema", items)))
-    if kind == "named-tuple":
-        parts = [
-            core_schema.arguments_parameter(each["name"], change(each["schema"]), mode="positional_only")
-            for each in node["fields"]
-        ]
-        return _in_json(node, core_schema.call_schema(core_schema.arguments_schema(parts), node["cls"]))
     if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
         return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
     return _in_order(node, change) if kind == "union" else None
@@ -355,8 +360,12 @@ def _json_form(node: dict[str, Any], *, chosen: bool) -> Any:
     if node.get("type") == "decimal" and not node.get("allow_inf_nan"):
         return core_schema.no_info_before_validator_function(_read_decimal, usual)
     if node.get("type") == "enum" and not all(isinstance(each.value, _JSON_VALUES) for each in node["members"]):
-        return core_schema.no_info_before_validator_function(member_of(node["members"]), usual)
+        return _choice_form(node, node["members"])
     return None
+
+
+def _choice_form(node: dict[str, Any], choices: Sequence[Any]) -> Any:
+    return _in_json(node, core_schema.no_info_plain_validator_function(choice_finder(choices)))
 
 
 _JSON_VALUES = (str, int, float, type(None))
@@ -393,9 +402,3 @@ def _read_decimal(value: Any) -> Any:
 
 
 DECIMAL_SCHEMA: Schema = {"type": "string", "pattern": DECIMAL}
-
-
-def member_of(choices: Sequence[Any]) -> Callable[[Any], Any]:
-    """Return a function that finds an enum member for a JSON value. pydantic accepts only the member, or its value."""
-    found = [(each, choice_value(each)) for each in choices if isinstance(each, Enum)]
-    return lambda value: next((each for each, written in found if written == value), value)

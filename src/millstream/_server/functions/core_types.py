@@ -39,7 +39,7 @@ from millstream._protocol.json_schema import (
     walk,
 )
 from millstream._server.functions.dependencies import RegistrationError
-from millstream._server.functions.description import CONSTRAINTS
+from millstream._server.functions.description import CONSTRAINTS, constraint_text
 from millstream._server.functions.msgspec_engine import (
     OutputError,
     check_exactly,
@@ -55,18 +55,20 @@ from millstream._server.functions.parameters import (
     ArgumentList,
     choice_value,
     finish_schema,
-    has_meta,
-    has_pydantic_members,
     hints_in,
     is_pydantic,
+    is_pydantics,
     is_struct,
     is_tagged,
     needs_pydantic,
     normalize,
+    parts_of,
     split_annotation,
     typed_dict_members,
     union_of,
 )
+from millstream._server.functions.patterns import search
+from millstream._server.functions.problems import find_problems, problem_text
 
 Core = dict[str, Any]
 """A core schema, or a part of it."""
@@ -234,8 +236,7 @@ class TypeReader:
             return self._read_leaf(kind, _SCALARS[bytes][1])
         if is_struct(origin):
             return self._define(kind, type_text(kind), partial(self._read_struct, kind))
-        if is_pydantic(origin) or has_pydantic_members(origin):
-            _check_ignored(kind, origin)
+        if is_pydantics(origin):
             return self._read_foreign(kind)
         if issubclass(origin, PurePath):
             core = _function("plain", partial(_read_path, origin))
@@ -420,6 +421,7 @@ class TypeReader:
             return TypeSchemas({"type": "any"}, {})
         if self._is_in_struct or self._read_pydantic is None:
             raise TypeError(f"{type_text(annotation)} isn't supported")
+        _check_ignored(annotation)
         return self._read_pydantic(annotation, self)
 
     def add_definitions(self, schema: Schema) -> Schema:
@@ -493,12 +495,16 @@ def _replace(hint: Any, names: Names) -> Any:
     return hint
 
 
-def _check_ignored(annotation: Any, kind: Any) -> None:
-    if not hasattr(kind, "__pydantic_fields__") and has_meta(kind):
-        raise RegistrationError(
-            f"pydantic checks {type_text(annotation)}, which has validators, and ignores millstream's Field in it. "
-            "Write pydantic.Field there"
-        )
+def _check_ignored(annotation: Any) -> None:
+    reads_all = is_pydantics(get_origin(annotation) or annotation)
+    for holder, item in parts_of(annotation):
+        is_limit = isinstance(item, Meta) and any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra"))
+        if is_limit and holder is not None and (reads_all or is_pydantics(holder)):
+            text = constraint_text(item)
+            raise RegistrationError(
+                f"pydantic checks the fields of {type_text(holder)} and ignores millstream's {text}. Write "
+                f"pydantic.{text} there"
+            )
 
 
 def _any_of(schemas: list[Schema]) -> Schema:
@@ -626,32 +632,40 @@ def describe_arguments(arguments: ArgumentList, reader: TypeReader, made: Iterab
         **({"required": required} if required else {}),
         **({"additionalProperties": False} if arguments.closed else {}),
     }
-    return finish_schema(reader.whole_schema(schema))
+    whole = finish_schema(reader.whole_schema(schema))
+    for wire, part in parameters.items():
+        if (default := part.core.get("default")) is not None and not has_no_number(default):
+            _check_default(default, {"anyOf": [whole["properties"][wire]], "$defs": whole.get("$defs", {})})
+    return whole
+
+
+def _check_default(default: Any, schema: Schema) -> None:
+    try:
+        value = msgspec.json.decode(msgspec.json.encode(default))
+    except (TypeError, ValueError, RecursionError):
+        return  # a model, or the function's own sentinel, which only makes the argument optional
+    if found := find_problems(schema, value, matches=search):
+        raise RegistrationError(f"its default {default!r} doesn't fit its type: {problem_text(found, whole='it')}")
 
 
 def read_result(
     annotation: Any,
     read_foreign: "Callable[[Any, TypeReader], TypeSchemas] | None" = None,
-    check: Callable[[Core], Any] = bool,
 ) -> TypeSchemas:
     """Return how a result is written, and its schema.
 
     Args:
         annotation: The type.
         read_foreign: See `TypeReader`.
-        check: Raises a TypeError if it refuses the core schema.
 
     Raises:
         OutputError: The type isn't supported.
         RegistrationError: A part of it would be ignored.
     """
-    needs_pydantic(annotation)  # raises RegistrationError
     reader = TypeReader(read_foreign, written=True)
     try:
         made = reader.read(annotation)
-        core = reader.whole_core(made.core)
-        check(core)
-        return TypeSchemas(core, reader.whole_schema(made.schema))
+        return TypeSchemas(reader.whole_core(made.core), reader.whole_schema(made.schema))
     except RegistrationError:
         raise
     except (TypeError, RecursionError, NameError) as error:

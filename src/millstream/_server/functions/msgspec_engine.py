@@ -29,14 +29,12 @@ from millstream._protocol.json_schema import (
     has_no_number,
     is_array,
     is_object,
-    is_recursive_alias,
     walk,
 )
 from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.parameters import (
     ArgumentList,
-    Parameter,
     is_slow_to_build,
     parts_of,
 )
@@ -117,11 +115,6 @@ def reason(schema: Schema, value: Any, otherwise: str) -> str:
     return problem_text(found, whole="it") if found else otherwise
 
 
-def default_error(default: Any, schema: Schema, value: Any, otherwise: str) -> RegistrationError:
-    """Return the error for a default that doesn't match its type."""
-    return RegistrationError(f"its default {default!r} doesn't fit its type: {reason(schema, value, otherwise)}")
-
-
 def output_error(why: str) -> LocalError:
     """Return the error for a result that doesn't match its schema."""
     return LocalError(f"the result doesn't match the output schema: {why}")
@@ -167,14 +160,12 @@ _IMMUTABLE = (str, int, float, bool, bytes, type(None))
 
 
 def dec_hook(kind: Any, value: Any) -> Any:
-    """Return the path for a JSON value, or the value of a recursive alias.
+    """Return the path for a JSON value.
 
     Raises:
-        ValueError: The value isn't a path, or isn't one of the alias.
+        ValueError: The value isn't a path.
         TypeError: The class isn't supported, for example that of a member that must be absent.
     """
-    if is_recursive_alias(kind):
-        return msgspec.convert(value, kind.target, dec_hook=dec_hook, str_keys=True)
     if not issubclass(kind, PurePath):
         raise TypeError(f"{kind.__name__} can't be read from JSON")
     if not isinstance(value, str) or not value or "\0" in value:
@@ -192,9 +183,9 @@ def find_fields(kind: Any) -> Any:
     pending, seen = [info], set[int]()
     while pending:
         node = pending.pop()
-        if isinstance(node, msgspec.inspect.CustomType) and not is_recursive_alias(cls := node.cls):
-            if not issubclass(cls, PurePath):
-                raise TypeError(f"{cls.__name__} isn't supported")
+        if isinstance(node, msgspec.inspect.CustomType):
+            if not issubclass(node.cls, PurePath):
+                raise TypeError(f"{node.cls.__name__} isn't supported")
         elif isinstance(node, tuple):
             pending += node
         elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field) and id(node) not in seen:
@@ -292,7 +283,6 @@ class MsgspecEngine(Engine):
         )
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
-        _check_defaults(schema, arguments.parameters)
         self.input_schema = schema
         exact = has_decimals(schema)
         self.typed = None if exact else self.struct
@@ -342,26 +332,6 @@ def _copy_mutable(default: Any) -> Any:
     except TypeError:
         return copy.deepcopy(default)
     return default
-
-
-def _check_defaults(schema: Schema, parameters: list[Parameter]) -> None:
-    """Check that clients could send every default.
-
-    Raises:
-        RegistrationError: A default doesn't match its type.
-    """
-    for parameter in parameters:
-        if parameter.default is NODEFAULT or parameter.default is None:
-            continue
-        try:
-            value = msgspec.to_builtins(parameter.default, enc_hook=enc_hook)
-        except TypeError:
-            continue  # the function's own sentinel, which only makes the argument optional
-        try:
-            msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
-        except msgspec.ValidationError as error:
-            node = schema["properties"][parameter.wire]
-            raise default_error(parameter.default, node, value, str(error)) from error
 
 
 def has_decimals(schema: Schema) -> bool:

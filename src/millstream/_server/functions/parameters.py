@@ -380,26 +380,10 @@ def is_pydantic_field(item: Any) -> bool:
 
 
 def needs_pydantic(annotation: Any) -> bool:
-    """Return whether a type needs pydantic: models, validators, or pydantic's own types.
-
-    Raises:
-        RegistrationError: pydantic would ignore a bound of our `Field`.
-    """
+    """Return whether a type needs pydantic: models, validators, or pydantic's own types."""
     if "pydantic" not in sys.modules and "annotated_types" not in sys.modules:
         return False
-    found = False
-    for holder, item in parts_of(annotation):
-        if (
-            isinstance(item, Meta)
-            and hasattr(holder, "__pydantic_fields__")
-            and any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra"))
-        ):
-            raise RegistrationError(
-                f"pydantic checks the fields of {holder.__name__} and ignores millstream's {constraint_text(item)}. "
-                f"Write pydantic.{constraint_text(item)} there"
-            )
-        found = found or is_pydantic(item)
-    return found
+    return any(is_pydantic(item) for _, item in parts_of(annotation))
 
 
 def is_struct(kind: Any) -> bool:
@@ -426,7 +410,7 @@ def is_simple(annotation: Any) -> bool:
         return len(parts) == 2 and NoneType in parts and all(map(is_simple, parts))
     if kind in (list, dict):
         return (kind is list or parts[:1] in ((), (str,))) and all(map(is_simple, parts))
-    return kind in _SIMPLE or (is_struct(kind) and not needs_pydantic(annotation))
+    return kind in _SIMPLE or (is_struct(kind) and not is_recursive_alias(kind) and not needs_pydantic(annotation))
 
 
 _SIMPLE = (str, int, float, bool, NoneType, Any)
@@ -438,19 +422,14 @@ def is_pydantic(item: Any) -> bool:
     return home in _PYDANTIC or any(hasattr(item, mark) for mark in _PYDANTIC_MARKS)
 
 
-def has_pydantic_members(kind: type) -> bool:
-    """Return whether a class has pydantic validators or configuration."""
-    return hasattr(kind, "__pydantic_config__") or any(map(is_pydantic, members_of(kind)))
+def is_pydantics(kind: type) -> bool:
+    """Return whether a class is pydantic's, or has pydantic validators or configuration."""
+    return is_pydantic(kind) or any(map(is_pydantic, members_of(kind)))
 
 
 def members_of(kind: type) -> list[Any]:
     """Return the values in the bodies of a class and its bases."""
     return [value for each in kind.__mro__ for value in vars(each).values()]
-
-
-def has_meta(kind: Any) -> bool:
-    """Return whether a class has fields with bounds or descriptions from our `Field`, at any depth."""
-    return any(isinstance(item, Meta) for _, item in parts_of(kind))
 
 
 def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) -> Iterator[tuple[Any, Any]]:

@@ -1,5 +1,6 @@
 """Regular expressions for text from strangers. Rust's matcher takes linear time for each that it supports."""
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
@@ -7,8 +8,7 @@ from importlib import import_module
 from millstream._protocol.json_schema import OUR_PATTERNS, Schema
 from millstream._server.functions.parameters import PatternError
 
-_MAX_SEARCHED = 4_096
-NOT_LINEAR = "can't be matched in linear time. Write it without lookahead, lookbehind, and backreferences"
+_INSTEAD = "Write it without lookahead, lookbehind, and backreferences"
 
 
 @lru_cache(256)
@@ -22,9 +22,17 @@ def matcher_of(pattern: str) -> Callable[[str], bool]:
     try:
         validator = core.SchemaValidator(core.core_schema.str_schema(pattern=pattern))
     except core.SchemaError as error:
-        raise PatternError(f"the pattern {pattern!r} {NOT_LINEAR}") from error
+        raise pattern_error(error) from error
     matches: Callable[[str], bool] = validator.isinstance_python
     return matches
+
+
+def pattern_error(error: Exception) -> PatternError:
+    """Return the error for a pattern that the matcher refuses, from the matcher's error."""
+    found = re.search(r"regex parse error:\n +(.*)", str(error))
+    return PatternError(
+        f"{f'the pattern {found[1]!r}' if found else 'a pattern'} can't be matched in linear time. {_INSTEAD}"
+    )
 
 
 def check_no_pattern(node: Schema) -> None:
@@ -42,5 +50,5 @@ def check_no_pattern(node: Schema) -> None:
 
 
 def search(pattern: str, text: str) -> bool:
-    """Return whether a checked pattern matches anywhere in a text. Long texts aren't searched."""
-    return len(text) > _MAX_SEARCHED or matcher_of(pattern)(text)
+    """Return whether a checked pattern matches anywhere in a text."""
+    return matcher_of(pattern)(text)

@@ -483,7 +483,8 @@ def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
         values = (decode_integral if may_fit else msgspec.json.decode)(raw)
         try:
             if plan.coerce:
-                values = convert_texts(plan.engine.input_schema, _coerce(plan.input_schema, values))
+                values = convert_texts(plan.input_schema, values, coerce=True)
+                values = convert_texts(plan.engine.input_schema, values)  # the other one can be by hand
             if may_fit:
                 return plan.engine.convert(values)
         except msgspec.DecodeError as other:
@@ -539,17 +540,6 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
     return value
 
 
-def _coerce(schema: Schema, values: Json) -> Json:
-    """Return arguments with the values that the model meant, at any depth. See `plan`."""
-    decode_json_texts(schema, values)
-    properties = schema.get("properties", {})
-    made: Json = {}
-    for name, value in values.items():
-        if not _is_omitted(schema, name, value):
-            made[name] = _coerce_value(members(properties.get(name, schema.get("additionalProperties"))), value)
-    return made
-
-
 def _is_omitted(schema: Schema, name: str, value: Any) -> bool:
     """Return whether null or ``""`` can only mean "not given", because an optional member doesn't allow such a
     value."""
@@ -559,41 +549,38 @@ def _is_omitted(schema: Schema, name: str, value: Any) -> bool:
     return any(find_problems({"properties": {name: node}}, {name: value}))
 
 
-def _coerce_value(node: Any, value: Any) -> Any:
-    if is_object(value):
-        return _coerce(_part_of(node, "object"), value)
-    if is_array(value):
-        items = _part_of(node, "array").get("items", {})
-        return [_coerce_value(items, each) for each in value]
-    kinds = _types_of(node)
-    if isinstance(value, bool):
-        if kinds <= {"integer", "number", "string", "null"}:  # pydantic would read true as 1
-            raise msgspec.ValidationError("true and false are neither numbers nor text")
-        return value
-    return str(value) if isinstance(value, int | float) and kinds <= {"string", "null"} else value
-
-
-def convert_texts(schema: Schema, value: Any, node: Any = None) -> Any:
+def convert_texts(schema: Schema, value: Any, node: Any = None, *, coerce: bool = False) -> Any:
     """Return a value in which text is what the schema requires: ``"3"`` is 3 for an integer, at any depth.
 
     Args:
         schema: The whole schema.
         value: A JSON value.
         node: The part of the schema for the value.
+        coerce: Accept values in other forms, too. See `plan`.
+
+    Raises:
+        msgspec.DecodeError: A string looks like JSON but isn't.
     """
     node = members(schema if node is None else node)
     if node.get("$ref", "").startswith(REF):
         node = value_at_pointer(schema, node["$ref"])
+    convert = functools.partial(convert_texts, schema, coerce=coerce)
     if is_object(value):
         inner = _part_of(node, "object")
         properties, others = inner.get("properties", {}), members(inner.get("additionalProperties"))
-        return {name: convert_texts(schema, each, properties.get(name, others)) for name, each in value.items()}
+        if coerce:
+            decode_json_texts(inner, value)
+            value = {name: each for name, each in value.items() if not _is_omitted(inner, name, each)}
+        return {name: convert(each, properties.get(name, others)) for name, each in value.items()}
     if is_array(value):
         items = _part_of(node, "array").get("items", {})
-        return [convert_texts(schema, each, items) for each in value]
+        return [convert(each, items) for each in value]
+    kinds = _types_of(node)
+    if coerce and isinstance(value, int | float) and not isinstance(value, bool) and kinds <= {"string", "null"}:
+        value = str(value)
     if isinstance(value, str) and find_problems({"anyOf": [node], "$defs": schema.get("$defs", {})}, value):
         return _convert_text(node, value)
-    return is_integral(value) if "number" not in _types_of(node) else value
+    return is_integral(value) if "number" not in kinds else value
 
 
 def _convert_text(node: Schema, text: str) -> Any:

@@ -4,7 +4,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from copy import copy, deepcopy
-from dataclasses import is_dataclass
+from enum import Enum
 from functools import partial
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
@@ -17,22 +17,22 @@ from pydantic_core import PydanticOmit, PydanticSerializationError, SchemaError,
 
 from millstream._override import override
 from millstream._protocol.json_schema import NO_NUMBER, Schema, is_object, key_schema, members, type_text, walk
-from millstream._server.functions.core_forms import DECIMAL_SCHEMA, chooses_encoding, map_core
+from millstream._server.functions.core_forms import DECIMAL_SCHEMA, PYDANTICS, chooses_encoding, map_core
 from millstream._server.functions.core_types import HIDDEN, TypeReader, TypeSchemas
 from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import once_per_type
 from millstream._server.functions.parameters import (
     UNIONS,
     PatternError,
-    is_pydantic,
+    has_fields,
+    is_pydantics,
     is_struct,
     join_annotation,
-    parts_of,
     split_annotation,
     union_of,
     unwrap_alias,
 )
-from millstream._server.functions.patterns import NOT_LINEAR
+from millstream._server.functions.patterns import pattern_error
 
 _UNREADABLE = (
     pydantic.PydanticUserError,
@@ -61,12 +61,12 @@ def read(annotation: Any, reader: TypeReader) -> TypeSchemas:
         raise
     except _UNREADABLE as error:
         if isinstance(error, SchemaError) and "regex" in str(error):
-            raise PatternError(f"a pattern in {type_text(annotation)} {NOT_LINEAR}") from error
+            raise pattern_error(error) from error
         raise TypeError(_explain_failure(type_text(annotation), error)) from error
     if schema is not HIDDEN:
         name: str = getattr(split_annotation(annotation)[0], "__name__", "")
         schema = reader.add_definitions(_clean_schema(deepcopy(schema), _INVALID_CHARACTERS.sub("_", name)))
-    return TypeSchemas(_separate(core, f" #{next(reader.numbers)}"), schema)
+    return TypeSchemas(_separate(core, f"{PYDANTICS}{next(reader.numbers)}"), schema)
 
 
 def _describe(annotation: Any, mode: Literal["validation", "serialization"]) -> TypeSchemas:
@@ -210,9 +210,7 @@ class SchemaGenerator(GenerateJsonSchema):
 
 
 def _translate(annotation: Any, reader: TypeReader) -> Any:
-    """Return a type in which pydantic reads Structs, and classes with our `Field`, through the reader."""
-    if not _is_ours(annotation):
-        return annotation
+    """Return a type in which pydantic reads classes that aren't its own through the reader."""
     annotation = unwrap_alias(annotation)
     parts, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
@@ -221,8 +219,8 @@ def _translate(annotation: Any, reader: TypeReader) -> Any:
     if origin in UNIONS:
         return union_of([_translate(part, reader) for part in parts])
     kind: Any = origin or annotation
-    if is_struct(kind) or is_dataclass(kind) or hasattr(kind, "__total__"):
-        return annotation if is_pydantic(kind) else Annotated[Any, _Part(reader.read(annotation))]
+    if is_struct(kind) or has_fields(kind) or (isinstance(kind, type) and issubclass(kind, Enum)):
+        return annotation if is_pydantics(kind) else Annotated[Any, _Part(reader.read(annotation))]
     if not parts or not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     made = [part if part is ... else _translate(part, reader) for part in parts]
@@ -231,13 +229,6 @@ def _translate(annotation: Any, reader: TypeReader) -> Any:
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
 """Generic types that pydantic doesn't support -> the type to use instead."""
-
-
-def _is_ours(annotation: Any) -> bool:
-    """Return whether a type has parts that pydantic doesn't read: our `Field`, Structs, TypedDicts."""
-    return any(
-        isinstance(item, Meta) or is_struct(item) or hasattr(item, "__total__") for _, item in parts_of(annotation)
-    )
 
 
 def _field(meta: Meta) -> Any:
