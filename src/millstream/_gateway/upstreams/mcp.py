@@ -18,7 +18,7 @@ from millstream._gateway.catalog.catalog import (
     Pins,
     StoredCatalog,
 )
-from millstream._gateway.errors import InUse
+from millstream._gateway.errors import EndedHere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.messages.route import CallRoute, UpstreamFacts, Way, choose_way, plan_route
 from millstream._gateway.messages.router import CHANGES, MessageRouter, OwnSession, SessionRecipient, message_for_client
@@ -58,6 +58,7 @@ from millstream._server.calls.services import ServerChange, Services, SessionCha
 from millstream._server.calls.sessions import Session
 from millstream._server.peers import PartMessage
 from millstream._server.pool import Pool
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.client import (
     ClientError,
     ConnectionLost,
@@ -150,9 +151,11 @@ class McpUpstream(Upstream):
         """`_meta` of requests, by the client's `_meta` and revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
         clock = gateway.host.services.clock
-        records = UpstreamSessions(gateway.host.store.kv, (gateway.name, config.name, config.address))
+        host, outlives = gateway.host, gateway.store_outlives
+        records = UpstreamSessions(Vault(host.services), (gateway.name, config.name, config.address))
         self.links: Links = Links(
             self._make_link, self._take_link, gateway.sessions, places, config.idle_seconds, clock, records,
+            lambda: outlives and host.dispatcher.stopping,
             lambda session: gateway.host.services.peers.broadcast(PartMessage(TAKEN_OVER, session.encode())),
         )  # fmt: skip
         self.watches: ResourceWatches = ResourceWatches(
@@ -424,7 +427,7 @@ class McpUpstream(Upstream):
         link = links.own.get(session.id)
         was_here = session.id in links.known or session.current  # else, the store has forgotten whether there was one
         if not was_here if link is None else link.key != key:  # it was opened with different credentials
-            links.lost.keep(session.id, None)
+            links.lost.keep(session.id, EndedHere)
             links.end_session(session.id)
         info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
         declared = capabilities_of(call, self.policy.questions, is_relayed=self.is_relayed)
@@ -553,7 +556,7 @@ class McpUpstream(Upstream):
             return None
         else:
             link.expires_at = session.expires_at
-        if link is None or link.open_task is not None or 0 < call.started <= links.told.get(link.key, 0.0):
+        if link is None or link.open_task is not None or 0 < call.started <= links.told_at(link.key):
             return None
         source = link.conversation.negotiated.revision
         return link if choose_way(call.revision, source, is_relayed=self.is_relayed) is way else None

@@ -50,6 +50,8 @@ class Gateway(Struct, frozen=True):
     """See `_names`."""
     name: str
     host: PartHost
+    store_outlives: bool
+    """Whether the store outlives the server."""
     pool: ProcessPool
     """Runs the processes of commands."""
     upstreams: "Mapping[str, Upstream]"
