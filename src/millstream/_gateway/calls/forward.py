@@ -400,6 +400,8 @@ _ENDED_HERE = (
     "This gateway has restarted, or has closed your session with the server {0!r} for another reason, so the session "
     "has lost its state. Call again to start a new one."
 )
+_SWALLOWED = "/list", "ping"
+"""Ends of methods whose errors people don't see, because libraries send them."""
 _NO_STORE = b"cache-control: no-store\r\n"
 """Headers of the error about an ended session, which keeps its status in every revision."""
 
@@ -453,7 +455,7 @@ async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
     key, links, began = upstream.key(call, abilities, name), upstream.links, call.started or monotonic()
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:
-            if not call.method.endswith("/list"):
+            if not call.method.endswith(_SWALLOWED):
                 if not link.conversation.transport.has_session:
                     links.lost.pop(key.affinity, None)
                 elif key.affinity in links.lost:

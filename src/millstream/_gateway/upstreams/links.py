@@ -306,22 +306,15 @@ class Links(Struct):
         SERVER.set(self.records.address[1])
         is_callers = bool(key.principal) and not key.affinity
         try:
-            had = await self.records.claim(link) if is_callers or key.own else False
-            ended = EndedHere
-            if isinstance(had, LeftSession) and not await self._resume(link, had):
-                had, ended = True, EndedThere
-            if had is True and key.own:
-                self.lost.keep(key.affinity, ended)
-                await self.announce(key.affinity)
-            elif had is True and await self.records.forget(link):
-                await self.tell(key, ended)
-                raise ended("The earlier session has ended.")
-            if not isinstance(had, LeftSession):
+            resumed = False
+            if is_callers or key.own:
+                resumed = await self._begin(link)
+            else:
                 await conversation.start()
             has_session = conversation.negotiated.revision.handshake and conversation.transport.has_session
             if has_session and is_callers:
                 link.remembered, conversation.requests.reconnects = True, False
-            if has_session and (is_callers or key.own) and not isinstance(had, LeftSession):
+            if has_session and (is_callers or key.own) and not resumed:
                 await self.records.add(link)
             if key.own:
                 self.known.keep(key.affinity, None)
@@ -332,18 +325,37 @@ class Links(Struct):
                 self._remove(link)
             raise
 
+    async def _begin(self, link: Link) -> bool:
+        """Open a caller's connection. Return whether it continues a session that was left open."""
+        key, had = link.key, await self.records.claim(link)
+        if isinstance(had, LeftSession):
+            return await self._resume(link, had)
+        if had and key.own:
+            self.lost.keep(key.affinity, EndedHere)
+            await self.announce(key.affinity)
+        elif had and await self.records.forget(link):
+            await self.tell(key, EndedHere)
+            raise EndedHere("The earlier session has ended.")
+        await link.conversation.start()
+        return False
+
     async def _resume(self, link: Link, left: LeftSession) -> bool:
-        """Continue a session that was left open. Return False if the upstream doesn't know it any more."""
-        resumed = None
+        key, conversation, is_open = link.key, link.conversation, False
         try:
-            await link.conversation.start(left.session)
-            resumed = True
-        except SessionLost:
-            resumed = False
+            with contextlib.suppress(SessionLost):
+                await conversation.start(left.session)
+                is_open = True
+                return True
+            await conversation.start()  # if this fails, the upstream only can't be used at the moment
+            is_open = True
         finally:
-            if resumed is None:  # the upstream can't be reached at the moment
+            if not is_open:
                 await self.records.leave(link, left.session)
-        return resumed
+        if key.own:
+            self.lost.keep(key.affinity, EndedThere)
+        else:
+            await self.tell(key, EndedThere)
+        return False
 
     async def end_unused(self, names: Collection[str]) -> None:
         """End the sessions that were left open and that no caller has continued.
@@ -432,7 +444,7 @@ class Links(Struct):
                 raise InUse(self.places, owner, remedy="Raise max_connections.")
             self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
 
-    async def tell(self, key: LinkKey, ended: type[EndedHere] = EndedHere) -> None:
+    async def tell(self, key: LinkKey, ended: type[EndedHere]) -> None:
         """Note that calls with a key fail now because their session is lost. Wait first for those sent together."""
         began = monotonic()
         await asyncio.sleep(_TOGETHER_SECONDS)
@@ -457,7 +469,7 @@ class Links(Struct):
         """Close a connection, and note that its caller has learned of the lost session."""
         if not link.reported and self.links.get(link.key, link) is link and (link.remembered or link.key.own):
             await self.records.forget(link)
-            await self.tell(link.key)
+            await self.tell(link.key, EndedHere)
             link.reported = True
         self.end(link)
 

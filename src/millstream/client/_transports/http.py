@@ -183,9 +183,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
     def open_stream(self) -> None:
         """Open the stand-alone stream of a resumed session. Its listener learns that it may have missed messages."""
         if self._revision is not None and self._revision.event_ids:
-            stands = asyncio.Event()
-            stands.set()
-            self._stream_task = self._background.spawn(self._keep_stream_open(stands, attempts=1))
+            self._stream_task = self._background.spawn(self._keep_stream_open(asyncio.Event(), attempts=1))
 
     def leave_session(self) -> None:
         """Leave the session open on the server when this is closed."""
@@ -386,7 +384,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
         reply = await self._get(reader.last_event_id)
         if reply.is_temporary and (stands.is_set() or self._listener.subscribed.is_set()):
             raise self._error(reply)
-        if reply.status == 409 and stands.is_set():
+        if reply.status == 409 and (stands.is_set() or reader.attempts):
             raise ConnectionLost("The server still has the previous stream open.")
         if reply.stream is None or reply.status != 200:
             raise SessionLost("The session has expired on the server.")
