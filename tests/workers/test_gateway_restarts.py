@@ -42,6 +42,11 @@ def make(name):
     def read(ctx: Context) -> str:
         return getattr(ctx.session._connection, "kept", "nothing")
 
+    @program.tool()
+    def count(ctx: Context) -> str:
+        ctx.session._connection.count = getattr(ctx.session._connection, "count", 0) + 1
+        return str(ctx.session._connection.count)
+
     @program.custom_route("/hello", methods=["GET"])
     async def hello(request):
         return JSONResponse("hello")
@@ -243,11 +248,6 @@ FORGETFUL = signal.SIGTERM, "memory"
 """A restart after which the store doesn't know which sessions were used, nor which were deleted."""
 
 
-def goes_on(number: signal.Signals, store: str) -> bool:
-    """Return whether a restart continues the sessions at upstreams."""
-    return number is signal.SIGTERM and store != "memory"
-
-
 async def check_state(session: "Session", tool: str, *, goes_on: bool, value: str = "mine") -> None:
     """Check what an upstream with sessions remembers for a caller after a restart."""
     if not goes_on:
@@ -299,7 +299,7 @@ async def test_sessions_go_on_after_a_restart_and_those_at_upstreams_if_the_stor
                 assert await session.call("free_read") == "nothing"
                 assert await session.call("api_hello") == '"hello"'
                 assert int(await session.call("desk_worker"))
-                await check_state(session, "kept_read", goes_on=goes_on(number, store))
+                await check_state(session, "kept_read", goes_on=store != "memory")
                 await session.call("kept_keep", value="again")
                 assert await session.call("kept_read") == "again"
             if (number, store) != FORGETFUL:
@@ -318,9 +318,9 @@ async def test_sessions_of_a_relay_go_on_after_a_restart(
             async with gateway.connect() as session:
                 assert await session.call("keep", value="mine") == "mine"
                 await gateway.restart(number)
-                assert await session.names() == {"keep", "read"}
+                assert await session.names() == {"keep", "read", "count"}
                 if lost:
-                    await check_state(session, "read", goes_on=goes_on(number, store))
+                    await check_state(session, "read", goes_on=store != "memory")
                 else:
                     assert [await session.call("read") for _ in range(4)] == ["nothing"] * 4
 
@@ -408,7 +408,7 @@ async def test_another_principals_session_stays_unknown_after_a_restart(
             await gateway.restart(number)
             own, bob.headers["mcp-session-id"] = bob.headers["mcp-session-id"], ada.headers["mcp-session-id"]
             assert await bob.call("kept_read") == "404"
-            await check_state(ada, "kept_read", goes_on=goes_on(number, store), value="Ada's")
+            await check_state(ada, "kept_read", goes_on=store != "memory", value="Ada's")
             if (number, store) != FORGETFUL:
                 bob.headers["mcp-session-id"] = own
                 assert await bob.call("kept_read") == "nothing"
@@ -464,3 +464,22 @@ async def test_official_clients_go_on_in_their_sessions_after_a_restart(
             await restarting
             for _ in range(3):
                 await use()
+
+
+NIGHTLY = [("relay", "sqlite"), ("kept", "redis"), ("kept", "nats")]
+
+
+@pytest.mark.parametrize(
+    ("table", "store"), [("kept", "sqlite"), *(pytest.param(*each, marks=pytest.mark.nightly) for each in NIGHTLY)]
+)
+async def test_official_clients_do_not_notice_a_restart_if_the_store_outlives_it(
+    world: World, tmp_path: Path, table: str, store: str
+) -> None:
+    tool = "count" if table == "relay" else f"{table}_count"
+    with run_gateway(world, tmp_path, table, store=store) as gateway:
+        async with AsyncExitStack() as stack:
+            calls = {name: await stack.enter_async_context(start_client(name, gateway.port)) for name in CLIENTS}
+            assert {name: await call(tool) for name, call in calls.items()} == dict.fromkeys(CLIENTS, "1")
+            await gateway.restart(signal.SIGTERM)
+            for number in ("2", "3"):
+                assert {name: await call(tool) for name, call in calls.items()} == dict.fromkeys(CLIENTS, number)
