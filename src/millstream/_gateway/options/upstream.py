@@ -31,6 +31,13 @@ _TAKES = {
 """Options -> what they take, for errors."""
 
 
+CHANGEABLE = (
+    "timeout", "connect_timeout", "start_timeout", "refresh_seconds", "idle_seconds", "max_processes",
+    "spare_processes", "max_catalog_bytes",
+)  # fmt: skip
+"""Options that change in a running upstream."""
+
+
 class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """A server behind the gateway. ``UpstreamConfig(name="files", target=["uvx", "mcp-server-files", "."])``"""
 

@@ -202,6 +202,16 @@ class McpUpstream(Upstream):
         self.lists.always_asked = self.is_relayed or self.is_program
         self.lists.tasks.spawn(self.lists.run())
 
+    @override
+    def become(self, config: UpstreamConfig) -> None:
+        """See `Upstream`."""
+        super().become(config)
+        self.links.idle_seconds = config.idle_seconds
+        for link in self.links.links.values():
+            link.conversation.requests.timeout = config.timeout
+        if self.processes is not None:
+            self.processes.become(config)
+
     def _take_hang(self, error: ConnectionLost) -> None:
         """Handle that a hung process was killed. Reading the lists starts its successor."""
         if not self.has_separate_processes:
