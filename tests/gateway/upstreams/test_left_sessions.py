@@ -221,3 +221,18 @@ async def test_session_that_no_caller_continues_is_ended(tmp_path: Path, monkeyp
             for who in (ada, bob):
                 assert HERE in await who.call("desk_read")
                 assert await who.call("desk_read") == "nothing"
+
+
+async def test_callers_share_sessions_of_an_upstream_that_keeps_nothing_and_hear_of_no_loss(tmp_path: Path) -> None:
+    for revision, prefix in KINDS:
+        desk, ada, bob = Desk(), Caller(revision), Caller(revision, "bob")
+        tool, folder = f"{prefix}_" if prefix else "", Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind:
+            for _ in range(2):
+                async with run(folder, behind.url, ada, bob, prefix=prefix, keeps_state=False):
+                    for lost in (False, True):
+                        if lost:
+                            desk.kept.clear()
+                        assert await ada.call(f"{tool}keep", value="Ada's") == "Ada's"
+                        assert await bob.call(f"{tool}read") == "Ada's"
+                        assert len(desk.kept) <= 2  # one for the lists

@@ -233,6 +233,8 @@ class Links(Struct):
     """Callers with a session at the upstream."""
     stops: Callable[[], bool]
     """Returns whether this gateway stops, with a store that outlives it."""
+    keeps_state: bool
+    """See `UpstreamConfig.keeps_state`."""
     announce: Callable[[str], Awaitable[object]]
     """Tells the other workers that this one serves a client's session now. They call `hand_over`."""
     links: dict[LinkKey, Link] = {}
@@ -304,7 +306,7 @@ class Links(Struct):
     async def _start(self, link: Link) -> None:
         key, conversation = link.key, link.conversation
         SERVER.set(self.records.address[1])
-        is_callers = bool(key.principal) and not key.affinity
+        is_callers = self.keeps_state and bool(key.principal) and not key.affinity
         try:
             resumed = False
             if is_callers or key.own:

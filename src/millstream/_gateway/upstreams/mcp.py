@@ -155,7 +155,7 @@ class McpUpstream(Upstream):
         records = UpstreamSessions(Vault(host.services), (gateway.name, config.name, config.address))
         self.links: Links = Links(
             self._make_link, self._take_link, gateway.sessions, places, config.idle_seconds, clock, records,
-            lambda: outlives and host.dispatcher.stopping,
+            lambda: outlives and host.dispatcher.stopping, config.keeps_state,
             lambda session: gateway.host.services.peers.broadcast(PartMessage(TAKEN_OVER, session.encode())),
         )  # fmt: skip
         self.watches: ResourceWatches = ResourceWatches(
@@ -325,7 +325,8 @@ class McpUpstream(Upstream):
         create one.
         """
         pinned = self.config.revision
-        return (pinned is None or BY_DATE[pinned].handshake) and revision not in self._sessionless
+        has_handshake = pinned is None or BY_DATE[pinned].handshake
+        return has_handshake and self.config.keeps_state and revision not in self._sessionless
 
     def declare_less(self, exc: ServerError) -> bool:
         """Declare capabilities in their oldest form, after `initialize` was refused with an error that names a member.
@@ -369,7 +370,8 @@ class McpUpstream(Upstream):
             serves_several=self._serves_several,
             isolation=self.config.isolation,
             is_remote=self._uses_http or self._is_websocket,
-            keeps_sessions=self.in_sessions or self.keeps_sessions is not False,
+            keeps_state=(keeps_state := self.config.keeps_state),
+            keeps_sessions=keeps_state and (self.in_sessions or self.keeps_sessions is not False),
             has_principals=self.gateway.host.guard is not None,
             separates_principals=protected or self._is_websocket,
             has_credentials=self.credentials is not None,
@@ -776,7 +778,13 @@ def _describe_sharing(upstream: McpUpstream, facts: UpstreamFacts) -> str:
             )
         if facts.keeps_sessions:
             return f"all callers of {name} share one process, and what it remembers.{size}"
-    if upstream.keeps_sessions and not facts.serves_several and upstream.gateway.host.guard is None and not has_one:
+    if (
+        upstream.keeps_sessions
+        and facts.keeps_state
+        and not facts.serves_several
+        and upstream.gateway.host.guard is None
+        and not has_one
+    ):
         if facts.isolation == "shared" or upstream.is_program:
             return f"callers of {name} that have no session here share one session there, and what it remembers"
         how = "have to use an earlier one" if upstream.is_relayed else "get a session for each call"
