@@ -80,7 +80,7 @@ WORDS = {
 UPSTREAM_ORDER = (
     *("url", "command", "args", "openapi", "env", "cwd", "disabled", "prefix", "revision"),
     *("auth", "headers", "forward_headers", "forward_client", "policy", "trust"),
-    *("isolation", "max_processes", "spare_processes", "idle_seconds", "memory_limit"),
+    *("isolation", "keeps_state", "max_processes", "spare_processes", "idle_seconds", "memory_limit"),
     *("timeout", "connect_timeout", "start_timeout", "refresh_seconds"),
     *("max_connections", "max_bytes", "max_catalog_bytes"),
 )

@@ -42,6 +42,11 @@ def make(name):
     def read(ctx: Context) -> str:
         return getattr(ctx.session._connection, "kept", "nothing")
 
+    @program.tool()
+    def count(ctx: Context) -> str:
+        ctx.session._connection.count = getattr(ctx.session._connection, "count", 0) + 1
+        return str(ctx.session._connection.count)
+
     @program.custom_route("/hello", methods=["GET"])
     async def hello(request):
         return JSONResponse("hello")
@@ -243,6 +248,13 @@ FORGETFUL = signal.SIGTERM, "memory"
 """A restart after which the store doesn't know which sessions were used, nor which were deleted."""
 
 
+async def check_state(session: "Session", tool: str, *, goes_on: bool, value: str = "mine") -> None:
+    """Check what an upstream with sessions remembers for a caller after a restart."""
+    if not goes_on:
+        assert LOST in await session.call(tool)
+    assert [await session.call(tool) for _ in range(4)] == [value if goes_on else "nothing"] * 4
+
+
 @contextmanager
 def run_gateway(
     world: World, folder: Path, *tables: str, workers: int = 2, store: str = "memory", start: str = ""
@@ -265,7 +277,7 @@ def restarts(*by_day: tuple[signal.Signals, int, str]) -> pytest.MarkDecorator:
 
 
 @restarts((signal.SIGHUP, 2, "memory"), (signal.SIGTERM, 1, "redis"), (signal.SIGTERM, 1, "nats"))
-async def test_sessions_go_on_after_a_restart_and_state_at_an_upstream_is_lost_once(
+async def test_sessions_go_on_after_a_restart_and_those_at_upstreams_if_the_store_outlives_it(
     world: World, tmp_path: Path, number: signal.Signals, workers: int, store: str
 ) -> None:
     tables = ("desk", "kept", "free", "api")
@@ -287,8 +299,7 @@ async def test_sessions_go_on_after_a_restart_and_state_at_an_upstream_is_lost_o
                 assert await session.call("free_read") == "nothing"
                 assert await session.call("api_hello") == '"hello"'
                 assert int(await session.call("desk_worker"))
-                assert LOST in await session.call("kept_read")
-                assert await session.call("kept_read") == "nothing"
+                await check_state(session, "kept_read", goes_on=store != "memory")
                 await session.call("kept_keep", value="again")
                 assert await session.call("kept_read") == "again"
             if (number, store) != FORGETFUL:
@@ -307,10 +318,11 @@ async def test_sessions_of_a_relay_go_on_after_a_restart(
             async with gateway.connect() as session:
                 assert await session.call("keep", value="mine") == "mine"
                 await gateway.restart(number)
-                assert await session.names() == {"keep", "read"}
+                assert await session.names() == {"keep", "read", "count"}
                 if lost:
-                    assert LOST in await session.call("read")
-                assert [await session.call("read") for _ in range(4)] == ["nothing"] * 4
+                    await check_state(session, "read", goes_on=store != "memory")
+                else:
+                    assert [await session.call("read") for _ in range(4)] == ["nothing"] * 4
 
 
 @pytest.mark.nightly
@@ -396,8 +408,7 @@ async def test_another_principals_session_stays_unknown_after_a_restart(
             await gateway.restart(number)
             own, bob.headers["mcp-session-id"] = bob.headers["mcp-session-id"], ada.headers["mcp-session-id"]
             assert await bob.call("kept_read") == "404"
-            assert LOST in await ada.call("kept_read")
-            assert [await ada.call("kept_read") for _ in range(4)] == ["nothing"] * 4
+            await check_state(ada, "kept_read", goes_on=store != "memory", value="Ada's")
             if (number, store) != FORGETFUL:
                 bob.headers["mcp-session-id"] = own
                 assert await bob.call("kept_read") == "nothing"
@@ -453,3 +464,22 @@ async def test_official_clients_go_on_in_their_sessions_after_a_restart(
             await restarting
             for _ in range(3):
                 await use()
+
+
+NIGHTLY = [("relay", "sqlite"), ("kept", "redis"), ("kept", "nats")]
+
+
+@pytest.mark.parametrize(
+    ("table", "store"), [("kept", "sqlite"), *(pytest.param(*each, marks=pytest.mark.nightly) for each in NIGHTLY)]
+)
+async def test_official_clients_do_not_notice_a_restart_if_the_store_outlives_it(
+    world: World, tmp_path: Path, table: str, store: str
+) -> None:
+    tool = "count" if table == "relay" else f"{table}_count"
+    with run_gateway(world, tmp_path, table, store=store) as gateway:
+        async with AsyncExitStack() as stack:
+            calls = {name: await stack.enter_async_context(start_client(name, gateway.port)) for name in CLIENTS}
+            assert {name: await call(tool) for name, call in calls.items()} == dict.fromkeys(CLIENTS, "1")
+            await gateway.restart(signal.SIGTERM)
+            for number in ("2", "3"):
+                assert {name: await call(tool) for name, call in calls.items()} == dict.fromkeys(CLIENTS, number)

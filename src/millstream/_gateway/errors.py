@@ -34,3 +34,7 @@ class ClientRejected(NoCredentials):
 
 class EndedHere(ClientError):
     """This gateway has ended the caller's session at the upstream. The next call uses another one."""
+
+
+class EndedThere(EndedHere):
+    """As `EndedHere`, but the upstream has ended it, while this gateway was stopped."""

@@ -9,6 +9,7 @@ from time import monotonic
 
 from millstream._gateway.catalog.catalog import METHODS
 from millstream._gateway.catalog.offer import OfferedItem
+from millstream._gateway.errors import EndedHere
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.part import GatewayPart, check
 from millstream._gateway.upstreams.mcp import McpUpstream
@@ -119,7 +120,7 @@ class LiveGatewayPart(GatewayPart):
             former = old.get(each.name)
             if former is not each and isinstance(former, McpUpstream) and isinstance(each, McpUpstream):
                 for session in former.links.own:  # each client learns that its session has ended
-                    each.links.lost.keep(session, None)
+                    each.links.lost.keep(session, EndedHere)
             for kind, items in each.offered.items():
                 host.registry.move(kind, items, group)
             self._offer_results(each)

@@ -25,7 +25,7 @@ from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
 from millstream._gateway.rules.results import READ_RESOURCE
-from millstream._gateway.upstreams.links import MAX_OWN_SESSIONS, TAKEN_OVER
+from millstream._gateway.upstreams.links import LEFT_SECONDS, MAX_OWN_SESSIONS, SESSIONS_PREFIX, TAKEN_OVER
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import Gateway, Upstream
 from millstream._http.client import ArrivingBytes
@@ -67,6 +67,8 @@ class GatewayDefinition(Protocol):
     hooks: Hooks | None
     instructions: str
     version: str
+    store: str
+    """URL of the store."""
     named: bool
     """Whether the operator chose the name."""
     parts: frozenset[str]
@@ -162,6 +164,7 @@ class GatewayPart:
             id=self._announcement["id"],
             name=self.definition.name,
             host=host,
+            store_outlives=not self.definition.store.startswith("memory:"),
             pool=pool,
             sessions=Share(MAX_OWN_SESSIONS),
             proxies=TrustedProxies.from_environment(),
@@ -191,6 +194,7 @@ class GatewayPart:
         for upstream in self.upstreams.values():
             await self._open_upstream(upstream)
         self._register_metrics(host)
+        host.run(self._end_unused_sessions())
         host.services.peers.on(PartMessage, self._hand_over)
         await self._wait_for_lists(self.upstreams.values())
         self._apply()
@@ -201,6 +205,13 @@ class GatewayPart:
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
         if self._name_conflict:
             raise ValueError(self._name_conflict)
+
+    async def _end_unused_sessions(self) -> None:
+        """End the sessions that an earlier run left open at upstreams, and that no caller has continued since."""
+        await asyncio.sleep(LEFT_SECONDS)
+        names = await self._host.store.kv.keys(SESSIONS_PREFIX)
+        for upstream in self._mcp_upstreams:
+            await upstream.links.end_unused(names)
 
     def _find_withdrawn(self) -> Iterator[Trouble]:
         """Yield a trouble for each upstream with quarantined items that the policy would offer."""

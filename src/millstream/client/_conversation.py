@@ -30,6 +30,7 @@ from millstream.client._requests import (
     NOT_CONNECTED,
     Connection,
     Era,
+    OpenSession,
     RawRequest,
     ToolHeaders,
 )
@@ -110,12 +111,23 @@ class Conversation(NotCopyable):
         self._watch_task: asyncio.Task[None] | None = None
         """Keeps the connection open for `on_change`."""
 
-    async def start(self) -> None:
-        """Connect and negotiate, even after `close`."""
+    async def start(self, session: OpenSession | None = None) -> None:
+        """Connect and negotiate, even after `close`.
+
+        Args:
+            session: The session to resume instead, from `Requests.describe_session`.
+
+        Raises:
+            SessionLost: The server doesn't know the session any more.
+            ClientError: The server can't be reached.
+        """
         self._incoming.background.reopen()
         self._cache.invalidate(Change("again"), None)  # the server may have changed in the meantime
         try:
-            await self.requests.restore(await self.requests.connect(first=True), None)
+            if session is None:
+                await self.requests.restore(await self.requests.connect(first=True), None)
+            else:
+                await self.requests.resume(session)
         except BaseException:
             await self.close()
             raise

@@ -22,7 +22,14 @@ from millstream._copies import NotCopyable
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, Confidential, pluralize, shorten
+from millstream._protocol.errors import (
+    METHOD_NOT_FOUND,
+    MISSING_CLIENT_CAPABILITY,
+    UNSUPPORTED_VERSION,
+    Confidential,
+    pluralize,
+    shorten,
+)
 from millstream._protocol.foreign import MAX_WARNINGS, drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json, PeerError, decoder, encode, notification_message
@@ -52,6 +59,7 @@ from millstream.client._endpoint import Endpoint, redact_error
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
+    ConnectFailed,
     ConnectionLost,
     InvalidResponse,
     NotMcp,
@@ -96,6 +104,17 @@ class Connection(Struct, NotCopyable, frozen=True):
     """The `_meta` members of every request, as JSON without braces."""
     discovered: bytes
     """The raw result of `initialize` or `server/discover`."""
+
+
+class OpenSession(Struct, frozen=True):
+    """A session over Streamable HTTP that stays open without a connection: see `Conversation.start`."""
+
+    id: str
+    cookies: Mapping[str, str]
+    discovered: bytes
+    """The raw result of `initialize`."""
+    next_id: int
+    """The first request id that it hasn't used."""
 
 
 class DeclaredCapability(Struct, frozen=True):
@@ -224,6 +243,8 @@ _INPUT_REQUIRED = b'"input_required"'
 _FAILED = re.compile(rb'"isError"\s*:\s*true')
 _MIN_WAIT = 0.05
 _MAX_WAIT = 5.0
+_UNAVAILABLE = frozenset({429, 502, 503, 504})
+"""Status codes of proxies and limits in front of a server, which may still have a session."""
 _MAX_RESTARTS = 3
 """Maximum consecutive connections lost during setup."""
 
@@ -339,6 +360,57 @@ class Requests(Confidential, Struct, kw_only=True):
             with contextlib.suppress(ServerError):
                 await self.restore(connection, before)
         return connection
+
+    def describe_session(self) -> OpenSession | None:
+        """Return the session if another connection can resume it after `leave_session`."""
+        connection = self.connection
+        if connection is None or not isinstance(transport := connection.transport, StreamableTransport):
+            return None
+        if not transport.has_session or transport.lost:
+            return None
+        return OpenSession(*transport.session, connection.discovered, next(self.ids))
+
+    def leave_session(self) -> None:
+        """Leave the session open on the server when this is closed."""
+        if self.connection is not None and isinstance(self.connection.transport, StreamableTransport):
+            self.connection.transport.leave_session()
+
+    async def resume(self, session: OpenSession) -> Connection:
+        """Connect to a session that an earlier connection has left open.
+
+        Raises:
+            SessionLost: The server doesn't know it any more.
+            ClientError: The server can't be reached. The session may still be open.
+        """
+        transport = self._new_transport(sse=False)
+        assert isinstance(transport, StreamableTransport)  # noqa: S101  it described the session
+        transport.resume(session.id, session.cookies)
+        result = _decode_initialize(session.discovered)
+        revision = HANDSHAKE[result.protocol_version]
+        connection = self._new_connection(transport, revision, result, result.server_info, session.discovered)
+        self.ids = count(session.next_id)
+        try:
+            await self._check_resumed(connection)
+        except BaseException:
+            transport.leave_session()
+            await transport.close()
+            raise
+        transport.open_stream()
+        self.connection = self.last = connection
+        return connection
+
+    async def _check_resumed(self, connection: Connection) -> None:
+        ask = RawRequest(method="ping", timeout=self.options.connect_timeout, repeatable=True)
+        try:
+            await self.send(connection, ask)
+        except RequestTimeout:
+            pass  # a busy server still has it
+        except ClientError as exc:
+            if isinstance(exc, ConnectFailed) or exc.status in _UNAVAILABLE:
+                raise
+            if not isinstance(exc, ServerError) or exc.code != METHOD_NOT_FOUND:
+                # Servers say in different ways that they don't know a session.
+                raise SessionLost("The session has ended on the server.") from exc
 
     async def restore(self, connection: Connection, before: Connection | None) -> None:
         """Restore the state of the old connection on a new one."""

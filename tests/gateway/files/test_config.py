@@ -18,7 +18,7 @@ from millstream._gateway.options.policy import ToolPolicy, UpstreamPolicy
 from millstream._gateway.options.upstream import UpstreamOptions
 from millstream._gateway.rules.policy import Policy
 from millstream.client import Client
-from millstream.gateway import UpstreamConfig
+from millstream.gateway import UpstreamConfig, per_user_oauth
 from patience import WAIT
 
 FILE = """
@@ -635,6 +635,14 @@ def test_options_without_effect_are_rejected_in_code() -> None:
     options: list[tuple[dict[str, Any], str]] = [
         ({"openapi": "a.json", "env": {"A": "b"}}, "'a': env requires a command"),
         ({"openapi": "a.json", "isolation": "per_principal"}, "'a': isolation requires a connection"),
+        (
+            {"target": "https://example.com/mcp", "keeps_state": False, "auth": per_user_oauth()},
+            "'a': keeps_state = false can't be used with per_user_oauth, which keeps callers apart, ",
+        ),
+        (
+            {"target": "https://example.com/mcp", "keeps_state": False, "isolation": "per_principal"},
+            'keeps_state = false can\'t be used with isolation = "per_principal", ',
+        ),
         ({"target": "https://example.com/mcp", "cwd": "b"}, "'a': cwd requires a command"),
     ]
     for each, error in options:

@@ -207,11 +207,22 @@ async def test_other_rules_keep_sessions(tmp_path: Path) -> None:
         assert (await client.call("a_visit")).text == "a 3"
 
 
+async def test_timeouts_intervals_and_bounds_change_in_place(tmp_path: Path) -> None:
+    others = "refresh_seconds = 9\nmax_processes = 9\nspare_processes = 1\nmax_catalog_bytes = 99999"
+    async with run_two_shops(tmp_path, REVISIONS[1]) as (gateway, client, a, b):
+        await gateway.change(a("timeout = 1000"), b())
+        assert (await client.call("a_visit")).text == "a 1"
+        await gateway.change(a("timeout = 0.1", "idle_seconds = 7", others), b())
+        assert gateway.state == (3, "")
+        assert "didn't respond in time" in (await client.call("a_wait", raise_on_error=False)).text
+        assert (await client.call("a_visit")).text == "a 2"
+
+
 async def test_clients_learn_that_sessions_at_a_changed_upstream_have_ended(tmp_path: Path) -> None:
     async with run_two_shops(tmp_path, REVISIONS[1]) as (gateway, client, a, b):
         assert (await client.call("a_visit")).text == "a 1"
         assert (await client.call("b_visit")).text == "b 1"
-        await gateway.change(a("timeout = 77"), b())
+        await gateway.change(a("forward_client = false"), b())
         lost = await client.call("a_visit", raise_on_error=False)
         assert "This gateway has restarted, or has closed your session with the server 'a'" in lost.text
         assert (await client.call("a_visit")).text == "a 1"
@@ -377,7 +388,7 @@ async def test_resource_subscriptions_survive(revision: str, tmp_path: Path) -> 
         listening = asyncio.create_task(listen())
         async with asyncio.timeout(WAIT):
             await updates.get()
-            await gateway.change(a(), b("timeout = 55"))
+            await gateway.change(a(), b("forward_client = false"))
             for uri, name in uris.items():
                 found = ""
                 while found != uri:
@@ -432,9 +443,9 @@ async def test_accounts_at_upstreams_stay() -> None:
         part: Any = (await gateway.mcp.start()).host.gateway
         kept = part.upstreams["up"]
         rules = UpstreamPolicy(deny=("write",))
-        for config in (replace(kept.config, policy=rules), replace(kept.config, policy=rules, timeout=99.0)):
+        for config in (replace(kept.config, policy=rules), replace(kept.config, policy=rules, forward_client=False)):
             await part.reconfigure([config])
-            assert (part.upstreams["up"] is kept) is (config.timeout != 99.0)
+            assert (part.upstreams["up"] is kept) is config.forward_client
             assert await gateway.call(ALICE, "up_who") == "ada"
             assert "Disconnect" in await alice.page()
         await alice.submit("disconnect")
@@ -453,7 +464,7 @@ async def test_accepted_definitions_count_after_a_change(tmp_path: Path) -> None
                 (definition,) = [each.offered for each in order if each.name == "order"]
                 (tmp_path / "gateway.lock").write_text(json.dumps({"b": {"tools": {"order": definition}}}))
                 await until_async(lambda: gateway.state[0] == 3)  # the file of definitions is a part of the version
-                await gateway.change(table("a", a, "timeout = 44"), table("b", b, pinned))
+                await gateway.change(table("a", a, "forward_client = false"), table("b", b, pinned))
 
                 async def is_offered() -> bool:
                     return "b_order" in await names_of(client)
@@ -469,8 +480,8 @@ async def test_stored_results_outlive_a_change(tmp_path: Path) -> None:
         await gateway.change(a(limited), b())
         found = await client.call("a_visit_often")
         uri = found.text.rpartition(" ")[2]
-        for line in ("timeout = 33", ""):
-            await gateway.change(a(line, limited), b(f"timeout = {len(line) + 9}"))
+        for line in ("forward_client = false", ""):
+            await gateway.change(a(line, limited), b(f'headers = {{ x = "{len(line)}" }}'))
             assert "many visits" in str(await client.read(uri))
             assert len([each for each in await client.templates() if "result" in each.uri_template]) == 1
         await gateway.change(a(), b())
@@ -505,7 +516,7 @@ async def test_order_of_the_file_is_the_order_of_lists(tmp_path: Path) -> None:
 async def test_tasks_of_earlier_upstreams_end_well(changed: bool, tmp_path: Path) -> None:
     async with run_two_shops(tmp_path) as (gateway, client, a, b):
         task = await client.tasks.start("b_prepare", {})
-        await gateway.change(a(), b("timeout = 66") if changed else "")
+        await gateway.change(a(), b("forward_client = false") if changed else "")
         gateway.shops["b"].gate.set()
         assert (await client.tasks.wait(task)).text == "prepared"
 

@@ -22,7 +22,7 @@ from msgspec import Raw, Struct, structs
 from millstream import ProtocolError, ToolError, __version__
 from millstream._gateway.calls.failures import no_response_error, refused_error
 from millstream._gateway.calls.forwarded_call import INPUT_REQUIRED, ForwardedCall, SavedResult, input_required
-from millstream._gateway.errors import EndedHere, InUse
+from millstream._gateway.errors import EndedHere, EndedThere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.loops import PATH, GatewayLoop, extend_path
 from millstream._gateway.messages.route import Way, choose_way
@@ -372,6 +372,8 @@ async def _fail(
     call opens another session, and the error explains that the upstream's state is lost.
     """
     if isinstance(exc, EndedHere):
+        if isinstance(exc, EndedThere):
+            return no_response_error(call, upstream, SessionLost(exc.message))
         return call_error(call, _ENDED_HERE.format(upstream.name))
     lost, session = isinstance(exc, SessionLost), call.session
     ended = link if link is not None and (link.key.own or link.remembered) and (lost or link.is_lost) else None
@@ -398,6 +400,8 @@ _ENDED_HERE = (
     "This gateway has restarted, or has closed your session with the server {0!r} for another reason, so the session "
     "has lost its state. Call again to start a new one."
 )
+_SWALLOWED = "/list", "ping"
+"""Ends of methods whose errors people don't see, because libraries send them."""
 _NO_STORE = b"cache-control: no-store\r\n"
 """Headers of the error about an ended session, which keeps its status in every revision."""
 
@@ -451,11 +455,11 @@ async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
     key, links, began = upstream.key(call, abilities, name), upstream.links, call.started or monotonic()
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:
-            if not call.method.endswith("/list"):
+            if not call.method.endswith(_SWALLOWED):
                 if not link.conversation.transport.has_session:
                     links.lost.pop(key.affinity, None)
                 elif key.affinity in links.lost:
-                    await links.tell(key)
+                    await links.tell(key, links.lost[key.affinity])
                 links.check(key, began)
             return link
         key = upstream.key(call, abilities, name)

@@ -48,6 +48,8 @@ class UpstreamFacts(Struct, frozen=True, kw_only=True):
     """See `UpstreamConfig.isolation`."""
     is_remote: bool = False
     """Whether it's at a URL."""
+    keeps_state: bool = True
+    """See `UpstreamConfig.keeps_state`."""
     keeps_sessions: bool = False
     """Whether a connection is a session at the upstream, so that callers on one connection share its state. True as
     long as it isn't known.
@@ -137,7 +139,8 @@ def plan_route(
     if facts.is_remote and facts.keeps_sessions and facts.isolation != "shared" and not (is_known or has_session):
         return CallRoute(once=True, is_verbatim=same)
     if facts.revision.handshake:
-        return CallRoute(is_verbatim=same)
+        apart = facts.keeps_state
+        return CallRoute(by_principal=apart or by_principal, by_session=apart, is_verbatim=same)
     plain = plain and not client.handshake and (same or not facts.is_relayed)
     return CallRoute(by_principal=by_principal, by_session=False, by_abilities=False, is_plain=plain, is_verbatim=same)
 

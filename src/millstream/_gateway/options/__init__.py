@@ -7,5 +7,5 @@ Names that other folders may import, besides the public ones of `millstream.gate
 - `policy`: CommonRules, EVERYONE, QUESTIONS, Texts, ToolRules, find_unknown_names, impossible_rules, patterns_in
 - `process`: ProcessOptions
 - `sets`: SetOptions
-- `upstream`: UpstreamOptions
+- `upstream`: CHANGEABLE, UpstreamOptions
 """

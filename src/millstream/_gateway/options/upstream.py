@@ -31,6 +31,13 @@ _TAKES = {
 """Options -> what they take, for errors."""
 
 
+CHANGEABLE = (
+    "timeout", "connect_timeout", "start_timeout", "refresh_seconds", "idle_seconds", "max_processes",
+    "spare_processes", "max_catalog_bytes",
+)  # fmt: skip
+"""Options that change in a running upstream."""
+
+
 class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """A server behind the gateway. ``UpstreamConfig(name="files", target=["uvx", "mcp-server-files", "."])``"""
 
@@ -60,6 +67,8 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     otherwise, all callers share one. ``shared`` also lets callers without sign-in share a session at a URL. In the
     handshake era, a process that two principals have used can't ask questions.
     """
+    keeps_state: bool = True
+    """Whether it may remember something for a session. If not, callers share sessions, and aren't told of lost ones."""
     connect_timeout: Timeout = 10.0
     """Seconds to wait for a connection."""
     start_timeout: Seconds = 5.0
@@ -157,6 +166,12 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     def find_ignored_option(self) -> tuple[str, str]:
         """Return an option that this kind of target ignores, and what it requires, or two empty strings."""
+        if not self.keeps_state:
+            for name, value in ("auth", self.connects), ("isolation", self.isolation not in (None, "shared")):
+                if value:
+                    what = "per_user_oauth" if name == "auth" else f'isolation = "{self.isolation}"'
+                    why = "which keeps callers apart, although they'd share sessions. Remove one of the two."
+                    return "keeps_state", f"keeps_state = false can't be used with {what}, {why}"
         kind = "openapi" if self.openapi is not None else "url" if "://" in str(self.target).partition(" ")[0] else ""
         options = {
             "env": self.env,
@@ -179,6 +194,7 @@ class UpstreamOptions(TypedDict, total=False):
     forward_headers: Sequence[str]
     forward_client: bool
     isolation: Literal["shared", "per_principal", "per_session"] | None
+    keeps_state: bool
     timeout: float
     connect_timeout: float
     start_timeout: float

@@ -164,6 +164,10 @@ class UpstreamProcesses:
         self.on_hang: Callable[[ConnectionLost], None] = lambda error: None
         """Called after a hung process was killed."""
 
+    def become(self, config: ProcessOptions) -> None:
+        """Use other limits, and keep the processes."""
+        self.config, self.places.maximum, self.places.each = config, config.max_processes, config.max_processes
+
     def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
         """Return a target for a client.
 

@@ -8,25 +8,29 @@ Clients never see an upstream's session id.
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from hashlib import sha256
+from secrets import token_bytes
 from time import monotonic
 
 from msgspec import Raw, Struct, field
 
 from millstream import ProtocolError
-from millstream._gateway.errors import EndedHere, InUse
+from millstream._gateway.errors import EndedHere, EndedThere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.messages.router import MessageRouter
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
+from millstream._stores.rates import MARK_BYTES
 from millstream._tasks import Tasks, has_failed
-from millstream.client import ConnectionLost, SessionLost
+from millstream.auth._authorization_server.tickets import Vault
+from millstream.client import ClientError, ConnectionLost, SessionLost
 from millstream.client._errors import SERVER
+from millstream.client._requests import OpenSession
 from millstream.client.lowlevel import Conversation
 from millstream.protocol import OVERLOADED, Json, encode
-from millstream.stores import Map, StoreFull, StoreUnavailable, share_for
+from millstream.stores import StoreFull, StoreUnavailable, share_for
 
 
 class ClientIdentity(Struct, frozen=True):
@@ -96,6 +100,8 @@ class Link(Struct, eq=False):
     """Whether its session is being checked now."""
     reported: bool = False
     """Whether its caller has learned of the loss."""
+    mark: bytes = b""
+    """Its value in `UpstreamSessions`."""
     notifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a client's notification is passed on, so that they keep their order."""
 
@@ -117,40 +123,94 @@ _TOGETHER_SECONDS = 0.1
 """Seconds in which the calls arrive that a client sends together. All of them fail if their session is lost."""
 _REMEMBERED_SECONDS = 7 * 86400.0
 """Seconds for which a caller's session at an upstream is remembered."""
-_MARK = b"1"
+LEFT_SECONDS = 3600.0
+"""Seconds after which a session that was left open is ended if no caller has continued it."""
+_KIND = b"upstream session"
+SESSIONS_PREFIX = "upstream-session:"
+_MAX_LEFT = 64 * 1024
+"""Maximum size of a session that's left open, in bytes. Most of it is the upstream's result of `initialize`."""
+
+
+class LeftSession(Struct, frozen=True):
+    """A caller's session at a URL that this gateway left open when it stopped, to continue it when it runs again."""
+
+    key: LinkKey
+    owner: str
+    session: OpenSession
+    left_at: float
 
 
 class UpstreamSessions(Struct, frozen=True):
     """The principals and the clients' sessions that have a session at one upstream. They're in the store, so that a
     caller learns from any worker that a session is lost, even after a restart, if the store outlives it.
+
+    A value is the mark of the connection that uses the session, or a `LeftSession`.
     """
 
-    kv: Map
+    vault: Vault
     address: Sequence[str]
     """Identifies the upstream: names of the gateway and the upstream, and the target."""
 
-    async def add(self, key: LinkKey) -> None:
+    async def claim(self, link: Link) -> LeftSession | bool:
+        """Return the session that a connection can continue, which no other one gets, or whether its caller had one."""
+        name, kv = self._name(link.key), self.vault.kv
+        with contextlib.suppress(StoreUnavailable):
+            found = await kv.get(name)
+            if found is None or len(found) <= MARK_BYTES:
+                link.mark = found or b""
+                return found is not None
+            link.mark = token_bytes(MARK_BYTES)
+            if await kv.compare_and_set(name, found, link.mark, _REMEMBERED_SECONDS):
+                return self._open(name, found) or True
+            return True
+        return False
+
+    async def add(self, link: Link) -> None:
         """Remember that a caller has a session."""
+        link.mark = token_bytes(MARK_BYTES)
         try:
-            await self.kv.put(self._name(key), _MARK, _REMEMBERED_SECONDS)
+            await self.vault.kv.put(self._name(link.key), link.mark, _REMEMBERED_SECONDS)
         except (StoreFull, StoreUnavailable) as exc:
             logger.warning("%s: a caller won't learn if its session is lost: %s", self.address[1], exc)
 
-    async def has(self, key: LinkKey) -> bool:
-        """Return whether a caller has a session."""
+    async def forget(self, link: Link) -> bool:
+        """Forget the session that a connection has added or found. Return whether no other one has done so."""
         with contextlib.suppress(StoreUnavailable):
-            return await self.kv.get(self._name(key)) is not None
+            return await self.vault.kv.compare_and_set(self._name(link.key), link.mark, None, 1.0)
         return False
 
-    async def take(self, key: LinkKey) -> bool:
-        """Forget a caller's session. Return whether there was one."""
-        with contextlib.suppress(StoreUnavailable):
-            return await self.kv.compare_and_set(self._name(key), _MARK, None, 1.0)
+    async def leave(self, link: Link, session: OpenSession) -> bool:
+        """Store a session to continue, unless another worker serves the caller by now. Return whether it's stored."""
+        name = self._name(link.key)
+        left = LeftSession(link.key, link.owner, session, self.vault.clock())
+        sealed = self.vault.seal(_KIND, left, name.encode()).encode()
+        with contextlib.suppress(StoreFull, StoreUnavailable):
+            if len(sealed) <= _MAX_LEFT:
+                return await self.vault.kv.compare_and_set(name, link.mark, sealed, _REMEMBERED_SECONDS)
         return False
+
+    async def take_unused(self, names: Collection[str]) -> AsyncIterator[LeftSession]:
+        """Yield the sessions that were left open too long ago. Their callers learn that they're lost."""
+        kv = self.vault.kv
+        for name in [each for each in names if f".{self._place}" in each]:
+            found = await kv.get(name)
+            left = None if found is None else self._open(name, found)
+            if left is None or left.left_at + LEFT_SECONDS > self.vault.clock():
+                continue
+            if await kv.compare_and_set(name, found, token_bytes(MARK_BYTES), _REMEMBERED_SECONDS):
+                yield left
+
+    def _open(self, name: str, sealed: bytes) -> LeftSession | None:
+        return self.vault.open(_KIND, sealed, LeftSession, name.encode())
+
+    @property
+    def _place(self) -> str:
+        return sha256(encode(self.address)).hexdigest()[:16]
 
     def _name(self, key: LinkKey) -> str:
-        owner = [*self.address, key.principal, key.capabilities.decode(), key.credentials, key.affinity]
-        return f"upstream-session:{share_for(key.principal)}.{sha256(encode(owner)).hexdigest()[:32]}"
+        owner = key.principal, key.capabilities.decode(), key.credentials, key.affinity
+        digest = sha256(encode(owner)).hexdigest()[:32]
+        return f"{SESSIONS_PREFIX}{share_for(key.principal)}.{self._place}.{digest}"
 
 
 class Links(Struct):
@@ -172,14 +232,18 @@ class Links(Struct):
     """The clock of sessions, in Unix time."""
     records: UpstreamSessions
     """Callers with a session at the upstream."""
+    stops: Callable[[], bool]
+    """Returns whether this gateway stops, with a store that outlives it."""
+    keeps_state: bool
+    """See `UpstreamConfig.keeps_state`."""
     announce: Callable[[str], Awaitable[object]]
     """Tells the other workers that this one serves a client's session now. They call `hand_over`."""
     links: dict[LinkKey, Link] = {}
     own: dict[str, Link] = {}
     """Client session -> its dedicated session at the upstream."""
-    lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
-    """Client sessions whose dedicated session this gateway has ended, but that haven't been notified yet."""
-    told: Recent[LinkKey, float] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
+    lost: Recent[str, type[EndedHere]] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
+    """Client sessions whose dedicated session has ended, but that haven't been notified yet."""
+    told: Recent[LinkKey, tuple[float, type[EndedHere]]] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
     """Key -> the time at which the first call failed because the session was lost. Calls that began earlier fail, too,
     as they would run without the state that their client expects.
     """
@@ -243,20 +307,18 @@ class Links(Struct):
     async def _start(self, link: Link) -> None:
         key, conversation = link.key, link.conversation
         SERVER.set(self.records.address[1])
-        is_callers = bool(key.principal) and not key.affinity
+        is_callers = self.keeps_state and bool(key.principal) and not key.affinity
         try:
-            if is_callers and await self.records.take(key):
-                await self.tell(key)
-                raise EndedHere("The earlier session has ended.")
-            if key.own and await self.records.has(key):
-                self.lost.keep(key.affinity, None)
-                await self.announce(key.affinity)
-            await conversation.start()
+            resumed = False
+            if is_callers or key.own:
+                resumed = await self._begin(link)
+            else:
+                await conversation.start()
             has_session = conversation.negotiated.revision.handshake and conversation.transport.has_session
             if has_session and is_callers:
                 link.remembered, conversation.requests.reconnects = True, False
-            if has_session and (is_callers or key.own):
-                await self.records.add(key)
+            if has_session and (is_callers or key.own) and not resumed:
+                await self.records.add(link)
             if key.own:
                 self.known.keep(key.affinity, None)
             self.on_open(link)
@@ -265,6 +327,50 @@ class Links(Struct):
             if self.links.get(link.key) is link:
                 self._remove(link)
             raise
+
+    async def _begin(self, link: Link) -> bool:
+        """Open a caller's connection. Return whether it continues a session that was left open."""
+        key, had = link.key, await self.records.claim(link)
+        if isinstance(had, LeftSession):
+            return await self._resume(link, had)
+        if had and key.own:
+            self.lost.keep(key.affinity, EndedHere)
+            await self.announce(key.affinity)
+        elif had and await self.records.forget(link):
+            await self.tell(key, EndedHere)
+            raise EndedHere("The earlier session has ended.")
+        await link.conversation.start()
+        return False
+
+    async def _resume(self, link: Link, left: LeftSession) -> bool:
+        key, conversation, is_open = link.key, link.conversation, False
+        try:
+            with contextlib.suppress(SessionLost):
+                await conversation.start(left.session)
+                is_open = True
+                return True
+            await conversation.start()  # if this fails, the upstream only can't be used at the moment
+            is_open = True
+        finally:
+            if not is_open:
+                await self.records.leave(link, left.session)
+        if key.own:
+            self.lost.keep(key.affinity, EndedThere)
+        else:
+            await self.tell(key, EndedThere)
+        return False
+
+    async def end_unused(self, names: Collection[str]) -> None:
+        """End the sessions that were left open and that no caller has continued.
+
+        Args:
+            names: The names of all values of `UpstreamSessions`.
+        """
+        async for left in self.records.take_unused(names):
+            conversation = self.connect(left.key, left.owner, None).conversation
+            with contextlib.suppress(ClientError, OSError):
+                await conversation.start(left.session)
+                await conversation.close()
 
     def _remove(self, link: Link) -> None:
         if self.links.get(link.key) is link:
@@ -302,7 +408,7 @@ class Links(Struct):
         """Close the dedicated session of a client's session that has ended."""
         if (link := self.own.get(session_id)) is not None:
             self._end_once_open(link)
-            self.close_tasks.spawn(self.records.take(link.key))
+            self.close_tasks.spawn(self.records.forget(link))
 
     def hand_over(self, session_id: str) -> None:
         """Close the dedicated session of a client's session, which another worker serves now, when its calls have
@@ -341,13 +447,17 @@ class Links(Struct):
                 raise InUse(self.places, owner, remedy="Raise max_connections.")
             self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
 
-    async def tell(self, key: LinkKey) -> None:
+    async def tell(self, key: LinkKey, ended: type[EndedHere]) -> None:
         """Note that calls with a key fail now because their session is lost. Wait first for those sent together."""
         began = monotonic()
         await asyncio.sleep(_TOGETHER_SECONDS)
-        if self.told.get(key, 0.0) < began:  # else, one of those calls has already failed
+        if self.told_at(key) < began:  # else, one of those calls has already failed
             self.lost.pop(key.affinity, None)
-            self.told.keep(key, monotonic())
+            self.told.keep(key, (monotonic(), ended))
+
+    def told_at(self, key: LinkKey) -> float:
+        """Return when calls with a key last failed because their session was lost, or 0."""
+        return self.told[key][0] if key in self.told else 0.0
 
     def check(self, key: LinkKey, began: float) -> None:
         """Check that a call that began at some time of `time.monotonic` can use the connection of a key.
@@ -355,14 +465,14 @@ class Links(Struct):
         Raises:
             EndedHere: Another call has failed since then, because the caller's earlier session was lost.
         """
-        if began <= self.told.get(key, 0.0):
-            raise EndedHere("The earlier session has ended.")
+        if began <= self.told_at(key):
+            raise self.told[key][1]("The earlier session has ended.")
 
     async def forget(self, link: Link) -> None:
         """Close a connection, and note that its caller has learned of the lost session."""
         if not link.reported and self.links.get(link.key, link) is link and (link.remembered or link.key.own):
-            await self.records.take(link.key)
-            await self.tell(link.key)
+            await self.records.forget(link)
+            await self.tell(link.key, EndedHere)
             link.reported = True
         self.end(link)
 
@@ -381,7 +491,7 @@ class Links(Struct):
                 continue
             if key.own:
                 if link.open_task is None:  # else, the client has no session there yet
-                    self.lost.keep(key.affinity, None)
+                    self.lost.keep(key.affinity, EndedHere)
                 self.end(link)
             elif link.calls and key.principal:  # without a principal, it's the connection for lists
                 del self.links[key]
@@ -414,12 +524,20 @@ class Links(Struct):
             self.end_session(link.key.affinity)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. When this gateway stops, sessions stay open if it can continue them when it's back."""
+        if self.stops():
+            await asyncio.gather(*map(self._leave, self.links.values()))
         for link in [*self.links.values(), *self.retired]:
             self.end(link)
         self.retired.clear()
         while self.close_tasks:
             await self.close_tasks.settle(None)
+
+    async def _leave(self, link: Link) -> None:
+        is_callers = (link.remembered or link.key.own) and link.open_task is None and not link.is_lost
+        session = link.conversation.requests.describe_session() if is_callers else None
+        if session is not None and await self.records.leave(link, session):
+            link.conversation.requests.leave_session()
 
 
 def _too_many_sessions(sessions: Share, owner: str) -> ProtocolError:

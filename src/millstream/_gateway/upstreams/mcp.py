@@ -18,7 +18,7 @@ from millstream._gateway.catalog.catalog import (
     Pins,
     StoredCatalog,
 )
-from millstream._gateway.errors import InUse
+from millstream._gateway.errors import EndedHere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.messages.route import CallRoute, UpstreamFacts, Way, choose_way, plan_route
 from millstream._gateway.messages.router import CHANGES, MessageRouter, OwnSession, SessionRecipient, message_for_client
@@ -58,6 +58,7 @@ from millstream._server.calls.services import ServerChange, Services, SessionCha
 from millstream._server.calls.sessions import Session
 from millstream._server.peers import PartMessage
 from millstream._server.pool import Pool
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.client import (
     ClientError,
     ConnectionLost,
@@ -150,9 +151,11 @@ class McpUpstream(Upstream):
         """`_meta` of requests, by the client's `_meta` and revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
         clock = gateway.host.services.clock
-        records = UpstreamSessions(gateway.host.store.kv, (gateway.name, config.name, config.address))
+        host, outlives = gateway.host, gateway.store_outlives
+        records = UpstreamSessions(Vault(host.services), (gateway.name, config.name, config.address))
         self.links: Links = Links(
             self._make_link, self._take_link, gateway.sessions, places, config.idle_seconds, clock, records,
+            lambda: outlives and host.dispatcher.stopping, config.keeps_state,
             lambda session: gateway.host.services.peers.broadcast(PartMessage(TAKEN_OVER, session.encode())),
         )  # fmt: skip
         self.watches: ResourceWatches = ResourceWatches(
@@ -198,6 +201,16 @@ class McpUpstream(Upstream):
         self.stack.push_async_callback(self.watches.close)
         self.lists.always_asked = self.is_relayed or self.is_program
         self.lists.tasks.spawn(self.lists.run())
+
+    @override
+    def become(self, config: UpstreamConfig) -> None:
+        """See `Upstream`."""
+        super().become(config)
+        self.links.idle_seconds = config.idle_seconds
+        for link in self.links.links.values():
+            link.conversation.requests.timeout = config.timeout
+        if self.processes is not None:
+            self.processes.become(config)
 
     def _take_hang(self, error: ConnectionLost) -> None:
         """Handle that a hung process was killed. Reading the lists starts its successor."""
@@ -312,7 +325,8 @@ class McpUpstream(Upstream):
         create one.
         """
         pinned = self.config.revision
-        return (pinned is None or BY_DATE[pinned].handshake) and revision not in self._sessionless
+        has_handshake = pinned is None or BY_DATE[pinned].handshake
+        return has_handshake and self.config.keeps_state and revision not in self._sessionless
 
     def declare_less(self, exc: ServerError) -> bool:
         """Declare capabilities in their oldest form, after `initialize` was refused with an error that names a member.
@@ -356,7 +370,8 @@ class McpUpstream(Upstream):
             serves_several=self._serves_several,
             isolation=self.config.isolation,
             is_remote=self._uses_http or self._is_websocket,
-            keeps_sessions=self.in_sessions or self.keeps_sessions is not False,
+            keeps_state=(keeps_state := self.config.keeps_state),
+            keeps_sessions=keeps_state and (self.in_sessions or self.keeps_sessions is not False),
             has_principals=self.gateway.host.guard is not None,
             separates_principals=protected or self._is_websocket,
             has_credentials=self.credentials is not None,
@@ -424,7 +439,7 @@ class McpUpstream(Upstream):
         link = links.own.get(session.id)
         was_here = session.id in links.known or session.current  # else, the store has forgotten whether there was one
         if not was_here if link is None else link.key != key:  # it was opened with different credentials
-            links.lost.keep(session.id, None)
+            links.lost.keep(session.id, EndedHere)
             links.end_session(session.id)
         info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
         declared = capabilities_of(call, self.policy.questions, is_relayed=self.is_relayed)
@@ -553,7 +568,7 @@ class McpUpstream(Upstream):
             return None
         else:
             link.expires_at = session.expires_at
-        if link is None or link.open_task is not None or 0 < call.started <= links.told.get(link.key, 0.0):
+        if link is None or link.open_task is not None or 0 < call.started <= links.told_at(link.key):
             return None
         source = link.conversation.negotiated.revision
         return link if choose_way(call.revision, source, is_relayed=self.is_relayed) is way else None
@@ -763,7 +778,13 @@ def _describe_sharing(upstream: McpUpstream, facts: UpstreamFacts) -> str:
             )
         if facts.keeps_sessions:
             return f"all callers of {name} share one process, and what it remembers.{size}"
-    if upstream.keeps_sessions and not facts.serves_several and upstream.gateway.host.guard is None and not has_one:
+    if (
+        upstream.keeps_sessions
+        and facts.keeps_state
+        and not facts.serves_several
+        and upstream.gateway.host.guard is None
+        and not has_one
+    ):
         if facts.isolation == "shared" or upstream.is_program:
             return f"callers of {name} that have no session here share one session there, and what it remembers"
         how = "have to use an earlier one" if upstream.is_relayed else "get a session for each call"

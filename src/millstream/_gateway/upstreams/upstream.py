@@ -16,7 +16,7 @@ from millstream._gateway.errors import InUse, NoCredentials
 from millstream._gateway.log import logger
 from millstream._gateway.names import Names
 from millstream._gateway.options.policy import UpstreamPolicy
-from millstream._gateway.options.upstream import UpstreamConfig
+from millstream._gateway.options.upstream import CHANGEABLE, UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool, UpstreamProcesses
 from millstream._gateway.rules.policy import Policy
 from millstream._gateway.rules.results import StoredResults
@@ -50,6 +50,8 @@ class Gateway(Struct, frozen=True):
     """See `_names`."""
     name: str
     host: PartHost
+    store_outlives: bool
+    """Whether the store outlives the server."""
     pool: ProcessPool
     """Runs the processes of commands."""
     upstreams: "Mapping[str, Upstream]"
@@ -151,17 +153,19 @@ class Upstream(ABC):
 
     def can_become(self, config: UpstreamConfig) -> bool:
         """Return whether `become` can use a configuration: it's the same, except for rules that connections don't
-        depend on.
+        depend on, and timeouts, intervals, and bounds.
         """
-        if structs.replace(config, policy=self.config.policy) != self.config:
+        same = {each: getattr(self.config, each) for each in ("policy", *CHANGEABLE)}
+        if structs.replace(config, **same) != self.config:
             return False
         old, new = self.config.policy or UpstreamPolicy(), config.policy or UpstreamPolicy()
         same_questions = Policy(new, config.names).questions == self.policy.questions
         return same_questions and (old.pins, old.new_items) == (new.pins, new.new_items)
 
     def become(self, config: UpstreamConfig) -> None:
-        """Use other rules, and keep all connections."""
-        self.config, self.policy = config, Policy(config.policy or UpstreamPolicy(), config.names)
+        """Use other rules and limits, and keep all connections."""
+        self.config = self.lists.config = config
+        self.policy = Policy(config.policy or UpstreamPolicy(), config.names)
 
     @property
     def may_have_own(self) -> bool:

@@ -172,6 +172,24 @@ class StreamableTransport(Confidential, Struct, eq=False):
                     await stands.wait()
 
     @property
+    def session(self) -> tuple[str, Mapping[str, str]]:
+        """Id of the session, and the header with its cookies."""
+        return self._session, self._cookies
+
+    def resume(self, session: str, cookies: Mapping[str, str]) -> None:
+        """Use a session that an earlier connection has left open, before `set_revision`."""
+        self._session, self._cookies = session, cookies
+
+    def open_stream(self) -> None:
+        """Open the stand-alone stream of a resumed session. Its listener learns that it may have missed messages."""
+        if self._revision is not None and self._revision.event_ids:
+            self._stream_task = self._background.spawn(self._keep_stream_open(asyncio.Event(), attempts=1))
+
+    def leave_session(self) -> None:
+        """Leave the session open on the server when this is closed."""
+        self._session, self._cookies = "", {}
+
+    @property
     def secrets(self) -> Collection[str]:
         """The credentials that requests contain, and the session."""
         return self._endpoint.secrets.union({self._session}, *map(secret_parts, self._cookies.values()))
@@ -323,9 +341,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
             headers["Last-Event-ID"] = last_event_id.encode().decode("latin-1")  # UTF-8, per WHATWG HTML
         return await self._endpoint.send("GET", headers, repeatable=True)
 
-    async def _keep_stream_open(self, stands: asyncio.Event) -> None:
+    async def _keep_stream_open(self, stands: asyncio.Event, attempts: int = 0) -> None:
         """Keep the stand-alone stream open. Servers without one respond with 405."""
         reader = EventReader(self._max, self._skip)
+        reader.attempts = attempts
         wanted = self._listener.subscribed
         now = asyncio.get_running_loop().time
         since = now()
@@ -365,7 +384,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
         reply = await self._get(reader.last_event_id)
         if reply.is_temporary and (stands.is_set() or self._listener.subscribed.is_set()):
             raise self._error(reply)
-        if reply.status == 409 and stands.is_set():
+        if reply.status == 409 and (stands.is_set() or reader.attempts):
             raise ConnectionLost("The server still has the previous stream open.")
         if reply.stream is None or reply.status != 200:
             raise SessionLost("The session has expired on the server.")

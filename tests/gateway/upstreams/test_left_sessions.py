@@ -1,0 +1,238 @@
+"""Sessions at upstreams that a gateway leaves open when it stops, and continues when it runs again."""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import cycle
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import httpx2
+import pytest
+
+from cases import for_each
+from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving
+from fleet import until
+from http_peer import serve
+from millstream import Server, Settings, auth
+from patience import WAIT
+
+KEYS = {"ada": "ada-has-a-key-of-some-length", "bob": "bob-has-another-of-some-length"}
+HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
+THERE = "The server 'desk' behind this gateway has ended its session with you and lost its state."
+HERE = "This gateway has restarted, or has closed your session with the server 'desk'"
+
+
+async def refuse_404(asked: ReceivedRequest) -> None:
+    await asked.reply(b"", status="404 Not Found")
+
+
+class Desk:
+    """A server of 2025-11-25 that keeps a value in each session."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+        """Session -> value."""
+        self.ids: defaultdict[str, list[object]] = defaultdict(list)
+        """Session -> ids of its requests."""
+        self.deleted: list[str] = []
+        self.hangs = asyncio.Event()
+        self.is_down = False
+        self.on_forgotten: Callable[[ReceivedRequest], Awaitable[None]] = refuse_404
+        self._count = 0
+
+    async def behave(self, asked: ReceivedRequest) -> None:
+        if self.is_down:
+            raise ConnectionError
+        session, method = asked.headers.get("mcp-session-id", ""), asked.method
+        if method == "server/discover":
+            await asked.error(-32601, "Method not found")
+        elif method == "initialize":
+            self._count += 1
+            self.kept[f"s{self._count}"] = "nothing"
+            await asked.result(GREETING, more=f"Mcp-Session-Id: s{self._count}\r\nSet-Cookie: node=s{self._count}\r\n")
+        elif session not in self.kept:
+            await self.on_forgotten(asked)
+        elif asked.verb == "DELETE":
+            self.deleted.append(session)
+            del self.kept[session]
+            await asked.reply(b"")
+        elif asked.verb == "GET":
+            await asked.reply(b"", status="405 Method Not Allowed")
+        elif method.startswith("notifications/"):
+            await asked.reply(b"", status="202 Accepted")
+        else:
+            assert asked.headers["cookie"] == f"node={session}"
+            self.ids[session].append(asked.message["id"])
+            await self._answer(asked, session)
+
+    async def _answer(self, asked: ReceivedRequest, session: str) -> None:
+        if asked.method == "tools/list":
+            tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ("keep", "read", "hang")]
+            await asked.result({"tools": tools})
+        elif asked.method == "tools/call":
+            params = asked.message["params"]
+            if params["name"] == "hang":
+                self.hangs.set()
+                await asyncio.Event().wait()
+            self.kept[session] = params.get("arguments", {}).get("value", self.kept[session])
+            await asked.result({"content": [{"type": "text", "text": self.kept[session]}]})
+        else:
+            await asked.result({})
+
+
+class Caller:
+    """A caller of a revision, with one session at the gateway if the revision has them."""
+
+    def __init__(self, revision: str, name: str = "ada") -> None:
+        self._is_newer = revision == PER_REQUEST
+        self._headers = {
+            "accept": "application/json, text/event-stream", "mcp-protocol-version": revision,
+            "authorization": f"Bearer {KEYS[name]}",
+        }  # fmt: skip
+        self.url = ""
+
+    async def connect(self, url: str) -> "Caller":
+        self.url = url
+        if not self._is_newer and "mcp-session-id" not in self._headers:
+            client = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+            reply = await self.post("initialize", client)
+            self._headers["mcp-session-id"] = reply.headers["mcp-session-id"]
+        return self
+
+    async def post(self, method: str, params: dict[str, Any]) -> httpx2.Response:
+        named = {"mcp-method": method} | ({"mcp-name": params["name"]} if "name" in params else {})
+        if self._is_newer:
+            meta = {"protocolVersion": PER_REQUEST, "clientCapabilities": {}}
+            client = {"clientInfo": {"name": "t", "version": "1"}}
+            params = params | {
+                "_meta": {f"io.modelcontextprotocol/{key}": each for key, each in (meta | client).items()}
+            }
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        async with httpx2.AsyncClient(timeout=WAIT) as http:
+            return await http.post(self.url, json=message, headers=self._headers | named)
+
+    async def call(self, tool: str, **arguments: str) -> str:
+        reply = await self.post("tools/call", {"name": tool, "arguments": arguments})
+        text = reply.text.rpartition("data: ")[2]
+        found = json.loads(text)
+        return str(found["result"]["content"][0]["text"] if "result" in found else found["error"]["message"])
+
+
+@asynccontextmanager
+async def run(folder: Path, desk_url: str, *callers: Caller, prefix: str = "", **options: Any) -> AsyncIterator[None]:
+    """Run the gateway until the block ends, with a store that outlives it, and connect callers."""
+    settings = Settings(secret_key="a secret that is long enough for tests", drain_timeout=0.1)
+    mcp = Server("front", auth=auth.keys(named_keys=KEYS), store=f"sqlite:///{folder}/gateway.db", settings=settings)
+    mcp.upstream("desk", desk_url, **{"prefix": prefix, "start_timeout": WAIT, "timeout": WAIT, **options})
+    async with mcp.running(), serve(mcp) as front:
+        for caller in callers:
+            await caller.connect(f"http://127.0.0.1:{front.port}/mcp")
+        yield
+
+
+KINDS = [(PER_REQUEST, ""), (PER_REQUEST, "desk"), (HANDSHAKE, ""), (HANDSHAKE, "desk")]
+"""Revision of the caller, and prefix, which is empty in a relay."""
+
+
+@for_each(("revision", "prefix"), KINDS)
+async def test_each_callers_session_goes_on_with_new_request_ids(tmp_path: Path, revision: str, prefix: str) -> None:
+    desk, ada, bob, tool = Desk(), Caller(revision), Caller(revision, "bob"), f"{prefix}_" if prefix else ""
+    async with misbehaving(desk.behave) as behind:
+        async with run(tmp_path, behind.url, ada, bob, prefix=prefix):
+            for who, value in ((ada, "Ada's"), (bob, "Bob's")):
+                assert await who.call(f"{tool}keep", value=value) == value
+            hanging = asyncio.create_task(ada.call(f"{tool}hang"))
+            async with asyncio.timeout(WAIT):
+                await desk.hangs.wait()
+        await asyncio.gather(hanging, return_exceptions=True)
+        for _ in range(2):
+            async with run(tmp_path, behind.url, ada, bob, prefix=prefix):
+                assert await ada.call(f"{tool}read") == "Ada's"
+                assert await bob.call(f"{tool}read") == "Bob's"
+                assert await ada.call(f"{tool}read") == "Ada's"
+        assert all(len(ids) == len(set(ids)) for ids in desk.ids.values())
+        assert sorted(desk.kept.values()) == ["Ada's", "Bob's"]
+
+
+FORGOTTEN: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
+    "404": refuse_404,
+    "400": lambda asked: asked.error(-32000, "Bad Request: No valid session ID provided", status="400 Bad Request"),
+    "401": lambda asked: asked.reply(b"{}", status="401 Unauthorized"),
+    "500": lambda asked: asked.reply(b"", status="500 Internal Server Error"),
+    "an event that isn't JSON-RPC": lambda asked: asked.reply(
+        b'event: message\ndata: {"error":"Session not found"}\n\n', type="text/event-stream"
+    ),
+    "an empty body": lambda asked: asked.reply(b""),
+    "an error": lambda asked: asked.error(-32600, "Session terminated"),
+}
+
+
+async def test_session_that_an_upstream_forgot_in_the_meantime_is_reported_once(tmp_path: Path) -> None:
+    for (revision, prefix), how in zip(cycle(KINDS), FORGOTTEN, strict=False):
+        desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
+        desk.on_forgotten = FORGOTTEN[how]
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind:
+            async with run(folder, behind.url, ada, prefix=prefix):
+                await ada.call(f"{tool}keep", value="Ada's")
+            desk.kept.clear()
+            async with run(folder, behind.url, ada, prefix=prefix):
+                if revision == HANDSHAKE:  # clients end their session if its ping fails
+                    assert (await ada.post("ping", {})).status_code == 200
+                    assert (await ada.post("tools/list", {})).status_code == 200
+                texts = [await ada.call(f"{tool}read") for _ in range(3)]
+                assert THERE in texts[0], (revision, prefix, texts)
+                assert texts[1:] == ["nothing"] * 2
+
+
+async def test_session_goes_on_after_an_upstream_could_not_be_reached(tmp_path: Path) -> None:
+    for revision, prefix in KINDS:
+        desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind:
+            async with run(folder, behind.url, ada, prefix=prefix):
+                await ada.call(f"{tool}keep", value="Ada's")
+            desk.is_down = True
+            async with run(folder, behind.url, ada, prefix=prefix, start_timeout=0.01):
+                text = await ada.call(f"{tool}read")
+                assert "Ada's" not in text
+                assert "state" not in text
+                desk.is_down = False
+                async with asyncio.timeout(WAIT):
+                    while (text := await ada.call(f"{tool}read")) != "Ada's":
+                        assert "state" not in text
+
+
+async def test_session_that_no_caller_continues_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, ada, bob = Desk(), Caller(PER_REQUEST), Caller(HANDSHAKE, "bob")
+    async with misbehaving(desk.behave) as behind:
+        async with run(tmp_path, behind.url, ada, bob, prefix="desk"):
+            await ada.call("desk_keep", value="Ada's")
+            await bob.call("desk_keep", value="Bob's")
+        assert sorted(desk.kept.values()) == ["Ada's", "Bob's"]
+        for place in ("part", "upstreams.links"):
+            monkeypatch.setattr(f"millstream._gateway.{place}.LEFT_SECONDS", 0.0)
+        async with run(tmp_path, behind.url, ada, bob, prefix="desk"):
+            await until(lambda: not {"Ada's", "Bob's"} & set(desk.kept.values()))
+            for who in (ada, bob):
+                assert HERE in await who.call("desk_read")
+                assert await who.call("desk_read") == "nothing"
+
+
+async def test_callers_share_sessions_of_an_upstream_that_keeps_nothing_and_hear_of_no_loss(tmp_path: Path) -> None:
+    for revision, prefix in KINDS:
+        desk, ada, bob = Desk(), Caller(revision), Caller(revision, "bob")
+        tool, folder = f"{prefix}_" if prefix else "", Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind:
+            for _ in range(2):
+                async with run(folder, behind.url, ada, bob, prefix=prefix, keeps_state=False):
+                    for lost in (False, True):
+                        if lost:
+                            desk.kept.clear()
+                        assert await ada.call(f"{tool}keep", value="Ada's") == "Ada's"
+                        assert await bob.call(f"{tool}read") == "Ada's"
+                        assert len(desk.kept) <= 2  # one for the lists
