@@ -48,8 +48,10 @@ QUERIES = {
     "guides/authentication-with-keys": ("authentication", "api key", "bearer token", "auth", "password"),
     "guides/authorization-server": ("oauth server", "authorization server", "dynamic client registration"),
     "guides/accept-tokens": ("jwt", "oauth", "token verification", "introspection", "scopes"),
-    "guides/sign-in-with-google-or-github": ("google login", "github", "social login"),
-    "guides/enterprise-single-sign-on": ("sso", "saml", "okta", "azure ad", "single sign-on"),
+    "guides/sign-in-providers": (
+        "google login", "github", "social login", "keycloak", "entra", "auth0",
+        "sso", "saml", "okta", "azure ad", "single sign-on",
+    ),
     "guides/rate-limits-and-quotas": ("rate limit", "throttle", "quota", "429", "too many requests"),
     "guides/audit-log": ("audit", "audit log", "compliance"),
     "guides/https": ("https", "tls", "ssl certificate", "let's encrypt", "self signed certificate"),
@@ -98,7 +100,7 @@ QUERIES = {
 }  # fmt: skip
 """Page -> what people type to find it."""
 FIRST = {
-    "single sign-on": "guides/enterprise-single-sign-on",
+    "single sign-on": "guides/sign-in-providers",
     "call a tool": "guides/client",
     "introspection": "guides/accept-tokens",
     "cors": "reference/settings",

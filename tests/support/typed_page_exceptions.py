@@ -316,9 +316,6 @@ PAGES = {
     "docs/guides/middleware.md": Page(
         also={"": (TypedCommand("uvicorn zipped:app"), TypedCommand("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
     ),
-    "docs/guides/enterprise-single-sign-on.md": Page(
-        untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
-    ),
     "docs/guides/routes-of-your-own.md": Page(
         untyped={"<form method": "It's a part of a page. tests/auth/test_sign_in.py posts such forms."},
     ),
@@ -387,29 +384,19 @@ PAGES = {
         places={"4711": "…"},
         also={"millstream run several_workers.py": (TypedCommand(tool("answered_by"), '…"result":{"content":…'),)},
     ),
-    "docs/guides/sign-in-with-google-or-github.md": Page(
+    "docs/guides/sign-in-providers.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
         untyped={
             "google_sign_in.py": EXCERPT,
             "my_calendar.py": "It needs an account at Google. tests/auth/issuing has such a tool.",
             "several_ways.py": "The page leaves out the imports; tests/auth runs the example.",
-        },
-        also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
-    ),
-    "docs/guides/sign-in-with-keycloak.md": Page(
-        untyped={
+            "managed.py": "The page leaves out the imports; tests/auth runs the example with a provider.",
             "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
             "[auth.oidc]": "tests/gateway/test_gateway_server.py serves such a file.",
-            "{": "scripts/keycloak.py signs in at a real one.",
-        },
-    ),
-    "docs/guides/sign-in-with-entra-id.md": Page(
-        untyped={
-            "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
             "company.toml": "tests/gateway/test_gateway_server.py loads it.",
             "auth.issuer(": "It's an excerpt. tests/auth/issuing/test_openid_upstream.py signs in like this.",
-            "{": "tests/auth/test_dialects.py has such tokens.",
         },
+        also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
     "docs/guides/nats.md": Page(
         needs="nats",
