@@ -344,7 +344,7 @@ def test_every_advisory_test_is_listed() -> None:
     assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))
 
 
-@for_each("page", ["auth", "client", "gateway", "server", "settings"])
+@for_each("page", ["auth", "client", "gateway", "gateway-rules", "server", "settings"])
 def test_options_have_their_names_types_defaults_and_a_sentence(page: str) -> None:
     text = (REFERENCE / f"{page}.md").read_text("utf-8")
     assert with_options(text) == text, "Run: make docs"

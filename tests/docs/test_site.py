@@ -121,7 +121,8 @@ def test_links_lead_to_pages_and_headings(pages: dict[str, Links]) -> None:
 
 def test_options_in_the_reference_have_an_address_of_their_own(pages: dict[str, Links]) -> None:
     for page, names in {
-        "gateway": {"isolation", "refresh_seconds", "allow", "sets-limit"},
+        "gateway": {"isolation", "refresh_seconds"},
+        "gateway-rules": {"allow", "sets-limit"},
         "server": {"lifespan", "coerce", "task_ttl"},
         "client": {"elicit", "max_bytes"},
         "settings": {"max_calls"},

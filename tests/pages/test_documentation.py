@@ -10,7 +10,7 @@ pytestmark = pytest.mark.server
 
 SHOWN = [
     "", "tutorial/", "guides/tools/", "guides/gateway/", "guides/sets/", "recipes/google/", "examples/", "comparison/",
-    "reference/settings/", "reference/gateway/", "reference/hub/", "modules/millstream.testing/",
+    "reference/settings/", "reference/gateway/", "reference/gateway-rules/", "reference/hub/", "modules/millstream.testing/",
     "modules/millstream.compat/", "explanation/eras/",
 ]  # fmt: skip
 """The home page, and pages of each kind: with wide tables, tables without headings, long code, notes, and diagrams."""
