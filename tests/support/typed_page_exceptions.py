@@ -210,6 +210,7 @@ PAGES = {
         },
         untyped={
             "policy.py": "tests/gateway/rules/test_policy.py compares it with gateway.toml.",
+            "which_rule.toml": "tests/gateway/rules/test_policy.py reads its limits.",
             "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/rules/test_policy.py reads such results.",
             "[settings]": "It's one more line in a file.",
@@ -218,7 +219,6 @@ PAGES = {
     "docs/guides/sets.md": Page(
         files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
         untyped={
-            "sets.py": "tests/gateway/test_gateway_server.py compares it with sets.toml.",
             "from_litellm.toml": "Its servers aren't there. tests/gateway/test_gateway_server.py has others.",
             "from_metamcp.toml": "The same.",
             '[sets.buyers]\nallow = ["shop_search_books", "shop_order"]\nscopes': (
