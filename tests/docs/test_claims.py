@@ -18,7 +18,7 @@ pytestmark = pytest.mark.check
 # After "#" is the only section of the page that makes claims.
 PAGES = ["docs/security.md", "README.md", "docs/comparison.md", "docs/comparison-gateways.md", "docs/reliability.md",
          "docs/explanation/gateway.md", "docs/reference/gateway-operation.md#Sessions and processes",
-         "docs/reference/tested.md#Security tests"]  # fmt: skip
+         "docs/contributing/tested.md#Security tests"]  # fmt: skip
 # Sections of links.
 WITHOUT_CLAIMS = ("Where next",)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

@@ -40,10 +40,12 @@ QUERIES = {
     "guides/dependencies": ("dependency injection", "Depends"),
     "guides/ask-the-user": ("elicitation", "ask user", "user input", "confirm", "form"),
     "guides/sampling": ("sampling", "llm", "use client model"),
-    "guides/progress": ("progress", "streaming", "progress bar", "stream output"),
-    "guides/tasks": ("background job", "long running task", "async job", "queue"),
+    "guides/long-work": (
+        "progress", "streaming", "progress bar", "stream output",
+        "background job", "long running task", "async job", "queue",
+    ),
+    "guides/stores": ("redis", "nats", "sqlite", "persistent store"),
     "guides/files-and-images": ("image", "upload file", "binary", "audio", "pdf"),
-    "guides/logging": ("logging", "log level", "log file"),
     "guides/middleware": ("middleware", "hooks", "intercept"),
     "guides/authentication-with-keys": ("authentication", "api key", "bearer token", "auth", "password"),
     "guides/authorization-server": ("oauth server", "authorization server", "dynamic client registration"),
@@ -61,7 +63,10 @@ QUERIES = {
         "X-Forwarded-For", "buffering", "cloudflare",
     ),
     "guides/several-workers": ("workers", "multiple processes", "scaling", "zero downtime", "high availability"),
-    "guides/observability": ("tracing", "opentelemetry", "metrics", "prometheus", "monitoring", "health check"),
+    "guides/observability": (
+        "tracing", "opentelemetry", "metrics", "prometheus", "monitoring", "health check",
+        "logging", "log level", "log file",
+    ),
     "guides/asgi-servers": ("uvicorn", "gunicorn", "asgi", "hypercorn"),
     "guides/inside-fastapi": ("fastapi", "starlette", "mount"),
     "guides/routes-of-your-own": ("custom route", "webhook", "static files", "html page"),
@@ -90,13 +95,12 @@ QUERIES = {
     "reference/cli": ("cli", "command line", "commands", "millstream run options", "command line options"),
     "reference/limits": ("neighbors", "limits"),
     "reference/server": ("api reference",),
-    "reference/tested": ("conformance", "CVE"),
     "reference/types": ("pydantic",),
     "reference/errors": ("error codes", "32602", "json-rpc error"),
     "reference/settings": ("settings", "timeout", "cors", "environment variables", "configuration"),
     "performance": ("benchmark", "performance", "speed", "requests per second"),
     "comparison": ("comparison", "alternatives", "versus fastmcp"),
-    "security": ("security", "threat model", "csrf"),
+    "security": ("security", "threat model", "csrf", "CVE"),
 }  # fmt: skip
 """Page -> what people type to find it."""
 FIRST = {

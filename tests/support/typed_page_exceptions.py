@@ -109,12 +109,6 @@ PAGES = {
             "Error: bookstore couldn't start": "The database of the page is there. tests/cli/test_run.py has one."
         },
     ),
-    "docs/guides/logging.md": Page(
-        untyped={
-            '{"ts":': "It's a line of a server in a pipe. tests/telemetry reads such lines.",
-            "if __name__": "Every example ends with these lines.",
-        },
-    ),
     "docs/guides/testing.md": Page(files={"archive.py": "examples/archive.py", "parcels.py": "examples/parcels.py"}),
     "docs/tutorial.md": Page(
         answers={"millstream call bookshop.py order": (("street: ", "Hobbit Lane 1"), ("city: ", "Oxford"))},
@@ -156,9 +150,6 @@ PAGES = {
         },
         untyped={"async with connect": "tests/examples/test_guides.py does so."},
         also={"": (TypedCommand("millstream list parcels.py", "…\ntool	write_card	…"),)},
-    ),
-    "docs/guides/tasks.md": Page(
-        also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
     "docs/guides/behind-a-proxy.md": Page(
         untyped={
@@ -398,18 +389,20 @@ PAGES = {
         },
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
-    "docs/guides/nats.md": Page(
-        needs="nats",
-        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
-        untyped={"server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings."},
+    "docs/guides/long-work.md": Page(
+        also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
-    "docs/guides/redis.md": Page(
-        needs="redis",
-        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
-        untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
+    "docs/guides/stores.md": Page(
+        needs="stores",
+        also={"curl -s http": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
+        untyped={
+            "ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user.",
+            "server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings.",
+        },
     ),
     "docs/guides/observability.md": Page(
         untyped={
+            "if __name__": "Every example ends with these lines.",
             "prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would.",
             **dict.fromkeys(
                 ("sum by (gen_ai", "histogram_quantile", "sum(rate(", "sum by (error_type)", "1 - sum("),
