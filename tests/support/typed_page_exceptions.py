@@ -282,10 +282,13 @@ PAGES = {
             "millstream install bookshop.py --client cursor --yes": (TypedCommand("grep -q books .cursor/mcp.json"),),
             "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
         },
-        untyped=dict.fromkeys(
-            ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
-            "`every_client_gets_an_answer` starts what they name.",
-        ),
+        untyped={
+            **dict.fromkeys(
+                ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
+                "`every_client_gets_an_answer` starts what they name.",
+            ),
+            "agent_frameworks.py": "tests/interop/test_agent_frameworks.py runs it with the framework.",
+        },
     ),
     "docs/guides/dependencies.md": Page(),
     "docs/guides/develop-and-inspect.md": Page(
