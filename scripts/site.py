@@ -198,7 +198,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if source == "index.md":
         page.meta |= {"template": "home.html", "hide": ["navigation", "toc"], "title": "Millstream"}
         page.meta["search"] = {"exclude": True}
-    if page.file.src_uri == CONTENTS.name:
+        markdown = ""
+    if source == CONTENTS.name:
         page.meta |= {"search": {"exclude": True}, "hide": ["navigation", "toc"]}
         title, *tabs = re.split(r"^(?=## )", markdown, flags=re.MULTILINE)
         lists = "\n\n".join(columns(tab) for tab in tabs)

@@ -80,8 +80,8 @@ def test_pages_are_in_the_navigation(site: Path) -> None:
     assert pages - listed - {"index", "contents"} == {page for page in pages if page.startswith(FOR_CONTRIBUTORS)}
 
 
-def test_pages_for_contributors_are_one_link_away_and_not_in_the_search(site: Path, pages: dict[str, Links]) -> None:
-    assert "contributing/" in pages["index.html"].linked
+def test_pages_for_contributors_are_linked_and_not_in_the_search(site: Path, pages: dict[str, Links]) -> None:
+    assert "../contributing/" in pages["contents/index.html"].linked
     linked = {urljoin("/contributing/", target) for target in pages["contributing/index.html"].linked}
     assert {"/architecture/", "/decisions/", "/design/", "/contributing/glossary/"} <= linked
     places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
