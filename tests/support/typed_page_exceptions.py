@@ -210,8 +210,6 @@ PAGES = {
     "docs/guides/sets.md": Page(
         files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
         untyped={
-            "from_litellm.toml": "Its servers aren't there. tests/gateway/test_gateway_server.py has others.",
-            "from_metamcp.toml": "The same.",
             '[sets.buyers]\nallow = ["shop_search_books", "shop_order"]\nscopes': (
                 "It needs a sign-in. tests/gateway/catalog/test_set_addresses.py has such sets."
             ),
