@@ -1,7 +1,7 @@
 """Sign in to a Millstream server with a real Keycloak, as the guide describes: ``keycloak.py FOLDER``.
 
 FOLDER is an unpacked distribution of Keycloak. The script starts it on a free port with its defaults, enters the values
-of the guide "Sign in with Keycloak", and lets a client sign in. It prints the result of each step, and fails at the
+of the guide "Sign-in providers", and lets a client sign in. It prints the result of each step, and fails at the
 first difference. It needs Java.
 """
 

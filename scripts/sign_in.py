@@ -1,6 +1,6 @@
 """Sign in with every client, at every issuer, at every address: ``sign_in.py [--only ISSUER] [--write]``.
 
-Each cell of the table in docs/reference/tested.md is one sign-in: a third-party client registers and opens the
+Each cell of the table in docs/contributing/tested.md is one sign-in: a third-party client registers and opens the
 issuer's page, a person fills in the forms, and the client calls a tool. The script fails if a cell differs from the
 page; with ``--write``, it writes the page.
 """
@@ -31,7 +31,7 @@ from person import deliver, visit  # noqa: E402  a helper of the tests
 from millstream import Client, auth  # noqa: E402
 from millstream.client import MemoryTokenStore, OAuth, Options  # noqa: E402
 
-PAGE = ROOT / "docs" / "reference" / "tested.md"
+PAGE = ROOT / "docs" / "contributing" / "tested.md"
 PASSWORD = "correct horse"  # noqa: S105  of a server that lasts a minute
 ADDRESSES = ("/mcp", "/mcp/", "/sse", "/mcp/readers")
 """Addresses of the server. The last one is that of a set."""

@@ -1,9 +1,9 @@
 """Hooks of MkDocs for building the site (mkdocs.yml names this file).
 
-The navigation is docs/contents.md: its headings are tabs, its bold lines are groups, and its lists are pages. Pages
-that it doesn't link yet are at the end of their folder's tab, so every page can be reached. Pages for contributors
-aren't in the navigation and the search: docs/contributing/index.md links them. Each public package gets a page with its
-docstrings. The look of the site is docs/theme, with the fonts, colors, and mark of the product's pages.
+The navigation is docs/contents.md: its headings are tabs, its bold lines are groups that fold, and its lists are pages.
+Pages that it doesn't link yet are at the end of their folder's tab, so every page can be reached. Pages for
+contributors aren't in the navigation and the search: docs/contributing/index.md links them. Each public package gets a
+page with its docstrings. The look of the site is docs/theme, with the fonts, colors, and mark of the product's pages.
 """
 
 import os
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tomllib
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -187,7 +188,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Convert links to files outside of docs/, which the site lacks, to plain text.
 
     Pages with two columns get the full width, and colors for the other library's code, which our tests treat as text.
-    The contents become the lower half of the home page, whose text is docs/theme/home.html. Links to them lead there.
+    The text of the home page is docs/theme/home.html.
     """
     source = page.file.src_uri
     words, weight = found_by(source)
@@ -197,8 +198,12 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if source == "index.md":
         page.meta |= {"template": "home.html", "hide": ["navigation", "toc"], "title": "Millstream"}
         page.meta["search"] = {"exclude": True}
-        _, *tabs = re.split(r"^(?=## )", CONTENTS.read_text("utf-8"), flags=re.MULTILINE)
-        markdown = "\n\n".join(columns(tab) for tab in tabs)
+        markdown = ""
+    if source == CONTENTS.name:
+        page.meta |= {"search": {"exclude": True}, "hide": ["navigation", "toc"]}
+        title, *tabs = re.split(r"^(?=## )", markdown, flags=re.MULTILINE)
+        lists = "\n\n".join(columns(tab) for tab in tabs)
+        markdown = f'{title}\n<div class="contents" markdown>\n\n{lists}\n\n</div>'
     if source.startswith("coming-from/"):
         page.meta["hide"] = ["navigation", "toc"]
     if source.startswith(("coming-from/", "comparison.md")):
@@ -206,17 +211,32 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     def plain(match: re.Match[str]) -> str:
         target = (DOCS / source).parent / match["target"]
-        if target.resolve() == CONTENTS:
-            return match[0].replace(CONTENTS.name, "index.md")
         return match[0] if target.resolve().is_relative_to(DOCS) else match["text"]
 
     return OUTWARD.sub(plain, markdown)
 
 
 def on_page_content(html: str, *, page: Any, **_: Any) -> str:
-    """Give each row of the reference that begins with a name an address: ``reference/gateway/#isolation``."""
-    if not page.file.src_uri.startswith("reference/"):
-        return html
+    """Give each row of the reference that begins with a name an address: ``reference/gateway/#isolation``.
+
+    The cells of tables with three or four columns name their column, because a phone shows a row as lines.
+    """
+    if page.file.src_uri.startswith("reference/"):
+        html = with_addresses(html)
+    return re.sub(r"<table>.*?</table>", with_labels, html, flags=re.DOTALL)
+
+
+def with_labels(table: re.Match[str]) -> str:
+    """Return a table in which each cell has the title of its column."""
+    titles = [re.sub(r"<[^>]+>", "", each) for each in re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)]
+    if not 3 <= len(titles) <= 4:
+        return table[0]
+    labels = cycle(titles)
+    return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(labels)}"', table[0])
+
+
+def with_addresses(html: str) -> str:
+    """Return the HTML of a page with an address for each row that begins with a name."""
     taken = set(re.findall(r'id="([^"]*)"', html))
 
     def mark(match: re.Match[str]) -> str:
@@ -238,6 +258,11 @@ def on_post_page(output: str, **_: Any) -> str:
     )
 
 
+def on_post_template(output: str, *, template_name: str, config: Any, **_: Any) -> str:
+    """Treat the page for unknown addresses as the others."""
+    return on_post_page(output) if template_name == "404.html" else output
+
+
 def on_post_build(config: Any) -> None:
     """Also write the pages as Markdown for models: each beside its HTML, and a list in llms.txt.
 
@@ -248,8 +273,22 @@ def on_post_build(config: Any) -> None:
         place = site / page.relative_to(DOCS)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, place)
+    leave_out_stop_words(site)
     rest = CONTENTS.read_text("utf-8").partition("\n")[2]
     (site / "llms.txt").write_text(f"# {config.site_name}\n\n> {config.site_description}\n{rest}", "utf-8")
+
+
+def leave_out_stop_words(site: Path) -> None:
+    """Let the search ignore words such as "a" in a question, which it would complete to all words that begin so.
+
+    The last word stays, because it may be half typed.
+    """
+    (worker,) = site.glob("assets/javascripts/workers/search.*.js")
+    text, terms = worker.read_text("utf-8"), r".split(/\s+/g).reduce("
+    if text.count(terms) != 1:
+        raise PluginError("The theme's search has changed. Adapt leave_out_stop_words in scripts/site.py.")
+    words = r".split(/\s+/g).filter((word,at,all)=>at===all.length-1||lunr.stopWordFilter(word))"
+    worker.write_text(text.replace(terms, f"{words}.reduce("), "utf-8")
 
 
 def columns(tab: str) -> str:

@@ -34,7 +34,7 @@ from tests.support.client_restrictions import refused
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".adopt"
-PAGE = ROOT / "docs" / "reference" / "tested.md"
+PAGE = ROOT / "docs" / "contributing" / "tested.md"
 WAIT = 120.0
 ERAS = ("2025-11-25", "2026-07-28")
 LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")

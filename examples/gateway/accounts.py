@@ -1,6 +1,5 @@
 """Upstreams with credentials of each kind. The same as examples/gateway/accounts.toml."""
 
-# region: gateway
 from millstream import Server, auth
 from millstream.gateway import Secret, bearer, client_credentials, per_user_oauth, static_headers, token_exchange
 
@@ -8,12 +7,14 @@ LOGIN = "https://login.example.com"
 
 mcp = Server("tools", auth=auth.oidc(LOGIN, audience="https://tools.example.com/mcp"))
 
+# region: mail
 mcp.upstream("docs", "https://docs.example.com/mcp", auth=bearer(env="DOCS_TOKEN"))
 mcp.upstream(
     "mail",
     "https://mail.example.com/mcp",
     auth=static_headers({"x-api-key": Secret(file="/run/secrets/mail")}),
 )
+# endregion
 mcp.upstream(
     "stock",
     "https://stock.example.com/mcp",
@@ -34,4 +35,3 @@ mcp.upstream(
 )
 mcp.upstream("notes", "https://notes.example.com/mcp", auth=per_user_oauth())
 mcp.upstream("calendar", "https://calendar.example.com/mcp", auth=per_user_oauth(lists_from="ada"))
-# endregion

@@ -217,9 +217,9 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
-    """Maximum hub subscribers. 0 means that only `max_connections` applies. ``MAX_CONNECTIONS`` also sets it."""
+    """Maximum hub subscribers. 0 means that only connections are limited. ``MAX_CONNECTIONS`` also sets it."""
     hub_subscribers_per_channel: Cap = 0
-    """Maximum subscribers per channel. 0 means that only `max_connections` applies."""
+    """Maximum subscribers per channel. 0 means that only connections are limited."""
     hub_channels_per_subscriber: Size = 100
     """Maximum channels per event stream or WebSocket. A WebSocket's channels each count as a subscriber."""
     hub_history: Size = 1_000

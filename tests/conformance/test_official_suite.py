@@ -49,7 +49,7 @@ _OF_SEVERAL = {
 REFUSED = {"workers": _OF_SEVERAL, "nginx": _OF_SEVERAL}
 """Expected warnings: with several workers, a call can't add a tool or prompt to all of them."""
 AT_ONCE = 3
-PAGE = ROOT / "docs" / "reference" / "tested.md"
+PAGE = ROOT / "docs" / "contributing" / "tested.md"
 
 
 @contextmanager

@@ -31,7 +31,9 @@ NEEDED = {"pytest", "fastapi"}
 def test_code_blocks_match_the_examples(page: Path) -> None:
     for block in blocks(page.read_text("utf-8")):
         if block.language in COPIED:
-            assert block.source.startswith("examples/"), f"name the source of this block:\n{block.body}"
+            assert block.source.startswith(("examples/", "tests/interop/")), (
+                f"name the source of this block:\n{block.body}"
+            )
         if block.source:
             assert block.body == region(block.source), f"run `make docs`: {block.source} has changed"
 

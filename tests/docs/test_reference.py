@@ -336,7 +336,8 @@ def test_hub_methods_are_listed(name: str) -> None:
 
 
 def test_every_advisory_test_is_listed() -> None:
-    text = (REFERENCE / "tested.md").read_text("utf-8").partition("## Published vulnerabilities\n")[2]
+    page = (ROOT / "docs" / "contributing" / "tested.md").read_text("utf-8")
+    text = page.partition("## Published vulnerabilities\n")[2]
     files = {path.name for path in (ROOT / "tests" / "security").glob("test_adv_*.py")}
     assert set(re.findall(r"`(test_adv_\w+\.py)`", text)) == files
     intro = text.partition("\n| ")[0]
@@ -344,7 +345,7 @@ def test_every_advisory_test_is_listed() -> None:
     assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))
 
 
-@for_each("page", ["auth", "client", "gateway", "server", "settings"])
+@for_each("page", ["auth", "client", "gateway", "gateway-rules", "server", "settings"])
 def test_options_have_their_names_types_defaults_and_a_sentence(page: str) -> None:
     text = (REFERENCE / f"{page}.md").read_text("utf-8")
     assert with_options(text) == text, "Run: make docs"

@@ -80,8 +80,8 @@ def test_pages_are_in_the_navigation(site: Path) -> None:
     assert pages - listed - {"index", "contents"} == {page for page in pages if page.startswith(FOR_CONTRIBUTORS)}
 
 
-def test_pages_for_contributors_are_one_link_away_and_not_in_the_search(site: Path, pages: dict[str, Links]) -> None:
-    assert "contributing/" in pages["index.html"].linked
+def test_pages_for_contributors_are_linked_and_not_in_the_search(site: Path, pages: dict[str, Links]) -> None:
+    assert "../contributing/" in pages["contents/index.html"].linked
     linked = {urljoin("/contributing/", target) for target in pages["contributing/index.html"].linked}
     assert {"/architecture/", "/decisions/", "/design/", "/contributing/glossary/"} <= linked
     places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
@@ -121,7 +121,8 @@ def test_links_lead_to_pages_and_headings(pages: dict[str, Links]) -> None:
 
 def test_options_in_the_reference_have_an_address_of_their_own(pages: dict[str, Links]) -> None:
     for page, names in {
-        "gateway": {"isolation", "refresh_seconds", "allow", "sets-limit"},
+        "gateway": {"isolation", "refresh_seconds"},
+        "gateway-rules": {"allow", "sets-limit"},
         "server": {"lifespan", "coerce", "task_ttl"},
         "client": {"elicit", "max_bytes"},
         "settings": {"max_calls"},

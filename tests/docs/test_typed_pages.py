@@ -81,6 +81,13 @@ def nats(reader: Reader) -> Iterator[None]:
 
 
 @contextmanager
+def stores(reader: Reader) -> Iterator[None]:
+    """Run Redis and NATS."""
+    with redis(reader), nats(reader):
+        yield
+
+
+@contextmanager
 def certificate(reader: Reader) -> Iterator[None]:
     """Create a self-signed certificate."""
     folder = reader.folder / "tls"
@@ -113,9 +120,8 @@ def nothing(_: Reader) -> Iterator[None]:
 NEEDS: dict[str, Callable[[Reader], AbstractContextManager[None]]] = {
     "": nothing,
     "model": model,
-    "nats": nats,
     "nginx": nginx,
-    "redis": redis,
+    "stores": stores,
     "certificate": certificate,
 }
 

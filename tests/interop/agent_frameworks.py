@@ -6,14 +6,24 @@ The model is an OpenAI-compatible API. Prints the answer of the run.
 
 import asyncio
 import sys
+from typing import Any
+
+
+async def read_tools(url: str) -> Any:
+    # region: langchain
+    from langchain_mcp_adapters.client import MultiServerMCPClient
+
+    client = MultiServerMCPClient({"shop": {"transport": "streamable_http", "url": url}})
+    tools = await client.get_tools()
+    # endregion
+    return tools  # noqa: RET504
 
 
 async def langchain(gateway: str, model: str) -> str:
     from langchain.agents import create_agent
-    from langchain_mcp_adapters.client import MultiServerMCPClient
     from langchain_openai import ChatOpenAI
 
-    tools = await MultiServerMCPClient({"shop": {"transport": "streamable_http", "url": gateway}}).get_tools()
+    tools = await read_tools(gateway)
     agent = create_agent(ChatOpenAI(model="gpt-4o", base_url=model, api_key="x", max_retries=0), tools)
     run = await agent.ainvoke({"messages": [("user", "Begin.")]}, {"recursion_limit": 100})
     return str(run["messages"][-1].content)

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.server
 
 SHOWN = [
     "", "tutorial/", "guides/tools/", "guides/gateway/", "guides/sets/", "recipes/google/", "examples/", "comparison/",
-    "reference/settings/", "reference/gateway/", "reference/hub/", "modules/millstream.testing/",
-    "modules/millstream.compat/", "explanation/eras/",
+    "reference/settings/", "reference/gateway/", "reference/gateway-rules/", "reference/hub/", "explanation/eras/",
+    "modules/millstream.testing/", "modules/millstream.compat/", "contents/", "404.html",
 ]  # fmt: skip
 """The home page, and pages of each kind: with wide tables, tables without headings, long code, notes, and diagrams."""
 
@@ -96,8 +96,40 @@ def test_search_results_are_short(site: str, open_page: OpenPage) -> None:
     assert page.evaluate(LONG_RESULTS) == []
 
 
-def test_links_of_a_group_stay_in_its_column_on_the_home_page(site: str, open_page: OpenPage) -> None:
+# Cells whose end a reader would have to scroll to.
+HIDDEN_CELLS = """() => [...document.querySelectorAll("td[data-label]:last-child")].filter(
+  (cell) => cell.getBoundingClientRect().right > innerWidth).length"""
+
+
+@pytest.mark.parametrize("name", ["reference/settings/", "reference/gateway-rules/", "reference/errors/"])
+def test_meanings_of_options_are_on_the_screen_of_a_phone(site: str, open_page: OpenPage, name: str) -> None:
+    page = opened(open_page, f"{site}/{name}", 390, "light")
+    assert page.locator("td[data-label]").count() > 20
+    assert page.evaluate(HIDDEN_CELLS) == 0
+
+
+def test_unknown_addresses_lead_to_the_search(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, f"{site}/404.html", 390, "light")
+    assert page.locator("main a, article a").count() >= 3
+    page.get_by_role("searchbox", name="Words to search for").fill("middleware")
+    page.get_by_role("button", name="Search", exact=True).last.click()
+    expect(page.locator(".md-search-result__item").first).to_be_visible()
+
+
+def test_home_page_has_seven_links(site: str, open_page: OpenPage) -> None:
     page = opened(open_page, site, 1440, "light")
+    assert page.locator(".home a:visible").count() == 7
+
+
+def test_menu_has_nine_groups_that_fold(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, f"{site}/guides/tools/", 1440, "light")
+    menu = page.locator(".md-nav--primary .md-nav__item--active > .md-nav > .md-nav__list > .md-nav__item--nested")
+    assert menu.count() == 9
+    assert [menu.locator(f"> nav[aria-expanded={each}]").count() for each in ("true", "false")] == [1, 8]
+
+
+def test_links_of_a_group_stay_in_its_column_on_the_page_of_all_pages(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, f"{site}/contents/", 1440, "light")
     lists = page.locator(".contents .columns ul")
     assert lists.count() > 10
     assert lists.evaluate_all("lists => lists.filter(each => each.getClientRects().length > 1).length") == 0

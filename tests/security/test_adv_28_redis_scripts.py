@@ -81,7 +81,7 @@ def test_redis_scripts_are_constant_files() -> None:
 
 @pytest.mark.server
 async def test_documented_redis_user_is_limited_to_its_keys(server: RedisServer) -> None:
-    page = (ROOT / "docs" / "guides" / "redis.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "stores.md").read_text("utf-8")
     rights = page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *rights)
     for command in ("FLUSHALL", "CONFIG SET dir /", "SHUTDOWN", "DEBUG SLEEP 1", "KEYS *", "GET other:key",
@@ -92,5 +92,5 @@ async def test_documented_redis_user_is_limited_to_its_keys(server: RedisServer)
 
 
 def test_page_lists_the_fixed_redis_releases() -> None:
-    page = (ROOT / "docs" / "guides" / "redis.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "stores.md").read_text("utf-8")
     assert {"7.2.11", "7.4.6", "8.0.4", "8.2.2", "8.1.4"} <= set(re.findall(r"\d\.\d\.\d+", page))

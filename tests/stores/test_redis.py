@@ -243,7 +243,7 @@ async def test_full_redis_rejects_writes_and_recovers(server: RedisServer) -> No
 
 def documented_permissions() -> list[str]:
     """Return the documented permissions of a Redis user, without name and password."""
-    page = (ROOT / "docs/guides/redis.md").read_text("utf-8")
+    page = (ROOT / "docs/guides/stores.md").read_text("utf-8")
     return page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
 
 

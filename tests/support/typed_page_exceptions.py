@@ -109,12 +109,6 @@ PAGES = {
             "Error: bookstore couldn't start": "The database of the page is there. tests/cli/test_run.py has one."
         },
     ),
-    "docs/guides/logging.md": Page(
-        untyped={
-            '{"ts":': "It's a line of a server in a pipe. tests/telemetry reads such lines.",
-            "if __name__": "Every example ends with these lines.",
-        },
-    ),
     "docs/guides/testing.md": Page(files={"archive.py": "examples/archive.py", "parcels.py": "examples/parcels.py"}),
     "docs/tutorial.md": Page(
         answers={"millstream call bookshop.py order": (("street: ", "Hobbit Lane 1"), ("city: ", "Oxford"))},
@@ -156,9 +150,6 @@ PAGES = {
         },
         untyped={"async with connect": "tests/examples/test_guides.py does so."},
         also={"": (TypedCommand("millstream list parcels.py", "…\ntool	write_card	…"),)},
-    ),
-    "docs/guides/tasks.md": Page(
-        also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
     "docs/guides/behind-a-proxy.md": Page(
         untyped={
@@ -210,6 +201,7 @@ PAGES = {
         },
         untyped={
             "policy.py": "tests/gateway/rules/test_policy.py compares it with gateway.toml.",
+            "which_rule.toml": "tests/gateway/rules/test_policy.py reads its limits.",
             "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/rules/test_policy.py reads such results.",
             "[settings]": "It's one more line in a file.",
@@ -218,9 +210,6 @@ PAGES = {
     "docs/guides/sets.md": Page(
         files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
         untyped={
-            "sets.py": "tests/gateway/test_gateway_server.py compares it with sets.toml.",
-            "from_litellm.toml": "Its servers aren't there. tests/gateway/test_gateway_server.py has others.",
-            "from_metamcp.toml": "The same.",
             '[sets.buyers]\nallow = ["shop_search_books", "shop_order"]\nscopes': (
                 "It needs a sign-in. tests/gateway/catalog/test_set_addresses.py has such sets."
             ),
@@ -291,10 +280,13 @@ PAGES = {
             "millstream install bookshop.py --client cursor --yes": (TypedCommand("grep -q books .cursor/mcp.json"),),
             "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
         },
-        untyped=dict.fromkeys(
-            ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
-            "`every_client_gets_an_answer` starts what they name.",
-        ),
+        untyped={
+            **dict.fromkeys(
+                ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
+                "`every_client_gets_an_answer` starts what they name.",
+            ),
+            "agent_frameworks.py": "tests/interop/test_agent_frameworks.py runs it with the framework.",
+        },
     ),
     "docs/guides/dependencies.md": Page(),
     "docs/guides/develop-and-inspect.md": Page(
@@ -315,9 +307,6 @@ PAGES = {
     ),
     "docs/guides/middleware.md": Page(
         also={"": (TypedCommand("uvicorn zipped:app"), TypedCommand("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
-    ),
-    "docs/guides/enterprise-single-sign-on.md": Page(
-        untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
     "docs/guides/routes-of-your-own.md": Page(
         untyped={"<form method": "It's a part of a page. tests/auth/test_sign_in.py posts such forms."},
@@ -387,42 +376,34 @@ PAGES = {
         places={"4711": "…"},
         also={"millstream run several_workers.py": (TypedCommand(tool("answered_by"), '…"result":{"content":…'),)},
     ),
-    "docs/guides/sign-in-with-google-or-github.md": Page(
+    "docs/guides/sign-in-providers.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
         untyped={
             "google_sign_in.py": EXCERPT,
             "my_calendar.py": "It needs an account at Google. tests/auth/issuing has such a tool.",
             "several_ways.py": "The page leaves out the imports; tests/auth runs the example.",
+            "managed.py": "The page leaves out the imports; tests/auth runs the example with a provider.",
+            "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
+            "[auth.oidc]": "tests/gateway/test_gateway_server.py serves such a file.",
+            "company.toml": "tests/gateway/test_gateway_server.py loads it.",
+            "auth.issuer(": "It's an excerpt. tests/auth/issuing/test_openid_upstream.py signs in like this.",
         },
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
-    "docs/guides/sign-in-with-keycloak.md": Page(
+    "docs/guides/long-work.md": Page(
+        also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
+    ),
+    "docs/guides/stores.md": Page(
+        needs="stores",
+        also={"curl -s http": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={
-            "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
-            "[auth.oidc]": "tests/gateway/test_gateway_server.py serves such a file.",
-            "{": "scripts/keycloak.py signs in at a real one.",
+            "ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user.",
+            "server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings.",
         },
-    ),
-    "docs/guides/sign-in-with-entra-id.md": Page(
-        untyped={
-            "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
-            "company.toml": "tests/gateway/test_gateway_server.py loads it.",
-            "auth.issuer(": "It's an excerpt. tests/auth/issuing/test_openid_upstream.py signs in like this.",
-            "{": "tests/auth/test_dialects.py has such tokens.",
-        },
-    ),
-    "docs/guides/nats.md": Page(
-        needs="nats",
-        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
-        untyped={"server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings."},
-    ),
-    "docs/guides/redis.md": Page(
-        needs="redis",
-        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
-        untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
     ),
     "docs/guides/observability.md": Page(
         untyped={
+            "if __name__": "Every example ends with these lines.",
             "prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would.",
             **dict.fromkeys(
                 ("sum by (gen_ai", "histogram_quantile", "sum(rate(", "sum by (error_type)", "1 - sum("),

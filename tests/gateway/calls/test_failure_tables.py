@@ -36,7 +36,7 @@ LISTED = {
 
 def read_tables() -> dict[str, str]:
     """Return what happens -> the message, from each row of the section's tables that has a message."""
-    page = (ROOT / "docs/reference/gateway.md").read_text("utf-8")
+    page = (ROOT / "docs/reference/gateway-operation.md").read_text("utf-8")
     section = page.partition(SECTION)[2].partition("\n## ")[0]
     return dict(re.findall(r"^\| ([^|`]+) \| `([^`|]+)` \|", section, re.MULTILINE))
 

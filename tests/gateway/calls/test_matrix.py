@@ -17,7 +17,7 @@ from patience import WAIT
 from processes import ROOT, TEST_PATH
 
 FOLDER = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "reference" / "gateway.md"
+PAGE = ROOT / "docs" / "reference" / "gateway-operation.md"
 PATHS = {"http": "http://127.0.0.1:{}/mcp", "sse": "http://127.0.0.1:{}/sse", "websocket": "ws://127.0.0.1:{}/ws"}
 PROCESSES = {"2025-11-25", "2026-07-28"}
 """Revisions of stdio clients outside of nightly tests, because each such client needs its own gateway."""

@@ -565,6 +565,18 @@ def test_documented_groups_are_read_from_the_file() -> None:
     assert shop.policy.tools["delete_*"].approve is True
 
 
+def test_lowest_limit_in_the_reference_wins(tmp_path: Path) -> None:
+    text, path = (EXAMPLES / "which_rule.toml").read_text("utf-8"), tmp_path / "gateway.toml"
+    for limit in ("5/minute", "20/minute", "60/minute", "100/minute"):
+        path.write_text(text, "utf-8")
+        (shop,) = load_file(path).upstreams
+        assert shop.policy is not None
+        rules = Policy(shop.policy, shop.names).item("tools", "order")
+        assert rules is not None
+        assert rules.limit == limit
+        text = "".join(line for line in text.splitlines(keepends=True) if limit not in line)
+
+
 async def test_hints_of_accepted_definitions_count(tmp_path: Path) -> None:
     upstream, path = Server("shop"), tmp_path / "gateway.lock"
     for name in ("look", "peek"):
