@@ -186,8 +186,7 @@ class ForwardedCall(CallRecipient):
         self._send = partial(_send, link, self._ask)
         if isinstance(self.previous, _Urls):
             self._check_urls(self.previous)
-        if self.call.parked is not None:
-            self.call.parked.begun = True
+        self.call.begin()
         match way:
             case Way.VERBATIM | Way.STREAM:
                 return self._send(self)
