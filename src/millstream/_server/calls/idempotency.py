@@ -45,6 +45,7 @@ from millstream._protocol.seal import InputRequired, Rounds
 from millstream._server.calls.call import RUNNING as RUNNING_TASK
 from millstream._server.calls.call import Call, TaskStart, params_of, value_of
 from millstream._server.calls.context import call_binding
+from millstream._server.calls.parked_calls import UNREACHABLE
 from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -302,10 +303,9 @@ class IdempotentCalls:
             error = resolve_group(exc)
         except BaseException as exc:  # its outcome is stored
             error = exc
-        # The function may have run here, in this request or an earlier one, or on another worker.
+        # The function may belong to an earlier request. If it's on another worker, that one has set `begun`.
         own = claim if parked is None else parked.call.claim or claim
-        ran_elsewhere = ticket is not None and parked is None and call.parked is None
-        claim.begun = own.begun or (ran_elsewhere and not isinstance(error, Declined | Cancelled))
+        claim.begun = own.begun
         still_waits = parked is None or parked.timer is not None
         try:
             await self._save(claim, self._find_outcome(call, claim, result, error, wait, still_waits=still_waits))
@@ -342,8 +342,11 @@ class IdempotentCalls:
             rounds: Rounds = error.rounds or call.get_rounds()
             until = now + wait + 2 * services.leeway + 1  # longer than its state can be opened
             return structs.replace(record, state=PENDING, begun=begun, round=rounds.rounds + 1, until=until)
-        if isinstance(error, ProtocolError) and error.code == INVALID_PARAMS and earlier is not None and still_waits:
-            return structs.replace(earlier, begun=begun)  # an answer was malformed
+        if earlier is not None and still_waits:
+            if isinstance(error, ProtocolError) and error.code == INVALID_PARAMS:
+                return structs.replace(earlier, begun=begun)  # an answer was malformed
+            if isinstance(error, ToolError) and str(error) == UNREACHABLE:
+                return structs.replace(earlier, begun=True)
         if error is not None and not begun:
             return None
         if isinstance(error, ToolError | Declined | Cancelled | ProtocolError):
