@@ -1,19 +1,19 @@
-"""A call with an idempotency rule runs once, whoever repeats it, whichever worker gets the repeat, and whatever fails."""
+"""A call with an idempotency rule runs once, whichever worker gets a repeat, and whatever fails."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import pytest
 
 from cases import for_each
 from fleet import Worker, fleet, real_fleet, until
-from millstream import Cancelled, Context, Declined, Depends, Server, Settings, ToolError, auth
+from millstream import Context, Depends, Server, Settings, ToolError, auth
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, Backing, LocalSqliteBacking, backings
-from wire import Json, per_request, request, routing
+from wire import Json, per_request, routing
 
 KEY = "millstream/idempotencyKey"
 ADA, BOB = "ada-has-a-key-of-some-length", "bob-has-another-of-some-length"
@@ -248,7 +248,7 @@ async def test_lost_store_forgets_calls() -> None:
 
 async def test_caller_gets_the_result_if_it_cannot_be_stored() -> None:
     shop = Shop()
-    async with asyncio.timeout(WAIT), fleet(shop.make) as (one, two):
+    async with asyncio.timeout(WAIT), fleet(shop.make) as (one, _):
         calling = asyncio.create_task(pay(one))
         await until(lambda: shop.did)
         one.store.down = True
