@@ -41,7 +41,7 @@ from millstream._protocol.errors import (
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Share
-from millstream._protocol.seal import InputRequired, Rounds
+from millstream._protocol.seal import InputRequired, Rounds, hash_principal
 from millstream._server.calls.call import RUNNING as RUNNING_TASK
 from millstream._server.calls.call import Call, TaskStart, params_of, value_of
 from millstream._server.calls.context import call_binding
@@ -106,10 +106,12 @@ class CallRecord(Struct, frozen=True, array_like=True):
 
     id: str
     """A random id of the call, which its rounds contain."""
-    state: str
-    started: float
     arguments: bytes
     """A digest of the caller, the tool, and the arguments as sent."""
+    state: str = RUNNING
+    started: float = 0.0
+    expires: float = 0.0
+    """Unix time at which the store forgets it."""
     worker: str = ""
     """Worker that runs it."""
     begun: bool = False
@@ -122,25 +124,20 @@ class CallRecord(Struct, frozen=True, array_like=True):
     """Members of the result in the newest revision, or empty if they couldn't be kept."""
     meta: bytes = b""
 
-    def over(self, now: float) -> bool:
-        """Return whether it has waited for too long."""
-        return self.state == PENDING and now > self.until
-
 
 class IdempotentCall(Struct, eq=False):
     """What a call knows about its record, as `Call.claim`."""
 
-    names: tuple[str, ...]
+    names: list[str]
     """Possible names of the record, one for each secret."""
-    id: str
-    arguments: bytes
+    record: CallRecord
     seconds: float
     begun: bool
     """Whether the function has started. See `Call.begin`."""
-    earlier: CallRecord | None = None
-    """The record that the call continues, as it was pending."""
     name: str = ""
     """The name in use."""
+    continues: bool = False
+    """Whether the request answers the questions of a pending call."""
 
 
 _pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(CallRecord).decode
@@ -173,21 +170,19 @@ class IdempotentCalls:
             ProtocolError: The key can't be used.
         """
         mark, is_retry, id = ("", "", "") if call.rounds is None else call.rounds.id.partition("-")
-        marks = [mark]
+        marks, arguments = [mark], call_binding(call)
         if not is_retry:
             key = _read_key(call)
             if not key and not rule.implied:
                 return False
-            what = [call.owner, call.dispatcher.address.name, call.name, key]
-            what.append((b"" if call.principal is None else call.principal.binding).hex())
-            what.append("" if key else call_binding(call).hex())
-            text, id = _KIND + encode(what), secrets.token_hex(8)
-            marks = [hmac.digest(each, text, sha256).hex()[:32] for each in self._services.secrets.values]
+            principal, address = hash_principal(call.principal).hex(), call.dispatcher.address.name
+            what = encode([call.owner, principal, address, call.name, key, "" if key else arguments.hex()])
+            marks = [hmac.digest(each, _KIND + what, sha256).hex()[:32] for each in self._services.secrets.values]
+            id = secrets.token_hex(8)
             if not call.revision.handshake:
                 call.get_rounds().id = f"{marks[0]}-{id}"
-        share = share_for(call.owner)
-        names = tuple(f"idempotency:{share}.{each}" for each in marks)
-        call.claim = IdempotentCall(names, id, call_binding(call), rule.seconds, begun)
+        names = [f"idempotency:{share_for(call.owner)}.{each}" for each in marks]
+        call.claim = IdempotentCall(names, CallRecord(id, arguments), rule.seconds, begun)
         return True
 
     async def run(self, call: Call, start: Callable[[], Coroutine[Any, Any, bytes]], wait: float) -> bytes:
@@ -195,20 +190,21 @@ class IdempotentCalls:
 
         Args:
             start: Runs the call, or continues it.
-            wait: Maximum seconds that it waits for an answer.
+            wait: Maximum seconds that it waits for an answer, or 0 for the setting.
 
         Raises:
             ToolError: The call runs elsewhere, waits, or its outcome is unknown, or the key has other arguments.
         """
         if not self._share.take(call.owner):
             raise ToolUnavailable(_FULL)
+        limit = wait if call.task == RUNNING_TASK else self._services.settings.max_call_seconds
         task: asyncio.Task[bytes] | None = None
         try:
-            record = await self._claim(call, wait)
+            record = await self._claim(call, limit)
             if record is not None:
                 return _answer(call, record)
-            release, call.release = call.release, None
-            task = self._tasks.spawn(self._run(call, call.claim, start, wait, release))
+            task = self._tasks.spawn(self._run(call, start, wait, limit, call.release))
+            call.release = None
         finally:
             if task is None:
                 self._share.leave(call.owner)
@@ -221,11 +217,14 @@ class IdempotentCalls:
         opened = None if raw is None else self._services.ring.open(_KIND, raw.decode(), name.encode())
         return None if opened is None else _unpack(opened)
 
-    def _seal(self, name: str, record: CallRecord) -> bytes:
-        services = self._services
-        return services.ring.seal(_KIND, _pack(record), services.nonce(), name.encode()).encode()
+    async def _write(self, name: str, raw: bytes | None, record: CallRecord | None) -> bool:
+        services, value, ttl = self._services, None, 1.0
+        if record is not None:
+            value = services.ring.seal(_KIND, _pack(record), services.nonce(), name.encode()).encode()
+            ttl = record.expires - services.clock()
+        return await services.store.kv.compare_and_set(name, raw, value, ttl)
 
-    async def _claim(self, call: Call, wait: float) -> CallRecord | None:
+    async def _claim(self, call: Call, limit: float) -> CallRecord | None:
         """Return the record to answer with, or None after claiming the call.
 
         Raises:
@@ -238,84 +237,79 @@ class IdempotentCalls:
             found = [(name, raw) for name, raw in zip(claim.names, values, strict=True) if raw is not None]
             claim.name, raw = found[0] if found else (claim.names[0], None)
             record, now = self._read(claim.name, raw), self._services.clock()
-            claim.earlier = record if record is not None and _continues(call, record) else None
-            if record is None or claim.earlier is not None or (record.over(now) and not record.begun):
-                if await self._take(call, raw, now, wait):
+            claim.continues = record is not None and _continues(call, record)
+            is_over = record is not None and record.state == PENDING and now > record.until
+            if record is None or claim.continues or (is_over and not record.begun):
+                if await self._take(call, raw, record if claim.continues else None, now, limit):
                     return None
-            elif (answer := await self._judge(claim, record, now)) is not None:
+            elif (answer := await self._judge(claim, record, is_over=is_over)) is not None:
                 return answer
             elif time.monotonic() > deadline:
                 raise ToolError(_BUSY)
             else:
                 await asyncio.sleep(_POLL)
 
-    async def _take(self, call: Call, raw: bytes | None, now: float, wait: float) -> bool:
+    async def _take(self, call: Call, raw: bytes | None, earlier: CallRecord | None, now: float, limit: float) -> bool:
         """Return whether this call became the one that runs."""
         claim: IdempotentCall = call.claim
-        store, ttl = self._services.store, claim.seconds + self._limit(call, wait)
-        record = CallRecord(claim.id, RUNNING, now, claim.arguments, store.workers.me)
-        if claim.earlier is not None:
-            record = structs.replace(record, started=claim.earlier.started, begun=claim.earlier.begun)
-        self._here[claim.id] = call
-        taken = False
+        id, expires = claim.record.id, now + limit + claim.seconds
+        if id in self._here:  # another copy of an answer
+            return False
+        record = earlier or structs.replace(claim.record, started=now)
+        record = structs.replace(record, state=RUNNING, worker=self._services.store.workers.me, expires=expires)
+        self._here[id], taken = call, False
         try:
-            taken = await store.kv.compare_and_set(claim.name, raw, self._seal(claim.name, record), ttl)
+            taken = await self._write(claim.name, raw, record)
         finally:
             if not taken:
-                del self._here[claim.id]
+                del self._here[id]
+        claim.record = record
         return taken
 
-    async def _judge(self, claim: IdempotentCall, record: CallRecord, now: float) -> CallRecord | None:
+    async def _judge(self, claim: IdempotentCall, record: CallRecord, *, is_over: bool) -> CallRecord | None:
         """Return the record to answer a repeat with, or None if the call still runs.
 
         Raises:
             ToolError: The call waits for an answer, or had other arguments.
         """
-        if record.arguments != claim.arguments:
+        if record.arguments != claim.record.arguments:
             raise ToolError(_OTHER)
         here, workers = self._here.get(record.id), self._services.store.workers
-        if (record.state == PENDING and not record.over(now)) or (here is not None and here.open_questions):
+        if (record.state == PENDING and not is_over) or (here is not None and here.open_questions):
             raise ToolError(_WAITING)
         if record.state != RUNNING:
             return record
-        if here is None and (record.worker == workers.me or not await workers.alive(record.worker)):
-            return structs.replace(record, state=UNKNOWN)
-        return None
-
-    def _limit(self, call: Call, wait: float) -> float:
-        return wait if call.task == RUNNING_TASK else self._services.settings.max_call_seconds
+        is_here = here is not None
+        return None if is_here or (record.worker != workers.me and await workers.alive(record.worker)) else record
 
     async def _run(
         self,
         call: Call,
-        claim: IdempotentCall,
         start: Callable[[], Coroutine[Any, Any, bytes]],
         wait: float,
+        limit: float,
         release: Callable[[], object] | None,
     ) -> bytes:
-        result, error = b"", None
+        claim: IdempotentCall = call.claim
         ticket = None if call.rounds is None else call.rounds.ticket
         parked = None if ticket is None else self._services.parked.find(ticket)
+        result, error = b"", None
         try:
-            async with asyncio.timeout(self._limit(call, wait)):
+            async with asyncio.timeout(limit):
                 result = await start()
-        except BaseExceptionGroup as exc:
-            error = resolve_group(exc)
         except BaseException as exc:  # its outcome is stored
-            error = exc
-        # The function may belong to an earlier request. If it's on another worker, that one has set `begun`.
-        own = claim if parked is None else parked.call.claim or claim
-        claim.begun = own.begun
-        still_waits = parked is None or parked.timer is not None
+            error = resolve_group(exc) if isinstance(exc, BaseExceptionGroup) else exc
+        if parked is not None and parked.call.claim is not None:  # the function belongs to an earlier request
+            claim.begun = parked.call.claim.begun
+        still_waits = claim.continues and (parked is None or parked.timer is not None)
         try:
-            await self._save(claim, self._find_outcome(call, claim, result, error, wait, still_waits=still_waits))
+            await self._save(claim, self._find_outcome(call, result, error, wait, still_waits=still_waits))
         finally:
-            self._here.pop(claim.id, None)
+            del self._here[claim.record.id]
             self._share.leave(call.owner)
             if call.over and release is not None:
                 release()
-            else:
-                call.release = release
+            call.release = release
         if error is not None:
             try:
                 raise error
@@ -324,51 +318,41 @@ class IdempotentCalls:
         return result
 
     def _find_outcome(
-        self,
-        call: Call,
-        claim: IdempotentCall,
-        result: bytes,
-        error: BaseException | None,
-        wait: float,
-        *,
-        still_waits: bool,
+        self, call: Call, result: bytes, error: BaseException | None, wait: float, *, still_waits: bool
     ) -> CallRecord | None:
         """Return the next record, or None if the call had no effect."""
-        services, earlier = self._services, claim.earlier
-        now, wait = services.clock(), wait or services.settings.input_timeout
-        begun = claim.begun or (earlier is not None and earlier.begun)
-        record = CallRecord(claim.id, UNKNOWN, now if earlier is None else earlier.started, claim.arguments)
+        services = self._services
+        claim: IdempotentCall = call.claim
+        begun, now = claim.begun or claim.record.begun, services.clock()
+        record: CallRecord = structs.replace(claim.record, begun=begun, expires=now + claim.seconds)
         if isinstance(error, InputRequired | TaskStart):
             rounds: Rounds = error.rounds or call.get_rounds()
-            until = now + wait + 2 * services.leeway + 1  # longer than its state can be opened
-            return structs.replace(record, state=PENDING, begun=begun, round=rounds.rounds + 1, until=until)
-        if earlier is not None and still_waits:
-            if isinstance(error, ProtocolError) and error.code == INVALID_PARAMS:
-                return structs.replace(earlier, begun=begun)  # an answer was malformed
-            if isinstance(error, ToolError) and str(error) == UNREACHABLE:
-                return structs.replace(earlier, begun=True)
+            # Longer than its state can be opened.
+            until = now + (wait or services.settings.input_timeout) + 2 * services.leeway + 1
+            expires = until + claim.seconds
+            return structs.replace(record, state=PENDING, round=rounds.rounds + 1, until=until, expires=expires)
+        is_malformed = isinstance(error, ProtocolError) and error.code == INVALID_PARAMS
+        if still_waits and (is_malformed or str(error) == UNREACHABLE):
+            return structs.replace(claim.record, state=PENDING, begun=begun or not is_malformed)
         if error is not None and not begun:
             return None
-        if isinstance(error, ToolError | Declined | Cancelled | ProtocolError):
-            if not isinstance(error, ToolUnavailable):
-                text = error.message if isinstance(error, ProtocolError) else str(error)
-                result = encode({"content": [Text(text)], "isError": True})[1:-1]
-            error = error if isinstance(error, ToolUnavailable) else None
-        if error is not None:
-            return record
+        if isinstance(error, ToolError | Declined | Cancelled | ProtocolError) and not isinstance(
+            error, ToolUnavailable
+        ):
+            text = error.message if isinstance(error, ProtocolError) else str(error)
+            result = encode({"content": [Text(text)], "isError": True})[1:-1]
+        elif error is not None:
+            return structs.replace(record, state=UNKNOWN)
         kept = result if len(result) <= _MAX_KEPT else b""
         return structs.replace(record, state=DONE, result=kept, meta=encode(call.meta) if kept and call.meta else b"")
 
     async def _save(self, claim: IdempotentCall, record: CallRecord | None) -> None:
-        kv, name, now = self._services.store.kv, claim.name, self._services.clock()
-        ttl = claim.seconds + (max(0.0, record.until - now) if record is not None else 0.0)
         for attempt in count():
             try:
-                raw = await read_again(kv, name, attempt)
-                current = self._read(name, raw)
-                if current is not None and current.id != claim.id:
-                    return
-                if await kv.compare_and_set(name, raw, None if record is None else self._seal(name, record), ttl):
+                raw = await read_again(self._services.store.kv, claim.name, attempt)
+                current = self._read(claim.name, raw)
+                is_other = current is not None and current.id != claim.record.id
+                if is_other or await self._write(claim.name, raw, record):
                     return
             except StoreFull:
                 if record is None or not record.result:
@@ -395,7 +379,7 @@ def _read_key(call: Call) -> str:
 
 def _continues(call: Call, record: CallRecord) -> bool:
     """Return whether a request answers the questions of a pending call."""
-    is_own = record.state == PENDING and call.claim.id == record.id
+    is_own = record.state == PENDING and call.claim.record.id == record.id
     return is_own and call.rounds is not None and call.rounds.rounds == record.round
 
 
@@ -407,7 +391,7 @@ def _answer(call: Call, record: CallRecord) -> bytes:
     """
     at = _time(record.started)
     if record.state != DONE:
-        raise ToolError(_LOST.format(at, _time(record.started + call.claim.seconds)))
+        raise ToolError(_LOST.format(at, _time(record.expires)))
     found = msgspec.json.decode(b"{%b}" % record.result)
     note = Text((_NOTE if record.result else _NOT_KEPT).format(at))
     call.meta = {**(msgspec.json.decode(record.meta) if record.meta else {}), RAN_AT: at}
