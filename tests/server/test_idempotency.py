@@ -48,11 +48,11 @@ async def test_repeat_in_another_revision_has_the_form_of_that_revision() -> Non
     mcp = make_shop(done)
     found = []
     async with mcp.running():
-        for revision in ("2026-07-28", "2025-11-25", "2025-03-26"):
+        for revision in ("2026-07-28", "2025-11-25"):
             async with connect(mcp, revision=revision) as client:
                 result = await client.call("pay", cents=5)
                 found.append((result.data, result.text.endswith("5")))
-    assert found == [(5, True), ({"result": 5}, True), (None, True)]
+    assert found == [(5, True), ({"result": 5}, True)]
     assert done == [5]
 
 

@@ -563,6 +563,9 @@ def test_documented_groups_are_read_from_the_file() -> None:
     (shop,) = load_file(EXAMPLES / "approve.toml").upstreams
     assert shop.policy is not None
     assert shop.policy.tools["delete_*"].approve is True
+    (shop,) = load_file(EXAMPLES / "once.toml").upstreams
+    assert shop.policy is not None
+    assert shop.policy.tools["order"].idempotency == "10m"
 
 
 async def test_hints_of_accepted_definitions_count(tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ class IdempotentCalls:
             key = _read_key(call)
             if not key and not rule.implied:
                 return False
-            principal, address = hash_principal(call.principal).hex(), call.dispatcher.address.name
-            what = encode([call.owner, principal, address, call.name, key, "" if key else arguments.hex()])
+            who = hash_principal(call.principal).hex() or call.owner
+            what = encode([who, call.dispatcher.address.name, call.name, key, "" if key else arguments.hex()])
             marks = [hmac.digest(each, _KIND + what, sha256).hex()[:32] for each in self._services.secrets.values]
             id = secrets.token_hex(8)
             if not call.revision.handshake:
