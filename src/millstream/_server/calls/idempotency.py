@@ -1,7 +1,8 @@
 """Calls that run once: a repeat gets the outcome of the first call.
 
-Each call has a record in the store, in its owner's share. The record's name is a keyed digest of the caller, the
-address, the tool, and the key or the arguments. Its content is sealed. It changes only by compare-and-set:
+Each call has a record in the store, in its owner's share. The record's name is a keyed digest of the address, the tool,
+and the key or the arguments. Its content is sealed, and has a digest that includes the caller. It changes only by
+compare-and-set:
 
 | state | the call | a repeat |
 |---|---|---|
@@ -41,7 +42,7 @@ from millstream._protocol.errors import (
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Share
-from millstream._protocol.seal import InputRequired, Rounds, hash_principal
+from millstream._protocol.seal import InputRequired, Rounds
 from millstream._server.calls.call import RUNNING as RUNNING_TASK
 from millstream._server.calls.call import Call, TaskStart, params_of, value_of
 from millstream._server.calls.context import call_binding
@@ -175,8 +176,7 @@ class IdempotentCalls:
             key = _read_key(call)
             if not key and not rule.implied:
                 return False
-            who = hash_principal(call.principal).hex() or call.owner
-            what = encode([who, call.dispatcher.address.name, call.name, key, "" if key else arguments.hex()])
+            what = encode([call.dispatcher.address.name, call.name, key, "" if key else arguments.hex()])
             marks = [hmac.digest(each, _KIND + what, sha256).hex()[:32] for each in self._services.secrets.values]
             id = secrets.token_hex(8)
             if not call.revision.handshake:
