@@ -433,8 +433,22 @@ async def test_malformed_answer_does_not_end_a_call() -> None:
         for each in workers:
             wrong = await send(each, "refund", "k1", requestState=state, inputResponses={"sure": {"action": "maybe"}})
             assert "message" in wrong
+            assert "is waiting for an answer" in text(await send(each, "refund", "k1"))
         right = await send(workers[1], "refund", "k1", requestState=state, inputResponses=YES)
         assert text(right) == "refunded True"
+
+
+async def test_copies_of_an_answer_at_once_get_one_result() -> None:
+    shop = Shop()
+    async with asyncio.timeout(WAIT), fleet(shop.make, turns=lambda: 5) as (one, two):
+        for tool in ("refund", "buy"):
+            asked = await send(one, tool, "k1")
+            state = {"requestState": asked["requestState"], "inputResponses": YES}
+            results = await asyncio.gather(*(send(each, tool, **state) for each in (one, two) * 4))
+            assert {text(each).rpartition("\n")[2] for each in results} == {
+                "refunded True" if tool == "refund" else "bought True"
+            }
+    assert shop.did == ["refunded", "asked", "bought"]
 
 
 async def test_old_answer_does_not_start_the_call_again() -> None:

@@ -81,9 +81,12 @@ async def call(client: Client, name: str, **arguments: Any) -> str:
         return str(exc)
 
 
-async def send(worker: Worker, tool: str = "s_order", then: Mapping[str, Any] = {}, key: str = "") -> Json:
+async def send(
+    worker: Worker, tool: str = "s_order", then: Mapping[str, Any] = {}, key: str = "", *, asks: bool = True
+) -> Json:
     """Return the result of a call in the per-request era. `then` has the members that continue one."""
-    message = per_request("tools/call", {"name": tool, "arguments": {"book": "Dune"}, **then}, elicitation={"form": {}})
+    able: Json = {"elicitation": {"form": {}}} if asks else {}
+    message = per_request("tools/call", {"name": tool, "arguments": {"book": "Dune"}, **then}, **able)
     if key:
         message["params"]["_meta"][KEY] = key
     reply = await worker.post(message, routing("tools/call", tool))
@@ -133,8 +136,9 @@ async def test_identical_calls_at_once_are_sent_once(shop: Shop) -> None:
 TOOLS = {"tools": [{"name": "order", "inputSchema": {"type": "object"}}]}
 
 
-@for_each("policy", [WINDOW, APPROVED])
-async def test_call_whose_upstream_was_lost_is_not_repeated(policy: UpstreamPolicy) -> None:
+@for_each("worker", [0, 1])
+@for_each(("policy", "asks"), [(WINDOW, True), (WINDOW, False), (APPROVED, True)])
+async def test_call_whose_upstream_was_lost_is_not_repeated(policy: UpstreamPolicy, worker: int, *, asks: bool) -> None:
     calls: list[str] = []
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -149,10 +153,10 @@ async def test_call_whose_upstream_was_lost_is_not_repeated(policy: UpstreamPoli
         fleet(lambda: Shop().front(policy, target=server.url)) as workers,
     ):
         then = answer(await send(workers[0])) if policy is APPROVED else {}
-        assert "The call may have taken effect." in text(await send(workers[1], then=then))
+        assert "The call may have taken effect." in text(await send(workers[worker], then=then, asks=asks))
         for each in workers:
-            assert "its outcome is unknown" in text(await send(each))
-            assert "its outcome is unknown" in text(await send(each, then=then))
+            assert "its outcome is unknown" in text(await send(each, asks=asks))
+            assert "its outcome is unknown" in text(await send(each, then=then, asks=asks))
     assert len(calls) == 1
 
 
@@ -226,6 +230,25 @@ async def test_question_that_is_passed_on_is_asked_once(shop: Shop) -> None:
     assert shop.calls == ["Dune"]
 
 
+async def test_answer_of_an_earlier_round_is_not_sent_again(shop: Shop) -> None:
+    @shop.server.tool
+    async def dress(book: str, ctx: Context) -> str:
+        """Ask twice."""
+        shop.calls.append(book)
+        return await ctx.elicit("Which paper?", str) + await ctx.elicit("Which ribbon?", str)
+
+    async with (
+        asyncio.timeout(WAIT),
+        shop.server.running(),
+        fleet(lambda: shop.front(revision="2026-07-28")) as workers,
+    ):
+        first = answer(await send(workers[0], "s_dress"))
+        second = answer(await send(workers[1], "s_dress", first))
+        assert "is waiting for an answer" in text(await send(workers[0], "s_dress", first))
+        assert text(await send(workers[0], "s_dress", second)) == "redred"
+    assert shop.calls == ["Dune"]
+
+
 async def test_task_of_a_repeat_has_the_first_result(shop: Shop) -> None:
     async with Client(shop.front(), timeout=WAIT) as client:
         assert client.tasks.supported
@@ -259,6 +282,23 @@ async def test_operation_of_an_api_runs_once() -> None:
     async with Client(front, timeout=WAIT) as client:
         for _ in range(2):
             assert "ordered 7" in await call(client, "api_order", isbn="7")
+    assert calls == ["7"]
+
+
+async def test_operation_that_failed_is_not_repeated() -> None:
+    calls: list[str] = []
+    api = FastAPI()
+
+    @api.post("/orders/{isbn}", operation_id="order")
+    def order(isbn: str) -> str:
+        calls.append(isbn)
+        raise RuntimeError("a bug")
+
+    front = Server("front")
+    front.upstream("api", openapi=OpenApi(document=api), start_timeout=WAIT, policy=WINDOW)
+    async with Client(front, timeout=WAIT) as client:
+        for _ in range(2):
+            await call(client, "api_order", isbn="7")
     assert calls == ["7"]
 
 
