@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 
 from cases import for_each
-from fleet import Worker, fleet, real_fleet, until
+from fleet import Worker, fleet, real_fleet, settle, until
 from millstream import Context, Depends, Server, Settings, ToolError, auth
 from patience import WAIT
 from shared_store import SharedStore
@@ -200,6 +200,7 @@ async def test_call_of_a_stopped_worker_is_not_repeated(backing: Backing) -> Non
         async with real_fleet(shop.make, backing, 1) as (one,):
             lost = asyncio.create_task(pay(one))
             await until(lambda: shop.did)
+        assert len(one.runtime.services.idempotent) == 0
         async with real_fleet(shop.make, backing, 1) as (two,):
             assert "its outcome is unknown" in text(await pay(two))
         lost.cancel()
@@ -231,6 +232,8 @@ async def test_calls_without_a_caller_get_the_time_of_a_drain() -> None:
         await asyncio.gather(leaving, return_exceptions=True)
         draining = asyncio.create_task(one.runtime.drain(WAIT))
         await until(lambda: one.runtime.draining)
+        await settle()
+        assert not draining.done()
         shop.release.set()
         await draining
         assert REPEATED in text(await pay(two))

@@ -160,6 +160,28 @@ async def test_call_whose_upstream_was_lost_is_not_repeated(policy: UpstreamPoli
     assert len(calls) == 1
 
 
+async def test_lost_call_of_an_open_connection_is_not_repeated() -> None:
+    calls: list[str] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "tools/call":
+            calls.append(asked.method)
+            if len(calls) > 1:
+                raise ConnectionError
+        found = {"server/discover": OFFER, "tools/list": TOOLS, "tools/call": {"content": []}}
+        await asked.result(found.get(asked.method, {}))
+
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(behave) as server,
+        fleet(lambda: Shop().front(target=server.url), 1) as (one,),
+    ):
+        await send(one, key="another call", asks=False)
+        assert "The call may have taken effect." in text(await send(one, asks=False))
+        assert "its outcome is unknown" in text(await send(one, asks=False))
+    assert len(calls) == 2
+
+
 async def test_call_that_an_unreachable_upstream_never_got_can_be_repeated(shop: Shop) -> None:
     async with asyncio.timeout(WAIT), AsyncExitStack() as behind:
         served = await behind.enter_async_context(http_peer.serve(shop.server))

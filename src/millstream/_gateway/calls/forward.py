@@ -168,8 +168,6 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
     if places is not None and not (places.take(owner) or await places.acquire(owner)):
         raise no_response_error(call, upstream, InUse(places, owner))
     link.calls += 1
-    if call.claim is not None:
-        call.claim.begun = True
     started = link.last_used = monotonic()
     if verbatim:
         ask.id = next(requests.ids)
@@ -192,7 +190,6 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
         upstream.suspect(link, exc)
         raise ForwardedCall(call, upstream, ask, source=source, verbatim=verbatim).convert_error(exc) from None
     except ClientError as exc:
-        _take_back(call, exc)
         raise await _fail(call, upstream, link, exc, ask) from None
     finally:
         link.calls -= 1
@@ -295,8 +292,8 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
         if denied is not None and forwarding.replays:
             call.begin(begun=False)  # the upstream didn't run it
     except ClientError as exc:
-        if not forwarding.has_response:
-            _take_back(call, exc)
+        if call.claim is not None and isinstance(exc, _NOT_SENT) and not forwarding.has_response:
+            call.claim.begun = False
         raise await _fail(call, upstream, link, exc, ask) from None
     finally:
         if link is not None:
@@ -402,12 +399,6 @@ async def _fail(
             found = unknown_session()
             return ProtocolError(found.code, found.message, status=found.status, head=_NO_STORE)
     return no_response_error(call, upstream, exc, ended=ended is not None)
-
-
-def _take_back(call: Call, exc: ClientError) -> None:
-    """Record that an upstream didn't process a call that runs once, if the error says so."""
-    if call.claim is not None and isinstance(exc, _NOT_SENT):
-        call.claim.begun = False
 
 
 _ENDED_HERE = (

@@ -169,6 +169,7 @@ _ELSEWHERE = {
 _TOOLS_ELSEWHERE = {
     **dict.fromkeys(("parameters", "params"), "input_schema"),
     **dict.fromkeys(("async", "blocking", "sync"), "thread"),
+    "idempotent": "Write idempotency=True, or for a hint, annotations=ToolAnnotations(idempotent_hint=True).",
     "retry": "task_retry",
     "ttl": "task_ttl",
     **{
