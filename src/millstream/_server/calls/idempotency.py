@@ -243,7 +243,9 @@ class IdempotentCalls:
                 if await self._take(call, raw, record if claim.continues else None, now, limit):
                     return None
             elif (answer := await self._judge(claim, record, is_over=is_over)) is not None:
-                return answer
+                # A running call may have ended since the record was read.
+                if answer.state != RUNNING or raw == await self._services.store.kv.get(claim.name):
+                    return answer
             elif time.monotonic() > deadline:
                 raise ToolError(_BUSY)
             else:
