@@ -54,6 +54,7 @@ WORDS = {
     "OnChange": "function",
     "OnLog": "function",
     "QuotaText": "text",
+    "DurationText": "text",
     "RateText": "text",
     "Redaction": "table",
     "RequiredRateText": "text",

@@ -23,5 +23,15 @@ async def pay(cents: int, ctx: Context) -> str:
 
 # endregion
 
+
+# region: refund
+@mcp.tool(idempotency="10m")
+async def refund(cents: int) -> str:
+    """Give money back."""
+    return f"receipt {secrets.token_hex(4)} for {cents} cents that you get back"
+
+
+# endregion
+
 if __name__ == "__main__":
     mcp.run()

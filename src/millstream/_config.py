@@ -54,6 +54,8 @@ RequiredRateText = Annotated[
     ),
 ]
 """A rate that can't be turned off."""
+DURATION = "([1-9][0-9]{0,2})([smhd])"
+DurationText = Annotated[str, Meta(pattern=f"^{DURATION}$", description="a number and a unit: 30s, 10m, 2h, 1d")]
 QuotaText = Annotated[
     str,
     Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),

@@ -183,6 +183,15 @@ async def test_card_is_charged_if_the_person_agrees(connect: Any, asking_revisio
         assert receipt.endswith("for 900 cents") if answer else receipt == "Nothing was charged."
 
 
+async def test_refund_that_is_repeated_has_the_first_receipt(connect: Any, asking_revision: str) -> None:
+    shop = runpy.run_path(str(ROOT / "examples" / "recipes" / "charge.py"))["mcp"]
+    async with connect(shop, asking_revision) as client:
+        receipt, again = await client.text("refund", cents=900), await client.text("refund", cents=900)
+        assert receipt.endswith("for 900 cents that you get back")
+        assert again != receipt
+        assert again.startswith("[An identical call ran at ")
+
+
 def test_settings_of_a_program_and_of_its_operator_are_combined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com,mcp.example.org")
     monkeypatch.setenv("MILLSTREAM_MAX_BODY", "5")

@@ -418,7 +418,9 @@ class Runtime:
         deadline = clock() + seconds
         self._end_subscriptions()
         await self.services.parked.drain(min(1.0, seconds))
-        while (calls or self.streams.lines) and clock() < deadline:  # the last answers may wait for the store
+        while (
+            calls or self.services.idempotent or self.streams.lines
+        ) and clock() < deadline:  # the last answers may wait for the store
             # The last request of a connection may have been another subscription.
             await asyncio.sleep(0.01)
             self._end_subscriptions()

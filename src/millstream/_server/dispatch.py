@@ -48,6 +48,7 @@ from millstream._recent import Recent
 from millstream._server.address import Address
 from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, Caller, CallFailure, granted_scopes
 from millstream._server.calls.context import call_binding
+from millstream._server.calls.idempotency import IdempotentCalls
 from millstream._server.calls.parked_calls import ParkedCalls
 from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
@@ -211,6 +212,7 @@ class Dispatcher:
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         self._tool_timeout = services.settings.tool_timeout
         services.parked = ParkedCalls(services)
+        services.idempotent = IdempotentCalls(services)
         self.stopping: bool = False
         """Whether the server is shutting down. Running calls can be canceled at any time, without an answer."""
         self.calls: set[Call] = set()

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from millstream._protocol import revisions
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import (
     INVALID_PARAMS,
@@ -174,6 +175,8 @@ class Handlers:
         """Run a tool after its arguments have been read."""
         if self._services.attach_stream is not None:
             self._services.attach_stream(call)
+        rule, idempotent = tool.idempotency, self._services.idempotent
+        once = rule is not None and idempotent.open(call, rule, begun=not tool.prepares)
         size = len(call.params)
         if (size > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:
             if not call.revision.handshake:
@@ -181,13 +184,18 @@ class Handlers:
             # The arguments have been read, and the tool can take long.
             call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._services.settings.tool_timeout if tool.timeout is None else tool.timeout
-        work = partial(run_tool, tool, call, timeout)
+        work = partial(run_tool, tool, call, timeout, newest=once)
         replay, wait = tool.replay, 0.0
         if call.task and tool.task is not None:
             replay = True if replay is None and tool.task.retry else replay
             if call.task == RUNNING:
                 wait = self._services.settings.task_ttl if tool.task.ttl is None else tool.task.ttl
-        return await self._run(call, tool, work, replay=replay, size=size, wait=wait)
+        run = partial(self._run, call, tool, work, replay=replay, size=size, wait=wait)
+        if not once:
+            return await run()
+        members: bytes = await idempotent.run(call, run, wait)
+        newest = call.revision is revisions.NEWEST
+        return members if newest else revisions.project_tool_result(members, call.revision, wraps=tool.wraps)
 
     async def _run(
         self,

@@ -42,10 +42,20 @@ from millstream._protocol.errors import (
     MISSING_CLIENT_CAPABILITY,
     ProtocolError,
 )
-from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, refusal_message, require_json
+from millstream._protocol.jsonrpc import (
+    MAX_ID,
+    Json,
+    RequestId,
+    check_text,
+    decoder,
+    encode,
+    refusal_message,
+    require_json,
+)
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, scopes_of
+from millstream._server.calls.idempotency import KEY, RAN_AT
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import Audience
 from millstream._server.functions.plan import ArgumentError
@@ -194,7 +204,10 @@ class RestRoutes:
                 raise
         except (ArgumentError, ProtocolError) as exc:
             return refuse(wrong, str(exc))
-        params = encode({"name": name, "arguments": Raw(body)})
+        members: Json = {"name": name, "arguments": Raw(body)}
+        if key := request.headers.get(b"idempotency-key"):
+            members["_meta"] = {KEY: key.decode("latin-1")}
+        params = encode(members)
         call = self._call(request, NEWEST, "tools/call", params)
         # Header parameters repeat arguments for MCP routers. REST callers don't have to send them.
         call.headers = None if tool.headers else request.headers
@@ -202,7 +215,7 @@ class RestRoutes:
         if not self._dispatcher.load.takes(call, len(params)):
             return refuse(BUSY, "Too many calls are running. Try again later.")
         request.body = b""
-        del body, params, arguments  # the call has its own data
+        del body, params, members, arguments  # the call has its own data
         return _rest_reply(call, *await self._dispatcher.outcome(call), root)
 
     def _refuse(
@@ -279,10 +292,11 @@ def _rest_reply(call: Call, raw: bytes, error: ProtocolError | None, root: str) 
         result = _decode_result(raw)
         if not result.is_error:
             body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
-            if call.tee is None:
-                return Response(body)
-            # RFC 8288: the body is only the result, so a header has the URL of its resource updates.
-            return Response(body, 200, JSON_HEAD + header_lines(link=f'<{call.tee.url}>; rel="monitor"'))
+            # The body is only the result, so headers have the URL of its resource updates (RFC 8288) and the note.
+            lines = {} if call.tee is None else {"link": f'<{call.tee.url}>; rel="monitor"'}
+            if call.meta and RAN_AT in call.meta:
+                lines["idempotent_replayed"] = "true"
+            return Response(body, 200, JSON_HEAD + header_lines(**lines)) if lines else Response(body)
         text = "\n".join(block.text for block in _decode_content(result.content) if block.text)
     elif error.code == MISSING_CLIENT_CAPABILITY:
         return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)

@@ -563,6 +563,9 @@ def test_documented_groups_are_read_from_the_file() -> None:
     (shop,) = load_file(EXAMPLES / "approve.toml").upstreams
     assert shop.policy is not None
     assert shop.policy.tools["delete_*"].approve is True
+    (shop,) = load_file(EXAMPLES / "once.toml").upstreams
+    assert shop.policy is not None
+    assert shop.policy.tools["order"].idempotency == "10m"
 
 
 def test_lowest_limit_in_the_reference_wins(tmp_path: Path) -> None:

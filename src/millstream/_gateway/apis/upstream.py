@@ -104,6 +104,7 @@ class ApiTool(UpstreamTool):
         operation = upstream.operations.get(own_name)  # the document may have changed
         if operation is None:
             raise ToolError("The API no longer has this operation.")
+        call.begin()
         reply = await upstream.request(operation, arguments, call, own_name)
         result = result_of(operation, reply)
         meta = b"" if result.meta is None else b',"_meta":%b' % encode(result.meta)

@@ -32,6 +32,7 @@ from millstream._gateway.rules.results import call_error
 from millstream._gateway.upstreams.links import Link
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import NAME
+from millstream._http.client import UnsendableRequest
 from millstream._protocol.errors import (
     REQUIRES_CAPABILITIES,
 )
@@ -52,8 +53,10 @@ from millstream._transports.open_streams import unknown_session
 from millstream.client import (
     AccessDenied,
     ClientError,
+    ConnectFailed,
     ServerError,
     SessionLost,
+    TargetError,
 )
 from millstream.client._recovery import NO_HANDSHAKE, has_only_session
 from millstream.client.lowlevel import RawRequest
@@ -72,6 +75,8 @@ _MAX_LINKS_PER_KEY, _MAX_HTTP_LINKS_PER_KEY = 64, 8
 """Maximum concurrent connections for the calls with one key. A separate connection shows which call a question belongs
 to. On Streamable HTTP, fewer are needed, because most questions name their call.
 """
+_NOT_SENT = ConnectFailed, SessionLost, TargetError, UnsendableRequest
+"""Errors of a single request that the upstream didn't process."""
 _MAX_NAME = 200
 """Maximum characters of the name of an item that needs the newer era, because it's remembered."""
 _COPIES = 3
@@ -284,9 +289,11 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
             call, upstream, link, ask, encode({"isError": True, "data": [exc.message, exc.data]})
         ):
             raise forwarding.convert_error(exc) from None
-        if denied is not None and call.parked is not None and forwarding.replays:
-            call.parked.begun = False  # the upstream didn't run it
+        if denied is not None and forwarding.replays:
+            call.begin(begun=False)  # the upstream didn't run it
     except ClientError as exc:
+        if call.claim is not None and isinstance(exc, _NOT_SENT) and not forwarding.has_response:
+            call.claim.begun = False
         raise await _fail(call, upstream, link, exc, ask) from None
     finally:
         if link is not None:

@@ -161,6 +161,8 @@ class ForwardedCall(CallRecipient):
         """Whether the call runs again, if it ends the client's request with questions."""
         self._slot = f"gateway {ask.method} {ask.name}"
         raw = call.saved_value(self._slot)
+        self.has_response: bool = raw is not None
+        """Whether the upstream has responded to the call, in this round or before."""
         if raw is not None:
             name, self.previous = _decode_state(raw)
             if name != upstream.name:
@@ -186,8 +188,7 @@ class ForwardedCall(CallRecipient):
         self._send = partial(_send, link, self._ask)
         if isinstance(self.previous, _Urls):
             self._check_urls(self.previous)
-        if self.call.parked is not None:
-            self.call.parked.begun = True
+        self.call.begin()
         match way:
             case Way.VERBATIM | Way.STREAM:
                 return self._send(self)
@@ -224,6 +225,7 @@ class ForwardedCall(CallRecipient):
         latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
             result = await self._send(self, encode(members)[1:-1])
+            self.has_response = True
             required = input_required(result)
             if required is None:
                 return result

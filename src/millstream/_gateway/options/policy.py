@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import fields, force_setattr
 
-from millstream._config import Cap, RateText, Seconds
+from millstream._config import Cap, DurationText, RateText, Seconds
 from millstream._protocol.errors import closest_name
 from millstream.protocol import (
     Json,
@@ -117,6 +117,10 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     """Seconds that the URI works, or 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()
     """Regular expressions for text to redact before arguments reach the upstream."""
+    idempotency: bool | DurationText = False
+    """Whether calls with the same key run once, or a time such as ``10m``, in which calls with the same arguments count
+    as one, too.
+    """
     approve: bool | ApprovalPolicy = False
     """Whether a person at the client approves each call, or the calls that do so. Other clients can't call it."""
 

@@ -30,6 +30,7 @@ from millstream._gateway.rules.results import Redactor, run_aside, shorten_resul
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
+from millstream._server.calls.idempotency import KEY, read_idempotency
 from millstream._server.features import Run
 from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, Visible, both, require_scopes
@@ -83,6 +84,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     result_seconds: float = 3600.0
     arguments: Redactor | None = None
     results: Redactor | None = None
+    idempotency: bool | str = False
     approvals: tuple[ApprovalPolicy, ...] = ()
     """Which calls a person has to approve."""
     rules_of: "Callable[[str], ItemRules | None] | None" = None
@@ -105,6 +107,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                 ]
         if self.names:
             changed["inputSchema"] = with_safe_names(changed["inputSchema"], self.names)
+        if self.idempotency:
+            changed["_meta"] = {**members(changed.get("_meta")), KEY: True}
         if self.budget:
             changed.pop("outputSchema", None)  # a preview wouldn't match the output schema
         return changed
@@ -177,7 +181,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.limited = bool(self.limit or self.concurrency)
             item.cost = self.cost
             item.timeout = self.timeout or None
-            item.plain = item.plain and not (self.timeout or self.visible or self.approvals)
+            item.idempotency = read_idempotency(self.idempotency)
+            item.plain = item.plain and not (self.timeout or self.visible or self.approvals or self.idempotency)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
                 item.run = with_approval(item, approvals, self.hidden, self.names)
                 item.asks = item.asks_first = True
@@ -513,7 +518,7 @@ _MAX_NAME = 4096
 """Maximum characters of a name or URI that a policy leaves unchanged."""
 _COPIED = {
     "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden",
-    "result_seconds",
+    "idempotency", "result_seconds",
 }  # fmt: skip
 
 

@@ -183,6 +183,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """The rounds that the call has ended with, if it ended with questions."""
     parked: Any = None
     """The `ParkedCall`, if the function can wait for answers without a request."""
+    claim: Any = None
+    """The `IdempotentCall`, if the call runs once."""
     binding: bytes = b""
     """The hash that binds the state to this call, once computed."""
     token: ProgressToken | None = None
@@ -288,6 +290,16 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
             value: The value. It's sent to the client and back, so keep it small.
         """
         self.get_rounds().settle(key, key, value)
+
+    def begin(self, *, begun: bool = True) -> None:
+        """Record that the function starts, or that an upstream gets the call: from here on, it may have an effect.
+
+        Args:
+            begun: Whether that's so. False takes it back.
+        """
+        for each in (self.parked, self.claim):
+            if each is not None:
+                each.begun = begun
 
     @property
     def can_start_task(self) -> bool:

@@ -32,6 +32,7 @@ from millstream._protocol.errors import (
     LocalError,
     ProtocolError,
     ToolError,
+    ToolUnavailable,
     pluralize,
 )
 from millstream._protocol.jsonrpc import Json, RequestId, decode_members, encode
@@ -355,7 +356,7 @@ class ParkedCalls:
             self._warned = True
             logger.warning(_NOT_SHARED, call.method, call.name)
         if not ticket.again:
-            raise ProtocolError(INVALID_PARAMS, ANSWERED) if is_mine else ToolError(LOST)
+            raise ProtocolError(INVALID_PARAMS, ANSWERED) if is_mine else ToolUnavailable(LOST)
         if not is_mine:
             text = "%s %s runs again from its start, because the process that held it is gone."
             logger.info(text, call.method, call.name)
@@ -625,11 +626,13 @@ class RetryNews(Confidential, Struct, array_like=True, tag="news"):
 
     number: int
     kind: str
-    """``note``, ``result``, ``asks``, ``task``, ``tool_error``, ``error``, or ``gone``."""
+    """``note``, ``result``, ``asks``, ``task``, ``tool_error``, ``unavailable``, ``error``, or ``gone``."""
     body: bytes = b""
     more: bytes = b""
     """The `_meta` of a result, the state of questions, or the data of an error."""
     code: int = 0
+    begun: bool = True
+    """Whether the function of a call that runs once has started."""
 
 
 class CancelRetry(Struct, array_like=True, tag="cancel"):
@@ -646,6 +649,8 @@ _decode = msgspec.msgpack.Decoder(SentRetry | RetryNews | CancelRetry).decode
 def _read_news(call: Call, news: RetryNews) -> bytes:
     """Return the result from another worker, or raise its error or its questions."""
     body, more = news.body, news.more
+    if call.claim is not None:
+        call.claim.begun = news.begun
     match news.kind:
         case "result":
             call.meta = msgspec.json.decode(more) if more else None
@@ -656,6 +661,8 @@ def _read_news(call: Call, news: RetryNews) -> bytes:
             raise TaskStart(Rounds.from_state(_decode_state(more)))
         case "tool_error":
             raise ToolError(body.decode())
+        case "unavailable":
+            raise ToolUnavailable(body.decode())
         case _:
             raise ProtocolError(news.code, body.decode(), msgspec.json.decode(more) if more else None)
 
@@ -760,6 +767,8 @@ class _OtherWorkers:
 
     async def _run(self, retry: SentRetry, worker: str) -> None:
         """Resume a call for a request to another worker, and send it the outcome."""
+        parked = self._table.find(retry.ticket)
+        claim = None if parked is None else parked.call.claim
         try:
             news = await self._outcome(retry, worker)
         except InputRequired as exc:
@@ -769,12 +778,14 @@ class _OtherWorkers:
             data = encode(exc.data) if exc.data else b""
             news = RetryNews(retry.number, "error", exc.message.encode(), data, exc.code)
         except (ToolError, Declined, Cancelled) as exc:
-            news = RetryNews(retry.number, "tool_error", str(exc).encode())
+            kind = "unavailable" if isinstance(exc, ToolUnavailable) else "tool_error"
+            news = RetryNews(retry.number, kind, str(exc).encode())
         except asyncio.CancelledError:
             news = RetryNews(retry.number, "gone")
         except Exception:
             logger.exception("A call that another worker resumed has failed.")
-            news = RetryNews(retry.number, "tool_error", b"Internal error. The log of the server has the details.")
+            news = RetryNews(retry.number, "unavailable", b"Internal error. The log of the server has the details.")
+        news.begun = claim is None or claim.begun
         owner = "" if retry.principal is None else retry.principal.id
         try:
             await self._deliver(worker, news, owner)

@@ -434,6 +434,8 @@ class Services:
 
     parked: Any
     """The `ParkedCalls` of this worker. The dispatcher sets them."""
+    idempotent: Any
+    """The `IdempotentCalls` of this worker. The dispatcher sets them."""
     server_name: str = ""
     """The name that session ids are bound to."""
 
@@ -525,6 +527,7 @@ class Services:
 
     async def close(self) -> None:
         """Stop receiving messages and end the threads."""
+        await self.idempotent.close()
         await self.parked.close()
         self.threads.close()
         await self.records.close()

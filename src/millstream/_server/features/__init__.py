@@ -256,8 +256,8 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks, *,
 
     def run_hooked(arguments: Any, call: Call) -> Awaitable[Any]:
         async def inside(request: Request) -> Any:
-            if begins and call.parked is not None:
-                call.parked.begun = True
+            if begins:
+                call.begin()
             return await run(request.final_arguments(partial(reread, call)), call)
 
         item_name = call.name if about == "read" else name

@@ -54,8 +54,7 @@ async def call_with_dependencies(
     async with AsyncExitStack() as exits:
         resolution = _Resolution(call, shared_context(call, home), call.services.overrides_of(home), exits)
         values = await resolution.resolve(dependencies)
-        if call.parked is not None:
-            call.parked.begun = True
+        call.begin()
         return await work(values)
 
 
@@ -252,6 +251,8 @@ class ItemSource(Struct, frozen=True):
     """Whether a call may ask the client."""
     asks_first: bool = False
     """Whether it may ask before it does anything else, for example in dependencies."""
+    prepares: bool = False
+    """Whether something else runs before the function, such as dependencies. It calls `Call.begin` afterwards."""
     untyped: tuple[str, ...] = ()
     """Parameters without an annotation."""
 
@@ -313,6 +314,8 @@ class Item:
         """Whether calls may ask the client."""
         self.asks_first: bool = source.asks_first
         """Whether calls may ask before the body of the function starts."""
+        self.prepares: bool = source.prepares or source.asks_first
+        """See `ItemSource`."""
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server that the item is reached through, if any."""
         self.run: Run = require_scopes(source.run, self.scopes)
@@ -348,8 +351,8 @@ class Item:
         other = copy.copy(self)
         other.path = (hooks, *self.path)
         if hooks.for_kind(self.kind):
-            other.asks = other.asks_first = True
-        run = wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks, begins=not self.asks_first)
+            other.asks = other.asks_first = other.prepares = True
+        run = wrap_with_hooks(self.kind, self.name, self.run, self.read, hooks, begins=not self.prepares)
         other.run = require_scopes(run, self.scopes)
         return other
 
@@ -414,6 +417,7 @@ def source_of(
         code=made.code,
         asks=made.context_type is not None or asks_first,
         asks_first=asks_first,
+        prepares=bool(made.dependencies),
         untyped=made.untyped,
     )
     return source, rest

@@ -24,6 +24,7 @@ from millstream._protocol.metadata import (
     ParamHeader,
 )
 from millstream._server.calls.call import Call
+from millstream._server.calls.idempotency import KEY, Idempotency, read_idempotency
 from millstream._server.features import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
@@ -45,6 +46,10 @@ class ToolOptions(Labels, total=False):
     """Whether a `def` function runs in a worker thread."""
     replay: bool | None
     """Whether the function may run again from its start, if the process that waits for an answer is gone."""
+    idempotency: bool | str | None
+    """Whether calls with the same key run once, or a time such as ``10m``, in which calls with the same arguments count
+    as one, too.
+    """
     requires: Mapping[str, Any] | None
     """Client capabilities that a call requires."""
     scopes: Names | None
@@ -98,12 +103,13 @@ class Tool(Item):
 
     kind = "tools"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the options of tools, and named
         self,
         source: ItemSource,
         *,
         timeout: float | None = None,
         replay: bool | None = None,
+        idempotency: bool | str | None = None,
         requires: Mapping[str, Any] | None = None,
         scopes: Names | None = None,
         limit: str | None = None,
@@ -113,6 +119,13 @@ class Tool(Item):
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
+        self.idempotency: Idempotency | None = read_idempotency(idempotency)
+        """Which calls count as one, or None if each call runs."""
+        if self.idempotency is not None:
+            if replay or (task is not None and task.retry):
+                option = "replay" if replay else "task_retry"
+                raise ValueError(f"{source.name}: with idempotency, a call never runs again. Remove {option}=True.")
+            replay, labels["meta"] = False, {**(labels.get("meta") or {}), KEY: True}
         needed = dict(requires or {})
         _check_required(source, needed)
         if task is not None and task.required:
@@ -135,7 +148,7 @@ class Tool(Item):
         self.reads_all: bool = source.reads_all
         """See `Engine.reads_all`. Only for a tool that is `plain`."""
         self.plain: bool = source.decode is not None and not (
-            self.requires or self.headers or self.visible or "stream" in self.parameters
+            self.requires or self.headers or self.visible or self.idempotency or "stream" in self.parameters
         )
         """Whether a transport can decode the arguments and pass a prepared call, because nothing wraps the tool."""
         self._output = source.output
@@ -336,13 +349,19 @@ def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
             )
 
 
-async def run_tool(tool: Tool, call: Call, timeout: float) -> bytes:
-    """Return the members of a tool's result."""
+async def run_tool(tool: Tool, call: Call, timeout: float, *, newest: bool = False) -> bytes:
+    """Return the members of a tool's result, in the newest revision if `newest`, otherwise in the call's."""
     if timeout:
         value = await run_with_timeout(tool.run, call, call.arguments, timeout)
     else:
         value = await tool.run(call.arguments, call)
-    return tool.encode(value, call)
+    revision = call.revision
+    try:
+        if newest:
+            call.revision = revisions.NEWEST
+        return tool.encode(value, call)
+    finally:
+        call.revision = revision
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, TypedDict, cast
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct, to_builtins
 
+from millstream._config import DURATION
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import suggest, suggest_keywords, suggest_option
 from millstream._protocol.json_schema import is_object
@@ -123,6 +124,10 @@ _RULES: Mapping[str, _Rule] = {
     ),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
     "replay": (lambda value: isinstance(value, bool), "True or False"),
+    "idempotency": (
+        lambda value: isinstance(value, bool) or (isinstance(value, str) and bool(re.fullmatch(DURATION, value))),
+        "True, False, or a time such as 30s, 10m, 2h, or 1d",
+    ),
     "timeout": (
         lambda value: type(value) in (int, float) and value >= 0 and isfinite(value),
         "a number of seconds, or 0 for no limit",
@@ -164,6 +169,7 @@ _ELSEWHERE = {
 _TOOLS_ELSEWHERE = {
     **dict.fromkeys(("parameters", "params"), "input_schema"),
     **dict.fromkeys(("async", "blocking", "sync"), "thread"),
+    "idempotent": "Write idempotency=True, or for a hint, annotations=ToolAnnotations(idempotent_hint=True).",
     "retry": "task_retry",
     "ttl": "task_ttl",
     **{
