@@ -129,7 +129,7 @@ FIELDS = "a model needs pydantic.Field"
 OURS = ("a page", "Annotated[int, Field(ge=1, le=9)]", 'Annotated[str, Field(pattern="^[a-z]+$")]')
 KNOWN = {
     **cells(
-        [*OURS, "list[Annotated[int, Field(ge=1)]]"],
+        [*OURS, "list[Annotated[int, Field(ge=1)]]", "Book", "Book | Film", "Book | Review | None"],
         everywhere("in a model"),
         UNSUPPORTED,
         FIELDS,

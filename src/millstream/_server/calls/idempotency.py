@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Coroutine
 from hashlib import sha256
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct, structs
@@ -198,15 +198,15 @@ class IdempotentCalls:
         if not self._share.take(call.owner):
             raise ToolUnavailable(_FULL)
         limit = wait if call.task == RUNNING_TASK else self._services.settings.max_call_seconds
-        task: asyncio.Task[bytes] | None = None
+        runs = False
         try:
             record = await self._claim(call, limit)
             if record is not None:
                 return _answer(call, record)
             task = self._tasks.spawn(self._run(call, start, wait, limit, call.release))
-            call.release = None
+            call.release, runs = None, True
         finally:
-            if task is None:
+            if not runs:
                 self._share.leave(call.owner)
         task.add_done_callback(has_failed)
         return await asyncio.shield(task)  # it also runs if the caller leaves
@@ -300,7 +300,9 @@ class IdempotentCalls:
             async with asyncio.timeout(limit):
                 result = await start()
         except BaseException as exc:  # its outcome is stored
-            error = resolve_group(exc) if isinstance(exc, BaseExceptionGroup) else exc
+            error = exc
+            if isinstance(exc, BaseExceptionGroup):
+                error = resolve_group(cast("BaseExceptionGroup[BaseException]", exc))
         if parked is not None and parked.call.claim is not None:  # the function belongs to an earlier request
             claim.begun = parked.call.claim.begun
         still_waits = claim.continues and (parked is None or parked.timer is not None)

@@ -180,7 +180,8 @@ def find_fields(kind: Any) -> Any:
         TypeError: A class in it isn't supported. msgspec would leave it to `dec_hook`.
     """
     info: Any = msgspec.inspect.type_info(kind)
-    pending, seen = [info], set[int]()
+    pending: list[Any] = [info]
+    seen = set[int]()
     while pending:
         node = pending.pop()
         if isinstance(node, msgspec.inspect.CustomType):
