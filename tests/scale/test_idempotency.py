@@ -10,6 +10,7 @@ import pytest
 from cases import for_each
 from fleet import Worker, fleet, real_fleet, settle, until
 from millstream import Context, Depends, Server, Settings, ToolError, auth
+from millstream.stores import StoreFull
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, Backing, LocalSqliteBacking, backings
@@ -174,6 +175,7 @@ async def test_result_that_is_too_large_to_keep_is_not_produced_again() -> None:
         first, again = [await send(each, "read", "k1", arguments={"size": 300_000}) for each in workers]
     assert len(text(first)) == 300_000
     assert "Its result couldn't be kept. It didn't run again." in text(again)
+    assert again["isError"]  # other results need the content that the output schema announces
     assert shop.did == [300_000]
 
 
@@ -260,6 +262,21 @@ async def test_caller_gets_the_result_if_it_cannot_be_stored() -> None:
         one.store.down = False
         assert "its outcome is unknown" in text(await pay(one))
         assert shop.did == [5]
+
+
+async def test_caller_gets_the_result_if_a_full_store_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any) -> bool:
+        raise StoreFull("no space is left")
+
+    shop = Shop()
+    async with asyncio.timeout(WAIT), fleet(shop.make) as (one, _):
+        calling = asyncio.create_task(pay(one))
+        await until(lambda: shop.did)
+        monkeypatch.setattr(one.store.kv, "compare_and_set", refuse)
+        shop.release.set()
+        assert text(await calling) == "5"
+        assert "its outcome is unknown" in text(await pay(one))
+    assert shop.did == [5]
 
 
 async def test_call_that_cannot_be_recorded_does_not_run() -> None:

@@ -1,9 +1,10 @@
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import annotated_types
 import msgspec
@@ -33,6 +34,21 @@ def stripped(value: Any) -> Any:
 
 def doubled(value: Any, handler: Callable[[Any], int]) -> int:
     return 2 * handler(value)
+
+
+def passed_on(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return handler(value)
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+@dataclass
+class Line:
+    ends: tuple[int, ...]
+    at: Point
 
 
 @dataclass
@@ -192,6 +208,10 @@ def test_values_rejected_by_pydantic_are_rejected(annotation: Any, value: Any) -
         (Annotated[str, AfterValidator(inside)] | None, None, None),
         (Strict, {"path": "a"}, Strict("a")),
         (Path, "a/b", Path("a/b")),
+        (Annotated[tuple[int, int], BeforeValidator(stripped)], [1, 2], (1, 2)),
+        (Annotated[deque[int], WrapValidator(passed_on)], [1], deque([1])),
+        (Annotated[Point, BeforeValidator(stripped)], [1, 2], Point(1, 2)),
+        (Annotated[Line, WrapValidator(passed_on)], {"ends": [1, 2], "at": [3, 4]}, Line((1, 2), Point(3, 4))),
     ],
 )
 def test_functions_receive_values_converted_by_pydantic(annotation: Any, value: Any, found: Any) -> None:

@@ -401,16 +401,23 @@ class Requests(Confidential, Struct, kw_only=True):
 
     async def _check_resumed(self, connection: Connection) -> None:
         ask = RawRequest(method="ping", timeout=self.options.connect_timeout, repeatable=True)
-        try:
-            await self.send(connection, ask)
-        except RequestTimeout:
-            pass  # a busy server still has it
-        except ClientError as exc:
-            if isinstance(exc, ConnectFailed) or exc.status in _UNAVAILABLE:
-                raise
-            if not isinstance(exc, ServerError) or exc.code != METHOD_NOT_FOUND:
-                # Servers say in different ways that they don't know a session.
-                raise SessionLost("The session has ended on the server.") from exc
+        for attempt in range(_MAX_RESTARTS + 1):
+            try:
+                await self.send(connection, ask)
+            except RequestTimeout:
+                return  # a busy server still has it
+            except ClientError as exc:
+                if isinstance(exc, ConnectFailed) or exc.status in _UNAVAILABLE:
+                    raise
+                if isinstance(exc, ServerError) and exc.code == METHOD_NOT_FOUND:
+                    return
+                is_cut = isinstance(exc, ConnectionLost) and not (isinstance(exc, SessionLost) or exc.status)
+                if not is_cut or attempt == _MAX_RESTARTS:
+                    # Servers say in different ways that they don't know a session.
+                    raise SessionLost("The session has ended on the server.") from exc
+            else:
+                return
+            await asyncio.sleep(retry_delay(2 * attempt, _MIN_WAIT, _MAX_WAIT))
 
     async def restore(self, connection: Connection, before: Connection | None) -> None:
         """Restore the state of the old connection on a new one."""

@@ -207,6 +207,25 @@ async def test_session_goes_on_after_an_upstream_could_not_be_reached(tmp_path: 
                         assert "state" not in text
 
 
+async def test_session_goes_on_after_an_upstream_closed_a_connection(tmp_path: Path) -> None:
+    for revision, prefix in KINDS:
+        desk, ada, tool, cut = Desk(), Caller(revision), f"{prefix}_" if prefix else "", list[str]()
+
+        async def behave(asked: ReceivedRequest, desk: Desk = desk, cut: list[str] = cut) -> None:
+            if asked.method == "ping" and not cut:
+                cut.append(asked.headers["mcp-session-id"])
+                raise ConnectionError
+            await desk.behave(asked)
+
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(behave) as behind:
+            async with run(folder, behind.url, ada, prefix=prefix):
+                await ada.call(f"{tool}keep", value="Ada's")
+            async with run(folder, behind.url, ada, prefix=prefix):
+                assert await ada.call(f"{tool}read") == "Ada's"
+        assert [desk.kept[each] for each in cut] == ["Ada's"]
+
+
 async def test_session_that_no_caller_continues_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk, ada, bob = Desk(), Caller(PER_REQUEST), Caller(HANDSHAKE, "bob")
     async with misbehaving(desk.behave) as behind:

@@ -79,7 +79,7 @@ _LOST = (
 )
 _FULL = "You have too many calls in progress. Try again later."
 _NOTE = "[An identical call ran at {}. This is its result. It didn't run again.]"
-_NOT_KEPT = "[An identical call ran at {}. Its result couldn't be kept. It didn't run again.]"
+_NOT_KEPT = "An identical call ran at {}. Its result couldn't be kept. It didn't run again."
 
 logger = logging.getLogger("millstream")
 
@@ -358,12 +358,13 @@ class IdempotentCalls:
                 is_other = current is not None and current.id != claim.record.id
                 if is_other or await self._write(claim.name, raw, record):
                     return
-            except StoreFull:
-                if record is None or not record.result:
-                    raise
-                record = structs.replace(record, result=b"", meta=b"")
-            except StoreUnavailable as exc:
-                if attempt >= _ATTEMPTS:
+            except (StoreFull, StoreUnavailable) as exc:
+                is_full = isinstance(exc, StoreFull)
+                if is_full and record is not None and record.state == PENDING:
+                    raise  # nobody could answer its questions
+                if is_full and record is not None and record.result:
+                    record = structs.replace(record, result=b"", meta=b"")
+                elif is_full or attempt >= _ATTEMPTS:
                     logger.warning("The outcome of a call that runs once couldn't be stored: %s", exc)
                     return
 
@@ -391,13 +392,15 @@ def _answer(call: Call, record: CallRecord) -> bytes:
     """Return the members of a repeat's result.
 
     Raises:
-        ToolError: The outcome is unknown.
+        ToolError: The outcome is unknown, or couldn't be kept.
     """
     at = _time(record.started)
     if record.state != DONE:
         raise ToolError(_LOST.format(at, _time(record.expires)))
+    if not record.result:  # clients refuse a result without the content that the output schema announces
+        raise ToolError(_NOT_KEPT.format(at))
     found = msgspec.json.decode(b"{%b}" % record.result)
-    note = Text((_NOTE if record.result else _NOT_KEPT).format(at))
+    note = Text(_NOTE.format(at))
     call.meta = {**(msgspec.json.decode(record.meta) if record.meta else {}), RAN_AT: at}
     return encode({**found, "content": [note, *found.get("content", ())]})[1:-1]
 

@@ -227,6 +227,8 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
     if kind == "dict" and (keys := node.get("keys_schema", {})).get("type") in _KEYS:
         values = change(node.get("values_schema", {"type": "any"}))
         return {**node, "keys_schema": _behind(_KEYS[keys["type"]], keys), "values_schema": values}
+    if kind in ("tuple", "deque"):  # behind a validator, an array is a list
+        return {**map_core(node, change), "strict": False}
     if kind in _SETS:
         items = {**node, "type": "list", "items_schema": change(node.get("items_schema", {"type": "any"}))}
         items.pop("ref", None)

@@ -496,7 +496,7 @@ def _replace(hint: Any, names: Names) -> Any:
 
 
 def _check_ignored(annotation: Any) -> None:
-    kind = get_origin(annotation) or annotation
+    kind: object = get_origin(annotation) or annotation
     reads_all = isinstance(kind, type) and is_pydantics(kind)
     for holder, item in parts_of(annotation):
         is_limit = isinstance(item, Meta) and any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra"))
