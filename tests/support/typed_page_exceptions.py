@@ -135,7 +135,6 @@ PAGES = {
     "docs/guides/accept-tokens.md": Page(
         untyped={
             "WWW-Authenticate: Bearer": "tests/auth/test_documents.py compares it with the real header.",
-            "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
             "auth.oidc(…": "It's an excerpt. tests/auth/test_sign_in_anywhere.py signs in with such a client.",
         },
         also={"": (TypedCommand(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),)},
