@@ -175,8 +175,8 @@ class Handlers:
         """Run a tool after its arguments have been read."""
         if self._services.attach_stream is not None:
             self._services.attach_stream(call)
-        rule, idempotent = tool.idempotency, self._services.idempotent
-        once = rule is not None and idempotent.open(call, rule, begun=not tool.prepares)
+        option, idempotent = tool.idempotency, self._services.idempotent
+        once = bool(option) and idempotent.open(call, option, begun=not tool.prepares)
         size = len(call.params)
         if (size > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:
             if not call.revision.handshake:

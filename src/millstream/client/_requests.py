@@ -107,7 +107,11 @@ class Connection(Struct, NotCopyable, frozen=True):
 
 
 class OpenSession(Struct, frozen=True):
-    """A session over Streamable HTTP that stays open without a connection: see `Conversation.start`."""
+    """A session over Streamable HTTP that stays open without a connection.
+
+    Example:
+        ``session = conversation.requests.describe_session()``, and later ``await other.start(session)``
+    """
 
     id: str
     cookies: Mapping[str, str]

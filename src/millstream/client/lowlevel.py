@@ -11,7 +11,7 @@ Example:
 
 from millstream.client._conversation import Conversation
 from millstream.client._questions import QuestionHandler
-from millstream.client._requests import Connection, RawRequest
+from millstream.client._requests import Connection, OpenSession, RawRequest
 from millstream.client._server_messages import Notification
 from millstream.client._transports import DuplexTransport
 from millstream.client._transports.stdio import Command, StdioTransport
@@ -23,6 +23,7 @@ __all__ = [
     "Conversation",
     "DuplexTransport",
     "Notification",
+    "OpenSession",
     "QuestionHandler",
     "RawRequest",
     "StdioTransport",

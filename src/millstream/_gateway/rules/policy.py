@@ -30,7 +30,7 @@ from millstream._gateway.rules.results import Redactor, run_aside, shorten_resul
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
-from millstream._server.calls.idempotency import KEY, read_idempotency
+from millstream._server.calls.idempotency import KEY
 from millstream._server.features import Run
 from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, Visible, both, require_scopes
@@ -181,7 +181,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.limited = bool(self.limit or self.concurrency)
             item.cost = self.cost
             item.timeout = self.timeout or None
-            item.idempotency = read_idempotency(self.idempotency)
+            item.idempotency = self.idempotency
             item.plain = item.plain and not (self.timeout or self.visible or self.approvals or self.idempotency)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
                 item.run = with_approval(item, approvals, self.hidden, self.names)

@@ -27,8 +27,7 @@ from millstream._tasks import Tasks, has_failed
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.client import ClientError, ConnectionLost, SessionLost
 from millstream.client._errors import SERVER
-from millstream.client._requests import OpenSession
-from millstream.client.lowlevel import Conversation
+from millstream.client.lowlevel import Conversation, OpenSession
 from millstream.protocol import OVERLOADED, Json, encode
 from millstream.stores import StoreFull, StoreUnavailable, share_for
 

@@ -84,24 +84,6 @@ _NOT_KEPT = "An identical call ran at {}. Its result couldn't be kept. It didn't
 logger = logging.getLogger("millstream")
 
 
-class Idempotency(Struct, frozen=True):
-    """Which calls of a tool count as one: those with the same key, and with `implied` also those with the same
-    arguments.
-    """
-
-    seconds: float
-    """How long an outcome is kept."""
-    implied: bool
-
-
-def read_idempotency(value: object) -> Idempotency | None:
-    """Return the rule for an option's value: True, a time such as ``10m``, or a false value for no rule."""
-    found = re.fullmatch(DURATION, value) if isinstance(value, str) else None
-    if found is None:
-        return Idempotency(_DAY, implied=False) if value is True else None
-    return Idempotency(int(found[1]) * _SECONDS[found[2]], implied=True)
-
-
 class CallRecord(Struct, frozen=True, array_like=True):
     """The record of a call, as it's stored."""
 
@@ -161,10 +143,11 @@ class IdempotentCalls:
         """Stop the calls that still run. Their outcomes are unknown."""
         await self._tasks.close()
 
-    def open(self, call: Call, rule: Idempotency, *, begun: bool) -> bool:
+    def open(self, call: Call, option: bool | str, *, begun: bool) -> bool:
         """Return whether a call runs once, while its arguments are still available.
 
         Args:
+            option: The tool's option, which isn't false.
             begun: Whether nothing comes before the function.
 
         Raises:
@@ -174,7 +157,7 @@ class IdempotentCalls:
         marks, arguments = [mark], call_binding(call)
         if not is_retry:
             key = _read_key(call)
-            if not key and not rule.implied:
+            if not key and option is True:
                 return False
             what = encode([call.dispatcher.address.name, call.name, key, "" if key else arguments.hex()])
             marks = [hmac.digest(each, _KIND + what, sha256).hex()[:32] for each in self._services.secrets.values]
@@ -182,7 +165,7 @@ class IdempotentCalls:
             if not call.revision.handshake:
                 call.get_rounds().id = f"{marks[0]}-{id}"
         names = [f"idempotency:{share_for(call.owner)}.{each}" for each in marks]
-        call.claim = IdempotentCall(names, CallRecord(id, arguments), rule.seconds, begun)
+        call.claim = IdempotentCall(names, CallRecord(id, arguments), _kept_seconds(option), begun)
         return True
 
     async def run(self, call: Call, start: Callable[[], Coroutine[Any, Any, bytes]], wait: float) -> bytes:
@@ -367,6 +350,11 @@ class IdempotentCalls:
                 elif is_full or attempt >= _ATTEMPTS:
                     logger.warning("The outcome of a call that runs once couldn't be stored: %s", exc)
                     return
+
+
+def _kept_seconds(option: bool | str) -> float:
+    found = re.fullmatch(DURATION, option) if isinstance(option, str) else None
+    return _DAY if found is None else int(found[1]) * _SECONDS[found[2]]
 
 
 def _read_key(call: Call) -> str:

@@ -24,7 +24,7 @@ from millstream._protocol.metadata import (
     ParamHeader,
 )
 from millstream._server.calls.call import Call
-from millstream._server.calls.idempotency import KEY, Idempotency, read_idempotency
+from millstream._server.calls.idempotency import KEY
 from millstream._server.features import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
@@ -119,9 +119,9 @@ class Tool(Item):
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
-        self.idempotency: Idempotency | None = read_idempotency(idempotency)
-        """Which calls count as one, or None if each call runs."""
-        if self.idempotency is not None:
+        self.idempotency: bool | str = idempotency or False
+        """Whether calls with the same key run once, or how long calls with the same arguments count as one, too."""
+        if self.idempotency:
             if replay or (task is not None and task.retry):
                 option = "replay" if replay else "task_retry"
                 raise ValueError(f"{source.name}: with idempotency, a call never runs again. Remove {option}=True.")
