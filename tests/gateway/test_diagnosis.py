@@ -318,11 +318,10 @@ async def test_doctor_names_a_store_that_does_not_respond() -> None:
     assert [(each.name, each.ok) for each in health_steps(found)] == [("store", False)]
 
 
-@for_each(
-    "date", ["Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT", "yesterday", formatdate(usegmt=True)]
-)
+@for_each("date", ["Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT", "yesterday", "now"])
 async def test_doctor_compares_the_clocks_if_credentials_are_rejected(date: str) -> None:
-    async with answer("401 Unauthorized", more=f"Date: {date}\r\n")() as (url, _):
+    given = formatdate(usegmt=True) if date == "now" else date
+    async with answer("401 Unauthorized", more=f"Date: {given}\r\n")() as (url, _):
         with pytest.raises(AccessDenied) as denied:
             await Client(url, headers={"Authorization": "Bearer key"}, timeout=WAIT).__aenter__()
     remedy = remedy_of(denied.value)
