@@ -119,8 +119,8 @@ class Program:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The parsed log lines."""
-        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        """The parsed log lines, without one that's still being written."""
+        return [json.loads(line) for line in self.log.rpartition("\n")[0].splitlines() if line.startswith("{")]
 
     def count_lines(self, text: str) -> int:
         """Count log lines whose message contains `text`."""
