@@ -102,7 +102,7 @@ HIDDEN_CELLS = """() => [...document.querySelectorAll("td[data-label]:last-child
 
 
 @pytest.mark.parametrize("name", ["reference/settings/", "reference/gateway-rules/", "reference/errors/"])
-def test_meanings_of_options_are_on_the_screen_of_a_phone(site: str, open_page: OpenPage, name: str) -> None:
+def test_tables_of_options_fit_a_phone(site: str, open_page: OpenPage, name: str) -> None:
     page = opened(open_page, f"{site}/{name}", 390, "light")
     assert page.locator("td[data-label]").count() > 20
     assert page.evaluate(HIDDEN_CELLS) == 0

@@ -387,6 +387,15 @@ def test_millstream_field_in_what_pydantic_reads_is_rejected(kind: Any) -> None:
         plan(tool_with(kind))
 
 
+@for_each(("kind", "default"), [(BeforeValidator(int), "3"), (WrapValidator(doubled), "x"), (PlainValidator(int), "3")])
+def test_default_of_a_type_with_a_validator_may_be_what_only_the_validator_accepts(kind: Any, default: str) -> None:
+    def tool(x: Any = default) -> Any:
+        return x
+
+    tool.__annotations__["x"] = Annotated[int, kind]
+    assert read_arguments(plan(tool), b"{}").x == default
+
+
 def test_millstream_field_in_a_class_beside_a_validator_is_checked() -> None:
     kind = Annotated[list[Plain], AfterValidator(list)]
     with pytest.raises(ArgumentError, match=">= 1, got 0"):

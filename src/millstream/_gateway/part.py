@@ -1,6 +1,7 @@
 """The gateway as a part of the server: connects to upstreams, and keeps their items in the registry."""
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS, Trouble
 from millstream.files import stamp_of
 from millstream.protocol import Json, members
+from millstream.stores import StoreFull, StoreUnavailable
 
 if TYPE_CHECKING:
     from millstream._gateway.files.live import LiveConfig
@@ -207,11 +209,13 @@ class GatewayPart:
             raise ValueError(self._name_conflict)
 
     async def _end_unused_sessions(self) -> None:
-        """End the sessions that an earlier run left open at upstreams, and that no caller has continued since."""
-        await asyncio.sleep(LEFT_SECONDS)
-        names = await self._host.store.kv.keys(SESSIONS_PREFIX)
-        for upstream in self._mcp_upstreams:
-            await upstream.links.end_unused(names)
+        """End the sessions that earlier processes left open at upstreams, and that no caller has continued since."""
+        while True:
+            await asyncio.sleep(LEFT_SECONDS)
+            with contextlib.suppress(StoreFull, StoreUnavailable):
+                names = await self._host.store.kv.keys(SESSIONS_PREFIX)
+                for upstream in self._mcp_upstreams:
+                    await upstream.links.end_unused(names)
 
     def _find_withdrawn(self) -> Iterator[Trouble]:
         """Yield a trouble for each upstream with quarantined items that the policy would offer."""

@@ -66,7 +66,7 @@ _MAX_KEY = 255
 _MAX_KEPT = 256 * 1024
 """Maximum bytes of a result that is kept."""
 _DAY = 86400.0
-"""Seconds that the outcome of a call with a key is kept, unless the tool has its own time."""
+"""Seconds for which outcomes are kept, unless the tool says how long."""
 _ATTEMPTS = 4
 _POLL = 0.1
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY}
@@ -94,7 +94,7 @@ class CallRecord(Struct, frozen=True, array_like=True):
     state: str = RUNNING
     started: float = 0.0
     expires: float = 0.0
-    """Unix time at which the store forgets it."""
+    """When the store forgets it, in Unix time."""
     worker: str = ""
     """Worker that runs it."""
     begun: bool = False
@@ -102,7 +102,7 @@ class CallRecord(Struct, frozen=True, array_like=True):
     round: int = 0
     """The round whose answers continue a pending call."""
     until: float = 0.0
-    """Unix time until which a pending call waits."""
+    """When a pending call stops waiting, in Unix time."""
     result: bytes = b""
     """Members of the result in the newest revision, or empty if they couldn't be kept."""
     meta: bytes = b""

@@ -19,7 +19,6 @@ from millstream._override import override
 from millstream._protocol.json_schema import Schema, members
 from millstream._server.functions.core_forms import (
     checker_of,
-    is_programs,
     is_whole,
     reader_of,
     serializer_of,
@@ -48,6 +47,7 @@ from millstream._server.functions.parameters import (
     ArgumentList,
     Parameter,
     PatternError,
+    is_programs,
     is_pydantic,
     is_pydantic_field,
     parts_of,

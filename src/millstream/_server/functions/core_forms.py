@@ -18,7 +18,7 @@ import msgspec
 from pydantic_core import PydanticCustomError, SchemaError, SchemaSerializer, SchemaValidator, core_schema
 
 from millstream._protocol.json_schema import DECIMAL, INTEGER_KEY, Schema, is_object, members
-from millstream._server.functions.parameters import choice_value
+from millstream._server.functions.parameters import VALIDATORS, choice_value, is_programs
 from millstream._server.functions.patterns import pattern_error
 from millstream._server.functions.problems import find_problems
 
@@ -93,7 +93,7 @@ def _without_functions(node: Any) -> Any:
     if kind == "dataclass" and not hasattr(node["cls"], "__pydantic_config__"):  # the program can set anything
         made["post_init"] = False
         made["revalidate_instances"] = "always" if is_whole(node["cls"]) else "never"
-    if kind == "json" or (kind in _VALIDATORS and is_programs(members(node["function"]).get("function"))):
+    if kind == "json" or (kind in VALIDATORS and is_programs(members(node["function"]).get("function"))):
         inner: Any = made.get("schema", {"type": "any"})
         return {**inner, "ref": node["ref"]} if "ref" in node else inner
     return made
@@ -119,14 +119,7 @@ def in_linear_time(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def is_programs(function: Any) -> bool:
-    """Return whether the program wrote a function in a core schema."""
-    module = getattr(getattr(function, "func", function), "__module__", None) or ""
-    return not module.startswith(("pydantic.", "pydantic_core.", "millstream."))
-
-
 _SCALARS = frozenset(("int", "float", "bool", "str"))
-_VALIDATORS = frozenset(("function-before", "function-after", "function-wrap", "function-plain"))
 _TEXT_CHANGES = frozenset(("strip_whitespace", "to_lower", "to_upper"))
 
 

@@ -55,6 +55,7 @@ from millstream._server.functions.parameters import (
     ArgumentList,
     choice_value,
     finish_schema,
+    has_validators,
     hints_in,
     is_pydantic,
     is_pydantics,
@@ -635,7 +636,9 @@ def describe_arguments(arguments: ArgumentList, reader: TypeReader, made: Iterab
     }
     whole = finish_schema(reader.whole_schema(schema))
     for wire, part in parameters.items():
-        if (default := part.core.get("default")) is not None and not has_no_number(default):
+        default = part.core.get("default")
+        # A validator may make another default fit, as in pydantic.
+        if default is not None and not has_no_number(default) and not has_validators(part.core):
             _check_default(default, {"anyOf": [whole["properties"][wire]], "$defs": whole.get("$defs", {})})
     return whole
 

@@ -41,6 +41,7 @@ from millstream._protocol.json_schema import (
     drop_null,
     is_object,
     is_recursive_alias,
+    members,
     type_text,
     walk,
 )
@@ -425,6 +426,25 @@ def is_pydantic(item: Any) -> bool:
 def is_pydantics(kind: type) -> bool:
     """Return whether a class is pydantic's, or has pydantic validators or configuration."""
     return is_pydantic(kind) or any(map(is_pydantic, members_of(kind)))
+
+
+VALIDATORS = frozenset(("function-before", "function-after", "function-wrap", "function-plain"))
+"""Types of core schemas with a function."""
+
+
+def is_programs(function: Any) -> bool:
+    """Return whether the program wrote a function in a core schema."""
+    module = getattr(getattr(function, "func", function), "__module__", None) or ""
+    return not module.startswith(("pydantic.", "pydantic_core.", "millstream."))
+
+
+def has_validators(node: Any) -> bool:
+    """Return whether a core schema runs the program's own validators."""
+    if is_object(node):
+        if node.get("type") in VALIDATORS and is_programs(members(node["function"]).get("function")):
+            return True
+        return any(map(has_validators, node.values()))
+    return isinstance(node, list | tuple) and any(map(has_validators, cast("list[Any]", node)))
 
 
 def members_of(kind: type) -> list[Any]:
