@@ -185,8 +185,9 @@ def find_fields(kind: Any) -> Any:
     while pending:
         node = pending.pop()
         if isinstance(node, msgspec.inspect.CustomType):
-            if not issubclass(node.cls, PurePath):
-                raise TypeError(f"{node.cls.__name__} isn't supported")
+            cls: type = node.cls  # pyright: ignore[reportUnknownMemberType]  it's a bare `type` there
+            if not issubclass(cls, PurePath):
+                raise TypeError(f"{cls.__name__} isn't supported")
         elif isinstance(node, tuple):
             pending += node
         elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field) and id(node) not in seen:
