@@ -6,6 +6,7 @@ Delays grow and vary, so that a failing server isn't flooded and its clients don
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import wraps
 from random import uniform
 from threading import Thread
@@ -38,6 +39,59 @@ def _wait_with(attribute: str, method: Callable[..., Any]) -> Callable[..., Any]
         return getattr(self, attribute)(getattr(self._inner, name)(*args, **options))
 
     return wait
+
+
+class LoopThread:
+    """An event loop in a daemon thread, for objects that block: ``print(loop.wait(client.ping()))``."""
+
+    def __init__(self, name: str, error: Callable[[], Exception]) -> None:
+        """Name the thread, and the error of `wait` while the loop doesn't run."""
+        self._name = name
+        self._error = error
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = Thread()
+
+    def start(self) -> None:
+        """Start the loop, unless it runs."""
+        if self._loop is None:
+            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self._loop = runner.get_loop()
+            self._thread = Thread(target=_run, args=(runner,), name=self._name, daemon=True)
+            self._thread.start()
+
+    def wait(self, needed: Awaitable[T]) -> T:
+        """Return the result. If Ctrl-C interrupts the wait, the work is canceled."""
+        if self._loop is None:
+            if isinstance(needed, Coroutine):
+                needed.close()
+            raise self._error()
+
+        async def result() -> T:
+            return await needed
+
+        future = asyncio.run_coroutine_threadsafe(result(), self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Call a function in the loop soon, if the loop runs."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # another thread has just stopped it
+                self._loop.call_soon_threadsafe(work)
+
+    def stop(self) -> None:
+        """Cancel what's running in the loop, and wait for its end."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop = None
+
+
+def _run(runner: asyncio.Runner) -> None:
+    with runner:
+        runner.get_loop().run_forever()
 
 
 class Tasks(NotCopyable):

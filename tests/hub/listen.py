@@ -4,13 +4,47 @@ import asyncio
 import json
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from millstream import hub
 from millstream._override import override
+
+
+class InThreads:
+    """The blocking client, each of whose methods runs in a thread."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._inner.__enter__)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await asyncio.to_thread(self._inner.__exit__, *exc)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if name == "subscribe":
+            return lambda *args, **options: InThreads(method(*args, **options))
+        return (
+            method
+            if name in ("close", "retry_now")
+            else lambda *args, **options: asyncio.to_thread(method, *args, **options)
+        )
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if (event := await asyncio.to_thread(next, self._inner, None)) is None:
+            raise StopAsyncIteration
+        return event
+
 
 lost: set[str] = set()
 """Patterns that were subscribed before."""
@@ -24,7 +58,7 @@ def show(*line: object) -> None:
 class States(logging.Handler):
     """Prints the log of the client as the states of the one in JavaScript."""
 
-    def __init__(self, feed: hub.HubClient, impatient: bool) -> None:
+    def __init__(self, feed: Any, impatient: bool) -> None:
         super().__init__()
         self._feed = feed
         self._impatient = impatient
@@ -44,7 +78,7 @@ class States(logging.Handler):
             lost.add(pattern)
 
 
-async def read(subscription: hub.HubSubscription, pattern: str, name: str) -> None:
+async def read(subscription: Any, pattern: str, name: str) -> None:
     """Print what a subscription receives."""
     try:
         async for event in subscription:
@@ -61,11 +95,18 @@ async def main(url: str, options: dict[str, Any], patterns: list[tuple[str, dict
     tokens = chain((first, *rest), repeat((first, *rest)[-1]))
     lines = asyncio.StreamReader(2**24)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with hub.connect(url, token=lambda: next(tokens)) as feed, asyncio.TaskGroup() as tasks:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(100))  # a thread for each subscription
+    blocks = options.get("transport") == "blocking"
+    client: Any = (
+        InThreads(hub.connect_blocking(url, token=lambda: next(tokens)))
+        if blocks
+        else hub.connect(url, token=lambda: next(tokens))
+    )
+    async with client as feed, asyncio.TaskGroup() as tasks:
         logger = logging.getLogger("millstream.hub")
         logger.setLevel(logging.INFO)
         logger.addHandler(States(feed, options.get("impatient", False)))
-        followed: list[hub.HubSubscription] = []
+        followed: list[Any] = []
 
         def subscribe(pattern: str, given: dict[str, Any]) -> None:
             name, last = given.pop("name", pattern), given.pop("from", "")

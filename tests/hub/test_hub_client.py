@@ -26,8 +26,8 @@ pytestmark = pytest.mark.server
 
 SCRIPT = Path(__file__).with_name("listen.mjs")
 HUB = "examples/hub.py"
-PYTHON = "python"
-TRANSPORTS = ("websocket", "sse", PYTHON)
+PYTHON, BLOCKING = "python", "blocking"
+TRANSPORTS = ("websocket", "sse", PYTHON, BLOCKING)
 """The transports of `/hub.js`, and the client in Python."""
 
 
@@ -74,7 +74,7 @@ async def listening(
     port: int, patterns: dict[str, dict[str, Any]], path: str = "", **options: Any
 ) -> AsyncIterator[Listener]:
     """Run a client during the block, in Node.js or in Python."""
-    in_python = options.get("transport") == PYTHON
+    in_python = options.get("transport") in (PYTHON, BLOCKING)
     program = [sys.executable, str(SCRIPT.with_suffix(".py"))] if in_python else [NODE, "--no-warnings", str(SCRIPT)]
     arguments = f"http://127.0.0.1:{port}{path}", json.dumps(options), json.dumps([*patterns.items()])
     process = await asyncio.create_subprocess_exec(*program, *arguments, stdin=PIPE, stdout=PIPE)
@@ -229,7 +229,7 @@ async def test_lists_of_channels_are_refused(hub: int, transport: str) -> None:
         assert await listener.line() == [
             "failed",
             {"name": "ValueError", "message": "Pass each channel as a separate argument."}
-            if transport == PYTHON
+            if transport in (PYTHON, BLOCKING)
             else {"name": "TypeError", "message": "Subscribe to each channel separately."},
         ]
 
@@ -348,7 +348,7 @@ async def test_gaps_are_reported_before_the_events_that_remain(hub: int, transpo
         assert listener.values(room) == ["1", "2"]
 
 
-@pytest.mark.parametrize("transport", ["sse", PYTHON])
+@pytest.mark.parametrize("transport", ["sse", PYTHON, BLOCKING])
 async def test_token_is_renewed_for_each_connection(tmp_path: Path, transport: str) -> None:
     port, key = free_port(), "key-of-the-hub-0123"
     with run_server(run_command(HUB, port, "--auth", key), port, tmp_path / "log"):

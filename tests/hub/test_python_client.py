@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import subprocess
+import sys
+import textwrap
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -337,3 +341,62 @@ async def test_example_prints_the_messages_of_a_room(tmp_path: Path, monkeypatch
         following = asyncio.create_task(follow_room.follow(*place))
         assert await asyncio.wait_for(lines.get(), WAIT) == "Python: Hello"
         following.cancel()
+
+
+def test_blocking_client_is_used_from_several_threads(url: str) -> None:
+    with hub.connect_blocking(url, token=lambda: "") as feed:
+        with ThreadPoolExecutor(4) as pool, feed.subscribe("threads") as events:
+            sent = {each.id for each in pool.map(lambda number: feed.publish("threads", number), range(20))}
+            received = [next(events) for _ in range(20)]
+        assert {each.id for each in received if isinstance(each, hub.HubEvent)} == sent
+        assert feed.members("threads").members == []
+
+
+def test_blocking_subscription_ends_when_another_thread_closes_it_or_its_client(url: str) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        with hub.connect_blocking(url) as feed:
+            events, others = feed.subscribe("ends"), feed.subscribe("ends.too")
+            readers = [pool.submit(list, each) for each in (events, others)]  # type: ignore[call-overload]
+            feed.publish("ends", "1", id="own")
+            with feed.subscribe("ends", history=1) as again:
+                assert next(again).data == "1"  # type: ignore[union-attr]
+            events.close()
+            readers[0].result(WAIT)
+        assert readers[1].result(WAIT) == []
+        assert list(others) == []
+
+
+def test_blocking_client_outside_its_block_says_what_to_write(url: str) -> None:
+    feed = hub.connect_blocking(url)
+    for use in (lambda: feed.publish("x", "y"), lambda: feed.subscribe("x")):
+        with pytest.raises(ClientError, match=r"Use `with hub\.connect_blocking"):
+            use()
+    feed.retry_now()
+
+
+def test_interrupted_read_of_a_blocking_subscription_loses_no_event(url: str) -> None:
+    program = """
+        import os, signal, sys
+        from millstream import hub
+
+        calls = []
+
+        def token():
+            calls.append(1)
+            if len(calls) == 1:  # while the main thread waits for an event
+                os.kill(os.getpid(), signal.SIGINT)
+            return ""
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with hub.connect_blocking(sys.argv[1], token=token) as feed:
+            events = feed.subscribe("interrupted", history=1)
+            try:
+                next(events)
+            except KeyboardInterrupt:
+                feed.publish("interrupted", "after")
+            print(next(events).data)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), url], capture_output=True, text=True, timeout=WAIT, check=True
+    )
+    assert done.stdout == "after\n"

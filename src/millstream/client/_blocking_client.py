@@ -1,14 +1,12 @@
 """`BlockingClient` is a client for programs without `async`."""
 
-import asyncio
 import copy
-import threading
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack
 
 from millstream._override import override
 from millstream._protocol.errors import no_attribute
-from millstream._tasks import make_blocking
+from millstream._tasks import LoopThread, make_blocking
 from millstream.client._client import ELSEWHERE, Client, ClientArguments, create_client
 from millstream.client._errors import ClientError
 from millstream.client._requests import ServerInfo
@@ -25,6 +23,7 @@ _ELSEWHERE = {
     for name, advice in ELSEWHERE.items()
 } | _ASYNCHRONOUS
 """Name in other packages, or of `Client` -> its replacement here."""
+_NOT_CONNECTED = "The client isn't connected. Use `with BlockingClient(…) as client:`."
 
 
 class BlockingClient:
@@ -40,10 +39,9 @@ class BlockingClient:
 
     def __init__(self, target: Target, **more: Unpack[ClientArguments]) -> None:
         self._inner = Client(target, **more)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """Runs in the thread inside the block."""
+        self._loop = LoopThread("millstream-client", lambda: ClientError(_NOT_CONNECTED))
+        """Runs inside the block."""
         self._depth = 0
-        self._thread = threading.Thread()
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,11 +52,7 @@ class BlockingClient:
         return copy.copy(self)
 
     def __enter__(self) -> Self:
-        if self._loop is None:
-            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-            self._loop = runner.get_loop()
-            self._thread = threading.Thread(target=_run, args=(runner,), name="millstream-client", daemon=True)
-            self._thread.start()
+        self._loop.start()
         try:
             self._wait(self._inner.__aenter__())
         except BaseException:
@@ -143,23 +137,8 @@ class BlockingClient:
             raise no_attribute(self, name, _ELSEWHERE)
 
     def _wait(self, needed: Awaitable[T]) -> T:
-        if self._loop is None:
-            if isinstance(needed, Coroutine):
-                needed.close()
-            raise ClientError("The client isn't connected. Use `with BlockingClient(…) as client:`.")
-
-        async def result() -> T:
-            return await needed
-
-        return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
+        return self._loop.wait(needed)
 
     def _stop(self) -> None:
-        if self._loop is not None and not self._depth:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop = None
-
-
-def _run(runner: asyncio.Runner) -> None:
-    with runner:  # cancels calls that Ctrl-C interrupted
-        runner.get_loop().run_forever()
+        if not self._depth:
+            self._loop.stop()

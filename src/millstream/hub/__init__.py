@@ -17,9 +17,13 @@ from millstream.hub._presence import Member, MemberList
 from millstream.hub._subscriber import Encode, Subscription
 
 if TYPE_CHECKING:
+    from millstream.hub._blocking import BlockingHubClient, BlockingSubscription, connect_blocking
     from millstream.hub._client import EventGap, HubClient, HubRefused, HubSubscription, connect
 
 _HOMES = {
+    "BlockingHubClient": "_blocking",
+    "BlockingSubscription": "_blocking",
+    "connect_blocking": "_blocking",
     "HubSubscription": "_client",
     "EventGap": "_client",
     "HubClient": "_client",
@@ -30,6 +34,8 @@ _HOMES = {
 
 __all__ = [
     "AccessRules",
+    "BlockingHubClient",
+    "BlockingSubscription",
     "Encode",
     "Event",
     "EventGap",
@@ -52,6 +58,7 @@ __all__ = [
     "Subscription",
     "check_channel",
     "connect",
+    "connect_blocking",
 ]
 
 

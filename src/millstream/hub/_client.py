@@ -123,6 +123,11 @@ class HubSubscription(NotCopyable):
         """The position after the last event that was read, to resume from in another run of the program."""
         return self._position
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, so that its loop ends."""
+        return self._closed
+
     async def __aenter__(self) -> Self:
         while self._opened_at == inf and not self._closed:
             if self._events:
