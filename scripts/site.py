@@ -43,7 +43,7 @@ TABS = {
     "recipes": ("Recipes", ""),
 }
 """Folder of a page that docs/contents.md doesn't link -> the tab and group for it."""
-FOR_CONTRIBUTORS = ("architecture.md", "contributing/", "decisions/", "design.md")
+FOR_CONTRIBUTORS = ("architecture.md", "contributing/", "decisions/")
 MODULE_TAB = "Modules"
 DEMO = TemporaryDirectory(prefix="millstream-site-")
 """The inspector with a recorded session, written by scripts/demo.py in the environment of Millstream."""

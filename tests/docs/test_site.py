@@ -15,7 +15,7 @@ from site_world import build_site
 pytestmark = [pytest.mark.server, pytest.mark.check]
 
 SOURCES = ROOT / "src"
-FOR_CONTRIBUTORS = ("architecture", "contributing", "decisions", "design")
+FOR_CONTRIBUTORS = ("architecture", "contributing", "decisions")
 
 
 def public_names() -> dict[str, list[str]]:
@@ -83,7 +83,7 @@ def test_pages_are_in_the_navigation(site: Path) -> None:
 def test_pages_for_contributors_are_linked_and_not_in_the_search(site: Path, pages: dict[str, Links]) -> None:
     assert "../contributing/" in pages["contents/index.html"].linked
     linked = {urljoin("/contributing/", target) for target in pages["contributing/index.html"].linked}
-    assert {"/architecture/", "/decisions/", "/design/", "/contributing/glossary/"} <= linked
+    assert {"/architecture/", "/decisions/", "/contributing/glossary/"} <= linked
     places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
     assert [place for place in places if place.startswith(FOR_CONTRIBUTORS)] == []
 
