@@ -48,16 +48,37 @@ def test_completion_script_can_be_installed(tmp_path: Path, monkeypatch: pytest.
     assert CliRunner().invoke(program("completion"), ["completion"]).exit_code == 1
 
 
+def test_installation_says_what_an_empty_zshrc_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    monkeypatch.delenv("ZSH", raising=False)
+    monkeypatch.delenv("ZSH_CUSTOM", raising=False)
+    install = ["completion", "--install"]
+    assert "autoload -U compinit && compinit" in CliRunner().invoke(program("completion"), install).stdout
+    with (tmp_path / ".zshrc").open("a") as rc:
+        rc.write("autoload -U compinit && compinit\n")
+    assert "compinit" not in CliRunner().invoke(program("completion"), install).stdout
+
+
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], "PATH=$PWD/bin:$PATH; source ./millstream.bash"),
     "zsh": (
         ["zsh", "-f", "-i"],
         "PATH=$PWD/bin:$PATH PS1='$ '; fpath=($PWD $fpath); autoload -U compinit; compinit -u -d ./dump",
     ),
+    "zsh with source": (
+        ["zsh", "-f", "-i"],
+        "PATH=$PWD/bin:$PATH PS1='$ '; autoload -U compinit; compinit -u -d ./dump; source ./millstream.zsh",
+    ),
     "fish": (["fish", "--no-config", "-i"], "set -x PATH $PWD/bin $PATH; source ./millstream.fish"),
 }
 """Shell -> how to start it, and what a person's files run."""
-NAMES = {"bash": "millstream.bash", "zsh": "_cyclopts_millstream", "fish": "millstream.fish"}
+NAMES = {
+    "bash": "millstream.bash",
+    "zsh": "_my_millstream",
+    "zsh with source": "millstream.zsh",
+    "fish": "millstream.fish",
+}
 PROGRAM = """
 from millstream import Server
 mcp = Server("apple")
@@ -79,11 +100,11 @@ def wash() -> None:
 """
 
 
-@pytest.fixture(params=[pytest.param(name, marks=needs(name)) for name in SHELLS])
+@pytest.fixture(params=[pytest.param(name, marks=needs(SHELLS[name][0][0])) for name in SHELLS])
 def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
     """A shell with the completion script, in a folder with some files."""
     name: str = request.param
-    script = CliRunner().invoke(program("completion"), ["completion", name]).stdout
+    script = CliRunner().invoke(program("completion"), ["completion", SHELLS[name][0][0]]).stdout
     (tmp_path / NAMES[name]).write_text(script, "utf-8")
     for each in ("servers.json", "other.txt", "two words.py", "folder/inside.py"):
         (tmp_path / each).parent.mkdir(exist_ok=True)

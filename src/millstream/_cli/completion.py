@@ -45,6 +45,12 @@ _millstream_items() {
   done < <(${(Q)_comp_command1:-millstream} list $file 2> /dev/null < /dev/null)
   compadd -a names
 }
+
+if [[ $zsh_eval_context[-1] == *func ]]; then  # zsh loaded it from fpath, under any name
+  _millstream "$@"
+else
+  compdef _millstream millstream
+fi
 """,
     "fish": r"""
 function __millstream_items
@@ -95,6 +101,14 @@ def completion(shell: Shell | None = None, /, *, install: bool = False) -> None:
     except OSError as exc:
         raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
     print(f"Wrote {path}. Open a new shell to use it.")
+    if chosen == "zsh" and not _calls_compinit():
+        print("Your .zshrc must load zsh's completions, with this line at its end: autoload -U compinit && compinit")
+
+
+def _calls_compinit() -> bool:
+    """Return whether a person's zsh loads completions. oh-my-zsh, which sets ZSH, does."""
+    rc = Path.home() / ".zshrc"
+    return "ZSH" in os.environ or "compinit" in (rc.read_text("utf-8", "replace") if rc.exists() else "")
 
 
 def _complete_files(script: str, shell: Shell) -> str:
@@ -107,6 +121,6 @@ def _complete_files(script: str, shell: Shell) -> str:
         for name, kind in (("call", "tool"), ("prompt", "prompt")):
             own_part = re.compile(rf"^( {{8}}{name}\)\n(?:.*\n)*?.* '2:.*:)_default(?=')", re.MULTILINE)
             script = own_part.sub(rf"\1 _millstream_items {kind}", script)
-        start = "_cyclopts_millstream() {\n"  # zsh calls a file's only function when it loads the file
-        return script.replace(start, start + _ITEMS[shell].lstrip(), 1)
+        script = script.replace("_cyclopts_millstream", "_millstream")
+        return script.rstrip() + "\n" + _ITEMS[shell]
     return script + _ITEMS[shell]
