@@ -17,7 +17,6 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
-from millstream._override import override
 from millstream._protocol.jsonrpc import Json
 
 Schema = Json
@@ -135,24 +134,6 @@ def has_no_number(value: Any) -> bool:
         return not isfinite(value)
     inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
     return any(map(has_no_number, inside))
-
-
-class RecursiveAlias(type):
-    """The class of placeholders for a recursive alias inside itself, such as ``Json`` in ``list[Json]``.
-
-    Python has no type for it, so every value is an instance of a placeholder. `target` is the alias.
-    """
-
-    target: Any
-
-    @override
-    def __instancecheck__(cls, value: object) -> bool:
-        return True
-
-
-def is_recursive_alias(annotation: Any) -> bool:
-    """Return whether an annotation is a placeholder for a recursive alias."""
-    return isinstance(annotation, RecursiveAlias)
 
 
 def inline_references(
