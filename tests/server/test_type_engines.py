@@ -3,7 +3,9 @@ import enum
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableSet, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -235,6 +237,57 @@ def test_results_that_msgspec_writes_are_checked_wherever_they_are() -> None:
             sent_value(annotation, value)
     shelf = {"box": {"size": 1}, "lid": None, "price": {"price": "1", "names": ["a"]}}
     assert sent_value(Shelf, Shelf(Box(1), None, Priced(names={"a"}))) == shelf
+
+
+def test_bounds_apply_to_parameters_that_are_optional_by_their_default() -> None:
+    nothing: Any = None
+
+    def tool(
+        n: Annotated[int, Field(ge=1, description="copies")] = nothing,
+        words: Annotated[list[str], Field(max_length=1)] = nothing,
+    ) -> Any: ...
+
+    made = plan(tool)
+    assert made.input_schema["properties"]["n"] == {
+        "description": "copies", "default": None, "anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]
+    }  # fmt: skip
+    assert read_arguments(made, b'{"n":null}').n is None
+    for wrong in (b'{"n":0}', b'{"words":["a","b"]}'):
+        with pytest.raises(ArgumentError):
+            read_arguments(made, wrong)
+
+
+class Catalog(Mapping[str, int]):
+    """A collection that isn't builtin."""
+
+    def __getitem__(self, key: str) -> int:
+        return 1
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("a")
+
+
+def test_abstract_collections_are_read_and_written_as_builtins() -> None:
+    for annotation, raw, expected in (
+        (Sequence[int], b"[1]", [1]),
+        (AbstractSet[int], b"[1]", {1}),
+        (Mapping[str, Collection[Point]], b'{"a":[{"x":1}]}', {"a": [Point(1)]}),
+        (deque[MutableSet[int]], b"[[1]]", deque([{1}])),
+        (defaultdict[str, Collection[int]], b'{"a":[1]}', {"a": [1]}),
+    ):
+        assert read_arguments(tool_with(annotation), b'{"x":%b}' % raw).x == expected
+    for annotation, value, written in (
+        (Mapping[str, int], Catalog(), {"a": 1}),
+        (dict[str, int], Catalog(), {"a": 1}),
+        (Sequence[int], range(2), [0, 1]),
+        (Collection[int], {1: 2}.keys(), [1]),
+    ):
+        assert sent_value(annotation, value) == written
+    with pytest.raises(LocalError, match="must be an array"):
+        sent_value(Sequence[str], "ab")
 
 
 def test_pydantics_marks_apply_to_classes_that_it_does_not_read() -> None:

@@ -55,7 +55,7 @@ Metadata = tuple[Any, ...]
 """The metadata that an ``Annotated`` adds to a type."""
 UNIONS = (Union, UnionType)
 COLLECTIONS: tuple[Any, ...] = (list, set, frozenset, tuple, dict)
-"""Generic types whose parameters are also normalized."""
+"""Collections after `normalize`, except for those that only pydantic reads."""
 ITERATORS: tuple[Any, ...] = (collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator)
 _READ_AS: Mapping[Any, Any] = {
     **{getattr(collections.abc, name): list for name in ("Iterable", "Collection", "Sequence", "MutableSequence")},
@@ -257,10 +257,9 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
             Meta(**{name: getattr(each, name) for name in _TEXTS}) if isinstance(each, Meta) else each
             for each in metadata
         )
-    elif origin in COLLECTIONS and not hasattr(annotation, "__args__"):  # such as `List`
-        annotation = origin
-    elif origin in COLLECTIONS:
-        annotation = origin[*(part if part is ... else normalize_part(part) for part in get_args(annotation))]
+    elif origin in COLLECTIONS or origin in _WRITTEN_AS:
+        parts = [part if part is ... else normalize_part(part) for part in get_args(annotation)]
+        annotation = origin[*parts] if hasattr(annotation, "__args__") else origin  # such as `List`
     if annotation in _BUILTINS:
         for meta in metadata:
             _distribute_bounds([annotation], meta)
