@@ -233,7 +233,10 @@ class _Fault(NamedTuple):
 
 
 def _plain_fault(text: str) -> _Fault:
-    return _Fault(lambda _: text)
+    def text_of(_path: Path) -> str:
+        return text
+
+    return _Fault(text_of)
 
 
 _MISSING = _plain_fault("missing")
@@ -321,7 +324,10 @@ class _Comparison(Struct, eq=False):
 
     @staticmethod
     def _fault(required: Callable[[], str], value: Any, node: Schema, *, typed: bool = False) -> _Fault:
-        return _Fault(lambda path: f"must be {required()}{got_text(value, path, node, typed=typed)}")
+        def text_of(path: Path) -> str:
+            return f"must be {required()}{got_text(value, path, node, typed=typed)}"
+
+        return _Fault(text_of)
 
     def _is_choice(self, node: Schema, choices: list[Any], value: Any) -> bool:
         known = self.choices.get(id(node))
