@@ -3,7 +3,7 @@ import enum
 import json
 import subprocess
 import sys
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableSet, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import InitVar, dataclass, field
@@ -276,9 +276,17 @@ def test_abstract_collections_are_read_and_written_as_builtins() -> None:
         (AbstractSet[int], b"[1]", {1}),
         (Mapping[str, Collection[Point]], b'{"a":[{"x":1}]}', {"a": [Point(1)]}),
         (deque[MutableSet[int]], b"[[1]]", deque([{1}])),
+        (deque[dt.date], b'["1999-12-31"]', deque([dt.date(1999, 12, 31)])),
         (defaultdict[str, Collection[int]], b'{"a":[1]}', {"a": [1]}),
+        (defaultdict[str, set[int]], b'{"a":[1]}', {"a": {1}}),
+        (OrderedDict[str, dt.date], b'{"a":"1999-12-31"}', {"a": dt.date(1999, 12, 31)}),
     ):
         assert read_arguments(tool_with(annotation), b'{"x":%b}' % raw).x == expected
+    for annotation in (deque[int], defaultdict[str, int], OrderedDict[str, int]):
+        with pytest.raises(ArgumentError, match=r"must be an (array|object)"):
+            read_arguments(tool_with(annotation), b'{"x":"1"}')
+    with pytest.raises(ArgumentError, match=r"'x\.a' must be an integer"):
+        read_arguments(tool_with(defaultdict[str, int]), b'{"x":{"a":"1"}}')
     for annotation, value, written in (
         (Mapping[str, int], Catalog(), {"a": 1}),
         (dict[str, int], Catalog(), {"a": 1}),
