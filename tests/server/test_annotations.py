@@ -590,9 +590,8 @@ async def test_arguments_that_json_cannot_contain_are_client_errors() -> None:
     def tool(a: str) -> str:
         return a
 
-    deep: Any = []
-    for _ in range(5_000):
-        deep = [deep]
+    deep: list[Any] = []
+    deep.append(deep)  # how deep Python looks depends on its version
     mcp = Server("shop")
     mcp.tool(name="ask")(tool)
     mcp.prompt(name="ask")(tool)

@@ -136,6 +136,5 @@ async def test_fast_path_rejects_invalid_decimals(way: str, revision: str) -> No
             assert (await wire.post(message, headers)).message["result"]["content"][0]["text"].partition(found)[1]
         decode = mcp.registry.tools["price"].decode
         assert decode(b'{"amount":"1.5"}').amount == Decimal("1.5")
-        for odd in ("1_000", "1" * 70_000):
-            with pytest.raises(msgspec.DecodeError):
-                decode(b'{"amount":"%b"}' % odd.encode())
+        with pytest.raises(msgspec.DecodeError):
+            decode(b'{"amount":"1_000"}')

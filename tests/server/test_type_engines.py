@@ -3,7 +3,9 @@ import enum
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableSet, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, Type
 from uuid import UUID
 
 import annotated_types
+import attrs
 import msgspec
 import pydantic
 import pytest
@@ -200,6 +203,125 @@ def test_builtins_returned_for_a_model_are_serialized_as_the_model() -> None:
             sent_value(Item, wrong)
     with pytest.raises(LocalError, match=r"\[0\].number"):
         sent_value(list[Item], [{"number": 0}])
+
+
+@attrs.define
+class Lid:
+    size: int
+
+
+class Priced(msgspec.Struct):
+    price: Decimal = Decimal(1)
+    names: set[str] = set()
+
+
+@dataclass
+class Shelf:
+    box: Box | None = None
+    lid: Lid | None = None
+    price: Priced | None = None
+
+
+def test_results_that_msgspec_writes_are_checked_wherever_they_are() -> None:
+    wrong: tuple[tuple[Any, Any, str], ...] = (
+        (Shelf, Shelf(box=Box("x")), "'box.size' must be an integer, got the string"),  # type: ignore[arg-type]
+        (Shelf, {"box": Box("x")}, "'box.size' must be an integer, got the string"),  # type: ignore[arg-type]
+        (Shelf, Shelf(lid=Lid("x")), "'lid.size' must be an integer, got the string"),  # type: ignore[arg-type]
+        (Shelf, Shelf(price=Priced(Decimal("NaN"))), "'price.price' must be a decimal number as text"),
+        (Priced, Priced(Decimal("NaN")), "'price' must be a decimal number as text"),
+        (tuple[Priced, ...], (Priced(names={1}),), r"'\[0\].names\[0\]' must be a string"),  # type: ignore[arg-type]
+        (list[Box] | int, [Box("x")], r"'\[0\].size' must be an integer, got the string \"x\"$"),  # type: ignore[arg-type]
+    )
+    for annotation, value, text in wrong:
+        with pytest.raises(LocalError, match=text):
+            sent_value(annotation, value)
+    shelf = {"box": {"size": 1}, "lid": None, "price": {"price": "1", "names": ["a"]}}
+    assert sent_value(Shelf, Shelf(Box(1), None, Priced(names={"a"}))) == shelf
+
+
+def test_bounds_apply_to_parameters_that_are_optional_by_their_default() -> None:
+    nothing: Any = None
+
+    def tool(
+        n: Annotated[int, Field(ge=1, description="copies")] = nothing,
+        words: Annotated[list[str], Field(max_length=1)] = nothing,
+    ) -> Any: ...
+
+    made = plan(tool)
+    assert made.input_schema["properties"]["n"] == {
+        "description": "copies", "default": None, "anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]
+    }  # fmt: skip
+    assert read_arguments(made, b'{"n":null}').n is None
+    for wrong in (b'{"n":0}', b'{"words":["a","b"]}'):
+        with pytest.raises(ArgumentError):
+            read_arguments(made, wrong)
+
+
+class Catalog(Mapping[str, int]):
+    """A collection that isn't builtin."""
+
+    def __getitem__(self, key: str) -> int:
+        return 1
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("a")
+
+
+def test_abstract_collections_are_read_and_written_as_builtins() -> None:
+    for annotation, raw, expected in (
+        (Sequence[int], b"[1]", [1]),
+        (AbstractSet[int], b"[1]", {1}),
+        (Mapping[str, Collection[Point]], b'{"a":[{"x":1}]}', {"a": [Point(1)]}),
+        (deque[MutableSet[int]], b"[[1]]", deque([{1}])),
+        (deque[dt.date], b'["1999-12-31"]', deque([dt.date(1999, 12, 31)])),
+        (defaultdict[str, Collection[int]], b'{"a":[1]}', {"a": [1]}),
+        (defaultdict[str, set[int]], b'{"a":[1]}', {"a": {1}}),
+        (OrderedDict[str, dt.date], b'{"a":"1999-12-31"}', {"a": dt.date(1999, 12, 31)}),
+    ):
+        assert read_arguments(tool_with(annotation), b'{"x":%b}' % raw).x == expected
+    for annotation in (deque[int], defaultdict[str, int], OrderedDict[str, int]):
+        with pytest.raises(ArgumentError, match=r"must be an (array|object)"):
+            read_arguments(tool_with(annotation), b'{"x":"1"}')
+    with pytest.raises(ArgumentError, match=r"'x\.a' must be an integer"):
+        read_arguments(tool_with(defaultdict[str, int]), b'{"x":{"a":"1"}}')
+    for annotation, value, written in (
+        (Mapping[str, int], Catalog(), {"a": 1}),
+        (dict[str, int], Catalog(), {"a": 1}),
+        (Sequence[int], range(2), [0, 1]),
+        (Collection[int], {1: 2}.keys(), [1]),
+    ):
+        assert sent_value(annotation, value) == written
+    with pytest.raises(LocalError, match="must be an array"):
+        sent_value(Sequence[str], "ab")
+
+
+def test_pydantics_marks_apply_to_classes_that_it_does_not_read() -> None:
+    for kind in (Point, Pair, Box, Color):
+        plain = tool_with(kind).input_schema["properties"]["x"]
+        assert tool_with(pydantic.InstanceOf[kind]).input_schema["properties"]["x"] == plain  # type: ignore[valid-type]  # a value
+    assert read_arguments(tool_with(pydantic.InstanceOf[Point]), b'{"x":{"x":1}}').x == Point(1)
+    assert sent_value(list[pydantic.InstanceOf[Point]], [Point(1)]) == [{"x": 1, "y": 0}]
+    with pytest.raises(LocalError, match="should be an instance of Point"):
+        sent_value(list[pydantic.InstanceOf[Point]], [{"x": 1}])
+    in_text = tool_with(pydantic.Json[Point])
+    assert in_text.input_schema["properties"]["x"]["type"] == "string"
+    assert read_arguments(in_text, b'{"x":"{\\"x\\":1}"}').x == Point(1)
+    with pytest.raises(TypeError, match=r"parameter 'x'.*isn't supported"):
+        tool_with(Annotated[Point, pydantic.Strict()])
+
+
+def test_schemas_describe_what_serializers_write_for_classes_that_pydantic_does_not_read() -> None:
+    def write(value: Any) -> int:
+        return 7
+
+    for kind, value in ((Point, Point(1)), (Box, Box(1)), (Color, Color.RED)):
+        assert sent_value(list[Annotated[kind, pydantic.PlainSerializer(write)]], [value]) == [7]  # type: ignore[valid-type]  # a value
+        plain = schema_of_result(tool_with(int, list[kind]))  # type: ignore[valid-type]  # a value
+        wrapped = Annotated[kind, pydantic.WrapSerializer(lambda each, write: write(each))]
+        assert schema_of_result(tool_with(int, list[wrapped])) == plain  # type: ignore[valid-type]  # a value
 
 
 def test_models_cannot_contain_nan_or_infinity() -> None:

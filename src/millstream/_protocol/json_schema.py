@@ -5,6 +5,7 @@ recursive types. Nothing is fetched: a `$ref` to another document is rejected (M
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from math import inf, isfinite
 from typing import (
@@ -17,7 +18,6 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
-from millstream._override import override
 from millstream._protocol.jsonrpc import Json
 
 Schema = Json
@@ -135,24 +135,6 @@ def has_no_number(value: Any) -> bool:
         return not isfinite(value)
     inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
     return any(map(has_no_number, inside))
-
-
-class RecursiveAlias(type):
-    """The class of placeholders for a recursive alias inside itself, such as ``Json`` in ``list[Json]``.
-
-    Python has no type for it, so every value is an instance of a placeholder. `target` is the alias.
-    """
-
-    target: Any
-
-    @override
-    def __instancecheck__(cls, value: object) -> bool:
-        return True
-
-
-def is_recursive_alias(annotation: Any) -> bool:
-    """Return whether an annotation is a placeholder for a recursive alias."""
-    return isinstance(annotation, RecursiveAlias)
 
 
 def inline_references(
@@ -471,40 +453,30 @@ OUR_PATTERNS = frozenset((DECIMAL, *_KEY_PATTERNS.values()))
 
 
 def _find_recursive(definition: Schema, scope: Schema, found: dict[int, bool]) -> None:
-    """Find whether a definition, and each one reachable from it, refers to itself. Each is visited once (Tarjan)."""
-    lowest: dict[int, int] = {}
-    """Id of a definition -> number of the earliest visited definition that it leads to."""
-    path, to_itself = list[int](), set[int]()
-    pending: list[tuple[int, int, Iterator[Schema]]] = []
-
-    def visit(target: Schema) -> None:
-        pending.append((id(target), len(lowest), _references(target, scope)))
-        lowest[id(target)] = len(lowest)
-        path.append(id(target))
-
-    visit(definition)
+    """Find whether a definition, and each one reachable from it, refers to itself. Each is visited twice (Kosaraju)."""
+    targets: dict[int, list[int]] = {}
+    sources = defaultdict[int, list[int]](list)
+    ended: list[int] = []
+    pending = [(definition, False)]
     while pending:
-        node, number, targets = pending[-1]
-        for target in targets:
-            each = id(target)
-            if each in found:
-                continue
-            if each not in lowest:
-                visit(target)
-                break
-            lowest[node] = min(lowest[node], lowest[each])
-            if each == node:
-                to_itself.add(node)
-        else:
-            pending.pop()
-            if pending:
-                before = pending[-1][0]
-                lowest[before] = min(lowest[before], lowest[node])
-            if lowest[node] == number:  # it's in a cycle with the rest of the path
-                circle = [path.pop()]
-                while circle[-1] != node:
-                    circle.append(path.pop())
-                found.update(dict.fromkeys(circle, len(circle) > 1 or node in to_itself))
+        node, is_end = pending.pop()
+        key = id(node)
+        if is_end:
+            ended.append(key)
+        elif key not in targets and key not in found:
+            references = [*_references(node, scope)]
+            targets[key] = [*map(id, references)]
+            for each in targets[key]:
+                sources[each].append(key)
+            pending += [(node, True), *((each, False) for each in references)]
+    for key in reversed(ended):
+        circle, before = set[int](), [key]
+        while before:
+            each = before.pop()
+            if each not in found and each not in circle:
+                circle.add(each)
+                before += sources[each]
+        found.update(dict.fromkeys(circle, len(circle) > 1 or key in targets[key]))
 
 
 def _references(definition: Schema, scope: Schema) -> Iterator[Schema]:

@@ -39,7 +39,7 @@ from millstream._server.functions.description import Labels, Names
 from millstream._server.functions.engine import as_text, encode_value
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
-from millstream._server.functions.plan import Invoker, Plan, decode_of, plan, read_arguments, read_texts
+from millstream._server.functions.plan import Invoker, Plan, plan, read_arguments, read_texts
 
 CONTEXTS = (Context, SyncContext)
 
@@ -412,8 +412,8 @@ def source_of(
         schema=made.input_schema,
         output=made.output,
         headers=made.headers,
-        decode=decode_of(made) if direct else None,
-        reads_all=made.engine.typed is not None and made.engine.reads_all,
+        decode=made.decode if direct else None,
+        reads_all=made.engine.reads_all,
         code=made.code,
         asks=made.context_type is not None or asks_first,
         asks_first=asks_first,

@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError, SchemaSerializer, SchemaVa
 
 from millstream._override import override
 from millstream._protocol.json_schema import Schema, members
+from millstream._protocol.jsonrpc import too_many_values
 from millstream._server.functions.core_forms import (
     checker_of,
     is_whole,
@@ -33,7 +34,6 @@ from millstream._server.functions.core_types import (
 )
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.msgspec_engine import (
-    MAX_VALUES,
     Engine,
     Output,
     OutputError,
@@ -56,6 +56,7 @@ from millstream._server.functions.parameters import (
 from millstream._server.functions.patterns import search
 from millstream._server.functions.problems import (
     MAX_SLOW_STEPS,
+    MAX_WALKED,
     Path,
     Problem,
     find_problems,
@@ -79,9 +80,6 @@ class CoreEngine(Engine):
         RegistrationError: A bound of our `Field` would be ignored.
     """
 
-    max_values = MAX_VALUES
-    typed = None
-
     def __init__(self, arguments: ArgumentList) -> None:
         parameters, reader = arguments.parameters, TypeReader(_read_pydantic)
         made = [_read_parameter(each, reader) for each in parameters]
@@ -100,19 +98,24 @@ class CoreEngine(Engine):
         self.struct = msgspec.defstruct(
             arguments.function, [(parameter.name, Any) for parameter in parameters], gc=False
         )
-        self.decode = partial(self._read, reader_of(core).validate_json)
+        validate, struct, most = reader_of(core).validate_json, self.struct, arguments.max_values
+
+        def decode(raw: Any) -> Any:
+            data = bytes(raw)
+            if len(data) > MAX_WALKED and too_many_values(data, most):
+                raise msgspec.ValidationError(f"at most {most:,} values are allowed per call")
+            try:
+                made = validate(data)
+            except ValidationError as error:
+                raise msgspec.ValidationError(f"{error.error_count()} problems") from error
+            return struct(*made.values())  # the fields, in order
+
+        self.decode = decode
 
     @override
     def convert(self, values: Mapping[str, Any]) -> Any:
         """See `Engine`."""
         return self.decode(msgspec.json.encode(values))
-
-    def _read(self, validate: Callable[[bytes], Any], raw: Any) -> Any:
-        try:
-            made = validate(bytes(raw))
-        except ValidationError as error:
-            raise msgspec.ValidationError(f"{error.error_count()} problems") from error
-        return self.struct(*made.values())  # the fields, in order
 
     @override
     def problems(self, error: Exception, values: Any) -> list[Problem]:
@@ -200,9 +203,11 @@ def _encode_checked(
     except ValidationError as error:
         problems = [_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED]]
         with suppress(TypeError, ValueError, RecursionError):
-            in_words = {each.path: each for each in find_problems(schema, msgspec.json.decode(encode(value)))}
-            problems = [in_words.get(each.path, each) for each in problems]
-        raise output_error(problem_text(problems, whole="it")) from None
+            found = find_problems(schema, msgspec.json.decode(encode(value)))
+            problems = [
+                next((inner for inner in found if inner.path[: len(each.path)] == each.path), each) for each in problems
+            ]
+        raise output_error(problem_text([*dict.fromkeys(problems)], whole="it")) from None
     except PydanticSerializationError:
         data = serializer.to_json(made, by_alias=True, warnings=False)
         # A default of another type isn't validated, and can be JSON of the right type.

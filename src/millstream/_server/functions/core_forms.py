@@ -227,8 +227,8 @@ def _exact_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
         items.pop("ref", None)
         make = partial(_distinct, _SETS[kind])
         return _in_json(node, core_schema.no_info_after_validator_function(make, cast("core_schema.CoreSchema", items)))
-    if kind == "lax-or-strict" and _is_path(node["strict_schema"]):
-        return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
+    if kind == "lax-or-strict":
+        return _lax_form(node, change)
     return _in_order(node, change) if kind == "union" else None
 
 
@@ -249,8 +249,13 @@ def _distinct(kind: Any, items: list[Any]) -> Any:
     return made
 
 
-def _is_path(node: dict[str, Any]) -> bool:
-    return issubclass(members(node.get("python_schema")).get("cls", object), PurePath)
+def _lax_form(node: dict[str, Any], change: Callable[[Any], Any]) -> Any:
+    strict = node["strict_schema"]
+    if strict["type"] == "chain":  # a collection, whose items it reads twice
+        return change(node["lax_schema"])
+    if issubclass(members(strict.get("python_schema")).get("cls", object), PurePath):
+        return core_schema.no_info_before_validator_function(_read_path, cast("core_schema.CoreSchema", node))
+    return None
 
 
 def _read_path(value: Any) -> Any:

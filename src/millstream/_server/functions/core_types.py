@@ -4,7 +4,6 @@ So clients see what's accepted, and a parameter doesn't depend on the others. A 
 which is imported only for it, and a Struct or a class of attrs by msgspec.
 """
 
-import collections.abc
 import datetime as dt
 import inspect
 import re
@@ -15,6 +14,7 @@ from decimal import Decimal
 from enum import Enum, Flag
 from functools import cached_property, partial
 from itertools import count
+from math import inf
 from pathlib import PurePath
 from types import NoneType
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, get_args, get_origin
@@ -30,10 +30,8 @@ from millstream._protocol.json_schema import (
     REF,
     Schema,
     drop_formats,
-    drop_null,
     has_no_number,
     inline_references,
-    is_recursive_alias,
     key_schema,
     type_text,
     walk,
@@ -42,17 +40,17 @@ from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS, constraint_text
 from millstream._server.functions.msgspec_engine import (
     OutputError,
-    check_exactly,
     check_readable,
     dec_hook,
     enc_hook,
     encode,
     find_fields,
-    has_decimals,
 )
 from millstream._server.functions.parameters import (
+    COLLECTIONS,
     UNIONS,
     ArgumentList,
+    RecursiveAlias,
     choice_value,
     finish_schema,
     has_validators,
@@ -61,7 +59,6 @@ from millstream._server.functions.parameters import (
     is_pydantics,
     is_struct,
     is_tagged,
-    needs_pydantic,
     normalize,
     parts_of,
     split_annotation,
@@ -69,7 +66,7 @@ from millstream._server.functions.parameters import (
     union_of,
 )
 from millstream._server.functions.patterns import search
-from millstream._server.functions.problems import find_problems, problem_text
+from millstream._server.functions.problems import find_problems, problem_text, subject
 
 Core = dict[str, Any]
 """A core schema, or a part of it."""
@@ -102,12 +99,6 @@ _SCALARS: Mapping[Any, tuple[str, Schema]] = {
     dt.time: ("time", {"type": "string", "format": "time"}),
     dt.timedelta: ("timedelta", {"type": "string", "format": "duration"}),
     UUID: ("uuid", {"type": "string", "format": "uuid"}),
-}
-_LISTS = (list, *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Iterable")))
-_DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
-_SETS: Mapping[Any, str] = {
-    **dict.fromkeys((set, collections.abc.Set, collections.abc.MutableSet), "set"),
-    frozenset: "frozenset",
 }
 _NUMERIC = {
     "ge": "minimum",
@@ -201,9 +192,6 @@ class TypeReader:
     def _with_bounds(self, made: TypeSchemas, bounds: Mapping[str, Any]) -> TypeSchemas | None:
         """Return a type with bounds, or None if only pydantic knows what they mean."""
         kind, schema = made.core["type"], made.schema
-        if kind == "nullable":
-            inner = self._with_bounds(TypeSchemas(made.core["schema"], drop_null(schema)), bounds)
-            return inner and TypeSchemas({**made.core, "schema": inner.core}, _any_of([inner.schema, {"type": "null"}]))
         if not bounds.keys() <= _BOUNDS.get(kind, {}).keys():
             return None
         keywords = {_BOUNDS[kind][name]: value for name, value in bounds.items()}
@@ -224,11 +212,11 @@ class TypeReader:
             return _choices({"type": "literal", "expected": [*parts]}, parts)
         if origin in UNIONS:
             return self._read_union(parts)
-        if is_recursive_alias(kind):
+        if isinstance(kind, RecursiveAlias):
             return self._define(kind, kind.__name__, lambda: self.read(kind.target))
         if not isinstance(origin, type) or any(isinstance(part, list) or _is_unpacked(part) for part in parts):
             return self._read_foreign(kind)
-        if origin in _LISTS or origin in _SETS or origin in _DICTS or origin is tuple:
+        if origin in COLLECTIONS:
             return self._read_collection(kind, origin, parts)
         return self._read_class(kind, origin)
 
@@ -294,13 +282,13 @@ class TypeReader:
         return TypeSchemas(core, _any_of(schemas))
 
     def _read_collection(self, kind: Any, origin: Any, parts: tuple[Any, ...]) -> TypeSchemas:
-        made = [self.read(part) for part in parts if part is not ...] if origin not in _DICTS else []
+        made = [self.read(part) for part in parts if part is not ...] if origin is not dict else []
         items = made[0] if made else TypeSchemas({"type": "any"}, {})
-        if origin in _LISTS:
+        if origin is list:
             return TypeSchemas({"type": "list", "items_schema": items.core}, {"type": "array", "items": items.schema})
-        if origin in _SETS:
+        if origin in (set, frozenset):
             schema = {"type": "array", "uniqueItems": True, "items": items.schema}
-            return TypeSchemas({"type": _SETS[origin], "items_schema": items.core}, schema)
+            return TypeSchemas({"type": origin.__name__, "items_schema": items.core}, schema)
         if origin is tuple:
             if parts[-1:] == (...,) or kind is tuple:
                 core = {"type": "tuple", "items_schema": [items.core], "variadic_item_index": 0}
@@ -383,7 +371,7 @@ class TypeReader:
         return TypeSchemas({**_function("after", partial(_make_tuple, kind)), "schema": core}, schema)
 
     def _read_struct(self, kind: Any) -> TypeSchemas:
-        if needs_pydantic(kind):
+        if any(is_pydantic(item) for _, item in parts_of(kind)):
             raise RegistrationError(
                 f"pydantic can't read the Struct {type_text(kind)}, which contains a type that only pydantic "
                 f"supports. Make {type_text(kind)} a dataclass or a pydantic model"
@@ -607,18 +595,20 @@ class _StructReader:
         self._classes = tuple(get_origin(each) or each for each in plain)
 
     @cached_property
-    def _exact(self) -> Schema | None:
+    def _decimals(self) -> Schema | None:
+        """The schema, if it has decimal numbers, for which `Decimal` accepts more text than JSON parsers do."""
         schema = self._describe()
-        return schema if has_decimals(schema) else None
+        return schema if repr(DECIMAL) in repr(schema) else None
 
     def read(self, value: Any, info: Any) -> Any:
-        if info.mode == "python":  # a result
-            if isinstance(value, self._classes):
-                return value
-            value = self.write(value)
-        if self._exact is not None:
-            check_exactly(self._exact, value)
-        return msgspec.convert(value, self._kind, dec_hook=dec_hook, str_keys=True)
+        is_result = info.mode == "python"
+        if is_result and isinstance(value, self._classes) and hasattr(value, "__post_init__"):
+            return value  # it validates itself
+        plain = self.write(value) if is_result else value
+        for problem in find_problems(self._decimals or {}, plain, steps=inf, first=True):
+            raise ValueError(f"{subject(problem.path)}{problem.text}")
+        made = msgspec.convert(plain, self._kind, dec_hook=dec_hook, str_keys=True)
+        return value if is_result and isinstance(value, self._classes) else made
 
     def write(self, value: Any) -> Any:
         return msgspec.to_builtins(value, enc_hook=enc_hook)

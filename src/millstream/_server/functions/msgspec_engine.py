@@ -5,7 +5,8 @@ import functools
 import inspect
 import sys
 from collections import UserString
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import lru_cache, wraps
 from importlib import import_module
@@ -22,7 +23,6 @@ from msgspec import NODEFAULT, Meta, Struct
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import (
-    DECIMAL,
     NO_NUMBER,
     REF,
     Schema,
@@ -35,7 +35,6 @@ from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.parameters import (
     ArgumentList,
-    is_slow_to_build,
     parts_of,
 )
 from millstream._server.functions.patterns import check_no_pattern, search
@@ -46,7 +45,6 @@ from millstream._server.functions.problems import (
     find_problems,
     kind_of,
     problem_text,
-    subject,
     words,
 )
 
@@ -91,8 +89,10 @@ def enc_hook(value: Any) -> Any:
     if isinstance(value, PurePath | UserString):
         return str(value)
     kind = cast("type[object]", type(value))
-    if kind.__module__ in ("builtins", "collections") and issubclass(kind, Collection):
-        return dict(value) if issubclass(kind, Mapping) else list(value)
+    if issubclass(kind, Mapping):
+        return dict(value)
+    if issubclass(kind, Sequence | AbstractSet) or (kind.__module__ == "builtins" and issubclass(kind, Collection)):
+        return list(value)
     pydantic_core = sys.modules.get("pydantic_core")
     is_file = isinstance(value, IOBase)  # pydantic would consume the iterator's lines
     if pydantic_core is not None and not is_file:
@@ -232,12 +232,8 @@ class Engine(Protocol):
     """The schema of the arguments, an object."""
     struct: type[Struct]
     """The class of decoded arguments, with a member per parameter, in order."""
-    typed: type[Struct] | None
-    """The `struct`, if a plain msgspec decoder for it is equivalent to `decode`."""
     reads_all: bool = False
     """Whether `decode` reads each text in the arguments. Types with members of their own ignore unknown ones."""
-    max_values: int
-    """Maximum number of values in large arguments, which are slow to validate or to build, or 0 for no maximum."""
     output: Output | None = None
     """The output schema and encoder, if the result is structured."""
     write: Callable[[Any], Any] | None = None
@@ -284,30 +280,13 @@ class MsgspecEngine(Engine):
             for _, kind in parts_of(each.annotation)
         )
         self.struct = _struct_of(arguments)
-        self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
+        self.decode = msgspec.json.Decoder(self.struct, dec_hook=dec_hook).decode
         self.input_schema = schema
-        exact = has_decimals(schema)
-        self.typed = None if exact else self.struct
-        self.decode = self._decode_exactly if exact else self._decoder.decode
-        self.max_values = MAX_VALUES if exact or is_slow_to_build(schema) else 0
 
     @override
     def convert(self, values: Json) -> Any:
         """See `Engine`."""
-        if self.typed is None:
-            check_exactly(self.input_schema, values)
         return msgspec.convert(values, self.struct, dec_hook=dec_hook, str_keys=True)
-
-    def _decode_exactly(self, raw: Any) -> Any:
-        arguments = self._decoder.decode(raw)
-        check_exactly(self.input_schema, msgspec.json.decode(raw))
-        return arguments
-
-
-def check_exactly(schema: Schema, values: Any) -> None:
-    """Refuse strings that only Python reads as a decimal number: ``NaN``, ``1_000``."""
-    for problem in find_problems(schema, values, steps=inf, first=True):
-        raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
 
 def _struct_of(arguments: ArgumentList) -> type[Struct]:
@@ -336,17 +315,11 @@ def _copy_mutable(default: Any) -> Any:
     return default
 
 
-def has_decimals(schema: Schema) -> bool:
-    """Return whether a schema has decimal numbers. Python's `Decimal` accepts more text than JSON parsers do."""
-    return repr(DECIMAL) in repr(schema)
-
-
 def checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
     """Return an encoder that validates its output by decoding it."""
     decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
     # Values of such a class aren't decoded again, because it validates itself or decoding has side effects.
     self_validating = annotation if hasattr(annotation, "__post_init__") else None
-    exact = has_decimals(schema)
     can_be_null = any("null" in _kinds(each) for each in walk(schema))  # as which NaN is encoded
 
     def encode_checked(value: Any) -> bytes:
@@ -360,9 +333,6 @@ def checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
                 raise output_error(f"{NO_NUMBER}: {why}" if unwritable else why) from None
         if can_be_null and b"null" in data:
             check_numbers(schema, msgspec.to_builtins(value, enc_hook=enc_hook))
-        if exact and (b"NaN" in data or b"Infinity" in data):
-            for problem in find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
-                raise output_error(f"{subject(problem.path) if problem.path else ''}{problem.text}")
         return data
 
     return encode_checked

@@ -36,14 +36,11 @@ from typing import (
 from msgspec import NODEFAULT, UNSET, Meta, Struct
 
 from millstream._protocol.json_schema import (
-    RecursiveAlias,
     Schema,
     drop_null,
     is_object,
-    is_recursive_alias,
     members,
     type_text,
-    walk,
 )
 from millstream._server.functions.dependencies import (
     FUNCTIONS,
@@ -57,14 +54,16 @@ from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD
 Metadata = tuple[Any, ...]
 """The metadata that an ``Annotated`` adds to a type."""
 UNIONS = (Union, UnionType)
-COLLECTIONS: tuple[Any, ...] = (
-    *(list, set, frozenset, tuple, dict),
-    *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Set", "MutableSet")),
-    *(collections.abc.Mapping, collections.abc.MutableMapping),
-)
-"""Generic types with parameters that are also normalized."""
+COLLECTIONS: tuple[Any, ...] = (list, set, frozenset, tuple, dict)
+"""Collections after `normalize`, except for those that only pydantic reads."""
 ITERATORS: tuple[Any, ...] = (collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator)
+_READ_AS: Mapping[Any, Any] = {
+    **{getattr(collections.abc, name): list for name in ("Iterable", "Collection", "Sequence", "MutableSequence")},
+    **dict.fromkeys((collections.abc.Set, collections.abc.MutableSet), set),
+    **dict.fromkeys((collections.abc.Mapping, collections.abc.MutableMapping), dict),
+}
 _WRITTEN_AS: Mapping[Any, Any] = {
+    **_READ_AS,
     **dict.fromkeys((*ITERATORS, collections.deque), list),
     **dict.fromkeys((collections.OrderedDict, collections.defaultdict), dict),
     **dict.fromkeys((collections.Counter, collections.ChainMap), dict),
@@ -134,12 +133,27 @@ def resolve_alias(annotation: Any) -> Any:
     return value[parts] if parts else value
 
 
-def make_stand_in(name: str) -> RecursiveAlias:
-    """Return a placeholder for an alias inside itself. The caller sets its `target`."""
-    return RecursiveAlias(re.sub(r"\W+", "_", name).strip("_"), (), {})
+class RecursiveAlias(type):
+    """The class of placeholders for a recursive alias inside itself, such as ``Json`` in ``list[Json]``.
+
+    Python has no type for it. `target` is the alias.
+    """
+
+    target: Any
 
 
-def close_alias(annotation: Any, namespace: Mapping[str, Any], inside: Mapping[str, RecursiveAlias] = {}) -> Any:
+def _close(
+    alias: Any, inside: Mapping[Any, RecursiveAlias], read: Callable[[Mapping[Any, RecursiveAlias]], Any]
+) -> Any:
+    """Return the target of an alias, or its placeholder inside itself."""
+    if alias in inside:
+        return inside[alias]
+    stand_in = RecursiveAlias(re.sub(r"\W+", "_", str(alias)).strip("_"), (), {})
+    stand_in.target = read({**inside, alias: stand_in})
+    return stand_in.target
+
+
+def close_alias(annotation: Any, namespace: Mapping[str, Any], inside: Mapping[Any, RecursiveAlias] = {}) -> Any:
     """Return an annotation with its names resolved, in which aliases may refer to themselves.
 
     ``Json = dict[str, "Json"] | list["Json"] | str`` does so before Python 3.12.
@@ -154,27 +168,19 @@ def close_alias(annotation: Any, namespace: Mapping[str, Any], inside: Mapping[s
     """
     name = annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else annotation
     if isinstance(name, str):
-        if name in inside:
-            return inside[name]
         value = eval(name, dict(namespace))  # noqa: S307  an annotation of the program
-        return _close_named(name, value, namespace, inside) if not isinstance(value, type) else value
+        return value if isinstance(value, type) else _close(name, inside, partial(close_alias, value, namespace))
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal or not any(map(_has_names, parts)):
         return annotation
     if not inside:  # check whether it's an alias itself
         for each in _names_in(annotation):
             if namespace.get(each) == annotation:
-                return _close_named(each, annotation, namespace, inside)
+                return _close(each, inside, partial(close_alias, annotation, namespace))
     if origin is Annotated:
         return Annotated[close_alias(parts[0], namespace, inside), *parts[1:]]
     closed = [close_alias(part, namespace, inside) for part in parts]
     return union_of(closed) if origin in UNIONS else origin[*closed]
-
-
-def _close_named(name: str, value: Any, namespace: Mapping[str, Any], inside: Mapping[str, RecursiveAlias]) -> Any:
-    stand_in = make_stand_in(name)
-    stand_in.target = close_alias(value, namespace, {**inside, name: stand_in})
-    return stand_in.target
 
 
 def _names_in(annotation: Any) -> Iterator[str]:
@@ -233,9 +239,10 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
     if _is_json_value(annotation):
         return Any
     if is_alias(annotation):  # PEP 695
-        return _normalize_alias(annotation, normalize_part, inside)
+        target = resolve_alias(annotation)
+        return _close(annotation, inside, lambda inside: normalize(target, received=received, inside=inside))
     annotation, metadata = split_annotation(annotation)
-    annotation = (_receive if received else _write)(_replace(annotation))
+    annotation = (_receive if received else _as_builtin)(_replace(annotation))
     texts = (each if isinstance(each, str) else getattr(each, "documentation", None) for each in metadata)  # `Doc`
     metadata = tuple(
         Meta(description=text) if isinstance(text, str) else each for each, text in zip(metadata, texts, strict=True)
@@ -250,22 +257,13 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
             Meta(**{name: getattr(each, name) for name in _TEXTS}) if isinstance(each, Meta) else each
             for each in metadata
         )
-    elif origin in COLLECTIONS and not hasattr(annotation, "__args__"):  # such as `List`
-        annotation = origin
-    elif origin in COLLECTIONS:
-        annotation = origin[*(part if part is ... else normalize_part(part) for part in get_args(annotation))]
+    elif origin in COLLECTIONS or origin in _WRITTEN_AS:
+        parts = [part if part is ... else normalize_part(part) for part in get_args(annotation)]
+        annotation = origin[*parts] if hasattr(annotation, "__args__") else origin  # such as `List`
     if annotation in _BUILTINS:
         for meta in metadata:
             _distribute_bounds([annotation], meta)
     return join_annotation(annotation, metadata)
-
-
-def _normalize_alias(alias: Any, normalize_part: Callable[..., Any], inside: Mapping[Any, RecursiveAlias]) -> Any:
-    if alias in inside:
-        return inside[alias]
-    stand_in = make_stand_in(str(alias))
-    stand_in.target = normalize_part(resolve_alias(alias), inside={**inside, alias: stand_in})
-    return stand_in.target
 
 
 def _replace(annotation: Any) -> Any:
@@ -285,8 +283,6 @@ def _replace(annotation: Any) -> Any:
 
 def _receive(annotation: Any) -> Any:
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
-    if kind is collections.abc.Iterable:
-        return _write(annotation)
     if kind is type or kind is Callable:
         raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
     if isinstance(kind, FUNCTIONS):
@@ -297,13 +293,13 @@ def _receive(annotation: Any) -> Any:
         key = split_annotation(parts[0])[0]
         if (get_origin(key) or key) in _NO_KEYS or has_fields(key):
             raise TypeError(f"clients can't send {type_text(annotation)}, because the names of JSON objects are text")
-    return annotation
+    return _as_builtin(annotation, _READ_AS)
 
 
-def _write(annotation: Any) -> Any:
-    """Return the list or dict type that replaces a collection type, or any other annotation unchanged."""
+def _as_builtin(annotation: Any, kinds: Mapping[Any, Any] = _WRITTEN_AS) -> Any:
+    """Return the builtin type that replaces a collection type, or any other annotation unchanged."""
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
-    written: Any = _WRITTEN_AS.get(kind) if isinstance(kind, Hashable) else None
+    written: Any = kinds.get(kind) if isinstance(kind, Hashable) else None
     if written is None:
         return annotation
     if kind is collections.abc.Generator:
@@ -380,16 +376,9 @@ def is_pydantic_field(item: Any) -> bool:
     return fields is not None and isinstance(item, fields.FieldInfo)
 
 
-def needs_pydantic(annotation: Any) -> bool:
-    """Return whether a type needs pydantic: models, validators, or pydantic's own types."""
-    if "pydantic" not in sys.modules and "annotated_types" not in sys.modules:
-        return False
-    return any(is_pydantic(item) for _, item in parts_of(annotation))
-
-
 def is_struct(kind: Any) -> bool:
     """Return whether only msgspec reads a class."""
-    known = is_recursive_alias(kind) or hasattr(kind, "__attrs_attrs__") or kind in (bytearray, memoryview)
+    known = hasattr(kind, "__attrs_attrs__") or kind in (bytearray, memoryview)
     return isinstance(kind, type) and (known or issubclass(kind, Struct))
 
 
@@ -401,7 +390,8 @@ def is_tagged(kind: Any) -> bool:
 def is_simple(annotation: Any) -> bool:
     """Return whether msgspec reads a type exactly as pydantic does, which tests prove, or alone.
 
-    That's `str`, `int`, `float`, `bool`, and lists and dicts of these, each with our bounds or with None, and Structs.
+    That's `str`, `int`, `float`, `bool`, and lists and dicts of these, each with our bounds or with None, and Structs
+    of types that msgspec reads exactly and quickly.
     """
     annotation, metadata = split_annotation(annotation)
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
@@ -411,10 +401,16 @@ def is_simple(annotation: Any) -> bool:
         return len(parts) == 2 and NoneType in parts and all(map(is_simple, parts))
     if kind in (list, dict):
         return (kind is list or parts[:1] in ((), (str,))) and all(map(is_simple, parts))
-    return kind in _SIMPLE or (is_struct(kind) and not is_recursive_alias(kind) and not needs_pydantic(annotation))
+    return kind in _SIMPLE or (is_struct(kind) and not any(map(_is_checked, parts_of(kind))))
+
+
+def _is_checked(part: tuple[Any, Any]) -> bool:
+    """Return whether a class is pydantic's, is a number for which Python accepts more text, or is slow to build."""
+    return part[1] in _CHECKED or is_pydantic(part[1])
 
 
 _SIMPLE = (str, int, float, bool, NoneType, Any)
+_CHECKED = (Decimal, set, frozenset, collections.abc.Set, collections.abc.MutableSet)
 
 
 def is_pydantic(item: Any) -> bool:
@@ -540,6 +536,8 @@ class ArgumentList(Struct, frozen=True):
     parameters: list[Parameter]
     closed: bool = False
     """Whether unknown arguments are rejected."""
+    max_values: int = sys.maxsize
+    """Maximum number of values in large arguments, if they're slow to validate."""
 
 
 class ParameterError(TypeError):
@@ -636,7 +634,7 @@ def parameter_of(
             f"Annotated[TYPE, Depends({name_of(mark.function)})]."
         )
     if default is None:
-        annotation = annotation | None
+        annotation, metadata = split_annotation(normalize(join_annotation(annotation | None, metadata), received=True))
     description = descriptions.get(parameter.name)
     if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
@@ -718,10 +716,3 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
                 f"{name}: parameter {parameter!r} of a {kind} arrives as text. Use str, int, float, bool, an "
                 "enum, Literal, or a date."
             )
-
-
-def is_slow_to_build(schema: Any) -> bool:
-    """Return whether a schema has sets of strings, which are slow to build."""
-    return any(
-        node.get("uniqueItems") is True and node.get("items", {}).get("type") == "string" for node in walk(schema)
-    )

@@ -51,7 +51,7 @@ from millstream._server.functions.engine import (
     may_be_content,
     output_from_schema,
 )
-from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError
+from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, MsgspecEngine, Output, OutputError
 from millstream._server.functions.parameters import (
     ITERATORS,
     ArgumentList,
@@ -188,7 +188,7 @@ def plan(
         by_hand = output_from_schema(output_schema) if isinstance(output_schema, dict) else None
     if output_schema is not UNSET or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns):
         returns = None
-    arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce)
+    arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce, MAX_VALUES)
     code = getattr(target, "__code__", None)
     engine = _engine(arguments, returns, code)
     if engine.write is not None:
@@ -457,8 +457,6 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     """
     if plan.check is not None:
         read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
-    elif plan.engine.max_values:
-        _check_size(raw, f"{plan.kind} {plan.name!r}", plan.engine.max_values)
     try:
         return plan.decode(raw)
     except (msgspec.DecodeError, RecursionError, TypeError) as error:
@@ -477,7 +475,7 @@ def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
         TypeError: One of the function's types raised it. If it's about an array or object in a set, it's explained.
     """
     problems: list[Problem] = []
-    may_fit = plan.coerce or plan.engine.typed is None or "`float`" in str(error)
+    may_fit = plan.coerce or type(plan.engine) is not MsgspecEngine or "`float`" in str(error)
     cause = error
     with suppress(msgspec.DecodeError, RecursionError):
         values = (decode_integral if may_fit else msgspec.json.decode)(raw)
@@ -500,34 +498,14 @@ def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
     raise _refusal(plan, problems or [engine_problem(error)]) from error
 
 
-def decode_of(plan: Plan) -> Callable[[Any], Any]:
-    """Return a decoder of small raw arguments. For invalid ones it raises msgspec.DecodeError, or returns them
-    unchanged.
-    """
-    if plan.engine.typed is not None:
-        return plan.decode
-    decode_small = plan.decode
-
-    def decode(raw: Any) -> Any:
-        if len(memoryview(raw)) > MAX_WALKED:
-            raise msgspec.DecodeError("the number of values must be checked first")
-        return decode_small(raw)
-
-    return decode
-
-
-def _check_size(raw: bytes, item: str, most: int) -> None:
-    if len(raw) > MAX_WALKED and too_many_values(raw, most):
-        raise ArgumentError(f"Invalid arguments for {item}: at most {most:,} values are allowed per call")
-
-
 def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> Any:
     """Return arguments as JSON values, validated against a handwritten schema.
 
     Raises:
         ArgumentError: The arguments are invalid. The message explains what to fix.
     """
-    _check_size(raw, item, MAX_VALUES)
+    if len(raw) > MAX_WALKED and too_many_values(raw, MAX_VALUES):
+        raise ArgumentError(f"Invalid arguments for {item}: at most {MAX_VALUES:,} values are allowed per call")
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:

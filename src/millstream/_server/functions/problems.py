@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct
 
 from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object, members, value_at, value_at_pointer
@@ -200,7 +201,7 @@ def find_problems(
         steps: Maximum number of comparisons.
         first: Look only for the first problem.
     """
-    comparison = _Comparison(schema, lax=lax, one_of=one_of, matches=matches, formats=formats, steps=steps)
+    comparison = _Comparison(schema, lax, one_of and not lax, matches, formats, steps)
     try:
         found = comparison.judge(schema, value, first=first)
     except RecursionError:
@@ -214,20 +215,21 @@ Text = Callable[[Path], str]
 
 
 class _Fault(NamedTuple):
-    """A problem, with a path that is relative to the value: pairs of a step and the rest, so that a step is added in
-    constant time. Its text is written for the few that are listed, because it depends on the whole path.
+    """A problem, with a path that is relative to the value. Its text is written for the few that are listed, because it
+    depends on the whole path.
     """
 
     text: Text
-    path: Any = ()
+    path: Path = ()
 
     def problem(self, before: Path = ()) -> Problem:
         """Return the problem of a value at a path."""
-        path, rest = [*before], self.path
-        while rest:
-            path.append(rest[0])
-            rest = rest[1]
-        return Problem(tuple(path), self.text(tuple(path)))
+        path = before + self.path
+        return Problem(path, self.text(path))
+
+    def inside(self, step: str | int) -> "_Fault":
+        """Return the problem of the object or array that has the value at a step."""
+        return _Fault(self.text, (step, *self.path))
 
 
 def _plain_fault(text: str) -> _Fault:
@@ -246,44 +248,42 @@ class _Union(NamedTuple):
     """The alternatives of a union."""
 
     options: list[Schema]
-    tag: str | None
-    """The member that tells alternatives apart."""
+    tag: Any
+    """The member that tells alternatives apart, or None."""
     named: Mapping[Any, Schema]
     """Value of that member -> the alternative."""
     others: list[Schema]
     """Alternatives without such a value."""
 
 
-class _Comparison:
+class _Comparison(Struct, eq=False):
     """Compares one value with a schema. Each part of the value is checked once against each part of the schema."""
 
-    def __init__(
-        self, schema: Schema, *, lax: bool, one_of: bool, matches: Matches | None, formats: bool, steps: float
-    ) -> None:
-        self._schema = schema
-        self._lax = lax
-        self._one_of = one_of and not lax
-        self._matches = matches
-        self._formats = formats
-        self._steps = steps
-        self._texts = MAX_FOUND  # alternatives can be nested
-        self._judged: dict[tuple[int, int, bool], list[_Fault]] = {}
-        self._types: dict[int, frozenset[type]] = {}
-        self._choices: dict[int, frozenset[Any]] = {}
-        self._unions: dict[tuple[int, str], _Union] = {}
+    schema: Schema
+    lax: bool
+    one_of: bool
+    matches: Matches | None
+    formats: bool
+    steps: float
+    texts: int = MAX_FOUND
+    """Alternatives whose problems may still be listed, because they can be nested."""
+    judged: dict[tuple[int, int, bool], list[_Fault]] = {}
+    types: dict[int, frozenset[type]] = {}
+    choices: dict[int, frozenset[Any]] = {}
+    unions: dict[tuple[int, str], _Union] = {}
 
     def judge(self, node: Any, value: Any, *, first: bool) -> list[_Fault]:
         """Return a value's problems, or only one if `first` is set."""
         if not is_object(node):
             return [_UNKNOWN] if node is False else []
-        self._steps -= 1
-        if self._steps < 0:
+        self.steps -= 1
+        if self.steps < 0:
             return []
         key = id(node), id(value), first
-        found = self._judged.get(key)
+        found = self.judged.get(key)
         if found is None:
-            self._judged[key] = []  # for a schema that refers only to itself
-            found = self._judged[key] = self._examine(node, value, first=first)[: 1 if first else MAX_FOUND]
+            self.judged[key] = []  # for a schema that refers only to itself
+            found = self.judged[key] = self._examine(node, value, first=first)[: 1 if first else MAX_FOUND]
         return found
 
     def _examine(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
@@ -304,7 +304,7 @@ class _Comparison:
     def _own(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
         """Return the problems of a schema's own keywords, without combinators."""
         kind = node.get("type", "")
-        if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in SCALARS:
+        if self.lax and isinstance(value, str) and isinstance(kind, str) and kind in SCALARS:
             with suppress(msgspec.ValidationError):
                 value = msgspec.convert(value, SCALARS[kind], strict=False)
         if choices := choices_of(node):
@@ -330,11 +330,11 @@ class _Comparison:
         return _Fault(text_of)
 
     def _is_choice(self, node: Schema, choices: list[Any], value: Any) -> bool:
-        known = self._choices.get(id(node))
+        known = self.choices.get(id(node))
         if known is None:
-            self._steps -= len(choices) / 32
+            self.steps -= len(choices) / 32
             known = frozenset([(type(each) is bool, each) for each in choices if type(each) not in (dict, list)])
-            self._choices[id(node)] = known
+            self.choices[id(node)] = known
         if not isinstance(value, dict | list):
             return (type(value) is bool, value) in known
         return len(known) < len(choices) and value in choices
@@ -345,14 +345,14 @@ class _Comparison:
         if not reference:
             return node
         try:
-            target = value_at_pointer(self._schema, reference)
+            target = value_at_pointer(self.schema, reference)
         except LookupError:  # the reference is relative to an `$id` inside the document
             return _ANYTHING
         return target if is_object(target) else _ANYTHING
 
     def _union(self, node: Schema, keyword: str) -> _Union:
         key = id(node), keyword
-        if key not in self._unions:
+        if key not in self.unions:
             options: list[Schema] = []
             tag = value_at(node, ("discriminator", "propertyName"))
             for each in map(self._target, filter(is_object, node[keyword])):
@@ -365,9 +365,9 @@ class _Comparison:
                 named.update((name, each) for name in names if isinstance(name, str | int))
                 if not names:
                     others.append(each)
-            self._steps -= len(options) / 2
-            self._unions[key] = _Union(options, tag, named, others)
-        return self._unions[key]
+            self.steps -= len(options) / 2
+            self.unions[key] = _Union(options, tag, named, others)
+        return self.unions[key]
 
     def _of_union(self, node: Schema, keyword: str, value: Any, *, first: bool) -> list[_Fault]:
         options, tag, named, others = self._union(node, keyword)
@@ -376,17 +376,17 @@ class _Comparison:
         if named and is_object(value) and tag in value:  # the other alternatives can't match
             name = value[tag] if isinstance(value[tag], str | int) else None
             possible = [named[name], *others] if name in named else others
-        self._steps -= len(possible) / 8
+        self.steps -= len(possible) / 8
         if not isinstance(value, str):  # the text could be read as another type
             possible = [each for each in possible if _is_of(value, each.get("type") or kind_of(value))]
             if keyword == "anyOf" and len(possible) == 1 and "type" in possible[0]:
                 return self.judge(possible[0], value, first=first)
         fits = (not self.judge(each, value, first=True) for each in possible)
-        counted = keyword == "oneOf" and self._one_of
+        counted = keyword == "oneOf" and self.one_of
         fitting = sum(fits) if counted else int(any(fits))
-        if fitting > 1 and self._steps >= 0:
+        if fitting > 1 and self.steps >= 0:
             return [_plain_fault(f"must match exactly one alternative of oneOf, but matches {fitting}")]
-        if fitting or self._steps < 0:
+        if fitting or self.steps < 0:
             return []
         if named and is_object(value):
             if tag in value and name in named:
@@ -394,7 +394,7 @@ class _Comparison:
             text = f"one of {_list_choices([*named])}"
             found = _plain_fault(f"must be {text}")
             found = self._fault(partial(str, text), value[tag], _ANYTHING) if tag in value else found
-            return [_Fault(found.text, (tag, ()))]
+            return [found.inside(tag)]
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if len(alike) == 1:
             return self.judge(alike[0], value, first=first)
@@ -407,8 +407,8 @@ class _Comparison:
         reasons = [self.judge(each, value, first=True) for each in options[:MAX_PROBLEMS]]
 
         def text_of(path: Path) -> str:
-            self._texts -= 1
-            if self._texts < 0:
+            self.texts -= 1
+            if self.texts < 0:
                 return f"must match an alternative of {keyword}"
             why = (problem_text([each.problem(path)]) for found in reasons for each in found)
             return f"must match an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}"
@@ -417,7 +417,7 @@ class _Comparison:
 
     def _plain_types(self, node: Any) -> frozenset[type]:
         """Return the types whose values are all valid, so they don't have to be checked one by one."""
-        found = self._types.get(id(node))
+        found = self.types.get(id(node))
         if found is None:
             found = frozenset[type]()
             if is_object(node):
@@ -425,45 +425,45 @@ class _Comparison:
                     found = found.union(*(_TYPES.get(each, ()) for each in _as_list(node.get("type", []))))
                 elif node.keys() <= _PLAIN | {"anyOf"}:
                     found = found.union(*map(self._plain_types, node["anyOf"]))
-            self._types[id(node)] = found
+            self.types[id(node)] = found
         return found
 
     def _of_object(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
         properties, others = node.get("properties", {}), node.get("additionalProperties")
-        found = [_MISSING._replace(path=(name, ())) for name in node.get("required", ()) if name not in value]
+        found = [_MISSING.inside(name) for name in node.get("required", ()) if name not in value]
         if "patternProperties" in node:
             others = None
         names = node.get("propertyNames")
         if not properties and names is None and others is not False and not is_object(others):
             return found
-        self._steps -= len(value) / 64
+        self.steps -= len(value) / 64
         for name, each in value.items():
             if names is not None:
-                found += (below._replace(path=(name, ())) for below in self.judge(names, name, first=first))
+                found += (below.inside(name) for below in self.judge(names, name, first=first))
             inner = properties.get(name, others)
             if inner is False or (is_object(inner) and type(each) not in self._plain_types(inner)):
-                found += (_Fault(below.text, (name, below.path)) for below in self.judge(inner, each, first=first))
-                if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
+                found += (below.inside(name) for below in self.judge(inner, each, first=first))
+                if len(found) >= (1 if first else MAX_FOUND) or self.steps < 0:
                     break
         return found
 
     def _of_array(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
         found: list[_Fault] = []
         before: list[Any] = node.get("prefixItems", [])
-        items, unique = node.get("items"), node.get("uniqueItems", False) and self._formats
+        items, unique = node.get("items"), node.get("uniqueItems", False) and self.formats
         plain = self._plain_types(items)
-        self._steps -= len(value) / 128
+        self.steps -= len(value) / 128
         wrong: Iterable[int] = range(len(value))
         if not (before or unique):
             wrong = (index for index, kind in enumerate(map(type, value)) if kind not in plain)
         for index in wrong:
             each = value[index]
             if unique and isinstance(each, dict | list):
-                found.append(_NOT_UNIQUE._replace(path=(index, ())))
+                found.append(_NOT_UNIQUE.inside(index))
             elif index < len(before) or type(each) not in plain:
                 inner = before[index] if index < len(before) else items
-                found += (_Fault(below.text, (index, below.path)) for below in self.judge(inner, each, first=first))
-            if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
+                found += (below.inside(index) for below in self.judge(inner, each, first=first))
+            if len(found) >= (1 if first else MAX_FOUND) or self.steps < 0:
                 break
         return found
 
@@ -483,11 +483,11 @@ class _Comparison:
         if not isinstance(value, str):
             return None
         pattern = node.get("pattern")
-        if self._formats and pattern == DECIMAL:
+        if self.formats and pattern == DECIMAL:
             return None if _is_decimal(value) else "a decimal number as text, such as 1.50"
-        if pattern and self._matches is not None and not self._matches(pattern, value):
+        if pattern and self.matches is not None and not self.matches(pattern, value):
             return f"a string matching regex {pattern!r}"
-        return _unreadable(node, value) if self._formats else None
+        return _unreadable(node, value) if self.formats else None
 
 
 def kind_of(value: Any) -> str:

@@ -2,9 +2,9 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
-from enum import Enum
+from enum import EnumType
 from functools import partial
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
@@ -16,7 +16,15 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticOmit, PydanticSerializationError, SchemaError, core_schema
 
 from millstream._override import override
-from millstream._protocol.json_schema import NO_NUMBER, Schema, is_object, key_schema, members, type_text, walk
+from millstream._protocol.json_schema import (
+    NO_NUMBER,
+    Schema,
+    is_object,
+    key_schema,
+    members,
+    type_text,
+    walk,
+)
 from millstream._server.functions.core_forms import DECIMAL_SCHEMA, PYDANTICS, chooses_encoding, map_core
 from millstream._server.functions.core_types import HIDDEN, TypeReader, TypeSchemas
 from millstream._server.functions.description import CONSTRAINTS
@@ -24,6 +32,7 @@ from millstream._server.functions.msgspec_engine import once_per_type
 from millstream._server.functions.parameters import (
     UNIONS,
     PatternError,
+    RecursiveAlias,
     has_fields,
     is_pydantics,
     is_struct,
@@ -39,7 +48,7 @@ _UNREADABLE = (
     SchemaError,
     PydanticOmit,
     TypeError,
-    RecursionError,
+    RuntimeError,
     NameError,
     AttributeError,
     ImportError,
@@ -219,16 +228,13 @@ def _translate(annotation: Any, reader: TypeReader) -> Any:
     if origin in UNIONS:
         return union_of([_translate(part, reader) for part in parts])
     kind: Any = origin or annotation
-    if is_struct(kind) or has_fields(kind) or (isinstance(kind, type) and issubclass(kind, Enum)):
-        return annotation if is_pydantics(kind) else Annotated[Any, _Part(reader.read(annotation))]
+    if isinstance(kind, RecursiveAlias | EnumType) or is_struct(kind) or has_fields(kind):
+        part = None if is_pydantics(kind) else _Part(reader.read(annotation), written=reader.written)
+        return Annotated[annotation, part] if part else annotation
     if not parts or not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     made = [part if part is ... else _translate(part, reader) for part in parts]
-    return _GENERIC.get(origin, origin)[*made]
-
-
-_GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
-"""Generic types that pydantic doesn't support -> the type to use instead."""
+    return kind[*made]
 
 
 def _field(meta: Meta) -> Any:
@@ -240,13 +246,20 @@ def _field(meta: Meta) -> Any:
 class _Part:
     """Makes pydantic use a core schema and a schema of ours."""
 
-    def __init__(self, part: TypeSchemas) -> None:
+    def __init__(self, part: TypeSchemas, *, written: bool) -> None:
         self._part = part
+        self._written = written
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return _hide_references(self._part.core)
+        core = _hide_references(self._part.core)
+        return {**core, "metadata": {**core.get("metadata", {}), "pydantic_js_functions": [self._describe]}}
 
-    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Schema:
+    def _describe(self, core: Any, handler: Any) -> Schema:
+        serializer = core.get("serialization")
+        if self._written and serializer is not self._part.core.get("serialization"):  # the program chose it
+            made: Schema = handler({"type": "any", "serialization": serializer})
+            if made or serializer["type"] == "function-plain":
+                return made
         schema = deepcopy(self._part.schema)
         for node in walk(schema):
             if "$ref" in node:
