@@ -19,26 +19,20 @@ from msgspec import Raw, Struct, structs
 from pydantic import BaseModel
 
 import millstream
-from millstream import Client, Context, Server
 from millstream.agent import LanguageModel
-from millstream.client import BlockingClient, Options, Question
 from millstream.compat import fastmcp, types
 from millstream.extensions import events
 from millstream.gateway import PromptPolicy, Secret, SetConfig, ToolPolicy, UpstreamConfig, UpstreamPolicy
 from millstream.items import ItemSource, Template, Tool
 from millstream.protocol import NotCopyable, SuggestionMeta
-from millstream.testing import TestClient, connect
 from raised_errors import OutOfStock, raise_error, raise_lock, raise_own_error
 
 SAMPLES: dict[type[Any], Callable[[], object]] = {
-    BlockingClient: lambda: BlockingClient("http://127.0.0.1:9/mcp"),
-    Client: lambda: Client("http://127.0.0.1:9/mcp", headers={"A": "b"}, options=Options(max_bytes=1000)),
     LanguageModel: lambda: LanguageModel("gpt", key="text"),
     PromptPolicy: lambda: PromptPolicy(defaults={"a": "b"}),
     Secret: lambda: Secret(env="KEY"),
     SetConfig: lambda: SetConfig(name="interns", allow=("a",), with_hints={"readOnlyHint": True}, limit="5/second"),
     Template: lambda: Template("shop://{isbn}", ItemSource("book", len, len, schema={"properties": {"isbn": {}}})),
-    TestClient: lambda: TestClient("http://127.0.0.1:9/mcp"),  # type: ignore[arg-type]  a server can't be pickled
     Tool: lambda: Tool(ItemSource("book", len, len)),
     ToolPolicy: lambda: ToolPolicy(limit="5/second"),
     UpstreamConfig: lambda: UpstreamConfig(name="shop", target="http://127.0.0.1:9/mcp"),
@@ -187,43 +181,3 @@ def test_errors_raised_in_worker_processes_reach_their_caller() -> None:
                 run(raise_lock)
             with pytest.raises(OutOfStock):
                 run(raise_own_error)
-
-
-async def test_a_copied_client_is_another_client_with_the_same_server_and_handlers() -> None:
-    mcp, asked = Server("shop"), list[str]()
-
-    @mcp.tool
-    async def order(ctx: Context) -> str:
-        return str(await ctx.elicit("How many?", int))
-
-    class Person:
-        def answer(self, question: Question) -> dict[str, Any]:
-            asked.append(question.message)
-            return {"value": 3}
-
-    person = Person()
-    client = Client(mcp, elicit=person.answer)
-    async with client:
-        for other in (copy.copy(client), copy.deepcopy(client), copy.deepcopy([client])[0]):
-            assert other is not client
-            async with other:
-                assert (await other.call("order")).text == "3"
-        assert (await client.call("order")).text == "3"
-    assert asked == ["How many?"] * 4
-    with pytest.raises(TypeError, match=r"Server can't be copied or pickled\. Create it in each process"):
-        pickle.dumps(client)
-
-
-async def test_a_copied_test_client_records_its_own_messages() -> None:
-    mcp = Server("shop")
-
-    @mcp.tool
-    async def order(ctx: Context) -> None:
-        await ctx.info("Ordered")
-
-    async with connect(mcp, revision="2025-06-18") as client:
-        await client.call("order")
-        async with copy.copy(client) as other:
-            assert other.notifications == []
-            await other.call("order")
-            assert other.notifications == client.notifications != []

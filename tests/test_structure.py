@@ -29,6 +29,7 @@ LAYERS = [
     "files",
     "_oauth",
     "_protocol",
+    "_lazy",
     "_yaml",
     "_frontmatter",
     "protocol",
@@ -260,8 +261,8 @@ def test_modules_with_public_names_define_them() -> None:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
                 homes = ast.literal_eval(node.value)
         for name, home in homes.items():
-            package = "_gateway" if path.stem == "gateway" else ".".join(path.parent.relative_to(PACKAGE).parts)
-            module = resolve_name(f".{home}", ".".join(filter(None, ("millstream", package))))
+            parts = path.with_suffix("").relative_to(PACKAGE.parent).parts
+            module = resolve_name(f".{home}", ".".join(part for part in parts if part != "__init__"))
             file = PACKAGE.parent.joinpath(*module.split("."))
             file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
             defined = {

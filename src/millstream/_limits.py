@@ -25,7 +25,6 @@ from millstream._recent import Recent
 from millstream._stores.rates import (
     Charge,
     ChargeResult,
-    ChargeResults,
     ConcurrencySlot,
     Quota,
     RateCharge,
@@ -62,7 +61,7 @@ class StoreLimiter(Struct, eq=False):
     _returning: Tasks = field(default_factory=Tasks)
     _reporting: Tasks = field(default_factory=Tasks)
 
-    async def take(self, charges: Sequence[Charge]) -> ChargeResults | None:
+    async def take(self, charges: Sequence[Charge]) -> list[ChargeResult] | None:
         """Return the store's answer, or None if it doesn't respond."""
         if self.away and (self._trying or self.clock() < self._until):
             return None
@@ -115,8 +114,8 @@ class StoreLimiter(Struct, eq=False):
 
     async def _report(self, charge: Charge, refused: Callable[[float], None]) -> None:
         decision = await self.take([charge])
-        if decision is not None and decision.results[0].wait > 0:
-            refused(decision.results[0].wait)
+        if decision is not None and decision[0].wait > 0:
+            refused(decision[0].wait)
 
     def _lose(self, exc: Exception) -> None:
         self._until = self.clock() + PAUSE
@@ -252,7 +251,7 @@ class Limiter(NotCopyable):
         if wait > 0 or pool is None:
             return wait
         decision = await pool.take([self.pace(key)])
-        wait = 0.0 if decision is None else decision.results[0].wait
+        wait = 0.0 if decision is None else decision[0].wait
         if wait > 0:
             self.block(key, wait)
         return wait

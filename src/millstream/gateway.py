@@ -3,8 +3,9 @@
 ``Server.upstream`` adds one. Import `UpstreamConfig` to write a list of them.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from millstream._lazy import import_name
 
 if TYPE_CHECKING:
     from millstream._gateway.apis.items import RouteKind, RouteMap
@@ -30,24 +31,24 @@ if TYPE_CHECKING:
     from millstream._gateway.options.upstream import UpstreamConfig
 
 _HOMES = {
-    "ApprovalPolicy": "options.policy",
-    "GroupPolicy": "options.policy",
-    "OpenApi": "options.api",
-    "PromptPolicy": "options.policy",
-    "Redaction": "options.policy",
-    "ResourcePolicy": "options.policy",
-    "RouteKind": "apis.items",
-    "RouteMap": "apis.items",
-    "Secret": "options.credentials",
-    "SetConfig": "options.sets",
-    "ToolPolicy": "options.policy",
-    "UpstreamConfig": "options.upstream",
-    "UpstreamPolicy": "options.policy",
-    "bearer": "options.credentials",
-    "client_credentials": "options.credentials",
-    "per_user_oauth": "options.credentials",
-    "static_headers": "options.credentials",
-    "token_exchange": "options.credentials",
+    "ApprovalPolicy": "._gateway.options.policy",
+    "GroupPolicy": "._gateway.options.policy",
+    "OpenApi": "._gateway.options.api",
+    "PromptPolicy": "._gateway.options.policy",
+    "Redaction": "._gateway.options.policy",
+    "ResourcePolicy": "._gateway.options.policy",
+    "RouteKind": "._gateway.apis.items",
+    "RouteMap": "._gateway.apis.items",
+    "Secret": "._gateway.options.credentials",
+    "SetConfig": "._gateway.options.sets",
+    "ToolPolicy": "._gateway.options.policy",
+    "UpstreamConfig": "._gateway.options.upstream",
+    "UpstreamPolicy": "._gateway.options.policy",
+    "bearer": "._gateway.options.credentials",
+    "client_credentials": "._gateway.options.credentials",
+    "per_user_oauth": "._gateway.options.credentials",
+    "static_headers": "._gateway.options.credentials",
+    "token_exchange": "._gateway.options.credentials",
 }
 """Public name -> module, imported on first use."""
 
@@ -74,9 +75,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, {})
-    value = getattr(import_module(f"millstream._gateway.{home}"), name)
-    globals()[name] = value
-    return value
+    return import_name(__name__, _HOMES, name)

@@ -121,7 +121,7 @@ def test_forms_ask_again_after_invalid_input(chat: Chat) -> None:
     shown.type("Mill Lane")
     shown.until("copies (a whole number) [1]:")
     shown.type("many")
-    shown.until("This must be a whole number.", "copies (a whole number) [1]:")
+    shown.until("This must be an integer", "copies (a whole number) [1]:")
     shown.type("3")
     shown.until("← Mill Lane, 3", "On its way.", "\n>")
     shown.type("Send it again")

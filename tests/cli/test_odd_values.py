@@ -11,8 +11,9 @@ from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
 from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, misbehaving
 from millstream._cli import connect_options as connecting
-from millstream._cli.tables import Progress, choices_of, describe_progress, print_rows, value_of, wrong_answer
+from millstream._cli.tables import Progress, choices_of, describe_progress, print_rows, value_of
 from millstream.client._questions import Question
+from millstream.client._results import describe_mismatch
 from patience import WAIT
 
 LINES = "one\ntwo"
@@ -121,7 +122,7 @@ async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypa
 
 @for_each("field", [{"oneOf": 5}, {"enum": 5}, {"oneOf": [5]}, {"type": "array", "items": 5}, {"type": ""}])
 def test_malformed_fields_can_be_answered_in_chat(field: dict[str, Any]) -> None:
-    assert wrong_answer("x", field | {"type": "string"}) == ""
+    assert describe_mismatch("x", field | {"type": "string"}, "This") == ""
     assert choices_of(field) in ([], ["None"])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cases import for_each
 from cpu import check_linear
-from millstream._protocol.schema_repair import portable_pattern, repair_schema
+from millstream._protocol.schema_repair import is_portable, repair_schema
 from processes import NODE
 
 STRING: dict[str, Any] = {"type": "string"}
@@ -17,12 +17,8 @@ def test_valid_schemas_stay_unchanged() -> None:
     for schema in (
         {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"next": {"$ref": "#/$defs/a"}}}}},
         {"$ref": "#/definitions/a~1b%20c", "definitions": {"a/b c": STRING}},
-        {"$ref": "#name", "$defs": {"a": {"$anchor": "name", **STRING}}},
-        {"$dynamicRef": "#node", "$defs": {"a": {"$dynamicAnchor": "node", **STRING}}},
-        {"properties": {"a": {"$ref": "https://example.com/b"}}, "$defs": {"b": {"$id": "https://example.com/b"}}},
-        {"$ref": "#/components/schemas/X", "components": {"schemas": {"X": STRING}}},
         {"$schema": "http://json-schema.org/draft-07/schema#", "items": [STRING], "additionalItems": False},
-        {"pattern": "^(?<year>[0-9]{4})-\\p{Lu}(?<=a)\\k<year>$", "patternProperties": {"^x-": STRING}},
+        {"pattern": "^([0-9]{4})-\\w(?<=a)$", "patternProperties": {"^x-": STRING}},
         {"type": ["string", "null"], "enum": ["a", None], "default": None, "const": None, "nullable": True},
         {"x-vendor": {"a": [1]}, "format": "unheard-of", "properties": {"$ref": STRING, "id": STRING}},
     ):
@@ -42,6 +38,11 @@ def test_valid_schemas_stay_unchanged() -> None:
         ({"minimum": 1, "exclusiveMinimum": True}, {"exclusiveMinimum": 1}),
         ({"minimum": 1, "exclusiveMinimum": False}, {"minimum": 1}),
         ({"nullable": True, "enum": ["a"], "title": "A"}, {"title": "A", "anyOf": [{"enum": ["a"]}, {"type": "null"}]}),
+        ({"$ref": "#name", "$defs": {"a": {"$anchor": "name", **STRING}}}, {"$defs": {"a": STRING}}),
+        ({"$dynamicRef": "#node", "$defs": {"a": {"$dynamicAnchor": "node"}}}, {"$defs": {"a": {}}}),
+        ({"$id": "http://a/b", "not": {"$id": "http://a/c"}, "$ref": "#/not", **STRING}, {"not": {}, **STRING}),
+        ({"$ref": "#/x", "x": STRING}, {"x": STRING}),
+        ({"$ref": "#/properties", "properties": {"type": STRING}}, {"properties": {"type": STRING}}),
         ({"type": "String"}, STRING),
         ({"type": ["string", "date"]}, {}),
         ({"required": ["a", "a", 5]}, {"required": ["a"]}),
@@ -87,13 +88,12 @@ def test_chained_references_are_kept() -> None:
 @pytest.mark.server
 def test_patterns_that_are_kept_compile_in_ecma_262() -> None:
     patterns = [
-        "^[^\\s@]+@[^\\s@]+\\.[^\\s@]+$", "(?!a)b|", "\\u{1F600}{2,3}?", "[\\w\\-.]", "(a)\\1", "\\@\\-x", "a{2}",
-        "[\\b]",
+        "^[^\\s@]+@[^\\s@]+\\.[^\\s@]+$", "(?!a)b|", "\\u1F60{2,3}?", "[\\w\\-.]", "a{2}", "[\\b]", "[\\t-\\x20-\\d]",
+        "^(?!\\.)(?!.*\\.\\.)([A-Za-z0-9_'+\\-\\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\\-]*\\.)+[A-Za-z]{2,}$",
     ]  # fmt: skip
-    kept = [portable_pattern(each) for each in patterns]
-    assert None not in kept
+    assert [each for each in patterns if not is_portable(each)] == []
     script = "process.argv.slice(1).forEach((each) => new RegExp(each, 'u'))"
-    subprocess.run([NODE, "-e", script, *map(str, kept)], check=True, timeout=60)
+    subprocess.run([NODE, "-e", script, *patterns], check=True, timeout=60)
 
 
 def test_patterns_from_other_dialects_are_rejected() -> None:
@@ -102,5 +102,6 @@ def test_patterns_from_other_dialects_are_rejected() -> None:
         "[a&&[^b]]", "(", ")", "[", "]", "{", "}", "a{2,1}", "a{,3}", "*", "(?=a)*", "\\2(a)", "\\k<a>", "[b-a]",
         "[\\d-a]",
         "(?<a>b)(?<a>c)", "\\u{110000}", "\\", "\\x4", "(?#a)", "\\00",
+        "[a-\\d]", "\\@", "(?=(a))?", "[\\x30-\\x20]", "[\\q]", "\\-",
     ):  # fmt: skip
-        assert portable_pattern(pattern) is None, pattern
+        assert not is_portable(pattern), pattern

@@ -58,7 +58,7 @@ async def test_names_and_values_never_become_redis_commands(
             await clients.join(evil, evil)
             assert await clients.on(evil) == [evil]
             charges = [RateCharge(evil, 5, 60), Quota(evil, 5, store.time() + 60), ConcurrencySlot(evil, 5, evil)]
-            assert {taken.wait for taken in (await store.charge(charges)).results} == {0.0}
+            assert {taken.wait for taken in await store.charge(charges)} == {0.0}
             await store.release([ConcurrencySlot(evil, 5, evil)])
             await store.bus.publish(f"{number}{evil}", data)
     ran = used(server)

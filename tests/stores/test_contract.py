@@ -1172,7 +1172,7 @@ def slots(count: int, *holders: str) -> list[ConcurrencySlot]:
 
 async def are_allowed(store: Store, *charges: Charge) -> bool:
     """Return whether the store allows all charges."""
-    return all(each.wait == 0 for each in (await store.charge(charges)).results)
+    return all(each.wait == 0 for each in await store.charge(charges))
 
 
 async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
@@ -1183,20 +1183,18 @@ async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
 
 async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
     assert await how_many([store], 12, RateCharge("a", 10, 10 * HOUR)) == 10
-    (refused,) = (await store.charge([RateCharge("a", 10, 10 * HOUR)])).results
+    (refused,) = await store.charge([RateCharge("a", 10, 10 * HOUR)])
     assert HOUR - 600 < refused.wait <= HOUR
     assert (int(refused.remaining), refused.amount) == (0, 0.0)
     assert await are_allowed(store, RateCharge("b", 10, 10 * HOUR))
 
 
 async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
-    first, second = (
-        await store.charge([RateCharge("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
-    ).results
+    first, second = await store.charge([RateCharge("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
     assert (first.amount, round(first.remaining)) == (second.amount, round(second.remaining)) == (4.0, 6)
     assert not await are_allowed(store, RateCharge("a", 10, HOUR, cost=7))
     assert await are_allowed(store, RateCharge("b", 10, HOUR, cost=25))
-    (refused,) = (await store.charge([RateCharge("b", 10, HOUR)])).results
+    (refused,) = await store.charge([RateCharge("b", 10, HOUR)])
     assert refused.wait > HOUR
 
 
@@ -1223,7 +1221,7 @@ async def test_rejected_charges_do_not_change_the_balance(store: Store) -> None:
 
 
 async def test_callers_can_prefetch_tokens(store: Store) -> None:
-    amounts = [(await store.charge([RateCharge("a", 25, 25 * HOUR, most=10)])).results[0].amount for _ in range(3)]
+    amounts = [(await store.charge([RateCharge("a", 25, 25 * HOUR, most=10)]))[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
     assert not await are_allowed(store, RateCharge("a", 25, 25 * HOUR, most=10))
 
@@ -1231,7 +1229,7 @@ async def test_callers_can_prefetch_tokens(store: Store) -> None:
 async def test_quotas_return_their_remaining_time(store: Store) -> None:
     now = store.time()
     assert await are_allowed(store, Quota("day", 2, now + HOUR, 2))
-    (refused,) = (await store.charge([Quota("day", 2, now + HOUR)])).results
+    (refused,) = await store.charge([Quota("day", 2, now + HOUR)])
     assert HOUR - 600 < refused.wait <= HOUR + 1
     for _ in range(3):
         assert await are_allowed(store, Quota("yesterday", 1, now - HOUR))
@@ -1239,7 +1237,7 @@ async def test_quotas_return_their_remaining_time(store: Store) -> None:
 
 async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
     assert [await are_allowed(store, slot) for slot in slots(2, "x", "y", "z", "x")] == [True, True, False, True]
-    (refused,) = (await store.charge(slots(2, "z"))).results
+    (refused,) = await store.charge(slots(2, "z"))
     assert refused.wait == SLOT_WAIT
     await store.release(slots(2, "x", "nobody"))
     await store.release([ConcurrencySlot("unknown", 2, "x")])
@@ -1283,9 +1281,9 @@ async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) 
     await store.open()
     guesses, other = RateCharge("0123abc", 1, 3600), RateCharge("4567def", 1, 3600)
     for each in (guesses, other):
-        assert (await store.charge([each])).results[0].wait <= 0
+        assert (await store.charge([each]))[0].wait <= 0
     for number in range(1000):
-        assert (await store.charge([RateCharge(f"dpop:{number}", 1, 120)])).results[0].wait <= 0
+        assert (await store.charge([RateCharge(f"dpop:{number}", 1, 120)]))[0].wait <= 0
     for each in (guesses, other, RateCharge("dpop:999", 1, 120)):
-        assert (await store.charge([each])).results[0].wait > 0
+        assert (await store.charge([each]))[0].wait > 0
     await store.close()

@@ -13,7 +13,7 @@ from typing import Any
 from backend_stores import MemoryStore
 from millstream._stores.base import PAGE_BYTES, Entry, Position, StoreUnavailable
 from millstream._stores.memory.store import UsageCounter
-from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
+from millstream._stores.rates import Charge, ChargeResult, ConcurrencySlot
 from millstream._stores.tail import Topics
 
 
@@ -110,7 +110,7 @@ class WorkerStore:
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self.epochs.add("", lambda _: changed())
 
-    async def charge(self, charges: Sequence[Charge]) -> ChargeResults:
+    async def charge(self, charges: Sequence[Charge]) -> list[ChargeResult]:
         await self.travel("take")
         charged = await self._shared.tally.charge(self.me, charges, self._shared.expired_workers)
         await self.back()

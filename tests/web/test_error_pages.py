@@ -126,6 +126,12 @@ async def test_error_pages_are_small_and_repeat_nothing() -> None:
     assert (socket.status, "This address isn&#x27;t a page" in said(socket)) == (426, True)
 
 
+async def test_error_pages_have_the_design_tokens_that_they_use() -> None:
+    for path in ("/nothing", "/mcp"):
+        style = (await get(Server("shop"), path, HTML)).body.decode().partition("</style>")[0]
+        assert set(re.findall(r"var\((--[\w-]+)", style)) == set(re.findall(r"(--[\w-]+):", style)) != set()
+
+
 async def test_entry_page_shows_commands_with_the_sign_in_that_the_server_requires() -> None:
     async with run_guarded() as world:
         text = said(await world.ask(None, "GET", "/mcp", **HTML))

@@ -33,7 +33,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.services import RequestLimits
 from millstream._server.control import Gate
 from millstream._server.features.tools import Tool
-from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResults, ConcurrencySlot, RateCharge
+from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResult, ConcurrencySlot, RateCharge
 
 _MAX_ASKING = 64
 """Maximum number of messages that wait for the store to charge them. Further ones aren't charged until it responds."""
@@ -222,19 +222,19 @@ class Throttle(RequestLimits):
 
     def _judge(
         self,
-        decision: ChargeResults,
+        decision: list[ChargeResult],
         paces: Sequence[_Pace],
         asked: Sequence[RateCharge],
         charges: Sequence[tuple[str, Charge]],
     ) -> None:
         """Record the store's decision and raise an error if it rejected the call."""
-        said = list(zip(paces, asked, decision.results, strict=False))  # other limits follow
+        said = list(zip(paces, asked, decision, strict=False))  # other limits follow
         for (limiter, key, _), pace, taken in said:
             limiter.workers = self._pool.workers
             limiter.learn(key, pace, taken)
         for (limiter, key, _), _, taken in said:
             self._refuse_rate(limiter, key, taken.wait)
-        for (policy, charge), taken in zip(charges, decision.results[len(asked) :], strict=True):
+        for (policy, charge), taken in zip(charges, decision[len(asked) :], strict=True):
             if taken.wait > 0:
                 if isinstance(charge, ConcurrencySlot):
                     raise self._full(policy, charge)

@@ -273,8 +273,6 @@ def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
     if command in ("run", "gateway") and (extra.endswith(_SERVERS) or "://" in extra):
         return "To serve several servers, list them in a file: millstream gateway servers.json"
-    if command == "publish":
-        return "This command is for the MCP registry. Programs publish on a hub with POST /publish."
     if command == "install":
         option = f"client {extra}"
     return _instead(arguments, extra, option) if option and command in _OPTIONED else ""

@@ -21,6 +21,7 @@ from millstream._protocol.errors import INVISIBLE, escape, fit
 from millstream._protocol.json_schema import is_array, members
 from millstream._telemetry.logs import is_colored
 from millstream.client._questions import ElicitAnswer, Question
+from millstream.client._results import describe_mismatch
 
 _NARROWEST = 20
 """Minimum width of a last column."""
@@ -189,13 +190,6 @@ class Progress:
 
 _NO = "/no"
 _HINTS = {"boolean": "yes or no", "integer": "a whole number", "number": "a number", "array": "separated by commas"}
-_KINDS: dict[str, tuple[Any, str]] = {
-    "string": (str, "text"),
-    "integer": (int, "a whole number"),
-    "number": ((int, float), "a number"),
-    "boolean": (bool, "yes or no"),
-    "array": (list, "a list"),
-}
 
 
 def confirm(question: str) -> bool:
@@ -285,11 +279,11 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
             if not text and may_skip:
                 break
             value = value_of(text, field)
-            problem = wrong_answer(value, field) if text else "Please answer."
+            problem = describe_mismatch(value, field, "This") if text else "Please answer"
             if not problem:
                 answers[name] = value
                 break
-            note(problem)
+            note(f"{safe(one_line(problem))}.")
     return answers
 
 
@@ -301,29 +295,6 @@ def choices_of(field: Any) -> list[str]:
     options = [members(each) for each in titled] if is_array(titled) else []
     listed: Any = schema.get("enum") or [each["const"] for each in options if "const" in each]
     return [str(each) for each in listed] if is_array(listed) else []
-
-
-def wrong_answer(value: Any, field: dict[str, Any]) -> str:
-    """Return why a value is invalid for a field of a form, or an empty string. The server also validates it."""
-    kind = str(field.get("type"))
-    numeric = kind in ("integer", "number")
-    types, words = _KINDS.get(kind, (object, ""))
-    if not isinstance(value, types) or (numeric and isinstance(value, bool)):
-        return f"This must be {words}."
-    low, high = field.get("minimum"), field.get("maximum")
-    if numeric and isinstance(low, int | float) and value < low:
-        return f"This must be at least {low:g}."
-    if numeric and isinstance(high, int | float) and value > high:
-        return f"This must be at most {high:g}."
-    shortest, longest = field.get("minLength"), field.get("maxLength")
-    if isinstance(value, str) and isinstance(shortest, int) and len(value) < shortest:
-        return f"This requires at least {shortest} characters."
-    if isinstance(value, str) and isinstance(longest, int) and len(value) > longest:
-        return f"This allows at most {longest} characters."
-    choices = choices_of(field)
-    if choices and not all(str(each) in choices for each in (value if is_array(value) else [value])):
-        return f"Use one of: {safe(one_line(', '.join(choices)))}."
-    return ""
 
 
 def value_of(text: str, schema: Any) -> Any:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from millstream._copies import CopyableError
 from millstream._protocol.errors import LocalError
-from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
+from millstream._stores.rates import Charge, ChargeResult, ConcurrencySlot
 
 PAGE_BYTES = 4 * 1024 * 1024
 """Approximate maximum bytes returned by one read of a log."""
@@ -411,20 +411,22 @@ class Backend(DataSource, Protocol):
             worker: Id of the worker.
         """
 
-    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult]:
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
         A charge larger than the limit waits until the whole limit is available. Taking a slot that the worker already
         has changes nothing. If this raises, the charges may or may not have been taken.
 
         Quotas live as long as values of `kv`. Rates and slots may start over when the store is reopened or loses data.
-        A store with very many rates may drop the oldest ones of the most frequent kind:
-        `ChargeResults.reset_seconds_ago`.
+        A store with very many rates may drop the oldest ones of the most frequent kind.
 
         Args:
             worker: Id of the worker that takes slots.
             charges: Charges with distinct keys.
             dead: Workers whose slots are free.
+
+        Returns:
+            The result of each charge, in order.
 
         Raises:
             StoreUnavailable: The store didn't respond in time.

@@ -112,14 +112,6 @@ class ChargeResult(Struct, frozen=True, gc=False, array_like=True):
     """The amount taken. Nothing is taken if any charge of the call must wait."""
 
 
-class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
-    """A backend's results for the charges of one call, in order."""
-
-    results: list[ChargeResult]
-    reset_seconds_ago: float | None = None
-    """Seconds since the store last dropped an unrecovered rate of one of these kinds, or None."""
-
-
 SLOT_WAIT = 1.0
 
 
@@ -131,7 +123,7 @@ def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float)
 
 def drop_paces(
     full_at: dict[str, float], maximum: int, now: float, kind_of: Callable[[str], str] = lambda key: ""
-) -> str | None:
+) -> None:
     """Drop fully recovered rates, then the older half of the most frequent kind if there are still too many.
 
     So many rates of one kind, such as proofs, don't displace those of other kinds.
@@ -141,18 +133,13 @@ def drop_paces(
         maximum: Number of rates below which unrecovered ones stay.
         now: The time.
         kind_of: Returns the kind of a key.
-
-    Returns:
-        The kind whose unrecovered rates were dropped.
     """
     for key in [key for key, at in full_at.items() if at <= now]:
         del full_at[key]
-    if len(full_at) < maximum:
-        return None
-    kind, count = Counter(map(kind_of, full_at)).most_common(1)[0]
-    for key in [key for key in full_at if kind_of(key) == kind][: (count + 1) // 2]:
-        del full_at[key]
-    return kind
+    if len(full_at) >= maximum:
+        kind, count = Counter(map(kind_of, full_at)).most_common(1)[0]
+        for key in [key for key in full_at if kind_of(key) == kind][: (count + 1) // 2]:
+            del full_at[key]
 
 
 def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResult, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from millstream._copies import NotCopyable
 from millstream._stores.base import Backend, Bus, Log, Map
-from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
+from millstream._stores.rates import Charge, ChargeResult, ConcurrencySlot
 from millstream._stores.workers import LeasedWorker, SoleWorker
 
 
@@ -53,7 +53,7 @@ class Store(NotCopyable):
         """See `Backend.degraded_reason`."""
         return await self.backend.degraded_reason()
 
-    async def charge(self, charges: Sequence[Charge]) -> ChargeResults:
+    async def charge(self, charges: Sequence[Charge]) -> list[ChargeResult]:
         """Take from every limit if each has enough, else from none: see `Backend.charge`.
 
         Args:

@@ -1,7 +1,7 @@
 """Pages for people who open an address that isn't a page, or that rejects them.
 
-Programs get the plain response. The pages include the matching rules of the style sheets, because they also appear
-where no other path is served, such as under a wrong Host.
+Programs get the plain response. The pages include their style, because they also appear where no other path is served,
+such as under a wrong Host.
 """
 
 import re
@@ -39,14 +39,8 @@ _ADVICE = {
 }
 _SAID = re.compile(r"^(?:not found|method not allowed)(?:\.\s*|$)", re.IGNORECASE)
 """The first sentence of a text for programs, which is also in the page's title."""
-_LEFT_OUT = re.compile(r"/\*.*?\*/|@[^{]+\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", re.DOTALL)
-"""Comments, fonts, and media queries."""
-_RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
-_FITTING = re.compile(
-    r"(?:[^a-z]|\b(?:root|html|body|main|h1|h2|p|a|pre|code|section|hidden|focus|focus-visible|before|after|is|empty|hover|"
-    r"ask|card|stack|tight|soft|small|row|button|wrap)(?![\w-]))+"
-)
-"""Matches a selector that contains only elements, classes, and states of these pages."""
+_TOKEN = re.compile(r"(--[\w-]+):\s[^;]+;")
+"""Matches a design token."""
 _CODE = re.compile("`([^`]+)`")
 _OTHER_PATH = re.compile(r"(?<=Use )(/\w[\w/-]*)(?=\.(?: |<))")
 """Matches the path that the text for an unknown one suggests."""
@@ -155,16 +149,10 @@ def _part(name: str) -> str:
 
 @cache
 def _style() -> str:
-    sheets = ("tokens.css", "base.css", "sign-in.css")
-    text = _LEFT_OUT.sub("", "".join((_FOLDER / "assets" / each).read_text("utf-8") for each in sheets))
-    rules: list[str] = []
-    for selectors, declarations in _RULE.findall(" ".join(text.split())):
-        fitting = [each for each in re.split(r", (?![^(]*\))", selectors) if _FITTING.fullmatch(each)]
-        if fitting:
-            rules.append(f"{','.join(fitting).strip()}{{{declarations.strip()}}}")
-    style = "".join(rules)
-    # Keep only the design tokens that these rules use.
-    return re.sub(r"(--[\w-]+): [^;]+; ?", lambda found: found[0] if f"var({found[1]}" in style else "", style)
+    rules = _part("message.css")
+    tokens = _TOKEN.finditer((_FOLDER / "assets" / "tokens.css").read_text("utf-8"))
+    used = "".join(each[0] for each in tokens if f"var({each[1]})" in rules)
+    return f":root{{color-scheme: light dark;{used}}}\n{rules}"
 
 
 def _text_of(body: bytes) -> str:

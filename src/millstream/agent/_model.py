@@ -197,7 +197,8 @@ class LanguageModel:
                     started = True
                     if text := _text_of(event):
                         yield _without_surrogates(text)
-                response = events.get()
+                self._answered = True
+                response = self._reply(events.get(), request, started=started)
         except ModelError:
             raise
         except exceptions.ContentFilterError as exc:
@@ -209,8 +210,7 @@ class LanguageModel:
             raise ModelServerError(f"{self.url} didn't respond like a chat API. {_HINT}") from exc
         except Exception as exc:
             raise self._explain(exc, started=started) from exc
-        self._answered = True
-        yield self._reply(response, request, started=started)
+        yield response
 
     async def close(self) -> None:
         """See `Model.close`."""
@@ -236,15 +236,15 @@ class LanguageModel:
         from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: PLC0415
         from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
 
-        from millstream.agent._chat_stream import repair_reply  # noqa: PLC0415  loads the HTTP client
+        from millstream.agent._reply_limit import limit_reply  # noqa: PLC0415  loads the HTTP client
 
         key = self._key or _NO_KEY
         # The agent does its own retries, and reports each pause.
         options: Any = {
             "max_retries": 0,
             "timeout": self._timeout,
-            "default_headers": {"Accept-Encoding": "identity"},
-            "http_client": DefaultAsyncHttpxClient(event_hooks={"response": [repair_reply]}, timeout=self._timeout),
+            "default_headers": {"Accept-Encoding": "identity"},  # `limit_reply` counts bytes as they arrive
+            "http_client": DefaultAsyncHttpxClient(event_hooks={"response": [limit_reply]}, timeout=self._timeout),
         }
         if self._azure_version:
             self._client = AsyncAzureOpenAI(

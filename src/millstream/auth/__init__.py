@@ -4,8 +4,9 @@ Each function returns an `AuthMethod` and loads only the modules for it. A serve
 own kind of credential, write an `AuthMethod`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from millstream._lazy import import_name
 
 if TYPE_CHECKING:
     from millstream.auth._authorization_server.config import client, identity_provider
@@ -80,10 +81,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
-    return getattr(import_module(f".{home}", __name__), name)
+    return import_name(__name__, _HOMES, name, _ELSEWHERE)
 
 
 def __dir__() -> list[str]:

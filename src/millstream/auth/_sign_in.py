@@ -25,7 +25,6 @@ from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._stores.store import Store
 from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
-from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import Identity, NotAdmitted, PageMethod, Rejection, Unavailable, Verdict
 from millstream.auth._pages import (
@@ -38,6 +37,7 @@ from millstream.auth._pages import (
     is_same_origin,
     render,
 )
+from millstream.auth._vault import Vault
 from millstream.auth.providers import SignInFailed
 
 logger = logging.getLogger("millstream")

@@ -3,9 +3,9 @@
 ``from millstream.client import Options, OAuth`` imports only the modules that define those names, and the errors.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from millstream._lazy import import_name
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -172,12 +172,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, {})
-    value = getattr(import_module(f".{home}", __name__), name)
-    globals()[name] = value
-    return value
+    return import_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

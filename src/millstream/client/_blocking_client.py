@@ -1,13 +1,12 @@
 """`BlockingClient` is a client for programs without `async`."""
 
-import copy
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Self, TypeVar, Unpack
 
-from millstream._override import override
+from millstream._copies import NotCopyable
 from millstream._protocol.errors import no_attribute
 from millstream._tasks import LoopThread, make_blocking
-from millstream.client._client import ELSEWHERE, Client, ClientArguments, create_client
+from millstream.client._client import ELSEWHERE, Client, ClientArguments
 from millstream.client._errors import ClientError
 from millstream.client._requests import ServerInfo
 from millstream.client._targets import Target
@@ -26,7 +25,7 @@ _ELSEWHERE = {
 _NOT_CONNECTED = "The client isn't connected. Use `with BlockingClient(…) as client:`."
 
 
-class BlockingClient:
+class BlockingClient(NotCopyable):
     """A blocking `Client`: ``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
 
     It has the methods of `Client`, and each one blocks until its result is available. Lists are returned in full.
@@ -37,19 +36,13 @@ class BlockingClient:
         more: Keyword arguments for `Client`.
     """
 
+    _COPY_ADVICE: ClassVar[str] = "Create another one with the same arguments."
+
     def __init__(self, target: Target, **more: Unpack[ClientArguments]) -> None:
         self._inner = Client(target, **more)
         self._loop = LoopThread("millstream-client", lambda: ClientError(_NOT_CONNECTED))
         """Runs inside the block."""
         self._depth = 0
-
-    @override
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (create_client, (type(self), *self._inner.__reduce__()[1][1:]))
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Return a client that isn't open, with the same target, handlers, and options: they aren't copied."""
-        return copy.copy(self)
 
     def __enter__(self) -> Self:
         self._loop.start()

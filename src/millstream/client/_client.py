@@ -1,15 +1,14 @@
 """`Client` connects to a server of any protocol revision, over any transport."""
 
 import asyncio
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, cast, overload
 
 import msgspec
 
-from millstream._override import override
+from millstream._copies import NotCopyable
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.errors import (
     INVALID_PARAMS,
@@ -114,7 +113,7 @@ def _check_arguments(timeout: object, headers: Any, roots: object, options: obje
 
 
 @suggest_keywords
-class Client:
+class Client(NotCopyable):
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
     Calls can run concurrently. Entering the block connects. After a connection is lost, the next request reconnects. A
@@ -137,6 +136,7 @@ class Client:
         TargetError: The target doesn't identify a server.
     """
 
+    _COPY_ADVICE: ClassVar[str] = "Create another one with the same arguments."
     _ELSEWHERE: ClassVar = {
         **dict.fromkeys(("api_key", "bearer", "key", "token"), "Write headers={'Authorization': 'Bearer KEY'}."),
         **dict.fromkeys(("args", "base_url", "command", "transport", "url"), "The target is a URL, or a command."),
@@ -171,19 +171,6 @@ class Client:
         extensions: "Sequence[ClientExtension]" = (),
     ) -> None:
         _check_arguments(timeout, headers, roots, options)
-        self._target = target
-        self._arguments = ClientArguments(
-            revision=revision,
-            headers=headers,
-            timeout=timeout,
-            elicit=elicit,
-            sample=sample,
-            roots=roots,
-            on_log=on_log,
-            on_change=on_change,
-            options=options,
-            extensions=extensions,
-        )
         questions = Questions(elicit, sample, roots)
         options = options or Options()
         self.conversation: Conversation = Conversation(
@@ -231,22 +218,6 @@ class Client:
             async with self._turn:
                 if not self._blocks:
                     await self.conversation.close()
-
-    if not TYPE_CHECKING:  # type checkers report this themselves
-
-        def __await__(self) -> NoReturn:
-            raise TypeError(
-                "A client is opened and closed by a block. Instead of await, write: async with … as client:"
-            )
-
-    @override
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return how to create a client that isn't open, with the same arguments. A pickle contains the headers."""
-        return create_client, (type(self), self._target, self._arguments)
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Return a client that isn't open, with the same target, handlers, and options: they aren't copied."""
-        return copy.copy(self)
 
     @property
     def server(self) -> ServerInfo:
@@ -753,8 +724,3 @@ class ClientArguments(TypedDict, total=False):
     on_change: OnChange | None
     options: Options | None
     extensions: "Sequence[ClientExtension]"
-
-
-def create_client(kind: Callable[..., T], target: Target, arguments: ClientArguments) -> T:
-    """Return a client that isn't open, as a copy of another one."""
-    return kind(target, **arguments)

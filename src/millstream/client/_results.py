@@ -216,17 +216,26 @@ def find_mismatch(result: Result, schema: Json) -> str:
     raw = result.structured_content
     if result.is_error or (raw is not UNSET and len(memoryview(raw)) > _MAX_CHECKED):
         return ""
-    if raw is UNSET:
-        return "it has no structured content"
+    return "it has no structured content" if raw is UNSET else describe_mismatch(result.data, schema, "it")
+
+
+def describe_mismatch(value: Any, schema: Json, whole: str) -> str:
+    """Describe the difference between a value and another server's schema. The string is empty for a matching value.
+
+    Args:
+        value: The value.
+        schema: The schema, whose keywords can have any value.
+        whole: The name of the value.
+    """
     problems = import_module("millstream._server.functions.problems")  # imported only for listed schemas
-    find = partial(problems.find_problems, value=result.data, formats=False, steps=problems.MAX_DECIDING_STEPS)
+    find = partial(problems.find_problems, value=value, formats=False, steps=problems.MAX_DECIDING_STEPS)
     found: Any = None
-    with suppress(TypeError, ValueError, ArithmeticError):  # other servers' keywords can have any value
+    with suppress(TypeError, ValueError, ArithmeticError):  # a keyword has a wrong value
         found = find(schema)
     if found != []:
         with suppress(RecursionError):  # the schema is too deep
             found = find(import_module("millstream._protocol.schema_repair").repair_schema(schema) or {})
-    return str(problems.problem_text(found, whole="it")) if found else ""
+    return str(problems.problem_text(found, whole=whole)) if found else ""
 
 
 logger = client_logger(__name__)

@@ -557,7 +557,7 @@ class Host(Struct, NotCopyable, eq=False):
         slots = [ConcurrencySlot(hash_key(name, key), most, holder) for name, key, most in all_limits]
         decision = await self._host.pool.take(slots) if slots else None
         if decision is not None:
-            for number, taken in enumerate(decision.results):
+            for number, taken in enumerate(decision):
                 if taken.wait > 0:
                     name, key, _ = all_limits[number]
                     raise LimitReached(name if number < len(limits) else "", key)

@@ -4,10 +4,10 @@ The hub has no knowledge of HTTP or MCP. A subscriber is an `OutputStream` and a
 `connect` is the client for programs elsewhere.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from millstream._http.message import OutputStream
+from millstream._lazy import import_name
 from millstream._protocol.principal import Profile
 from millstream.hub._admission import AccessRules
 from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, LimitExceeded, check_channel
@@ -63,12 +63,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, {})
-    value = getattr(import_module(f".{home}", __name__), name)
-    globals()[name] = value
-    return value
+    return import_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,6 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.foreign import drop_misfits, drop_nulls, foreign_decoder, present
 from millstream._protocol.jsonrpc import decode_members, exceeds_limits
 from millstream._protocol.notifications import DiscoverResult, ResourceDescription, TemplateDescription
-from millstream._protocol.schema_repair import has_uris
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import Conversation, RawRequest
 from millstream.files import stamp_of, write_private
@@ -406,9 +405,7 @@ def _repair_tool(found: Description, revision: str, left_out: list[str]) -> None
     if output is not None:
         objects_only = BY_DATE[revision].structured == "object"
         repaired = repair_schema(_as_object_schema(output) if objects_only else output, left_out.append)
-        if is_object(repaired):
-            repaired.pop("$id", None)  # another tool's schema can have the same URI
-        if not is_object(repaired) or has_uris(repaired) or (objects_only and repaired.get("type") != "object"):
+        if not is_object(repaired) or (objects_only and repaired.get("type") != "object"):
             left_out.append("outputSchema")
         else:
             found["outputSchema"] = repaired

@@ -36,7 +36,7 @@ from millstream._protocol.metadata import declares
 from millstream._protocol.principal import Principal
 from millstream._server.calls.call import Call
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.tickets import Vault, new_state
+from millstream.auth._vault import Vault, new_state
 from millstream.client import (
     AccessDenied,
     ClientError,

@@ -29,7 +29,7 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._tasks import SingleFlight
-from millstream.auth._authorization_server.tickets import Vault
+from millstream.auth._vault import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
 from millstream.client._oauth.endpoints import (
     IssuerMetadata,

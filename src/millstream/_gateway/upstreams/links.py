@@ -24,7 +24,7 @@ from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._stores.rates import MARK_BYTES
 from millstream._tasks import Tasks, has_failed
-from millstream.auth._authorization_server.tickets import Vault
+from millstream.auth._vault import Vault
 from millstream.client import ClientError, ConnectionLost, SessionLost
 from millstream.client._errors import SERVER
 from millstream.client.lowlevel import Conversation, OpenSession

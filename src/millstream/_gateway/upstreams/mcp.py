@@ -58,7 +58,7 @@ from millstream._server.calls.services import ServerChange, Services, SessionCha
 from millstream._server.calls.sessions import Session
 from millstream._server.peers import PartMessage
 from millstream._server.pool import Pool
-from millstream.auth._authorization_server.tickets import Vault
+from millstream.auth._vault import Vault
 from millstream.client import (
     ClientError,
     ConnectionLost,

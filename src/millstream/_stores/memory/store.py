@@ -20,7 +20,6 @@ from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryL
 from millstream._stores.rates import (
     Charge,
     ChargeResult,
-    ChargeResults,
     ConcurrencySlot,
     Quota,
     RateCharge,
@@ -51,14 +50,12 @@ class UsageCounter(NotCopyable):
         self._clock = clock
         self._paces: dict[str, float] = {}
         """Time at which each rate has fully recovered, by key, in order of first use."""
-        self._forgot: dict[str, float] = {}
-        """Time at which unrecovered rates were last dropped, by kind."""
         self._slots: dict[str, dict[str, set[str]]] = {}
         """Holders of taken slots by key and worker, so a dead worker's slots are found without a scan."""
         self._lock = asyncio.Lock()
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
-    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult]:
         """See `Backend.charge`.
 
         Args:
@@ -93,8 +90,7 @@ class UsageCounter(NotCopyable):
                     if quota.until > wall:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
                         await self._values.put(quota_key(quota), value, quota.until - wall, lossy=True)
-        forgot = [self._forgot[kind] for charge in charges if (kind := kind_of(charge.key)) in self._forgot]
-        return ChargeResults(refused or found, self._clock() - max(forgot) if forgot else None)
+        return refused or found
 
     async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
         """See `Backend.release`.
@@ -119,9 +115,7 @@ class UsageCounter(NotCopyable):
     def _take_paces(self, full_at: Mapping[str, float], now: float) -> None:
         for key, at in full_at.items():
             if key not in self._paces and len(self._paces) >= MAX_PACES:
-                kind = drop_paces(self._paces, MAX_PACES, now, kind_of)
-                if kind is not None:
-                    self._forgot[kind] = now
+                drop_paces(self._paces, MAX_PACES, now, kind_of)
             self._paces[key] = at
 
 

@@ -42,7 +42,6 @@ from millstream._stores.rates import (
     PART,
     Charge,
     ChargeResult,
-    ChargeResults,
     ConcurrencySlot,
     Quota,
     RateCharge,
@@ -304,21 +303,19 @@ class NatsLimits(Struct, eq=False):
     _link: NatsLink
     _values: NatsMap
     _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(_LOCKS)])
-    _forgot: float | None = None
-    """Time at which rates were last dropped to free space."""
 
     @property
     def _stream(self) -> str:
         return f"{self._link.address.namespace}-rates"
 
-    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult]:
         """See `Backend.charge`."""
         if not charges:
-            return ChargeResults([])
+            return []
         async with self._locks[hash(charges[0].key) % _LOCKS]:
             while (taken := await self._try(worker, charges, dead)) is None:  # noqa: ASYNC110  NATS sends no event
                 await asyncio.sleep(_PAUSE * (1 + secrets.randbelow(8)))
-        return ChargeResults(taken, None if self._forgot is None else self._link.time() - self._forgot)
+        return taken
 
     async def _try(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult] | None:
         """Try to charge once. Return None if another worker changed a limit first."""
@@ -436,11 +433,6 @@ class NatsLimits(Struct, eq=False):
             "allow_atomic": True,
         }
 
-    async def sweep(self) -> None:
-        """Record when rates are dropped to free space."""
-        if await self._link.size(self._stream) > ROOM * 0.95:
-            self._forgot = self._link.time()
-
 
 LEASE = 15.0
 """Lease time in seconds, longer than a leader election takes."""
@@ -488,7 +480,7 @@ class NatsBackend:
     async def open(self) -> None:
         await self._link.open()
         outage = LogOnce(_logger, "Expired streams can't be dropped; retrying", "Expired streams can be dropped again.")
-        sweeps = run_on(asyncio.Event(), self._sweep, outage, every=_SWEEP_SECONDS, pause=_SWEEP_SECONDS)
+        sweeps = run_on(asyncio.Event(), self.log.sweep, outage, every=_SWEEP_SECONDS, pause=_SWEEP_SECONDS)
         self._sweep_task = asyncio.create_task(sweeps)
 
     async def close(self) -> None:
@@ -500,7 +492,3 @@ class NatsBackend:
 
     async def bind(self, worker: str) -> None:
         """Do nothing, because NATS doesn't report ended connections."""
-
-    async def _sweep(self) -> None:
-        await self.log.sweep()
-        await self._limits.sweep()

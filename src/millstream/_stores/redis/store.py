@@ -43,7 +43,6 @@ from millstream._stores.memory.log import REPEATED
 from millstream._stores.rates import (
     Charge,
     ChargeResult,
-    ChargeResults,
     ConcurrencySlot,
     Quota,
     RateCharge,
@@ -565,9 +564,9 @@ class RedisBackend:
         self.log.remove_listeners()
         self._epochs.clear()
 
-    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult]:
         if not charges:
-            return ChargeResults([])
+            return []
         described = [_arguments(charge) for charge in charges]
         names = [self._keys.rate(each[0], charge.key) for each, charge in zip(described, charges, strict=True)]
         dead = dead if any(isinstance(charge, ConcurrencySlot) for charge in charges) else ()
@@ -575,9 +574,7 @@ class RedisBackend:
         # Don't retry after a broken connection: that could charge twice.
         found = await self._client.run("charge", names, args, again=False)
         triples = zip(found[::3], found[1::3], found[2::3], strict=True)
-        return ChargeResults(
-            [ChargeResult(int(wait) / _MICRO, float(left), float(amount)) for wait, left, amount in triples]
-        )
+        return [ChargeResult(int(wait) / _MICRO, float(left), float(amount)) for wait, left, amount in triples]
 
     async def release(self, worker: str, slots: Sequence[ConcurrencySlot]) -> None:
         names = [self._keys.rate("s", slot.key) for slot in slots]

@@ -34,10 +34,11 @@ from millstream.auth._authorization_server.records import (
     see,
     shown_host,
 )
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, Tickets, Vault, callback_error
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, Tickets, callback_error
 from millstream.auth._authorization_server.users import LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth._pages import cross_origin_text, is_same_origin
+from millstream.auth._vault import Vault
 from millstream.auth.providers import Callback, SignInFailed, User
 
 CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")

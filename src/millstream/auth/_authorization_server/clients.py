@@ -47,7 +47,6 @@ from millstream.auth._authorization_server.records import (
     new_secret,
     reply,
 )
-from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._jose import (
     ASYMMETRIC,
     LEEWAY,
@@ -65,6 +64,7 @@ from millstream.auth._jose import (
 )
 from millstream.auth._method import CachedRejection, KeyedSemaphore, Rejection, RejectionCache, Unavailable
 from millstream.auth._tokens import issuer_keys
+from millstream.auth._vault import Vault
 from millstream.auth.providers import RegistrationDenied
 
 MAX_BYTES = 5 * 1024

@@ -47,7 +47,6 @@ from millstream.auth._authorization_server.records import (
     new_secret,
     reply,
 )
-from millstream.auth._authorization_server.tickets import TOMBSTONE, Vault, read
 from millstream.auth._jose import (
     Claims,
     InvalidToken,
@@ -58,6 +57,7 @@ from millstream.auth._jose import (
     select_keys,
     sign,
 )
+from millstream.auth._vault import TOMBSTONE, Vault, read
 from millstream.auth.providers import User
 
 logger = logging.getLogger("millstream")

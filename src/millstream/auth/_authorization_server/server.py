@@ -42,9 +42,6 @@ from millstream.auth._authorization_server.tickets import (
     PendingLogin,
     Tickets,
     UpstreamPageMethod,
-    Vault,
-    pack,
-    read,
 )
 from millstream.auth._authorization_server.users import LoginThrottle, UserFile
 from millstream.auth._jose import Claims, InvalidToken, TokenRules, judge, scopes_of
@@ -63,6 +60,7 @@ from millstream.auth._method import (
 )
 from millstream.auth._pages import brand
 from millstream.auth._tokens import inclusions, rules_of, several
+from millstream.auth._vault import Vault, pack, read
 from millstream.auth.providers import Callback, LoginMethod, Provider, RedirectTarget, User
 
 logger = logging.getLogger("millstream")

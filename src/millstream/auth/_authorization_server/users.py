@@ -18,9 +18,9 @@ from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._protocol.errors import Confidential, suggest_keywords
-from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._key_file import RecordFile, check_groups, check_scopes
 from millstream.auth._method import KeyedSemaphore, NotAdmitted, Unavailable
+from millstream.auth._vault import Vault
 from millstream.auth.providers import Passwords, SignInFailed, User
 
 MIN_PASSWORD = 8
@@ -324,7 +324,7 @@ class LoginThrottle:
         waits = [limiter.wait(key, cost) for limiter, key in limits.items()]
         if (pool := self._vault.pool) is not None and max(waits) <= 0:
             decision = await pool.take([limiter.pace(key, cost) for limiter, key in limits.items()])
-            waits = [each.wait for each in decision.results] if decision is not None else waits
+            waits = [each.wait for each in decision] if decision is not None else waits
         if max(waits) > 0:
             return False  # don't remember the wait, because another worker may give back what it took
         for limiter, key in limits.items():

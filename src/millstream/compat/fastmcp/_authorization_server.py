@@ -47,8 +47,8 @@ from millstream.auth._authorization_server.records import (
     shown_host,
 )
 from millstream.auth._authorization_server.server import ALL_PRINCIPALS, IssuerEndpoints
-from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._method import KnownScopes, Paths, Unavailable
+from millstream.auth._vault import Vault
 from millstream.auth.providers import Provider
 from millstream.compat.fastmcp._auth import (
     AuthorizationParams,
