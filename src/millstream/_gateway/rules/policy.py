@@ -20,6 +20,7 @@ from millstream._gateway.options.policy import (
     GroupPolicy,
     Redaction,
     Texts,
+    ToolPolicy,
     ToolRules,
     UpstreamPolicy,
     patterns_in,
@@ -516,10 +517,8 @@ _MAX_REMEMBERED = 1024
 """Maximum characters of a URI whose rules are kept."""
 _MAX_NAME = 4096
 """Maximum characters of a name or URI that a policy leaves unchanged."""
-_COPIED = {
-    "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden",
-    "idempotency", "result_seconds",
-}  # fmt: skip
+_COPIED = {*ItemRules.__struct_fields__} & {*ToolPolicy.__struct_fields__} - {"name", "scopes", "tags"}
+"""Options whose merged value is the item's own."""
 
 
 class _Layer(Struct, frozen=True):
