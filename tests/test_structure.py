@@ -75,6 +75,7 @@ GATEWAY = [
     "apis",
     "files",
     "followers",
+    "approvals",
     "relay",
     "part",
     "live_part",

@@ -6,8 +6,10 @@ extra frame.
 
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from hashlib import sha256
 from typing import Any, Protocol, cast
 
+import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Principal, ProtocolError, ResourceContents, ToolError
@@ -185,8 +187,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.idempotency = self.idempotency
             item.plain = item.plain and not (self.timeout or self.visible or self.approvals or self.idempotency)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
+                if any(each.by for each in approvals):
+                    item.version = self._version(item)
                 item.run = with_approval(item, approvals, self.hidden, self.names)
-                item.asks = item.asks_first = True
+                if not all(each.by for each in approvals):
+                    item.asks = item.asks_first = True
         else:
             item.fixed |= self.hidden.keys()
         if isinstance(item, Template) and self.rules_of is not None:
@@ -196,9 +201,16 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
 
+    def _version(self, item: Tool) -> str:
+        """Return a digest of a tool's definition and its rules about approvals and arguments."""
+        rules = [item.version, item.describe(), self.approvals, self.hidden, self.defaults]
+        return sha256(msgspec.json.encode(rules, order="deterministic")).hexdigest()
+
     def narrow(self, item: Item) -> None:
         """Apply the rules of a set to its copy of an item, in addition to the item's own rules."""
         item.set_description(self.describe(item.describe()))
+        if isinstance(item, Tool) and item.version:
+            item.version = self._version(item)
         item.tags |= self.tags
         item.scopes |= self.scopes
         item.run = require_scopes(item.run, self.scopes)

@@ -1,0 +1,129 @@
+"""The page and the REST API `/approvals`, where people answer requests for their approval.
+
+A person needs a credential of their own: a header, or the sign-in cookie, which counts only on this server's own page.
+The page works without scripts. It shows arguments as text and can't be framed.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from time import gmtime, strftime
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from millstream import ProtocolError
+from millstream._gateway.rules.requests import ApprovalRequest, ApprovalRequests
+from millstream._http.message import HttpRequest, Response, header_lines, plain_problem, query_value
+from millstream._parts import PartHost, Route
+from millstream.auth import _pages as pages
+from millstream.protocol import MALFORMED, Json, encode
+
+PAGE = "/approvals"
+_TEMPLATE = Path(__file__).parent / "templates" / "approvals.html"
+_JSON = header_lines(content_type="application/json", cache_control="no-store")
+_MAX_BODY = 4096
+_MALFORMED = 'The body must be {"approve": true} or {"approve": false}.'
+
+
+class _Answer(Struct, forbid_unknown_fields=True):
+    approve: bool
+
+
+class ApprovalsDefinition(Protocol):
+    """The part of the server's definition that the page uses."""
+
+    @property
+    def title(self) -> str: ...
+
+
+class ApprovalsPart:
+    """Serves the page and the REST API."""
+
+    name: str = "approvals"
+    needs: Collection[str] = ()
+
+    def __init__(self, definition: ApprovalsDefinition) -> None:
+        self._definition = definition
+
+    async def open(self, host: PartHost) -> None:
+        """Add the paths."""
+        self._host, self._requests = host, ApprovalRequests(host.services)
+        host.on_http(self._serve)
+
+    async def close(self) -> None:
+        """Do nothing, because the store keeps the requests."""
+
+    def _serve(self) -> None:
+        self._host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
+        self._host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
+
+    async def show(self, request: HttpRequest) -> Response:
+        """Handle `GET /approvals`: list the requests that the caller can answer."""
+        if _is_browser(request):
+            return await self._page(request)
+        found, unreadable = await self._requests.pending(request.principal)
+        return Response(
+            encode({"requests": [self._describe(each) for each in found], "unreadable": unreadable}), 200, _JSON
+        )
+
+    async def answer(self, request: HttpRequest) -> Response:
+        """Handle `POST /approvals/ID`: approve or decline a request."""
+        headers, body = request.headers, request.body
+        is_form = headers.get(b"content-type", b"").startswith(b"application/x-www-form-urlencoded")
+        if (is_form or b"origin" in headers or b"sec-fetch-site" in headers) and not pages.is_same_origin(request):
+            return plain_problem(403, pages.cross_origin_text(request))
+        try:
+            if len(body) > _MAX_BODY:
+                raise msgspec.DecodeError
+            said = {"approve": True, "decline": False}.get(query_value("answer", body)) if is_form else None
+            answer = msgspec.convert({"approve": said}, _Answer) if is_form else msgspec.json.decode(body, type=_Answer)
+        except MALFORMED:
+            return plain_problem(400, _MALFORMED)
+        try:
+            id = request.path.removeprefix(f"{PAGE}/")
+            found = await self._requests.answer(id, request.principal, self._find_version, approve=answer.approve)
+        except ProtocolError as exc:
+            return (
+                await self._page(request, exc.message, exc.status)
+                if is_form
+                else plain_problem(exc.status, exc.message)
+            )
+        if is_form:
+            return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
+        return Response(encode({"id": found.id, "state": found.state}), 200, _JSON)
+
+    async def _page(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
+        found, unreadable = await self._requests.pending(request.principal)
+        principal = request.principal
+        return pages.render(
+            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
+            notice=notice, rows=[self._describe(each) for each in found], unreadable=unreadable,
+            who="" if principal is None else principal.subject,
+        )  # fmt: skip
+
+    def _describe(self, request: ApprovalRequest) -> Json:
+        return {
+            "id": request.id,
+            "tool": request.tool,
+            "set": request.set_name,
+            "caller": msgspec.to_builtins(request.caller),
+            "question": request.question,
+            "created": _time(request.created),
+            "expires": _time(request.expires),
+            "outdated": self._find_version(request) != request.version,
+        }
+
+    def _find_version(self, request: ApprovalRequest) -> str:
+        for each in self._host.dispatcher.everywhere:
+            if each.address.name == request.set_name and (tool := each.registry.tools.get(request.tool)) is not None:
+                return str(tool.version)
+        return ""
+
+
+def _is_browser(request: HttpRequest) -> bool:
+    return b"text/html" in request.headers.get(b"accept", b"")
+
+
+def _time(seconds: float) -> str:
+    return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(seconds))

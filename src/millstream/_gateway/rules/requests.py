@@ -1,0 +1,307 @@
+"""Requests for approval by other people: sealed records in the store, which their callers' later calls collect.
+
+A record's name is a keyed digest of its caller, the address, the tool's definition and rules, and the arguments as the
+upstream receives them, so another call or another rule is another request. An approver's answer only changes the
+record. The call is sent when its caller repeats it, with the rights and rules of that moment:
+
+| state | the call | the same call again |
+|---|---|---|
+| pending | waits for an answer | is told so |
+| declined | isn't sent | is told so, until the request expires |
+| approved | can be sent | is sent, and the record is running |
+| running | runs on a worker | is told so, or that its outcome is unknown if the worker is gone |
+
+The record ends with the call. Pending requests are also in a list for approvers, because listing keys would scan the
+store.
+"""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+
+import msgspec
+from msgspec import Struct, structs
+
+from millstream import Declined, Principal, ProtocolError, ToolError
+from millstream._config import read_duration
+from millstream._gateway.options.policy import ApprovalPolicy
+from millstream._protocol.principal import SHARED_KEY, Profile, get_profile
+from millstream._server.calls.call import Call
+from millstream._server.calls.sealed_records import SealedRecords
+from millstream._server.calls.services import APPROVAL, Services
+from millstream.protocol import INVALID_REQUEST, encode
+from millstream.stores import StoreFull, StoreUnavailable, read_again
+
+PENDING, DECLINED, APPROVED, RUNNING = "pending", "declined", "approved", "running"
+MAX_PENDING = 20
+"""Maximum requests of one caller that wait for an answer."""
+_MAX_LISTED = 1000
+"""Maximum requests of all callers that wait for an answer."""
+_MAX_SHOWN, _PAGE = 100, 25
+"""Maximum requests in a list for an approver, and how many are read at a time."""
+_LIST = "approvals:pending"
+_UNNAMED = (
+    "Another person has to approve this call, so this server has to know its caller by name. Sign in with an account "
+    "or a key of your own."
+)
+_WAITS = (
+    "This call waits for approval by {} until {}, so it hasn't been sent. Its request is {}. Once it's approved, call "
+    "the tool again with the same arguments. That sends the call, and returns its result."
+)
+_TOO_MANY = "Too many calls wait for approval, {} of them yours. Wait for an answer, or try again later."
+_DECLINED = "An approver declined this call, so it wasn't sent. Don't repeat it before {}."
+_BUSY = "This call was approved and is still running, so it wasn't started again. Call again later."
+_LOST = (
+    "This call was approved and sent, and its outcome is unknown, so it wasn't repeated. Check what it did. To ask for "
+    "another approval, call again."
+)
+_USED = "The approval was already used, because it counts for one call. To ask for another one, call again."
+_UNKNOWN = "There's no such request for you. It may have expired, or someone has answered it."
+_OWN = "This request is your own, so another person has to answer it."
+_OUTDATED = "The tool or its rules have changed, so this request can't be approved. Its caller has to call again."
+
+
+class ApprovalRequest(Struct, frozen=True):
+    """A call that another person approves, as it's stored."""
+
+    id: str
+    """Random, so that an answer never counts for a later request about the same call."""
+    tool: str
+    set_name: str
+    question: str
+    """The tool and its arguments as text."""
+    rules: tuple[ApprovalPolicy, ...]
+    """The rules that ask for the approval. Each has to name the approver."""
+    version: str
+    """See `Tool.version`."""
+    caller: Profile
+    created: float
+    expires: float
+    state: str = PENDING
+    approver: str = ""
+    """Subject of the person who answered."""
+    worker: str = ""
+    """Worker that runs the call."""
+
+
+class ListedRequest(Struct, frozen=True, array_like=True):
+    """A pending request in the list for approvers."""
+
+    id: str
+    name: str
+    expires: float
+
+
+class ApprovedCall(Struct, frozen=True):
+    """The record of a call that can be sent."""
+
+    name: str
+    raw: bytes
+    request: ApprovalRequest
+
+
+_decode_list = msgspec.msgpack.Decoder(list[ListedRequest]).decode
+
+
+def is_approver(principal: Principal | None, rules: Sequence[ApprovalPolicy]) -> bool:
+    """Return whether each of the rules names a person."""
+    return principal is not None and _is_named(principal) and all(_names(each, principal) for each in rules)
+
+
+def _is_named(principal: Principal) -> bool:
+    return bool(principal.issuer) or principal.subject != SHARED_KEY
+
+
+def _names(rule: ApprovalPolicy, principal: Principal) -> bool:
+    if rule.issuer and rule.issuer != principal.issuer:
+        return False
+    named = [each.partition(":") for each in rule.by]
+    people = [f"{principal.issuer} {name}".lstrip() for kind, _, name in named if kind == "user"]  # not machines
+    return principal.id in people or principal.in_group([name for kind, _, name in named if kind == "group"])
+
+
+class ApprovalRequests:
+    """The requests in a server's store."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._records = SealedRecords(services, "approvals", ApprovalRequest)
+
+    # Callers
+
+    async def find(
+        self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
+    ) -> ApprovedCall:
+        """Return a call that has been approved, or create its request.
+
+        Args:
+            rules: The rules that ask for the approval.
+            version: Version of the tool.
+            mark: A digest of the tool and its arguments.
+            question: Returns the text for approvers.
+
+        Raises:
+            ToolError, Declined: The call isn't approved, or runs already.
+        """
+        services, principal = self._services, call.principal
+        if principal is None or not _is_named(principal):
+            raise ToolError(_UNNAMED)
+        set_name = call.dispatcher.address.name
+        what = encode([principal.binding.hex(), set_name, version, mark])
+        names = self._records.names(principal.id, self._records.digests(what))
+        while True:
+            name, raw, request = await self._records.find(names)
+            now = services.clock()
+            if request is None or request.expires <= now:
+                expires = now + min(read_duration(each.within) for each in rules)
+                made = ApprovalRequest(
+                    secrets.token_hex(8), call.name, set_name, question(), tuple(rules), version,
+                    get_profile(principal, ("name",)), now, expires,
+                )  # fmt: skip
+                await self._records.write(name, raw, made)
+                continue  # an identical call may have been faster
+            if request.state == PENDING:
+                if await self._list(ListedRequest(request.id, name, request.expires)):
+                    self._note(request, "requested", call.principal, call.transport)
+                approvers = " and ".join(" or ".join(each.by) for each in request.rules)
+                raise ToolError(_WAITS.format(approvers, _time(request.expires), request.id))
+            if request.state == DECLINED:
+                raise Declined(_DECLINED.format(_time(request.expires)))
+            if request.state == RUNNING:
+                workers = services.store.workers
+                if request.worker == workers.me or await workers.alive(request.worker):
+                    raise ToolError(_BUSY)
+                await self._records.write(name, raw, None)
+                raise ToolError(_LOST)
+            assert raw is not None  # noqa: S101  it was read
+            return ApprovedCall(name, raw, request)
+
+    @asynccontextmanager
+    async def use(self, call: Call, approved: ApprovedCall) -> AsyncIterator[None]:
+        """Use an approval for the call that's sent in the block.
+
+        Raises:
+            ToolError: Another call has used it.
+        """
+        services, name = self._services, approved.name
+        expires = services.clock() + services.settings.max_call_seconds
+        request = structs.replace(
+            approved.request, state=RUNNING, worker=services.store.workers.me, expires=expires, question=""
+        )
+        if not await self._records.write(name, approved.raw, request):
+            raise ToolError(_USED)
+        call.approver = request.approver
+        try:
+            yield
+        finally:
+            with suppress(StoreFull, StoreUnavailable):
+                name, raw, current = await self._records.find([name])
+                if current == request:
+                    await self._records.write(name, raw, None)
+
+    # Approvers
+
+    async def pending(self, principal: Principal | None) -> tuple[list[ApprovalRequest], int]:
+        """Return the requests that a person can answer, the oldest first, and how many others can't be opened."""
+        kv, found, unreadable = self._services.store.kv, list[ApprovalRequest](), 0
+        listed = self._decode(await kv.get(_LIST))
+        for start in range(0, len(listed), _PAGE):
+            names = [each.name for each in listed[start : start + _PAGE]]
+            for name, raw in zip(names, await kv.get_many(names), strict=True):
+                request = self._records.open(name, raw)
+                unreadable += request is None and raw is not None
+                if request is not None and request.state == PENDING and is_approver(principal, request.rules):
+                    found.append(request)
+            if len(found) >= _MAX_SHOWN:
+                break
+        return found[:_MAX_SHOWN], unreadable
+
+    async def answer(
+        self, id: str, principal: Principal | None, version: Callable[[ApprovalRequest], str], *, approve: bool
+    ) -> ApprovalRequest:
+        """Save a person's answer to a request.
+
+        Args:
+            id: The request.
+            principal: The person.
+            version: Returns the current version of a request's tool, or empty if it doesn't exist.
+            approve: Whether the call can be sent.
+
+        Raises:
+            ProtocolError: The person can't answer it, or it has been answered.
+        """
+        listed = self._decode(await self._services.store.kv.get(_LIST))
+        name = next((each.name for each in listed if each.id == id), "")
+        name, raw, request = await self._records.find([name]) if name else ("", None, None)
+        if (
+            request is None
+            or request.id != id
+            or request.state != PENDING
+            or request.expires <= self._services.clock()
+            or principal is None
+            or not is_approver(principal, request.rules)
+        ):
+            raise ProtocolError(INVALID_REQUEST, _UNKNOWN, status=404)
+        if principal.subject == request.caller.subject:  # also with another issuer, or as a key
+            raise ProtocolError(INVALID_REQUEST, _OWN, status=403)
+        if approve and version(request) != request.version:
+            raise ProtocolError(INVALID_REQUEST, _OUTDATED, status=409)
+        state = APPROVED if approve else DECLINED
+        changed = structs.replace(request, state=state, approver=principal.subject)
+        if not await self._records.write(name, raw, changed):
+            raise ProtocolError(INVALID_REQUEST, _UNKNOWN, status=404)
+        self._note(changed, state, principal, "http")
+        await self._change_list(lambda listed: [each for each in listed if each.id != id])
+        return changed
+
+    # The list
+
+    def _decode(self, raw: bytes | None) -> list[ListedRequest]:
+        now = self._services.clock()
+        return [] if raw is None else [each for each in _decode_list(raw) if each.expires > now]
+
+    async def _list(self, entry: ListedRequest) -> bool:
+        """Add a request to the list. Return whether it wasn't there.
+
+        Raises:
+            ToolError: There are too many. The request is deleted.
+        """
+        share, before = entry.name.partition(".")[0], list[ListedRequest]()
+
+        def add(listed: list[ListedRequest]) -> list[ListedRequest]:
+            before[:] = listed
+            own = sum(each.name.partition(".")[0] == share for each in listed)
+            has_room = own < MAX_PENDING and len(listed) < _MAX_LISTED
+            return [*listed, entry] if has_room and entry not in listed else listed
+
+        if await self._change_list(add):
+            return True
+        if entry in before:
+            return False
+        name, raw, current = await self._records.find([entry.name])
+        if current is not None and current.id == entry.id:
+            await self._records.write(name, raw, None)
+        raise ToolError(_TOO_MANY.format(sum(each.name.partition(".")[0] == share for each in before)))
+
+    async def _change_list(self, change: Callable[[list[ListedRequest]], list[ListedRequest]]) -> bool:
+        """Change the list. Return whether it has changed."""
+        kv = self._services.store.kv
+        for attempt in count():
+            raw = await read_again(kv, _LIST, attempt)
+            listed = self._decode(raw)
+            if (changed := change(listed)) == listed:
+                break
+            until = max((each.expires for each in changed), default=0)
+            value = msgspec.msgpack.encode(changed) if changed else None
+            if await kv.compare_and_set(_LIST, raw, value, max(1.0, until - self._services.clock())):
+                return True
+        return False
+
+    def _note(self, request: ApprovalRequest, outcome: str, principal: Principal | None, transport: str) -> None:
+        self._services.note(APPROVAL, transport, None, outcome, target=request.tool, principal=principal)
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
