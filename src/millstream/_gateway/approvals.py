@@ -10,7 +10,7 @@ from time import gmtime, strftime
 from typing import Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream import ProtocolError
 from millstream._gateway.rules.requests import ApprovalRequest, ApprovalRequests
@@ -107,7 +107,7 @@ class ApprovalsPart:
             "id": request.id,
             "tool": request.tool,
             "set": request.set_name,
-            "caller": msgspec.to_builtins(request.caller),
+            "caller": structs.asdict(request.caller),
             "question": request.question,
             "created": _time(request.created),
             "expires": _time(request.expires),
