@@ -9,25 +9,20 @@ from pathlib import Path
 from time import gmtime, strftime
 from typing import Protocol
 
-import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
 from millstream import ProtocolError
 from millstream._gateway.rules.requests import ApprovalRequest, ApprovalRequests
 from millstream._http.message import HttpRequest, Response, header_lines, plain_problem, query_value
 from millstream._parts import PartHost, Route
 from millstream.auth import _pages as pages
-from millstream.protocol import MALFORMED, Json, encode
+from millstream.protocol import Json, encode
 
 PAGE = "/approvals"
 _TEMPLATE = Path(__file__).parent / "templates" / "approvals.html"
 _JSON = header_lines(content_type="application/json", cache_control="no-store")
 _MAX_BODY = 4096
-_MALFORMED = 'The body must be {"approve": true} or {"approve": false}.'
-
-
-class _Answer(Struct, forbid_unknown_fields=True):
-    approve: bool
+_ANSWERS = {"approve": True, "decline": False}
 
 
 class ApprovalsDefinition(Protocol):
@@ -68,30 +63,25 @@ class ApprovalsPart:
         )
 
     async def answer(self, request: HttpRequest) -> Response:
-        """Handle `POST /approvals/ID`: approve or decline a request."""
+        """Handle `POST /approvals/ID` with the form ``answer=approve`` or ``answer=decline``."""
         headers, body = request.headers, request.body
-        is_form = headers.get(b"content-type", b"").startswith(b"application/x-www-form-urlencoded")
-        if (is_form or b"origin" in headers or b"sec-fetch-site" in headers) and not pages.is_same_origin(request):
+        if (b"origin" in headers or b"sec-fetch-site" in headers) and not pages.is_same_origin(request):
             return plain_problem(403, pages.cross_origin_text(request))
+        approve = _ANSWERS.get(query_value("answer", body)) if len(body) <= _MAX_BODY else None
+        if approve is None:
+            return plain_problem(400, "The form must have answer=approve or answer=decline.")
+        id = request.path.removeprefix(f"{PAGE}/")
         try:
-            if len(body) > _MAX_BODY:
-                raise msgspec.DecodeError
-            said = {"approve": True, "decline": False}.get(query_value("answer", body)) if is_form else None
-            answer = msgspec.convert({"approve": said}, _Answer) if is_form else msgspec.json.decode(body, type=_Answer)
-        except MALFORMED:
-            return plain_problem(400, _MALFORMED)
-        try:
-            id = request.path.removeprefix(f"{PAGE}/")
-            found = await self._requests.answer(id, request.principal, self._find_version, approve=answer.approve)
+            found = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
         except ProtocolError as exc:
-            return (
-                await self._page(request, exc.message, exc.status)
-                if is_form
-                else plain_problem(exc.status, exc.message)
-            )
-        if is_form:
-            return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
-        return Response(encode({"id": found.id, "state": found.state}), 200, _JSON)
+            problem = exc
+        else:
+            if _is_browser(request):
+                return Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
+            return Response(encode({"id": found.id, "state": found.state}), 200, _JSON)
+        if _is_browser(request):
+            return await self._page(request, problem.message, problem.status)
+        return plain_problem(problem.status, problem.message)
 
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
         found, unreadable = await self._requests.pending(request.principal)

@@ -183,7 +183,7 @@ async def _run_if_others_approve(
             raise ToolError(f"{_REFUSED} {exc}") from None
 
     requests = ApprovalRequests(call.services)
-    async with requests.use(call, await requests.find(call, rules, version, mark, word)):
+    async with requests.use(call, *await requests.find(call, rules, version, mark, word)):
         if not call.revision.handshake:
             call.get_rounds().settle(_BY, mark, call.approver.encode("utf-8", "replace"))
         return await run()

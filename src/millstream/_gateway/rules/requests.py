@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import count
 
 import msgspec
@@ -37,10 +38,8 @@ from millstream.stores import StoreFull, StoreUnavailable, read_again
 PENDING, DECLINED, APPROVED, RUNNING = "pending", "declined", "approved", "running"
 MAX_PENDING = 20
 """Maximum requests of one caller that wait for an answer."""
-_MAX_LISTED = 1000
+_MAX_LISTED = 500
 """Maximum requests of all callers that wait for an answer."""
-_MAX_SHOWN, _PAGE = 100, 25
-"""Maximum requests in a list for an approver, and how many are read at a time."""
 _LIST = "approvals:pending"
 _UNNAMED = (
     "Another person has to approve this call, so this server has to know its caller by name. Sign in with an account "
@@ -50,7 +49,9 @@ _WAITS = (
     "This call waits for approval by {} until {}, so it hasn't been sent. Its request is {}. Once it's approved, call "
     "the tool again with the same arguments. That sends the call, and returns its result."
 )
-_TOO_MANY = "Too many calls wait for approval, {} of them yours. Wait for an answer, or try again later."
+_TOO_MANY = (
+    f"Too many calls wait for approval. {MAX_PENDING} of yours can wait at a time. Try again when some are answered."
+)
 _DECLINED = "An approver declined this call, so it wasn't sent. Don't repeat it before {}."
 _BUSY = "This call was approved and is still running, so it wasn't started again. Call again later."
 _LOST = (
@@ -94,14 +95,6 @@ class ListedRequest(Struct, frozen=True, array_like=True):
     expires: float
 
 
-class ApprovedCall(Struct, frozen=True):
-    """The record of a call that can be sent."""
-
-    name: str
-    raw: bytes
-    request: ApprovalRequest
-
-
 _decode_list = msgspec.msgpack.Decoder(list[ListedRequest]).decode
 
 
@@ -133,8 +126,8 @@ class ApprovalRequests:
 
     async def find(
         self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
-    ) -> ApprovedCall:
-        """Return a call that has been approved, or create its request.
+    ) -> tuple[str, bytes | None, ApprovalRequest]:
+        """Return the name, stored value, and request of a call that has been approved, or create its request.
 
         Args:
             rules: The rules that ask for the approval.
@@ -150,7 +143,7 @@ class ApprovalRequests:
             raise ToolError(_UNNAMED)
         set_name = call.dispatcher.address.name
         what = encode([principal.binding.hex(), set_name, version, mark])
-        names = self._records.names(principal.id, self._records.digests(what))
+        names, made = self._records.names(principal.id, self._records.digests(what)), None
         while True:
             name, raw, request = await self._records.find(names)
             now = services.clock()
@@ -163,7 +156,11 @@ class ApprovalRequests:
                 await self._records.write(name, raw, made)
                 continue  # an identical call may have been faster
             if request.state == PENDING:
-                if await self._list(ListedRequest(request.id, name, request.expires)):
+                entry = ListedRequest(request.id, name, request.expires)
+                if entry not in await self._change_list(partial(_add, entry)):
+                    await self._records.write(name, raw, None)
+                    raise ToolError(_TOO_MANY)
+                if request == made:
                     self._note(request, "requested", call.principal, call.transport)
                 approvers = " and ".join(" or ".join(each.by) for each in request.rules)
                 raise ToolError(_WAITS.format(approvers, _time(request.expires), request.id))
@@ -175,22 +172,19 @@ class ApprovalRequests:
                     raise ToolError(_BUSY)
                 await self._records.write(name, raw, None)
                 raise ToolError(_LOST)
-            assert raw is not None  # noqa: S101  it was read
-            return ApprovedCall(name, raw, request)
+            return name, raw, request
 
     @asynccontextmanager
-    async def use(self, call: Call, approved: ApprovedCall) -> AsyncIterator[None]:
-        """Use an approval for the call that's sent in the block.
+    async def use(self, call: Call, name: str, raw: bytes | None, approved: ApprovalRequest) -> AsyncIterator[None]:
+        """Use the result of `find` for the call that's sent in the block.
 
         Raises:
             ToolError: Another call has used it.
         """
-        services, name = self._services, approved.name
+        services = self._services
         expires = services.clock() + services.settings.max_call_seconds
-        request = structs.replace(
-            approved.request, state=RUNNING, worker=services.store.workers.me, expires=expires, question=""
-        )
-        if not await self._records.write(name, approved.raw, request):
+        request = structs.replace(approved, state=RUNNING, worker=services.store.workers.me, expires=expires)
+        if not await self._records.write(name, raw, request):
             raise ToolError(_USED)
         call.approver = request.approver
         try:
@@ -206,17 +200,13 @@ class ApprovalRequests:
     async def pending(self, principal: Principal | None) -> tuple[list[ApprovalRequest], int]:
         """Return the requests that a person can answer, the oldest first, and how many others can't be opened."""
         kv, found, unreadable = self._services.store.kv, list[ApprovalRequest](), 0
-        listed = self._decode(await kv.get(_LIST))
-        for start in range(0, len(listed), _PAGE):
-            names = [each.name for each in listed[start : start + _PAGE]]
-            for name, raw in zip(names, await kv.get_many(names), strict=True):
-                request = self._records.open(name, raw)
-                unreadable += request is None and raw is not None
-                if request is not None and request.state == PENDING and is_approver(principal, request.rules):
-                    found.append(request)
-            if len(found) >= _MAX_SHOWN:
-                break
-        return found[:_MAX_SHOWN], unreadable
+        names = [each.name for each in self._decode(await kv.get(_LIST))]
+        for name, raw in zip(names, await kv.get_many(names) if names else (), strict=True):
+            request = self._records.open(name, raw)
+            unreadable += request is None and raw is not None
+            if request is not None and request.state == PENDING and is_approver(principal, request.rules):
+                found.append(request)
+        return found, unreadable
 
     async def answer(
         self, id: str, principal: Principal | None, version: Callable[[ApprovalRequest], str], *, approve: bool
@@ -262,45 +252,30 @@ class ApprovalRequests:
         now = self._services.clock()
         return [] if raw is None else [each for each in _decode_list(raw) if each.expires > now]
 
-    async def _list(self, entry: ListedRequest) -> bool:
-        """Add a request to the list. Return whether it wasn't there.
-
-        Raises:
-            ToolError: There are too many. The request is deleted.
-        """
-        share, before = entry.name.partition(".")[0], list[ListedRequest]()
-
-        def add(listed: list[ListedRequest]) -> list[ListedRequest]:
-            before[:] = listed
-            own = sum(each.name.partition(".")[0] == share for each in listed)
-            has_room = own < MAX_PENDING and len(listed) < _MAX_LISTED
-            return [*listed, entry] if has_room and entry not in listed else listed
-
-        if await self._change_list(add):
-            return True
-        if entry in before:
-            return False
-        name, raw, current = await self._records.find([entry.name])
-        if current is not None and current.id == entry.id:
-            await self._records.write(name, raw, None)
-        raise ToolError(_TOO_MANY.format(sum(each.name.partition(".")[0] == share for each in before)))
-
-    async def _change_list(self, change: Callable[[list[ListedRequest]], list[ListedRequest]]) -> bool:
-        """Change the list. Return whether it has changed."""
+    async def _change_list(self, change: Callable[[list[ListedRequest]], list[ListedRequest]]) -> list[ListedRequest]:
+        """Change the list, and return it."""
         kv = self._services.store.kv
         for attempt in count():
             raw = await read_again(kv, _LIST, attempt)
             listed = self._decode(raw)
-            if (changed := change(listed)) == listed:
-                break
-            until = max((each.expires for each in changed), default=0)
-            value = msgspec.msgpack.encode(changed) if changed else None
-            if await kv.compare_and_set(_LIST, raw, value, max(1.0, until - self._services.clock())):
-                return True
-        return False
+            changed = change(listed)
+            value, ttl = None, 1.0
+            if changed:
+                value = msgspec.msgpack.encode(changed)
+                ttl = max(each.expires for each in changed) - self._services.clock()
+            if changed == listed or await kv.compare_and_set(_LIST, raw, value, ttl):
+                return changed
+        return []
 
     def _note(self, request: ApprovalRequest, outcome: str, principal: Principal | None, transport: str) -> None:
         self._services.note(APPROVAL, transport, None, outcome, target=request.tool, principal=principal)
+
+
+def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedRequest]:
+    """Return a list with a request in it, if there's room."""
+    share = entry.name.partition(".")[0]
+    own = sum(each.name.partition(".")[0] == share for each in listed)
+    return [*listed, entry] if entry not in listed and own < MAX_PENDING and len(listed) < _MAX_LISTED else listed
 
 
 def _time(seconds: float) -> str:
