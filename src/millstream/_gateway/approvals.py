@@ -6,13 +6,14 @@ The page works without scripts. It shows arguments as text and can't be framed.
 
 from collections.abc import Collection
 from pathlib import Path
-from time import gmtime, strftime
 from typing import Protocol
 
 from msgspec import structs
 
-from millstream import ProtocolError
-from millstream._gateway.rules.requests import ApprovalRequest, ApprovalRequests
+from millstream import Principal
+from millstream._gateway.options.policy import find_approvals_by_others
+from millstream._gateway.options.upstream import UpstreamConfig
+from millstream._gateway.rules.requests import CHANNEL, ApprovalRequest, ApprovalRequests, is_approver, show_time
 from millstream._http.message import HttpRequest, Response, header_lines, plain_problem, query_value
 from millstream._parts import PartHost, Route
 from millstream.auth import _pages as pages
@@ -28,6 +29,8 @@ _ANSWERS = {"approve": True, "decline": False}
 class ApprovalsDefinition(Protocol):
     """The part of the server's definition that the page uses."""
 
+    upstreams: list[UpstreamConfig]
+
     @property
     def title(self) -> str: ...
 
@@ -42,8 +45,10 @@ class ApprovalsPart:
         self._definition = definition
 
     async def open(self, host: PartHost) -> None:
-        """Add the paths."""
+        """Add the paths, and let only approvers follow the channel."""
         self._host, self._requests = host, ApprovalRequests(host.services)
+        if host.hub is not None:
+            host.hub.admission.restrict(lambda principal, channel: channel != CHANNEL or self._is_approver(principal))
         host.on_http(self._serve)
 
     async def close(self) -> None:
@@ -53,13 +58,17 @@ class ApprovalsPart:
         self._host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
         self._host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
 
+    def _is_approver(self, principal: Principal | None) -> bool:
+        policies = [each.policy for each in self._definition.upstreams if each.policy is not None]
+        return any(is_approver(principal, [rule]) for each in policies for rule in find_approvals_by_others(each))
+
     async def show(self, request: HttpRequest) -> Response:
         """Handle `GET /approvals`: list the requests that the caller can answer."""
         if _is_browser(request):
             return await self._page(request)
         found, unreadable = await self._requests.pending(request.principal)
         return Response(
-            encode({"requests": [self._describe(each) for each in found], "unreadable": unreadable}), 200, _JSON
+            encode({"requests": [self._describe(each) for *_, each in found], "unreadable": unreadable}), 200, _JSON
         )
 
     async def answer(self, request: HttpRequest) -> Response:
@@ -71,24 +80,18 @@ class ApprovalsPart:
         if approve is None:
             return plain_problem(400, "The form must have answer=approve or answer=decline.")
         id = request.path.removeprefix(f"{PAGE}/")
-        try:
-            found = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
-        except ProtocolError as exc:
-            problem = exc
-        else:
-            if _is_browser(request):
-                return Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
-            return Response(encode({"id": found.id, "state": found.state}), 200, _JSON)
+        status, text = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
         if _is_browser(request):
-            return await self._page(request, problem.message, problem.status)
-        return plain_problem(problem.status, problem.message)
+            done = Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
+            return done if status == 200 else await self._page(request, text, status)
+        return Response(encode({"state": text}), 200, _JSON) if status == 200 else plain_problem(status, text)
 
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
         found, unreadable = await self._requests.pending(request.principal)
         principal = request.principal
         return pages.render(
             _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
-            notice=notice, rows=[self._describe(each) for each in found], unreadable=unreadable,
+            notice=notice, rows=[self._describe(each) for *_, each in found], unreadable=unreadable,
             who="" if principal is None else principal.subject,
         )  # fmt: skip
 
@@ -99,8 +102,7 @@ class ApprovalsPart:
             "set": request.set_name,
             "caller": structs.asdict(request.caller),
             "question": request.question,
-            "created": _time(request.created),
-            "expires": _time(request.expires),
+            "expires": show_time(request.expires),
             "outdated": self._find_version(request) != request.version,
         }
 
@@ -113,7 +115,3 @@ class ApprovalsPart:
 
 def _is_browser(request: HttpRequest) -> bool:
     return b"text/html" in request.headers.get(b"accept", b"")
-
-
-def _time(seconds: float) -> str:
-    return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(seconds))

@@ -586,6 +586,29 @@ async def test_gateway_without_such_a_rule_has_no_page(shop: Shop) -> None:
         assert (await get(one)).status == 404
 
 
+# The hub
+
+
+async def test_approvers_hear_of_requests(shop: Shop) -> None:
+    async with shop.workers(serve="hub") as (one, two):
+        headers = {"accept": "text/event-stream", "authorization": f"Bearer {MEG}"}
+        stream = EventStream(await two.http.fetch("GET", "/events?channel=approvals", headers))
+        refused = await two.http.fetch(
+            "GET", "/events?channel=approvals", {**headers, "authorization": f"Bearer {ADA}"}
+        )
+        assert (stream.status, refused.status) == (200, 403)
+        others = EventStream(
+            await two.http.fetch("GET", "/events?channel=>", {**headers, "authorization": f"Bearer {ADA}"})
+        )
+        id = id_in(await send(one))
+        await send(two)
+        await until(lambda: any(each.data and id in each.data for each in stream.events))
+        assert sum(id in each.data for each in stream.events if each.data) == 1
+        assert not any(id in each.data for each in others.events if each.data)
+        stream.close()
+        others.close()
+
+
 # Records
 
 

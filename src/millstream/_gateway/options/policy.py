@@ -245,11 +245,11 @@ def impossible_rules(policy: UpstreamPolicy, scopes: frozenset[str], groups: fro
     return found
 
 
-def names_approvers(policy: UpstreamPolicy) -> bool:
-    """Return whether another person than the caller approves calls."""
+def find_approvals_by_others(policy: UpstreamPolicy) -> list[ApprovalPolicy]:
+    """Return the rules by which another person than the caller approves calls."""
     every = [rules.approve for rules in (policy, *policy.tools.values())]
-    named = any(isinstance(each, ApprovalPolicy) and each.by for each in every)
-    return named or (policy.shared is not None and names_approvers(policy.shared))
+    found = [each for each in every if isinstance(each, ApprovalPolicy) and each.by]
+    return found + ([] if policy.shared is None else find_approvals_by_others(policy.shared))
 
 
 def find_unknown_names(policy: UpstreamPolicy, known: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -176,13 +176,7 @@ async def _run_if_others_approve(
         call.approver = approver.decode()
         return await run()
 
-    def word() -> str:
-        try:
-            return _word_question(call.name, shown)
-        except ToolError as exc:
-            raise ToolError(f"{_REFUSED} {exc}") from None
-
-    requests = ApprovalRequests(call.services)
+    requests, word = ApprovalRequests(call.services), partial(_word_question, call.name, shown)
     async with requests.use(call, *await requests.find(call, rules, version, mark, word)):
         if not call.revision.handshake:
             call.get_rounds().settle(_BY, mark, call.approver.encode("utf-8", "replace"))

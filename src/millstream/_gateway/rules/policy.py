@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any, Protocol, cast
 
-import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Principal, ProtocolError, ResourceContents, ToolError
@@ -187,8 +186,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.idempotency = self.idempotency
             item.plain = item.plain and not (self.timeout or self.visible or self.approvals or self.idempotency)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
-                if any(each.by for each in approvals):
-                    item.version = self._version(item)
+                item.version = self._version(item)
                 item.run = with_approval(item, approvals, self.hidden, self.names)
                 if not all(each.by for each in approvals):
                     item.asks = item.asks_first = True
@@ -204,13 +202,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     def _version(self, item: Tool) -> str:
         """Return a digest of a tool's definition and its rules about approvals and arguments."""
         rules = [item.version, item.describe(), self.approvals, self.hidden, self.defaults]
-        return sha256(msgspec.json.encode(rules, order="deterministic")).hexdigest()
+        return sha256(encode(rules)).hexdigest()
 
     def narrow(self, item: Item) -> None:
         """Apply the rules of a set to its copy of an item, in addition to the item's own rules."""
         item.set_description(self.describe(item.describe()))
-        if isinstance(item, Tool) and item.version:
-            item.version = self._version(item)
         item.tags |= self.tags
         item.scopes |= self.scopes
         item.run = require_scopes(item.run, self.scopes)
@@ -221,6 +217,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.fixed |= self.hidden.keys()
             item.read = lambda raw: read(self.fill(raw, parameters))
         if isinstance(item, Tool):
+            item.version = item.version and self._version(item)
             item.timeout = self.timeout or item.timeout
             item.headers = tuple(each for each in item.headers if each.path[0] not in self.hidden)
             item.plain = item.plain and not (self.timeout or item.visible or self.defaults or self.hidden)

@@ -25,16 +25,18 @@ from itertools import count
 import msgspec
 from msgspec import Struct, structs
 
-from millstream import Declined, Principal, ProtocolError, ToolError
+from millstream import Declined, Principal, ToolError
 from millstream._config import read_duration
 from millstream._gateway.options.policy import ApprovalPolicy
 from millstream._protocol.principal import SHARED_KEY, Profile, get_profile
 from millstream._server.calls.call import Call
 from millstream._server.calls.sealed_records import SealedRecords
 from millstream._server.calls.services import APPROVAL, Services
-from millstream.protocol import INVALID_REQUEST, encode
+from millstream.protocol import encode
 from millstream.stores import StoreFull, StoreUnavailable, read_again
 
+CHANNEL = "approvals"
+"""Channel of the hub with the id of each new request."""
 PENDING, DECLINED, APPROVED, RUNNING = "pending", "declined", "approved", "running"
 MAX_PENDING = 20
 """Maximum requests of one caller that wait for an answer."""
@@ -78,7 +80,6 @@ class ApprovalRequest(Struct, frozen=True):
     version: str
     """See `Tool.version`."""
     caller: Profile
-    created: float
     expires: float
     state: str = PENDING
     approver: str = ""
@@ -95,6 +96,8 @@ class ListedRequest(Struct, frozen=True, array_like=True):
     expires: float
 
 
+Stored = tuple[str, bytes | None, ApprovalRequest]
+"""The name of a request, its stored value, and the request."""
 _decode_list = msgspec.msgpack.Decoder(list[ListedRequest]).decode
 
 
@@ -108,11 +111,10 @@ def _is_named(principal: Principal) -> bool:
 
 
 def _names(rule: ApprovalPolicy, principal: Principal) -> bool:
-    if rule.issuer and rule.issuer != principal.issuer:
-        return False
-    named = [each.partition(":") for each in rule.by]
-    people = [f"{principal.issuer} {name}".lstrip() for kind, _, name in named if kind == "user"]  # not machines
-    return principal.id in people or principal.in_group([name for kind, _, name in named if kind == "group"])
+    is_machine = bool(principal.issuer) and principal.client == principal.subject
+    groups = [each.removeprefix("group:") for each in rule.by if each.startswith("group:")]
+    is_named = principal.in_group(groups) or (not is_machine and f"user:{principal.subject}" in rule.by)
+    return is_named and rule.issuer in ("", principal.issuer)
 
 
 class ApprovalRequests:
@@ -126,8 +128,8 @@ class ApprovalRequests:
 
     async def find(
         self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
-    ) -> tuple[str, bytes | None, ApprovalRequest]:
-        """Return the name, stored value, and request of a call that has been approved, or create its request.
+    ) -> Stored:
+        """Return the request of a call that has been approved, or create it.
 
         Args:
             rules: The rules that ask for the approval.
@@ -151,21 +153,14 @@ class ApprovalRequests:
                 expires = now + min(read_duration(each.within) for each in rules)
                 made = ApprovalRequest(
                     secrets.token_hex(8), call.name, set_name, question(), tuple(rules), version,
-                    get_profile(principal, ("name",)), now, expires,
+                    get_profile(principal, ("name",)), expires,
                 )  # fmt: skip
                 await self._records.write(name, raw, made)
                 continue  # an identical call may have been faster
             if request.state == PENDING:
-                entry = ListedRequest(request.id, name, request.expires)
-                if entry not in await self._change_list(partial(_add, entry)):
-                    await self._records.write(name, raw, None)
-                    raise ToolError(_TOO_MANY)
-                if request == made:
-                    self._note(request, "requested", call.principal, call.transport)
-                approvers = " and ".join(" or ".join(each.by) for each in request.rules)
-                raise ToolError(_WAITS.format(approvers, _time(request.expires), request.id))
+                await self._wait(call, name, raw, request, is_new=request == made)
             if request.state == DECLINED:
-                raise Declined(_DECLINED.format(_time(request.expires)))
+                raise Declined(_DECLINED.format(show_time(request.expires)))
             if request.state == RUNNING:
                 workers = services.store.workers
                 if request.worker == workers.me or await workers.alive(request.worker):
@@ -173,6 +168,19 @@ class ApprovalRequests:
                 await self._records.write(name, raw, None)
                 raise ToolError(_LOST)
             return name, raw, request
+
+    async def _wait(self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool) -> None:
+        entry = ListedRequest(request.id, name, request.expires)
+        if entry not in await self._change_list(partial(_add, entry)):
+            await self._records.write(name, raw, None)
+            raise ToolError(_TOO_MANY)
+        services, until = self._services, show_time(request.expires)
+        if is_new:
+            services.note(APPROVAL, call.transport, None, "requested", target=request.tool, principal=call.principal)
+            if services.hub is not None:
+                await services.hub.publish(CHANNEL, {"id": request.id, "expires": until})
+        approvers = " and ".join(" or ".join(each.by) for each in request.rules)
+        raise ToolError(_WAITS.format(approvers, until, request.id))
 
     @asynccontextmanager
     async def use(self, call: Call, name: str, raw: bytes | None, approved: ApprovalRequest) -> AsyncIterator[None]:
@@ -197,54 +205,42 @@ class ApprovalRequests:
 
     # Approvers
 
-    async def pending(self, principal: Principal | None) -> tuple[list[ApprovalRequest], int]:
-        """Return the requests that a person can answer, the oldest first, and how many others can't be opened."""
-        kv, found, unreadable = self._services.store.kv, list[ApprovalRequest](), 0
+    async def pending(self, principal: Principal | None) -> tuple[list[Stored], int]:
+        """Return the requests that a person can answer, the oldest first, and how many requests can't be opened."""
+        kv, found, unreadable = self._services.store.kv, list[Stored](), 0
         names = [each.name for each in self._decode(await kv.get(_LIST))]
         for name, raw in zip(names, await kv.get_many(names) if names else (), strict=True):
             request = self._records.open(name, raw)
             unreadable += request is None and raw is not None
             if request is not None and request.state == PENDING and is_approver(principal, request.rules):
-                found.append(request)
+                found.append((name, raw, request))
         return found, unreadable
 
     async def answer(
         self, id: str, principal: Principal | None, version: Callable[[ApprovalRequest], str], *, approve: bool
-    ) -> ApprovalRequest:
-        """Save a person's answer to a request.
+    ) -> tuple[int, str]:
+        """Save a person's answer to a request. Return 200 and its new state, or a status and why it isn't saved.
 
         Args:
             id: The request.
             principal: The person.
             version: Returns the current version of a request's tool, or empty if it doesn't exist.
             approve: Whether the call can be sent.
-
-        Raises:
-            ProtocolError: The person can't answer it, or it has been answered.
         """
-        listed = self._decode(await self._services.store.kv.get(_LIST))
-        name = next((each.name for each in listed if each.id == id), "")
-        name, raw, request = await self._records.find([name]) if name else ("", None, None)
-        if (
-            request is None
-            or request.id != id
-            or request.state != PENDING
-            or request.expires <= self._services.clock()
-            or principal is None
-            or not is_approver(principal, request.rules)
-        ):
-            raise ProtocolError(INVALID_REQUEST, _UNKNOWN, status=404)
-        if principal.subject == request.caller.subject:  # also with another issuer, or as a key
-            raise ProtocolError(INVALID_REQUEST, _OWN, status=403)
-        if approve and version(request) != request.version:
-            raise ProtocolError(INVALID_REQUEST, _OUTDATED, status=409)
-        state = APPROVED if approve else DECLINED
-        changed = structs.replace(request, state=state, approver=principal.subject)
-        if not await self._records.write(name, raw, changed):
-            raise ProtocolError(INVALID_REQUEST, _UNKNOWN, status=404)
-        self._note(changed, state, principal, "http")
-        await self._change_list(lambda listed: [each for each in listed if each.id != id])
-        return changed
+        for name, raw, request in (await self.pending(principal))[0]:
+            if request.id != id or principal is None:
+                continue
+            if principal.subject == request.caller.subject:  # also with another issuer, or as a key
+                return 403, _OWN
+            if approve and version(request) != request.version:
+                return 409, _OUTDATED
+            state = APPROVED if approve else DECLINED
+            changed = structs.replace(request, state=state, approver=principal.subject)
+            if await self._records.write(name, raw, changed):
+                self._services.note(APPROVAL, "http", None, state, target=request.tool, principal=principal)
+                await self._change_list(lambda listed: [each for each in listed if each.id != id])
+                return 200, state
+        return 404, _UNKNOWN
 
     # The list
 
@@ -267,9 +263,6 @@ class ApprovalRequests:
                 return changed
         return []
 
-    def _note(self, request: ApprovalRequest, outcome: str, principal: Principal | None, transport: str) -> None:
-        self._services.note(APPROVAL, transport, None, outcome, target=request.tool, principal=principal)
-
 
 def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedRequest]:
     """Return a list with a request in it, if there's room."""
@@ -278,5 +271,6 @@ def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedReques
     return [*listed, entry] if entry not in listed and own < MAX_PENDING and len(listed) < _MAX_LISTED else listed
 
 
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+def show_time(seconds: float) -> str:
+    """Return a time as text (RFC 3339 §5.6)."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))

@@ -103,7 +103,7 @@ class Tool(Item):
 
     kind = "tools"
     version: str = ""
-    """A digest of the definition and rules, if another person has to approve calls."""
+    """A digest of the definition and the rules, if people have to approve calls."""
 
     def __init__(  # noqa: PLR0913  the options of tools, and named
         self,
