@@ -64,7 +64,7 @@ class ApprovalsPart:
 
     async def show(self, request: HttpRequest) -> Response:
         """Handle `GET /approvals`: list the requests that the caller can answer."""
-        if _is_browser(request):
+        if b"text/html" in request.headers.get(b"accept", b""):
             return await self._page(request)
         found, unreadable = await self._requests.pending(request.principal)
         return Response(
@@ -81,7 +81,7 @@ class ApprovalsPart:
             return plain_problem(400, "The form must have answer=approve or answer=decline.")
         id = request.path.removeprefix(f"{PAGE}/")
         status, text = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
-        if _is_browser(request):
+        if b"text/html" in headers.get(b"accept", b""):
             done = Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
             return done if status == 200 else await self._page(request, text, status)
         return Response(encode({"state": text}), 200, _JSON) if status == 200 else plain_problem(status, text)
@@ -111,7 +111,3 @@ class ApprovalsPart:
             if each.address.name == request.set_name and (tool := each.registry.tools.get(request.tool)) is not None:
                 return str(tool.version)
         return ""
-
-
-def _is_browser(request: HttpRequest) -> bool:
-    return b"text/html" in request.headers.get(b"accept", b"")

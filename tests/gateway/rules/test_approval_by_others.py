@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx2
 import pytest
 
+import http_peer
 from behavior.exchanges import Exchange
 from cases import for_each
 from fleet import EventStream, Worker, fleet, real_fleet, until
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import Context, Server, Settings, auth
+from millstream import Client, Context, Server, Settings, auth
+from millstream.client import ToolFailed
 from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from shared_store import SharedStore
@@ -277,6 +280,54 @@ async def test_call_without_the_argument_of_the_rule_is_sent_at_once(shop: Shop)
     async with shop.workers(ask(arguments={"order": "9*"})) as (one, _):
         assert text(await send(one)) == "refunded 7"
         assert "waits for approval" in text(await send(one, order="99"))
+
+
+async def test_upstreams_that_make_tasks_of_calls_get_an_approved_call_once(shop: Shop) -> None:
+    @shop.server.tool(task="required")
+    async def bind(order: str) -> str:
+        """Bind the books of an order."""
+        shop.calls.append(order)
+        return f"bound {order}"
+
+    async with asyncio.timeout(WAIT), http_peer.serve(shop.front()) as peer:
+        url = f"http://127.0.0.1:{peer.port}"
+        async with Client(f"{url}/mcp", headers={"Authorization": f"Bearer {ADA}"}, timeout=WAIT) as client:
+            assert client.tasks.supported
+            with pytest.raises(ToolFailed, match="waits for approval"):
+                await client.call("s_bind", {"order": "7"})
+            with pytest.raises(ToolFailed) as waits:
+                await client.call("s_bind", {"order": "7"}, task=True)
+            id = id_in({"content": [{"text": str(waits.value)}]})
+            async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {MEG}"}) as http:
+                assert (await http.post(f"/approvals/{id}", data={"answer": "approve"})).status_code == 200
+            assert (await client.call("s_bind", {"order": "7"}, task=True)).text == "bound 7"
+    assert shop.calls == ["7"]
+
+
+async def test_sets_and_search_have_requests_of_their_address(shop: Shop) -> None:
+    def front() -> Server:
+        server = shop.front(settings={"tool_search": True})
+        server.add_set("/mcp/desk", allow=["s_refund"])
+        return server
+
+    async with asyncio.timeout(WAIT), shop.server.running(), fleet(front) as (one, two):
+        found = await send(one, tool="call_tool", arguments={"name": "s_refund", "arguments": {"order": "7"}})
+        assert id_in(found) == id_in(await send(two))
+        message = per_request("tools/call", {"name": "s_refund", "arguments": {"order": "7"}})
+        headers = {**routing("tools/call", "s_refund"), "authorization": f"Bearer {ADA}"}
+
+        async def send_to_set() -> Json:
+            reply = await one.http.fetch("POST", "/mcp/desk", headers, json.dumps(message).encode())
+            result: Json = json.loads(await reply.body())["result"]
+            return result
+
+        at_set = id_in(await send_to_set())
+        rows = {each["id"]: (each["set"], each["outdated"]) for each in await pending(two)}
+        assert rows == {id_in(found): ("", False), at_set: ("desk", False)}
+        await answer(two, at_set)
+        assert "waits for approval" in text(await send(two))
+        assert text(await send_to_set()) == "refunded 7"
+    assert shop.calls == ["7"]
 
 
 # Who answers

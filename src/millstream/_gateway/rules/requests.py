@@ -266,8 +266,8 @@ class ApprovalRequests:
 
 def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedRequest]:
     """Return a list with a request in it, if there's room."""
-    share = entry.name.partition(".")[0]
-    own = sum(each.name.partition(".")[0] == share for each in listed)
+    share, _, _ = entry.name.partition(".")
+    own = sum(each.name.startswith(share) for each in listed)
     return [*listed, entry] if entry not in listed and own < MAX_PENDING and len(listed) < _MAX_LISTED else listed
 
 
