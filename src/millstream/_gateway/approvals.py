@@ -20,7 +20,7 @@ from millstream.auth import _pages as pages
 from millstream.protocol import Json, encode
 
 PAGE = "/approvals"
-_TEMPLATE = Path(__file__).parent / "templates" / "approvals.html"
+_TEMPLATE = Path(__file__).parent / "rules" / "templates" / "approvals.html"
 _JSON = header_lines(content_type="application/json", cache_control="no-store")
 _MAX_BODY = 4096
 _ANSWERS = {"approve": True, "decline": False}
