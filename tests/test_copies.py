@@ -24,7 +24,15 @@ from millstream.agent import LanguageModel
 from millstream.client import BlockingClient, Options, Question
 from millstream.compat import fastmcp, types
 from millstream.extensions import events
-from millstream.gateway import PromptPolicy, Secret, SetConfig, ToolPolicy, UpstreamConfig, UpstreamPolicy
+from millstream.gateway import (
+    ApprovalPolicy,
+    PromptPolicy,
+    Secret,
+    SetConfig,
+    ToolPolicy,
+    UpstreamConfig,
+    UpstreamPolicy,
+)
 from millstream.items import ItemSource, Template, Tool
 from millstream.protocol import NotCopyable, SuggestionMeta
 from millstream.testing import TestClient, connect
@@ -36,6 +44,7 @@ SAMPLES: dict[type[Any], Callable[[], object]] = {
     LanguageModel: lambda: LanguageModel("gpt", key="text"),
     PromptPolicy: lambda: PromptPolicy(defaults={"a": "b"}),
     Secret: lambda: Secret(env="KEY"),
+    ApprovalPolicy: lambda: ApprovalPolicy(by=("group:managers",), within="1h"),
     SetConfig: lambda: SetConfig(name="interns", allow=("a",), with_hints={"readOnlyHint": True}, limit="5/second"),
     Template: lambda: Template("shop://{isbn}", ItemSource("book", len, len, schema={"properties": {"isbn": {}}})),
     TestClient: lambda: TestClient("http://127.0.0.1:9/mcp"),  # type: ignore[arg-type]  a server can't be pickled
