@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
+from typing import NoReturn
 
 import msgspec
 from msgspec import Struct, structs
@@ -169,7 +170,10 @@ class ApprovalRequests:
                 raise ToolError(_LOST)
             return name, raw, request
 
-    async def _wait(self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool) -> None:
+    async def _wait(
+        self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool
+    ) -> NoReturn:
+        """Say that a call waits, after listing its request."""
         entry = ListedRequest(request.id, name, request.expires)
         if entry not in await self._change_list(partial(_add, entry)):
             await self._records.write(name, raw, None)
@@ -258,7 +262,7 @@ class ApprovalRequests:
             value, ttl = None, 1.0
             if changed:
                 value = msgspec.msgpack.encode(changed)
-                ttl = max(each.expires for each in changed) - self._services.clock()
+                ttl = max(ttl, *(each.expires - self._services.clock() for each in changed))
             if changed == listed or await kv.compare_and_set(_LIST, raw, value, ttl):
                 return changed
         return []

@@ -54,5 +54,5 @@ class SealedRecords(Generic[R]):
         services, value, ttl = self._services, None, 1.0
         if record is not None:
             value = services.ring.seal(self._sealed_as, self._pack(record), services.nonce(), name.encode()).encode()
-            ttl = record.expires - services.clock()
+            ttl = max(ttl, record.expires - services.clock())
         return await services.store.kv.compare_and_set(name, raw, value, ttl)
