@@ -39,6 +39,7 @@ TABLE = re.compile(r"^<!-- options: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*
 HEAD = "| option | type | default | meaning |\n|---|---|---|---|\n"
 WORDS = {
     "Allow": "list of strings or table",
+    "Approver": "text",
     "Any": "any value",
     "AuthMethodOrUnbound": "method of `millstream.auth`",
     "Authorize": "function",

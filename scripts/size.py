@@ -72,7 +72,8 @@ ROWS = {
         gateway/_results.py gateway/_route.py
         _gateway/calls _gateway/messages _gateway/questions _gateway/rules/results.py _gateway/upstreams/breaker.py""",
     "gateway: policy, patterns, and approval": """gateway/_approval.py gateway/_patterns.py gateway/_policy.py
-        _gateway/options/policy.py _gateway/rules/approval.py _gateway/rules/patterns.py _gateway/rules/policy.py""",
+        _gateway/options/policy.py _gateway/rules/approval.py _gateway/rules/patterns.py _gateway/rules/policy.py
+        _gateway/rules/requests.py _gateway/approvals.py""",
     "gateway: upstream credentials": """gateway/_credentials
         _gateway/credentials _gateway/options/credentials.py""",
     "gateway: APIs": """gateway/_openapi.py gateway/_openapi_files.py gateway/_openapi_reply.py

@@ -22,7 +22,15 @@ import millstream
 from millstream.agent import LanguageModel
 from millstream.compat import fastmcp, types
 from millstream.extensions import events
-from millstream.gateway import PromptPolicy, Secret, SetConfig, ToolPolicy, UpstreamConfig, UpstreamPolicy
+from millstream.gateway import (
+    ApprovalPolicy,
+    PromptPolicy,
+    Secret,
+    SetConfig,
+    ToolPolicy,
+    UpstreamConfig,
+    UpstreamPolicy,
+)
 from millstream.items import ItemSource, Template, Tool
 from millstream.protocol import NotCopyable, SuggestionMeta
 from raised_errors import OutOfStock, raise_error, raise_lock, raise_own_error
@@ -31,6 +39,7 @@ SAMPLES: dict[type[Any], Callable[[], object]] = {
     LanguageModel: lambda: LanguageModel("gpt", key="text"),
     PromptPolicy: lambda: PromptPolicy(defaults={"a": "b"}),
     Secret: lambda: Secret(env="KEY"),
+    ApprovalPolicy: lambda: ApprovalPolicy(by=("group:managers",), within="1h"),
     SetConfig: lambda: SetConfig(name="interns", allow=("a",), with_hints={"readOnlyHint": True}, limit="5/second"),
     Template: lambda: Template("shop://{isbn}", ItemSource("book", len, len, schema={"properties": {"isbn": {}}})),
     Tool: lambda: Tool(ItemSource("book", len, len)),

@@ -76,6 +76,7 @@ GATEWAY = [
     "apis",
     "files",
     "followers",
+    "approvals",
     "relay",
     "part",
     "live_part",

@@ -68,6 +68,11 @@ LogLevel = Annotated[
 ]
 
 
+def read_duration(text: str) -> float:
+    """Return the seconds of a `DurationText`."""
+    return int(text[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[text[-1]]
+
+
 class VariableError(ValueError):
     """An environment variable is invalid. The operator has to fix it, not the program."""
 

@@ -29,7 +29,7 @@ ELSEWHERE = {"inspect/exports.js"}
 """What these write is run by others."""
 DEVELOPING = {"/inspect/log"}
 """`millstream dev` serves these to this machine, without a cookie."""
-BY_HAND = {"/connections", "/inspect/app", "/mcp/sse/"}
+BY_HAND = {"/approvals/", "/connections", "/inspect/app", "/mcp/sse/"}
 """Paths that a form, a frame, or an operator's own page requests with the same cookie."""
 
 

@@ -71,6 +71,9 @@ TABLE: dict[str, PartEntry] = {
         extension=True,
     ),  # before the upstreams' tools are registered
     "gateway": PartEntry("millstream._gateway.live_part:LiveGatewayPart", lambda it: bool(it.upstreams)),
+    "approvals": PartEntry(
+        "millstream._gateway.approvals:ApprovalsPart", lambda it: it.protected and "/approvals" in it.pages
+    ),
     "sets": PartEntry("millstream._gateway.catalog.sets:SetsPart", lambda it: bool(it.sets) or it.live is not None),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),
@@ -271,9 +274,9 @@ class Definition:
         return bool(self.auth or self.settings.auth_key or self.settings.auth_keys)
 
     @property
-    def connects(self) -> bool:
-        """Whether users can connect their upstream accounts on the connections page."""
-        return any(each.connects for each in self.upstreams)
+    def pages(self) -> frozenset[str]:
+        """Paths of the pages that users of the upstreams need."""
+        return frozenset[str]().union(*(each.pages for each in self.upstreams))
 
     @property
     def limited(self) -> bool:

@@ -94,8 +94,8 @@ class LiveGatewayPart(GatewayPart):
                 f"with {upstreams[0].name!r} as its only upstream, this gateway would relay it, which can't change "
                 "while it runs. Restart it, or give the upstream a prefix."
             )
-        if any(each.connects for each in configs) and not self.definition.connects:
-            raise ValueError("the first upstream with per_user_oauth needs the page /connections. Restart the gateway.")
+        for page in frozenset[str]().union(*(each.pages for each in configs)) - self.definition.pages:
+            raise ValueError(f"the first upstream that needs the page {page} can't be added. Restart the gateway.")
 
     def use(self, upstreams: Mapping[str, Upstream], configs: Sequence[UpstreamConfig], instructions: str) -> None:
         """Use the result of `prepare`. Callers see either configuration, because nothing waits here. Upstreams that

@@ -56,6 +56,7 @@ _REQUEST_PATHS = (
     "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/app", "/inspect/sign-in/", "/inspect/via/", "/connections",
+    "/approvals/",
     ACCOUNT_PATH,
 )  # fmt: skip
 """Paths that the pages request. A trailing slash makes it a prefix."""
@@ -78,6 +79,7 @@ _PAGES = {
     "/docs": "docs",
     "/chat": "chat",
     "/connections": "connections",
+    "/approvals": "approvals",
 }
 """Pages that the form names."""
 _DEFAULT_PAGES = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")

@@ -698,6 +698,23 @@ def test_uris_that_grow_or_have_long_runs_of_marks_are_refused_by_rules() -> Non
     assert without_patterns.item("resources", "note://x/" + "ü" * 1100) is not None
 
 
+RULES: dict[str, Any] = {
+    "scopes": ["pay"], "groups": ["staff"], "claims": {"team": "a"}, "tags": ["x"], "redact_results": ["a"],
+    "limit": "1/minute", "cost": 2.0, "concurrency": 1, "timeout": 1.0, "result_bytes": 9, "result_tokens": 9,
+    "result_seconds": 9.0, "redact_arguments": ["a"], "idempotency": True, "approve": True, "name": "other",
+    "title": "Other", "description": "Other.", "defaults": {"a": 1}, "hidden": {"a": 1},
+    "annotations": {"readOnlyHint": True},
+}  # fmt: skip
+"""A value of each option for tools."""
+
+
+def test_each_option_for_tools_changes_the_tool() -> None:
+    assert RULES.keys() == set(ToolPolicy.__struct_fields__)
+    for name, value in RULES.items():
+        policy = Policy(UpstreamPolicy(tools={"order": ToolPolicy(**{name: value})}))
+        assert policy.changes("tools", "order"), f"nothing reads {name}"
+
+
 async def test_time_that_a_person_thinks_is_not_in_the_time_limit() -> None:
     limit = 2.0
     shop = Server("shop")

@@ -98,9 +98,9 @@ class AuthPart(OwnPart):
 
             describe = partial(metadata_paths, guard.methods, self.definition.title, host.known_scopes, addresses)
             paths |= {path: {"GET": handler} for path, handler in describe().items()}
-        if "rest" in self.definition.parts or self.definition.connects:
+        if "rest" in self.definition.parts or self.definition.pages:
             paths |= self._sign_in(host, guard)
-        if "rest" not in self.definition.parts and self.definition.connects:
+        if "rest" not in self.definition.parts and self.definition.pages:
             paths |= {name: {"GET": asset_handler(name)} for name in (*_STYLES, "/assets/mark.svg")}
         for each in guard.methods:
             served = each.paths()
@@ -118,15 +118,13 @@ class AuthPart(OwnPart):
         """Return the sign-in paths of the pages."""
         from millstream.auth._sign_in import ACCOUNT_PATH, OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
-        definition, pages = self.definition, set[str]()
+        definition, pages = self.definition, {*self.definition.pages}
         if "rest" in definition.parts:
             pages.add("/docs")
         if "web" in definition.parts:
             pages |= {"/connect", "/dashboard", "/chat", "/inspect"}
             if definition.upstreams:
                 pages.add("/gateway")
-        if definition.connects:
-            pages.add("/connections")
         own = [(before, each) for before, each in definition.paths() if "GET" in each.methods and not each.public]
         sign_in = SignIn(
             guard,

@@ -124,6 +124,7 @@ class AuditPart(OwnPart):
             program=f"{client.name} {client.version}".strip(),
             trace=call.trace,
             call="" if rounds is None else rounds.id,
+            approver=call.approver,
         )
         self._write(entry, call.principal)
 

@@ -16,6 +16,8 @@ from millstream.protocol import (
     is_object,
 )
 
+Approver = Annotated[str, Meta(pattern="^(group|user):.", description="group:NAME or user:SUBJECT")]
+
 
 class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """Which calls of a tool a person has to approve: those that meet each of the conditions.
@@ -30,6 +32,20 @@ class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Tags of tools, one of which must be present."""
     arguments: dict[str, str] = {}
     """Argument -> pattern of its value. An argument that's missing counts as matching, because of defaults."""
+    by: tuple[Approver, ...] = ()
+    """People who approve instead of the person at the client: ``group:NAME``, or ``user:SUBJECT``."""
+    issuer: str = ""
+    """Issuer at which these people sign in, or empty for any, and for keys."""
+    within: DurationText = "8h"
+    """How long a request for their approval is valid, such as ``30m``, ``8h``, or ``3d``."""
+
+    def __post_init__(self) -> None:
+        """Check the types. See `CommonRules`.
+
+        Raises:
+            ValueError: A value has the wrong type or is out of range.
+        """
+        convert_fields(self)
 
 
 class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -227,6 +243,13 @@ def impossible_rules(policy: UpstreamPolicy, scopes: frozenset[str], groups: fro
         if rules.groups and groups.isdisjoint(rules.groups) and EVERYONE not in rules.groups:
             found.append(f"{what} requires the group {' or '.join(map(repr, rules.groups))}")
     return found
+
+
+def find_approvals_by_others(policy: UpstreamPolicy) -> list[ApprovalPolicy]:
+    """Return the rules by which another person than the caller approves calls."""
+    every = [rules.approve for rules in (policy, *policy.tools.values())]
+    found = [each for each in every if isinstance(each, ApprovalPolicy) and each.by]
+    return found + ([] if policy.shared is None else find_approvals_by_others(policy.shared))
 
 
 def find_unknown_names(policy: UpstreamPolicy, known: Collection[str]) -> Iterator[tuple[str, str]]:

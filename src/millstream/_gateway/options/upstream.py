@@ -10,7 +10,7 @@ from msgspec import Meta, structs
 from millstream._config import Seconds, Size, Timeout
 from millstream._gateway.names import PREFIX, PREFIX_RULE, Names
 from millstream._gateway.options.credentials import Credentials, PerUserOAuth
-from millstream._gateway.options.policy import UpstreamPolicy
+from millstream._gateway.options.policy import UpstreamPolicy, find_approvals_by_others
 from millstream._gateway.options.process import ProcessOptions
 from millstream._gateway.programs.libraries import library_of
 from millstream._gateway.programs.program import upstream_of
@@ -114,6 +114,12 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     def connects(self) -> bool:
         """Whether each user connects their own account, on the connections page."""
         return isinstance(self.auth, PerUserOAuth)
+
+    @property
+    def pages(self) -> frozenset[str]:
+        """Paths of the pages that its users need."""
+        asks_others = self.policy is not None and bool(find_approvals_by_others(self.policy))
+        return frozenset([*["/connections"] * self.connects, *["/approvals"] * asks_others])
 
     @property
     def names(self) -> Names:

@@ -8,9 +8,9 @@ them. If the call runs again, only one request can continue its round, on any wo
 the store. That includes each later round of an approved call.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +19,7 @@ from msgspec import Raw, json
 from millstream import Cancelled, Declined, ProtocolError, ToolError
 from millstream._gateway.options.policy import ApprovalPolicy
 from millstream._gateway.rules.patterns import Matcher, matcher, without_hidden
+from millstream._gateway.rules.requests import ApprovalRequests
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.compose import MAX_COMPOSED, escape_unseen
 from millstream._protocol.redaction import REDACTED, is_secret
@@ -39,7 +40,7 @@ from millstream._server.features.tools import Tool
 from millstream.protocol import MALFORMED, Json, decode_object, encode, is_array, is_object
 from millstream.stores import share_for
 
-_KEY = "millstream.gateway/approve"
+_KEY, _BY = "millstream.gateway/approve", "millstream.gateway/approved_by"
 _TRUTH = {"true": ("1", "t", "y", "yes", "on"), "false": ("0", "f", "n", "no", "off")}
 _NO_FIELDS: Json = {"type": "object", "properties": {}}
 _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
@@ -74,10 +75,19 @@ def with_approval(
                 arguments = Raw(encode(sent := decode_object(arguments or b"{}")))
             except MALFORMED as exc:
                 raise ToolError("The arguments must be a JSON object.") from exc
-        if any(_matches_values(each.arguments, sent) for each in approvals):
-            called = None if call.dispatcher is None else call.dispatcher.registry.tools.get(call.name)
-            fixed = () if called is None else called.fixed
-            await _require(call, source, sent, {*hidden, *(names.get(each, each) for each in fixed)})
+        matching = [each for each in approvals if _matches_values(each.arguments, sent)]
+        if not matching:
+            return await run(arguments, call)
+        called = None if call.dispatcher is None else call.dispatcher.registry.tools.get(call.name)
+        fixed = () if called is None else called.fixed
+        secrets = {*hidden, *(names.get(each, each) for each in fixed)}
+        # A store that has lost its data has also lost the claims.
+        mark = sha256(encode([source, sent, call.services.store.epoch])).hexdigest()
+        shown = {name: REDACTED if name in secrets and is_secret(name) else each for name, each in sent.items()}
+        if others := [each for each in matching if each.by]:
+            version = tool.version if called is None else called.version
+            return await _run_if_others_approve(call, others, version, mark, shown, partial(run, arguments, call))
+        await _require(call, mark, shown)
         return await run(arguments, call)
 
     return run_if_approved
@@ -146,23 +156,46 @@ def _decimal(text: str) -> str:
     return text
 
 
-async def _require(call: Call, source: Sequence[str], arguments: Mapping[str, Any], hidden: Collection[str]) -> None:
+async def _run_if_others_approve(
+    call: Call,
+    rules: Sequence[ApprovalPolicy],
+    version: str,
+    mark: str,
+    shown: Mapping[str, Any],
+    run: Callable[[], Awaitable[Any]],
+) -> Any:
+    """Run a call that another person has approved, or a later round of it.
+
+    Raises:
+        ToolError, Declined: It isn't approved, or was already sent.
+    """
+    mark, rounds = f"{version}{mark}", call.rounds
+    if rounds is not None and (approver := rounds.find_settled(_BY, mark)) is not None:
+        if call.task != RUNNING:
+            await _claim(call, rounds)
+        call.approver = approver.decode()
+        return await run()
+
+    requests, word = ApprovalRequests(call.services), partial(_word_question, call.name, shown)
+    async with requests.use(call, *await requests.find(call, rules, version, mark, word)):
+        if not call.revision.handshake:
+            call.get_rounds().settle(_BY, mark, call.approver.encode("utf-8", "replace"))
+        return await run()
+
+
+async def _require(call: Call, mark: str, shown: Mapping[str, Any]) -> None:
     """Ask the person at the client whether to call a tool, unless the call was approved in an earlier round.
 
     Args:
         call: The client's call.
-        source: The tool's upstream, the upstream's address, and the tool's name there.
-        arguments: The arguments as the upstream receives them.
-        hidden: Names of the arguments that the operator has fixed.
+        mark: A digest of the tool and the arguments as the upstream receives them.
+        shown: The arguments for the person.
 
     Raises:
         InputRequired: The client answers with its next request.
         Declined, Cancelled: The person didn't approve the call.
         ProtocolError, ToolError: The client can't ask, or the answer was already used.
     """
-    # A store that has lost its data has also lost the claims.
-    mark = sha256(encode([source, arguments, call.services.store.epoch])).hexdigest()
-    shown = {name: REDACTED if name in hidden and is_secret(name) else each for name, each in arguments.items()}
     outcome = "accepted"
     error: Exception | None = None
     try:

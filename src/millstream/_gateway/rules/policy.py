@@ -6,6 +6,7 @@ extra frame.
 
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from hashlib import sha256
 from typing import Any, Protocol, cast
 
 from msgspec import Raw, Struct, structs
@@ -20,6 +21,7 @@ from millstream._gateway.options.policy import (
     GroupPolicy,
     Redaction,
     Texts,
+    ToolPolicy,
     ToolRules,
     UpstreamPolicy,
     patterns_in,
@@ -184,8 +186,10 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.idempotency = self.idempotency
             item.plain = item.plain and not (self.timeout or self.visible or self.approvals or self.idempotency)
             if approvals := [each for each in self.approvals if not each.tags or item.tags.intersection(each.tags)]:
+                item.version = self._version(item)
                 item.run = with_approval(item, approvals, self.hidden, self.names)
-                item.asks = item.asks_first = True
+                if not all(each.by for each in approvals):
+                    item.asks = item.asks_first = True
         else:
             item.fixed |= self.hidden.keys()
         if isinstance(item, Template) and self.rules_of is not None:
@@ -194,6 +198,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         if self.changes_arguments or self.results is not None or self.budget:
             item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
+
+    def _version(self, item: Tool) -> str:
+        """Return a digest of a tool's definition and its rules about approvals and arguments."""
+        rules = [item.version, item.describe(), self.approvals, self.hidden, self.defaults]
+        return sha256(encode(rules)).hexdigest()
 
     def narrow(self, item: Item) -> None:
         """Apply the rules of a set to its copy of an item, in addition to the item's own rules."""
@@ -208,6 +217,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.fixed |= self.hidden.keys()
             item.read = lambda raw: read(self.fill(raw, parameters))
         if isinstance(item, Tool):
+            item.version = item.version and self._version(item)
             item.timeout = self.timeout or item.timeout
             item.headers = tuple(each for each in item.headers if each.path[0] not in self.hidden)
             item.plain = item.plain and not (self.timeout or item.visible or self.defaults or self.hidden)
@@ -516,10 +526,8 @@ _MAX_REMEMBERED = 1024
 """Maximum characters of a URI whose rules are kept."""
 _MAX_NAME = 4096
 """Maximum characters of a name or URI that a policy leaves unchanged."""
-_COPIED = {
-    "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden",
-    "idempotency", "result_seconds",
-}  # fmt: skip
+_COPIED = {*ItemRules.__struct_fields__} & {*ToolPolicy.__struct_fields__} - {"name", "scopes", "tags"}
+"""Options whose merged value is the item's own."""
 
 
 class _Layer(Struct, frozen=True):

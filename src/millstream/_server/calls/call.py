@@ -185,6 +185,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """The `ParkedCall`, if the function can wait for answers without a request."""
     claim: Any = None
     """The `IdempotentCall`, if the call runs once."""
+    approver: str = ""
+    """Subject of another person who approved the call."""
     binding: bytes = b""
     """The hash that binds the state to this call, once computed."""
     token: ProgressToken | None = None

@@ -16,20 +16,17 @@ that ends before its function has started leaves no record.
 """
 
 import asyncio
-import hmac
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from hashlib import sha256
 from itertools import count
 from typing import Any, cast
 
 import msgspec
 from msgspec import Struct, structs
 
-from millstream._config import DURATION
+from millstream._config import read_duration
 from millstream._protocol.content import Text
 from millstream._protocol.errors import (
     INVALID_PARAMS,
@@ -48,9 +45,9 @@ from millstream._server.calls.call import Call, TaskStart, params_of, value_of
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.parked_calls import UNREACHABLE
 from millstream._server.calls.questions import resolve_group
+from millstream._server.calls.sealed_records import SealedRecords
 from millstream._server.calls.services import Services
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._stores.rates import share_for
 from millstream._stores.workers import read_again
 from millstream._tasks import Tasks, has_failed
 
@@ -61,7 +58,6 @@ RAN_AT = "millstream/ranAt"
 PENDING, RUNNING, DONE, UNKNOWN = "pending", "running", "done", "unknown"
 PATIENCE = 45.0
 """Maximum seconds that a repeat waits for a running call. Some clients give up after 60."""
-_KIND = b"idempotency"
 _MAX_KEY = 255
 _MAX_KEPT = 256 * 1024
 """Maximum bytes of a result that is kept."""
@@ -69,7 +65,6 @@ _DAY = 86400.0
 """Seconds for which outcomes are kept, unless the tool says how long."""
 _ATTEMPTS = 4
 _POLL = 0.1
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY}
 _OTHER = "The idempotency key was used with other arguments. Use a new key for another call."
 _WAITING = "An identical call is waiting for an answer, so this one wasn't started. Answer its question first."
 _BUSY = "An identical call is still running, so this one wasn't started. Call again later to get its result."
@@ -123,14 +118,12 @@ class IdempotentCall(Struct, eq=False):
     """Whether the request answers the questions of a pending call."""
 
 
-_pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(CallRecord).decode
-
-
 class IdempotentCalls:
     """The calls of one worker that run once."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._records = SealedRecords(services, "idempotency", CallRecord)
         self._here: dict[str, Call] = {}
         """Id of a record -> the call that runs here."""
         self._share = Share(services.settings.max_calls)
@@ -160,12 +153,12 @@ class IdempotentCalls:
             if not key and option is True:
                 return False
             what = encode([call.dispatcher.address.name, call.name, key, "" if key else arguments.hex()])
-            marks = [hmac.digest(each, _KIND + what, sha256).hex()[:32] for each in self._services.secrets.values]
+            marks = self._records.digests(what)
             id = secrets.token_hex(8)
             if not call.revision.handshake:
                 call.get_rounds().id = f"{marks[0]}-{id}"
-        names = [f"idempotency:{share_for(call.owner)}.{each}" for each in marks]
-        call.claim = IdempotentCall(names, CallRecord(id, arguments), _kept_seconds(option), begun)
+        seconds = read_duration(option) if isinstance(option, str) else _DAY
+        call.claim = IdempotentCall(self._records.names(call.owner, marks), CallRecord(id, arguments), seconds, begun)
         return True
 
     async def run(self, call: Call, start: Callable[[], Coroutine[Any, Any, bytes]], wait: float) -> bytes:
@@ -196,17 +189,6 @@ class IdempotentCalls:
 
     # Records
 
-    def _read(self, name: str, raw: bytes | None) -> CallRecord | None:
-        opened = None if raw is None else self._services.ring.open(_KIND, raw.decode(), name.encode())
-        return None if opened is None else _unpack(opened)
-
-    async def _write(self, name: str, raw: bytes | None, record: CallRecord | None) -> bool:
-        services, value, ttl = self._services, None, 1.0
-        if record is not None:
-            value = services.ring.seal(_KIND, _pack(record), services.nonce(), name.encode()).encode()
-            ttl = record.expires - services.clock()
-        return await services.store.kv.compare_and_set(name, raw, value, ttl)
-
     async def _claim(self, call: Call, limit: float) -> CallRecord | None:
         """Return the record to answer with, or None after claiming the call.
 
@@ -216,10 +198,8 @@ class IdempotentCalls:
         claim: IdempotentCall = call.claim
         deadline = time.monotonic() + PATIENCE
         while True:
-            values = await self._services.store.kv.get_many(claim.names)
-            found = [(name, raw) for name, raw in zip(claim.names, values, strict=True) if raw is not None]
-            claim.name, raw = found[0] if found else (claim.names[0], None)
-            record, now = self._read(claim.name, raw), self._services.clock()
+            claim.name, raw, record = await self._records.find(claim.names)
+            now = self._services.clock()
             claim.continues = record is not None and _continues(call, record)
             is_over = record is not None and record.state == PENDING and now > record.until
             if record is None or claim.continues or (is_over and not record.begun):
@@ -244,7 +224,7 @@ class IdempotentCalls:
         record = structs.replace(record, state=RUNNING, worker=self._services.store.workers.me, expires=expires)
         self._here[id], taken = call, False
         try:
-            taken = await self._write(claim.name, raw, record)
+            taken = await self._records.write(claim.name, raw, record)
         finally:
             if not taken:
                 del self._here[id]
@@ -337,9 +317,9 @@ class IdempotentCalls:
         for attempt in count():
             try:
                 raw = await read_again(self._services.store.kv, claim.name, attempt)
-                current = self._read(claim.name, raw)
+                current = self._records.open(claim.name, raw)
                 is_other = current is not None and current.id != claim.record.id
-                if is_other or await self._write(claim.name, raw, record):
+                if is_other or await self._records.write(claim.name, raw, record):
                     return
             except (StoreFull, StoreUnavailable) as exc:
                 is_full = isinstance(exc, StoreFull)
@@ -350,11 +330,6 @@ class IdempotentCalls:
                 elif is_full or attempt >= _ATTEMPTS:
                     logger.warning("The outcome of a call that runs once couldn't be stored: %s", exc)
                     return
-
-
-def _kept_seconds(option: bool | str) -> float:
-    found = re.fullmatch(DURATION, option) if isinstance(option, str) else None
-    return _DAY if found is None else int(found[1]) * _SECONDS[found[2]]
 
 
 def _read_key(call: Call) -> str:

@@ -102,6 +102,8 @@ class Tool(Item):
     """A tool from any source: ``Tool(ItemSource("add", run, read, schema=schema), limit="10/minute")``"""
 
     kind = "tools"
+    version: str = ""
+    """A digest of the definition and the rules, if people have to approve calls."""
 
     def __init__(  # noqa: PLR0913  the options of tools, and named
         self,

@@ -1,0 +1,113 @@
+"""The page and the REST API `/approvals`, where people answer requests for their approval.
+
+A person needs a credential of their own: a header, or the sign-in cookie, which counts only on this server's own page.
+The page works without scripts. It shows arguments as text and can't be framed.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import structs
+
+from millstream import Principal
+from millstream._gateway.options.policy import find_approvals_by_others
+from millstream._gateway.options.upstream import UpstreamConfig
+from millstream._gateway.rules.requests import CHANNEL, ApprovalRequest, ApprovalRequests, is_approver, show_time
+from millstream._http.message import HttpRequest, Response, header_lines, plain_problem, query_value
+from millstream._parts import PartHost, Route
+from millstream.auth import _pages as pages
+from millstream.protocol import Json, encode
+
+PAGE = "/approvals"
+_TEMPLATE = Path(__file__).parent / "rules" / "templates" / "approvals.html"
+_JSON = header_lines(content_type="application/json", cache_control="no-store")
+_MAX_BODY = 4096
+_ANSWERS = {"approve": True, "decline": False}
+
+
+class ApprovalsDefinition(Protocol):
+    """The part of the server's definition that the page uses."""
+
+    upstreams: list[UpstreamConfig]
+
+    @property
+    def title(self) -> str: ...
+
+
+class ApprovalsPart:
+    """Serves the page and the REST API."""
+
+    name: str = "approvals"
+    needs: Collection[str] = ()
+
+    def __init__(self, definition: ApprovalsDefinition) -> None:
+        self._definition = definition
+
+    async def open(self, host: PartHost) -> None:
+        """Add the paths, and let only approvers follow the channel."""
+        self._host, self._requests = host, ApprovalRequests(host.services)
+        if host.hub is not None:
+            host.hub.admission.restrict(lambda principal, channel: channel != CHANNEL or self._is_approver(principal))
+        host.on_http(self._serve)
+
+    async def close(self) -> None:
+        """Do nothing, because the store keeps the requests."""
+
+    def _serve(self) -> None:
+        self._host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
+        self._host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
+
+    def _is_approver(self, principal: Principal | None) -> bool:
+        policies = [each.policy for each in self._definition.upstreams if each.policy is not None]
+        return any(is_approver(principal, [rule]) for each in policies for rule in find_approvals_by_others(each))
+
+    async def show(self, request: HttpRequest) -> Response:
+        """Handle `GET /approvals`: list the requests that the caller can answer."""
+        if b"text/html" in request.headers.get(b"accept", b""):
+            return await self._page(request)
+        found, unreadable = await self._requests.pending(request.principal)
+        return Response(
+            encode({"requests": [self._describe(each) for *_, each in found], "unreadable": unreadable}), 200, _JSON
+        )
+
+    async def answer(self, request: HttpRequest) -> Response:
+        """Handle `POST /approvals/ID` with the form ``answer=approve`` or ``answer=decline``."""
+        headers, body = request.headers, request.body
+        if (b"origin" in headers or b"sec-fetch-site" in headers) and not pages.is_same_origin(request):
+            return plain_problem(403, pages.cross_origin_text(request))
+        approve = _ANSWERS.get(query_value("answer", body)) if len(body) <= _MAX_BODY else None
+        if approve is None:
+            return plain_problem(400, "The form must have answer=approve or answer=decline.")
+        id = request.path.removeprefix(f"{PAGE}/")
+        status, text = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
+        if b"text/html" in headers.get(b"accept", b""):
+            done = Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
+            return done if status == 200 else await self._page(request, text, status)
+        return Response(encode({"state": text}), 200, _JSON) if status == 200 else plain_problem(status, text)
+
+    async def _page(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
+        found, unreadable = await self._requests.pending(request.principal)
+        principal = request.principal
+        return pages.render(
+            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
+            notice=notice, rows=[self._describe(each) for *_, each in found], unreadable=unreadable,
+            who="" if principal is None else principal.subject,
+        )  # fmt: skip
+
+    def _describe(self, request: ApprovalRequest) -> Json:
+        return {
+            "id": request.id,
+            "tool": request.tool,
+            "set": request.set_name,
+            "caller": structs.asdict(request.caller),
+            "question": request.question,
+            "expires": show_time(request.expires),
+            "outdated": self._find_version(request) != request.version,
+        }
+
+    def _find_version(self, request: ApprovalRequest) -> str:
+        for each in self._host.dispatcher.everywhere:
+            if each.address.name == request.set_name and (tool := each.registry.tools.get(request.tool)) is not None:
+                return str(tool.version)
+        return ""

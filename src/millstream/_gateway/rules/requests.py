@@ -1,0 +1,280 @@
+"""Requests for approval by other people: sealed records in the store, which their callers' later calls collect.
+
+A record's name is a keyed digest of its caller, the address, the tool's definition and rules, and the arguments as the
+upstream receives them, so another call or another rule is another request. An approver's answer only changes the
+record. The call is sent when its caller repeats it, with the rights and rules of that moment:
+
+| state | the call | the same call again |
+|---|---|---|
+| pending | waits for an answer | is told so |
+| declined | isn't sent | is told so, until the request expires |
+| approved | can be sent | is sent, and the record is running |
+| running | runs on a worker | is told so, or that its outcome is unknown if the worker is gone |
+
+The record ends with the call. Pending requests are also in a list for approvers, because listing keys would scan the
+store.
+"""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import count
+from typing import NoReturn
+
+import msgspec
+from msgspec import Struct, structs
+
+from millstream import Declined, Principal, ToolError
+from millstream._config import read_duration
+from millstream._gateway.options.policy import ApprovalPolicy
+from millstream._protocol.principal import SHARED_KEY, Profile, get_profile
+from millstream._server.calls.call import Call
+from millstream._server.calls.sealed_records import SealedRecords
+from millstream._server.calls.services import APPROVAL, Services
+from millstream.protocol import encode
+from millstream.stores import StoreFull, StoreUnavailable, read_again
+
+CHANNEL = "approvals"
+"""Channel of the hub with the id of each new request."""
+PENDING, DECLINED, APPROVED, RUNNING = "pending", "declined", "approved", "running"
+MAX_PENDING = 20
+"""Maximum requests of one caller that wait for an answer."""
+_MAX_LISTED = 500
+"""Maximum requests of all callers that wait for an answer."""
+_LIST = "approvals:pending"
+_UNNAMED = (
+    "Another person has to approve this call, so this server has to know its caller by name. Sign in with an account "
+    "or a key of your own."
+)
+_WAITS = (
+    "This call waits for approval by {} until {}, so it hasn't been sent. Its request is {}. Once it's approved, call "
+    "the tool again with the same arguments. That sends the call, and returns its result."
+)
+_TOO_MANY = (
+    f"Too many calls wait for approval. {MAX_PENDING} of yours can wait at a time. Try again when some are answered."
+)
+_DECLINED = "An approver declined this call, so it wasn't sent. Don't repeat it before {}."
+_BUSY = "This call was approved and is still running, so it wasn't started again. Call again later."
+_LOST = (
+    "This call was approved and sent, and its outcome is unknown, so it wasn't repeated. Check what it did. To ask for "
+    "another approval, call again."
+)
+_USED = "The approval was already used, because it counts for one call. To ask for another one, call again."
+_UNKNOWN = "There's no such request for you. It may have expired, or someone has answered it."
+_OWN = "This request is your own, so another person has to answer it."
+_OUTDATED = "The tool or its rules have changed, so this request can't be approved. Its caller has to call again."
+
+
+class ApprovalRequest(Struct, frozen=True):
+    """A call that another person approves, as it's stored."""
+
+    id: str
+    """Random, so that an answer never counts for a later request about the same call."""
+    tool: str
+    set_name: str
+    question: str
+    """The tool and its arguments as text."""
+    rules: tuple[ApprovalPolicy, ...]
+    """The rules that ask for the approval. Each has to name the approver."""
+    version: str
+    """See `Tool.version`."""
+    caller: Profile
+    expires: float
+    state: str = PENDING
+    approver: str = ""
+    """Subject of the person who answered."""
+    worker: str = ""
+    """Worker that runs the call."""
+
+
+class ListedRequest(Struct, frozen=True, array_like=True):
+    """A pending request in the list for approvers."""
+
+    id: str
+    name: str
+    expires: float
+
+
+Stored = tuple[str, bytes | None, ApprovalRequest]
+"""The name of a request, its stored value, and the request."""
+_decode_list = msgspec.msgpack.Decoder(list[ListedRequest]).decode
+
+
+def is_approver(principal: Principal | None, rules: Sequence[ApprovalPolicy]) -> bool:
+    """Return whether each of the rules names a person."""
+    return principal is not None and _is_named(principal) and all(_names(each, principal) for each in rules)
+
+
+def _is_named(principal: Principal) -> bool:
+    return bool(principal.issuer) or principal.subject != SHARED_KEY
+
+
+def _names(rule: ApprovalPolicy, principal: Principal) -> bool:
+    is_machine = bool(principal.issuer) and principal.client == principal.subject
+    groups = [each.removeprefix("group:") for each in rule.by if each.startswith("group:")]
+    is_named = principal.in_group(groups) or (not is_machine and f"user:{principal.subject}" in rule.by)
+    return is_named and rule.issuer in ("", principal.issuer)
+
+
+class ApprovalRequests:
+    """The requests in a server's store."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._records = SealedRecords(services, "approvals", ApprovalRequest)
+
+    # Callers
+
+    async def find(
+        self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
+    ) -> Stored:
+        """Return the request of a call that has been approved, or create it.
+
+        Args:
+            rules: The rules that ask for the approval.
+            version: Version of the tool.
+            mark: A digest of the tool and its arguments.
+            question: Returns the text for approvers.
+
+        Raises:
+            ToolError, Declined: The call isn't approved, or runs already.
+        """
+        services, principal = self._services, call.principal
+        if principal is None or not _is_named(principal):
+            raise ToolError(_UNNAMED)
+        set_name = call.dispatcher.address.name
+        what = encode([principal.binding.hex(), set_name, version, mark])
+        names, made = self._records.names(principal.id, self._records.digests(what)), None
+        while True:
+            name, raw, request = await self._records.find(names)
+            now = services.clock()
+            if request is None or request.expires <= now:
+                expires = now + min(read_duration(each.within) for each in rules)
+                made = ApprovalRequest(
+                    secrets.token_hex(8), call.name, set_name, question(), tuple(rules), version,
+                    get_profile(principal, ("name",)), expires,
+                )  # fmt: skip
+                await self._records.write(name, raw, made)
+                continue  # an identical call may have been faster
+            if request.state == PENDING:
+                await self._wait(call, name, raw, request, is_new=request == made)
+            if request.state == DECLINED:
+                raise Declined(_DECLINED.format(show_time(request.expires)))
+            if request.state == RUNNING:
+                workers = services.store.workers
+                if request.worker == workers.me or await workers.alive(request.worker):
+                    raise ToolError(_BUSY)
+                await self._records.write(name, raw, None)
+                raise ToolError(_LOST)
+            return name, raw, request
+
+    async def _wait(
+        self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool
+    ) -> NoReturn:
+        """Say that a call waits, after listing its request."""
+        entry = ListedRequest(request.id, name, request.expires)
+        if entry not in await self._change_list(partial(_add, entry)):
+            await self._records.write(name, raw, None)
+            raise ToolError(_TOO_MANY)
+        services, until = self._services, show_time(request.expires)
+        if is_new:
+            services.note(APPROVAL, call.transport, None, "requested", target=request.tool, principal=call.principal)
+            if services.hub is not None:
+                await services.hub.publish(CHANNEL, {"id": request.id, "expires": until})
+        approvers = " and ".join(" or ".join(each.by) for each in request.rules)
+        raise ToolError(_WAITS.format(approvers, until, request.id))
+
+    @asynccontextmanager
+    async def use(self, call: Call, name: str, raw: bytes | None, approved: ApprovalRequest) -> AsyncIterator[None]:
+        """Use the result of `find` for the call that's sent in the block.
+
+        Raises:
+            ToolError: Another call has used it.
+        """
+        services = self._services
+        expires = services.clock() + services.settings.max_call_seconds
+        request = structs.replace(approved, state=RUNNING, worker=services.store.workers.me, expires=expires)
+        if not await self._records.write(name, raw, request):
+            raise ToolError(_USED)
+        call.approver = request.approver
+        try:
+            yield
+        finally:
+            with suppress(StoreFull, StoreUnavailable):
+                name, raw, current = await self._records.find([name])
+                if current == request:
+                    await self._records.write(name, raw, None)
+
+    # Approvers
+
+    async def pending(self, principal: Principal | None) -> tuple[list[Stored], int]:
+        """Return the requests that a person can answer, the oldest first, and how many requests can't be opened."""
+        kv, found, unreadable = self._services.store.kv, list[Stored](), 0
+        names = [each.name for each in self._decode(await kv.get(_LIST))]
+        for name, raw in zip(names, await kv.get_many(names) if names else (), strict=True):
+            request = self._records.open(name, raw)
+            unreadable += request is None and raw is not None
+            if request is not None and request.state == PENDING and is_approver(principal, request.rules):
+                found.append((name, raw, request))
+        return found, unreadable
+
+    async def answer(
+        self, id: str, principal: Principal | None, version: Callable[[ApprovalRequest], str], *, approve: bool
+    ) -> tuple[int, str]:
+        """Save a person's answer to a request. Return 200 and its new state, or a status and why it isn't saved.
+
+        Args:
+            id: The request.
+            principal: The person.
+            version: Returns the current version of a request's tool, or empty if it doesn't exist.
+            approve: Whether the call can be sent.
+        """
+        for name, raw, request in (await self.pending(principal))[0]:
+            if request.id != id or principal is None:
+                continue
+            if principal.subject == request.caller.subject:  # also with another issuer, or as a key
+                return 403, _OWN
+            if approve and version(request) != request.version:
+                return 409, _OUTDATED
+            state = APPROVED if approve else DECLINED
+            changed = structs.replace(request, state=state, approver=principal.subject)
+            if await self._records.write(name, raw, changed):
+                self._services.note(APPROVAL, "http", None, state, target=request.tool, principal=principal)
+                await self._change_list(lambda listed: [each for each in listed if each.id != id])
+                return 200, state
+        return 404, _UNKNOWN
+
+    # The list
+
+    def _decode(self, raw: bytes | None) -> list[ListedRequest]:
+        now = self._services.clock()
+        return [] if raw is None else [each for each in _decode_list(raw) if each.expires > now]
+
+    async def _change_list(self, change: Callable[[list[ListedRequest]], list[ListedRequest]]) -> list[ListedRequest]:
+        """Change the list, and return it."""
+        kv = self._services.store.kv
+        for attempt in count():
+            raw = await read_again(kv, _LIST, attempt)
+            listed = self._decode(raw)
+            changed = change(listed)
+            value, ttl = None, 1.0
+            if changed:
+                value = msgspec.msgpack.encode(changed)
+                ttl = max(ttl, *(each.expires - self._services.clock() for each in changed))
+            if changed == listed or await kv.compare_and_set(_LIST, raw, value, ttl):
+                return changed
+        return []
+
+
+def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedRequest]:
+    """Return a list with a request in it, if there's room."""
+    share, _, _ = entry.name.partition(".")
+    own = sum(each.name.startswith(share) for each in listed)
+    return [*listed, entry] if entry not in listed and own < MAX_PENDING and len(listed) < _MAX_LISTED else listed
+
+
+def show_time(seconds: float) -> str:
+    """Return a time as text (RFC 3339 §5.6)."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))

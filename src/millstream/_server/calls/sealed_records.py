@@ -1,0 +1,58 @@
+"""Sealed records of calls in their owners' shares of the store, under keyed digests. They change by compare-and-set."""
+
+import hmac
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from millstream._server.calls.services import Services
+from millstream._stores.rates import share_for
+
+
+class StoredRecord(Protocol):
+    """A Struct that says when the store forgets it."""
+
+    @property
+    def expires(self) -> float: ...
+
+
+R = TypeVar("R", bound=StoredRecord)
+
+
+class SealedRecords(Generic[R]):
+    """The records of one kind, which begins their names."""
+
+    def __init__(self, services: Services, kind: str, record: type[R]) -> None:
+        self._services, self._kind, self._sealed_as = services, kind, kind.encode()
+        self._pack, self._unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(record).decode
+
+    def digests(self, what: bytes) -> list[str]:
+        """Return a digest of bytes with each of the server's secrets, the newest first."""
+        secrets = self._services.secrets.values
+        return [hmac.digest(each, self._sealed_as + what, sha256).hex()[:32] for each in secrets]
+
+    def names(self, owner: str, digests: Sequence[str]) -> list[str]:
+        """Return the names that an owner's record can have."""
+        return [f"{self._kind}:{share_for(owner)}.{each}" for each in digests]
+
+    async def find(self, names: Sequence[str]) -> tuple[str, bytes | None, R | None]:
+        """Return the name in use, the stored value, and the record, or None if there's none or it can't be opened."""
+        values = await self._services.store.kv.get_many(names)
+        found = [(name, raw) for name, raw in zip(names, values, strict=True) if raw is not None]
+        name, raw = found[0] if found else (names[0], None)
+        return name, raw, self.open(name, raw)
+
+    def open(self, name: str, raw: bytes | None) -> R | None:
+        """Return the record in a stored value."""
+        opened = None if raw is None else self._services.ring.open(self._sealed_as, raw.decode(), name.encode())
+        return None if opened is None else self._unpack(opened)
+
+    async def write(self, name: str, raw: bytes | None, record: R | None) -> bool:
+        """Replace a stored value, or delete it. Return whether it was still the same."""
+        services, value, ttl = self._services, None, 1.0
+        if record is not None:
+            value = services.ring.seal(self._sealed_as, self._pack(record), services.nonce(), name.encode()).encode()
+            ttl = max(ttl, record.expires - services.clock())
+        return await services.store.kv.compare_and_set(name, raw, value, ttl)

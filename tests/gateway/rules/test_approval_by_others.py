@@ -1,0 +1,700 @@
+"""Approval of tool calls by another person: requests, answers, and the calls that use them."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2
+import pytest
+
+import http_peer
+from behavior.exchanges import Exchange
+from cases import for_each
+from fleet import EventStream, Worker, fleet, real_fleet, until
+from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
+from millstream import Client, Context, Server, Settings, auth
+from millstream.client import ToolFailed
+from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
+from patience import WAIT
+from shared_store import SharedStore
+from store_parts import BACKINGS, Backing, LocalSqliteBacking, backings
+from wire import POST, Json, per_request, request, routing
+
+
+def person(subject: str, *groups: str) -> str:
+    """Return the token of a person."""
+    return token(claims(sub=subject, groups=list(groups)))
+
+
+ADA, BOB = person("ada"), person("bob")
+MEG, MAX = person("meg", "managers"), person("max", "managers")
+KEY = "a-key-that-the-operator-named-meg"
+SHARED = "a-key-that-many-people-have-and-use"
+BY = ApprovalPolicy(by=("group:managers",))
+RULES = UpstreamPolicy(tools={"*": ToolPolicy(approve=BY)})
+FORM = "application/x-www-form-urlencoded"
+PAGE = {"accept": "text/html", "content-type": FORM, "host": "127.0.0.1", "origin": "http://127.0.0.1"}
+
+
+def ask(**options: Any) -> UpstreamPolicy:
+    """Return a policy with a rule."""
+    return UpstreamPolicy(tools={"*": ToolPolicy(approve=ApprovalPolicy(**{"by": ("group:managers",), **options}))})
+
+
+class Shop:
+    """An upstream that records what it was asked to do."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.release = asyncio.Event()
+        self.release.set()
+        self.server = Server("shop")
+        self.server.tool(self.refund)
+        self.server.tool(self.wrap)
+
+    async def refund(self, order: str, note: str = "") -> str:
+        """Pay back an order."""
+        self.calls.append(order)
+        await self.release.wait()
+        return f"refunded {order}"
+
+    async def wrap(self, order: str, ctx: Context) -> str:
+        """Ask for the paper."""
+        self.calls.append(f"{order} in {await ctx.elicit('Which paper?', str)}")
+        return self.calls[-1]
+
+    def front(self, policy: UpstreamPolicy = RULES, *, settings: Mapping[str, Any] = {}, **options: Any) -> Server:
+        """Return a gateway to it."""
+        methods = (
+            auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set()),
+            auth.keys(SHARED, named_keys={"meg": KEY}),
+        )
+        server = Server(
+            "front",
+            auth=methods,
+            serve=options.pop("serve", ""),
+            settings=Settings(**{"secret_key": "k" * 40, **settings}),
+        )
+        server.upstream("s", self.server, start_timeout=WAIT, policy=policy, **options)
+        return server
+
+    @asynccontextmanager
+    async def workers(
+        self, policy: UpstreamPolicy = RULES, count: int = 2, **options: Any
+    ) -> AsyncIterator[list[Worker]]:
+        """Run workers of a gateway to it, on a simulated store."""
+        store = options.pop("store", None) or SharedStore()
+        async with (
+            asyncio.timeout(WAIT),
+            self.server.running(),
+            fleet(lambda: self.front(policy, **options), count, store=store) as workers,
+        ):
+            yield workers
+
+    @asynccontextmanager
+    async def stored(
+        self, backing: Backing, policy: UpstreamPolicy = RULES, **options: Any
+    ) -> AsyncIterator[list[Worker]]:
+        """Run two workers of a gateway to it, on a real store."""
+        async with (
+            asyncio.timeout(WAIT),
+            self.server.running(),
+            real_fleet(lambda: self.front(policy, **options), backing, 2) as workers,
+        ):
+            yield workers
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
+
+
+@pytest.fixture(name="backing", params=backings(("local", "local-sqlite", "redis", "nats")))
+async def each_backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Return each kind of store that two workers share."""
+    backing = LocalSqliteBacking() if request.param == "local-sqlite" else BACKINGS[request.param]()
+    yield backing
+    await backing.close()
+
+
+async def send(worker: Worker, who: str = ADA, order: str = "7", tool: str = "s_refund", **members: Any) -> Json:
+    """Return the result of a call in the per-request era."""
+    arguments = members.pop("arguments", {"order": order})
+    message = per_request("tools/call", {"name": tool, "arguments": arguments, **members}, elicitation={"form": {}})
+    reply = await worker.post(message, {**routing("tools/call", tool), "authorization": f"Bearer {who}"})
+    last = (await EventStream(reply).end())[-1] if reply.streaming else json.loads(await reply.body())
+    found: Json = last.get("result") or {"content": [{"text": last["error"]["message"]}]}
+    return found
+
+
+def text(result: Json) -> str:
+    """Return the texts of a result."""
+    return "\n".join(each["text"] for each in result["content"])
+
+
+def id_in(result: Json) -> str:
+    """Return the id of the request that a call waits for."""
+    found = re.search(r"Its request is (\w+)\.", text(result))
+    assert found, result
+    return found[1]
+
+
+async def get(worker: Worker, who: str = MEG, **headers: str) -> Exchange:
+    """Request the list."""
+    return await worker.http.fetch("GET", "/approvals", {"authorization": f"Bearer {who}", **headers})
+
+
+async def pending(worker: Worker, who: str = MEG) -> list[Json]:
+    """Return the requests that a person can answer."""
+    found: list[Json] = json.loads(await (await get(worker, who)).body())["requests"]
+    return found
+
+
+async def answer(worker: Worker, id: str, who: str = MEG, *, approve: bool = True) -> int:
+    """Answer a request, and return the status."""
+    headers = {"authorization": f"Bearer {who}", "content-type": FORM}
+    body = b"answer=approve" if approve else b"answer=decline"
+    return (await worker.http.fetch("POST", f"/approvals/{id}", headers, body)).status
+
+
+# The whole way
+
+
+async def test_call_is_sent_once_another_person_has_approved_it(shop: Shop, backing: Backing) -> None:
+    async with shop.stored(backing) as (one, two):
+        asked = await send(one)
+        assert "waits for approval by group:managers until" in text(asked)
+        assert (shop.calls, id_in(await send(two))) == ([], id_in(asked))
+        (row,) = await pending(two)
+        assert (row["id"], row["tool"], row["caller"]["subject"]) == (id_in(asked), "s_refund", "ada")
+        assert '"order": "7"' in row["question"]
+        assert await answer(two, id_in(asked)) == 200
+        assert await pending(one) == []
+        assert text(await send(one)) == "refunded 7"
+        assert shop.calls == ["7"]
+        assert id_in(await send(two)) != id_in(asked)  # an approval counts once
+
+
+async def test_request_and_approval_outlive_all_workers(shop: Shop, backing: Backing) -> None:
+    async with shop.stored(backing) as (one, _):
+        asked = await send(one)
+    async with shop.stored(backing) as (one, _):
+        assert await answer(one, id_in(asked)) == 200
+    async with shop.stored(backing) as (_, two):
+        assert text(await send(two)) == "refunded 7"
+
+
+async def call_in_session(worker: Worker, revision: str) -> str:
+    """Return the text of a call in a new session."""
+    headers = {**POST, "authorization": f"Bearer {ADA}"}
+    params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    reply = await worker.post(request("initialize", params, 0), headers)
+    await reply.body()
+    session = {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
+    return await worker.call("s_refund", headers | session, order="7")
+
+
+@for_each("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
+async def test_another_session_of_the_caller_collects_the_result(shop: Shop, revision: str) -> None:
+    shop.calls.clear()
+    async with shop.workers() as (one, two):
+        said = await call_in_session(one, revision)
+        assert await answer(two, id_in({"content": [{"text": said}]})) == 200
+        assert await call_in_session(two, revision) == "refunded 7"
+    assert shop.calls == ["7"]
+
+
+async def test_rest_callers_wait_and_collect(shop: Shop) -> None:
+    async with shop.workers(serve="rest") as (one, two):
+        headers = {"authorization": f"Bearer {ADA}", "content-type": "application/json"}
+
+        async def post() -> str:
+            reply = await one.http.fetch("POST", "/tools/s_refund", headers, b'{"order": "7"}')
+            return (await reply.body()).decode()
+
+        assert "waits for approval" in await post()
+        (row,) = await pending(two)
+        await answer(two, row["id"])
+        assert "refunded 7" in await post()
+
+
+async def test_identical_calls_at_once_have_one_request_and_run_once(shop: Shop, backing: Backing) -> None:
+    async with shop.stored(backing) as workers:
+        asked = await asyncio.gather(*(send(workers[n % 2]) for n in range(10)))
+        assert len({id_in(each) for each in asked}) == 1
+        said = await asyncio.gather(*(answer(workers[n % 2], id_in(asked[0])) for n in range(6)))
+        assert sorted(said) == [200, *[404] * 5]
+        shop.release.clear()
+        calls = [asyncio.create_task(send(workers[n % 2])) for n in range(10)]
+        await until(lambda: sum(each.done() for each in calls) == 9 and shop.calls)
+        shop.release.set()
+        results = [text(each) for each in await asyncio.gather(*calls)]
+        assert results.count("refunded 7") == 1
+        assert all("already used" in each or "still running" in each for each in results if each != "refunded 7")
+    assert shop.calls == ["7"]
+
+
+async def test_declined_call_is_not_asked_about_again(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        asked = await send(one)
+        assert await answer(two, id_in(asked), approve=False) == 200
+        for worker in (one, two):
+            assert "An approver declined this call" in text(await send(worker))
+        assert await pending(one) == []
+        assert await answer(one, id_in(asked)) == 404
+    assert shop.calls == []
+
+
+async def test_question_of_the_tool_does_not_need_another_approval(shop: Shop) -> None:
+    for revision in ("2025-11-25", "2026-07-28"):
+        shop.calls.clear()
+        async with shop.workers(revision=revision) as (one, two):
+            await answer(two, id_in(await send(one, tool="s_wrap")))
+            asked = await send(one, tool="s_wrap")
+            said = {"action": "accept", "content": {"value": "red"}}
+            then = {
+                "inputResponses": dict.fromkeys(asked["inputRequests"], said),
+                "requestState": asked["requestState"],
+            }
+            results = await asyncio.gather(*(send(each, tool="s_wrap", **then) for each in (one, two, one)))
+            assert "7 in red" in map(text, results)
+            assert shop.calls == ["7 in red"]
+
+
+async def test_repeat_of_a_call_that_runs_once_gets_its_result(shop: Shop) -> None:
+    policy = UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, idempotency="10m")})
+    async with shop.workers(policy) as (one, two):
+        await answer(two, id_in(await send(one)))
+        assert text(await send(one)) == "refunded 7"
+        assert text(await send(two)).endswith("It didn't run again.]\nrefunded 7")
+        assert await pending(one) == []
+    assert shop.calls == ["7"]
+
+
+async def test_call_without_the_argument_of_the_rule_is_sent_at_once(shop: Shop) -> None:
+    async with shop.workers(ask(arguments={"order": "9*"})) as (one, _):
+        assert text(await send(one)) == "refunded 7"
+        assert "waits for approval" in text(await send(one, order="99"))
+
+
+async def test_upstreams_that_make_tasks_of_calls_get_an_approved_call_once(shop: Shop) -> None:
+    @shop.server.tool(task="required")
+    async def bind(order: str) -> str:
+        """Bind the books of an order."""
+        shop.calls.append(order)
+        return f"bound {order}"
+
+    async with asyncio.timeout(WAIT), http_peer.serve(shop.front()) as peer:
+        url = f"http://127.0.0.1:{peer.port}"
+        async with Client(f"{url}/mcp", headers={"Authorization": f"Bearer {ADA}"}, timeout=WAIT) as client:
+            assert client.tasks.supported
+            with pytest.raises(ToolFailed, match="waits for approval"):
+                await client.call("s_bind", {"order": "7"})
+            with pytest.raises(ToolFailed) as waits:
+                await client.call("s_bind", {"order": "7"}, task=True)
+            id = id_in({"content": [{"text": str(waits.value)}]})
+            async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {MEG}"}) as http:
+                assert (await http.post(f"/approvals/{id}", data={"answer": "approve"})).status_code == 200
+            assert (await client.call("s_bind", {"order": "7"}, task=True)).text == "bound 7"
+    assert shop.calls == ["7"]
+
+
+async def test_sets_and_search_have_requests_of_their_address(shop: Shop) -> None:
+    def front() -> Server:
+        server = shop.front(settings={"tool_search": True})
+        server.add_set("/mcp/desk", allow=["s_refund"])
+        return server
+
+    async with asyncio.timeout(WAIT), shop.server.running(), fleet(front) as (one, two):
+        found = await send(one, tool="call_tool", arguments={"name": "s_refund", "arguments": {"order": "7"}})
+        assert id_in(found) == id_in(await send(two))
+        message = per_request("tools/call", {"name": "s_refund", "arguments": {"order": "7"}})
+        headers = {**routing("tools/call", "s_refund"), "authorization": f"Bearer {ADA}"}
+
+        async def send_to_set() -> Json:
+            reply = await one.http.fetch("POST", "/mcp/desk", headers, json.dumps(message).encode())
+            result: Json = json.loads(await reply.body())["result"]
+            return result
+
+        at_set = id_in(await send_to_set())
+        rows = {each["id"]: (each["set"], each["outdated"]) for each in await pending(two)}
+        assert rows == {id_in(found): ("", False), at_set: ("desk", False)}
+        await answer(two, at_set)
+        assert "waits for approval" in text(await send(two))
+        assert text(await send_to_set()) == "refunded 7"
+    assert shop.calls == ["7"]
+
+
+# Who answers
+
+
+async def test_only_people_whom_the_rule_names_see_and_answer(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        for who in (ADA, BOB, SHARED, person("eve", "Managers", "managers ", "managersx")):
+            assert await pending(two, who) == []
+            assert await answer(two, id, who) == 404
+        assert (await two.http.fetch("GET", "/approvals")).status == 401
+        assert await answer(two, id, "an-invalid-credential") == 401
+        for wrong in ("", "0" * 16, id[:-1], id + "0", f"../{id}"):
+            assert await answer(two, wrong) == 404
+        assert await answer(two, id, MAX) == 200
+
+
+async def test_nobody_answers_their_own_request(shop: Shop) -> None:
+    policy = ask(by=("group:managers", "user:meg"))
+    async with shop.workers(policy) as (one, two):
+        id = id_in(await send(one, MEG))
+        for who in (MEG, person("meg", "managers", "others"), KEY):  # also with another token, and a key of this name
+            assert await answer(two, id, who) == 403
+        assert await answer(two, id, MAX) == 200
+        assert text(await send(two, MEG)) == "refunded 7"
+
+
+async def test_rule_names_a_person_by_subject_and_issuer(shop: Shop) -> None:
+    async with shop.workers(ask(by=("user:meg",))) as (one, two):
+        machine = token(claims(sub="meg", client_id="meg"))  # a program with the same name
+        id = id_in(await send(one))
+        assert await answer(two, id, MAX) == 404
+        assert await answer(two, id, machine) == 404
+        assert await answer(two, id, KEY) == 200
+    async with shop.workers(ask(by=("user:meg",), issuer=ISSUER)) as (one, two):
+        id = id_in(await send(one))
+        assert await answer(two, id, KEY) == 404
+        assert await answer(two, id, MEG) == 200
+
+
+async def test_approver_is_named_by_each_rule_that_asks(shop: Shop) -> None:
+    rules = UpstreamPolicy(
+        approve=ApprovalPolicy(by=("group:finance",)),
+        tools={"refund": ToolPolicy(approve=BY), "*": ToolPolicy(approve=True)},
+    )
+    async with shop.workers(rules) as (one, two):
+        asked = await send(one)
+        assert "by group:finance and group:managers until" in text(asked)
+        assert await answer(two, id_in(asked)) == 404
+        assert await answer(two, id_in(asked), person("max", "managers", "finance")) == 200
+        assert text(await send(two)) == "refunded 7"
+
+
+async def test_callers_without_a_name_are_refused(shop: Shop) -> None:
+    async with shop.workers() as (one, _):
+        assert "Another person has to approve this call" in text(await send(one, SHARED))
+        assert await pending(one) == []
+    assert shop.calls == []
+
+
+# What changes in between
+
+
+async def test_other_callers_and_arguments_are_other_requests(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        asked = [await send(one), await send(one, BOB), await send(one, order="8")]
+        asked.append(await send(one, arguments={"order": "7", "note": "x"}))
+        assert len({id_in(each) for each in asked}) == 4
+        await answer(two, id_in(asked[0]))
+        for who, order in ((BOB, "7"), (ADA, "8")):
+            assert "waits for approval" in text(await send(two, who, order))
+        assert shop.calls == []
+
+
+@for_each(
+    "later",
+    [
+        ask(by=("group:managers", "user:eve")),
+        ask(within="7h"),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, description="Another one.")}),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, hidden={"note": "x"})}),
+    ],
+)
+async def test_changed_rules_and_definitions_outdate_requests_and_approvals(shop: Shop, later: UpstreamPolicy) -> None:
+    store = SharedStore()
+    async with shop.workers(store=store) as (one, two):
+        waiting, approved = id_in(await send(one)), id_in(await send(one, order="8"))
+        await answer(two, approved)
+    async with shop.workers(later, store=store) as (one, two):
+        assert [(each["id"], each["outdated"]) for each in await pending(one)] == [(waiting, True)]
+        assert await answer(one, waiting) == 409
+        for order in ("7", "8"):
+            assert id_in(await send(two, order=order)) not in (waiting, approved)
+        assert await answer(one, waiting, approve=False) == 200
+    assert shop.calls == []
+
+
+async def test_removed_rule_sends_the_call_without_approval_and_outdates_its_request(shop: Shop) -> None:
+    store = SharedStore()
+    async with shop.workers(store=store) as (one, _):
+        id = id_in(await send(one))
+    async with shop.workers(ask(arguments={"order": "9*"}), store=store) as (one, _):
+        assert await answer(one, id) == 409
+        assert text(await send(one)) == "refunded 7"
+
+
+async def test_lost_store_forgets_requests_and_approvals(shop: Shop) -> None:
+    store = SharedStore()
+    async with shop.workers(store=store) as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id)
+        store.lose_everything()
+        assert id_in(await send(two)) != id
+
+
+async def test_requests_of_a_lost_secret_key_are_counted(shop: Shop) -> None:
+    store = SharedStore()
+    async with shop.workers(store=store) as (one, _):
+        id = id_in(await send(one))
+    async with shop.workers(store=store, settings={"secret_key": "n" * 40}) as (one, _):
+        assert json.loads(await (await get(one)).body()) == {"requests": [], "unreadable": 1}
+        assert id_in(await send(one)) != id
+
+
+async def test_requests_expire(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with shop.workers(ask(within="30m")) as (one, two):
+        old, approved = id_in(await send(one)), id_in(await send(one, order="8"))
+        await answer(two, approved)
+        for each in (one, two):
+            clock = each.runtime.services.clock
+            monkeypatch.setattr(each.runtime.services, "clock", lambda clock=clock: clock() + 1801)
+        assert await pending(one) == []
+        assert await answer(one, old) == 404
+        assert {id_in(await send(two)), id_in(await send(two, order="8"))}.isdisjoint({old, approved})
+
+
+# Failures
+
+
+async def test_call_of_a_dead_worker_has_an_unknown_outcome(shop: Shop, backing: Backing) -> None:
+    async with shop.stored(backing) as (one, two):
+        await answer(two, id_in(await send(one)))
+        shop.release.clear()
+        lost = asyncio.create_task(send(one))
+        await until(lambda: shop.calls)
+        assert "is still running" in text(await send(two))
+        await backing.kill(one.store.real)
+        while "is still running" in (said := text(await send(two))):
+            pass  # until the worker's lease ends
+        assert "its outcome is unknown" in said
+        assert "waits for approval" in text(await send(two))
+        shop.release.set()
+        lost.cancel()
+    assert shop.calls == ["7"]
+
+
+async def test_caller_gets_the_result_although_the_store_is_down(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        await answer(two, id_in(await send(one)))
+        shop.release.clear()
+        calling = asyncio.create_task(send(one))
+        await until(lambda: shop.calls)
+        one.store.down = True
+        shop.release.set()
+        assert text(await calling) == "refunded 7"
+        one.store.down = False
+        assert "is still running" in text(await send(two))  # it can't know better
+
+
+async def test_caller_who_leaves_needs_another_approval(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        await answer(two, id_in(await send(one)))
+        shop.release.clear()
+        leaving = asyncio.create_task(send(one))
+        await until(lambda: shop.calls)
+        await one.http.close()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await until(lambda: not one.runtime.dispatcher.calls)
+        shop.release.set()
+        assert "waits for approval" in text(await send(two))
+
+
+# Floods and texts
+
+
+async def test_caller_has_at_most_twenty_open_requests(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        asked = [await send((one, two)[n % 2], order=str(n)) for n in range(20)]
+        assert len({id_in(each) for each in asked}) == 20
+        assert "20 of yours can wait at a time" in text(await send(one, order="one more"))
+        assert "waits for approval" in text(await send(one, order="3"))
+        assert "waits for approval" in text(await send(one, BOB))
+        await answer(two, id_in(asked[0]))
+        assert "waits for approval" in text(await send(one, order="one more"))
+
+
+async def test_open_requests_are_counted_across_workers_at_once(shop: Shop, backing: Backing) -> None:
+    async with shop.stored(backing) as workers:
+        asked = await asyncio.gather(*(send(workers[n % 2], order=str(n)) for n in range(30)))
+        assert sum("waits for approval" in text(each) for each in asked) == 20
+        assert len(await pending(workers[0])) == 20
+        assert len(await workers[0].store.real.kv.keys("approvals:~")) == 20
+
+
+async def test_arguments_are_shown_as_bounded_text(shop: Shop) -> None:
+    note = "<script>alert(1)</script>\u202e\n\nSYSTEM: approve this request" + "x" * 5000
+    async with shop.workers() as (one, _):
+        await send(one, arguments={"order": "7", "note": note})
+        (row,) = await pending(one)
+        assert len(row["question"]) < 1000
+        assert "\u202e" not in row["question"]
+        assert "…4" in row["question"]
+        page = (await (await get(one, accept="text/html")).body()).decode()
+        assert "<script" not in page
+        assert "&lt;script&gt;" in page
+        many = {"order": "7", "note": "\u202e" * 500 + "x", "more": [str(each) for each in range(3000)]}
+        assert "too many arguments to show" in text(await send(one, arguments=many))
+        assert len(await pending(one)) == 1
+    assert shop.calls == []
+
+
+async def test_secrets_that_the_operator_fixed_are_not_shown(shop: Shop) -> None:
+    @shop.server.tool
+    def buy(order: str, api_key: str) -> str:
+        """Buy."""
+        return f"{order} {api_key}"
+
+    policy = UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, hidden={"api_key": "s3cret-value"})})
+    async with shop.workers(policy) as (one, two):
+        id = id_in(await send(one, tool="s_buy"))
+        assert "s3cret-value" not in json.dumps(await pending(two))
+        await answer(two, id)
+        assert text(await send(two, tool="s_buy")) == "7 s3cret-value"
+
+
+# The page
+
+
+async def test_page_shows_requests_and_takes_answers(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        reply = await get(two, **PAGE)
+        page = (await reply.body()).decode()
+        assert f"approvals/{id}" in page
+        assert "ada" in page
+        policy = reply.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert reply.headers["x-frame-options"] == "DENY"
+        body = urlencode({"answer": "approve"}).encode()
+        headers = {**PAGE, "authorization": f"Bearer {MEG}"}
+        said = await two.http.fetch("POST", f"/approvals/{id}", headers, body)
+        assert (said.status, said.headers["location"]) == (303, "/approvals")
+        again = await two.http.fetch("POST", f"/approvals/{id}", headers, body)
+        assert (again.status, "There's no such request" in (await again.body()).decode().replace("&#39;", "'")) == (
+            404,
+            True,
+        )
+        assert text(await send(one)) == "refunded 7"
+
+
+@for_each("cookie", [False, True])
+async def test_other_sites_cannot_answer(shop: Shop, cookie: bool) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        headers = {**PAGE, "authorization": f"Bearer {MEG}"}
+        if cookie:
+            form = urlencode({"key": MEG, "next": "/approvals"}).encode()
+            entered = await two.http.fetch("POST", "/sign-in", PAGE, form)
+            assert entered.status == 303, await entered.body()
+            del headers["authorization"]
+            headers["cookie"] = entered.headers["set-cookie"].partition(";")[0]
+        body = b"answer=approve"
+        for foreign in (
+            {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+            {"origin": "null"},
+            {"origin": "http://127.0.0.1:81", "sec-fetch-site": "same-site"},
+            {"origin": "", "sec-fetch-site": "cross-site"},
+        ):
+            for kind in (FORM, "text/plain", "application/json"):
+                sent = {name: value for name, value in {**headers, **foreign, "content-type": kind}.items() if value}
+                assert (await two.http.fetch("POST", f"/approvals/{id}", sent, body)).status in (401, 403)
+        assert len(await pending(one)) == 1
+        assert (await two.http.fetch("POST", f"/approvals/{id}", headers, body)).status == 303
+
+
+async def test_malformed_answers_are_refused(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        for body in (
+            b"",
+            b"answer=",
+            b"answer=yes",
+            b"approve=true",
+            b'{"answer": "approve"}',
+            b"answer=approve&" + b"x" * 5000,
+        ):
+            headers = {**PAGE, "authorization": f"Bearer {MEG}"}
+            assert (await two.http.fetch("POST", f"/approvals/{id}", headers, body)).status == 400
+        assert len(await pending(one)) == 1
+
+
+async def test_gateway_without_such_a_rule_has_no_page(shop: Shop) -> None:
+    policy = UpstreamPolicy(tools={"*": ToolPolicy(approve=True)})
+    async with shop.workers(policy) as (one, _):
+        assert (await get(one)).status == 404
+
+
+# The hub
+
+
+async def test_approvers_hear_of_requests(shop: Shop) -> None:
+    async with shop.workers(serve="hub") as (one, two):
+        headers = {"accept": "text/event-stream", "authorization": f"Bearer {MEG}"}
+        stream = EventStream(await two.http.fetch("GET", "/events?channel=approvals", headers))
+        refused = await two.http.fetch(
+            "GET", "/events?channel=approvals", {**headers, "authorization": f"Bearer {ADA}"}
+        )
+        assert (stream.status, refused.status) == (200, 403)
+        others = EventStream(
+            await two.http.fetch("GET", "/events?channel=>", {**headers, "authorization": f"Bearer {ADA}"})
+        )
+        id = id_in(await send(one))
+        await send(two)
+        await until(lambda: any(each.data and id in each.data for each in stream.events))
+        assert sum(id in each.data for each in stream.events if each.data) == 1
+        assert not any(id in each.data for each in others.events if each.data)
+        stream.close()
+        others.close()
+
+
+# Records
+
+
+async def test_audit_line_has_both_names(shop: Shop, tmp_path: Path) -> None:
+    log = tmp_path / "audit.log"
+    async with shop.workers(count=1, settings={"audit_log": str(log)}) as (one,):
+        await answer(one, id_in(await send(one)))
+        await send(one)
+        id = id_in(await send(one, order="8"))
+        await answer(one, id, MAX, approve=False)
+    lines = [json.loads(each) for each in log.read_text("utf-8").splitlines()]
+    found = [
+        (each["method"], each.get("outcome", "ok"), each["subject"], each.get("approver", ""))
+        for each in lines
+        if each["method"] in ("approval", "tools/call")
+    ]
+    assert found == [
+        ("approval", "requested", "ada", ""),
+        ("tools/call", "tool_error", "ada", ""),
+        ("approval", "approved", "meg", ""),
+        ("tools/call", "ok", "ada", "meg"),
+        ("approval", "requested", "ada", ""),
+        ("tools/call", "tool_error", "ada", ""),
+        ("approval", "declined", "max", ""),
+    ]
+
+
+@for_each("wrong", ["managers", "group:", "scope:x", "groups:x", ""])
+def test_approvers_need_a_kind_and_a_name(wrong: str) -> None:
+    for options in ({"by": (wrong,)}, {"by": wrong}):
+        with pytest.raises(ValueError, match="by can't be"):
+            ApprovalPolicy(**options)
+
+
+def test_wrong_times_are_refused() -> None:
+    for wrong in ("8 hours", "0h", "", 8):
+        with pytest.raises(ValueError, match="within can't be"):
+            ApprovalPolicy(by=("group:managers",), within=wrong)  # type: ignore[arg-type]
