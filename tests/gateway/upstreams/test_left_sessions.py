@@ -95,8 +95,10 @@ class Caller:
         }  # fmt: skip
         self.url = ""
 
-    async def connect(self, url: str) -> "Caller":
+    async def connect(self, url: str, *, again: bool = False) -> "Caller":
         self.url = url
+        if again:
+            del self._headers["mcp-session-id"]
         if not self._is_newer and "mcp-session-id" not in self._headers:
             client = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
             reply = await self.post("initialize", client)
@@ -158,6 +160,10 @@ async def test_each_callers_session_goes_on_with_new_request_ids(tmp_path: Path,
         assert sorted(desk.kept.values()) == ["Ada's", "Bob's"]
 
 
+async def hang(asked: ReceivedRequest) -> None:
+    await asyncio.Event().wait()
+
+
 FORGOTTEN: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
     "404": refuse_404,
     "400": lambda asked: asked.error(-32000, "Bad Request: No valid session ID provided", status="400 Bad Request"),
@@ -168,6 +174,11 @@ FORGOTTEN: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
     ),
     "an empty body": lambda asked: asked.reply(b""),
     "an error": lambda asked: asked.error(-32600, "Session terminated"),
+    "202": lambda asked: asked.reply(b"", status="202 Accepted"),
+    "302": lambda asked: asked.reply(b"", status="302 Found", more="Location: /login\r\n"),
+    "an internal error": lambda asked: asked.error(-32603, "Internal error"),
+    "a web page": lambda asked: asked.reply(b"<html></html>", type="text/html"),
+    "an empty stream": lambda asked: asked.reply(b"", type="text/event-stream"),
 }
 
 
@@ -189,6 +200,30 @@ async def test_session_that_an_upstream_forgot_in_the_meantime_is_reported_once(
                 assert texts[1:] == ["nothing"] * 2
 
 
+async def test_session_that_an_upstream_forgets_is_replaced_after_a_few_failures_and_reported_once(
+    tmp_path: Path,
+) -> None:
+    for (revision, prefix), how in zip(cycle(KINDS), [*FORGOTTEN, "no response"], strict=False):
+        desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
+        desk.on_forgotten = FORGOTTEN.get(how, hang)
+        seconds = {"timeout": 2.0, "connect_timeout": 2.0} if how == "no response" else {}
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind, run(folder, behind.url, ada, prefix=prefix, **seconds):
+            await ada.call(f"{tool}keep", value="Ada's")
+            desk.kept.clear()
+            text = ""
+            async with asyncio.timeout(WAIT):
+                while "Session not found" not in text and "state" not in text:
+                    text = await ada.call(f"{tool}read")
+                    assert text != "nothing", (revision, prefix, how)
+            if "Session not found" in text:
+                await ada.connect(ada.url, again=True)
+            async with asyncio.timeout(WAIT):
+                while "wasn't sent" in (text := await ada.call(f"{tool}read")):
+                    pass
+            assert text == "nothing", (revision, prefix, how)
+
+
 async def test_session_goes_on_after_an_upstream_could_not_be_reached(tmp_path: Path) -> None:
     for revision, prefix in KINDS:
         desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
@@ -207,15 +242,26 @@ async def test_session_goes_on_after_an_upstream_could_not_be_reached(tmp_path: 
                         assert "state" not in text
 
 
-async def test_session_goes_on_after_an_upstream_closed_a_connection(tmp_path: Path) -> None:
-    for revision, prefix in KINDS:
+async def cut_off(asked: ReceivedRequest) -> None:
+    raise ConnectionError
+
+
+FAULTS: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
+    "a closed connection": cut_off,
+    "403": lambda asked: asked.reply(b"", status="403 Forbidden"),
+} | {how: FORGOTTEN[how] for how in ("500", "302", "an internal error", "an empty body")}
+
+
+async def test_session_goes_on_after_one_fault_of_an_upstream(tmp_path: Path) -> None:
+    for (revision, prefix), how in zip(KINDS * 2, [*FAULTS, "a closed connection", "500"], strict=True):
         desk, ada, tool, cut = Desk(), Caller(revision), f"{prefix}_" if prefix else "", list[str]()
 
-        async def behave(asked: ReceivedRequest, desk: Desk = desk, cut: list[str] = cut) -> None:
+        async def behave(asked: ReceivedRequest, desk: Desk = desk, cut: list[str] = cut, how: str = how) -> None:
             if asked.method == "ping" and not cut:
                 cut.append(asked.headers["mcp-session-id"])
-                raise ConnectionError
-            await desk.behave(asked)
+                await FAULTS[how](asked)
+            else:
+                await desk.behave(asked)
 
         folder = Path(mkdtemp(dir=tmp_path))
         async with misbehaving(behave) as behind:

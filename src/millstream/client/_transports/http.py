@@ -189,6 +189,15 @@ class StreamableTransport(Confidential, Struct, eq=False):
         """Leave the session open on the server when this is closed."""
         self._session, self._cookies = "", {}
 
+    def end(self, fault: ClientError) -> None:
+        """Note that the session has ended.
+
+        Args:
+            fault: Why it has ended.
+        """
+        self.lost = True
+        self._listener.on_interruption(self, fault)
+
     @property
     def secrets(self) -> Collection[str]:
         """The credentials that requests contain, and the session."""
@@ -374,9 +383,11 @@ class StreamableTransport(Confidential, Struct, eq=False):
                 return True
             if not stands.is_set():
                 return False
-            self.lost = gone
             reader.attempts = _ATTEMPTS  # stop retrying until there's a new subscriber
-            self._listener.on_interruption(self, exc)
+            if gone:
+                self.end(exc)
+            else:
+                self._listener.on_interruption(self, exc)
             return not gone
         return True
 
