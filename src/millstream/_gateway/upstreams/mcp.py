@@ -663,7 +663,17 @@ class McpUpstream(Upstream):
         """See `Upstream`."""
         if self.credentials is not None and self.credentials.personal:  # another user's account would watch them
             return False
+        return self._has_subscriptions
+
+    @property
+    def _has_subscriptions(self) -> bool:
         return bool(members(self.catalog.capabilities.get("resources")).get("subscribe"))
+
+    @property
+    def refuses_subscriptions(self) -> bool:
+        """Whether nobody hears of updates, because the upstream has no subscriptions, and no sessions of its clients
+        either."""
+        return self._shares_processes and bool(self.catalog.revision) and not self._has_subscriptions
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
