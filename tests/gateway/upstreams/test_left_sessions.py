@@ -89,7 +89,7 @@ class Caller:
 
     def __init__(self, revision: str, name: str = "ada") -> None:
         self._is_newer = revision == PER_REQUEST
-        self._headers = {
+        self.headers = {
             "accept": "application/json, text/event-stream", "mcp-protocol-version": revision,
             "authorization": f"Bearer {KEYS[name]}",
         }  # fmt: skip
@@ -98,11 +98,11 @@ class Caller:
     async def connect(self, url: str, *, again: bool = False) -> "Caller":
         self.url = url
         if again:
-            del self._headers["mcp-session-id"]
-        if not self._is_newer and "mcp-session-id" not in self._headers:
+            del self.headers["mcp-session-id"]
+        if not self._is_newer and "mcp-session-id" not in self.headers:
             client = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
             reply = await self.post("initialize", client)
-            self._headers["mcp-session-id"] = reply.headers["mcp-session-id"]
+            self.headers["mcp-session-id"] = reply.headers["mcp-session-id"]
         return self
 
     async def post(self, method: str, params: dict[str, Any]) -> httpx2.Response:
@@ -115,7 +115,7 @@ class Caller:
             }
         message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         async with httpx2.AsyncClient(timeout=WAIT) as http:
-            return await http.post(self.url, json=message, headers=self._headers | named)
+            return await http.post(self.url, json=message, headers=self.headers | named)
 
     async def call(self, tool: str, **arguments: str) -> str:
         reply = await self.post("tools/call", {"name": tool, "arguments": arguments})
@@ -286,6 +286,39 @@ async def test_session_that_no_caller_continues_is_ended(tmp_path: Path, monkeyp
             for who in (ada, bob):
                 assert HERE in await who.call("desk_read")
                 assert await who.call("desk_read") == "nothing"
+
+
+async def test_session_that_becomes_too_old_later_is_ended_by_a_later_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, ada, bob = Desk(), Caller(PER_REQUEST), Caller(PER_REQUEST, "bob")
+    async with misbehaving(desk.behave) as behind:
+        async with run(tmp_path, behind.url, ada, prefix="desk"):
+            await ada.call("desk_keep", value="Ada's")
+        monkeypatch.setattr("millstream._gateway.part.LEFT_SECONDS", 0.0)
+        async with run(tmp_path, behind.url, ada, bob, prefix="desk"):
+            assert await bob.call("desk_read") == "nothing"
+            assert "Ada's" in desk.kept.values()  # the checks so far found it too young
+            monkeypatch.setattr("millstream._gateway.upstreams.links.LEFT_SECONDS", 0.0)
+            await until(lambda: "Ada's" not in desk.kept.values())
+
+
+async def test_resumed_session_has_its_stream_and_the_headers_of_its_caller(tmp_path: Path) -> None:
+    for revision, prefix in KINDS:
+        desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
+        ada.headers["x-team"] = "blue"
+        options: dict[str, Any] = {"prefix": prefix, "forward_headers": ["x-team"]}
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind:
+            async with run(folder, behind.url, ada, **options):
+                await ada.call(f"{tool}keep", value="Ada's")
+            session = next(each for each, value in desk.kept.items() if value == "Ada's")
+            behind.requests.clear()
+            async with run(folder, behind.url, ada, **options):
+                assert await ada.call(f"{tool}read") == "Ada's"
+                own = [each for each in behind.requests if each.headers.get("mcp-session-id") == session]
+                assert {each.verb for each in own} == {"GET", "POST"}
+                assert all(each.headers.get("x-team") == "blue" for each in own)
 
 
 async def test_callers_share_sessions_of_an_upstream_that_keeps_nothing_and_hear_of_no_loss(tmp_path: Path) -> None:
