@@ -192,6 +192,9 @@ ROWS = {
         streams=((*_follow("ada"), 10), (*_follow("other-#"), 8_990)),
     ),
 } | {
+    f"forwarded-{many}": Row("a call through a gateway", KINDS["as-python-2026-07-28"], "ours-gateway", many)
+    for many in (16, 64, 256)
+} | {
     f"publish-{store}{f'-{workers}' if workers > 1 else ''}": Row(
         f"publish to 10 subscribers, {store}{f', {workers} workers' if workers > 1 else ''}", _publish(),
         "ours-hub-rows", connections=64, streams=((*_listen("bench"), 10),), store=store, workers=workers,

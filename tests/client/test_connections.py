@@ -220,6 +220,24 @@ async def test_cross_origin_redirects_are_not_followed() -> None:
     await check_failure(behave, NotMcp, "redirects to http://evil.example/mcp")
 
 
+async def test_later_calls_go_to_the_place_of_a_redirect_that_begins_between_calls() -> None:
+    moved = False
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if moved and asked.path == "/mcp":
+            await asked.reply(b"", status="307 Temporary Redirect", more="Location: /mcp/\r\n")
+        else:
+            await with_discovery(lambda asked: asked.result(DONE))(asked)
+
+    async with connected(behave) as (server, client):
+        await client.call("x")
+        moved = True
+        server.requests.clear()
+        for _ in range(3):
+            assert (await client.call("x")).text == "done"
+        assert [asked.path for asked in server.requests] == ["/mcp", "/mcp/", "/mcp/", "/mcp/"]
+
+
 async def test_same_origin_redirects_are_followed() -> None:
 
     async def behave(asked: ReceivedRequest) -> None:

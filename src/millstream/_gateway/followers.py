@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 
+from millstream import ProtocolError
 from millstream._gateway.log import logger
 from millstream._gateway.names import MatchedUri
 from millstream._gateway.upstreams.mcp import McpUpstream
@@ -12,6 +13,7 @@ from millstream._server.calls.services import ChangeSource
 from millstream._server.calls.sessions import spellings
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource
+from millstream.protocol import METHOD_NOT_FOUND
 
 _Sources = set[tuple[McpUpstream, str]]
 """Upstreams, and their own URIs of resources."""
@@ -48,6 +50,9 @@ class FollowedResources(ChangeSource):
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
         for upstream in self._sources():
+            if upstream.refuses_subscriptions and self._find_own(upstream, uris):
+                text = f"The server {upstream.name!r} has no subscriptions to resources."
+                raise ProtocolError(METHOD_NOT_FOUND, text)
             upstream.watches.check_room(owner, self._own_uris(upstream, uris))
 
     @override
@@ -110,8 +115,9 @@ class FollowedResources(ChangeSource):
         """
         if not ruled:
             return [own_uri for uri in map(self._spell, uris) if (own_uri := upstream.names.original_uri(uri))]
-        if not upstream.is_watchable():
-            return []
+        return self._find_own(upstream, uris) if upstream.is_watchable() else []
+
+    def _find_own(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
         offered = [each.offered["resources"] for each in self._upstreams.values()]
         return [
             own_uri

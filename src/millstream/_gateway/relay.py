@@ -263,9 +263,10 @@ class Passthrough:
         ask = RawRequest(
             method=call.method, params=encode(params), name=name, rounds=False, owner=call.owner, said=call.params
         )
-        for key in headers:
-            if key[:10] == b"mcp-param-":
-                ask.headers = {**ask.headers, key.decode(): headers[key].decode("latin-1")}
+        if b"mcp-param-" in b" ".join(headers):
+            ask.headers = {
+                key.decode(): value.decode("latin-1") for key, value in headers.items() if key[:10] == b"mcp-param-"
+            }
         if link is None:
             return forward_exactly(call, self._upstream, ask, verbatim=True)
         return forward_plainly(call, self._upstream, link, ask, meta, verbatim=True)

@@ -9,11 +9,11 @@ from time import time
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs
 
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
-from millstream._http.client.request import encode_headers, encode_request
+from millstream._http.client.request import add_body, encode_headers, encode_request, encode_start
 from millstream._http.client.url import Url
 from millstream._protocol.errors import INVISIBLE, pluralize
 from millstream._protocol.foreign import charset_of, decode_text
@@ -96,6 +96,15 @@ class Auth(Protocol):
         ...
 
 
+class PostHead(Struct, frozen=True):
+    """The head of POST requests that differ only in their bodies, from `Endpoint.encode_post`."""
+
+    url: Url
+    lines: str
+    """Header lines, without credentials from `auth`."""
+    start: bytes
+
+
 class Endpoint:
     """Sends requests to one URL: ``await endpoint.send("GET", {"accept": "text/plain"}, repeatable=True)``.
 
@@ -145,8 +154,17 @@ class Endpoint:
             found = found.union(*map(secret_parts, values.values()))
         return found
 
+    def encode_post(self, headers: Mapping[str, str]) -> PostHead:
+        """Return the head of POST requests with these headers, for `send`. It's valid until `url` changes.
+
+        Raises:
+            UnsendableRequest: A header or the target has characters that aren't allowed there.
+        """
+        lines = self._fixed_headers + encode_headers(headers)
+        return PostHead(self.url, lines, encode_start("POST", self.url.target, lines))
+
     async def send(
-        self, method: str, headers: Mapping[str, str], body: bytes = b"", *,
+        self, method: str, headers: Mapping[str, str] | PostHead, body: bytes = b"", *,
         repeatable: bool, target: str = "", owner: str = "", said: bytes = b"",
     ) -> HttpReply:  # fmt: skip
         """Send a request and return the reply, after redirects within the origin and at most one retry with new
@@ -154,7 +172,7 @@ class Endpoint:
 
         Args:
             method: HTTP method.
-            headers: Headers of this request.
+            headers: Headers of this request, or for POST, the result of `encode_post`.
             body: Request body.
             repeatable: Whether it's safe for the request to reach the server twice.
             target: Another path and query of the same origin.
@@ -166,7 +184,7 @@ class Endpoint:
             AccessDenied: The server responded with 401 or 403.
             ClientError: There was no response.
         """
-        auth, head = self._auth, self._fixed_headers + encode_headers(headers)
+        auth = self._auth
         retried = nonce_retried = False
         redirects = 0
         url = structs.replace(self.url, target=target) if target else self.url
@@ -175,10 +193,8 @@ class Endpoint:
                 credentials = _NO_HEADERS if auth is None else await auth.headers(self.url, method, url.target)
                 if credentials != self._sent:
                     self._sent, self._sent_before = credentials, self._sent
-                sent = head + encode_headers(credentials) if credentials else head
-                reply = await self._pool.send(
-                    encode_request(method, url.target, sent, body), repeatable=repeatable, owner=owner
-                )
+                data = self._encode(method, url, headers, credentials, body)
+                reply = await self._pool.send(data, repeatable=repeatable, owner=owner)
                 challenge = "" if reply.status < 400 else reply.header(b"www-authenticate")
                 nonce = "" if auth is None else reply.header(b"dpop-nonce")
                 wrong_nonce = auth is not None and nonce and auth.learn_nonce(self.url, nonce, challenge)
@@ -204,6 +220,22 @@ class Endpoint:
         except ClientError as exc:
             redact_error(exc, leave_out(said, self.secrets))
             raise
+
+    def _encode(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str] | PostHead,
+        credentials: Mapping[str, str],
+        body: bytes,
+    ) -> bytes:
+        if not isinstance(headers, PostHead):
+            lines = self._fixed_headers + encode_headers(headers)
+        elif headers.url is url and not credentials:
+            return add_body(headers.start, body)
+        else:
+            lines = headers.lines
+        return encode_request(method, url.target, lines + encode_headers(credentials), body)
 
     def _redact(self, reply: HttpReply, said: bytes) -> None:
         """Remove the credentials from an error, in the charset of its readers."""

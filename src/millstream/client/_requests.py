@@ -74,6 +74,7 @@ from millstream.client._recovery import ONLY_SESSION, Attempt, Recovery, has_onl
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._targets import Place, Remote
 from millstream.client._transports import (
+    DuplexTransport,
     Options,
     Transport,
     TransportFactory,
@@ -379,6 +380,12 @@ class Requests(Confidential, Struct, kw_only=True):
         if self.connection is not None and isinstance(self.connection.transport, StreamableTransport):
             self.connection.transport.leave_session()
 
+    def end_session(self) -> None:
+        """Use another session from now on, because this one doesn't work any more."""
+        transport = None if self.connection is None else self.connection.transport
+        if isinstance(transport, StreamableTransport | DuplexTransport):
+            transport.end(ConnectionLost("The session doesn't work any more."))
+
     async def resume(self, session: OpenSession) -> Connection:
         """Connect to a session that an earlier connection has left open.
 
@@ -415,9 +422,8 @@ class Requests(Confidential, Struct, kw_only=True):
                     raise
                 if isinstance(exc, ServerError) and exc.code == METHOD_NOT_FOUND:
                     return
-                is_cut = isinstance(exc, ConnectionLost) and not (isinstance(exc, SessionLost) or exc.status)
-                if not is_cut or attempt == _MAX_RESTARTS:
-                    # Servers say in different ways that they don't know a session.
+                # Servers say in different ways that they don't know a session, but most errors can also be temporary.
+                if isinstance(exc, SessionLost) or attempt == _MAX_RESTARTS:
                     raise SessionLost("The session has ended on the server.") from exc
             else:
                 return

@@ -13,7 +13,7 @@ import pytest
 from cases import for_each
 from http_peer import serve
 from millstream import Client, Principal, Server, Settings, auth
-from millstream.client import Question
+from millstream.client import Question, ServerError
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT
 from processes import ROOT
@@ -420,6 +420,21 @@ async def test_callers_of_a_relayed_process_do_not_change_its_session(revision: 
             async for change in changes:
                 assert change.uri == "doc://1"
                 break
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+async def test_subscription_at_a_shared_process_without_subscriptions_is_refused(prefix: str) -> None:
+    command = [sys.executable, "-c", REMEMBERS.replace('"subscribe": True', '"subscribe": False'), "2025-11-25"]
+    mcp = Server("front")
+    mcp.upstream("far", command, prefix=prefix, start_timeout=WAIT, timeout=WAIT)
+    mcp.resource("here://1", name="here")(lambda: "1")
+    async with asyncio.timeout(WAIT), Client(mcp, revision="2025-11-25", timeout=WAIT) as client:
+        uri = "doc://far/1" if prefix else "doc://1"
+        with pytest.raises(ServerError, match="has no subscriptions") as refused:
+            await client.request("resources/subscribe", {"uri": uri})
+        assert refused.value.code == -32601
+        await client.request("resources/subscribe", {"uri": "here://1"})
 
 
 BOTH_ERAS = r"""

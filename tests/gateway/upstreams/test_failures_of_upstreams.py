@@ -530,6 +530,8 @@ async def test_process_that_ends_or_hangs_is_replaced_after_one_failed_call(
         assert failed.text != str(first)
         if number == signal.SIGSTOP:
             assert "didn't respond in time" in failed.text
+            others = await asyncio.gather(*(client.call("up_pid") for _ in range(3)))  # they wait for the outcome
+            assert first not in [int(each.text) for each in others]
             await until(lambda: "The process stopped responding" in caplog.text)
             await until(lambda: "can be reached again" in caplog.text)
             assert caplog.text.count("The process stopped responding") <= 2  # the state, and a call's error

@@ -89,18 +89,20 @@ class Caller:
 
     def __init__(self, revision: str, name: str = "ada") -> None:
         self._is_newer = revision == PER_REQUEST
-        self._headers = {
+        self.headers = {
             "accept": "application/json, text/event-stream", "mcp-protocol-version": revision,
             "authorization": f"Bearer {KEYS[name]}",
         }  # fmt: skip
         self.url = ""
 
-    async def connect(self, url: str) -> "Caller":
+    async def connect(self, url: str, *, again: bool = False) -> "Caller":
         self.url = url
-        if not self._is_newer and "mcp-session-id" not in self._headers:
+        if again:
+            del self.headers["mcp-session-id"]
+        if not self._is_newer and "mcp-session-id" not in self.headers:
             client = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
             reply = await self.post("initialize", client)
-            self._headers["mcp-session-id"] = reply.headers["mcp-session-id"]
+            self.headers["mcp-session-id"] = reply.headers["mcp-session-id"]
         return self
 
     async def post(self, method: str, params: dict[str, Any]) -> httpx2.Response:
@@ -113,7 +115,7 @@ class Caller:
             }
         message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         async with httpx2.AsyncClient(timeout=WAIT) as http:
-            return await http.post(self.url, json=message, headers=self._headers | named)
+            return await http.post(self.url, json=message, headers=self.headers | named)
 
     async def call(self, tool: str, **arguments: str) -> str:
         reply = await self.post("tools/call", {"name": tool, "arguments": arguments})
@@ -158,6 +160,10 @@ async def test_each_callers_session_goes_on_with_new_request_ids(tmp_path: Path,
         assert sorted(desk.kept.values()) == ["Ada's", "Bob's"]
 
 
+async def hang(asked: ReceivedRequest) -> None:
+    await asyncio.Event().wait()
+
+
 FORGOTTEN: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
     "404": refuse_404,
     "400": lambda asked: asked.error(-32000, "Bad Request: No valid session ID provided", status="400 Bad Request"),
@@ -168,6 +174,11 @@ FORGOTTEN: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
     ),
     "an empty body": lambda asked: asked.reply(b""),
     "an error": lambda asked: asked.error(-32600, "Session terminated"),
+    "202": lambda asked: asked.reply(b"", status="202 Accepted"),
+    "302": lambda asked: asked.reply(b"", status="302 Found", more="Location: /login\r\n"),
+    "an internal error": lambda asked: asked.error(-32603, "Internal error"),
+    "a web page": lambda asked: asked.reply(b"<html></html>", type="text/html"),
+    "an empty stream": lambda asked: asked.reply(b"", type="text/event-stream"),
 }
 
 
@@ -189,6 +200,30 @@ async def test_session_that_an_upstream_forgot_in_the_meantime_is_reported_once(
                 assert texts[1:] == ["nothing"] * 2
 
 
+async def test_session_that_an_upstream_forgets_is_replaced_after_a_few_failures_and_reported_once(
+    tmp_path: Path,
+) -> None:
+    for (revision, prefix), how in zip(cycle(KINDS), [*FORGOTTEN, "no response"], strict=False):
+        desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
+        desk.on_forgotten = FORGOTTEN.get(how, hang)
+        seconds = {"timeout": 2.0, "connect_timeout": 2.0} if how == "no response" else {}
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind, run(folder, behind.url, ada, prefix=prefix, **seconds):
+            await ada.call(f"{tool}keep", value="Ada's")
+            desk.kept.clear()
+            text = ""
+            async with asyncio.timeout(WAIT):
+                while "Session not found" not in text and "state" not in text:
+                    text = await ada.call(f"{tool}read")
+                    assert text != "nothing", (revision, prefix, how)
+            if "Session not found" in text:
+                await ada.connect(ada.url, again=True)
+            async with asyncio.timeout(WAIT):
+                while "wasn't sent" in (text := await ada.call(f"{tool}read")):
+                    pass
+            assert text == "nothing", (revision, prefix, how)
+
+
 async def test_session_goes_on_after_an_upstream_could_not_be_reached(tmp_path: Path) -> None:
     for revision, prefix in KINDS:
         desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
@@ -207,15 +242,26 @@ async def test_session_goes_on_after_an_upstream_could_not_be_reached(tmp_path: 
                         assert "state" not in text
 
 
-async def test_session_goes_on_after_an_upstream_closed_a_connection(tmp_path: Path) -> None:
-    for revision, prefix in KINDS:
+async def cut_off(asked: ReceivedRequest) -> None:
+    raise ConnectionError
+
+
+FAULTS: dict[str, Callable[[ReceivedRequest], Awaitable[None]]] = {
+    "a closed connection": cut_off,
+    "403": lambda asked: asked.reply(b"", status="403 Forbidden"),
+} | {how: FORGOTTEN[how] for how in ("500", "302", "an internal error", "an empty body")}
+
+
+async def test_session_goes_on_after_one_fault_of_an_upstream(tmp_path: Path) -> None:
+    for (revision, prefix), how in zip(KINDS * 2, [*FAULTS, "a closed connection", "500"], strict=True):
         desk, ada, tool, cut = Desk(), Caller(revision), f"{prefix}_" if prefix else "", list[str]()
 
-        async def behave(asked: ReceivedRequest, desk: Desk = desk, cut: list[str] = cut) -> None:
+        async def behave(asked: ReceivedRequest, desk: Desk = desk, cut: list[str] = cut, how: str = how) -> None:
             if asked.method == "ping" and not cut:
                 cut.append(asked.headers["mcp-session-id"])
-                raise ConnectionError
-            await desk.behave(asked)
+                await FAULTS[how](asked)
+            else:
+                await desk.behave(asked)
 
         folder = Path(mkdtemp(dir=tmp_path))
         async with misbehaving(behave) as behind:
@@ -240,6 +286,39 @@ async def test_session_that_no_caller_continues_is_ended(tmp_path: Path, monkeyp
             for who in (ada, bob):
                 assert HERE in await who.call("desk_read")
                 assert await who.call("desk_read") == "nothing"
+
+
+async def test_session_that_becomes_too_old_later_is_ended_by_a_later_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, ada, bob = Desk(), Caller(PER_REQUEST), Caller(PER_REQUEST, "bob")
+    async with misbehaving(desk.behave) as behind:
+        async with run(tmp_path, behind.url, ada, prefix="desk"):
+            await ada.call("desk_keep", value="Ada's")
+        monkeypatch.setattr("millstream._gateway.part.LEFT_SECONDS", 0.0)
+        async with run(tmp_path, behind.url, ada, bob, prefix="desk"):
+            assert await bob.call("desk_read") == "nothing"
+            assert "Ada's" in desk.kept.values()  # the checks so far found it too young
+            monkeypatch.setattr("millstream._gateway.upstreams.links.LEFT_SECONDS", 0.0)
+            await until(lambda: "Ada's" not in desk.kept.values())
+
+
+async def test_resumed_session_has_its_stream_and_the_headers_of_its_caller(tmp_path: Path) -> None:
+    for revision, prefix in KINDS:
+        desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
+        ada.headers["x-team"] = "blue"
+        options: dict[str, Any] = {"prefix": prefix, "forward_headers": ["x-team"]}
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind:
+            async with run(folder, behind.url, ada, **options):
+                await ada.call(f"{tool}keep", value="Ada's")
+            session = next(each for each, value in desk.kept.items() if value == "Ada's")
+            behind.requests.clear()
+            async with run(folder, behind.url, ada, **options):
+                assert await ada.call(f"{tool}read") == "Ada's"
+                own = [each for each in behind.requests if each.headers.get("mcp-session-id") == session]
+                assert {each.verb for each in own} == {"GET", "POST"}
+                assert all(each.headers.get("x-team") == "blue" for each in own)
 
 
 async def test_callers_share_sessions_of_an_upstream_that_keeps_nothing_and_hear_of_no_loss(tmp_path: Path) -> None:

@@ -642,6 +642,23 @@ async def test_completed_urls_are_announced_to_the_asked_client() -> None:
     assert told == [{"elicitationId": "e7"}]
 
 
+async def test_completed_url_that_another_worker_issued_is_announced_on_the_stream_of_the_call() -> None:
+    told: list[Json] = []
+
+    async def call(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        await asked.say("notifications/elicitation/complete", {"elicitationId": "elsewhere"})
+        await asked.event(asked.answer(DONE))
+        await asked.end()
+
+    async with (
+        asyncio.timeout(WAIT), run_http_upstream(call) as url, Client(make_gateway(url), revision=HANDSHAKE) as client
+    ):  # fmt: skip
+        client.conversation.requests.incoming.observer = lambda each: told.append(json.loads(bytes(each.params)))
+        assert texts(await request(client)) == "done"
+    assert told == [{"elicitationId": "elsewhere"}]
+
+
 async def ask_to_sign_in(asked: ReceivedRequest) -> None:
     wanted = {"mode": "url", "message": "Sign in", "url": "https://example.com/in", "elicitationId": "e1"}
     await asked.error(-32042, "Sign in first.", {"elicitations": [wanted]})

@@ -181,6 +181,7 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
                 result = await requests.send(current, ask)
             except ClientError as exc:
                 result = await requests.send_again(current, ask, exc)
+        link.failures = 0
         breaker.succeed(monotonic() - started, call, method, name)
         if INPUT_REQUIRED in result and not verbatim and (required := input_required(result)) is not None:
             raise ForwardedCall(call, upstream, ask, source=source).pass_on(required)
@@ -276,7 +277,7 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
             await _set_level(upstream, link, requested_level)
         ask.meta = _meta(call, upstream, source, forwarding.abilities, level, verbatim=verbatim)
         result = await forwarding.outbox.settle_after(forwarding.run(link, way))
-        answered = True
+        answered, link.failures = True, 0
         if not (
             (_cannot_ask(result) or _NEEDS_EXTENSION in result) and _try_other_era(call, upstream, link, ask, result)
         ):

@@ -586,7 +586,11 @@ class MessageRouter:
             if method in CHANGES:
                 self._on_change(method, params)
         elif method == COMPLETE and not (self._own is not None and self._own.verbatim):
-            self._receive_completion(params)
+            found = self.find(notification.request_id) if notification.request_id else None
+            if found is not None and found.revision.elicitation_ids:  # the stream of its call names the client
+                found.notify(method, params)
+            else:
+                self._receive_completion(params)
         elif self._own is not None and (self._own.verbatim or method not in CHANGES):
             self._receive_own(self._own, notification)
         elif method in CHANGES:

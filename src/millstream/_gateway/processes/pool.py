@@ -42,6 +42,7 @@ from millstream.client import (
     Transport,
     TransportRequest,
 )
+from millstream.client._server_messages import ServerMessages
 from millstream.client.lowlevel import Command, DuplexTransport, StdioTransport
 
 _logger = logging.getLogger("millstream.gateway.processes")
@@ -359,7 +360,7 @@ class ProcessTransport(StdioTransport):
     _unanswered_count = 0
     """Number of timed-out or canceled requests since the last output."""
     _asked_at = 0.0
-    """Time of the ping since the last output, or 0 without one."""
+    """Time of the ping since the last output, or 0 without one. Until `_verdict`, the process gets no requests."""
 
     def __init__(self, processes: UpstreamProcesses) -> None:
         self.current: ReplaceableListener = ReplaceableListener()
@@ -378,6 +379,7 @@ class ProcessTransport(StdioTransport):
         self._output = RateMeter(_LINES_PER_SECOND)
         self._messages = RateMeter(_MESSAGES_PER_SECOND)
         self._errors = RateMeter(_ERROR_BYTES_PER_SECOND)
+        self._verdict = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -421,6 +423,14 @@ class ProcessTransport(StdioTransport):
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         self.last_used = now = monotonic()
+        if self._unanswered_count:
+            self.check(now)
+        if self._asked_at:
+            with self.current.pause_timeouts(request.id):
+                await self._verdict.wait()
+            if self.lost:  # it didn't get this request
+                raise SessionLost(f"The process of {self._processes.config.name} was replaced.") from self.fault
+            now = monotonic()
         self._waiting_since = self._waiting_since or now
         try:
             if not self.writable.is_set():
@@ -455,8 +465,10 @@ class ProcessTransport(StdioTransport):
         processes = self._processes
         if not self._unanswered_count or silence <= processes.config.timeout or self.closing:
             self._asked_at = 0.0
+            self._verdict.set()
         elif not self._asked_at:  # callers may have caused this: only silence after our own request counts
             self._asked_at = now
+            self._verdict.clear()
             self._processes.pool.background.spawn(self._ping())
         elif now - self._asked_at > _PING_TIMEOUT:
             hung = ConnectionLost("The process stopped responding, so it was killed. Another one replaces it.")
@@ -467,6 +479,12 @@ class ProcessTransport(StdioTransport):
     async def _ping(self) -> None:
         with contextlib.suppress(ClientError):
             await self.send(_PING, "ping")
+
+    @override
+    def end(self, fault: ClientError | None = None) -> None:
+        """See `DuplexTransport`."""
+        super().end(fault)
+        self._verdict.set()
 
     def finish_boot(self) -> None:
         """Let another process boot."""
@@ -480,8 +498,9 @@ class ProcessTransport(StdioTransport):
     def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output."""
         self.finish_boot()
-        self._waiting_since = 0.0
+        self._waiting_since = self._asked_at = 0.0
         self._unanswered_count = 0
+        self._verdict.set()
         before = self.current.count
         super().feed_stdout(data)
         self.last_used = now = monotonic()
@@ -557,6 +576,10 @@ class ReplaceableListener(Struct, eq=False):
         self.count += 1
         if self.listener is not None:
             self.listener.receive(message, transport, request_id)
+
+    def pause_timeouts(self, request_id: int) -> contextlib.AbstractContextManager[None]:
+        listener = self.listener
+        return listener.pause_timeouts(request_id) if isinstance(listener, ServerMessages) else contextlib.nullcontext()
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         if self.listener is not None:

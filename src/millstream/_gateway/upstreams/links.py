@@ -95,6 +95,8 @@ class Link(Struct, eq=False):
     """Whether it's being closed."""
     remembered: bool = False
     """Whether it's a caller's session, so the caller learns of its loss. See `UpstreamSessions`."""
+    failures: int = 0
+    """Number of calls without a result since the last result, or since the session responded to a check."""
     checked: bool = False
     """Whether its session is being checked now."""
     reported: bool = False

@@ -28,7 +28,7 @@ from millstream._gateway.processes.pool import UpstreamProcesses
 from millstream._gateway.rules.patterns import key_forms, path_and_parts, uri_key
 from millstream._gateway.rules.policy import Policy
 from millstream._gateway.upstreams.breaker import Breaker, find_outage
-from millstream._gateway.upstreams.links import SHARED_KEY, LinkKey, Links
+from millstream._gateway.upstreams.links import SHARED_KEY, Link, LinkKey, Links
 from millstream._override import override
 from millstream._protocol.errors import pluralize
 from millstream._protocol.redaction import redact_foreign
@@ -423,6 +423,8 @@ class ListSource(ListOwner, Protocol):
 
     async def probe(self) -> ClientError | None: ...
 
+    def suspect(self, link: Link | None, error: ClientError | OSError) -> None: ...
+
 
 class McpLists(ListKeeper):
     """Reads the lists from a server that speaks MCP, on a connection of their own."""
@@ -479,6 +481,7 @@ class McpLists(ListKeeper):
             self.ready.set()
             await self.wanted.wait()
         while True:
+            link: Link | None = None
             try:
                 self.lister = await self._find_lister()
                 self._awaited, self._asked_at = "responded", monotonic()
@@ -493,6 +496,7 @@ class McpLists(ListKeeper):
                             await subscribed.wait()
                     self._awaited, self._asked_at = "returned its lists", monotonic()
                     await self._list(link.conversation)
+                    link.failures = 0
                     link.conversation.requests.timeout = self.config.timeout
                     await self._keep_fresh(link.conversation)
                 finally:
@@ -503,6 +507,7 @@ class McpLists(ListKeeper):
                     link.calls -= 1
             except (ClientError, OSError) as exc:
                 self._awaited = ""
+                self._source.suspect(link, exc)
                 if await self._take_failure(exc):
                     continue
                 self.failed_reads += 1

@@ -92,6 +92,8 @@ _decode_resource = decoder(ResourceUpdatedNotificationParams)
 
 _OTHER_CONNECTIONS = 28
 """HTTP connections for lists, subscriptions, and polls of tasks, in addition to connections for calls."""
+_MAX_FAILURES = 3
+"""Consecutive failures of calls in a session after which it's checked, whatever the reason."""
 _MAX_INFO = 16 * 1024
 """Maximum size of a client's self-description to pass on, in bytes."""
 _MAX_PLAIN_METAS = 256
@@ -661,7 +663,17 @@ class McpUpstream(Upstream):
         """See `Upstream`."""
         if self.credentials is not None and self.credentials.personal:  # another user's account would watch them
             return False
+        return self._has_subscriptions
+
+    @property
+    def _has_subscriptions(self) -> bool:
         return bool(members(self.catalog.capabilities.get("resources")).get("subscribe"))
+
+    @property
+    def refuses_subscriptions(self) -> bool:
+        """Whether nobody hears of updates, because the upstream has no subscriptions, and no sessions of its clients
+        either."""
+        return self._shares_processes and bool(self.catalog.revision) and not self._has_subscriptions
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
@@ -710,49 +722,55 @@ class McpUpstream(Upstream):
         await conversation.close()
         return None
 
-    def suspect(self, link: Link | None, error: ClientError) -> None:
-        """Check the session of a call that failed. If it's gone, the next call opens another one.
+    def suspect(self, link: Link | None, error: ClientError | OSError) -> None:
+        """Check the session of a request that failed. If it's gone, the next call opens another one.
 
         Upstreams say in different ways that they don't know a session, so what counts is whether it still works.
         """
         by_url = self.processes is None and not self.is_program and not self.has_one_session
-        if link is None or not by_url or not link.conversation.transport.has_session:
+        if link is None or link.ended or not by_url or not link.conversation.transport.has_session:
             return
+        link.failures += 1
         if isinstance(error, ServerError):
             may_be_gone = "session" in error.message.lower()
         else:
-            lost = not error.status and isinstance(error, ConnectionLost | InvalidResponse)
-            may_be_gone = lost or 400 <= error.status < 500
-        if may_be_gone:
+            status = getattr(error, "status", 0)
+            lost = not status and isinstance(error, ConnectionLost | InvalidResponse)
+            may_be_gone = lost or 400 <= status < 500
+        if may_be_gone or link.failures >= _MAX_FAILURES:
             self.lists.tasks.spawn(self._check_session(link))
 
     async def _check_session(self, link: Link) -> None:
-        if link.checked or link.ended or not link.conversation.negotiated.revision.handshake:
+        if link.checked or link.is_lost or not link.conversation.negotiated.revision.handshake:
             return
-        link.checked = True
+        may_be_busy, link.checked = link.failures < _MAX_FAILURES, True
         other = self._make_link(LinkKey(affinity="#check", credentials=link.key.credentials), "").conversation
         try:
-            if await self._responds(link.conversation):
+            if await self._responds(link.conversation, may_be_busy=may_be_busy):
+                link.failures = 0
                 return
             async with asyncio.timeout(self.config.connect_timeout):
                 await other.start()
-            works = await self._responds(other) and not link.ended
-            if works and not await self._responds(link.conversation):  # the upstream hadn't just come back
+            if not await self._responds(other):
+                return
+            # The upstream may have just come back.
+            if not await self._responds(link.conversation, may_be_busy=may_be_busy):
                 logger.info("%s: a session that doesn't work any more is replaced", self.name)
-                self.links.end(link)
+                link.conversation.requests.end_session()
+                self.lists.refresh()
         except (ClientError, OSError, TimeoutError) as exc:
             logger.debug("%s: a session can't be compared with a new one: %s", self.name, exc)
         finally:
             link.checked = False
             await other.close()
 
-    async def _responds(self, conversation: Conversation) -> bool:
-        """Return whether a session answers a ping, or may still be busy."""
+    async def _responds(self, conversation: Conversation, *, may_be_busy: bool = False) -> bool:
+        """Return whether a session responds to a ping, or may be busy without a response."""
         ask = RawRequest(method="ping", timeout=self.config.connect_timeout, repeatable=True)
         try:
             await conversation.requests.ask(ask)
         except RequestTimeout:
-            return True
+            return may_be_busy
         except (ClientError, OSError):
             return False
         return True

@@ -68,13 +68,23 @@ def encode_request(method: str, target: str, head: str, body: bytes = b"") -> by
     Raises:
         UnsendableRequest: The method isn't a token, or the target has characters that aren't allowed there.
     """
+    start = encode_start(method, target, head)
+    return add_body(start, body) if body or method in _HAS_BODY else start + b"\r\n"
+
+
+def encode_start(method: str, target: str, head: str) -> bytes:
+    """Return the beginning of requests that differ only in their bodies. See `encode_request` and `add_body`."""
     start = f"{method} {target}"
     if _is_start(start) is None:
         what = "path or query" if re.fullmatch(_TOKEN, method) else f"HTTP method {method!r:.100}"
         raise UnsendableRequest(f"The {what} contains characters that aren't allowed there.")
+    return f"{start} HTTP/1.1\r\n{head}".encode("latin-1")
+
+
+def add_body(start: bytes, body: bytes) -> bytes:
+    """Return a request from the result of `encode_start`."""
     # Without a length, a server would read the body as another request.
-    length = f"Content-Length: {len(body)}\r\n" if body or method in _HAS_BODY else ""
-    return f"{start} HTTP/1.1\r\n{head}{length}\r\n".encode("latin-1") + body
+    return b"%bContent-Length: %d\r\n\r\n%b" % (start, len(body), body)
 
 
 def _refuse(headers: Collection[tuple[str, str]], *, of_part: bool = False) -> NoReturn:

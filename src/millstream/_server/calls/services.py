@@ -27,6 +27,7 @@ from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._protocol.uri import normalize_uri
+from millstream._recent import RecentBytes
 from millstream._server.address import Address
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
@@ -160,6 +161,14 @@ class ChangeSource(Protocol):
         return
 
 
+_MAX_EARLY_SESSIONS, _MAX_EARLY_BYTES = 1000, 1024 * 1024
+"""Maximum sessions with messages that wait for a watcher, and maximum size of these messages, a sixteenth of it for one
+session.
+"""
+_EARLY_BYTES = 250
+"""Memory that such a message takes in addition to its text."""
+
+
 class _NoSource(ChangeSource):
     """The source of a server without outside changes."""
 
@@ -177,6 +186,10 @@ class ChangeFeed:
         """Id of a session -> its newest watcher, and the session."""
         self._arrival = asyncio.Event()
         """Set when a session has a new watcher."""
+        self._early = RecentBytes[str, tuple[SessionChange, ...]](
+            _MAX_EARLY_SESSIONS, max_bytes=_MAX_EARLY_BYTES, size_of=lambda kept: sum(map(_size_of, kept))
+        )
+        """Id of a session -> messages that wait for its watcher, because its client isn't listening yet."""
 
     def watch(self, watcher: Watcher, address: str, session: Session | None = None) -> Callable[[], None]:
         """Add a watcher. Return a function that removes it.
@@ -190,6 +203,11 @@ class ChangeFeed:
         if session is not None:
             self._sessions[session.id] = token, session
             self._arrival.set()
+            if session.id in self._early:
+                early = self._early[session.id]
+                del self._early[session.id]
+                for change in early:
+                    watcher(change, change.message)
 
         def stop() -> None:
             self._watchers.pop(token, None)
@@ -230,7 +248,10 @@ class ChangeFeed:
             watchers = {token: watcher for token, watcher in watchers.items() if token not in others}
         if isinstance(change, SessionChange):
             token = self._token_of(change.session)
-            watchers = {} if token is None else {token: watchers[token]}
+            if token is None:
+                self._keep(change)
+                return
+            watchers = {token: watchers[token]}
         if not watchers:
             return
         message = encode_change(change)
@@ -242,6 +263,16 @@ class ChangeFeed:
                 watcher(change, message)
             except Exception:  # for example an error of a `visible` function, which must not affect other callers
                 _logger.exception("A change can't be reported to a client.")
+
+    def _keep(self, change: SessionChange) -> None:
+        """Keep a message until its session has a watcher, if there's room."""
+        kept = self._early.get(change.session, ())
+        if change.message and sum(map(_size_of, kept)) + _size_of(change) <= _MAX_EARLY_BYTES // 16:
+            self._early.keep(change.session, (*kept, change))
+
+
+def _size_of(change: SessionChange) -> int:
+    return len(change.message) + _EARLY_BYTES
 
 
 SESSION_OVER = "$session over"

@@ -26,7 +26,7 @@ from millstream._protocol.errors import Confidential, ProtocolError, SuggestionM
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
-from millstream._protocol.notifications import CancelledNotificationParams
+from millstream._protocol.notifications import CancelledNotificationParams, read_cancellation
 from millstream._protocol.redaction import MAX_TEXT, redact_foreign
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
@@ -312,6 +312,8 @@ class DuplexTransport(NotCopyable):
         self._listener = listener
         self._background = background
         self._waiting: dict[int, asyncio.Future[Envelope]] = {}
+        self._subscriptions: dict[str, asyncio.Future[Envelope]] = {}
+        """Request id of a `subscriptions/listen` as text -> its response."""
         self._last_id = 0
         self._refusable = 0
         """Notifications that the server may still refuse."""
@@ -370,6 +372,8 @@ class DuplexTransport(NotCopyable):
             raise self.fault
         waiter: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = waiter
+        if request.method == "subscriptions/listen":
+            self._subscriptions[str(request.id)] = waiter
         self._last_id = max(self._last_id, request.id)
         try:
             await self._write(request.body)
@@ -382,6 +386,7 @@ class DuplexTransport(NotCopyable):
             raise
         finally:
             del self._waiting[request.id]
+            self._subscriptions.pop(str(request.id), None)
             has_failed(waiter)  # retrieves its error, in case the write failed first
 
     def receive(self, data: bytes, request_id: int = 0) -> None:
@@ -429,6 +434,13 @@ class DuplexTransport(NotCopyable):
             request_id: The request that it belongs to, or 0 if it's unknown.
         """
         if not message.is_answer:
+            if self._subscriptions and message.method == "notifications/cancelled":
+                # Servers also end a subscription in this way:
+                # https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions
+                waiter = self._subscriptions.get(str(read_cancellation(message.params)[0]))
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(Envelope(None, "", b"", b'{"resultType":"complete"}'))
+                    return
             try:
                 self._listener.receive(message, self, request_id)
             except ClientError as exc:

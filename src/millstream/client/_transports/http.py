@@ -23,8 +23,9 @@ from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
 from millstream._protocol.redaction import find_query_secrets, leave_out, secret_parts
 from millstream._protocol.revisions import Revision
+from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_reason, has_failed
-from millstream.client._endpoint import Endpoint, problem_detail, redact_error, try_again, with_reply
+from millstream.client._endpoint import Endpoint, PostHead, problem_detail, redact_error, try_again, with_reply
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -67,6 +68,8 @@ _STREAM_TIMEOUT = 1.0
 _INITIALIZED_TIMEOUT = 10.0
 """Maximum seconds to wait for the response to ``notifications/initialized``."""
 _MAX_KIND = 64
+_MAX_HEADS, _MAX_KEPT_NAME = 16, 128
+"""Maximum heads that a connection keeps, and maximum characters of the name in one."""
 _is_method = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z/:@-]+").fullmatch
 _is_plain = re.compile(r"[!-<>-~][!-~]*").fullmatch
 """Names that `encode_value` returns unchanged."""
@@ -88,6 +91,8 @@ class StreamableTransport(Confidential, Struct, eq=False):
     """Header with the cookies that were set along with the session's id."""
     _fixed: Mapping[str, str] = field(default_factory=lambda: _ACCEPT)
     """Headers of each POST after the negotiation."""
+    _heads: Recent[tuple[str, str], PostHead] = field(default_factory=lambda: Recent(_MAX_HEADS))
+    """Method and name -> the encoded headers of such requests."""
     _readers: dict[int, EventReader] = {}
     """Open streams of calls, by request id."""
     _stream_task: asyncio.Task[None] | None = None
@@ -107,13 +112,14 @@ class StreamableTransport(Confidential, Struct, eq=False):
             if self._stream_task is not None:
                 self._stream_task.cancel()
         self._fixed = {**_ACCEPT, **self._about(revision)}
+        self._heads.clear()
 
     async def exchange(self, request: TransportRequest) -> Envelope:
         """POST a request and wait for the response."""
         try:
             reply = await self._endpoint.send(
                 "POST",
-                self._headers(request),
+                self._head(request),
                 request.body,
                 repeatable=request.repeatable,
                 owner=request.owner,
@@ -189,6 +195,15 @@ class StreamableTransport(Confidential, Struct, eq=False):
         """Leave the session open on the server when this is closed."""
         self._session, self._cookies = "", {}
 
+    def end(self, fault: ClientError) -> None:
+        """Note that the session has ended.
+
+        Args:
+            fault: Why it has ended.
+        """
+        self.lost = True
+        self._listener.on_interruption(self, fault)
+
     @property
     def secrets(self) -> Collection[str]:
         """The credentials that requests contain, and the session."""
@@ -198,6 +213,17 @@ class StreamableTransport(Confidential, Struct, eq=False):
     def has_session(self) -> bool:
         """Whether the server has created a session. Without one, a handshake-era server can't ask questions."""
         return bool(self._session)
+
+    def _head(self, request: TransportRequest) -> Mapping[str, str] | PostHead:
+        """Return the headers of a request, encoded if most requests of their kind have equal ones."""
+        method, name = request.method, request.name
+        if request.revision is not None or request.params or len(name) > _MAX_KEPT_NAME or method == "initialize":
+            return self._headers(request)
+        head = self._heads.get((method, name))
+        if head is None or head.url is not self._endpoint.url:
+            head = self._endpoint.encode_post(self._headers(request))
+            self._heads.keep((method, name), head)
+        return head
 
     def _headers(self, request: TransportRequest) -> dict[str, str]:
         method, name, revision = request.method, request.name, request.revision
@@ -374,9 +400,11 @@ class StreamableTransport(Confidential, Struct, eq=False):
                 return True
             if not stands.is_set():
                 return False
-            self.lost = gone
             reader.attempts = _ATTEMPTS  # stop retrying until there's a new subscriber
-            self._listener.on_interruption(self, exc)
+            if gone:
+                self.end(exc)
+            else:
+                self._listener.on_interruption(self, exc)
             return not gone
         return True
 
