@@ -25,10 +25,10 @@ class BlockingSubscription(NotCopyable):
 
     _COPY_ADVICE = HubSubscription._COPY_ADVICE
 
-    def __init__(self, inner: HubSubscription, loop: LoopThread) -> None:
+    def __init__(self, inner: HubSubscription, client: "BlockingHubClient") -> None:
         """`BlockingHubClient.subscribe` creates it."""
         self._inner = inner
-        self._loop = loop
+        self._loop = client._loop
 
     @property
     def position(self) -> str:
@@ -75,6 +75,9 @@ class BlockingHubClient(NotCopyable):
     """A blocking `HubClient`: ``with hub.connect_blocking(url) as feed: feed.publish("news", "Hello")``.
 
     Several threads can use it at once.
+
+    Args:
+        inner: The client whose methods it calls.
     """
 
     _COPY_ADVICE = HubClient._COPY_ADVICE
@@ -107,12 +110,24 @@ class BlockingHubClient(NotCopyable):
     def subscribe(
         self, channel: str, *more: str, history: int = 0, last_event_id: str = "", name: str = ""
     ) -> BlockingSubscription:
-        """Return a subscription. The arguments are those of `HubClient.subscribe`."""
+        """Return a subscription to channels or patterns, which share one order of events.
+
+        Args:
+            channel: A channel, or a pattern such as ``orders.*``.
+            more: Further channels and patterns.
+            history: Number of newest events that come first, at most 1,000.
+            last_event_id: As for `HubClient.subscribe`.
+            name: Makes this client a member of the channels, with this name.
+
+        Raises:
+            ValueError: A channel contains a comma.
+            ClientError: The client isn't connected.
+        """
 
         async def subscribe() -> HubSubscription:
             return self._inner.subscribe(channel, *more, history=history, last_event_id=last_event_id, name=name)
 
-        return BlockingSubscription(self._loop.wait(subscribe()), self._loop)
+        return BlockingSubscription(self._loop.wait(subscribe()), self)
 
     publish: Final = make_blocking(HubClient.publish)
     members: Final = make_blocking(HubClient.members)

@@ -17,7 +17,7 @@ store.
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
@@ -187,7 +187,9 @@ class ApprovalRequests:
         raise ToolError(_WAITS.format(approvers, until, request.id))
 
     @asynccontextmanager
-    async def use(self, call: Call, name: str, raw: bytes | None, approved: ApprovalRequest) -> AsyncIterator[None]:
+    async def use(
+        self, call: Call, name: str, raw: bytes | None, approved: ApprovalRequest
+    ) -> AsyncGenerator[None, None]:
         """Use the result of `find` for the call that's sent in the block.
 
         Raises:
