@@ -25,10 +25,13 @@ class BlockingSubscription(NotCopyable):
 
     _COPY_ADVICE = HubSubscription._COPY_ADVICE
 
-    def __init__(self, inner: HubSubscription, client: "BlockingHubClient") -> None:
+    def __init__(
+        self, inner: HubSubscription, wait: Callable[..., Any], call: Callable[[Callable[[], None]], None]
+    ) -> None:
         """`BlockingHubClient.subscribe` creates it."""
         self._inner = inner
-        self._loop = client._loop
+        self._wait = wait
+        self._call = call
 
     @property
     def position(self) -> str:
@@ -41,7 +44,7 @@ class BlockingSubscription(NotCopyable):
         return self._inner.closed
 
     def __enter__(self) -> Self:
-        self._loop.wait(self._inner.__aenter__())
+        self._wait(self._inner.__aenter__())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -55,7 +58,7 @@ class BlockingSubscription(NotCopyable):
 
     def __next__(self) -> HubEvent | EventGap:
         try:
-            found = None if self.closed else self._loop.wait(anext(self._inner, None))
+            found: HubEvent | EventGap | None = None if self.closed else self._wait(anext(self._inner, None))
         except CancelledError:  # the client was closed meanwhile
             found = None
         if found is None:
@@ -64,11 +67,11 @@ class BlockingSubscription(NotCopyable):
 
     def close(self) -> None:
         """Unsubscribe. A thread that waits for the next event stops."""
-        self._loop.call(self._inner.close)
+        self._call(self._inner.close)
 
     def retry_now(self) -> None:
         """Reconnect immediately, if it's waiting."""
-        self._loop.call(self._inner.retry_now)
+        self._call(self._inner.retry_now)
 
 
 class BlockingHubClient(NotCopyable):
@@ -127,7 +130,7 @@ class BlockingHubClient(NotCopyable):
         async def subscribe() -> HubSubscription:
             return self._inner.subscribe(channel, *more, history=history, last_event_id=last_event_id, name=name)
 
-        return BlockingSubscription(self._loop.wait(subscribe()), self)
+        return BlockingSubscription(self._loop.wait(subscribe()), self._loop.wait, self._loop.call)
 
     publish: Final = make_blocking(HubClient.publish)
     members: Final = make_blocking(HubClient.members)
