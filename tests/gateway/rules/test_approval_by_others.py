@@ -689,9 +689,10 @@ async def test_audit_line_has_both_names(shop: Shop, tmp_path: Path) -> None:
 
 @for_each("wrong", ["managers", "group:", "scope:x", "groups:x", ""])
 def test_approvers_need_a_kind_and_a_name(wrong: str) -> None:
-    for options in ({"by": (wrong,)}, {"by": wrong}):
+    given: list[Any] = [(wrong,), wrong]
+    for by in given:
         with pytest.raises(ValueError, match="by can't be"):
-            ApprovalPolicy(**options)
+            ApprovalPolicy(by=by)
 
 
 def test_wrong_times_are_refused() -> None:
