@@ -51,7 +51,6 @@ def test_completion_script_can_be_installed(tmp_path: Path, monkeypatch: pytest.
 def test_installation_says_what_an_empty_zshrc_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SHELL", "/bin/zsh")
-    monkeypatch.delenv("ZSH", raising=False)
     monkeypatch.delenv("ZSH_CUSTOM", raising=False)
     install = ["completion", "--install"]
     assert "autoload -U compinit && compinit" in CliRunner().invoke(program("completion"), install).stdout

@@ -101,14 +101,9 @@ def completion(shell: Shell | None = None, /, *, install: bool = False) -> None:
     except OSError as exc:
         raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
     print(f"Wrote {path}. Open a new shell to use it.")
-    if chosen == "zsh" and not _calls_compinit():
-        print("Your .zshrc must load zsh's completions, with this line at its end: autoload -U compinit && compinit")
-
-
-def _calls_compinit() -> bool:
-    """Return whether a person's zsh loads completions. oh-my-zsh, which sets ZSH, does."""
     rc = Path.home() / ".zshrc"
-    return "ZSH" in os.environ or "compinit" in (rc.read_text("utf-8", "replace") if rc.exists() else "")
+    if chosen == "zsh" and not (rc.exists() and re.search("compinit|oh-my-zsh", rc.read_text("utf-8", "replace"))):
+        print("If your .zshrc doesn't load completions yet, add this line at its end: autoload -U compinit && compinit")
 
 
 def _complete_files(script: str, shell: Shell) -> str:
