@@ -4,7 +4,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -263,9 +262,3 @@ def test_server_repr_shows_name_and_items() -> None:
         return ""
 
     assert repr(mcp) == "<Server 'shop': 1 tools, 0 resources, 0 templates, 0 prompts>"
-
-
-@for_each("make", [connect, Client])
-async def test_error_for_awaiting_a_client_suggests_async_with(make: Callable[[Server], Any]) -> None:
-    with pytest.raises(TypeError, match=r"Instead of await, write: async with … as client:"):
-        await make(shop())
