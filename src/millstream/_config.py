@@ -70,6 +70,7 @@ LogLevel = Annotated[
 
 def read_duration(text: str) -> float:
     """Return the seconds of a `DurationText`."""
+    text = text.rstrip()  # `$` also matches before a line break at the end
     return int(text[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[text[-1]]
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import wraps
 from random import uniform
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -50,6 +50,8 @@ class LoopThread:
         self._error = error
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = Thread()
+        self._lock = Lock()
+        """Held while work is scheduled, so that `stop` cancels all of it."""
 
     def start(self) -> None:
         """Start the loop, unless it runs."""
@@ -61,15 +63,16 @@ class LoopThread:
 
     def wait(self, needed: Awaitable[T]) -> T:
         """Return the result. If Ctrl-C interrupts the wait, the work is canceled."""
-        if self._loop is None:
-            if isinstance(needed, Coroutine):
-                needed.close()
-            raise self._error()
 
         async def result() -> T:
             return await needed
 
-        future = asyncio.run_coroutine_threadsafe(result(), self._loop)
+        with self._lock:
+            future = None if self._loop is None else asyncio.run_coroutine_threadsafe(result(), self._loop)
+        if future is None:
+            if isinstance(needed, Coroutine):
+                needed.close()
+            raise self._error()
         try:
             return future.result()
         finally:
@@ -77,16 +80,18 @@ class LoopThread:
 
     def call(self, work: Callable[[], object]) -> None:
         """Call a function in the loop soon, if the loop runs."""
-        if self._loop is not None:
+        loop = self._loop
+        if loop is not None:
             with suppress(RuntimeError):  # another thread has just stopped it
-                self._loop.call_soon_threadsafe(work)
+                loop.call_soon_threadsafe(work)
 
     def stop(self) -> None:
         """Cancel what's running in the loop, and wait for its end."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
-            self._loop = None
 
 
 def _run(runner: asyncio.Runner) -> None:

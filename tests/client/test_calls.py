@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from client.misbehaving_servers import (
 from client.shop import mcp
 from millstream import Client, Context, Server, Text, ToolResult
 from millstream._protocol.revisions import BY_DATE
+from millstream._tasks import LoopThread
 from millstream.client import Options
 from millstream.client._blocking_client import BlockingClient
 from millstream.client._errors import ClientError, InvalidResponse, NotSupported, ServerError, TargetError, ToolFailed
@@ -641,3 +643,45 @@ async def test_errors_need_no_structured_content() -> None:
     async with connected(with_discovery(listing(NUMBER, **result))) as (_, client):
         await client.tools()
         assert (await client.call("count", raise_on_error=False)).is_error
+
+
+def test_work_that_begins_while_another_thread_stops_the_loop_ends() -> None:
+    started, ending, begun = threading.Event(), threading.Event(), threading.Event()
+    refused = list[BaseException]()
+    loop = LoopThread("test", lambda: ClientError("The loop has ended."))
+
+    async def run_until_the_end() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            while not (begun.is_set() or refused):  # noqa: ASYNC110  threads set these
+                await asyncio.sleep(0)
+
+    async def begin() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def wait_for(work: Awaitable[None], errors: list[BaseException]) -> None:
+        try:
+            loop.wait(work)
+        except BaseException as exc:
+            errors.append(exc)
+
+    def wait_late() -> None:
+        ending.wait(WAIT)
+        wait_for(begin(), refused)
+
+    loop.start()
+    threads = [
+        threading.Thread(target=wait_for, args=(run_until_the_end(), []), daemon=True),
+        threading.Thread(target=wait_late, daemon=True),
+    ]
+    for each in threads:
+        each.start()
+    assert started.wait(WAIT)
+    loop.stop()
+    for each in threads:
+        each.join(WAIT)
+    assert [str(each) for each in refused] == ["The loop has ended."]

@@ -1,8 +1,9 @@
 import json
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import attrs
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
@@ -43,6 +44,18 @@ class Two(msgspec.Struct, tag="two"):
     v: str
 
 
+T = TypeVar("T")
+
+
+class Box(msgspec.Struct, Generic[T]):
+    content: list[T]
+
+
+@attrs.define
+class Label:
+    price: Decimal
+
+
 def tool_with(annotation: Any) -> Any:
     """Return a tool whose parameter `x` and result have a type."""
 
@@ -63,6 +76,9 @@ PLACES: list[tuple[Any, str, str]] = [
     (dict[str, list[Decimal | None]], '{"a":[null,%s]}', "'x.a[1]'"),
     (Basket, '{"below":{"items":[{"price":%s}]}}', "'x.below.items[0].price'"),
     (Priced, '{"price":%s}', "'x.price'"),
+    (Box[Decimal], '{"content":[%s]}', "'x.content[0]'"),
+    (Label, '{"price":%s}', "'x.price'"),
+    (Box[Label], '{"content":[{"price":%s}]}', "'x.content[0].price'"),
     (list[One | Two | None], '[null,{"type":"two","v":"NaN"},{"type":"one","v":%s}]', "'x[2].v'"),
 ]
 

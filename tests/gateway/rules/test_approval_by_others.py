@@ -465,6 +465,11 @@ async def test_requests_expire(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> N
         assert {id_in(await send(two)), id_in(await send(two, order="8"))}.isdisjoint({old, approved})
 
 
+async def test_time_can_end_with_a_line_break(shop: Shop) -> None:
+    async with shop.workers(ask(within="30m\n"), count=1) as (one,):
+        assert "waits for approval" in text(await send(one))
+
+
 # Failures
 
 

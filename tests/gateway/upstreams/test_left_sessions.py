@@ -4,8 +4,8 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from itertools import cycle
+from contextlib import asynccontextmanager, suppress
+from itertools import count, cycle
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -18,6 +18,7 @@ from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import serve
 from millstream import Server, Settings, auth
+from millstream._override import override
 from patience import WAIT
 
 KEYS = {"ada": "ada-has-a-key-of-some-length", "bob": "bob-has-another-of-some-length"}
@@ -286,6 +287,53 @@ async def test_session_that_no_caller_continues_is_ended(tmp_path: Path, monkeyp
             for who in (ada, bob):
                 assert HERE in await who.call("desk_read")
                 assert await who.call("desk_read") == "nothing"
+
+
+class OneByOne(Desk):
+    """A server that handles the requests of a session one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.release = asyncio.Event()
+        self.pings = 0
+
+    @override
+    async def _answer(self, asked: ReceivedRequest, session: str) -> None:
+        self.pings += asked.method == "ping" and self.locks[session].locked()
+        async with self.locks[session]:
+            if asked.method != "tools/call" or asked.message["params"]["name"] != "hang":
+                await super()._answer(asked, session)
+                return
+            self.hangs.set()
+            await asked.stream()
+            token = asked.message["params"]["_meta"]["progressToken"]
+            for progress in count():
+                await asked.say("notifications/progress", {"progressToken": token, "progress": progress})
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.release.wait(), 0.1)
+                    break
+            await asked.event(asked.answer({"content": [{"type": "text", "text": self.kept[session]}]}))
+            await asked.end()
+
+
+async def test_session_that_reports_progress_of_a_call_is_kept_although_it_answers_no_other_request(
+    tmp_path: Path,
+) -> None:
+    desk, ada = OneByOne(), Caller(HANDSHAKE)
+    async with (
+        asyncio.timeout(WAIT), misbehaving(desk.behave) as behind,
+        run(tmp_path, behind.url, ada, prefix="desk", timeout=2.0, connect_timeout=2.0)
+    ):  # fmt: skip
+        await ada.call("desk_keep", value="Ada's")
+        call = {"name": "desk_hang", "arguments": {}, "_meta": {"progressToken": 5}}
+        hanging = asyncio.create_task(ada.post("tools/call", call))
+        await desk.hangs.wait()
+        while desk.pings < 3 and not hanging.done():
+            await asyncio.gather(*(ada.call("desk_read") for _ in range(3)))
+        desk.release.set()
+        assert '"text": "Ada\'s"' in (await hanging).text
+        assert await ada.call("desk_keep") == "Ada's"
 
 
 async def test_session_that_becomes_too_old_later_is_ended_by_a_later_check(

@@ -457,6 +457,8 @@ class MessageRouter:
         self._on_change = on_change
         self._own = own
         self._send = send
+        self.heard: bool = False
+        """Whether the upstream has sent a notification. `McpUpstream` resets it."""
         self._users: set[object] = set()
         """Callers that may have caused a message: principals that have called, and others that gave up a call. Two are
         enough to know that the connection has several.
@@ -578,6 +580,7 @@ class MessageRouter:
 
     def receive(self, notification: Notification) -> None:  # noqa: C901  a case for each kind
         """Pass a notification to the client of its call."""
+        self.heard = True
         method, params = notification.method, bytes(notification.params)
         if method == PROGRESS:
             self._receive_progress(params)

@@ -744,17 +744,17 @@ class McpUpstream(Upstream):
         if link.checked or link.is_lost or not link.conversation.negotiated.revision.handshake:
             return
         may_be_busy, link.checked = link.failures < _MAX_FAILURES, True
-        other = self._make_link(LinkKey(affinity="#check", credentials=link.key.credentials), "").conversation
+        other = self._make_link(LinkKey(affinity="#check", credentials=link.key.credentials), "")
         try:
-            if await self._responds(link.conversation, may_be_busy=may_be_busy):
+            if await self._responds(link, may_be_busy=may_be_busy):
                 link.failures = 0
                 return
             async with asyncio.timeout(self.config.connect_timeout):
-                await other.start()
+                await other.conversation.start()
             if not await self._responds(other):
                 return
             # The upstream may have just come back.
-            if not await self._responds(link.conversation, may_be_busy=may_be_busy):
+            if not await self._responds(link, may_be_busy=may_be_busy):
                 logger.info("%s: a session that doesn't work any more is replaced", self.name)
                 link.conversation.requests.end_session()
                 self.lists.refresh()
@@ -762,15 +762,18 @@ class McpUpstream(Upstream):
             logger.debug("%s: a session can't be compared with a new one: %s", self.name, exc)
         finally:
             link.checked = False
-            await other.close()
+            await other.conversation.close()
 
-    async def _responds(self, conversation: Conversation, *, may_be_busy: bool = False) -> bool:
-        """Return whether a session responds to a ping, or may be busy without a response."""
+    async def _responds(self, link: Link, *, may_be_busy: bool = False) -> bool:
+        """Return whether a session responds to a ping, is busy with a call that sends messages meanwhile, or may be
+        busy without a response.
+        """
         ask = RawRequest(method="ping", timeout=self.config.connect_timeout, repeatable=True)
+        link.router.heard = False
         try:
-            await conversation.requests.ask(ask)
+            await link.conversation.requests.ask(ask)
         except RequestTimeout:
-            return may_be_busy
+            return may_be_busy or link.router.heard
         except (ClientError, OSError):
             return False
         return True

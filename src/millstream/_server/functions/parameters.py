@@ -401,7 +401,7 @@ def is_simple(annotation: Any) -> bool:
         return len(parts) == 2 and NoneType in parts and all(map(is_simple, parts))
     if kind in (list, dict):
         return (kind is list or parts[:1] in ((), (str,))) and all(map(is_simple, parts))
-    return kind in _SIMPLE or (is_struct(kind) and not any(map(_is_checked, parts_of(kind))))
+    return kind in _SIMPLE or (is_struct(kind) and not any(map(_is_checked, parts_of(annotation))))
 
 
 def _is_checked(part: tuple[Any, Any]) -> bool:
@@ -493,7 +493,7 @@ def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
     if hasattr(kind, "__pydantic_fields__"):
         for info in kind.__pydantic_fields__.values():
             yield info.annotation, [*info.metadata, info.default]
-    elif has_fields(kind):
+    elif has_fields(kind) or hasattr(kind, "__attrs_attrs__"):
         try:
             hints = get_type_hints(kind, include_extras=True)
         except NameError:
