@@ -318,7 +318,6 @@ async def test_references_into_flattened_combinations_lead_to_the_same_schema() 
 @for_each(
     "schema",
     [
-        {"anyOf": [TITLED, {"$ref": "#named"}], "$defs": {"A": {**NUMBERED, "$anchor": "named"}}},
         {"anyOf": [TITLED, {"patternProperties": {"^x-": {"type": "string"}}}]},
         {"allOf": [TITLED, {"additionalProperties": {"type": "integer"}}]},
     ],

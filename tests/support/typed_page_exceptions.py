@@ -188,7 +188,13 @@ PAGES = {
     ),
     "docs/guides/gateway-policies.md": Page(
         files={"shop.py": "examples/gateway/shop.py"},
-        places={"tool\tshop_search_books": "…tool\tshop_search_books"},
+        places={
+            "tool\tshop_search_books": "…tool\tshop_search_books",
+            "2026-11-30 21:05:12Z, so it hasn't been sent. Its request is\n3f6c1d9be2a07c44. Once it's approved, call "
+            "the tool again with the same arguments. That sends the call, and returns its\nresult.": "…",
+            "3f6c1d9be2a07c44": '$(curl -s --header "Authorization: Bearer $MEG" http://127.0.0.1:8000/approvals '
+            "| grep -o '[0-9a-f]\\{16\\}' | head -1)",
+        },
         answers={
             "millstream gateway accept pinned.toml shop order": (("Accept? [y/N]: ", "y"),),
             "millstream call http://127.0.0.1:8000/mcp shop_delete_catalog": (("Accept (yes or no) [no]: ", "no"),),
