@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -25,6 +26,8 @@ def log(text):
 EARLY = (
     START
     + r"""
+with open(sys.argv[2], "a") as starts:
+    starts.write("started\\n")
 for line in sys.stdin:
     message = json.loads(line)
     method, result = message.get("method"), {}
@@ -80,8 +83,17 @@ def gateway(program: str, *arguments: str, **options: Any) -> Server:
 
 @pytest.mark.server
 @for_each("when", ["initialize", "notifications/initialized"])
-async def test_messages_of_a_command_arrive_in_order_although_the_client_listens_later(when: str) -> None:
-    front, heard = gateway(EARLY, when, prefix="", isolation="per_session"), list[str]()
+async def test_messages_of_a_command_arrive_in_order_although_the_client_listens_later(
+    when: str, tmp_path: Path
+) -> None:
+    """They arrive on the stream of the call, if the command says them during a call, and otherwise, on a GET stream."""
+    starts = tmp_path / when.rpartition("/")[2]
+    front, heard = gateway(EARLY, when, str(starts), prefix="", isolation="per_session"), list[str]()
+
+    def hear(line: str) -> None:
+        if line.startswith("data:") and "notifications/message" in line:
+            heard.append(json.loads(line[5:])["params"]["data"])
+
     headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": "2025-11-25"}
     client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     async with asyncio.timeout(WAIT), serve(front) as served, httpx2.AsyncClient(timeout=WAIT) as http:
@@ -93,13 +105,14 @@ async def test_messages_of_a_command_arrive_in_order_although_the_client_listens
             reply = await http.post(url, json=message, headers=headers)
             headers["mcp-session-id"] = reply.headers.get("mcp-session-id", headers.get("mcp-session-id", ""))
         assert "one" in reply.text  # what the command said before has arrived
+        for line in reply.text.splitlines():
+            hear(line)
         async with http.stream("GET", url, headers=headers) as stream:
-            async for line in stream.aiter_lines():
-                if line.startswith("data:") and "notifications/message" in line:
-                    heard.append(json.loads(line[5:])["params"]["data"])
-                if len(heard) == 3:
-                    break
+            lines = stream.aiter_lines()
+            while len(heard) < 3:
+                hear(await anext(lines))
     assert heard == ["a", "b", "c"]
+    assert starts.read_text().count("started") <= 2  # one for the lists, and one for the session
 
 
 @pytest.mark.server

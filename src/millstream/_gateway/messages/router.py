@@ -666,9 +666,11 @@ class MessageRouter:
 
     def _find_own(self, request_id: int) -> Recipient | None:
         """Return the call of a message on a dedicated session, or None if it's outside calls."""
-        own, names_calls = self._own, self.conversation.transport.name != "http+sse"
-        if not request_id and own is not None and own.names_calls and names_calls:
-            return None
+        if not request_id and self._own is not None and self._own.names_calls:
+            requests = self.conversation.requests
+            connection = requests.connection or requests.last  # None for what it says before it's ready
+            if connection is None or connection.transport.name != "http+sse":
+                return None
         return self.find(request_id)
 
     def _receive_own(self, own: OwnSession, notification: Notification) -> None:
