@@ -6,6 +6,7 @@ import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
+from threading import Lock
 from typing import Any, Self
 
 import msgspec
@@ -50,9 +51,14 @@ lost: set[str] = set()
 """Patterns that were subscribed before."""
 
 
+printing = Lock()
+"""`print` writes a line and its end one after another, and the log is printed in the blocking client's own thread."""
+
+
 def show(*line: object) -> None:
     """Print a line of JSON."""
-    print(json.dumps(line), flush=True)  # noqa: T201
+    with printing:
+        print(json.dumps(line), flush=True)  # noqa: T201
 
 
 class States(logging.Handler):
