@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -238,6 +239,50 @@ async def test_functions_are_refused_alike_by_each_transport_in_each_era(way: st
             if way == "direct":
                 page = await rest.get("/page")
                 assert (page.status_code, page.json()["detail"]) == (refusal.status, find_refusal(exc)[1])
+
+
+_PROGRAM = """
+import sys
+
+sys.path[:0] = {path!r}
+from millstream import Server
+from test_refusals import RAISED
+
+mcp = Server("shop")
+
+
+@mcp.tool
+async def order(number: int) -> str:
+    raise RAISED[number]
+
+
+@mcp.resource("shop://{{number}}")
+async def shelf(number: int) -> str:
+    raise RAISED[number]
+
+
+@mcp.prompt
+async def ask(number: int) -> str:
+    raise RAISED[number]
+
+
+mcp.run("stdio")
+"""
+
+
+@pytest.mark.server
+@for_each("revision", ["2026-07-28", "2025-11-25"])
+async def test_programs_refuse_as_servers_do(revision: str, tmp_path: Path) -> None:
+    program = tmp_path / "shop.py"
+    program.write_text(_PROGRAM.format(path=[str(Path(__file__).parent), *filter(None, sys.path)]), "utf-8")
+    async with Client([sys.executable, str(program)], revision=revision, timeout=WAIT) as client:
+        for number, exc in enumerate(RAISED):
+            refusal, text = find_refusal(exc, "The call {} completed. Try again later.")
+            found = await client.call("order", number=number, raise_on_error=False)
+            assert (found.is_error, found.text) == (True, text), exc
+            error = -32000 if revision < "2026" and refusal.can_retry else refusal.code, text
+            assert await error_of(client.read(f"shop://{number}")) == error, exc
+            assert await error_of(client.prompt("ask", {"number": str(number)})) == error, exc
 
 
 def test_transports_do_not_map_the_exceptions_of_the_table() -> None:
