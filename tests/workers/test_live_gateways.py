@@ -35,6 +35,8 @@ def pid() -> int:
 async def wait(seconds: float) -> str:
     await asyncio.sleep(seconds)
     return "done"
+mcp.prompt(lambda: "Order a book.", name="ask")
+mcp.resource("shop://shelf", name="shelf")(lambda: "A book.")
 mcp.run("stdio")
 """
 HOLD = """
@@ -159,6 +161,30 @@ async def test_sets_are_added_and_removed_on_each_worker(tmp_path: Path) -> None
             await wait_for_version(served, version + 1)
             assert await statuses() == {404}
             assert await names(served) == {"a_pid", "a_wait"}
+
+
+async def test_clients_of_each_worker_hear_that_an_upstream_has_gone(tmp_path: Path) -> None:
+    rest = '[sets.some]\nupstreams = ["b*"]\n'
+    with run_gateway(tmp_path, "a", f"b\n{rest}") as served:
+        async with AsyncExitStack() as stack:
+            base = f"http://127.0.0.1:{served.port}"
+            urls = [f"{base}{path}" for path in ("/mcp", "/mcp/some") for _ in range(4)]
+            clients = [
+                await stack.enter_async_context(Client(url, timeout=WAIT, revision=revision))
+                for url in urls
+                for revision in ("2026-07-28", "2025-06-18")
+            ]
+            pick: dict[str, Any] = {"tools": True, "prompts": True, "resources": True}
+            watches = [await stack.enter_async_context(each.watch(**pick)) for each in clients]
+            changes = [f"b\n{rest}"], [f"bb\n{rest}"], ["a", f"bb\ndisabled = true\n{rest}"], ["a", f"b\n{rest}"]
+            for version, tables in enumerate(changes, 2):
+                write(tmp_path, *tables)
+                await wait_for_version(served, version)
+                async with asyncio.timeout(WAIT):
+                    for each in watches[: 8 if version == 2 else None]:  # the set never had what goes first
+                        kinds = set[str]()
+                        while kinds != {*pick}:
+                            kinds.add((await anext(each)).kind)
 
 
 async def test_replacement_does_not_serve_an_earlier_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
