@@ -5,6 +5,7 @@ A configuration file is a ``gateway.toml``, or the `mcpServers` of another appli
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,9 @@ def _name_of(target: str | list[str]) -> str:
     """Return a name for a server: its host, or its program."""
     if isinstance(target, str) and "://" in target:
         return urlsplit(target).hostname or "server"
-    words = [Path(word).name for word in (target.split() if isinstance(target, str) else target)]
-    return next((word for word in words[1:] if not word.startswith("-")), words[0])
+    words = re.findall(r""""[^"]*"|'[^']*'|\S+""", target) if isinstance(target, str) else target
+    names = [Path(word.strip("\"'")).name for word in words]
+    return next((name for name in names[1:] if re.fullmatch(r"[@\w][@\w.-]*", name)), names[0])
 
 
 def server_of_file(path: Path, only: str = "", version: ConfigVersion | None = None) -> Server:

@@ -597,6 +597,21 @@ async def test_gateway_with_one_upstream_uses_its_server_info() -> None:
     assert await ask(mcp) == ["front", None, "0", None, ()]
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("java -cp '/opt/peer/lib/*' Peer.java", "Peer.java"),
+        ('node "/srv/my shop/dist/index.js" --verbose', "index.js"),
+        ("npx -y @acme/shop@1.2 /data", "shop@1.2"),
+        ("python -m shop_server --db shop.db", "shop_server"),
+        (["python", "-W", "ignore::UserWarning", "/srv/my shop/shop.py"], "shop.py"),
+        ("/usr/bin/shop-server --stdio", "shop-server"),
+    ],
+)
+def test_server_of_a_command_has_the_name_of_its_program(command: str | list[str], name: str) -> None:
+    assert server_of_upstream(command).name == name
+
+
 async def test_unusable_information_about_an_upstream_is_omitted() -> None:
     about = {"name": "x" * 5000, "version": "1\x1b[2J", "title": 5, "icons": [{"src": 5}], "websiteUrl": None}
     mcp = server_of_upstream(shlex.join(stranger({"tools": {}}, LISTS, serverInfo=about)))
