@@ -49,7 +49,6 @@ from millstream._server.calls.call import Call
 from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import RelayedError
 from millstream._tasks import is_canceled
-from millstream._transports.open_streams import unknown_session
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -191,7 +190,9 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
         upstream.suspect(link, exc)
         raise ForwardedCall(call, upstream, ask, source=source, verbatim=verbatim).convert_error(exc) from None
     except ClientError as exc:
-        raise await _fail(call, upstream, link, exc, ask) from None
+        if not _replaces_session(call, upstream, link, exc):
+            raise await _fail(call, upstream, link, exc, ask) from None
+        result = b""
     finally:
         link.calls -= 1
         if places is not None:
@@ -200,6 +201,9 @@ async def forward_plainly(  # noqa: C901, PLR0912  one frame for each call
             del router.plain_calls[ask.id]
             if isinstance(recipient := router.recipients.pop(ask.id, None), CallRecipient):
                 await recipient.outbox.settle()
+    if not result:
+        ask.id = 0
+        return await forward_exactly(call, upstream, ask, verbatim=verbatim)
     return result
 
 
@@ -249,7 +253,7 @@ def _meta(
     return b"%b,%b" % (_envelope(source, abilities, level, tasks=tasks), encode(members)[1:-1])
 
 
-async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
+async def forward_exactly(  # noqa: C901, PLR0912, PLR0915  one frame for each call
     call: Call, upstream: McpUpstream, ask: RawRequest, *, verbatim: bool = False, recovered: bool = False
 ) -> bytes:
     """Forward a call. If it's denied, the user may connect an account or grant more scopes, once."""
@@ -295,7 +299,8 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
     except ClientError as exc:
         if call.claim is not None and isinstance(exc, _NOT_SENT) and not forwarding.has_response:
             call.claim.begun = False
-        raise await _fail(call, upstream, link, exc, ask) from None
+        if not _replaces_session(call, upstream, link, exc):
+            raise await _fail(call, upstream, link, exc, ask) from None
     finally:
         if link is not None:
             link.calls -= 1
@@ -370,37 +375,42 @@ async def forward_stream(call: Call, upstream: McpUpstream, params: bytes) -> by
         return encode({**result, "_meta": stream.mark(result)})
 
 
+def _replaces_session(call: Call, upstream: McpUpstream, link: Link | None, exc: ClientError) -> bool:
+    """Return whether a request whose session was lost can be sent again, in a new one. People don't see the errors of
+    such requests, so the next call says that the state is lost.
+    """
+    links = upstream.links
+    if not (isinstance(exc, SessionLost) and link is not None and link.key.own and call.method.endswith(_SWALLOWED)):
+        return False
+    if isinstance(exc, EndedHere) or link.key.affinity in links.lost:
+        return False
+    if not link.reported:
+        links.lost.keep(link.key.affinity, EndedThere)
+    links.end(link)
+    upstream.lists.refresh_after_loss()
+    return True
+
+
 async def _fail(
     call: Call, upstream: McpUpstream, link: Link | None, exc: ClientError, ask: RawRequest
 ) -> ToolError | ProtocolError:
-    """Return the error for a call without a response.
-
-    If the client's session at the upstream has ended, a relay also ends the client's session here, and the client
-    initializes again. A client that's bound to a connection finds out only from the error. With a catalog, the next
-    call opens another session, and the error explains that the upstream's state is lost.
+    """Return the error for a call without a response. If the client's session at the upstream has ended, the error says
+    that its state is lost, and the next call opens another one. Most clients wouldn't recover from the status 404.
     """
     if isinstance(exc, EndedHere):
         if isinstance(exc, EndedThere):
             return no_response_error(call, upstream, SessionLost(exc.message))
         return call_error(call, _ENDED_HERE.format(upstream.name))
-    lost, session = isinstance(exc, SessionLost), call.session
+    lost = isinstance(exc, SessionLost)
     ended = link if link is not None and (link.key.own or link.remembered) and (lost or link.is_lost) else None
     if ended is not None:
         await upstream.links.forget(ended)  # the caller learns it now
-    if not lost and (ended is None or not ended.key.own):
-        session = None
     if lost:
         upstream.lists.refresh_after_loss()
     else:
         upstream.record_failure(exc, call, ask.method, ask.name)
         if ended is None:
             upstream.suspect(link, exc)
-    if upstream.is_relayed and session is not None and session.record is None:
-        await call.services.records.bury(session, max(1.0, session.expires_at - call.services.clock()))
-        call.services.end_session(session.id)
-        if isinstance(exc, SessionLost):
-            found = unknown_session()
-            return ProtocolError(found.code, found.message, status=found.status, head=_NO_STORE)
     return no_response_error(call, upstream, exc, ended=ended is not None)
 
 
@@ -410,8 +420,6 @@ _ENDED_HERE = (
 )
 _SWALLOWED = "/list", "ping"
 """Ends of methods whose errors people don't see, because libraries send them."""
-_NO_STORE = b"cache-control: no-store\r\n"
-"""Headers of the error about an ended session, which keeps its status in every revision."""
 
 
 def _try_other_era(call: Call, upstream: McpUpstream, link: Link | None, ask: RawRequest, result: bytes) -> bool:

@@ -335,7 +335,8 @@ class Links(Struct):
         if isinstance(had, LeftSession):
             return await self._resume(link, had)
         if had and key.own:
-            self.lost.keep(key.affinity, EndedHere)
+            if key.affinity not in self.lost:
+                self.lost.keep(key.affinity, EndedHere)
             await self.announce(key.affinity)
         elif had and await self.records.forget(link):
             await self.tell(key, EndedHere)
@@ -471,7 +472,8 @@ class Links(Struct):
 
     async def forget(self, link: Link) -> None:
         """Close a connection, and note that its caller has learned of the lost session."""
-        if not link.reported and self.links.get(link.key, link) is link and (link.remembered or link.key.own):
+        is_news = self.links.get(link.key, link) is link or link.key.affinity in self.lost
+        if is_news and not link.reported and (link.remembered or link.key.own):
             await self.records.forget(link)
             await self.tell(link.key, EndedHere)
             link.reported = True
