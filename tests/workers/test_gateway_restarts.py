@@ -150,13 +150,20 @@ class World:
         return ended.stat().st_size if ended.exists() else 0
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder, ports = tmp_path_factory.mktemp("upstreams"), (free_port(), free_port())
+@contextmanager
+def run_upstreams(folder: Path, ports: tuple[int, int]) -> Iterator[None]:
     (folder / "upstreams.py").write_text(UPSTREAMS)
+    (folder / "ready").unlink(missing_ok=True)
     command = [sys.executable, str(folder / "upstreams.py"), *map(str, ports)]
     with start_program(command, ports[0], folder / "log", ready=False, cwd=folder):
         until((folder / "ready").exists, (folder / "log").read_text())
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder, ports = tmp_path_factory.mktemp("upstreams"), (free_port(), free_port())
+    with run_upstreams(folder, ports):
         yield World(folder, ports)
 
 
@@ -483,3 +490,27 @@ async def test_official_clients_do_not_notice_a_restart_if_the_store_outlives_it
             await gateway.restart(signal.SIGTERM)
             for number in ("2", "3"):
                 assert {name: await call(tool) for name, call in calls.items()} == dict.fromkeys(CLIENTS, number)
+
+
+@pytest.mark.parametrize("table", ["relay", "kept"])
+async def test_official_clients_go_on_after_an_upstream_has_restarted(tmp_path: Path, table: str) -> None:
+    (folder := tmp_path / "upstreams").mkdir()
+    ports = free_port(), free_port()
+    world, tool = World(folder, ports), "count" if table == "relay" else f"{table}_count"
+    with ExitStack() as running:
+        running.enter_context(run_upstreams(folder, ports))
+        with run_gateway(world, tmp_path, table, workers=1) as gateway:
+            async with AsyncExitStack() as stack:
+                calls = {name: await stack.enter_async_context(start_client(name, gateway.port)) for name in CLIENTS}
+                for number in ("1", "2"):
+                    assert {name: await call(tool) for name, call in calls.items()} == dict.fromkeys(CLIENTS, number)
+                running.close()
+                running.enter_context(run_upstreams(folder, ports))
+                for name, call in calls.items():
+                    said: list[str] = []
+                    async with asyncio.timeout(WAIT):
+                        while not said or not said[-1].isdecimal():
+                            said.append(await call(tool))
+                    assert said[-1] == "1", (name, said)
+                    assert sum("lost its state" in text for text in said) == 1, (name, said)
+                    assert await call(tool) == "2"
