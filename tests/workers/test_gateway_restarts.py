@@ -151,13 +151,13 @@ class World:
 
 
 @contextmanager
-def run_upstreams(folder: Path, ports: tuple[int, int]) -> Iterator[None]:
+def run_upstreams(folder: Path, ports: tuple[int, int]) -> Iterator[Program]:
     (folder / "upstreams.py").write_text(UPSTREAMS)
     (folder / "ready").unlink(missing_ok=True)
     command = [sys.executable, str(folder / "upstreams.py"), *map(str, ports)]
-    with start_program(command, ports[0], folder / "log", ready=False, cwd=folder):
+    with start_program(command, ports[0], folder / "log", ready=False, cwd=folder) as upstreams:
         until((folder / "ready").exists, (folder / "log").read_text())
-        yield
+        yield upstreams
 
 
 @pytest.fixture(scope="module")
@@ -498,12 +498,13 @@ async def test_official_clients_go_on_after_an_upstream_has_restarted(tmp_path: 
     ports = free_port(), free_port()
     world, tool = World(folder, ports), "count" if table == "relay" else f"{table}_count"
     with ExitStack() as running:
-        running.enter_context(run_upstreams(folder, ports))
+        upstreams = running.enter_context(run_upstreams(folder, ports))
         with run_gateway(world, tmp_path, table, workers=1) as gateway:
             async with AsyncExitStack() as stack:
                 calls = {name: await stack.enter_async_context(start_client(name, gateway.port)) for name in CLIENTS}
                 for number in ("1", "2"):
                     assert {name: await call(tool) for name, call in calls.items()} == dict.fromkeys(CLIENTS, number)
+                kill(upstreams.process.pid)  # otherwise it waits for its open streams
                 running.close()
                 running.enter_context(run_upstreams(folder, ports))
                 for name, call in calls.items():
