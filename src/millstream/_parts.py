@@ -409,15 +409,20 @@ class PartHost:
         """
         self._hook(self.registry.method_finders, find)
 
-    def select_listed(self, select: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    def select_listed(
+        self,
+        select: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
+        in_sets: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> None:
         """Choose which items to list, until the server closes.
 
         Args:
             select: Returns the items to list among the ones that the previous hooks chose.
+            in_sets: Does so for sets. By default, it's `select`.
         """
 
         def set_up(dispatcher: Dispatcher) -> None:
-            dispatcher.registry.list_selectors.append(select)
+            dispatcher.registry.list_selectors.append((in_sets or select) if dispatcher.address.name else select)
             dispatcher.registry.forget_lists()
 
         self.at_each_address(set_up)

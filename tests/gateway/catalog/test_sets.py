@@ -361,7 +361,7 @@ async def test_search_finds_and_calls_only_tools_of_the_set() -> None:
     async with serve(mcp) as running:
         for era in ERAS:
             async with open_at(running.port, "/interns", era) as client:
-                assert [each.name for each in await client.tools()] == ["search_tools", "call_tool"]
+                assert [each.name for each in await client.tools()] == ["read"]
                 found = json.loads((await client.call("search_tools", query="file book add delete order")).text)
                 assert [each["name"] for each in found["tools"]] == ["read"]
                 inside = await client.call("call_tool", name="read", arguments={"path": "a"})
@@ -371,6 +371,25 @@ async def test_search_finds_and_calls_only_tools_of_the_set() -> None:
             async with open_at(running.port, "/mcp", era) as client:
                 found = json.loads((await client.call("search_tools", query="order a book")).text)
                 assert found["tools"][0]["name"] == "order"
+
+
+@pytest.mark.parametrize("number", [20, 21])
+async def test_only_sets_with_more_tools_than_a_search_returns_list_the_search(number: int) -> None:
+    mcp = Server("shop", settings=Settings(tool_search=True))
+    names = [f"order_{each}" for each in range(number)]
+    for name in names:
+        mcp.tool(lambda: "ordered", name=name)
+    mcp.resource("shop://hours", name="hours")(lambda: "9 to 5")
+    mcp.add_set("/interns", allow=["*"])
+    async with serve(mcp) as running:
+        for era in ERAS:
+            async with open_at(running.port, "/interns", era) as client:
+                listed = [each.name for each in await client.tools()]
+                assert listed == (names if number == 20 else ["search_tools", "call_tool"])
+                assert [each.name for each in await client.resources()] == ["hours"]
+                assert (await client.call("call_tool", name="order_7", arguments={})).text == "ordered"
+            async with open_at(running.port, "/mcp", era) as client:
+                assert [each.name for each in await client.tools()] == ["search_tools", "call_tool"]
 
 
 async def test_views_of_tools_are_in_a_set_by_its_rules_for_them() -> None:

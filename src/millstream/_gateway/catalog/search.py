@@ -158,7 +158,7 @@ class SearchPart:
             tool.companion_of = ()
             host.registry.add("tools", name, tool)
             host.on_close(partial(host.registry.remove, "tools", name))
-        host.select_listed(self._select_listed)
+        host.select_listed(_select_listed, _select_in_set)
         host.on_change(self._discard_index)
         host.gate(self._redirect)
 
@@ -170,13 +170,6 @@ class SearchPart:
     def _discard_index(self, kind: str) -> None:
         if kind == "tools":
             self._indexes.clear()
-
-    @staticmethod
-    def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the listed items. Of the tools, these two and the tools with the tag are listed."""
-        if kind != "tools":
-            return items
-        return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED_TAG in item.tags}
 
     async def _search(self, arguments: SearchArguments, call: Call) -> ToolResult:
         registry, address = call.dispatcher.registry, call.dispatcher.address.name
@@ -236,6 +229,19 @@ class SearchPart:
             # The client can't know which arguments belong in headers.
             repeated = param_headers(tool.headers, msgspec.json.decode(inner.arguments))
             call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
+
+
+def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the listed items. Of the tools, these two and the tools with the tag are listed."""
+    if kind != "tools":
+        return items
+    return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED_TAG in item.tags}
+
+
+def _select_in_set(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the listed items of a set. If one search could return all of its tools, they're listed instead."""
+    tools = {name: item for name, item in items.items() if kind != "tools" or name not in (SEARCH, CALL)}
+    return tools if len(tools) <= MAX_RESULTS else _select_listed(kind, items)
 
 
 async def _reject_call(arguments: Any, call: Call) -> Any:
