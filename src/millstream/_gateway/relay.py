@@ -21,7 +21,7 @@ from millstream._gateway.catalog.catalog import METHODS, Catalog, read_page
 from millstream._gateway.log import logger
 from millstream._gateway.messages.route import Way
 from millstream._gateway.rules.results import NoResponse
-from millstream._gateway.upstreams.links import Link
+from millstream._gateway.upstreams.links import LASTING, Link
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import Upstream
 from millstream._parts import PartHost
@@ -97,6 +97,18 @@ class Passthrough:
 
     def relay(self, call: Call) -> Awaitable[bytes]:
         """See `RelayedServer`. The result is empty if the items of the upstream's lists have to serve the call."""
+        return self._note(call) if call.method in LASTING else self._relay(call)
+
+    async def _note(self, call: Call) -> bytes:
+        """Relay a request that changes the client's session at the upstream."""
+        result = await self._relay(call)
+        if result and call.session is not None:
+            params = decode_members(call.raw_params() or b"{}")
+            params.pop("_meta", None)
+            self._upstream.links.note(call.session.id, call.method, encode(params))
+        return result
+
+    def _relay(self, call: Call) -> Awaitable[bytes]:
         if not self._upstream.policy.is_empty:
             return self._relay_by_policy(call)
         link = self._upstream.find_plain_link(call, Way.VERBATIM)

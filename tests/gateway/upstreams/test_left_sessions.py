@@ -199,6 +199,31 @@ async def test_session_that_an_upstream_forgot_in_the_meantime_is_reported_once(
                 assert texts[1:] == ["nothing"] * 2
 
 
+async def test_relay_repeats_what_changed_a_session_in_the_next_one(tmp_path: Path) -> None:
+    desk, ada = Desk(), Caller(HANDSHAKE)
+    uris = [f"desk://{number}" for number in range(4)]
+    async with misbehaving(desk.behave) as behind, run(tmp_path, behind.url, ada):
+        for uri in (*uris, uris[2]):
+            assert (await ada.post("resources/subscribe", {"uri": uri})).status_code == 200
+        for uri in (uris[0], "desk://never"):
+            assert (await ada.post("resources/unsubscribe", {"uri": uri, "_meta": {"a": 1}})).status_code == 200
+        for level in ("error", "info"):
+            assert (await ada.post("logging/setLevel", {"level": level})).status_code == 200
+        for _ in range(2):
+            desk.kept.clear()
+            assert THERE in await ada.call("read")
+            behind.requests.clear()
+            assert await ada.call("read") == "nothing"
+            said = [each.message for each in behind.requests if each.verb == "POST"]
+            again = [(each["method"], each["params"]) for each in said if each["method"].startswith(("res", "log"))]
+            assert again == [
+                ("resources/subscribe", {"uri": uris[1]}),
+                ("resources/subscribe", {"uri": uris[3]}),
+                ("resources/subscribe", {"uri": uris[2]}),
+                ("logging/setLevel", {"level": "info"}),
+            ]
+
+
 @for_each("prefix", ["", "desk"])
 async def test_pings_and_lists_do_not_use_up_the_word_that_a_session_was_lost(tmp_path: Path, prefix: str) -> None:
     desk, ada, tool = Desk(), Caller(HANDSHAKE), f"{prefix}_" if prefix else ""

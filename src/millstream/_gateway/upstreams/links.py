@@ -20,14 +20,14 @@ from millstream._gateway.errors import EndedHere, EndedThere, InUse
 from millstream._gateway.log import logger
 from millstream._gateway.messages.router import MessageRouter
 from millstream._protocol.principal import Share
-from millstream._recent import Recent
+from millstream._recent import Recent, RecentBytes
 from millstream._server.pool import Pool
 from millstream._stores.rates import MARK_BYTES
 from millstream._tasks import Tasks, has_failed
 from millstream.auth._vault import Vault
-from millstream.client import ClientError, ConnectionLost, SessionLost
+from millstream.client import ClientError, ConnectionLost, ServerError, SessionLost
 from millstream.client._errors import SERVER
-from millstream.client.lowlevel import Conversation, OpenSession
+from millstream.client.lowlevel import Conversation, OpenSession, RawRequest
 from millstream.protocol import OVERLOADED, Json, encode
 from millstream.stores import StoreFull, StoreUnavailable, share_for
 
@@ -67,6 +67,11 @@ MAX_OWN_SESSIONS = 4096
 """Maximum dedicated sessions of all upstreams in one process, half of them per caller."""
 MAX_STREAMS = 200
 """Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may need a connection."""
+UNSUBSCRIBE, SET_LEVEL = "resources/unsubscribe", "logging/setLevel"
+LASTING = frozenset({"resources/subscribe", UNSUBSCRIBE, SET_LEVEL})
+"""Methods of requests that change a session. See `Links.lasting`."""
+_MAX_LASTING = 16 * 1024
+"""Maximum size of a session's requests that are kept, in bytes."""
 _ATTEMPTS = 3
 """Maximum connections that a call tries if each is closed while it opens, because the user is reconnecting."""
 SHARED_KEY = LinkKey()
@@ -250,6 +255,12 @@ class Links(Struct):
     """
     known: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
     """Client sessions that have had a dedicated session in this process."""
+    lasting: Recent[str, RecentBytes[bytes, tuple[str, bytes]]] = field(
+        default_factory=lambda: Recent(MAX_OWN_SESSIONS)
+    )
+    """Client session -> requests that changed its dedicated session, to repeat in a later one: method and parameters by
+    what they change.
+    """
     streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
     """Counts subscriptions of clients that the upstream serves."""
     retired: set[Link] = set()
@@ -323,11 +334,31 @@ class Links(Struct):
             if key.own:
                 self.known.keep(key.affinity, None)
             self.on_open(link)
+            if key.own and not resumed:
+                await self._repeat(link)
             link.open_task = None
         except BaseException:
             if self.links.get(link.key) is link:
                 self._remove(link)
             raise
+
+    def note(self, session_id: str, method: str, params: bytes) -> None:
+        """Note a request that succeeded in a dedicated session and changed it."""
+        if session_id not in self.own:
+            return
+        made = RecentBytes[bytes, tuple[str, bytes]](MAX_STREAMS, max_bytes=_MAX_LASTING, size_of=lambda it: len(it[1]))
+        kept = self.lasting.get(session_id) or made
+        self.lasting.keep(session_id, kept)
+        if method == UNSUBSCRIBE and params in kept:
+            del kept[params]
+        elif method != UNSUBSCRIBE:
+            kept.keep(method.encode() if method == SET_LEVEL else params, (method, params))
+
+    async def _repeat(self, link: Link) -> None:
+        with contextlib.suppress(ClientError):
+            for method, params in list(self.lasting.get(link.key.affinity, {}).values()):
+                with contextlib.suppress(ServerError):
+                    await link.conversation.requests.ask(RawRequest(method=method, params=params, rounds=False))
 
     async def _begin(self, link: Link) -> bool:
         """Open a caller's connection. Return whether it continues a session that was left open."""
@@ -408,6 +439,7 @@ class Links(Struct):
 
     def end_session(self, session_id: str) -> None:
         """Close the dedicated session of a client's session that has ended."""
+        self.lasting.pop(session_id, None)
         if (link := self.own.get(session_id)) is not None:
             self._end_once_open(link)
             self.close_tasks.spawn(self.records.forget(link))
