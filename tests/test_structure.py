@@ -29,6 +29,7 @@ LAYERS = [
     "files",
     "_oauth",
     "_protocol",
+    "_troubles",
     "_lazy",
     "_yaml",
     "_frontmatter",

@@ -66,7 +66,7 @@ async def test_failed_subscription_leaves_nothing_on_its_outlet() -> None:
 async def test_reading_resumes_after_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream._stores.health.PAUSE", 0)
+    monkeypatch.setattr("millstream._troubles.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
     async with open_hub(store) as hub, open_hub(memory) as other:

@@ -25,11 +25,12 @@ from millstream._server.observability import Figures, dashboard_values, history_
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peers import Peers, StatsReply, StatsRequest
 from millstream._server.worker_queries import MAX_WORKERS, UNANSWERED, WorkerQueries, WorkerQuestion, encode
-from millstream._stores.health import LogOnce, StoreHealth
+from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryBackend
 from millstream._telemetry.logs import capture_logs, capture_prints
 from millstream._telemetry.process import STEPS, Gauges, History, HistoryWindow, resident_bytes
 from millstream._transports.open_streams import OpenStreams
+from millstream._troubles import LogOnce
 from millstream._web.live import (
     DashboardFeed,
     LogTail,
@@ -105,6 +106,7 @@ class DashboardQueries:
     async def run(self) -> None:
         """Record counts each second until canceled. The runtime owns the task."""
         trouble = LogOnce(
+            None,  # no call fails
             logger,
             "The counts for the dashboard can't be recorded; retrying",
             "The counts for the dashboard can be recorded again.",

@@ -94,6 +94,7 @@ class EventDelivery(Struct):
     async def run(self) -> None:
         """Deliver events while this worker has the lease, until canceled."""
         trouble = LogOnce(
+            self._host.troubles,
             logger,
             f"Webhooks for {self.kind.name!r} can't be delivered; retrying",
             f"Webhooks for {self.kind.name!r} can be delivered again.",
@@ -489,6 +490,7 @@ class EventDelivery(Struct):
     async def _maintain(self) -> None:
         """Renew the lease and save the progress."""
         trouble = LogOnce(
+            self._host.troubles,
             logger,
             f"The progress of webhooks for {self.kind.name!r} can't be stored; retrying",
             f"The progress of webhooks for {self.kind.name!r} can be stored again.",
