@@ -20,6 +20,8 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.redaction import redact_foreign
 from millstream._tasks import is_canceled
 
+logger = logging.getLogger("millstream")
+
 PAUSE = 1.0
 """Seconds before a retry after a failure."""
 _LOG_SECONDS = 3600.0
@@ -86,7 +88,7 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
     logged when it's the first one in a series, or when its type changes.
 
     Example:
-        >>> trouble = LogOnce(host.troubles, logger, "The list can't be read; retrying", "The list can be read again.")
+        >>> trouble = LogOnce(host.troubles, "The list can't be read; retrying", "The list can be read again.")
         >>> with trouble:
         ...     await read()
         >>> if trouble.lasts:
@@ -95,7 +97,6 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
 
     table: Troubles | None
     """Lists the series while it lasts. None if no call or event fails, or if its end may be noticed late."""
-    logger: logging.Logger
     what: str
     """The message when the first error of a series occurs."""
     over: str
@@ -104,7 +105,9 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
     """The errors to suppress."""
     lasts: bool = False
     """Whether the last attempt failed."""
-    remedy: str = ""
+    remedy: str = (
+        "Check that the store runs, accepts the server's credentials, and has space. The server's log has other errors."
+    )
     """What the operator can do."""
     trouble: Trouble = _NO_TROUBLE
     """The series."""
@@ -140,7 +143,7 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
             self.count(type(failure).__name__)
             if self._unexpected is not kind or self._is_due:
                 self.logged_at = self.clock()
-                self.logger.error("%s: %s", self.what, type(failure).__name__, exc_info=failure)
+                logger.error("%s: %s", self.what, type(failure).__name__, exc_info=failure)
             self._unexpected = kind
         else:
             self.fail(str((isinstance(failure, OSError) and failure.strerror) or failure))
@@ -157,7 +160,7 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
             self.logged_at = self.clock()
             trouble = self.trouble
             again = f" ({trouble.count} failures since {local_time(trouble.since)})" if trouble.count > 1 else ""
-            self.logger.warning("%s%s: %s", self.what, again, trouble.reason)
+            logger.warning("%s%s: %s", self.what, again, trouble.reason)
 
     def end(self, over: str = "") -> None:
         """End the series, if there's one.
@@ -168,7 +171,7 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
         if not self.lasts:
             return
         times = f" It failed {self.trouble.count} times since {local_time(self.trouble.since)}."
-        self.logger.warning("%s%s", over or self.over, times if self.trouble.count > 1 else "")
+        logger.warning("%s%s", over or self.over, times if self.trouble.count > 1 else "")
         self.forget()
 
     def forget(self) -> None:

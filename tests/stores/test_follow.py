@@ -304,7 +304,7 @@ async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog
 
     store.read = failing
     async with run_tail(reader):
-        with caplog.at_level(logging.CRITICAL, "millstream.stores"):
+        with caplog.at_level(logging.CRITICAL, "millstream"):
             await append(store, b"1")
             store.hear(store.sent[-1])
             assert await reader.until(b"1") == [b"1"]

@@ -1,5 +1,4 @@
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -94,9 +93,7 @@ async def test_repeated_work_ends_even_if_a_library_swallows_its_cancellation() 
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    repeated = asyncio.create_task(
-        run_on(requested, work, LogOnce(None, logging.getLogger("millstream"), "down", "up"))
-    )
+    repeated = asyncio.create_task(run_on(requested, work, LogOnce(None, "down", "up")))
     await works.wait()
     repeated.cancel()
     await asyncio.wait([repeated], timeout=WAIT)
@@ -141,7 +138,7 @@ async def test_repeated_work_survives_any_error_and_logs_each_cause_once(caplog:
         else:
             requested.set()
 
-    outage = LogOnce(None, logging.getLogger("millstream"), "It can't be read; retrying", "It can be read again.")
+    outage = LogOnce(None, "It can't be read; retrying", "It can be read again.")
     repeated = asyncio.create_task(run_on(requested, work, outage, pause=0.0))
     async with asyncio.timeout(WAIT):
         await done.wait()
@@ -160,7 +157,7 @@ async def test_repeated_work_survives_any_error_and_logs_each_cause_once(caplog:
 def test_lasting_failure_is_logged_when_it_begins_each_hour_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     clock, table = Clock(), Troubles()
     clock.now = 1e9
-    outage = LogOnce(table, logging.getLogger("millstream"), "It can't be read", "It can be read.", remedy="Fix it.")
+    outage = LogOnce(table, "It can't be read", "It can be read.", remedy="Fix it.")
     outage.clock = clock
     for seconds in range(0, 7200, 60):
         clock.now = 1e9 + seconds
@@ -184,7 +181,7 @@ def test_troubles_of_workers_are_merged() -> None:
 
 
 async def test_callers_get_unexpected_errors() -> None:
-    outage = LogOnce(None, logging.getLogger("millstream"), "down", "up")
+    outage = LogOnce(None, "down", "up")
     with pytest.raises(ZeroDivisionError), outage:
         raise ZeroDivisionError
     assert not outage.lasts

@@ -194,7 +194,6 @@ class Replicas:
         services = self._services
         trouble = LogOnce(
             services.store.troubles,
-            logger,
             "The secret can't be written to the store, and will be retried",
             "The secret is in the store.",
             catches=Exception,

@@ -243,7 +243,6 @@ class Peers:
         self._stamp = 0
         self._outage = LogOnce(
             None,  # not every message is sent again
-            _logger,
             "Messages to all workers can't be sent",
             "Messages to other workers can be sent again.",
         )
@@ -299,7 +298,6 @@ class Peers:
             self._stops.append(self._store.workers.watch(self._workers_changed.set))
             outage = LogOnce(
                 self._store.troubles,
-                _logger,
                 "A dead worker's calls and sessions can't be cleaned up; retrying",
                 "Dead workers' calls and sessions can be cleaned up again.",
             )

@@ -47,7 +47,6 @@ class Sweep:
         """Parts of the work that failed the last time, each with the type of its error, which is logged once."""
         self._trouble = LogOnce(
             None,  # the call may end before the next attempt
-            logger,
             "Call streams can't be extended in the store; retrying",
             "Call streams can be extended in the store again.",
         )

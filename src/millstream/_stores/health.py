@@ -4,7 +4,6 @@ A health check reads a key with a timeout, at most once a second, and checks whe
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -20,8 +19,6 @@ BOUND_SECONDS = 0.5
 """Timeout of a health check. Many probes give up after one second."""
 _KEY = "health"
 """A key that is never written. Any response means that the store is up."""
-
-logger = logging.getLogger("millstream")
 
 
 class StoreHealth(Struct, eq=False):
@@ -39,7 +36,7 @@ class StoreHealth(Struct, eq=False):
     _checked_at: float = -FRESH_SECONDS
 
     def __post_init__(self) -> None:
-        self.trouble = LogOnce(self.troubles, logger, "The store doesn't respond", "The store responds again.")
+        self.trouble = LogOnce(self.troubles, "The store doesn't respond", "The store responds again.")
 
     @property
     def up(self) -> bool:

@@ -197,7 +197,7 @@ class Tail:
         self._news = asyncio.Event()
         name = stream.partition(":")[0]
         self._log_once = LogOnce(
-            troubles, _logger, f"The stream {name} can't be read; retrying", f"The stream {name} can be read again."
+            troubles, f"The stream {name} can't be read; retrying", f"The stream {name} can be read again."
         )
         self._listens = False
         """Whether the store pushes every append."""

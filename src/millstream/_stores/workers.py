@@ -8,7 +8,6 @@ log. A worker whose parent process runs the store gets the path of the parent's 
 """
 
 import asyncio
-import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -117,8 +116,6 @@ _NOTE = ""
 """The topic of messages that tell other workers to read the table."""
 _GOODBYE = 1.0
 """Seconds that closing waits for an unresponsive store."""
-
-_logger = logging.getLogger("millstream.stores")
 
 
 class WorkerTable(Struct, array_like=True):
@@ -256,7 +253,7 @@ class LeasedWorker(_Worker):
         self._changed = Watchers()
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
-            troubles, _logger, "This worker's lease can't be renewed; retrying", "This worker's lease has been renewed."
+            troubles, "This worker's lease can't be renewed; retrying", "This worker's lease has been renewed."
         )
         self._tails: list[Tail] = []
         """The readers of the log for all workers and of the inbox."""

@@ -219,7 +219,6 @@ class DashboardFeed:
         """Send updates to the watchers each second, until canceled. The runtime owns the task."""
         trouble = LogOnce(
             None,  # no call fails
-            logger,
             "Metrics can't be sent to the dashboard; retrying",
             "Metrics can be sent to the dashboard again.",
             catches=Exception,

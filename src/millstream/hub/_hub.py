@@ -130,7 +130,6 @@ class Hub(NotCopyable):
         """Departures to publish in the background. Bounded by the number of subscribers."""
         self._presence_outage = LogOnce(
             None,  # `Presence.refresh` retries
-            logger,
             "The hub can't publish presence events; retrying",
             "The hub can publish presence events again.",
         )
@@ -148,7 +147,6 @@ class Hub(NotCopyable):
         self._stops = [each.watch(self._refresh_needed.set) for each in (self._store, self._store.workers)]
         outage = LogOnce(
             self._store.troubles,
-            logger,
             "The hub can't refresh its records; retrying",
             "The hub can refresh its records again.",
         )
@@ -647,7 +645,6 @@ class Hub(NotCopyable):
         """Publish departures, in order, until canceled."""
         trouble = LogOnce(
             None,  # `Presence.refresh` publishes a departure that failed
-            logger,
             "The hub can't publish a departure",
             "The hub can publish departures again.",
             catches=Exception,

@@ -142,7 +142,6 @@ class Mailboxes(Struct):
         """Save pending offsets until canceled. Retry when the store fails."""
         outage = LogOnce(
             self._troubles,
-            logger,
             "The hub can't save the mailbox positions of clients; retrying",
             "The hub can save the mailbox positions of clients again.",
         )
@@ -195,7 +194,6 @@ class EventListener:
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
             store.troubles,
-            logger,
             f"Events on {pattern!r} can't be read; retrying",
             f"Events on {pattern!r} can be read again.",
         )
@@ -274,7 +272,6 @@ class EventListener:
         """Renew the lease, or take it when it's free."""
         trouble = LogOnce(
             self._store.troubles,
-            logger,
             f"The lease of the listener for {self._pattern!r} can't be renewed; retrying",
             f"The lease of the listener for {self._pattern!r} can be renewed again.",
             catches=Exception,

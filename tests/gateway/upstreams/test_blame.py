@@ -1,5 +1,4 @@
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
@@ -373,7 +372,7 @@ async def test_api_calls_are_counted_and_rejected_like_others() -> None:
 
 def test_pauses_for_a_caller_grow_until_it_gets_a_response() -> None:
     now = 0.0
-    rules = breaker.Breaker(LogOnce(None, logging.getLogger("millstream"), "", ""), clock=lambda: now)
+    rules = breaker.Breaker(LogOnce(None, "", ""), clock=lambda: now)
     alice, bob, carol = (SimpleNamespace(owner=each, name="hang", principal=each) for each in KEYS)
     for caller in (alice, bob):
         for _ in range(breaker.FAILURES):
@@ -415,7 +414,7 @@ async def test_log_has_only_the_beginning_of_a_relayed_method(caplog: pytest.Log
 
 
 def test_failures_are_remembered_without_the_rest_of_a_long_method() -> None:
-    rules = breaker.Breaker(LogOnce(None, logging.getLogger("millstream"), "", ""))
+    rules = breaker.Breaker(LogOnce(None, "", ""))
     alice = SimpleNamespace(owner="alice", name="", principal="alice")
     method = "com.example/" + "x" * 1_000_000
     for _ in range(breaker.FAILURES):
@@ -428,7 +427,7 @@ def test_failures_are_remembered_without_the_rest_of_a_long_method() -> None:
 
 def test_one_caller_fills_at_most_half_of_the_failure_table() -> None:
     now = 0.0
-    rules = breaker.Breaker(LogOnce(None, logging.getLogger("millstream"), "", ""), clock=lambda: now)
+    rules = breaker.Breaker(LogOnce(None, "", ""), clock=lambda: now)
     alice, bob = (SimpleNamespace(owner=each, name="", principal=each) for each in ("alice", "bob"))
     for number in range(1000):
         rules.fail(alice, "resources/read", f"book://{number}")

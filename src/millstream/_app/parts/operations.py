@@ -75,7 +75,6 @@ class AuditPart(OwnPart):
         required = self.definition.settings.audit_required
         self._trouble = LogOnce(
             host.store.troubles,
-            logger,
             f"The audit log can't be written, and calls {'are refused' if required else 'continue without it'}",
             "The audit log can be written again. A line in it counts what is missing.",
             remedy="Free space on its disk, or correct the permissions of its file.",
@@ -94,7 +93,7 @@ class AuditPart(OwnPart):
             # Credentials that don't count as guesses aren't limited, so their records are.
             guesses = Rate.of(host.settings.limit_failed_sign_ins)
             self._refusals = Limiter("refusals", Rate(2 * guesses.count, guesses.seconds))
-            host.guard.on_failure = host.services.on_failed_sign_in = self._refuse
+            host.services.on_failed_sign_in = self._refuse
 
     @override
     async def close(self) -> None:
@@ -212,7 +211,6 @@ class MachineMetrics(Struct, eq=False):
         """Store the figures whenever they change, until canceled."""
         trouble = LogOnce(
             self.troubles,
-            logger,
             "This worker's metrics can't be collected; retrying",
             "This worker's metrics can be collected again.",
             catches=Exception,

@@ -5,7 +5,6 @@ the others (`WorkerQueries`) and adds their replies up. Without a dashboard, not
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -50,8 +49,6 @@ MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 FRESH = 5.0
 """Seconds that the figures of a silent worker are still shown."""
-
-logger = logging.getLogger("millstream")
 
 
 class ReaderRow(Struct, array_like=True, frozen=True):
@@ -107,7 +104,6 @@ class DashboardQueries:
         """Record counts each second until canceled. The runtime owns the task."""
         trouble = LogOnce(
             None,  # no call fails
-            logger,
             "The counts for the dashboard can't be recorded; retrying",
             "The counts for the dashboard can be recorded again.",
             catches=Exception,

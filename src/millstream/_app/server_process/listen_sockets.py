@@ -340,7 +340,6 @@ class Certificate:
         """Renew the certificate when the files change, and check its dates each day, until canceled."""
         renewal = LogOnce(
             troubles,
-            logger,
             "The certificate can't be renewed; retrying",
             "The certificate's files can be used.",
             catches=Exception,
@@ -348,7 +347,6 @@ class Certificate:
         )
         dates = LogOnce(
             troubles,
-            logger,
             f"Clients reject the certificate in {self._cert}, or soon will",
             f"The certificate in {self._cert} is valid.",
             remedy="Renew the certificate. If its dates are right, correct the clock of this machine.",

@@ -13,7 +13,6 @@ from msgspec import Struct, structs
 from millstream._gateway.catalog.catalog import METHODS, Catalog, Description, Pins, StoredCatalog
 from millstream._gateway.catalog.offer import OfferedItem
 from millstream._gateway.errors import InUse, NoCredentials
-from millstream._gateway.log import logger
 from millstream._gateway.names import Names
 from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.upstream import CHANGEABLE, UpstreamConfig
@@ -111,7 +110,6 @@ class Upstream(ABC):
         self.breaker: Breaker = Breaker(
             LogOnce(
                 gateway.host.store.troubles,
-                logger,
                 f"Calls to the upstream {config.name} fail",
                 f"Calls to the upstream {config.name} work again.",
                 remedy="Compare its credentials and timeout in the gateway's configuration with what it needs.",

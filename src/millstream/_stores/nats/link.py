@@ -6,7 +6,6 @@ after an election. A lagging replica may answer `batch`, so callers compare its 
 
 import asyncio
 import base64
-import logging
 import re
 import secrets
 import ssl
@@ -132,8 +131,6 @@ _NO_MESSAGE = 10037
 _DUPLICATES = int(ONCE_SECONDS * 1e9)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-
-_logger = logging.getLogger("millstream.stores")
 
 
 class StreamMessage(Struct, frozen=True):
@@ -293,7 +290,6 @@ class NatsLink:
         """Read the epoch and retry until that succeeds, because no later event would trigger it."""
         trouble = LogOnce(
             self.troubles,
-            _logger,
             "The epoch can't be read; retrying",
             "The epoch can be read again.",
             catches=Exception,

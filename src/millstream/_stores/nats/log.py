@@ -170,7 +170,6 @@ class Consumer:
     async def _run(self) -> None:
         trouble = LogOnce(
             self._link.troubles,
-            _logger,
             "A stream can't be followed; retrying",
             "A stream can be followed again.",
             catches=Exception,

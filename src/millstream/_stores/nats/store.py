@@ -8,7 +8,6 @@ Rates and slots are in-memory messages that change in one atomic batch. Quotas a
 """
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -438,8 +437,6 @@ LEASE = 15.0
 """Lease time in seconds, longer than a leader election takes."""
 _SWEEP_SECONDS = 10.0
 
-_logger = logging.getLogger("millstream.stores")
-
 
 class NatsBackend:
     """A `Backend` on JetStream. With three replicas, acknowledged data survive the loss of a node."""
@@ -482,7 +479,6 @@ class NatsBackend:
         await self._link.open()
         outage = LogOnce(
             self.troubles,
-            _logger,
             "Expired streams can't be dropped; retrying",
             "Expired streams can be dropped again.",
         )

@@ -383,7 +383,6 @@ class RedisClient(Struct, eq=False):
     async def _watch_settings(self) -> None:
         trouble = LogOnce(
             self.troubles,
-            _logger,
             "Whether Redis evicts data can't be checked; retrying",
             "Whether Redis evicts data can be checked again.",
             catches=Exception,

@@ -135,7 +135,6 @@ class PushReader(Struct, eq=False):
         """Read until canceled."""
         outage = LogOnce(
             self._client.troubles,
-            _logger,
             "The store can't be read; retrying",
             "The store can be read again.",
             catches=Exception,
@@ -555,9 +554,7 @@ class RedisBackend:
         except BaseException:
             await self._client.close()
             raise
-        outage = LogOnce(
-            self.troubles, _logger, "The new epoch can't be applied; retrying", "The new epoch has been applied."
-        )
+        outage = LogOnce(self.troubles, "The new epoch can't be applied; retrying", "The new epoch has been applied.")
         restoring = run_on(self._new_run, self._restore, outage, pause=_RESTORE_PAUSE)
         self._tasks = [asyncio.create_task(each) for each in (self._pushes.run(), self._run(), restoring)]
 
@@ -606,7 +603,6 @@ class RedisBackend:
         """Check epoch and time periodically and after failures. Leases report if the store doesn't respond."""
         trouble = LogOnce(
             self.troubles,
-            _logger,
             "The epoch can't be read; retrying",
             "The epoch can be read again.",
             catches=Exception,
