@@ -94,7 +94,7 @@ ROWS = {
         _gateway/catalog/resource_tools.py _gateway/catalog/search.py""",
     "hub": "_app/parts/hub.py _transports/hub_routes.py hub",
     "stores: interfaces, tail, and workers": """stores.py _stores/__init__.py _stores/base.py _stores/health.py
-        _stores/rates.py _stores/store.py _stores/tail.py _stores/workers.py""",
+        _stores/rates.py _stores/store.py _stores/tail.py _stores/workers.py _troubles.py""",
     "stores: memory, and its parent process": "_stores/local _stores/memory",
     "stores: SQLite": "_stores/sqlite",
     "stores: Redis": "_stores/redis",

@@ -29,6 +29,7 @@ LAYERS = [
     "files",
     "_oauth",
     "_protocol",
+    "_troubles",
     "_lazy",
     "_yaml",
     "_frontmatter",
@@ -303,6 +304,17 @@ def test_agent_and_extensions_use_the_public_interface() -> None:
             ]
     # `typing.override` of later Pythons
     assert [line for line in private if not line.endswith(" millstream._override.override")] == []
+
+
+def test_logged_failures_are_in_the_table_of_troubles_or_say_why_not() -> None:
+    calls = [
+        (path.name, *found)
+        for path in sources("src")
+        for found in re.findall(r"(?<!class )LogOnce\(\s*([\w.]+),(.*)", path.read_text("utf-8"))
+    ]
+    assert len(calls) > 20
+    without = [each for each in calls if not each[1].endswith("troubles")]
+    assert [each for each in without if not (each[1] == "None" and each[2].startswith("  # "))] == []
 
 
 MAX_FILES_THAT_IMPORT_INSIDE = 256

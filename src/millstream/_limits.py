@@ -8,7 +8,6 @@ clock.
 """
 
 import asyncio
-import logging
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from functools import lru_cache
 from hashlib import sha256
 from math import ceil
 from time import monotonic
+from typing import Any
 
 from msgspec import Struct, field
 
@@ -33,6 +33,7 @@ from millstream._stores.rates import (
 )
 from millstream._stores.store import Store
 from millstream._tasks import Tasks
+from millstream._troubles import LogOnce
 
 PATIENCE = 2.0
 """Seconds that a call waits for the store."""
@@ -42,8 +43,6 @@ _AT_ONCE = 100
 """Maximum number of slots to return in one request."""
 _REPORTS = 64
 
-logger = logging.getLogger("millstream")
-
 
 class StoreLimiter(Struct, eq=False):
     """One worker's access to the limits in the store."""
@@ -51,8 +50,8 @@ class StoreLimiter(Struct, eq=False):
     store: Store
     patience: float = PATIENCE
     clock: Callable[[], float] = monotonic
-    away: bool = False
-    """Whether the store failed to answer the last request."""
+    outage: Any = None
+    """A `LogOnce` that lasts while the store doesn't answer."""
     workers: int = 1
     """Number of workers that share the store, as last reported."""
     _until: float = 0.0
@@ -61,11 +60,18 @@ class StoreLimiter(Struct, eq=False):
     _returning: Tasks = field(default_factory=Tasks)
     _reporting: Tasks = field(default_factory=Tasks)
 
+    def __post_init__(self) -> None:
+        self.outage = LogOnce(
+            self.store.troubles,
+            "The store doesn't respond, so each worker enforces its own share of every limit",
+            "The store is responding again. All workers share the limits again.",
+        )
+
     async def take(self, charges: Sequence[Charge]) -> list[ChargeResult] | None:
         """Return the store's answer, or None if it doesn't respond."""
-        if self.away and (self._trying or self.clock() < self._until):
+        if self.outage.lasts and (self._trying or self.clock() < self._until):
             return None
-        self._trying = self.away
+        self._trying = self.outage.lasts
         try:
             async with asyncio.timeout(self.patience):
                 decision = await self.store.charge(charges)
@@ -77,9 +83,7 @@ class StoreLimiter(Struct, eq=False):
             return None
         finally:
             self._trying = False
-        if self.away:
-            self.away = False
-            logger.warning("The store is responding again. All workers share the limits again.")
+        self.outage.end()
         self.workers = max(1, len(self.store.workers.live))
         return decision
 
@@ -119,12 +123,7 @@ class StoreLimiter(Struct, eq=False):
 
     def _lose(self, exc: Exception) -> None:
         self._until = self.clock() + PAUSE
-        if not self.away:
-            self.away = True
-            logger.warning(
-                "The store doesn't respond (%s). Until it does, each worker enforces its own share of every limit.",
-                str(exc).rstrip(".") or type(exc).__name__,
-            )
+        self.outage.fail(str(exc) or type(exc).__name__)
 
 
 @lru_cache(maxsize=4096)

@@ -104,7 +104,7 @@ class Tasks(NotCopyable):
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
-        self._single = WeakValueDictionary[object, asyncio.Task[None]]()
+        self._single = WeakValueDictionary[object, asyncio.Task[object]]()
         """Function and arguments of `spawn_once` -> its task, as long as it runs."""
         self._closed = False
 
@@ -121,7 +121,7 @@ class Tasks(NotCopyable):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def spawn_once(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+    def spawn_once(self, work: Callable[..., Coroutine[Any, Any, Any]], *arguments: object) -> None:
         """Start a task, unless the one for this function and these arguments is still running.
 
         Args:

@@ -20,14 +20,15 @@ from cases import for_each
 from guard_peer import echo, make_endpoints
 from http_peer import request, serve
 from millstream import Client
-from millstream._app.server_process import CommandError
+from millstream._app.server_process import CommandError, listen_sockets
 from millstream._app.server_process.listen_sockets import Certificate
 from millstream._config import Settings
 from millstream._protocol.errors import LocalError
+from millstream._troubles import Troubles
 from millstream.client import Options, TlsFailed
 from patience import WAIT
 from processes import free_port, run_command, run_server
-from workers_world import PROGRAM, kill, run_workers, until
+from workers_world import PROGRAM, kill, run_workers, until, until_async
 
 ASYNCIOS = 60.0
 """Default timeout of a TLS handshake in asyncio."""
@@ -187,16 +188,38 @@ def test_pairs_that_stay_unusable_are_reported(tmp_path: Path, monkeypatch: pyte
     ("begins", "ends", "says"),
     [(-9, -1, "expired on"), (0, 13.9, "expires on"), (0, 14.1, ""), (1, 30, "is valid from"), (-1, 90, "")],
 )
-def test_dates_of_the_certificate_are_checked_at_the_start_and_at_a_renewal(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, begins: float, ends: float, says: str
+async def test_invalid_dates_of_the_certificate_are_a_trouble_until_it_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: float, ends: float, says: str
 ) -> None:
-    caplog.clear()
+    monkeypatch.setattr(listen_sockets, "EVERY", 0.0)
     cert, key = make(tmp_path, "first", begins=begins, ends=ends)
-    certificate = Certificate(cert, key)
-    make(tmp_path, "second", begins=begins, ends=ends)
-    assert certificate.renew()
-    said = [each.getMessage() for each in caplog.records if each.levelname != "INFO"]
-    assert [says in each for each in said] == ([True] * 2 if says else [])
+    certificate, table = Certificate(cert, key), Troubles()
+    watching = asyncio.create_task(certificate.watch(table))
+    await asyncio.sleep(0)
+    assert [says in each.reason for each in table.describe()] == ([True] if says else [])
+    make(tmp_path, "second", ends=90)
+    await until_async(lambda: not table.describe())
+    watching.cancel()
+
+
+async def test_unusable_renewal_is_a_trouble_until_the_pair_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen_sockets, "EVERY", 0.0)
+    monkeypatch.setattr(listen_sockets, "_PATIENCE", 0.0)
+    cert, key = make(tmp_path, "old", ends=90)
+    certificate, table = Certificate(cert, key), Troubles()
+    watching = asyncio.create_task(certificate.watch(table))
+    await asyncio.sleep(0)
+    assert not table.describe()
+    await asyncio.to_thread(Path(key).write_text, "nothing")
+    await until_async(lambda: bool(table.describe()))
+    (found,) = table.describe()
+    assert "The old ones still serve" in found.reason
+    assert "both files" in found.remedy
+    make(tmp_path, "new", ends=90)
+    await until_async(lambda: not table.describe())
+    watching.cancel()
 
 
 def test_clients_of_an_expired_certificate_are_told_that_it_must_be_renewed(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ async def test_refresh_on_another_worker_ends_a_suspension(
         receiver.answer = lambda message: 500
         await subscribe(one, receiver)
         await events_of(one.server).publish(OrderPaid("1"), id="evt_1")
-        await wait_until(lambda: "are suspended until its next refresh" in caplog.text)
+        await wait_until(lambda: "is suspended until its next refresh" in caplog.text)
         await events_of(two.server).publish(OrderPaid("2"), id="evt_2")
         receiver.answer = lambda message: 200
         workers = [one, two]

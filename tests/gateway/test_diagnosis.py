@@ -33,7 +33,7 @@ from millstream import Client, Server, auth
 from millstream._cli.diagnosis import health_steps, read_health, read_states, remedy_of, upstream_step
 from millstream._http.client.url import parse_url
 from millstream._protocol.jsonrpc import encode
-from millstream._stores.health import local_time
+from millstream._troubles import local_time
 from millstream.client import AccessDenied
 from millstream.gateway import UpstreamPolicy, bearer
 from patience import WAIT

@@ -66,13 +66,13 @@ async def test_failed_subscription_leaves_nothing_on_its_outlet() -> None:
 async def test_reading_resumes_after_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream._stores.health.PAUSE", 0)
+    monkeypatch.setattr("millstream._troubles.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
     async with open_hub(store) as hub, open_hub(memory) as other:
         outlet = await listen(hub)
         log.down = True
-        with caplog.at_level(logging.CRITICAL, "millstream.stores"):
+        with caplog.at_level(logging.CRITICAL, "millstream"):
             await other.publish("broadcast", "1")
             await turns()
             log.down = False
@@ -83,7 +83,7 @@ async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFi
     store, kv = unreliable("kv", MemoryStore())
     async with open_hub(store) as hub:
         kv.down = True
-        with caplog.at_level(logging.CRITICAL, "millstream.hub"):
+        with caplog.at_level(logging.CRITICAL, "millstream"):
             outlet = await listen(hub, client_id="ann")
             await hub.publish("broadcast", "1")
             assert outlet.data == ["1"]
@@ -139,7 +139,7 @@ async def test_periodic_work_survives_a_store_outage(
 
         monkeypatch.setattr(type(hub._presence), "refresh", lambda _: counted())
         kv.down = True
-        with caplog.at_level(logging.CRITICAL, "millstream.hub"):
+        with caplog.at_level(logging.CRITICAL, "millstream"):
             await asyncio.wait_for(tried.wait(), WAIT)
             kv.down = False
 

@@ -37,6 +37,7 @@ from millstream._stores.rates import (
 )
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
+from millstream._troubles import Troubles
 from patience import WAIT
 from property_settings import examples
 from store_parts import (
@@ -959,7 +960,7 @@ async def test_followers_receive_concurrent_appends_once_in_order(backing: Backi
             for entry in taken[n]:
                 ends[n](entry.data)
 
-        tail = Tail(workers[n].log, STREAM, None, take, lambda gap: pytest.fail(str(gap)))
+        tail = Tail(workers[n].log, Troubles(), STREAM, None, take, lambda gap: pytest.fail(str(gap)))
         await tail.catch_up()
         try:
             await tail.run()

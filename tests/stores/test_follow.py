@@ -9,10 +9,12 @@ import pytest
 
 from backend_stores import MemoryStore
 from cases import for_each
+from millstream import _troubles
 from millstream._protocol.errors import LocalError
-from millstream._stores import health, tail
+from millstream._stores import tail
 from millstream._stores.base import Entry, Gap, Position, StoreUnavailable
 from millstream._stores.tail import Tail
+from millstream._troubles import Troubles
 from patience import WAIT
 
 STREAM = "call:one"
@@ -25,7 +27,7 @@ class Reader:
         self.got: list[bytes] = []
         self.told: list[Gap] = []
         self._more = asyncio.Event()
-        self.tail = Tail(store.log, STREAM, after, self.take, self.lose, **options)
+        self.tail = Tail(store.log, Troubles(), STREAM, after, self.take, self.lose, **options)
 
     def take(self, entries: Sequence[Entry]) -> None:
         self.got += [entry.data for entry in entries]
@@ -288,7 +290,7 @@ async def test_followers_wait_for_room_after_each_entry(monkeypatch: pytest.Monk
 
 
 async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(health, "PAUSE", 0)
+    monkeypatch.setattr(_troubles, "PAUSE", 0)
     store = Parts()
     reader = Reader(store)
     read, failures = store.read, 0
@@ -302,7 +304,7 @@ async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog
 
     store.read = failing
     async with run_tail(reader):
-        with caplog.at_level(logging.CRITICAL, "millstream.stores"):
+        with caplog.at_level(logging.CRITICAL, "millstream"):
             await append(store, b"1")
             store.hear(store.sent[-1])
             assert await reader.until(b"1") == [b"1"]

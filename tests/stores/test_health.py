@@ -1,5 +1,4 @@
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -11,16 +10,18 @@ import pytest
 from backend_stores import LocalStore, MemoryStore, SqliteStore
 from cases import for_each
 from fleet import until
+from millstream import _troubles
 from millstream._protocol.errors import LocalError
 from millstream._server.peers import Peers
-from millstream._stores import backend_for, health
+from millstream._stores import backend_for
 from millstream._stores.base import Entry, Gap, StoreFull, StoreUnavailable
-from millstream._stores.health import LogOnce, StoreHealth, Trouble, Troubles, merge_troubles, run_on
+from millstream._stores.health import StoreHealth
 from millstream._stores.local.server import LocalServer
 from millstream._stores.sqlite import store
 from millstream._stores.sqlite.file import locate
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
+from millstream._troubles import LogOnce, Trouble, Troubles, merge_troubles, run_on
 from patience import WAIT, Clock
 from store_parts import DictBacking, LocalBacking, append, data_of
 
@@ -92,7 +93,7 @@ async def test_repeated_work_ends_even_if_a_library_swallows_its_cancellation() 
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    repeated = asyncio.create_task(run_on(requested, work, LogOnce(logging.getLogger("millstream"), "down", "up")))
+    repeated = asyncio.create_task(run_on(requested, work, LogOnce(None, "down", "up")))
     await works.wait()
     repeated.cancel()
     await asyncio.wait([repeated], timeout=WAIT)
@@ -137,7 +138,7 @@ async def test_repeated_work_survives_any_error_and_logs_each_cause_once(caplog:
         else:
             requested.set()
 
-    outage = LogOnce(logging.getLogger("millstream"), "It can't be read; retrying", "It can be read again.")
+    outage = LogOnce(None, "It can't be read; retrying", "It can be read again.")
     repeated = asyncio.create_task(run_on(requested, work, outage, pause=0.0))
     async with asyncio.timeout(WAIT):
         await done.wait()
@@ -156,9 +157,7 @@ async def test_repeated_work_survives_any_error_and_logs_each_cause_once(caplog:
 def test_lasting_failure_is_logged_when_it_begins_each_hour_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     clock, table = Clock(), Troubles()
     clock.now = 1e9
-    outage = LogOnce(
-        logging.getLogger("millstream"), "It can't be read", "It can be read.", table=table, remedy="Fix it."
-    )
+    outage = LogOnce(table, "It can't be read", "It can be read.", remedy="Fix it.")
     outage.clock = clock
     for seconds in range(0, 7200, 60):
         clock.now = 1e9 + seconds
@@ -182,7 +181,7 @@ def test_troubles_of_workers_are_merged() -> None:
 
 
 async def test_callers_get_unexpected_errors() -> None:
-    outage = LogOnce(logging.getLogger("millstream"), "down", "up")
+    outage = LogOnce(None, "down", "up")
     with pytest.raises(ZeroDivisionError), outage:
         raise ZeroDivisionError
     assert not outage.lasts
@@ -219,7 +218,7 @@ async def test_entry_that_cannot_be_processed_is_a_loss_and_later_ones_arrive(re
                 raise ZeroDivisionError("poison")
             taken.extend(entries)
 
-        tail = Tail(each.log, STREAM, None, take, gaps.append)
+        tail = Tail(each.log, Troubles(), STREAM, None, take, gaps.append)
         if read == "pushed":
             await append(each, STREAM, b"first")
             await tail.catch_up()
@@ -255,7 +254,7 @@ async def test_listener_that_fails_does_not_keep_writers_waiting(tmp_path: Path)
 async def test_checks_of_dead_workers_outlive_an_unexpected_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(health, "PAUSE", 0.0)
+    monkeypatch.setattr(_troubles, "PAUSE", 0.0)
     backing = DictBacking()
     store = await backing.worker()
     peers, looks = Peers(store, [b"secret"]), list[None]()
@@ -278,7 +277,7 @@ async def test_checks_of_dead_workers_outlive_an_unexpected_error(
 
 
 async def test_lease_is_renewed_after_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "PAUSE", 0.0)
+    monkeypatch.setattr(_troubles, "PAUSE", 0.0)
     backing = DictBacking()
     store, other = await backing.worker(), await backing.worker()
     workers: Any = store.workers

@@ -3,6 +3,7 @@ import pytest
 from dict_backend import Data, DictBackend
 from millstream._stores.memory.store import UsageCounter
 from millstream._stores.workers import LeasedWorker, expire
+from millstream._troubles import Troubles
 
 LEASE = 6.0
 
@@ -18,7 +19,7 @@ class Machine:
     async def worker(self) -> LeasedWorker:
         backend = DictBackend(self._data, self._tally, LEASE)
         backend.time = lambda: self.now  # type: ignore[method-assign]
-        leases = LeasedWorker(backend)
+        leases = LeasedWorker(backend, Troubles())
         await leases.renew()
         return leases
 

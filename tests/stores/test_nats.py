@@ -15,6 +15,7 @@ from millstream._stores.base import OwnerQuotaExceeded
 from millstream._stores.nats.link import StreamMessage, parse_address, read_token
 from millstream._stores.nats.store import NatsBackend
 from millstream._stores.tail import Tail
+from millstream._troubles import Troubles
 from millstream.extensions import LocalError
 from millstream.stores import Entry, Gap, Index, RateCharge, StoreFull, StoreUnavailable
 from nats_parts import NatsBacking, NatsServer, NatsStore, shared_server
@@ -411,7 +412,7 @@ async def test_topics_added_while_a_consumer_is_replaced_lose_nothing(
 ) -> None:
     store, got, gaps = await backing.worker(), list[Entry](), list[Gap]()
     (start,) = await append(store, "hub:journal", b"0")
-    tail = Tail(store.log, "hub:journal", start, got.extend, gaps.append, topic="")
+    tail = Tail(store.log, Troubles(), "hub:journal", start, got.extend, gaps.append, topic="")
     tail.follow("a")
     await tail.catch_up()
     running, link = asyncio.create_task(tail.run()), store.backend._link
@@ -569,7 +570,7 @@ async def test_listeners_do_not_wait_for_a_lost_consumer(backing: NatsBacking) -
     store, got, gaps = await backing.worker(), list[Entry](), list[Gap]()
     link, stream = store.backend._link, store.log._main("hub:journal").stream
     (start,) = await append(store, "hub:journal", b"0")
-    tail = Tail(store.log, "hub:journal", start, got.extend, gaps.append, topic="")
+    tail = Tail(store.log, Troubles(), "hub:journal", start, got.extend, gaps.append, topic="")
     tail.follow("a")
     await tail.catch_up()
     running = asyncio.create_task(tail.run())

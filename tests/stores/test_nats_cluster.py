@@ -8,6 +8,7 @@ from millstream._stores import open_store
 from millstream._stores.base import Entry, Gap, StoreUnavailable
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
+from millstream._troubles import Troubles
 from nats_parts import NatsCluster
 from patience import WAIT
 from redis_parts import until
@@ -63,7 +64,7 @@ async def follow_through_failures(cluster: NatsCluster, stores: list[Store], sta
     acknowledged: list[list[bytes]] = [[], []]
     gaps: list[Gap] = []
     followed: list[Entry] = []
-    tail = Tail(stores[2].log, STREAM, None, followed.extend, gaps.append)
+    tail = Tail(stores[2].log, Troubles(), STREAM, None, followed.extend, gaps.append)
     stack.callback(tail.stop)
     await tail.catch_up()
     following = asyncio.create_task(tail.run())

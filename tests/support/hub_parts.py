@@ -15,6 +15,7 @@ import msgspec
 from backend_stores import MemoryStore
 from millstream._stores.base import Entry, Position
 from millstream._stores.workers import LeasedWorker, WorkerTable, update_worker_table
+from millstream._troubles import Troubles
 from millstream.hub import Event, Hub, HubLimits, Member
 from millstream.hub._event import unpack
 from millstream.hub._journal import Journal
@@ -163,7 +164,8 @@ class DelayedStore:
         self._turns = turns
         self.lease = 60.0
         self._store = store
-        self.workers: Any = LeasedWorker(self)
+        self.troubles = Troubles()
+        self.workers: Any = LeasedWorker(self, self.troubles)
         self.kv: Any = _Delayed(self, store.kv)
         self.log: Any = _DelayedLog(self, store.log)
         self.bus: Any = _Delayed(self, store.bus)

@@ -15,6 +15,7 @@ from millstream._stores.base import PAGE_BYTES, Entry, Position, StoreUnavailabl
 from millstream._stores.memory.store import UsageCounter
 from millstream._stores.rates import Charge, ChargeResult, ConcurrencySlot
 from millstream._stores.tail import Topics
+from millstream._troubles import Troubles
 
 
 class SharedStore:
@@ -65,6 +66,7 @@ class WorkerStore:
         self.log: Any = _Log(self)
         self.bus: Any = _Bus(self)
         self.members: Any = None
+        self.troubles = Troubles()
         self.workers = _Workers(self)
         self.topics = Topics[bytes]()
         self.lost = Topics[bytes]()

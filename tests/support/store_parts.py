@@ -20,6 +20,7 @@ from millstream._stores.memory.store import UsageCounter
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
 from millstream._stores.workers import LeasedWorker
+from millstream._troubles import Troubles
 from nats_parts import NatsBacking
 from patience import WAIT
 from property_settings import NIGHTLY
@@ -244,7 +245,7 @@ class TailReader(MessageRecorder):
 
     def __init__(self, store: Store, stream: str) -> None:
         super().__init__()
-        self._tail = Tail(store.log, stream, None, self._take, void)
+        self._tail = Tail(store.log, Troubles(), stream, None, self._take, void)
         self._task = asyncio.create_task(self._tail.run())
 
     async def ready(self) -> "TailReader":
@@ -283,7 +284,7 @@ class Follower:
         self._task = asyncio.create_task(self._run(store, stream))
 
     async def _run(self, store: Store, stream: str) -> None:
-        tail = Tail(store.log, stream, None, self.taken.extend, self.gaps.append)
+        tail = Tail(store.log, Troubles(), stream, None, self.taken.extend, self.gaps.append)
         try:
             await tail.catch_up()
             await tail.run()

@@ -95,8 +95,12 @@ async def test_crash_loops_back_off_while_others_serve(tmp_path: Path) -> None:
         assert trouble["what"] == "Worker 1 doesn't stay up"
         (tmp_path / "broken").unlink()
         served.wait_for_line("is ready")
-        assert len(await pids_by_new_connections(served.port, 60)) == 2
+        (replaced,) = set(await pids_by_new_connections(served.port, 60)) - {second}
         await until_async(lambda: health(served.port)["status"] == "ok")
+        count = served.count_lines("starting another")
+        kill(replaced)
+        await until_async(lambda: served.count_lines("starting another") > count)
+        assert [each["message"] for each in served.records if "another" in each["message"]][-1].endswith("another")
 
 
 async def test_worker_sigterm_drains_and_replaces_it(tmp_path: Path) -> None:

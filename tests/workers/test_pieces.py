@@ -16,12 +16,11 @@ from millstream._app.server_process import supervisor as watching
 from millstream._app.server_process.supervisor import Supervisor, make_workers
 from millstream._app.server_process.worker_process import (
     LONGEST,
-    WELL,
-    BackOff,
     Drain,
     Force,
     Hello,
     MessageChannel,
+    SupervisedWorker,
     WorkerState,
     WorkerStates,
     how,
@@ -41,29 +40,11 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def test_backoff_grows_in_crash_loops_and_resets() -> None:
-    now = [0.0]
-    waits = BackOff(lambda: now[0])
-    assert [waits.record_death() for _ in range(10)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST, LONGEST, LONGEST]
-    now[0] += WELL
-    assert waits.record_death() == LONGEST
-    waits.serves()
-    now[0] += WELL
-    assert waits.record_death() == 0.0
-
-
-def test_backoff_survives_a_night_of_crashes() -> None:
-    waits = BackOff(lambda: 0.0)
-    assert [waits.record_death() for _ in range(1_100)][-1] == LONGEST
-
-
-def test_killed_workers_are_replaced_immediately() -> None:
-    now = [0.0]
-    waits = BackOff(lambda: now[0])
-    for _ in range(10):
-        waits.serves()
-        now[0] += 20.0  # each of four, in turn, every 5 s
-        assert waits.record_death() == 0.0
+def test_backoff_grows_in_crash_loops() -> None:
+    worker = SupervisedWorker(1, [], own=False)
+    waits = [worker.record_death() for _ in range(1_100)]
+    assert waits[:10] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST, LONGEST, LONGEST]
+    assert waits[-1] == LONGEST
 
 
 def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -29,11 +29,12 @@ from millstream._server.peers import (
 )
 from millstream._server.sweep import Sweep
 from millstream._server.worker_queries import WorkerQueries
-from millstream._stores.health import LogOnce, StoreHealth
+from millstream._stores.health import StoreHealth
 from millstream._stores.store import Store
 from millstream._tasks import Tasks
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.streamable import TTL as LOG_TTL
+from millstream._troubles import LogOnce
 
 if TYPE_CHECKING:
     from millstream._app.routes import Routes
@@ -192,7 +193,7 @@ class Replicas:
     async def _renew(self) -> None:
         services = self._services
         trouble = LogOnce(
-            logger,
+            services.store.troubles,
             "The secret can't be written to the store, and will be retried",
             "The secret is in the store.",
             catches=Exception,
@@ -230,7 +231,7 @@ class Runtime:
         """The thread of the loop. No other loop runs in it at the same time."""
         self.draining: bool = False
         self.store = store
-        self.store_health: StoreHealth = StoreHealth(definition.store.partition(":")[0], store)
+        self.store_health: StoreHealth = StoreHealth(definition.store.partition(":")[0], store, troubles=store.troubles)
         self.services: Services
         self.replicas: Replicas
         self.dispatcher: Dispatcher
@@ -305,7 +306,7 @@ class Runtime:
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)
-            self.sweep.ticks.append(lambda now: self.streams.end_expired())
+            self.sweep.ticks += (lambda now: self.streams.end_expired(), self.store.troubles.end_old)
             await self.replicas.join()
             self.sweep.open()
             self._stack = self._stack.pop_all()

@@ -43,7 +43,7 @@ from millstream._modules import split_target
 from millstream._protocol.errors import fit, pluralize
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
-from millstream._stores.health import Trouble, local_time
+from millstream._troubles import Trouble, local_time
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Notification

@@ -43,7 +43,8 @@ from millstream._server.features.tools import Tool
 from millstream._server.peers import PartMessage
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
-from millstream._stores.health import FRESH_SECONDS, Trouble
+from millstream._stores.health import FRESH_SECONDS
+from millstream._troubles import Trouble
 from millstream.files import stamp_of
 from millstream.protocol import Json, members
 from millstream.stores import StoreFull, StoreUnavailable
@@ -187,8 +188,7 @@ class GatewayPart:
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
-        host.every_second(self._end_old_troubles)
-        host.store_health.troubles.sources.append(self._find_withdrawn)
+        host.store.troubles.sources.append(self._find_withdrawn)
         host.queries.answer(_REPORTS, self._answer)
         self._choose_mode(host)
         self._mounts.update((name, self._mount(each)) for name, each in self.upstreams.items())
@@ -228,10 +228,6 @@ class GatewayPart:
                     ", ".join(names[:MAX_SHOWN]),
                     f"Look at the changes, and accept them: millstream gateway accept FILE {upstream.name}",
                 )
-
-    def _end_old_troubles(self, _now: float) -> None:
-        for upstream in self.upstreams.values():
-            upstream.breaker.end_old_trouble()
 
     def _hand_over(self, message: PartMessage, _worker: str) -> None:
         if message.part == TAKEN_OVER:

@@ -23,10 +23,10 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._stores.health import LogOnce, run_on
 from millstream._stores.rates import share_for
 from millstream._stores.store import Store
 from millstream._tasks import Tasks
+from millstream._troubles import LogOnce, run_on
 
 
 class PeerMessage(Struct, frozen=True, array_like=True):
@@ -242,7 +242,9 @@ class Peers:
         self._worker_checks: list[Callable[[], Awaitable[None]]] = [self._check_receivers]
         self._stamp = 0
         self._outage = LogOnce(
-            _logger, "Messages to all workers can't be sent", "Messages to other workers can be sent again."
+            None,  # not every message is sent again
+            "Messages to all workers can't be sent",
+            "Messages to other workers can be sent again.",
         )
         self._processed: Recent[tuple[str, int], None] = Recent(_MAX_SEEN)
         """Direct messages, and messages with a significant order. Each is processed once, although a repaired store can
@@ -295,7 +297,7 @@ class Peers:
             self._stops.append(self._store.bus.subscribe(_TOPIC, self._receive, interrupted=self._miss))
             self._stops.append(self._store.workers.watch(self._workers_changed.set))
             outage = LogOnce(
-                _logger,
+                self._store.troubles,
                 "A dead worker's calls and sessions can't be cleaned up; retrying",
                 "Dead workers' calls and sessions can be cleaned up again.",
             )

@@ -13,8 +13,8 @@ from typing import Any
 from millstream._server.calls.call import Call, CallProgress
 from millstream._server.calls.context import nudge_progress
 from millstream._server.dispatch import Dispatcher
-from millstream._stores.health import LogOnce
 from millstream._tasks import Tasks, cancel_all
+from millstream._troubles import LogOnce
 
 logger = logging.getLogger("millstream")
 
@@ -46,7 +46,7 @@ class Sweep:
         self._failures: dict[Callable[..., object], type[Exception]] = {}
         """Parts of the work that failed the last time, each with the type of its error, which is logged once."""
         self._trouble = LogOnce(
-            logger,
+            None,  # the call may end before the next attempt
             "Call streams can't be extended in the store; retrying",
             "Call streams can be extended in the store again.",
         )

@@ -1,195 +1,24 @@
-"""Health checks of stores, and what fails for reasons that aren't the callers'.
+"""Health checks of stores.
 
-A health check reads a key with a timeout, at most once a second, and checks whether the store may lose data. Failures
-are logged when they begin and when they end, and once an hour between, because an outage may last for days.
+A health check reads a key with a timeout, at most once a second, and checks whether the store may lose data.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
-from itertools import chain
-from time import localtime, monotonic, strftime, time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
 
-from msgspec import Struct, field, structs
+from msgspec import Struct, field
 
-from millstream._copies import NotCopyable
 from millstream._protocol.errors import LocalError
-from millstream._protocol.redaction import redact_foreign
 from millstream._stores.base import DataSource
-from millstream._tasks import is_canceled
+from millstream._troubles import LogOnce, Troubles
 
 FRESH_SECONDS = 1.0
 BOUND_SECONDS = 0.5
 """Timeout of a health check. Many probes give up after one second."""
-PAUSE = 1.0
-"""Seconds before a retry after a store failure."""
-_LOG_SECONDS = 3600.0
-"""Minimum seconds between two messages about a lasting failure."""
 _KEY = "health"
 """A key that is never written. Any response means that the store is up."""
-
-logger = logging.getLogger("millstream")
-
-
-class Trouble(Struct, frozen=True):
-    """A failure that an operator has to know: what fails, since when, and what to do."""
-
-    what: str
-    since: float
-    """Unix time of the first failure."""
-    count: int
-    """Number of failures since then, in all workers."""
-    reason: str
-    """The last failure. It may contain addresses."""
-    remedy: str
-
-
-_NO_TROUBLE = Trouble("", 0, 0, "", "")
-MAX_TROUBLES = 100
-"""Maximum number of troubles to show."""
-
-
-class Troubles(Struct, NotCopyable, eq=False):
-    """What fails on this worker at the moment: ``LogOnce(…, table=host.troubles)``
-
-    `/health`, the metrics, and ``doctor`` show it.
-    """
-
-    lasting: set["LogOnce"] = field(default_factory=set["LogOnce"])
-    sources: list[Callable[[], Iterable[Trouble]]] = []
-    """Return the troubles of parts that know them anyway."""
-
-    def describe(self) -> list[Trouble]:
-        """Return what fails now, the oldest first."""
-        found = [each.trouble for each in self.lasting]
-        found += (each for source in self.sources for each in source())
-        return sorted(found, key=lambda each: each.since)[:MAX_TROUBLES]
-
-
-def merge_troubles(workers: Iterable[Iterable[Trouble]]) -> list[Trouble]:
-    """Merge the troubles of several workers: the first time, the sum of the counts, and the first worker's reason."""
-    merged: dict[str, Trouble] = {}
-    for each in chain.from_iterable(workers):
-        if (other := merged.get(each.what)) is not None:
-            merged[each.what] = structs.replace(
-                other, since=min(other.since, each.since), count=other.count + each.count
-            )
-        else:
-            merged[each.what] = each
-    return sorted(merged.values(), key=lambda each: each.since)[:MAX_TROUBLES]
-
-
-class LogOnce(Struct, NotCopyable, eq=False):
-    """A context manager that suppresses store errors and logs the first of a series, and another one each hour.
-
-    Background loops pass ``catches=Exception``, so that an unexpected error doesn't end them silently. Its traceback is
-    logged when it's the first one in a series, or when its type changes.
-
-    Example:
-        >>> trouble = LogOnce(logger, "The list can't be read; retrying", "The list can be read again.")
-        >>> with trouble:
-        ...     await read()
-        >>> if trouble.lasts:
-        ...     await asyncio.sleep(PAUSE)
-    """
-
-    logger: logging.Logger
-    what: str
-    """The message when the first error of a series occurs."""
-    over: str
-    """The message when the series ends."""
-    catches: type[Exception] | tuple[type[Exception], ...] = (LocalError, OSError)
-    """The errors to suppress."""
-    lasts: bool = False
-    """Whether the last attempt failed."""
-    remedy: str = ""
-    """What the operator can do."""
-    table: Any = None
-    """The `Troubles` that list the series while it lasts."""
-    trouble: Any = _NO_TROUBLE
-    """The series, as a `Trouble`."""
-    clock: Callable[[], float] = time
-    logged_at: float = 0
-    """Time of the last message about the series, or 0 if there is none."""
-    _unexpected: type[BaseException] | None = None
-    """The type of the last unexpected error in this series."""
-
-    @property
-    def _is_due(self) -> bool:
-        return self.clock() - self.logged_at >= _LOG_SECONDS
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if failure is None:
-            self.end()
-            return False
-        if not isinstance(failure, self.catches):
-            return False
-        if not isinstance(failure, LocalError | OSError):
-            self.count(type(failure).__name__)
-            if self._unexpected is not kind or self._is_due:
-                self.logged_at = self.clock()
-                self.logger.error("%s: %s", self.what, type(failure).__name__, exc_info=failure)
-            self._unexpected = kind
-        else:
-            self.fail(str((isinstance(failure, OSError) and failure.strerror) or failure))
-        return True
-
-    def fail(self, reason: str) -> None:
-        """Begin the series, or count another failure.
-
-        Args:
-            reason: Why it failed. Credentials in it are redacted.
-        """
-        self.count(reason)
-        if self._is_due:
-            self.logged_at = self.clock()
-            trouble = self.trouble
-            again = f" ({trouble.count} failures since {local_time(trouble.since)})" if trouble.count > 1 else ""
-            self.logger.warning("%s%s: %s", self.what, again, trouble.reason)
-
-    def end(self, over: str = "") -> None:
-        """End the series, if there's one.
-
-        Args:
-            over: Replaces the usual message.
-        """
-        if not self.lasts:
-            return
-        times = f" It failed {self.trouble.count} times since {local_time(self.trouble.since)}."
-        self.logger.warning("%s%s", over or self.over, times if self.trouble.count > 1 else "")
-        self.forget()
-
-    def forget(self) -> None:
-        """End the series without a message, because what failed no longer exists."""
-        self.trouble = _NO_TROUBLE
-        self.lasts, self._unexpected, self.logged_at = False, None, 0
-        if self.table is not None:
-            self.table.lasting.discard(self)
-
-    def count(self, reason: str) -> None:
-        """Begin the series, or count another failure, without a message, because there is one already.
-
-        Args:
-            reason: As for `fail`.
-        """
-        before, self.lasts = self.trouble, True
-        why = redact_foreign(reason)
-        self.trouble = Trouble(self.what, before.since or self.clock(), before.count + 1, why, self.remedy)
-        if self.table is not None:
-            self.table.lasting.add(self)
-
-
-def local_time(seconds: float) -> str:
-    """Return a time as text, in the local time zone."""
-    return strftime("%Y-%m-%d %H:%M:%S", localtime(seconds))
 
 
 class StoreHealth(Struct, eq=False):
@@ -201,15 +30,13 @@ class StoreHealth(Struct, eq=False):
     bound: float = BOUND_SECONDS
     clock: Callable[[], float] = monotonic
     troubles: Troubles = field(default_factory=Troubles)
-    """What fails on this worker. The table of each `LogOnce` whose failures operators have to know."""
-    trouble: LogOnce = field(
-        default_factory=lambda: LogOnce(logger, "The store doesn't respond", "The store responds again.")
-    )
-    """Begins with the first check that fails."""
+    """What fails on this worker."""
+    trouble: Any = None
+    """A `LogOnce` that begins with the first check that fails."""
     _checked_at: float = -FRESH_SECONDS
 
     def __post_init__(self) -> None:
-        self.trouble.table = self.troubles
+        self.trouble = LogOnce(self.troubles, "The store doesn't respond", "The store responds again.")
 
     @property
     def up(self) -> bool:
@@ -237,35 +64,3 @@ class StoreHealth(Struct, eq=False):
             trouble.what = "The store doesn't respond"
             trouble.fail(str(exc) or f"no answer within {self.bound:g} s")
         return self.up
-
-
-async def run_on(
-    event: asyncio.Event,
-    work: Callable[[], Awaitable[None]],
-    outage: LogOnce,
-    *,
-    every: float | None = None,
-    pause: float | None = None,
-) -> None:
-    """Run a function each time an event is set, until canceled: ``host.run(run_on(changed, self.save, trouble))``.
-
-    While it fails, the function is retried. No error ends the loop.
-
-    Args:
-        event: Set to request a run.
-        work: The function.
-        outage: Logs errors. It catches all of them from now on.
-        every: Seconds after which the function runs without a request.
-        pause: Seconds before a retry, `PAUSE` by default.
-    """
-    outage.catches = Exception
-    while not is_canceled():
-        with suppress(TimeoutError):
-            async with asyncio.timeout(every):
-                await event.wait()
-        event.clear()
-        with outage:
-            await work()
-        if outage.lasts:
-            await asyncio.sleep(PAUSE if pause is None else pause)
-            event.set()

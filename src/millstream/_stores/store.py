@@ -6,6 +6,7 @@ from millstream._copies import NotCopyable
 from millstream._stores.base import Backend, Bus, Log, Map
 from millstream._stores.rates import Charge, ChargeResult, ConcurrencySlot
 from millstream._stores.workers import LeasedWorker, SoleWorker
+from millstream._troubles import Troubles
 
 
 class Store(NotCopyable):
@@ -27,9 +28,13 @@ class Store(NotCopyable):
         """Create a store without opening the backend."""
         self.backend = backend
         self.shared: bool = backend.shared
+        self.troubles: Troubles = getattr(backend, "troubles", None) or Troubles()
+        """What fails on this worker, in the backend and in what uses it."""
         self.kv: Map = backend.kv
         self.log: Log = backend.log
-        self.workers: LeasedWorker | SoleWorker = LeasedWorker(backend) if backend.shared else SoleWorker()
+        self.workers: LeasedWorker | SoleWorker = (
+            LeasedWorker(backend, self.troubles) if backend.shared else SoleWorker()
+        )
         self.bus: Bus = self.workers
 
     @property

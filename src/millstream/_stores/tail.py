@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from millstream._stores.base import Entry, Gap, Log, Position
-from millstream._stores.health import LogOnce, run_on
 from millstream._tasks import Tasks, cancel_all, has_failed
+from millstream._troubles import LogOnce, Troubles, run_on
 
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ class Tail:
     """A reader of one stream. It starts listening when it's created.
 
     Example:
-        >>> tail = Tail(store.log, "stream", position, take, lost)
+        >>> tail = Tail(store.log, store.troubles, "stream", position, take, lost)
         >>> await tail.catch_up()  # existing entries
         >>> tail.start()  # new entries, until it's closed
         >>> await tail.close()
@@ -161,6 +161,7 @@ class Tail:
     def __init__(
         self,
         log: Log,
+        troubles: Troubles,
         stream: str,
         after: Position | None,
         take: Callable[[Sequence[Entry]], None],
@@ -174,6 +175,7 @@ class Tail:
 
         Args:
             log: The log of an open store.
+            troubles: Lists failures to read it.
             stream: The name of the stream.
             after: The position to read after, or None to read from the oldest entry.
             take: Called with the next entry, in order. An entry for which it raises is reported as lost.
@@ -195,7 +197,7 @@ class Tail:
         self._news = asyncio.Event()
         name = stream.partition(":")[0]
         self._log_once = LogOnce(
-            _logger, f"The stream {name} can't be read; retrying", f"The stream {name} can be read again."
+            troubles, f"The stream {name} can't be read; retrying", f"The stream {name} can be read again."
         )
         self._listens = False
         """Whether the store pushes every append."""

@@ -8,7 +8,6 @@ log. A worker whose parent process runs the store gets the path of the parent's 
 """
 
 import asyncio
-import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,9 +20,9 @@ from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
-from millstream._stores.health import PAUSE, LogOnce, run_on
 from millstream._stores.tail import Listeners, Tail, Watchers, never
 from millstream._tasks import cancel_all, retry_delay
+from millstream._troubles import PAUSE, LogOnce, Troubles, run_on
 
 _POLL = 0.05
 """Seconds between attempts to take another owner's claim. The store doesn't report when it's released."""
@@ -117,8 +116,6 @@ _NOTE = ""
 """The topic of messages that tell other workers to read the table."""
 _GOODBYE = 1.0
 """Seconds that closing waits for an unresponsive store."""
-
-_logger = logging.getLogger("millstream.stores")
 
 
 class WorkerTable(Struct, array_like=True):
@@ -248,14 +245,15 @@ class LeasedWorker(_Worker):
     The workers have leases in the table. Messages are in two logs: one for all workers, and the inbox of this one.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, troubles: Troubles) -> None:
         super().__init__()
         self._backend = backend
+        self._troubles = troubles
         self.lease: float = backend.lease
         self._changed = Watchers()
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
-            _logger, "This worker's lease can't be renewed; retrying", "This worker's lease has been renewed."
+            troubles, "This worker's lease can't be renewed; retrying", "This worker's lease has been renewed."
         )
         self._tails: list[Tail] = []
         """The readers of the log for all workers and of the inbox."""
@@ -388,7 +386,7 @@ class LeasedWorker(_Worker):
         self._topics.interrupt()
 
     def _follow(self, stream: str, after: Position | None) -> Tail:
-        tail = Tail(self._backend.log, stream, after, self._take, self._on_gap)
+        tail = Tail(self._backend.log, self._troubles, stream, after, self._take, self._on_gap)
         tail.start()
         return tail
 

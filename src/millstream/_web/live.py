@@ -21,10 +21,10 @@ from millstream._http.message import (
 from millstream._override import override
 from millstream._parts import WATCH, PartHost
 from millstream._protocol.sse import encode_event
-from millstream._stores.health import LogOnce
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
+from millstream._troubles import LogOnce
 from millstream._web.pages import PRIVATE
 from millstream.protocol import encode
 
@@ -218,7 +218,7 @@ class DashboardFeed:
     async def run(self) -> None:
         """Send updates to the watchers each second, until canceled. The runtime owns the task."""
         trouble = LogOnce(
-            logger,
+            None,  # no call fails
             "Metrics can't be sent to the dashboard; retrying",
             "Metrics can be sent to the dashboard again.",
             catches=Exception,

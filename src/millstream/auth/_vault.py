@@ -49,8 +49,7 @@ class Vault:
         Args:
             address: Address of the caller.
         """
-        if self._services.on_failed_sign_in is not None:
-            self._services.on_failed_sign_in(address)
+        self._services.report_failed_sign_in(address)
 
     def limiter(self, name: str, rate: Rate) -> Limiter:
         """Return a limiter that workers share.

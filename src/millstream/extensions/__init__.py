@@ -14,8 +14,8 @@ from millstream._protocol.seal import RoundEntry, RoundState, Ticket
 from millstream._server.calls.call import scopes_of
 from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
-from millstream._stores.health import LogOnce, run_on
 from millstream._tasks import Tasks, cancel_all
+from millstream._troubles import LogOnce, run_on
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._calls import (
     CallContext,

@@ -35,6 +35,7 @@ from millstream._server.handlers import take_rounds
 from millstream._server.peers import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
 from millstream._stores.rates import ConcurrencySlot
+from millstream._troubles import Troubles
 from millstream.extensions._calls import (
     CallContext,
     CallRun,
@@ -130,6 +131,11 @@ class Host(Struct, NotCopyable, eq=False):
     def bus(self) -> Bus:
         """Messages between workers. Start topics with your own prefix. See also `on_workers_change`."""
         return self._host.store.bus
+
+    @property
+    def troubles(self) -> Troubles:
+        """What fails on this worker, for `LogOnce`."""
+        return self._host.store.troubles
 
     @property
     def now(self) -> Callable[[], float]:

@@ -275,7 +275,7 @@ class Delivery:
         self.journal = Journal(store, limits, clock)
         self.reader = JournalReader(store, self.journal)
         self.presence_changes = PresenceChanges(store)
-        self.mailboxes = Mailboxes(store.kv, self.journal, limits)
+        self.mailboxes = Mailboxes(store.kv, store.troubles, self.journal, limits)
         self.audience = Audience(limits)
         self._waiting: dict[OutputStream, int] = {}
         """Unread bytes of the outlets waiting for space while they catch up, longest wait first."""
@@ -290,6 +290,7 @@ class Delivery:
             self.journal.floors[topic] = 0
         self.event_tail = Tail(
             log,
+            self._store.troubles,
             JOURNAL,
             None,
             self._deliver_entries,
@@ -298,7 +299,7 @@ class Delivery:
             moved=self._on_move,
             drain=self.wait_for_turn,
         )
-        self.change_tail = Tail(log, STREAM, None, self._deliver_changes, self._on_changes_lost)
+        self.change_tail = Tail(log, self._store.troubles, STREAM, None, self._deliver_changes, self._on_changes_lost)
         self.event_tail.position = await self.journal.open()
         self.change_tail.position = await self.presence_changes.open(self.journal.epoch)
         self.interest = Interest(self.event_tail, self.journal)

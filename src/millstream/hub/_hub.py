@@ -19,9 +19,9 @@ from millstream._limits import Limiter
 from millstream._protocol.principal import Principal, Profile, get_profile
 from millstream._recent import Recent
 from millstream._stores.base import EntryRepeated, Position
-from millstream._stores.health import LogOnce, run_on
 from millstream._stores.store import Store
 from millstream._tasks import cancel_all
+from millstream._troubles import LogOnce, run_on
 from millstream.hub._admission import AccessRules, check_target, deny_on_errors
 from millstream.hub._channels import (
     CLIENT,
@@ -129,7 +129,7 @@ class Hub(NotCopyable):
         self._departures: asyncio.Queue[Sequence[Place]] = asyncio.Queue()
         """Departures to publish in the background. Bounded by the number of subscribers."""
         self._presence_outage = LogOnce(
-            logger,
+            None,  # `Presence.refresh` retries
             "The hub can't publish presence events; retrying",
             "The hub can publish presence events again.",
         )
@@ -146,7 +146,9 @@ class Hub(NotCopyable):
         await self._delivery.open()
         self._stops = [each.watch(self._refresh_needed.set) for each in (self._store, self._store.workers)]
         outage = LogOnce(
-            logger, "The hub can't refresh its records; retrying", "The hub can refresh its records again."
+            self._store.troubles,
+            "The hub can't refresh its records; retrying",
+            "The hub can refresh its records again.",
         )
         refreshes = run_on(self._refresh_needed, self._refresh, outage, every=self.limits.refresh)
         jobs = self._run_departures(), self._delivery.mailboxes.run_saves(), refreshes
@@ -642,20 +644,20 @@ class Hub(NotCopyable):
     async def _run_departures(self) -> None:
         """Publish departures, in order, until canceled."""
         trouble = LogOnce(
-            logger,
+            None,  # `Presence.refresh` publishes a departure that failed
             "The hub can't publish a departure",
             "The hub can publish departures again.",
             catches=Exception,
         )
         while True:
             places = await self._departures.get()
-            with trouble:  # `Presence.refresh` publishes a departure that failed
+            with trouble:
                 await self._publish_presence(places)
 
     async def _publish_presence(self, places: Sequence[Place]) -> None:
         """Publish the arrival or departure of a client on its channels."""
         for place in places:
-            with self._presence_outage:  # `Presence.refresh` retries
+            with self._presence_outage:
                 await self._delivery.event_tail.settle()
                 await self._presence.update(place)
 

@@ -27,11 +27,11 @@ from msgspec import Struct, field
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._stores.base import Entry, Gap, Map, Position, read_offset
-from millstream._stores.health import LogOnce, run_on
 from millstream._stores.rates import share_for
 from millstream._stores.store import Store
 from millstream._stores.workers import Claim
 from millstream._tasks import cancel_all
+from millstream._troubles import LogOnce, Troubles, run_on
 from millstream.hub._channels import CLIENT, HubLimits, InvalidName, check_pattern, matches, topic_for
 from millstream.hub._event import Event, parse_offset, position_id, unpack
 from millstream.hub._journal import JOURNAL, Journal
@@ -65,6 +65,7 @@ class Mailboxes(Struct):
     """The offsets and undelivered messages of clients."""
 
     _kv: Map
+    _troubles: Troubles
     _journal: Journal
     _limits: HubLimits
     _online: Share = field(default_factory=Share)
@@ -140,7 +141,7 @@ class Mailboxes(Struct):
     async def run_saves(self) -> None:
         """Save pending offsets until canceled. Retry when the store fails."""
         outage = LogOnce(
-            logger,
+            self._troubles,
             "The hub can't save the mailbox positions of clients; retrying",
             "The hub can save the mailbox positions of clients again.",
         )
@@ -192,7 +193,9 @@ class EventListener:
         """Whether this listener can read: always without a name, otherwise while it has the lease."""
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
-            logger, f"Events on {pattern!r} can't be read; retrying", f"Events on {pattern!r} can be read again."
+            store.troubles,
+            f"Events on {pattern!r} can't be read; retrying",
+            f"Events on {pattern!r} can be read again.",
         )
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -268,7 +271,7 @@ class EventListener:
     async def _renew(self) -> None:
         """Renew the lease, or take it when it's free."""
         trouble = LogOnce(
-            logger,
+            self._store.troubles,
             f"The lease of the listener for {self._pattern!r} can't be renewed; retrying",
             f"The lease of the listener for {self._pattern!r} can be renewed again.",
             catches=Exception,

@@ -8,6 +8,7 @@ from issuing_world import BACK, Browser, Desk
 from millstream._limits import StoreLimiter
 from millstream._stores.base import StoreUnavailable
 from millstream._stores.store import Store
+from millstream._troubles import Troubles
 from millstream.auth import _method
 from millstream.auth._authorization_server.users import SLOW, WRONG
 from millstream.auth.providers import User
@@ -129,7 +130,7 @@ async def test_workers_count_attempts_separately_during_a_store_outage() -> None
     async def fails(charges: object) -> None:
         raise StoreUnavailable("away")
 
-    away = type("Away", (), {"charge": staticmethod(fails), "release": staticmethod(fails)})
+    away = type("Away", (), {"charge": staticmethod(fails), "release": staticmethod(fails), "troubles": Troubles()})
     desk.services.pool = StoreLimiter(away())
     said = [await desk.guess("192.0.2.1", f"name{number}") for number in range(12)]
     assert said == [WRONG] * 10 + [SLOW] * 2

@@ -13,6 +13,7 @@ from millstream import Server, auth
 from millstream._gateway.upstreams import breaker
 from millstream._parts import PartHost
 from millstream.client import Client, ServerError
+from millstream.extensions import LogOnce
 from millstream.gateway import OpenApi
 from patience import WAIT, advance_clock
 from processes import ROOT
@@ -371,7 +372,7 @@ async def test_api_calls_are_counted_and_rejected_like_others() -> None:
 
 def test_pauses_for_a_caller_grow_until_it_gets_a_response() -> None:
     now = 0.0
-    rules = breaker.Breaker(clock=lambda: now)
+    rules = breaker.Breaker(LogOnce(None, "", ""), clock=lambda: now)
     alice, bob, carol = (SimpleNamespace(owner=each, name="hang", principal=each) for each in KEYS)
     for caller in (alice, bob):
         for _ in range(breaker.FAILURES):
@@ -413,7 +414,7 @@ async def test_log_has_only_the_beginning_of_a_relayed_method(caplog: pytest.Log
 
 
 def test_failures_are_remembered_without_the_rest_of_a_long_method() -> None:
-    rules = breaker.Breaker()
+    rules = breaker.Breaker(LogOnce(None, "", ""))
     alice = SimpleNamespace(owner="alice", name="", principal="alice")
     method = "com.example/" + "x" * 1_000_000
     for _ in range(breaker.FAILURES):
@@ -426,7 +427,7 @@ def test_failures_are_remembered_without_the_rest_of_a_long_method() -> None:
 
 def test_one_caller_fills_at_most_half_of_the_failure_table() -> None:
     now = 0.0
-    rules = breaker.Breaker(clock=lambda: now)
+    rules = breaker.Breaker(LogOnce(None, "", ""), clock=lambda: now)
     alice, bob = (SimpleNamespace(owner=each, name="", principal=each) for each in ("alice", "bob"))
     for number in range(1000):
         rules.fail(alice, "resources/read", f"book://{number}")

@@ -182,12 +182,14 @@ class LimitsPart(OwnPart):
                 lambda: {(policy,): count for policy, count in throttle.refused.items()} if throttle else {},
                 ("policy",),
             )
+            text, services = "Rejected keys, tokens, and passwords.", host.services
+            read("counter", "millstream_failed_sign_ins_total", text, lambda: {(): services.failed_sign_ins})
             why = "The store is unavailable, so this worker enforces its share of the limits alone."
             read(
                 "gauge",
                 "millstream_rate_limits_degraded",
                 why,
-                lambda: {(): int(host.open_pool is not None and host.open_pool.away)},
+                lambda: {(): int(host.open_pool is not None and host.open_pool.outage.lasts)},
                 merge="max",
             )
 

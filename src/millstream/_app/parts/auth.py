@@ -71,6 +71,7 @@ class AuthPart(OwnPart):
             key_header=settings.auth_key_header,
             failures=Rate.of(settings.limit_failed_sign_ins),
         )
+        guard.on_failure = services.report_failed_sign_in
         host.on_close(guard.close)
         services.scope_error = challenges.refuse
         services.threads.places.several = guard.has_several()

@@ -28,7 +28,7 @@ from millstream._server.calls.sessions import Session
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores import open_store
-from millstream._stores.health import FRESH_SECONDS, LogOnce, Trouble, merge_troubles
+from millstream._stores.health import FRESH_SECONDS
 from millstream._stores.store import Store
 from millstream._stores.workers import parent_address, read_again
 from millstream._telemetry.logs import stamp
@@ -36,6 +36,7 @@ from millstream._telemetry.messages import AuditEntry, AuditLog, session_hash
 from millstream._telemetry.metrics import EndedProcesses, Metrics, dump, metrics_handler, render_sums
 from millstream._telemetry.metrics import render as metrics_text
 from millstream._telemetry.process import resident_bytes
+from millstream._troubles import LogOnce, Trouble, Troubles, merge_troubles
 
 if TYPE_CHECKING:
     from millstream._app.server_process.worker_process import WorkerState
@@ -73,11 +74,10 @@ class AuditPart(OwnPart):
         self._log = log = AuditLog(Path(self.definition.settings.audit_log))
         required = self.definition.settings.audit_required
         self._trouble = LogOnce(
-            logger,
+            host.store.troubles,
             f"The audit log can't be written, and calls {'are refused' if required else 'continue without it'}",
             "The audit log can be written again. A line in it counts what is missing.",
             remedy="Free space on its disk, or correct the permissions of its file.",
-            table=host.store_health.troubles,
         )
         self._lost = 0
         host.every_second(lambda _: self._report_lost())
@@ -93,7 +93,7 @@ class AuditPart(OwnPart):
             # Credentials that don't count as guesses aren't limited, so their records are.
             guesses = Rate.of(host.settings.limit_failed_sign_ins)
             self._refusals = Limiter("refusals", Rate(2 * guesses.count, guesses.seconds))
-            host.guard.on_failure = host.services.on_failed_sign_in = self._refuse
+            host.services.on_failed_sign_in = self._refuse
 
     @override
     async def close(self) -> None:
@@ -192,6 +192,7 @@ class MachineMetrics(Struct, eq=False):
     metrics: Metrics
     store: Store
     """A store shared only by this machine's workers."""
+    troubles: Troubles
     _left: bytes = b""
     """The figures stored last."""
 
@@ -209,7 +210,7 @@ class MachineMetrics(Struct, eq=False):
     async def run(self) -> None:
         """Store the figures whenever they change, until canceled."""
         trouble = LogOnce(
-            logger,
+            self.troubles,
             "This worker's metrics can't be collected; retrying",
             "This worker's metrics can be collected again.",
             catches=Exception,
@@ -284,7 +285,7 @@ class MetricsPart(OwnPart):
             store = open_store("memory://")
             await store.open()
             host.stack.push_async_callback(store.close)
-            machine = MachineMetrics(metrics, store)
+            machine = MachineMetrics(metrics, store, host.store.troubles)
             host.stack.push_async_callback(machine.leave)
             host.run(machine.run())
             render = machine.render
@@ -317,19 +318,16 @@ class ProbesPart(OwnPart):
         for path, handler in {"/health": self.health, "/livez": self.live, "/readyz": self.ready}.items():
             host.routes.add(path, Route({"GET": handler}, public=True, charged=""))
         self._host, self._answers, self._answered_at = host, Answers[list[Trouble]]([], 0), -FRESH_SECONDS
-        health, sweep = host.store_health, host.sweep
+        health = host.store_health
 
         async def answer(_question: WorkerQuestion) -> bytes:
-            return encode_answer(host.store_health.troubles.describe())
-
-        async def look() -> None:
-            await health.look()
+            return encode_answer(host.store.troubles.describe())
 
         host.queries.answer(_TROUBLES, answer)
-        host.every_second(lambda _: sweep.run_in_background(look) if health.trouble.lasts else None)
+        host.every_second(lambda _: host.background.spawn_once(health.look) if health.trouble.lasts else None)
         if host.metrics is not None:
             text = "What fails for reasons that aren't the callers'."
-            host.metrics.read("gauge", "millstream_troubles", text, lambda: {(): len(health.troubles.describe())})
+            host.metrics.read("gauge", "millstream_troubles", text, lambda: {(): len(host.store.troubles.describe())})
 
     async def live(self, request: HttpRequest) -> Response:
         """Respond while the event loop is running."""
@@ -380,7 +378,7 @@ class ProbesPart(OwnPart):
         deaths = {each.worker: each.deaths for each in workers if each.deaths >= _MANY_DEATHS}
         why = "It exits when it starts, or soon after."
         loops = [Trouble(f"Worker {each} doesn't stay up", 0, count, why, _LOOK) for each, count in deaths.items()]
-        return [*loops, *merge_troubles([self._host.store_health.troubles.describe(), *self._answers.found[1:]])]
+        return [*loops, *merge_troubles([self._host.store.troubles.describe(), *self._answers.found[1:]])]
 
     def _reasons(self) -> list[str]:
         return [*self._host.degraded_reasons(), *(each.what for each in self._troubles())]

@@ -5,7 +5,6 @@ the others (`WorkerQueries`) and adds their replies up. Without a dashboard, not
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -25,11 +24,12 @@ from millstream._server.observability import Figures, dashboard_values, history_
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peers import Peers, StatsReply, StatsRequest
 from millstream._server.worker_queries import MAX_WORKERS, UNANSWERED, WorkerQueries, WorkerQuestion, encode
-from millstream._stores.health import LogOnce, StoreHealth
+from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryBackend
 from millstream._telemetry.logs import capture_logs, capture_prints
 from millstream._telemetry.process import STEPS, Gauges, History, HistoryWindow, resident_bytes
 from millstream._transports.open_streams import OpenStreams
+from millstream._troubles import LogOnce
 from millstream._web.live import (
     DashboardFeed,
     LogTail,
@@ -49,8 +49,6 @@ MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 FRESH = 5.0
 """Seconds that the figures of a silent worker are still shown."""
-
-logger = logging.getLogger("millstream")
 
 
 class ReaderRow(Struct, array_like=True, frozen=True):
@@ -105,7 +103,7 @@ class DashboardQueries:
     async def run(self) -> None:
         """Record counts each second until canceled. The runtime owns the task."""
         trouble = LogOnce(
-            logger,
+            None,  # no call fails
             "The counts for the dashboard can't be recorded; retrying",
             "The counts for the dashboard can be recorded again.",
             catches=Exception,

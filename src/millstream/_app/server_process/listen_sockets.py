@@ -22,7 +22,7 @@ from millstream._http.hosts import UNIX, is_loopback
 from millstream._http.server.listener import BACKLOG
 from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._stores.health import LogOnce
+from millstream._troubles import LogOnce, Troubles
 from millstream.auth._key_file import SHORTEST_KEY, is_path
 from millstream.files import Stamp, stamp_of
 
@@ -289,7 +289,6 @@ class Certificate:
                 why = f"The key in {self._key} doesn't belong to the certificate in {self._cert}."
                 fix = "Use the key that the certificate was issued for: --tls-key FILE"
             raise CommandError("The certificate can't be used.", why=why, fix=fix) from exc
-        self._check_dates()
 
     def _stamps(self) -> list[Stamp | None]:
         return [stamp_of(self._cert), stamp_of(self._key)]
@@ -322,41 +321,46 @@ class Certificate:
             return False
         self._seen, self._unusable_since = stamps, 0.0
         logger.info("The certificate was renewed.")
-        self._check_dates()
         return True
 
-    def _check_dates(self) -> None:
-        """Warn if clients can't trust the certificate because of its dates, or soon won't."""
+    def _find_date_problem(self) -> str:
+        """Return why clients reject the certificate because of its dates, or soon will, or an empty string."""
         from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415  only servers with a certificate use it
 
-        self._checked_at = time.monotonic()
         try:
             found, now = load_pem_x509_certificate(self._cert.read_bytes()), datetime.now(UTC)
         except (OSError, ValueError):
-            return  # OpenSSL accepts more than this library
-        end = found.not_valid_after_utc
-        if end < now:
-            logger.error("The certificate in %s expired on %s. Clients refuse it: renew it.", self._cert, end.date())
-        elif end - now < _NOTICE:
-            logger.warning("The certificate in %s expires on %s. Renew it.", self._cert, end.date())
-        elif (begin := found.not_valid_before_utc) > now:
-            text = "The certificate in %s is valid from %s on. Until then, clients refuse it. Check the clock here."
-            logger.error(text, self._cert, begin.isoformat())
+            return ""  # OpenSSL accepts more than this library
+        end, begin = found.not_valid_after_utc, found.not_valid_before_utc
+        if end < now + _NOTICE:
+            return f"it {'expired' if end < now else 'expires'} on {end.date()}"
+        return f"it is valid from {begin.isoformat()} on" if begin > now else ""
 
-    async def watch(self) -> None:
-        """Renew the certificate when the files change, until canceled."""
-        trouble = LogOnce(
-            logger,
+    async def watch(self, troubles: Troubles) -> None:
+        """Renew the certificate when the files change, and check its dates each day, until canceled."""
+        renewal = LogOnce(
+            troubles,
             "The certificate can't be renewed; retrying",
             "The certificate's files can be used.",
             catches=Exception,
+            remedy="Write the renewed certificate and its key to both files.",
         )
+        dates = LogOnce(
+            troubles,
+            f"Clients reject the certificate in {self._cert}, or soon will",
+            f"The certificate in {self._cert} is valid.",
+            remedy="Renew the certificate. If its dates are right, correct the clock of this machine.",
+        )
+        checked_at = -_DAY
         while True:
+            with renewal:
+                if self.renew() or time.monotonic() - checked_at >= _DAY:
+                    checked_at = time.monotonic()
+                    if problem := self._find_date_problem():
+                        dates.fail(problem)
+                    else:
+                        dates.end()
             await asyncio.sleep(EVERY)
-            with trouble:
-                self.renew()
-                if time.monotonic() - self._checked_at > _DAY:
-                    self._check_dates()
 
 
 def _no_passphrase() -> str:

@@ -157,7 +157,7 @@ class HttpServer:
         tls = None
         if self._certificate is not None:
             tls = self._certificate.context
-            runtime.host.run(self._certificate.watch())
+            runtime.host.run(self._certificate.watch(runtime.store.troubles))
         if self.worker is not None and (live := self._definition.live) is not None:
             # Others may use a newer version by now, and clients mustn't see an older one after it.
             self.worker.line.send(ConfigPrepared(live.version.number, ""))

@@ -407,7 +407,7 @@ class Supervisor:
                 return child
 
     async def _wait_after_death(self, worker: SupervisedWorker, why: str) -> None:
-        seconds = worker.back_off.record_death()
+        seconds = worker.record_death()
         self._tell()
         logger.error("%s; starting another%s", why, f" in {seconds:g} s" if seconds else "")
         if seconds and worker.own and not self._serving_workers():
@@ -480,9 +480,8 @@ class Supervisor:
             if not self._has_config(child):  # changed while it started
                 self._tasks.spawn(self._catch_up(child))
             await child.ready()
-            child.worker.back_off.serves()
             self._tell()
-            if child.worker.back_off.deaths:
+            if child.worker.deaths:
                 self._tasks.spawn(self._tell_of_health(child))
             if child.watchdog:
                 self._tasks.spawn(child.watch())
@@ -496,7 +495,7 @@ class Supervisor:
     async def _tell_of_health(self, child: WorkerProcess) -> None:
         await asyncio.sleep(WELL)
         if child.state == READY:
-            child.worker.back_off.deaths = 0
+            child.worker.deaths = 0
             self._tell()
 
     def _mend(self, worker: SupervisedWorker, why: str) -> None:
@@ -511,12 +510,12 @@ class Supervisor:
         """Send every worker the state of all workers, or the reason why the changed program can't start."""
         order = sorted(self._children, key=lambda child: (child.worker.number, child.pid))
         workers = [
-            WorkerState(each.number, child.pid, child.state, each.restarts, each.back_off.deaths)
+            WorkerState(each.number, child.pid, child.state, each.restarts, each.deaths)
             for child in order
             for each in (child.worker,)
         ]
         gone = [each for each in self.workers if each not in [child.worker for child in order]]
-        workers += [WorkerState(each.number, 0, "restarting", each.restarts, each.back_off.deaths) for each in gone]
+        workers += [WorkerState(each.number, 0, "restarting", each.restarts, each.deaths) for each in gone]
         for child in order:
             child.send(failure or WorkerStates(workers))
 

@@ -16,10 +16,9 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -431,31 +430,6 @@ one second of a core, which bounds the load of a crash loop.
 """
 
 
-class BackOff:
-    """The restart delays of one worker: none for the first crash of a healthy one, then growing.
-
-    They keep a crash loop from consuming the machine.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._since: float | None = None
-        """When the newest process began to serve. Earlier time isn't a sign of health."""
-        self.deaths = 0
-
-    def serves(self) -> None:
-        """Record that a process serves from now on."""
-        self._since = self._clock()
-
-    def record_death(self) -> float:
-        """Record that the process has ended and return the seconds to wait before the next one."""
-        if self._since is not None and self._clock() - self._since >= WELL:
-            self.deaths = 0
-        self._since = None
-        self.deaths += 1
-        return 0.0 if self.deaths == 1 else retry_delay(self.deaths - 2, FIRST, LONGEST, jitter=0)
-
-
 def own_command() -> list[str]:
     """Return the interpreter, its options, and the program's arguments, as they were given.
 
@@ -509,9 +483,18 @@ class SupervisedWorker:
     own: bool
     """Whether no other process accepts from the sockets."""
     restarts: int = 0
-    back_off: BackOff = field(default_factory=BackOff)
+    deaths: int = 0
+    """Number of times that it died in a row, before it served for `WELL`."""
     mending: "asyncio.Task[WorkerProcess] | None" = None
     """Task that starts a replacement."""
+
+    def record_death(self) -> float:
+        """Record that the process has ended and return the seconds to wait before the next one.
+
+        There's no delay for the first crash of a healthy worker, and a growing one in a crash loop.
+        """
+        self.deaths += 1
+        return 0.0 if self.deaths == 1 else retry_delay(self.deaths - 2, FIRST, LONGEST, jitter=0)
 
 
 class WorkerProcess:

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from millstream._gateway.log import logger
 from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
-from millstream._stores.health import LogOnce
 from millstream._tasks import retry_delay
+from millstream._troubles import LogOnce
 from millstream.client import ClientError, ConnectFailed, TargetError, TlsFailed
 from millstream.client._endpoint import try_again
 from millstream.protocol import Json
@@ -29,7 +28,6 @@ _MAX_RECORDS = 1000
 """Maximum callers and tools with failures, half of them for one caller."""
 _MAX_FAILING = 100
 """Maximum tools with failures that aren't their callers'."""
-_MAX_TROUBLE_AGE = 3600.0
 _MAX_AGE = 600.0
 """Seconds after which the failures of a caller may be forgotten."""
 _MAX_NAME = 200
@@ -104,13 +102,13 @@ class Breaker:
     refused_count: int = 0
     """Number of calls that weren't sent."""
 
-    def __init__(self, trouble: LogOnce | None = None, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, trouble: LogOnce, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self.records: dict[tuple[str, str], dict[tuple[str, str], CallerFailures]] = {}
         """Method and name -> owner and session -> failures. Empty as long as all calls succeed."""
-        self._failing: dict[tuple[str, str], float] = {}
-        """Method and name -> time of the last failure in `trouble`."""
-        self.trouble: LogOnce = trouble or LogOnce(logger, "Calls fail", "Calls work again.")
+        self._failing: set[tuple[str, str]] = set()
+        """Methods and names in `trouble`."""
+        self.trouble = trouble
         """Calls that fail for a reason that isn't the caller's."""
         self._share = Share(_MAX_RECORDS)
         self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
@@ -136,22 +134,18 @@ class Breaker:
         The trouble ends when each failed tool has worked again, or none has failed for an hour.
         """
         key = _target(call)
-        if key in self._failing or len(self._failing) < _MAX_FAILING:
-            self._failing[key] = self._clock()
+        if not self.trouble.lasts:  # it may have ended by itself
+            self._failing.clear()
+        if len(self._failing) < _MAX_FAILING:
+            self._failing.add(key)
         name = f" {key[1]}" if call.method == "tools/call" else ""  # a URI may identify a person
         self.trouble.fail(f"{key[0]}{name}: {reason}")
-
-    def end_old_trouble(self) -> None:
-        """End the trouble if no call has failed for an hour."""
-        if self._failing and max(self._failing.values()) < self._clock() - _MAX_TROUBLE_AGE:
-            self._failing.clear()
-            self.trouble.end(f"{self.trouble.what} no more, or there have been none for an hour.")
 
     def succeed(self, seconds: float, call: Call, method: str, name: str) -> None:
         """Record a call with a response, including errors."""
         self.respond(seconds, call, method, name)
         if self._failing:
-            self._failing.pop(_target(call), None)
+            self._failing.discard(_target(call))
             if not self._failing:
                 self.trouble.end()
 

@@ -13,7 +13,6 @@ from msgspec import Struct, structs
 from millstream._gateway.catalog.catalog import METHODS, Catalog, Description, Pins, StoredCatalog
 from millstream._gateway.catalog.offer import OfferedItem
 from millstream._gateway.errors import InUse, NoCredentials
-from millstream._gateway.log import logger
 from millstream._gateway.names import Names
 from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.upstream import CHANGEABLE, UpstreamConfig
@@ -29,7 +28,7 @@ from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item
-from millstream._stores.health import LogOnce, local_time
+from millstream._troubles import LogOnce, local_time
 from millstream.client import ClientError, ConnectFailed, TooMuchArriving
 from millstream.client._recovery import UNREACHABLE
 from millstream.protocol import BY_DATE, NEWEST, Json, Revision
@@ -110,11 +109,10 @@ class Upstream(ABC):
         self.policy: Policy = Policy(policy, config.names)
         self.breaker: Breaker = Breaker(
             LogOnce(
-                logger,
+                gateway.host.store.troubles,
                 f"Calls to the upstream {config.name} fail",
                 f"Calls to the upstream {config.name} work again.",
                 remedy="Compare its credentials and timeout in the gateway's configuration with what it needs.",
-                table=gateway.host.store_health.troubles,
             )
         )
         self.results: StoredResults = StoredResults(gateway.host.store.kv, config.names)

@@ -452,7 +452,9 @@ class Services:
     pool: StoreLimiter | None = None
     """Limiter shared between workers; None with a single worker."""
     on_failed_sign_in: Callable[[str], None] | None = None
-    """Called with the caller's address after each failed password or client authentication."""
+    """Called with the caller's address after each failed sign-in."""
+    failed_sign_ins: int = 0
+    """Number of rejected keys, tokens, passwords, and client authentications."""
     binds_sessions: bool = False
     """Whether this process holds the sessions that begin now, because upstreams can keep state for them."""
     keeps_callers: Callable[[], bool] | None = None
@@ -550,6 +552,16 @@ class Services:
         """Release the resources of a session that has ended."""
         for end in self.session_ends:
             end(session_id)
+
+    def report_failed_sign_in(self, address: str) -> None:
+        """Count a failed sign-in.
+
+        Args:
+            address: The caller's address.
+        """
+        self.failed_sign_ins += 1
+        if self.on_failed_sign_in is not None:
+            self.on_failed_sign_in(address)
 
     def open(self) -> None:
         """Start receiving messages from other workers."""

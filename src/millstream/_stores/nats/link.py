@@ -6,7 +6,6 @@ after an election. A lagging replica may answer `batch`, so callers compare its 
 
 import asyncio
 import base64
-import logging
 import re
 import secrets
 import ssl
@@ -32,9 +31,9 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json
 from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
-from millstream._stores.health import LogOnce
 from millstream._stores.tail import Watchers
 from millstream._tasks import SingleFlight, has_failed
+from millstream._troubles import LogOnce, Troubles
 
 _PORT = 4222
 _MAX_REPLICAS = 5
@@ -133,8 +132,6 @@ _DUPLICATES = int(ONCE_SECONDS * 1e9)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
-_logger = logging.getLogger("millstream.stores")
-
 
 class StreamMessage(Struct, frozen=True):
     """A message of a JetStream stream."""
@@ -174,6 +171,7 @@ class NatsLink:
     def __init__(self, address: NatsAddress) -> None:
         self.address = address
         self.epoch = ""
+        self.troubles = Troubles()
         self.epochs = Watchers()
         """Called after the epoch has changed."""
         self.outages = Watchers()
@@ -291,7 +289,10 @@ class NatsLink:
     async def _recover(self) -> None:
         """Read the epoch and retry until that succeeds, because no later event would trigger it."""
         trouble = LogOnce(
-            _logger, "The epoch can't be read; retrying", "The epoch can be read again.", catches=Exception
+            self.troubles,
+            "The epoch can't be read; retrying",
+            "The epoch can be read again.",
+            catches=Exception,
         )
         while True:
             with trouble, suppress(LocalError):

@@ -46,7 +46,6 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
-from millstream._stores.health import LogOnce
 from millstream._stores.memory.log import REPEATED, kind_of, within
 from millstream._stores.nats.link import (
     CONNECTION_ERRORS,
@@ -60,6 +59,7 @@ from millstream._stores.nats.link import (
 )
 from millstream._stores.tail import Listeners
 from millstream._tasks import Tasks, has_failed
+from millstream._troubles import LogOnce
 
 ROOM = 512 * 1024 * 1024
 """Maximum bytes per kind on each node."""
@@ -169,7 +169,10 @@ class Consumer:
 
     async def _run(self) -> None:
         trouble = LogOnce(
-            _logger, "A stream can't be followed; retrying", "A stream can be followed again.", catches=Exception
+            self._link.troubles,
+            "A stream can't be followed; retrying",
+            "A stream can be followed again.",
+            catches=Exception,
         )
         while True:
             with trouble:

@@ -8,7 +8,6 @@ Rates and slots are in-memory messages that change in one atomic batch. Quotas a
 """
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -23,7 +22,6 @@ from msgspec import Struct, field
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull
-from millstream._stores.health import LogOnce, run_on
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
 from millstream._stores.nats.link import (
     FULL,
@@ -55,6 +53,7 @@ from millstream._stores.rates import (
 )
 from millstream._stores.workers import read_again
 from millstream._tasks import SingleFlight, cancel_all
+from millstream._troubles import LogOnce, run_on
 
 ROOM = 64 * 1024 * 1024
 """Maximum bytes for each kind of values, and for rates and slots."""
@@ -438,8 +437,6 @@ LEASE = 15.0
 """Lease time in seconds, longer than a leader election takes."""
 _SWEEP_SECONDS = 10.0
 
-_logger = logging.getLogger("millstream.stores")
-
 
 class NatsBackend:
     """A `Backend` on JetStream. With three replicas, acknowledged data survive the loss of a node."""
@@ -449,6 +446,7 @@ class NatsBackend:
     def __init__(self, address: NatsAddress, *, lease: float = LEASE) -> None:
         self.lease = lease
         self._link = NatsLink(address)
+        self.troubles = self._link.troubles
         self.watch = self._link.epochs.watch
         self.time = self._link.time
         self.log = NatsLog(self._link)
@@ -479,7 +477,11 @@ class NatsBackend:
 
     async def open(self) -> None:
         await self._link.open()
-        outage = LogOnce(_logger, "Expired streams can't be dropped; retrying", "Expired streams can be dropped again.")
+        outage = LogOnce(
+            self.troubles,
+            "Expired streams can't be dropped; retrying",
+            "Expired streams can be dropped again.",
+        )
         sweeps = run_on(asyncio.Event(), self.log.sweep, outage, every=_SWEEP_SECONDS, pause=_SWEEP_SECONDS)
         self._sweep_task = asyncio.create_task(sweeps)
 

@@ -33,10 +33,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
-from millstream._stores.health import LogOnce
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.keys import Script, script
 from millstream._tasks import cancel_all, is_canceled, retry_delay
+from millstream._troubles import LogOnce, Troubles
 
 PATIENCE = 5.0
 """Seconds that a caller waits for an unavailable store."""
@@ -114,6 +114,7 @@ class RedisClient(Struct, eq=False):
     _queue: deque[RedisRequest] = field(default_factory=deque[RedisRequest])
     _write_task: asyncio.Task[None] | None = None
     _broken: bool = False
+    troubles: Troubles = field(default_factory=Troubles)
     degraded_reason: str = ""
     """Why a server may lose data although it responds, or an empty string."""
     _watch_task: asyncio.Task[None] | None = None
@@ -381,7 +382,7 @@ class RedisClient(Struct, eq=False):
 
     async def _watch_settings(self) -> None:
         trouble = LogOnce(
-            _logger,
+            self.troubles,
             "Whether Redis evicts data can't be checked; retrying",
             "Whether Redis evicts data can be checked again.",
             catches=Exception,

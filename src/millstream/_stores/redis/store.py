@@ -38,7 +38,6 @@ from millstream._stores.base import (
     StoreFull,
     StoreUnavailable,
 )
-from millstream._stores.health import LogOnce, run_on
 from millstream._stores.memory.log import REPEATED
 from millstream._stores.rates import (
     Charge,
@@ -54,6 +53,7 @@ from millstream._stores.redis.client import ALLOW, PATIENCE, SILENCE, Argument, 
 from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.tail import Listeners, Watchers, never
 from millstream._tasks import cancel_all, has_failed, is_canceled
+from millstream._troubles import LogOnce, run_on
 
 _PAUSE = 0.2
 _PAUSES = 10
@@ -134,7 +134,10 @@ class PushReader(Struct, eq=False):
     async def run(self) -> None:
         """Read until canceled."""
         outage = LogOnce(
-            _logger, "The store can't be read; retrying", "The store can be read again.", catches=Exception
+            self._client.troubles,
+            "The store can't be read; retrying",
+            "The store can be read again.",
+            catches=Exception,
         )
         failures = 0
         try:
@@ -509,6 +512,7 @@ class RedisBackend:
         """Offset of Redis' clock from this process's monotonic clock, in seconds."""
         self._client = client = RedisClient(address, keys.generation)
         self._pushes = pushes = PushReader(client, keys.generation, keys.mark_channel(self.id))
+        self.troubles = client.troubles
         self.kv = RedisMap(client, keys)
         self.log = RedisLog(client, keys, self, pushes)
         self._epochs = Watchers()
@@ -550,7 +554,7 @@ class RedisBackend:
         except BaseException:
             await self._client.close()
             raise
-        outage = LogOnce(_logger, "The new epoch can't be applied; retrying", "The new epoch has been applied.")
+        outage = LogOnce(self.troubles, "The new epoch can't be applied; retrying", "The new epoch has been applied.")
         restoring = run_on(self._new_run, self._restore, outage, pause=_RESTORE_PAUSE)
         self._tasks = [asyncio.create_task(each) for each in (self._pushes.run(), self._run(), restoring)]
 
@@ -598,7 +602,10 @@ class RedisBackend:
     async def _run(self) -> None:
         """Check epoch and time periodically and after failures. Leases report if the store doesn't respond."""
         trouble = LogOnce(
-            _logger, "The epoch can't be read; retrying", "The epoch can be read again.", catches=Exception
+            self.troubles,
+            "The epoch can't be read; retrying",
+            "The epoch can be read again.",
+            catches=Exception,
         )
         while True:
             with suppress(TimeoutError):

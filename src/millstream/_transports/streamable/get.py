@@ -165,7 +165,8 @@ class Resumption(_NewestStreams):
         def close_on_gap(gap: Gap) -> None:  # clients that resume after the last event get the error
             sink.close()
 
-        tail = Tail(self._endpoint.services.store.log, name, position, take, close_on_gap, drain=sink.drain)
+        store = self._endpoint.services.store
+        tail = Tail(store.log, store.troubles, name, position, take, close_on_gap, drain=sink.drain)
         tail.start()
         try:
             await tail.catch_up()

@@ -8,6 +8,7 @@ repeat the deliveries of the last second, with the same ``webhook-id``.
 import asyncio
 from contextlib import suppress
 from math import inf
+from typing import Any
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -86,6 +87,16 @@ class EventDelivery(Struct):
     """Time on the event loop's clock."""
     _is_retired: bool = False
     """Whether the event type was removed."""
+    _suspensions: Any = None
+    """A `LogOnce` that lasts while an endpoint refuses deliveries."""
+
+    def __post_init__(self) -> None:
+        self._suspensions = LogOnce(
+            self._host.troubles,
+            f"Webhooks for {self.kind.name!r} are refused",
+            f"No webhooks for {self.kind.name!r} are suspended.",
+            remedy="Ask whoever subscribed to repair the endpoint. The next refresh of the subscription ends this.",
+        )
 
     @property
     def hub(self) -> Hub:
@@ -94,7 +105,7 @@ class EventDelivery(Struct):
     async def run(self) -> None:
         """Deliver events while this worker has the lease, until canceled."""
         trouble = LogOnce(
-            logger,
+            self._host.troubles,
             f"Webhooks for {self.kind.name!r} can't be delivered; retrying",
             f"Webhooks for {self.kind.name!r} can be delivered again.",
             catches=Exception,
@@ -159,6 +170,7 @@ class EventDelivery(Struct):
                         await self._flush()
         finally:
             stop()
+            self._suspensions.forget()
             for id in list(self._targets):
                 self._remove(id)
 
@@ -268,6 +280,8 @@ class EventDelivery(Struct):
             await self._terminate(target)
             return None
         target.status = await self._subscriptions.status(record.id)
+        if target.is_suspended:
+            self._report_suspension(target)
         if record.since:
             epoch, since = split_cursor(record.since)
             if epoch == self._epoch and since >= self._position:
@@ -305,6 +319,7 @@ class EventDelivery(Struct):
         if target is None:
             return
         target.is_removed = True
+        self._end_trouble()
         self._change_event.set()  # saves the count
         self._index.discard(target)
         self._drop_events(target)
@@ -432,20 +447,25 @@ class EventDelivery(Struct):
         if target.count_attempt(bool(answer.reason) and not answer.final, now) and not target.is_suspended:
             target.status = replace(target.status, suspended_at=now)
             target.has_unsaved_status = True
-            logger.warning(
-                "The webhooks of the subscription %s are suspended until its next refresh: %d of %d attempts failed.",
-                target.record.id,
-                target.failures,
-                target.attempts,
-            )
+            self._report_suspension(target)
         return target.is_suspended
 
     def _end_suspension(self, target: Target) -> None:
         """Send the messages that waited for a refresh. The wait doesn't count as time of their attempts."""
         target.window_end = 0.0
+        self._end_trouble()
         for each in target.messages():
             each.first_attempt_at = 0.0
             self._outbox.schedule(each)
+
+    def _report_suspension(self, target: Target) -> None:
+        text = f"the subscription {target.record.id} is suspended until its next refresh: {target.status.last_error}"
+        self._suspensions.fail(text)
+
+    def _end_trouble(self) -> None:
+        """End the trouble if no subscription is suspended."""
+        if not any(each.is_suspended for each in self._targets.values()):
+            self._suspensions.end()
 
     def _send_probe(self, target: Target) -> None:
         """Send only an occasional message to an endpoint that doesn't respond."""
@@ -489,7 +509,7 @@ class EventDelivery(Struct):
     async def _maintain(self) -> None:
         """Renew the lease and save the progress."""
         trouble = LogOnce(
-            logger,
+            self._host.troubles,
             f"The progress of webhooks for {self.kind.name!r} can't be stored; retrying",
             f"The progress of webhooks for {self.kind.name!r} can be stored again.",
         )

@@ -322,7 +322,7 @@ class TaskRunner(TaskRecords):
         host.on_workers_change(self._on_workers_change)
         host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._sweep_event.set))
         self._sweep_event.set()
-        trouble = LogOnce(logger, "Tasks can't be read; retrying", "Tasks can be read again.")
+        trouble = LogOnce(host.troubles, "Tasks can't be read; retrying", "Tasks can be read again.")
         self._tasks.spawn(run_on(self._sweep_event, self._sweep, trouble, pause=RETRY_DELAY))
 
     async def drain(self, seconds: float) -> None:
@@ -525,7 +525,7 @@ class TaskRunner(TaskRecords):
         """Save the outcome of a run and retry while the store doesn't respond."""
         change = self._record_change(run, outcome)
         trouble = LogOnce(
-            logger,
+            self._host.troubles,
             "The outcome of a task can't be stored; retrying",
             "The outcomes of tasks can be stored again.",
             catches=Exception,
