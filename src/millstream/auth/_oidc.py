@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
-from millstream._oauth import authorization_url, basic_credentials, s256
+from millstream._oauth import authorization_url, basic_credentials, code_grant
 from millstream._override import override
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
@@ -154,19 +154,9 @@ class CodeFlow:
         """
         endpoint = await self.endpoint("authorization_endpoint")
         kept = _FlowState(new_secret(), new_secret())
-        asked = {
-            "response_type": "code",
-            "client_id": self._client_id,
-            "redirect_uri": callback,
-            "scope": scope,
-            "state": state,
-            "nonce": kept.nonce,
-            "code_challenge": s256(kept.verifier),
-            "code_challenge_method": "S256",
-            **({"prompt": prompt} if prompt else {}),
-            **self._parameters,
-        }
-        return AuthorizationRedirect(authorization_url(endpoint, asked), msgspec.json.encode(kept))
+        more = {"scope": scope, "nonce": kept.nonce, "prompt": prompt, **self._parameters}
+        url = authorization_url(endpoint, self._client_id, callback, state, kept.verifier, more)
+        return AuthorizationRedirect(url, msgspec.json.encode(kept))
 
     async def metadata(self) -> Json:
         """Return the issuer's metadata.
@@ -227,13 +217,7 @@ class CodeFlow:
             raise SignInFailed(f"The response isn't from {self._title}. Start again.")
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
-        given = await self._ask_token(
-            grant_type="authorization_code",
-            code=code,
-            redirect_uri=callback.url,
-            code_verifier=kept.verifier,
-            **self._also,
-        )
+        given = await self._ask_token({**code_grant(code, callback.url, kept.verifier), **self._also})
         return await self._open(given.get("id_token"), kept.nonce), given
 
     async def refresh(self, token: str) -> Json:
@@ -242,9 +226,9 @@ class CodeFlow:
         Raises:
             SignInFailed: There was none.
         """
-        return await self._ask_token(grant_type="refresh_token", refresh_token=token)
+        return await self._ask_token({"grant_type": "refresh_token", "refresh_token": token})
 
-    async def _ask_token(self, **form: str) -> Json:
+    async def _ask_token(self, form: dict[str, str]) -> Json:
         headers: dict[str, str] = {}
         methods = (await self.metadata()).get("token_endpoint_auth_methods_supported")
         if not self._client_secret:

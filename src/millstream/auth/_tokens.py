@@ -18,7 +18,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream._http.client.pool import FetchedDocument, OutboundError, allow_any, check_url, fetch
-from millstream._oauth import basic_credentials
+from millstream._oauth import basic_credentials, metadata_urls
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
@@ -45,20 +45,6 @@ from millstream.auth._method import AuthMethod, Clock, Identity, Rejection, Unav
 logger = logging.getLogger("millstream")
 
 _MAX_AGE = 3600.0
-
-
-def places(issuer: str) -> list[str]:
-    """Return the possible URLs of an issuer's metadata, most likely first (RFC 8414 §3, §5; OpenID Connect Discovery
-    §4).
-    """
-    parts = urlsplit(issuer)
-    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-    found = [
-        f"{origin}{path}/.well-known/openid-configuration",
-        f"{origin}/.well-known/oauth-authorization-server{path}",
-        f"{origin}/.well-known/openid-configuration{path}",
-    ]
-    return list(dict.fromkeys(found))
 
 
 _TENANTS = "It has several tenants: use the URL of yours, or list them with auth.oidc(…, tenants=[…])"
@@ -98,7 +84,7 @@ class Discovery(Struct, eq=False):
 
     async def _load(self) -> None:
         said: list[str] = []
-        for url in places(self.issuer):
+        for url in reversed(metadata_urls(self.issuer)):  # more issuers of these tokens have OpenID Connect
             try:
                 found = decode_object((await ask_issuer(url)).body)
             except OutboundError as exc:

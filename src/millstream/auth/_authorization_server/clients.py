@@ -25,6 +25,7 @@ from millstream._http.client.pool import (
 from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate
+from millstream._oauth import ASSERTION, JWT_BEARER
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._recent import Recent
@@ -32,7 +33,6 @@ from millstream._stores.rates import share_for
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
 from millstream.auth._authorization_server.records import (
-    ASSERTED,
     CODE,
     METHODS,
     REFRESH,
@@ -140,7 +140,7 @@ def client_of(
         redirect_uris=tuple(uris),
         method=method,
         secret_hash=secret_hash if method.startswith("client_secret") else "",
-        grant_types=tuple(each for each in (CODE, REFRESH, ASSERTED) if each in grants),
+        grant_types=tuple(each for each in (CODE, REFRESH, JWT_BEARER) if each in grants),
         keys=keys,
         keys_url=keys_url,
         source=source,
@@ -183,7 +183,6 @@ _LOOKUPS = Rate(60, 60)
 """Maximum fetches of documents and their key sets caused by one address."""
 
 
-ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = ("client-authentication+jwt", "jwt", "")
 """Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
 _MAX_ASSERTION_SECONDS = 600.0

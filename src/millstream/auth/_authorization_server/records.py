@@ -26,8 +26,6 @@ from millstream._protocol.jsonrpc import encode
 
 CODE, REFRESH, CLIENT = "authorization_code", "refresh_token", "client_credentials"
 """Grant types (RFC 6749 §1.3)."""
-ASSERTED = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-"""Grant type for grants from identity providers (RFC 7523 §2.1)."""
 METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
 """Client authentication methods of the token endpoint (RFC 7591 §2)."""
 CALLBACK = "/sign-in/callback/"
