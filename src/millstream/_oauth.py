@@ -1,10 +1,13 @@
 """Parts of OAuth messages that our authorization server, its sign-ins, the client, and the gateway share."""
 
+import re
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Mapping
 from hashlib import sha256
 from urllib.parse import quote, urlencode, urlsplit
 
+SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
+"""Syntax of a scope (RFC 6749 §3.3)."""
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 """Grant type that exchanges tokens (RFC 8693)."""
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"

@@ -273,7 +273,6 @@ class OidcAtPages(Struct, frozen=True):
     rules: TokenRules
     keys: FetchedKeys
     algorithms: Collection[str]
-    scopes: Collection[str]
     client: tuple[str, str]
     """This server's client id and secret at the issuer. The secret may be empty."""
 
@@ -296,7 +295,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
 
     def __init__(self, config: OidcAtPages, services: Services, known: KnownScopes) -> None:
         rules = config.rules
-        super().__init__(rules, config.keys, algorithms=config.algorithms, scopes=config.scopes)
+        super().__init__(rules, config.keys, algorithms=config.algorithms)
         self.name: str = NAME
         title = urlsplit(rules.issuer).netloc
         self.label: str = f"Continue with {title}"
@@ -418,5 +417,5 @@ def oidc(  # noqa: PLR0913  the options of an issuer
     if client_secret and not client_id:
         raise ValueError("auth.oidc() requires client_id if you set client_secret.")
     if not client_id:
-        return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
-    return OidcAtPages(rules, keys, allowed, scopes, (client_id, client_secret))
+        return TokenMethod(rules, keys, algorithms=allowed)
+    return OidcAtPages(rules, keys, allowed, (client_id, client_secret))

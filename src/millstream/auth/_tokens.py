@@ -148,13 +148,13 @@ TYPES = ("at+jwt", "jwt", "")
 class IssuerMethod(AuthMethod):
     """Base class for the methods that accept one issuer's tokens."""
 
-    def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
+    def __init__(self, rules: TokenRules, clock: Clock) -> None:
         self._rules = rules
         self._clock = clock
         self.resource = rules.url
         named = [each for each in rules.tenants if each != "*"] or [_ANY_TENANT]
         self.issuers = tuple(rules.issuer.replace(TENANT, each) for each in named)
-        self.scopes = tuple(scopes)
+        self.scopes = tuple(rules.scopes)
         self.scope_prefix = rules.scope_prefix
 
     @override
@@ -186,11 +186,10 @@ class TokenMethod(IssuerMethod):
         keys: FixedKeys | FetchedKeys,
         *,
         algorithms: Collection[str],
-        scopes: Collection[str] = (),
         types: Sequence[str] = TYPES,
         clock: Clock = time.time,
     ) -> None:
-        super().__init__(rules, scopes, clock)
+        super().__init__(rules, clock)
         self._keys = keys
         self._algorithms = frozenset(algorithms)
         self._types = types
@@ -253,10 +252,9 @@ class IntrospectedMethod(IssuerMethod):
         client: str,
         secret: str,
         client_tokens: bool = False,
-        scopes: Collection[str] = (),
         clock: Clock = time.time,
     ) -> None:
-        super().__init__(rules, scopes, clock)
+        super().__init__(rules, clock)
         self._endpoint = endpoint
         self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens
@@ -388,7 +386,6 @@ def rules_of(
         )
     if resource and (not _is_name(resource) or urlsplit(resource).scheme not in ("https", "http")):
         raise ValueError("resource must be this server's public URL, such as https://mcp.example.com/mcp.")
-    check_scopes(several("scopes", scopes))
     return TokenRules(
         issuer,
         audiences,
@@ -399,6 +396,7 @@ def rules_of(
         several("tenants", tenants),
         resource,
         scope_prefix,
+        scopes=check_scopes(several("scopes", scopes)),
     )
 
 
@@ -474,7 +472,7 @@ def jwt(  # noqa: PLR0913  the options of an issuer
         scope_claims=scope_claims,
         scope_prefix=scope_prefix,
     )
-    return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
+    return TokenMethod(rules, keys, algorithms=allowed)
 
 
 @suggest_keywords
@@ -540,4 +538,4 @@ def introspection(  # noqa: PLR0913  the options of an issuer
         scope_claims=scope_claims,
         scope_prefix=scope_prefix,
     )
-    return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
+    return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens)

@@ -5,20 +5,18 @@ by an environment variable or a file. Its text can't be printed or encoded.
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from msgspec import Struct, structs
 
+from millstream._oauth import SCOPE
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream.protocol import SuggestionMeta
 
 _MAX_SECRET = 64 * 1024
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
-"""Syntax of a scope, RFC 6749 §3.3."""
 
 
 class SecretText:
@@ -112,11 +110,6 @@ class StaticHeaders(
     """Secret parameters in the query of each request to an API."""
 
 
-def is_scope(text: str) -> bool:
-    """Return whether a string is a valid scope (RFC 6749 §3.3)."""
-    return _SCOPE.fullmatch(text) is not None
-
-
 class _Grant(
     Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True,
     metaclass=SuggestionMeta,
@@ -140,7 +133,7 @@ class _Grant(
 
     def __post_init__(self) -> None:
         for each in self.scope:
-            if not is_scope(each):
+            if not SCOPE.fullmatch(each):
                 raise ValueError(f"{each!r} isn't a scope.")
         if self.client_secret is not None and not self.client_id:
             raise ValueError("A client_secret requires its client_id.")
