@@ -19,13 +19,12 @@ from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault, new_secret
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod
 from millstream.auth._jose import ASYMMETRIC, TENANT, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, Identity, KnownScopes, NeedsServer, Paths, Rejection, Unavailable
 from millstream.auth._tokens import Discovery, TokenMethod, accepted_algorithms, ask_issuer, issuer_keys, rules_of
-from millstream.auth._vault import Vault
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")

@@ -29,8 +29,8 @@ from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault
 from millstream._tasks import SingleFlight
-from millstream.auth._vault import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
 from millstream.client._oauth.endpoints import (
     IssuerMetadata,

@@ -29,6 +29,7 @@ from millstream._oauth import ASSERTION, JWT_BEARER
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._recent import Recent
+from millstream._server.calls.vault import Vault, digest, new_secret
 from millstream._stores.rates import share_for
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
@@ -41,10 +42,8 @@ from millstream.auth._authorization_server.records import (
     OAuthError,
     Parameters,
     check_redirect,
-    digest,
     fits,
     form_of,
-    new_secret,
     reply,
 )
 from millstream.auth._jose import (
@@ -64,7 +63,6 @@ from millstream.auth._jose import (
 )
 from millstream.auth._method import CachedRejection, KeyedSemaphore, Rejection, RejectionCache, Unavailable
 from millstream.auth._tokens import issuer_keys
-from millstream.auth._vault import Vault
 from millstream.auth.providers import RegistrationDenied
 
 MAX_BYTES = 5 * 1024

@@ -16,6 +16,7 @@ from millstream._http.client.pool import check_url
 from millstream._oauth import JWT_BEARER
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
 from millstream._protocol.jsonrpc import Json
+from millstream._server.calls.vault import digest
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import (
     CLIENT,
@@ -26,7 +27,6 @@ from millstream.auth._authorization_server.records import (
     OAuthClient,
     OAuthError,
     check_redirect,
-    digest,
     fingerprint,
 )
 from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys

@@ -27,6 +27,7 @@ from millstream._http.message import HttpRequest, Response
 from millstream._oauth import JWT_BEARER, s256
 from millstream._protocol.errors import Confidential
 from millstream._protocol.jsonrpc import Json
+from millstream._server.calls.vault import TOMBSTONE, Vault, digest, new_secret, read
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig
@@ -40,10 +41,8 @@ from millstream.auth._authorization_server.records import (
     OAuthClient,
     OAuthError,
     Parameters,
-    digest,
     fits,
     form_of,
-    new_secret,
     reply,
 )
 from millstream.auth._jose import (
@@ -56,7 +55,6 @@ from millstream.auth._jose import (
     select_keys,
     sign,
 )
-from millstream.auth._vault import TOMBSTONE, Vault, read
 from millstream.auth.providers import User
 
 logger = logging.getLogger("millstream")

@@ -13,7 +13,6 @@ ownership, so the user is always asked for consent, and PKCE makes an intercepte
 
 import hmac
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
@@ -23,6 +22,7 @@ from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, media_type
 from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.vault import digest
 
 CODE, REFRESH, CLIENT = "authorization_code", "refresh_token", "client_credentials"
 """Grant types (RFC 6749 §1.3)."""
@@ -107,16 +107,6 @@ class Grant(Struct, frozen=True, omit_defaults=True):
     generation: int = 0
     """Generation of the current refresh token."""
     rotated_at: float = 0.0
-
-
-def new_secret() -> str:
-    """Return a new secret with 256 random bits."""
-    return secrets.token_urlsafe(32)
-
-
-def digest(secret: str) -> str:
-    """Return the stored form of a secret."""
-    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def fits(secret: str, kept: str) -> bool:

@@ -16,9 +16,10 @@ from millstream._oauth import authorization_url, code_grant
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import Json
+from millstream._server.calls.vault import new_secret
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import IssuerOptions, check_options
-from millstream.auth._authorization_server.records import CALLBACK, fingerprint, new_secret
+from millstream.auth._authorization_server.records import CALLBACK, fingerprint
 from millstream.auth._authorization_server.server import Issuer, issuer
 from millstream.auth._jose import Claims
 from millstream.auth._key_file import check_scopes
