@@ -24,12 +24,12 @@ class SealedRecords(Generic[R]):
     """The records of one kind, which begins their names."""
 
     def __init__(self, services: Services, kind: str, record: type[R]) -> None:
-        self._secrets, self._vault = services.secrets, Vault(services)
+        self._services, self._vault = services, Vault(services)
         self._kind, self._sealed_as, self._record = kind, kind.encode(), record
 
     def digests(self, what: bytes) -> list[str]:
         """Return a digest of bytes with each of the server's secrets, the newest first."""
-        return [hmac.digest(each, self._sealed_as + what, sha256).hex()[:32] for each in self._secrets.values]
+        return [hmac.digest(each, self._sealed_as + what, sha256).hex()[:32] for each in self._services.secrets.values]
 
     def names(self, owner: str, digests: Sequence[str]) -> list[str]:
         """Return the names that an owner's record can have."""
