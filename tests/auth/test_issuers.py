@@ -17,9 +17,10 @@ from cases import for_each
 from fleet import until
 from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, key_set, run_issuer, token
 from millstream import auth
+from millstream._oauth import metadata_urls
 from millstream.auth._jose import FetchedKeys
 from millstream.auth._method import Unavailable
-from millstream.auth._tokens import Discovery, ask_issuer, places
+from millstream.auth._tokens import Discovery, ask_issuer
 from patience import Clock
 from wire import encode_headers, encode_request, request
 
@@ -192,12 +193,12 @@ async def test_metadata_with_wrong_issuer_or_urls_is_rejected(changes: dict[str,
 
 
 def test_metadata_is_fetched_from_the_specified_urls() -> None:
-    assert places("https://a.example/tenant/") == [
-        "https://a.example/tenant/.well-known/openid-configuration",
+    assert metadata_urls("https://a.example/tenant/") == [
         "https://a.example/.well-known/oauth-authorization-server/tenant",
         "https://a.example/.well-known/openid-configuration/tenant",
+        "https://a.example/tenant/.well-known/openid-configuration",
     ]
-    assert len(places("https://a.example")) == 2
+    assert len(metadata_urls("https://a.example")) == 2
 
 
 async def test_metadata_fetches_are_cached_and_failures_paused() -> None:

@@ -9,7 +9,7 @@ from auth_world import ALICE, BOB, STREAM, GuardedServer, make_server, run_guard
 from cases import for_each
 from millstream import auth
 from millstream._protocol.errors import LocalError
-from millstream.auth._authorization_server.records import digest
+from millstream._server.calls.vault import digest
 from millstream.auth._key_file import PREFIX, KeyFile, KeyMethod
 from millstream.auth._method import Rejection
 from wire import Reply, request

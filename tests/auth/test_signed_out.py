@@ -9,7 +9,7 @@ from auth.test_stream_ends import open_stream, rest_of
 from auth_world import BOB, ROOT, STREAM, run_guarded
 from backend_stores import MemoryStore
 from millstream._protocol.errors import LocalError
-from millstream.auth._authorization_server.records import digest
+from millstream._server.calls.vault import digest
 from millstream.auth._sign_in import EVERYWHERE, SignedOut, verdict_key
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings

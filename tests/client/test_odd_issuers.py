@@ -123,6 +123,14 @@ async def test_slightly_malformed_issuer_responses_are_accepted(world: dict[str,
     assert (odd.visits, set(odd.shown)) == (1, {"Bearer good"})
 
 
+@for_each("lifetime", [1e308, -5, 0, "never"])
+async def test_tokens_with_an_unusable_lifetime_have_no_expiry(lifetime: float | str) -> None:
+    odd, store = World(token={**GOOD, "expires_in": lifetime}), MemoryTokenStore()
+    async with asyncio.timeout(WAIT), misbehaving(odd.behave) as server, odd.client(server.url, store) as client:
+        await client.call("x")
+    assert [each.expires_at for each in store.load().tokens.values()] == [0]
+
+
 @for_each("named", ["/.well-known/oauth-protected-resource/mcp", "'@/elsewhere'", "nowhere:", "http://[bad"])
 async def test_a_challenge_without_a_url_does_not_prevent_a_login(named: str) -> None:
     odd = World()

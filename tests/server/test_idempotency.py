@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from msgspec.structs import replace
 
 from cases import for_each
 from millstream import Context, Depends, Server, Settings, ToolError
@@ -64,6 +65,18 @@ async def test_result_outlives_a_restart(tmp_path: Path) -> None:
             text = (await client.call("pay", cents=5)).text
     assert text.endswith(f"{REPEATED}5")
     assert done == [5]
+
+
+async def test_records_are_named_with_the_secret_that_workers_have_agreed_on() -> None:
+    done: list[Any] = []
+    mcp = make_shop(done)
+    async with mcp.running() as runtime, connect(mcp) as client:
+        services = runtime.services
+        for secret in (b"own" * 16, b"agreed" * 8, b"agreed" * 8):
+            services.use(replace(services.secrets, values=(secret,)))
+            await client.call("pay", cents=5)
+        assert len(await services.store.kv.keys("idempotency:")) == 2
+    assert done == [5, 5]
 
 
 async def test_tool_announces_the_name_of_the_key() -> None:

@@ -149,9 +149,8 @@ def _part(name: str) -> str:
 
 @cache
 def _style() -> str:
-    rules = _part("message.css")
-    tokens = _TOKEN.finditer((_FOLDER / "assets" / "tokens.css").read_text("utf-8"))
-    used = "".join(each[0] for each in tokens if f"var({each[1]})" in rules)
+    tokens, rules = ((_FOLDER / "assets" / name).read_text("utf-8") for name in ("tokens.css", "basics.css"))
+    used = "".join(each[0] for each in _TOKEN.finditer(tokens) if f"var({each[1]})" in rules)
     return f":root{{color-scheme: light dark;{used}}}\n{rules}"
 
 

@@ -18,6 +18,7 @@ from millstream._http.message import HttpRequest, Response, Sink, header_lines, 
 from millstream._parts import PartHost
 from millstream._protocol.errors import Confidential
 from millstream._server.calls.services import Services, principal_id
+from millstream._server.calls.vault import Vault, new_state
 from millstream._web.live import reply
 from millstream.auth._pages import (
     browser_cookie,
@@ -27,7 +28,6 @@ from millstream.auth._pages import (
     not_signed_in_page,
     quote_foreign,
 )
-from millstream.auth._vault import Vault, new_state
 from millstream.client import (
     AccessDenied,
     ClientError,

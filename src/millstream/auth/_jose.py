@@ -58,6 +58,8 @@ class TokenRules(Struct, frozen=True):
     """URL of the MCP endpoint for clients, if no audience is one."""
     scope_prefix: str = ""
     """Prefix that the issuer expects on the scopes that a client requests."""
+    scopes: Collection[str] = ()
+    """Scopes that every caller needs."""
     id_tokens: bool = False
     """Whether ID tokens are expected, instead of access tokens."""
 

@@ -13,19 +13,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
-from millstream._oauth import authorization_url, basic_credentials, s256
+from millstream._oauth import authorization_url, basic_credentials, code_grant
 from millstream._override import override
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault, new_secret
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod
 from millstream.auth._jose import ASYMMETRIC, TENANT, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, Identity, KnownScopes, NeedsServer, Paths, Rejection, Unavailable
 from millstream.auth._tokens import Discovery, TokenMethod, accepted_algorithms, ask_issuer, issuer_keys, rules_of
-from millstream.auth._vault import Vault
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -154,19 +153,9 @@ class CodeFlow:
         """
         endpoint = await self.endpoint("authorization_endpoint")
         kept = _FlowState(new_secret(), new_secret())
-        asked = {
-            "response_type": "code",
-            "client_id": self._client_id,
-            "redirect_uri": callback,
-            "scope": scope,
-            "state": state,
-            "nonce": kept.nonce,
-            "code_challenge": s256(kept.verifier),
-            "code_challenge_method": "S256",
-            **({"prompt": prompt} if prompt else {}),
-            **self._parameters,
-        }
-        return AuthorizationRedirect(authorization_url(endpoint, asked), msgspec.json.encode(kept))
+        more = {"scope": scope, "nonce": kept.nonce, "prompt": prompt, **self._parameters}
+        url = authorization_url(endpoint, self._client_id, callback, state, kept.verifier, more)
+        return AuthorizationRedirect(url, msgspec.json.encode(kept))
 
     async def metadata(self) -> Json:
         """Return the issuer's metadata.
@@ -227,13 +216,7 @@ class CodeFlow:
             raise SignInFailed(f"The response isn't from {self._title}. Start again.")
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
-        given = await self._ask_token(
-            grant_type="authorization_code",
-            code=code,
-            redirect_uri=callback.url,
-            code_verifier=kept.verifier,
-            **self._also,
-        )
+        given = await self._ask_token({**code_grant(code, callback.url, kept.verifier), **self._also})
         return await self._open(given.get("id_token"), kept.nonce), given
 
     async def refresh(self, token: str) -> Json:
@@ -242,9 +225,9 @@ class CodeFlow:
         Raises:
             SignInFailed: There was none.
         """
-        return await self._ask_token(grant_type="refresh_token", refresh_token=token)
+        return await self._ask_token({"grant_type": "refresh_token", "refresh_token": token})
 
-    async def _ask_token(self, **form: str) -> Json:
+    async def _ask_token(self, form: dict[str, str]) -> Json:
         headers: dict[str, str] = {}
         methods = (await self.metadata()).get("token_endpoint_auth_methods_supported")
         if not self._client_secret:
@@ -289,7 +272,6 @@ class OidcAtPages(Struct, frozen=True):
     rules: TokenRules
     keys: FetchedKeys
     algorithms: Collection[str]
-    scopes: Collection[str]
     client: tuple[str, str]
     """This server's client id and secret at the issuer. The secret may be empty."""
 
@@ -312,7 +294,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
 
     def __init__(self, config: OidcAtPages, services: Services, known: KnownScopes) -> None:
         rules = config.rules
-        super().__init__(rules, config.keys, algorithms=config.algorithms, scopes=config.scopes)
+        super().__init__(rules, config.keys, algorithms=config.algorithms)
         self.name: str = NAME
         title = urlsplit(rules.issuer).netloc
         self.label: str = f"Continue with {title}"
@@ -434,5 +416,5 @@ def oidc(  # noqa: PLR0913  the options of an issuer
     if client_secret and not client_id:
         raise ValueError("auth.oidc() requires client_id if you set client_secret.")
     if not client_id:
-        return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
-    return OidcAtPages(rules, keys, allowed, scopes, (client_id, client_secret))
+        return TokenMethod(rules, keys, algorithms=allowed)
+    return OidcAtPages(rules, keys, allowed, (client_id, client_secret))

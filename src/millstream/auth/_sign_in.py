@@ -23,8 +23,9 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal, get_profile
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault, digest
 from millstream._stores.store import Store
-from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
+from millstream.auth._authorization_server.records import MAX_FORM, reply
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import Identity, NotAdmitted, PageMethod, Rejection, Unavailable, Verdict
 from millstream.auth._pages import (
@@ -37,7 +38,6 @@ from millstream.auth._pages import (
     is_same_origin,
     render,
 )
-from millstream.auth._vault import Vault
 from millstream.auth.providers import SignInFailed
 
 logger = logging.getLogger("millstream")

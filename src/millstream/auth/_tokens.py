@@ -18,7 +18,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream._http.client.pool import FetchedDocument, OutboundError, allow_any, check_url, fetch
-from millstream._oauth import basic_credentials
+from millstream._oauth import basic_credentials, metadata_urls
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
@@ -45,20 +45,6 @@ from millstream.auth._method import AuthMethod, Clock, Identity, Rejection, Unav
 logger = logging.getLogger("millstream")
 
 _MAX_AGE = 3600.0
-
-
-def places(issuer: str) -> list[str]:
-    """Return the possible URLs of an issuer's metadata, most likely first (RFC 8414 §3, §5; OpenID Connect Discovery
-    §4).
-    """
-    parts = urlsplit(issuer)
-    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-    found = [
-        f"{origin}{path}/.well-known/openid-configuration",
-        f"{origin}/.well-known/oauth-authorization-server{path}",
-        f"{origin}/.well-known/openid-configuration{path}",
-    ]
-    return list(dict.fromkeys(found))
 
 
 _TENANTS = "It has several tenants: use the URL of yours, or list them with auth.oidc(…, tenants=[…])"
@@ -98,7 +84,7 @@ class Discovery(Struct, eq=False):
 
     async def _load(self) -> None:
         said: list[str] = []
-        for url in places(self.issuer):
+        for url in reversed(metadata_urls(self.issuer)):  # more issuers of these tokens have OpenID Connect
             try:
                 found = decode_object((await ask_issuer(url)).body)
             except OutboundError as exc:
@@ -162,13 +148,13 @@ TYPES = ("at+jwt", "jwt", "")
 class IssuerMethod(AuthMethod):
     """Base class for the methods that accept one issuer's tokens."""
 
-    def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
+    def __init__(self, rules: TokenRules, clock: Clock) -> None:
         self._rules = rules
         self._clock = clock
         self.resource = rules.url
         named = [each for each in rules.tenants if each != "*"] or [_ANY_TENANT]
         self.issuers = tuple(rules.issuer.replace(TENANT, each) for each in named)
-        self.scopes = tuple(scopes)
+        self.scopes = tuple(rules.scopes)
         self.scope_prefix = rules.scope_prefix
 
     @override
@@ -200,11 +186,10 @@ class TokenMethod(IssuerMethod):
         keys: FixedKeys | FetchedKeys,
         *,
         algorithms: Collection[str],
-        scopes: Collection[str] = (),
         types: Sequence[str] = TYPES,
         clock: Clock = time.time,
     ) -> None:
-        super().__init__(rules, scopes, clock)
+        super().__init__(rules, clock)
         self._keys = keys
         self._algorithms = frozenset(algorithms)
         self._types = types
@@ -267,10 +252,9 @@ class IntrospectedMethod(IssuerMethod):
         client: str,
         secret: str,
         client_tokens: bool = False,
-        scopes: Collection[str] = (),
         clock: Clock = time.time,
     ) -> None:
-        super().__init__(rules, scopes, clock)
+        super().__init__(rules, clock)
         self._endpoint = endpoint
         self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens
@@ -402,7 +386,6 @@ def rules_of(
         )
     if resource and (not _is_name(resource) or urlsplit(resource).scheme not in ("https", "http")):
         raise ValueError("resource must be this server's public URL, such as https://mcp.example.com/mcp.")
-    check_scopes(several("scopes", scopes))
     return TokenRules(
         issuer,
         audiences,
@@ -413,6 +396,7 @@ def rules_of(
         several("tenants", tenants),
         resource,
         scope_prefix,
+        scopes=check_scopes(several("scopes", scopes)),
     )
 
 
@@ -488,7 +472,7 @@ def jwt(  # noqa: PLR0913  the options of an issuer
         scope_claims=scope_claims,
         scope_prefix=scope_prefix,
     )
-    return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
+    return TokenMethod(rules, keys, algorithms=allowed)
 
 
 @suggest_keywords
@@ -554,4 +538,4 @@ def introspection(  # noqa: PLR0913  the options of an issuer
         scope_claims=scope_claims,
         scope_prefix=scope_prefix,
     )
-    return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
+    return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens)

@@ -16,7 +16,7 @@ from issuer_world import run_issuer
 from issuing_world import BACK, URL, Desk
 from millstream import auth
 from millstream._limits import Rate
-from millstream.auth._authorization_server.clients import ASSERTION
+from millstream._oauth import ASSERTION
 from millstream.auth._jose import read_keys
 from store_parts import BACKINGS
 

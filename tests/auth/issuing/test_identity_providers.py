@@ -13,9 +13,9 @@ from issuer_world import KEYS, OTHER, Issuer, craft_token, run_issuer, sign_with
 from issuing_world import BACK, RESOURCE, STORE_KINDS, URL, Browser, Desk, KnownUsers, claims_of, desk_on
 from issuing_world import OTHER as ELSEWHERE
 from millstream import auth
+from millstream._oauth import JWT_BEARER
 from millstream._protocol.principal import EVERYTHING
 from millstream._stores.store import Store
-from millstream.auth._authorization_server.records import ASSERTED
 
 SECRET = "s" * 32
 CLIENT = auth.client("desk", secret=SECRET, scopes=["orders:read", "orders:write"])
@@ -43,7 +43,7 @@ class World:
 
     async def bring(self, assertion: str, **more: Any) -> Any:
         """Exchange a grant as the client, and return the reply."""
-        form = {"grant_type": ASSERTED, "assertion": assertion}
+        form = {"grant_type": JWT_BEARER, "assertion": assertion}
         headers = {"authorization": BASIC, **more.pop("headers", {})}
         return await self.desk.post("/token", {**form, **more}, **headers)
 
@@ -211,9 +211,9 @@ async def test_tokens_inherit_the_grant_audience(granted: Any, asked: str | None
 
 async def test_identity_grants_require_client_authentication() -> None:
     async with world(clients=[auth.client("desk", redirect_uris=[BACK])]) as there:
-        form = {"grant_type": ASSERTED, "assertion": there.grant(), "client_id": "desk"}
+        form = {"grant_type": JWT_BEARER, "assertion": there.grant(), "client_id": "desk"}
         assert (await there.desk.post("/token", form)).error == "unauthorized_client"
-        about = {"grant_types": ["authorization_code", ASSERTED]}
+        about = {"grant_types": ["authorization_code", JWT_BEARER]}
         id = (await there.desk.register(**about))["client_id"]
         form = {**form, "assertion": there.grant(client_id=id), "client_id": id}
         assert (await there.desk.post("/token", form)).error == "unauthorized_client"
@@ -254,14 +254,14 @@ async def test_subjects_from_different_providers_are_distinct() -> None:
 
 
 async def test_identity_grants_are_disabled_without_a_provider(desk: Desk) -> None:
-    form = {"grant_type": ASSERTED, "assertion": "x", "client_id": "x"}
+    form = {"grant_type": JWT_BEARER, "assertion": "x", "client_id": "x"}
     said = (await desk.ask("GET", ROOT)).message
     assert (await desk.post("/token", form)).error == "unsupported_grant_type"
-    assert ASSERTED not in said["grant_types_supported"]
+    assert JWT_BEARER not in said["grant_types_supported"]
     assert "authorization_grant_profiles_supported" not in said
     async with world() as there:
         said = (await there.desk.ask("GET", ROOT)).message
-        assert ASSERTED in said["grant_types_supported"]
+        assert JWT_BEARER in said["grant_types_supported"]
         assert said["authorization_grant_profiles_supported"] == ["urn:ietf:params:oauth:grant-profile:id-jag"]
 
 

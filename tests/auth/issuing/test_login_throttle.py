@@ -6,10 +6,10 @@ from typing import Any, cast
 import pytest
 
 from millstream._limits import Limiter, Rate
+from millstream._server.calls.vault import Vault
 from millstream.auth import _method
 from millstream.auth._authorization_server.users import SLOW, WRONG, LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
-from millstream.auth._vault import Vault
 from millstream.auth.providers import SignInFailed, User
 from redis_parts import until
 

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,10 @@ async def test_issuer_with_a_path_serves_metadata_at_all_well_known_urls() -> No
             assert (said["issuer"], said["token_endpoint"]) == (f"https://{HOST}/books", f"https://{HOST}/books/token")
         for prefix in ("", "/books"):
             assert (await world.ask(None, "GET", f"{prefix}/.well-known/jwks.json", host=HOST)).status == 200
-            assert (await world.ask(None, "GET", f"{prefix}/assets/sign-in.css", host=HOST)).status == 200
+            page = await world.ask(None, "GET", f"{prefix}/authorize", host=HOST)
+            styles = re.findall(r'<link rel="stylesheet" href="[./]*(assets/[\w.-]+)">', page.body.decode())
+            found = [await world.ask(None, "GET", f"{prefix}/{style}", host=HOST) for style in styles]
+            assert [each.status for each in found] == [200] * 4
             assert (await world.ask(None, "POST", f"{prefix}/token", host=HOST)).status == 415
         resource = (await world.ask(None, "GET", "/.well-known/oauth-protected-resource", host=HOST)).message
         assert resource["resource"] == f"https://{HOST}/books/mcp"

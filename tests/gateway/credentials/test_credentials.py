@@ -1,12 +1,12 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from msgspec import ValidationError, convert
@@ -22,7 +22,15 @@ from millstream._gateway.files.read import load_file
 from millstream._gateway.options.credentials import Credentials
 from millstream._protocol.errors import LocalError
 from millstream.client import ServerError
-from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
+from millstream.gateway import (
+    Secret,
+    UpstreamConfig,
+    bearer,
+    client_credentials,
+    per_user_oauth,
+    static_headers,
+    token_exchange,
+)
 from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 
@@ -414,3 +422,16 @@ class Forwarding(UpstreamCredentials):
 
     def _identify(self, call: Any) -> LinkCaller:
         return LinkCaller(call.who, call.token)
+
+
+@pytest.mark.parametrize("create", [client_credentials, token_exchange, per_user_oauth])
+def test_type_checkers_know_each_option_of_credentials(create: Callable[..., Any]) -> None:
+    hints = get_type_hints(create)
+    (options,) = get_args(hints["options"])
+    assert {*get_type_hints(options), *hints} - {"options", "return"} == set(hints["return"].__struct_fields__)
+
+
+@pytest.mark.parametrize("create", [client_credentials, token_exchange, per_user_oauth])
+def test_unknown_option_of_credentials_suggests_the_closest_one(create: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="has no option 'isuer'; did you mean 'issuer'"):
+        create(client_id="gw", client_secret="s3cret", isuer="https://as.example")

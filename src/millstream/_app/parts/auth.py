@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("millstream")
 
-_STYLES = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css", "/assets/vendor/inter.woff2")
+_STYLES = (
+    "/assets/tokens.css", "/assets/basics.css", "/assets/base.css", "/assets/sign-in.css", "/assets/vendor/inter.woff2",
+)  # fmt: skip
 """Style sheets and font of the authorization server's pages."""
 
 

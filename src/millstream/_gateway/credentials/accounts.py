@@ -35,8 +35,8 @@ from millstream._parts import WATCH, PartHost, Route
 from millstream._protocol.metadata import declares
 from millstream._protocol.principal import Principal
 from millstream._server.calls.call import Call
+from millstream._server.calls.vault import Vault, new_state
 from millstream.auth import _pages as pages
-from millstream.auth._vault import Vault, new_state
 from millstream.client import (
     AccessDenied,
     ClientError,

@@ -1,10 +1,9 @@
 """Tokens of users at the providers where they signed in. See `millstream.auth.provider_token`."""
 
-import time
 from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 from millstream import ToolError
 from millstream._gateway.credentials.source import LinkCaller, digest_of, logger
@@ -18,11 +17,11 @@ from millstream.auth._authorization_server.grants import ENDED
 from millstream.auth._oidc import GrantRefused, has_ended
 from millstream.auth.providers import SignInFailed
 from millstream.client import ClientError, ConnectFailed, Registration, Tokens
+from millstream.client._oauth.endpoints import TokenResponse, read_object
 
 _SECONDS = 180 * 86_400.0
 """Seconds that a refresh token is kept after its last use."""
 _MAX_TOKEN = 16_384
-_MAX_LIFETIME = 100 * 365 * 86_400.0
 _AGAIN = "Disconnect this server in your application, and connect it again."
 
 
@@ -107,23 +106,18 @@ def _grant_of(response: Json, refresh_token: str, scope: str) -> StoredGrant | N
         refresh_token: The token to keep if there's no other.
         scope: The scopes if the response doesn't list them (RFC 6749 §5.1). GitHub separates them by commas.
     """
-    token, refresh, granted = (response.get(name) for name in ("access_token", "refresh_token", "scope"))
-    if not _is_token(token):
-        return None
-    given, lifetime = response.get("expires_in"), 0.0
-    with suppress(ValueError, OverflowError):
-        lifetime = float(given) if isinstance(given, str | int | float) else 0.0
-    tokens = Tokens(
-        token,
-        refresh_token=refresh if _is_token(refresh) else refresh_token,
-        scope=granted.replace(",", " ") if isinstance(granted, str) and granted else scope,
-        expires_at=time.time() + lifetime if 0 < lifetime < _MAX_LIFETIME else 0.0,
-    )
-    return make_grant(tokens, Registration())
+    with suppress(ValueError):  # a token that isn't text
+        found = read_object(response, TokenResponse)
+        if _is_token(found.access_token):
+            refresh = found.refresh_token if _is_token(found.refresh_token) else refresh_token
+            scopes = found.scope.replace(",", " ") or scope
+            tokens = Tokens(found.access_token, refresh_token=refresh, scope=scopes, expires_at=found.expires_at)
+            return make_grant(tokens, Registration())
+    return None
 
 
-def _is_token(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_TOKEN and value.isascii() and value.isprintable()
+def _is_token(text: str) -> bool:
+    return 0 < len(text) <= _MAX_TOKEN and text.isascii() and text.isprintable()
 
 
 class ProviderTokensPart:

@@ -14,10 +14,11 @@ from weakref import WeakValueDictionary
 from msgspec import Struct
 
 from millstream._gateway.errors import NoCredentials
-from millstream._gateway.options.credentials import Secret, is_scope
+from millstream._gateway.options.credentials import Secret
 from millstream._gateway.rules.results import call_error
 from millstream._http.client.pool import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
+from millstream._oauth import SCOPE
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
@@ -313,7 +314,7 @@ def check_forwarded(
 def scopes_in(challenge: str) -> str:
     """Return the scopes that a challenge names, for an error."""
     named = read_challenges(challenge).parameters.get("scope", "").split()
-    return " ".join(each for each in named if is_scope(each))[:_MAX_SCOPES_TEXT] or "unspecified scopes"
+    return " ".join(each for each in named if SCOPE.fullmatch(each))[:_MAX_SCOPES_TEXT] or "unspecified scopes"
 
 
 def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:

@@ -23,13 +23,14 @@ from millstream._gateway.errors import ClientRejected
 from millstream._gateway.options.credentials import ClientCredentials, TokenExchange
 from millstream._gateway.rules.results import call_error
 from millstream._http.client.url import Url
+from millstream._oauth import EXCHANGE, JWT_BEARER
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault
 from millstream._tasks import SingleFlight
-from millstream.auth._vault import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
 from millstream.client._oauth.endpoints import (
     IssuerMetadata,
@@ -296,8 +297,6 @@ def make_grant(tokens: Tokens, registration: Registration | None = None) -> Stor
     return StoredGrant(tokens, tokens.expires_at and tokens.expires_at - margin, registration or Registration())
 
 
-_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
-_JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
 _DEFAULT_LIFETIME = 300.0
 """Seconds that an exchanged token is used if the issuer doesn't specify an expiry."""
@@ -459,10 +458,10 @@ class ExchangedCredentials(_IssuedCredentials):
     @override
     async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:
         form = {
-            "grant_type": _EXCHANGE, "subject_token": caller.token, "subject_token_type": _ACCESS_TOKEN,
+            "grant_type": EXCHANGE, "subject_token": caller.token, "subject_token_type": _ACCESS_TOKEN,
             "requested_token_type": _ACCESS_TOKEN,
         }  # fmt: skip
         if isinstance(self._options, TokenExchange) and self._options.on_behalf_of:
             # https://learn.microsoft.com/entra/identity-platform/v2-oauth2-on-behalf-of-flow
-            form = {"grant_type": _JWT_BEARER, "assertion": caller.token, "requested_token_use": "on_behalf_of"}
+            form = {"grant_type": JWT_BEARER, "assertion": caller.token, "requested_token_use": "on_behalf_of"}
         return await self._ask(_DEFAULT_LIFETIME, caller.until, **form)

@@ -5,19 +5,18 @@ by an environment variable or a file. Its text can't be printed or encoded.
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from msgspec import Struct, structs
 
+from millstream._oauth import SCOPE
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream.protocol import SuggestionMeta
 
 _MAX_SECRET = 64 * 1024
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
-"""Syntax of a scope, RFC 6749 §3.3."""
 
 
 class SecretText:
@@ -111,11 +110,6 @@ class StaticHeaders(
     """Secret parameters in the query of each request to an API."""
 
 
-def is_scope(text: str) -> bool:
-    """Return whether a string is a valid scope (RFC 6749 §3.3)."""
-    return _SCOPE.fullmatch(text) is not None
-
-
 class _Grant(
     Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True,
     metaclass=SuggestionMeta,
@@ -125,7 +119,11 @@ class _Grant(
     issuer: str = ""
     """Exact issuer identifier of the authorization server. Credentials are sent only to this server."""
     client_id: str = ""
+    """Client id of this gateway. For `per_user_oauth`, only if the authorization server doesn't register clients. The
+    redirect URI is then ``YOUR-SERVER/connections/callback``.
+    """
     client_secret: Secret | None = None
+    """Secret for `client_id`."""
     scope: tuple[str, ...] = ()
     """Scopes to request. By default, the upstream or the authorization server chooses."""
     private_addresses: bool = False
@@ -135,7 +133,7 @@ class _Grant(
 
     def __post_init__(self) -> None:
         for each in self.scope:
-            if not is_scope(each):
+            if not SCOPE.fullmatch(each):
                 raise ValueError(f"{each!r} isn't a scope.")
         if self.client_secret is not None and not self.client_id:
             raise ValueError("A client_secret requires its client_id.")
@@ -181,7 +179,9 @@ class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchang
     audience: str = ""
     """Logical name of the upstream, for authorization servers that use it instead of `resource`."""
     lists_from: str = ""
-    """Id of the principal whose token reads the lists for all callers."""
+    """Id of the principal whose token reads the lists for all callers, as in the audit log:
+    ``https://login.example.com ada``. By default, it's the first caller with a token that can read them.
+    """
     on_behalf_of: bool = False
     """Whether to use Entra ID's on-behalf-of grant, which identifies the upstream by the scopes."""
 
@@ -204,7 +204,9 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
     assume_pkce: bool = False
     """Whether the authorization server supports PKCE with S256, although its metadata doesn't list it."""
     lists_from: str = ""
-    """Id of the principal whose account reads the lists for all callers."""
+    """Id of the principal whose account reads the lists for all callers, as in the audit log. By default, it's the
+    account that was connected first.
+    """
 
     @override
     def __post_init__(self) -> None:
@@ -216,10 +218,6 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
 
 
 Credentials = BearerToken | StaticHeaders | ClientCredentials | TokenExchange | PerUserOAuth
-
-
-def _scopes(scope: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(scope.split() if isinstance(scope, str) else scope)
 
 
 def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> BearerToken:
@@ -263,19 +261,48 @@ def static_headers(
     )
 
 
-def client_credentials(  # noqa: PLR0913  each is an option of its own
-    client_id: str,
-    client_secret: str | Secret = "",
-    *,
-    issuer: str = "",
-    token_url: str = "",
-    private_key: str | Secret = "",
-    key_id: str = "",
-    scope: str | Iterable[str] = (),
-    resource: str = "",
-    secret_in_form: bool = False,
-    private_addresses: bool = False,
-    send_resource: bool = True,
+class _Options(TypedDict, total=False):
+    issuer: str
+    scope: str | Iterable[str]
+    private_addresses: bool
+    send_resource: bool
+
+
+class _MachineOptions(_Options, total=False):
+    token_url: str
+    private_key: str | Secret
+    key_id: str
+    secret_in_form: bool
+    resource: str
+
+
+class _ExchangeOptions(_MachineOptions, total=False):
+    client_id: str
+    client_secret: str | Secret
+    audience: str
+    lists_from: str
+    on_behalf_of: bool
+
+
+class _UserOptions(_Options, total=False):
+    client_id: str
+    client_secret: str | Secret
+    client_metadata_url: str
+    assume_pkce: bool
+    lists_from: str
+
+
+_G = TypeVar("_G", bound=_Grant)
+
+
+def _grant(kind: type[_G], scope: str | Iterable[str] = (), **options: Any) -> _G:
+    """Return an authorization server's options. Programs can write a secret as text, and scopes as one string."""
+    options |= {name: secret(options[name]) for name in ("client_secret", "private_key") if name in options}
+    return kind(scope=tuple(scope.split() if isinstance(scope, str) else scope), **options)
+
+
+def client_credentials(
+    client_id: str, client_secret: str | Secret = "", **options: Unpack[_MachineOptions]
 ) -> ClientCredentials:
     """Send an access token of the gateway itself: ``auth=client_credentials("gw", Secret(env="S"),
     issuer="https://…")``.
@@ -285,115 +312,44 @@ def client_credentials(  # noqa: PLR0913  each is an option of its own
     Args:
         client_id: Client id of this gateway.
         client_secret: Secret for `client_id`.
-        issuer: Exact issuer identifier of the authorization server.
-        token_url: Its token endpoint instead, if it has no metadata.
-        private_key: Private key in PEM, instead of a secret.
-        key_id: Id of that key at the authorization server.
-        scope: Scopes to request.
-        resource: Identifier of the upstream at the authorization server (RFC 8707); its URL by default.
-        secret_in_form: Whether to send the secret in the form instead of a header.
-        private_addresses: Whether to allow an authorization server in a private network.
-        send_resource: Whether requests include the upstream's URL as ``resource``.
+        options: The other options of this kind in a gateway's file, such as `issuer`.
 
     Raises:
+        TypeError: An option doesn't exist.
         ValueError: An option is missing, or conflicts with another one.
     """
-    return ClientCredentials(
-        client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
-        private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource,
-        secret_in_form=secret_in_form, private_addresses=private_addresses,
-        send_resource=send_resource,
-    )  # fmt: skip
+    return _grant(ClientCredentials, client_id=client_id, client_secret=client_secret, **options)
 
 
-def token_exchange(  # noqa: PLR0913  each is an option of its own
-    *,
-    issuer: str = "",
-    token_url: str = "",
-    client_id: str = "",
-    client_secret: str | Secret = "",
-    private_key: str | Secret = "",
-    key_id: str = "",
-    scope: str | Iterable[str] = (),
-    resource: str = "",
-    audience: str = "",
-    secret_in_form: bool = False,
-    private_addresses: bool = False,
-    send_resource: bool = True,
-    lists_from: str = "",
-    on_behalf_of: bool = False,
-) -> TokenExchange:
+def token_exchange(**options: Unpack[_ExchangeOptions]) -> TokenExchange:
     """Exchange each caller's access token for a token for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
     The server needs an ``auth=`` that accepts tokens from an issuer, because the caller's token is verified before the
     exchange. An exchanged token is used for that caller only, and expires with the earlier of both tokens.
 
     Args:
-        issuer: Exact issuer identifier of the authorization server that exchanges tokens.
-        token_url: Its token endpoint instead, if it has no metadata.
-        client_id: Client id of this gateway, if the server requires one.
-        client_secret: Secret for `client_id`.
-        private_key: Private key in PEM, instead of a secret.
-        key_id: Id of that key at the authorization server.
-        scope: Scopes to request.
-        resource: Identifier of the upstream at the authorization server (RFC 8707); its URL by default.
-        audience: Logical name of the upstream at the authorization server.
-        secret_in_form: Whether to send the secret in the form instead of a header.
-        private_addresses: Whether to allow an authorization server in a private network.
-        send_resource: Whether requests include the upstream's URL as ``resource``.
-        lists_from: Id of the principal whose token reads the lists for all callers, as in the audit log:
-            ``"https://login.example.com ada"``. By default, it's the first caller with a token that can read them.
-        on_behalf_of: Whether to use the on-behalf-of grant of Microsoft Entra ID, which has no RFC 8693. It requires
-            `scope`, and sends neither ``resource`` nor ``audience``.
+        options: The options of this kind in a gateway's file. `client_id` is for authorization servers that require
+            one.
 
     Raises:
+        TypeError: An option doesn't exist.
         ValueError: An option is missing, or conflicts with another one.
     """
-    return TokenExchange(
-        client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
-        private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource, audience=audience,
-        secret_in_form=secret_in_form, private_addresses=private_addresses,
-        send_resource=send_resource, lists_from=lists_from, on_behalf_of=on_behalf_of,
-    )  # fmt: skip
+    return _grant(TokenExchange, **options)
 
 
-def per_user_oauth(
-    *,
-    client_id: str = "",
-    client_secret: str | Secret = "",
-    issuer: str = "",
-    client_metadata_url: str = "",
-    scope: str | Iterable[str] = (),
-    private_addresses: bool = False,
-    send_resource: bool = True,
-    assume_pkce: bool = False,
-    lists_from: str = "",
-) -> PerUserOAuth:
+def per_user_oauth(**options: Unpack[_UserOptions]) -> PerUserOAuth:
     """Have each user connect their own account: ``auth=per_user_oauth()``.
 
     A call from a user without a connection asks them to open ``/connections``. Tokens are sealed in the server's store.
     The server needs ``auth=`` to tell users apart.
 
     Args:
-        client_id: Client id of this gateway, if the authorization server doesn't register clients. Register it with the
-            redirect URI ``YOUR-SERVER/connections/callback``.
-        client_secret: Secret for `client_id`.
-        issuer: The only authorization server to accept; required with `client_id`.
-        client_metadata_url: URL of a client metadata document, by default the server's own.
-        scope: Scopes to request, by default those that the upstream specifies.
-        private_addresses: Whether to allow an authorization server in a private network.
-        send_resource: Whether requests include the upstream's URL as ``resource``. To leave it out, `issuer` and
-            `client_id` are required.
-        assume_pkce: Whether the authorization server supports PKCE with S256, although its metadata doesn't list it;
-            requires the same.
-        lists_from: Id of the principal whose account reads the lists for all callers, as in the audit log. By default,
-            it's the account that was connected first.
+        options: The options of this kind in a gateway's file. A `client_id` requires its `issuer`. Changing
+            `assume_pkce` or `send_resource` requires both.
 
     Raises:
+        TypeError: An option doesn't exist.
         ValueError: An option is missing or invalid.
     """
-    return PerUserOAuth(
-        client_id=client_id, client_secret=secret(client_secret), issuer=issuer,
-        client_metadata_url=client_metadata_url, scope=_scopes(scope), private_addresses=private_addresses,
-        send_resource=send_resource, assume_pkce=assume_pkce, lists_from=lists_from,
-    )  # fmt: skip
+    return _grant(PerUserOAuth, **options)

@@ -21,10 +21,10 @@ from millstream._gateway.log import logger
 from millstream._gateway.messages.router import MessageRouter
 from millstream._protocol.principal import Share
 from millstream._recent import Recent, RecentBytes
+from millstream._server.calls.vault import Vault
 from millstream._server.pool import Pool
 from millstream._stores.rates import MARK_BYTES
 from millstream._tasks import Tasks, has_failed
-from millstream.auth._vault import Vault
 from millstream.client import ClientError, ConnectionLost, ServerError, SessionLost
 from millstream.client._errors import SERVER
 from millstream.client.lowlevel import Conversation, OpenSession, RawRequest

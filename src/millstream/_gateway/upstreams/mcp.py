@@ -56,9 +56,9 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange, Services, SessionChange
 from millstream._server.calls.sessions import Session
+from millstream._server.calls.vault import Vault
 from millstream._server.peers import PartMessage
 from millstream._server.pool import Pool
-from millstream.auth._vault import Vault
 from millstream.client import (
     ClientError,
     ConnectionLost,

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Generic, Protocol, TypeVar
 
-import msgspec
-
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault
 from millstream._stores.rates import share_for
 
 
@@ -25,13 +24,12 @@ class SealedRecords(Generic[R]):
     """The records of one kind, which begins their names."""
 
     def __init__(self, services: Services, kind: str, record: type[R]) -> None:
-        self._services, self._kind, self._sealed_as = services, kind, kind.encode()
-        self._pack, self._unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(record).decode
+        self._services, self._vault = services, Vault(services)
+        self._kind, self._sealed_as, self._record = kind, kind.encode(), record
 
     def digests(self, what: bytes) -> list[str]:
         """Return a digest of bytes with each of the server's secrets, the newest first."""
-        secrets = self._services.secrets.values
-        return [hmac.digest(each, self._sealed_as + what, sha256).hex()[:32] for each in secrets]
+        return [hmac.digest(each, self._sealed_as + what, sha256).hex()[:32] for each in self._services.secrets.values]
 
     def names(self, owner: str, digests: Sequence[str]) -> list[str]:
         """Return the names that an owner's record can have."""
@@ -39,20 +37,19 @@ class SealedRecords(Generic[R]):
 
     async def find(self, names: Sequence[str]) -> tuple[str, bytes | None, R | None]:
         """Return the name in use, the stored value, and the record, or None if there's none or it can't be opened."""
-        values = await self._services.store.kv.get_many(names)
+        values = await self._vault.kv.get_many(names)
         found = [(name, raw) for name, raw in zip(names, values, strict=True) if raw is not None]
         name, raw = found[0] if found else (names[0], None)
         return name, raw, self.open(name, raw)
 
     def open(self, name: str, raw: bytes | None) -> R | None:
         """Return the record in a stored value."""
-        opened = None if raw is None else self._services.ring.open(self._sealed_as, raw.decode(), name.encode())
-        return None if opened is None else self._unpack(opened)
+        return self._vault.open(self._sealed_as, raw, self._record, name.encode())
 
     async def write(self, name: str, raw: bytes | None, record: R | None) -> bool:
         """Replace a stored value, or delete it. Return whether it was still the same."""
-        services, value, ttl = self._services, None, 1.0
+        vault, value, ttl = self._vault, None, 1.0
         if record is not None:
-            value = services.ring.seal(self._sealed_as, self._pack(record), services.nonce(), name.encode()).encode()
-            ttl = max(ttl, record.expires - services.clock())
-        return await services.store.kv.compare_and_set(name, raw, value, ttl)
+            value = vault.seal(self._sealed_as, record, name.encode()).encode()
+            ttl = max(ttl, record.expires - vault.clock())
+        return await vault.kv.compare_and_set(name, raw, value, ttl)

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct, to_builtins
 
 from millstream._config import DURATION
+from millstream._oauth import SCOPE
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import suggest, suggest_keywords, suggest_option
 from millstream._protocol.json_schema import is_object
@@ -84,8 +85,6 @@ def _are_texts(value: Any) -> bool:
 MAX_COST = 1_000_000
 MAX_SLOTS = 10_000
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
-"""RFC 6749 §3.3, scope-token."""
 _Rule = tuple[Callable[[Any], bool], str]
 _TEXT = (_is_text, "a string")
 _FLAG: _Rule = (lambda value: type(value) is bool, "True or False")
@@ -119,11 +118,11 @@ _RULES: Mapping[str, _Rule] = {
         f"the maximum number of concurrent calls, a whole number from 1 to {MAX_SLOTS}",
     ),
     "scopes": (
-        lambda value: _are_texts(value) and all(map(_SCOPE.fullmatch, value)),
+        lambda value: _are_texts(value) and all(map(SCOPE.fullmatch, value)),
         "a list of scopes without spaces or quotes",
     ),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
-    "replay": (lambda value: isinstance(value, bool), "True or False"),
+    "replay": _FLAG,
     "idempotency": (
         lambda value: isinstance(value, bool) or (isinstance(value, str) and bool(re.fullmatch(DURATION, value))),
         "True, False, or a time such as 30s, 10m, 2h, or 1d",

@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from millstream._http.message import HttpRequest, Response
 from millstream._limits import Limiter, Rate
+from millstream._server.calls.vault import Vault, digest
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
@@ -25,7 +26,6 @@ from millstream.auth._authorization_server.records import (
     OAuthClient,
     OAuthError,
     Parameters,
-    digest,
     form_of,
     is_app,
     is_identified,
@@ -38,7 +38,6 @@ from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin,
 from millstream.auth._authorization_server.users import LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth._pages import cross_origin_text, is_same_origin
-from millstream.auth._vault import Vault
 from millstream.auth.providers import Callback, SignInFailed, User
 
 CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")

@@ -25,14 +25,15 @@ from millstream._http.client.pool import (
 from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, Response, media_type, peer_network
 from millstream._limits import Limiter, Rate
+from millstream._oauth import ASSERTION, JWT_BEARER
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._recent import Recent
+from millstream._server.calls.vault import Vault, digest, new_secret
 from millstream._stores.rates import share_for
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.config import TOKEN, IssuerConfig
 from millstream.auth._authorization_server.records import (
-    ASSERTED,
     CODE,
     METHODS,
     REFRESH,
@@ -41,10 +42,8 @@ from millstream.auth._authorization_server.records import (
     OAuthError,
     Parameters,
     check_redirect,
-    digest,
     fits,
     form_of,
-    new_secret,
     reply,
 )
 from millstream.auth._jose import (
@@ -64,7 +63,6 @@ from millstream.auth._jose import (
 )
 from millstream.auth._method import CachedRejection, KeyedSemaphore, Rejection, RejectionCache, Unavailable
 from millstream.auth._tokens import issuer_keys
-from millstream.auth._vault import Vault
 from millstream.auth.providers import RegistrationDenied
 
 MAX_BYTES = 5 * 1024
@@ -140,7 +138,7 @@ def client_of(
         redirect_uris=tuple(uris),
         method=method,
         secret_hash=secret_hash if method.startswith("client_secret") else "",
-        grant_types=tuple(each for each in (CODE, REFRESH, ASSERTED) if each in grants),
+        grant_types=tuple(each for each in (CODE, REFRESH, JWT_BEARER) if each in grants),
         keys=keys,
         keys_url=keys_url,
         source=source,
@@ -183,7 +181,6 @@ _LOOKUPS = Rate(60, 60)
 """Maximum fetches of documents and their key sets caused by one address."""
 
 
-ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = ("client-authentication+jwt", "jwt", "")
 """Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
 _MAX_ASSERTION_SECONDS = 600.0

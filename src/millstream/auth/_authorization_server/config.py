@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream._http.client.pool import check_url
+from millstream._oauth import JWT_BEARER
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
 from millstream._protocol.jsonrpc import Json
+from millstream._server.calls.vault import digest
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import (
-    ASSERTED,
     CLIENT,
     CODE,
     METHODS,
@@ -26,7 +27,6 @@ from millstream.auth._authorization_server.records import (
     OAuthClient,
     OAuthError,
     check_redirect,
-    digest,
     fingerprint,
 )
 from millstream.auth._jose import ASYMMETRIC, from_pem, read_keys
@@ -317,7 +317,7 @@ def client(
         redirect_uris=redirect_uris,
         method="client_secret_basic" if secret else "private_key_jwt" if jwks else "none",
         secret_hash=digest(secret) if secret else "",
-        grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT, ASSERTED) if itself else ()),
+        grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT, JWT_BEARER) if itself else ()),
         scopes=check_scopes(scopes),
         keys=keys,
         keys_url=jwks if isinstance(jwks, str) and keys is None else "",
@@ -406,7 +406,7 @@ def metadata(config: IssuerConfig) -> Json:
     if config.metadata_documents:
         members["client_id_metadata_document_supported"] = True
     if config.identities:
-        members["grant_types_supported"].append(ASSERTED)
+        members["grant_types_supported"].append(JWT_BEARER)
         members["authorization_grant_profiles_supported"] = [PROFILE]
     if config.registration:
         members["registration_endpoint"] = base + REGISTER

@@ -24,14 +24,14 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream._http.message import HttpRequest, Response
-from millstream._oauth import s256
+from millstream._oauth import JWT_BEARER, s256
 from millstream._protocol.errors import Confidential
 from millstream._protocol.jsonrpc import Json
+from millstream._server.calls.vault import TOMBSTONE, Vault, digest, new_secret, read
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig
 from millstream.auth._authorization_server.records import (
-    ASSERTED,
     CLIENT,
     CODE,
     REFRESH,
@@ -41,10 +41,8 @@ from millstream.auth._authorization_server.records import (
     OAuthClient,
     OAuthError,
     Parameters,
-    digest,
     fits,
     form_of,
-    new_secret,
     reply,
 )
 from millstream.auth._jose import (
@@ -57,7 +55,6 @@ from millstream.auth._jose import (
     select_keys,
     sign,
 )
-from millstream.auth._vault import TOMBSTONE, Vault, read
 from millstream.auth.providers import User
 
 logger = logging.getLogger("millstream")
@@ -418,7 +415,7 @@ class TokenEndpoints(Struct, frozen=True):
             CODE: self._from_code,
             REFRESH: self._from_refresh_token,
             CLIENT: self._from_client,
-            **({ASSERTED: self._from_identity} if self.config.identities else {}),
+            **({JWT_BEARER: self._from_identity} if self.config.identities else {}),
         }
         give = by_type.get(kind)
         if give is None:

@@ -13,7 +13,6 @@ ownership, so the user is always asked for consent, and PKCE makes an intercepte
 
 import hmac
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
@@ -23,11 +22,10 @@ from msgspec import Struct
 
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, media_type
 from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.vault import digest
 
 CODE, REFRESH, CLIENT = "authorization_code", "refresh_token", "client_credentials"
 """Grant types (RFC 6749 §1.3)."""
-ASSERTED = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-"""Grant type for grants from identity providers (RFC 7523 §2.1)."""
 METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
 """Client authentication methods of the token endpoint (RFC 7591 §2)."""
 CALLBACK = "/sign-in/callback/"
@@ -109,16 +107,6 @@ class Grant(Struct, frozen=True, omit_defaults=True):
     generation: int = 0
     """Generation of the current refresh token."""
     rotated_at: float = 0.0
-
-
-def new_secret() -> str:
-    """Return a new secret with 256 random bits."""
-    return secrets.token_urlsafe(32)
-
-
-def digest(secret: str) -> str:
-    """Return the stored form of a secret."""
-    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def fits(secret: str, kept: str) -> bool:

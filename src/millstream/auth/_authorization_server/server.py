@@ -19,6 +19,7 @@ from millstream._protocol.jsonrpc import Json, decode_object, encode
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault, pack, read
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
 from millstream.auth._authorization_server.clients import Clients
@@ -60,7 +61,6 @@ from millstream.auth._method import (
 )
 from millstream.auth._pages import brand
 from millstream.auth._tokens import inclusions, rules_of, several
-from millstream.auth._vault import Vault, pack, read
 from millstream.auth.providers import Callback, LoginMethod, Provider, RedirectTarget, User
 
 logger = logging.getLogger("millstream")

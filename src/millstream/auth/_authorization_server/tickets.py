@@ -13,19 +13,11 @@ from millstream._http.message import HttpRequest, Response, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._protocol.errors import LocalError
+from millstream._server.calls.vault import Vault, digest, new_secret, new_state, pack, read
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.records import (
-    CALLBACK,
-    AuthorizationRequest,
-    OAuthError,
-    Parameters,
-    digest,
-    fits,
-    new_secret,
-)
+from millstream.auth._authorization_server.records import CALLBACK, AuthorizationRequest, OAuthError, Parameters, fits
 from millstream.auth._method import NotAdmitted, PageMethod, Paths
 from millstream.auth._pages import get_cookie, is_at_host
-from millstream.auth._vault import Vault, new_state, pack, read
 from millstream.auth.providers import (
     Callback,
     RedirectTarget,

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 from msgspec import Struct, structs
 
 from millstream._http.client.pool import OutboundError, check_url
-from millstream._oauth import authorization_url, s256
+from millstream._oauth import authorization_url, code_grant
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import Json
+from millstream._server.calls.vault import new_secret
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import IssuerOptions, check_options
-from millstream.auth._authorization_server.records import CALLBACK, fingerprint, new_secret
+from millstream.auth._authorization_server.records import CALLBACK, fingerprint
 from millstream.auth._authorization_server.server import Issuer, issuer
 from millstream.auth._jose import Claims
 from millstream.auth._key_file import check_scopes
@@ -142,24 +143,15 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
         """Return the redirect to GitHub."""
         verifier = new_secret()
         wanted = {"read:org": self.allowlist.some(ORGANIZATION), "user:email": self.allowlist.some("@")}
-        asked = {
-            "client_id": self.client_id,
-            "redirect_uri": callback,
-            "scope": " ".join((*(scope for scope, is_wanted in wanted.items() if is_wanted), *self.token_scopes)),
-            "state": state,
-            "code_challenge": s256(verifier),
-            "code_challenge_method": "S256",
-            "prompt": "select_account",
-        }
-        return AuthorizationRedirect(authorization_url(f"{self.at}/login/oauth/authorize", asked), verifier.encode())
+        scope = " ".join((*(scope for scope, is_wanted in wanted.items() if is_wanted), *self.token_scopes))
+        more = {"scope": scope, "prompt": "select_account"}
+        url = authorization_url(f"{self.at}/login/oauth/authorize", self.client_id, callback, state, verifier, more)
+        return AuthorizationRedirect(url, verifier.encode())
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""
-        answer = await self._ask_token(
-            redirect_uri=callback.url,
-            code=code_of(callback.query, _TITLE),
-            code_verifier=callback.state_data.decode(),
-        )
+        code = code_of(callback.query, _TITLE)
+        answer = await self._ask_token(code_grant(code, callback.url, callback.state_data.decode()))
         token = text(answer.get("access_token"))
         if not token:
             code_of({"error": text(answer.get("error"))}, _TITLE)
@@ -172,9 +164,9 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
 
     async def refresh(self, token: str) -> Json:
         """See `CodeFlow.refresh`. Only GitHub Apps issue such tokens."""
-        return await self._ask_token(grant_type="refresh_token", refresh_token=token)
+        return await self._ask_token({"grant_type": "refresh_token", "refresh_token": token})
 
-    async def _ask_token(self, **form: str) -> Json:
+    async def _ask_token(self, form: Mapping[str, str]) -> Json:
         who = {"client_id": self.client_id, "client_secret": self.client_secret}
         # GitHub also returns errors with status 200.
         return members(await ask(f"{self.at}/login/oauth/access_token", _TITLE, form={**who, **form}, headers={}))

@@ -18,9 +18,9 @@ from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._protocol.errors import Confidential, suggest_keywords
+from millstream._server.calls.vault import Vault
 from millstream.auth._key_file import RecordFile, check_groups, check_scopes
 from millstream.auth._method import KeyedSemaphore, NotAdmitted, Unavailable
-from millstream.auth._vault import Vault
 from millstream.auth.providers import Passwords, SignInFailed, User
 
 MIN_PASSWORD = 8

@@ -9,6 +9,7 @@ can be bound to a key of the client (see `Proofs`).
 
 import re
 import ssl
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, ip_address
@@ -22,8 +23,9 @@ from msgspec import Struct
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import AddressRefused, Dial, is_public, request
 from millstream._http.client.url import Url, parse_url
-from millstream._oauth import basic_credentials
+from millstream._oauth import basic_credentials, metadata_urls
 from millstream._protocol.errors import Confidential
+from millstream._protocol.jsonrpc import Json
 from millstream._protocol.redaction import find_secrets, redact_bytes, secret_parts
 from millstream._protocol.uri import split_url
 from millstream.client._endpoint import brief
@@ -232,16 +234,16 @@ _NEEDED = frozenset(
 """Members that determine where credentials are sent, or that are credentials."""
 
 
-def read_object(body: bytes, wanted: type[T]) -> T:
-    """Decode a JSON object leniently: null is treated as a missing member, "60" as a number, and an optional member of
-    another type as a missing one.
+def read_object(body: bytes | Json, wanted: type[T]) -> T:
+    """Return a JSON object, or the bytes of one, as a Struct. Leniently: null is treated as a missing member, "60" as a
+    number, and an optional member of another type as a missing one.
 
     Raises:
         UnusableMember: A member of `_NEEDED` has a value of the wrong type.
         ValueError: The body isn't an object.
         RecursionError: The object is nested too deeply.
     """
-    given = msgspec.json.decode(body, type=dict[str, Any])
+    given = msgspec.json.decode(body, type=Json) if isinstance(body, bytes) else body
     found = {name: each for name, each in given.items() if each is not None}
     try:
         return msgspec.convert(found, wanted, strict=False)
@@ -328,7 +330,7 @@ async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
         AccessDenied: The metadata names another issuer.
     """
     parse_secure(issuer)
-    for place in _metadata_places(issuer):
+    for place in metadata_urls(issuer):
         found = await get_json(place, IssuerMetadata, outbound)
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
@@ -337,20 +339,13 @@ async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
     return None
 
 
-def _metadata_places(issuer: str) -> list[str]:
-    parts = urlsplit(issuer)
-    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-    places = [f"{origin}/.well-known/{name}{path}" for name in ("oauth-authorization-server", "openid-configuration")]
-    return [*places, f"{origin}{path}/.well-known/openid-configuration"] if path else places
-
-
 async def has_no_metadata(issuer: str, outbound: Outbound) -> bool:
     """Return whether an issuer responds that it has no metadata. Its endpoints are then at the default paths, as
     revision 2025-03-26 specifies for an origin without a path.
     """
     if urlsplit(issuer).path.rstrip("/"):
         return False
-    return all([(await fetch("GET", each, outbound=outbound)).status == 404 for each in _metadata_places(issuer)])
+    return all([(await fetch("GET", each, outbound=outbound)).status == 404 for each in metadata_urls(issuer)])
 
 
 async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
@@ -475,6 +470,7 @@ def wants_nonce(challenge: str) -> bool:
     return SCHEME.lower() in found.schemes and found.parameters.get("error") == "use_dpop_nonce"
 
 
+_MAX_LIFETIME = 100 * 365 * 86_400.0
 _REMEDY = "Pass OAuth a client_id that the issuer knows."
 
 
@@ -489,6 +485,11 @@ class TokenResponse(Confidential, Struct):
     issued_token_type: str = ""
     error: str = ""
     error_description: str = ""
+
+    @property
+    def expires_at(self) -> float:
+        """Expiry in Unix time, or 0 if the issuer doesn't specify a usable one."""
+        return time.time() + self.expires_in if 0 < self.expires_in < _MAX_LIFETIME else 0.0
 
     def check(self, issuer: str, wanted: str = "token") -> None:
         """Check that there's a token of a type that we support (RFC 6749 §7.1), and that it fits in a header.

@@ -26,7 +26,7 @@ from msgspec import Struct, structs
 
 from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
-from millstream._oauth import authorization_url, s256
+from millstream._oauth import EXCHANGE, JWT_BEARER, authorization_url, code_grant
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
@@ -82,18 +82,11 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
     @property
     def url(self) -> str:
         """The URL to open in the user's browser."""
-        query = {
-            "response_type": "code",
-            "client_id": self.who.client_id,
-            "redirect_uri": self.redirect_uri,
-            "state": self.state,
-            "code_challenge": s256(self.verifier),
-            "code_challenge_method": "S256",
-            **({"resource": self.target} if self.target else {}),
-            **({"scope": self.scope} if self.scope else {}),
-            **({"prompt": "consent"} if "offline_access" in self.scope.split() else {}),
-        }
-        return authorization_url(self.issuer.authorization_endpoint, query)
+        prompt = "consent" if "offline_access" in self.scope.split() else ""
+        more = {"resource": self.target, "scope": self.scope, "prompt": prompt}
+        return authorization_url(
+            self.issuer.authorization_endpoint, self.who.client_id, self.redirect_uri, self.state, self.verifier, more
+        )
 
     def form(self, answer: Mapping[str, str]) -> dict[str, str]:
         """Return the token request for a redirect's parameters.
@@ -104,13 +97,8 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
         Raises:
             AccessDenied: The parameters don't answer this request.
         """
-        return {
-            "grant_type": "authorization_code",
-            "code": code_of(answer, self.state, self.issuer),
-            "redirect_uri": self.redirect_uri,
-            "code_verifier": self.verifier,
-            **({"resource": self.target} if self.target else {}),
-        }
+        form = code_grant(code_of(answer, self.state, self.issuer), self.redirect_uri, self.verifier)
+        return {**form, **({"resource": self.target} if self.target else {})}
 
 
 def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> str:
@@ -135,8 +123,6 @@ def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> st
 Visit = Callable[[str], Awaitable[str]]
 """Opens a URL in the user's browser and returns the URL that the browser was redirected to."""
 
-_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
-_JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _GRANT = "urn:ietf:params:oauth:token-type:id-jag"
 _ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105  a token type, not a token
 
@@ -194,7 +180,7 @@ class IdentityProvider:
                 f"The metadata of {self._issuer} isn't available. Check the issuer of the identity provider."
             )
         form = {
-            "grant_type": _EXCHANGE,
+            "grant_type": EXCHANGE,
             "requested_token_type": _GRANT,
             "audience": issuer.issuer,
             "resource": resource,
@@ -254,7 +240,7 @@ async def _text(source: TokenSource) -> str:
 
 def _bearer(assertion: str, resource: str, scope: str) -> dict[str, str]:
     more = {"resource": resource, "scope": scope}
-    return {"grant_type": _JWT_BEARER, "assertion": assertion, **{name: value for name, value in more.items() if value}}
+    return {"grant_type": JWT_BEARER, "assertion": assertion, **{name: value for name, value in more.items() if value}}
 
 
 def default_store() -> TokenStore:
@@ -734,11 +720,10 @@ class OAuth:
             AccessDenied: The issuer issued no usable token.
         """
         response.check(known.issuer)
-        until = time.time() + response.expires_in if response.expires_in else 0
         refresh, scope = response.refresh_token or known.refresh_token, response.scope or known.scope
         bound = known.proof_key if response.token_type.lower() == "dpop" else ""
         credentials = self._store.load()
         credentials.tokens[str(url)] = Tokens(
-            response.access_token, known.issuer, refresh, scope, until, bound, known.resource
+            response.access_token, known.issuer, refresh, scope, response.expires_at, bound, known.resource
         )
         self._store.save(credentials)

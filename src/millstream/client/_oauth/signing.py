@@ -15,11 +15,10 @@ from joserfc import jws
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from millstream._oauth import s256
+from millstream._oauth import ASSERTION, s256
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth import ES256, Registration
 
-_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SECONDS = 60
 """Seconds that an assertion is valid."""
 _MIN_RSA_BITS = 2048
@@ -55,7 +54,7 @@ def assertion(issuer: str, supported: Sequence[str], who: Registration) -> dict[
         "exp": now + _SECONDS,
     }
     header = {"alg": algorithm, "typ": "JWT", **({"kid": who.key_id} if who.key_id else {})}
-    return {"client_assertion_type": _ASSERTION, "client_assertion": _sign(header, claims, key)}
+    return {"client_assertion_type": ASSERTION, "client_assertion": _sign(header, claims, key)}
 
 
 def new_proof_key() -> str:

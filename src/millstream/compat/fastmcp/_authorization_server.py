@@ -19,6 +19,7 @@ from millstream._http.message import Handler, HttpRequest, Response, Sink
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
+from millstream._server.calls.vault import Vault, digest, new_secret
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotGranted
 from millstream.auth._authorization_server.clients import Clients, client_of
@@ -38,17 +39,14 @@ from millstream.auth._authorization_server.records import (
     OAuthClient,
     OAuthError,
     Parameters,
-    digest,
     form_of,
     is_identified,
-    new_secret,
     reply,
     see,
     shown_host,
 )
 from millstream.auth._authorization_server.server import ALL_PRINCIPALS, IssuerEndpoints
 from millstream.auth._method import KnownScopes, Paths, Unavailable
-from millstream.auth._vault import Vault
 from millstream.auth.providers import Provider
 from millstream.compat.fastmcp._auth import (
     AuthorizationParams,

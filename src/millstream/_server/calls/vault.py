@@ -1,5 +1,8 @@
 """Values in the store that only this server can read: tokens, pending logins, and what a browser sends back."""
 
+import secrets
+from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,8 +13,6 @@ from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._server.calls.services import Services
 from millstream._stores.base import Bus, Map
 from millstream._stores.rates import share_for
-from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._method import Clock
 
 _MAX_SHARE = 13
 """Length of a share's name."""
@@ -35,7 +36,7 @@ class Vault:
         self._services = services
         self.kv: Map = services.store.kv
         self.bus: Bus = services.store.bus
-        self.clock: Clock = services.clock
+        self.clock: Callable[[], float] = services.clock
         self.settings: Settings = services.settings
 
     @property
@@ -146,6 +147,16 @@ class Vault:
         return read(
             self._services.ring.open(kind, text if isinstance(text, str) else str(text or b"", "latin-1"), bound), want
         )
+
+
+def new_secret() -> str:
+    """Return a new secret with 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(secret: str) -> str:
+    """Return the stored form of a secret."""
+    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def new_state(owner: str) -> str:
