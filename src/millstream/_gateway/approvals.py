@@ -66,10 +66,8 @@ class ApprovalsPart:
         """Handle `GET /approvals`: list the requests that the caller can answer."""
         if b"text/html" in request.headers.get(b"accept", b""):
             return await self._page(request)
-        found, unreadable = await self._requests.pending(request.principal)
-        return Response(
-            encode({"requests": [self._describe(each) for *_, each in found], "unreadable": unreadable}), 200, _JSON
-        )
+        rows, unreadable = await self._list(request)
+        return Response(encode({"requests": rows, "unreadable": unreadable}), 200, _JSON)
 
     async def answer(self, request: HttpRequest) -> Response:
         """Handle `POST /approvals/ID` with the form ``answer=approve`` or ``answer=decline``."""
@@ -87,13 +85,18 @@ class ApprovalsPart:
         return Response(encode({"state": text}), 200, _JSON) if status == 200 else plain_problem(status, text)
 
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
-        found, unreadable = await self._requests.pending(request.principal)
+        rows, unreadable = await self._list(request)
         principal = request.principal
         return pages.render(
             _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
-            notice=notice, rows=[self._describe(each) for *_, each in found], unreadable=unreadable,
+            notice=notice, rows=rows, unreadable=unreadable,
             who="" if principal is None else principal.subject,
         )  # fmt: skip
+
+    async def _list(self, request: HttpRequest) -> tuple[list[Json], int]:
+        """Return the requests that the caller can answer, and for approvers, how many can't be read."""
+        found, unreadable = await self._requests.pending(request.principal)
+        return [self._describe(each) for *_, each in found], unreadable * self._is_approver(request.principal)
 
     def _describe(self, request: ApprovalRequest) -> Json:
         return {

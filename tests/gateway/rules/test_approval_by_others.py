@@ -37,6 +37,7 @@ KEY = "a-key-that-the-operator-named-meg"
 SHARED = "a-key-that-many-people-have-and-use"
 BY = ApprovalPolicy(by=("group:managers",))
 RULES = UpstreamPolicy(tools={"*": ToolPolicy(approve=BY)})
+LIST = "approvals:pending"
 FORM = "application/x-www-form-urlencoded"
 PAGE = {"accept": "text/html", "content-type": FORM, "host": "127.0.0.1", "origin": "http://127.0.0.1"}
 
@@ -450,6 +451,9 @@ async def test_requests_of_a_lost_secret_key_are_counted(shop: Shop) -> None:
         id = id_in(await send(one))
     async with shop.workers(store=store, settings={"secret_key": "n" * 40}) as (one, _):
         assert json.loads(await (await get(one)).body()) == {"requests": [], "unreadable": 1}
+        assert json.loads(await (await get(one, BOB)).body()) == {"requests": [], "unreadable": 0}
+        assert "can't be read" in (await (await get(one, accept="text/html")).body()).decode().replace("&#39;", "'")
+        assert b"be read" not in await (await get(one, BOB, accept="text/html")).body()
         assert id_in(await send(one)) != id
 
 
@@ -536,6 +540,24 @@ async def test_open_requests_are_counted_across_workers_at_once(shop: Shop, back
         assert sum("waits for approval" in text(each) for each in asked) == 20
         assert len(await pending(workers[0])) == 20
         assert len(await workers[0].store.real.kv.keys("approvals:~")) == 20
+
+
+async def test_repeat_at_the_time_of_the_answer_leaves_no_open_request(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shop.workers() as (one, two):
+        id, store = id_in(await send(one)), two.store.core.kv
+        read = one.store.kv.get
+
+        async def read_after_the_answer(key: str) -> bytes | None:
+            if key == LIST and await pending(two):
+                assert await answer(two, id) == 200
+            found: bytes | None = await read(key)
+            return found
+
+        monkeypatch.setattr(one.store.kv, "get", read_after_the_answer)
+        assert text(await send(one)) == "refunded 7"
+        assert await store.get(LIST) is None
 
 
 async def test_arguments_are_shown_as_bounded_text(shop: Shop) -> None:
@@ -692,12 +714,28 @@ async def test_audit_line_has_both_names(shop: Shop, tmp_path: Path) -> None:
     ]
 
 
-@for_each("wrong", ["managers", "group:", "scope:x", "groups:x", ""])
+@for_each(
+    "wrong",
+    [
+        *("managers", "group:", "scope:x", "groups:x", "", "group:*", "user:*", "group:manage*", "group: ", "user:\t"),
+        *("group: managers", "group:managers ", "group:managers\n", "user:\u200b", "group:**"),
+    ],
+)
 def test_approvers_need_a_kind_and_a_name(wrong: str) -> None:
-    given: list[Any] = [(wrong,), wrong]
+    given: list[Any] = [(wrong,), wrong, ("group:managers", wrong)]
     for by in given:
-        with pytest.raises(ValueError, match="by can't be"):
+        with pytest.raises(ValueError, match=r"by can't be .* a list of group:NAME and user:SUBJECT, without patterns"):
             ApprovalPolicy(by=by)
+
+
+def test_approvers_can_have_names_with_spaces_and_signs() -> None:
+    ApprovalPolicy(by=("group:Shop  Managers (EU)", "user:auth0|5?", "user:meg@example.com", "group:経理"))
+
+
+def test_rule_that_names_nobody_is_refused() -> None:
+    for options in ({"by": ()}, {"by": []}, {"issuer": ISSUER}):
+        with pytest.raises(ValueError, match=r"by can't be|has no meaning without by"):
+            ApprovalPolicy(**options)
 
 
 def test_wrong_times_are_refused() -> None:

@@ -21,7 +21,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
-from typing import NoReturn
 
 import msgspec
 from msgspec import Struct, structs
@@ -113,8 +112,9 @@ def _is_named(principal: Principal) -> bool:
 
 def _names(rule: ApprovalPolicy, principal: Principal) -> bool:
     is_machine = bool(principal.issuer) and principal.client == principal.subject
-    groups = [each.removeprefix("group:") for each in rule.by if each.startswith("group:")]
-    is_named = principal.in_group(groups) or (not is_machine and f"user:{principal.subject}" in rule.by)
+    by = rule.by or ()
+    groups = [each.removeprefix("group:") for each in by if each.startswith("group:")]
+    is_named = principal.in_group(groups) or (not is_machine and f"user:{principal.subject}" in by)
     return is_named and rule.issuer in ("", principal.issuer)
 
 
@@ -160,6 +160,7 @@ class ApprovalRequests:
                 continue  # an identical call may have been faster
             if request.state == PENDING:
                 await self._wait(call, name, raw, request, is_new=request == made)
+                continue
             if request.state == DECLINED:
                 raise Declined(_DECLINED.format(show_time(request.expires)))
             if request.state == RUNNING:
@@ -170,10 +171,8 @@ class ApprovalRequests:
                 raise ToolError(_LOST)
             return name, raw, request
 
-    async def _wait(
-        self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool
-    ) -> NoReturn:
-        """Say that a call waits, after listing its request."""
+    async def _wait(self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool) -> None:
+        """Raise an error that says that a call waits, after listing its request, or return if that was answered."""
         entry = ListedRequest(request.id, name, request.expires)
         if entry not in await self._change_list(partial(_add, entry)):
             await self._records.write(name, raw, None)
@@ -183,8 +182,10 @@ class ApprovalRequests:
             services.note(APPROVAL, call.transport, None, "requested", target=request.tool, principal=call.principal)
             if services.hub is not None:
                 await services.hub.publish(CHANNEL, {"id": request.id, "expires": until})
-        approvers = " and ".join(" or ".join(each.by) for each in request.rules)
-        raise ToolError(_WAITS.format(approvers, until, request.id))
+        if raw == await services.store.kv.get(name):
+            approvers = " and ".join(" or ".join(each.by or ()) for each in request.rules)
+            raise ToolError(_WAITS.format(approvers, until, request.id))
+        await self._unlist(request)  # it was answered before it was listed again
 
     @asynccontextmanager
     async def use(
@@ -244,7 +245,7 @@ class ApprovalRequests:
             changed = structs.replace(request, state=state, approver=principal.subject)
             if await self._records.write(name, raw, changed):
                 self._services.note(APPROVAL, "http", None, state, target=request.tool, principal=principal)
-                await self._change_list(lambda listed: [each for each in listed if each.id != id])
+                await self._unlist(request)
                 return 200, state
         return 404, _UNKNOWN
 
@@ -253,6 +254,9 @@ class ApprovalRequests:
     def _decode(self, raw: bytes | None) -> list[ListedRequest]:
         now = self._services.clock()
         return [] if raw is None else [each for each in _decode_list(raw) if each.expires > now]
+
+    async def _unlist(self, request: ApprovalRequest) -> None:
+        await self._change_list(lambda listed: [each for each in listed if each.id != request.id])
 
     async def _change_list(self, change: Callable[[list[ListedRequest]], list[ListedRequest]]) -> list[ListedRequest]:
         """Change the list, and return it."""
