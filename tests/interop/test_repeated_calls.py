@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,8 +60,9 @@ class Shop:
     """An upstream that records what it was asked to do, behind a gateway with two workers."""
 
     def __init__(self, folder: Path) -> None:
-        self.done: list[str] = []
-        self.release = asyncio.Event()
+        self.done: dict[str, list[str]] = defaultdict(list)
+        """Order -> the tools that ran."""
+        self.paid: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.folder, self.port = folder, free_port()
         self.server = Server("shop")
         for name in ("refund", "pay", "send"):
@@ -68,8 +70,9 @@ class Shop:
 
     def make(self, name: str) -> Any:
         async def tool(order: str) -> str:
-            self.done.append(name)
-            await self.release.wait()
+            self.done[order].append(name)
+            if name == "pay":
+                await self.paid[order].wait()
             return f"{name} {order}"
 
         return tool
@@ -99,15 +102,15 @@ class Shop:
 class Caller:
     """A client in a process of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, order: str) -> None:
+        self._process, self._order = process, order
 
     async def call(self, name: str, times: int = 1, **meta: str) -> list[str]:
         """Return the texts of identical calls at once."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        stdin.write(json.dumps([f"s_{name}", {"order": "7"}, meta, times]).encode() + b"\n")
+        stdin.write(json.dumps([f"s_{name}", {"order": self._order}, meta, times]).encode() + b"\n")
         texts: list[str] = json.loads(await stdout.readline())
         return texts
 
@@ -118,41 +121,40 @@ async def run_client(shop: Shop, client: str, mode: str) -> AsyncIterator[Caller
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
     try:
-        yield Caller(process)
+        yield Caller(process, f"{client} {mode}")
     finally:
         if process.returncode is None:
             process.kill()
         await process.communicate()
 
 
-@pytest.mark.parametrize(("client", "mode"), RUNS)
-async def test_official_clients_collect_approved_calls_and_results(tmp_path: Path, client: str, mode: str) -> None:
-    shop = Shop(tmp_path)
-    async with asyncio.timeout(2 * WAIT), shop.serve():
-        async with run_client(shop, client, mode) as caller:
-            asked = await caller.call("refund", 12)
-            assert all("waits for approval by user:meg" in each for each in asked)
-            assert "waits for approval" in (await caller.call("send"))[0]
+async def check_client(shop: Shop, client: str, mode: str) -> None:
+    order = f"{client} {mode}"
+    async with run_client(shop, client, mode) as caller:
+        asked = await caller.call("refund", 12)
+        assert all("waits for approval by user:meg" in each for each in asked), order
         await shop.approve(*asked)
-        async with run_client(shop, client, mode) as caller:  # it was closed in between
-            shop.release.set()
-            texts = await caller.call("refund", 12)
-            assert texts.count("refund 7") == 1
-            told = ("already used", "still running", "waits for approval")
-            assert all(any(word in each for word in told) for each in texts if each != "refund 7")
-            assert shop.done == ["refund"]
+        texts = await caller.call("refund", 12)
+        assert texts.count(f"refund {order}") == 1
+        told = ("already used", "still running", "waits for approval")
+        assert all(any(word in each for word in told) for each in texts if each != f"refund {order}"), order
+        assert shop.done[order] == ["refund"]
 
-            shop.release.clear()
-            paying = asyncio.create_task(caller.call("pay", 12, **{KEY: "order-7"}))
-            await until_async(lambda: "pay" in shop.done)
-            shop.release.set()
-            texts = await paying
-            assert sorted(each.rpartition(RAN)[2] for each in texts) == ["pay 7"] * 12
-            assert sum(RAN in each for each in texts) == 11
-            assert shop.done == ["refund", "pay"]
+        paying = asyncio.create_task(caller.call("pay", 12, **{KEY: order}))
+        await until_async(lambda: "pay" in shop.done[order])
+        shop.paid[order].set()
+        texts = await paying
+        assert [each.rpartition(RAN)[2] for each in texts] == [f"pay {order}"] * 12
+        assert sum(RAN in each for each in texts) == 11
 
-            await shop.approve(*await caller.call("send"))
-            texts = await caller.call("send", 12)
-            assert all(each.endswith("send 7") for each in texts)
-            assert RAN in (await caller.call("send"))[0]
-    assert shop.done == ["refund", "pay", "send"]
+        await shop.approve(*await caller.call("send"))
+        texts = await caller.call("send", 12)
+        assert all(each.endswith(f"send {order}") for each in texts), texts
+    assert shop.done[order] == ["refund", "pay", "send"]
+
+
+async def test_official_clients_collect_approved_calls_and_results(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    async with asyncio.timeout(2 * WAIT), shop.serve(), asyncio.TaskGroup() as clients:
+        for each in RUNS:
+            clients.create_task(check_client(shop, *each))

@@ -11,6 +11,8 @@ from urllib.parse import urlencode
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from mcp.server import MCPServer
 
 import http_peer
 from behavior.exchanges import Exchange
@@ -19,7 +21,7 @@ from fleet import EventStream, Worker, fleet, real_fleet, until
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ToolFailed
-from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, Backing, LocalSqliteBacking, backings
@@ -190,14 +192,14 @@ async def test_request_and_approval_outlive_all_workers(shop: Shop, backing: Bac
         assert text(await send(two)) == "refunded 7"
 
 
-async def call_in_session(worker: Worker, revision: str) -> str:
+async def call_in_session(worker: Worker, revision: str, tool: str = "s_refund") -> str:
     """Return the text of a call in a new session."""
     headers = {**POST, "authorization": f"Bearer {ADA}"}
     params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     reply = await worker.post(request("initialize", params, 0), headers)
     await reply.body()
     session = {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
-    return await worker.call("s_refund", headers | session, order="7")
+    return await worker.call(tool, headers | session, order="7")
 
 
 @for_each("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
@@ -329,6 +331,59 @@ async def test_sets_and_search_have_requests_of_their_address(shop: Shop) -> Non
         assert "waits for approval" in text(await send(two))
         assert text(await send_to_set()) == "refunded 7"
     assert shop.calls == ["7"]
+
+
+@for_each("prefix", ["s", ""])
+@for_each("kind", ["api", "program", "server"])
+async def test_each_kind_of_upstream_gets_approved_calls_once(shop: Shop, kind: str, prefix: str) -> None:
+    def refund(order: str) -> str:
+        shop.calls.append(order)
+        return f"refunded {order}"
+
+    api, program = FastAPI(), MCPServer("shop")
+    api.post("/refunds/{order}", operation_id="refund")(refund)
+    program.tool()(refund)
+    target: dict[str, Any] = {
+        "api": {"openapi": OpenApi(document=api)},
+        "program": {"target": program},
+        "server": {"target": shop.server},
+    }[kind]
+
+    def front() -> Server:
+        server = Server("front", auth=auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set()), serve="rest")
+        server.upstream("s", start_timeout=WAIT, policy=RULES, prefix=prefix, **target)
+        return server
+
+    shop.calls.clear()
+    tool = f"{prefix}_refund".lstrip("_")
+    async with asyncio.timeout(WAIT), shop.server.running(), fleet(front, 1) as (one,):
+        for revision in ("", "2024-11-05", "2025-11-25", "rest"):
+
+            async def call(revision: str = revision) -> str:
+                if revision == "rest":
+                    headers = {"authorization": f"Bearer {ADA}", "content-type": "application/json"}
+                    reply = await one.http.fetch("POST", f"/tools/{tool}", headers, b'{"order": "7"}')
+                    return (await reply.body()).decode()
+                if revision:
+                    return await call_in_session(one, revision, tool)
+                return text(await send(one, tool=tool))
+
+            assert "waits for approval" in await call()
+            (row,) = await pending(one)
+            assert await answer(one, row["id"]) == 200
+            assert "refunded 7" in await call()
+            assert len(shop.calls) == 1
+            shop.calls.clear()
+
+
+@for_each("prefix", ["s", ""])
+async def test_gateway_that_cannot_identify_callers_does_not_start(shop: Shop, prefix: str) -> None:
+    for policy in (RULES, UpstreamPolicy(approve=BY), UpstreamPolicy(shared=RULES)):
+        server = Server("front")
+        server.upstream("s", shop.server, policy=policy, prefix=prefix)
+        with pytest.raises(Exception, match=r"'s' has approve\.by, but this server has no auth"):
+            async with server.running():
+                pass
 
 
 # Who answers
