@@ -11,11 +11,11 @@ from typing import Protocol
 from msgspec import structs
 
 from millstream import Principal
-from millstream._gateway.options.policy import find_approvals_by_others
 from millstream._gateway.options.upstream import UpstreamConfig
-from millstream._gateway.rules.requests import CHANNEL, ApprovalRequest, ApprovalRequests, is_approver, show_time
+from millstream._gateway.rules.requests import CHANNEL, ApprovalRequest, ApprovalRequests, is_approver
 from millstream._http.message import HttpRequest, Response, header_lines, plain_problem, query_value
 from millstream._parts import PartHost, Route
+from millstream._server.calls.sealed_records import show_time
 from millstream.auth import _pages as pages
 from millstream.protocol import Json, encode
 
@@ -59,15 +59,20 @@ class ApprovalsPart:
         self._host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
 
     def _is_approver(self, principal: Principal | None) -> bool:
-        policies = [each.policy for each in self._definition.upstreams if each.policy is not None]
-        return any(is_approver(principal, [rule]) for each in policies for rule in find_approvals_by_others(each))
+        return any(is_approver(principal, [rule]) for each in self._definition.upstreams for rule in each.asks_others)
 
-    async def show(self, request: HttpRequest) -> Response:
+    async def show(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
         """Handle `GET /approvals`: list the requests that the caller can answer."""
-        if b"text/html" in request.headers.get(b"accept", b""):
-            return await self._page(request)
-        rows, unreadable = await self._list(request)
-        return Response(encode({"requests": rows, "unreadable": unreadable}), 200, _JSON)
+        principal = request.principal
+        found, unreadable = await self._requests.pending(principal)
+        rows: list[Json] = [self._describe(each) for *_, each in found]
+        unreadable *= self._is_approver(principal)
+        if not _is_page(request):
+            return Response(encode({"requests": rows, "unreadable": unreadable}), 200, _JSON)
+        return pages.render(
+            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
+            notice=notice, rows=rows, unreadable=unreadable, who="" if principal is None else principal.subject,
+        )  # fmt: skip
 
     async def answer(self, request: HttpRequest) -> Response:
         """Handle `POST /approvals/ID` with the form ``answer=approve`` or ``answer=decline``."""
@@ -79,24 +84,11 @@ class ApprovalsPart:
             return plain_problem(400, "The form must have answer=approve or answer=decline.")
         id = request.path.removeprefix(f"{PAGE}/")
         status, text = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
-        if b"text/html" in headers.get(b"accept", b""):
-            done = Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
-            return done if status == 200 else await self._page(request, text, status)
-        return Response(encode({"state": text}), 200, _JSON) if status == 200 else plain_problem(status, text)
-
-    async def _page(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
-        rows, unreadable = await self._list(request)
-        principal = request.principal
-        return pages.render(
-            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
-            notice=notice, rows=rows, unreadable=unreadable,
-            who="" if principal is None else principal.subject,
-        )  # fmt: skip
-
-    async def _list(self, request: HttpRequest) -> tuple[list[Json], int]:
-        """Return the requests that the caller can answer, and for approvers, how many can't be read."""
-        found, unreadable = await self._requests.pending(request.principal)
-        return [self._describe(each) for *_, each in found], unreadable * self._is_approver(request.principal)
+        if status != 200:
+            return await self.show(request, text, status) if _is_page(request) else plain_problem(status, text)
+        if _is_page(request):
+            return Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
+        return Response(encode({"state": text}), 200, _JSON)
 
     def _describe(self, request: ApprovalRequest) -> Json:
         return {
@@ -110,7 +102,10 @@ class ApprovalsPart:
         }
 
     def _find_version(self, request: ApprovalRequest) -> str:
-        for each in self._host.dispatcher.everywhere:
-            if each.address.name == request.set_name and (tool := each.registry.tools.get(request.tool)) is not None:
-                return str(tool.version)
-        return ""
+        everywhere = self._host.dispatcher.everywhere
+        tools = [each.registry.tools for each in everywhere if each.address.name == request.set_name]
+        return next((str(each[request.tool].version) for each in tools if request.tool in each), "")
+
+
+def _is_page(request: HttpRequest) -> bool:
+    return b"text/html" in request.headers.get(b"accept", b"")

@@ -16,7 +16,6 @@ store.
 """
 
 import secrets
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -30,7 +29,7 @@ from millstream._config import read_duration
 from millstream._gateway.options.policy import ApprovalPolicy
 from millstream._protocol.principal import SHARED_KEY, Profile, get_profile
 from millstream._server.calls.call import Call
-from millstream._server.calls.sealed_records import SealedRecords
+from millstream._server.calls.sealed_records import SealedRecords, show_time
 from millstream._server.calls.services import APPROVAL, Services
 from millstream.protocol import encode
 from millstream.stores import StoreFull, StoreUnavailable, read_again
@@ -127,20 +126,10 @@ class ApprovalRequests:
 
     # Callers
 
-    async def find(
+    async def _find(
         self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
     ) -> Stored:
-        """Return the request of a call that has been approved, or create it.
-
-        Args:
-            rules: The rules that ask for the approval.
-            version: Version of the tool.
-            mark: A digest of the tool and its arguments.
-            question: Returns the text for approvers.
-
-        Raises:
-            ToolError, Declined: The call isn't approved, or runs already.
-        """
+        """Return the request of a call that has been approved."""
         services, principal = self._services, call.principal
         if principal is None or not _is_named(principal):
             raise ToolError(_UNNAMED)
@@ -189,13 +178,20 @@ class ApprovalRequests:
 
     @asynccontextmanager
     async def use(
-        self, call: Call, name: str, raw: bytes | None, approved: ApprovalRequest
+        self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
     ) -> AsyncGenerator[None, None]:
-        """Use the result of `find` for the call that's sent in the block.
+        """Use the approval of a call for the block, which sends it, or create a request.
+
+        Args:
+            rules: The rules that ask for the approval.
+            version: Version of the tool.
+            mark: A digest of the tool and its arguments.
+            question: Returns the text for approvers.
 
         Raises:
-            ToolError: Another call has used it.
+            ToolError, Declined: The call isn't approved, or runs already.
         """
+        name, raw, approved = await self._find(call, rules, version, mark, question)
         services = self._services
         expires = services.clock() + services.settings.max_call_seconds
         request = structs.replace(approved, state=RUNNING, worker=services.store.workers.me, expires=expires)
@@ -279,8 +275,3 @@ def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedReques
     share, _, _ = entry.name.partition(".")
     own = sum(each.name.startswith(share) for each in listed)
     return [*listed, entry] if entry not in listed and own < MAX_PENDING and len(listed) < _MAX_LISTED else listed
-
-
-def show_time(seconds: float) -> str:
-    """Return a time as text (RFC 3339 §5.6)."""
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))

@@ -45,7 +45,7 @@ from millstream._server.calls.call import Call, TaskStart, params_of, value_of
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.parked_calls import HolderUnreachable
 from millstream._server.calls.questions import resolve_group
-from millstream._server.calls.sealed_records import SealedRecords
+from millstream._server.calls.sealed_records import SealedRecords, show_time
 from millstream._server.calls.services import Services
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._stores.workers import read_again
@@ -359,16 +359,12 @@ def _answer(call: Call, record: CallRecord) -> bytes:
     Raises:
         ToolError: The outcome is unknown, or couldn't be kept.
     """
-    at = _time(record.started)
+    at = show_time(record.started)
     if record.state != DONE:
-        raise ToolError(_LOST.format(at, _time(record.expires)))
+        raise ToolError(_LOST.format(at, show_time(record.expires)))
     if not record.result:  # clients refuse a result without the content that the output schema announces
         raise ToolError(_NOT_KEPT.format(at))
     found = msgspec.json.decode(b"{%b}" % record.result)
     note = Text(_NOTE.format(at))
     call.meta = {**(msgspec.json.decode(record.meta) if record.meta else {}), RAN_AT: at}
     return encode({**found, "content": [note, *found.get("content", ())]})[1:-1]
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
