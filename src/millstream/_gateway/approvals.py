@@ -4,9 +4,7 @@ A person needs a credential of their own: a header, or the sign-in cookie, which
 The page works without scripts. It shows arguments as text and can't be framed.
 """
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
 
 from msgspec import structs
 
@@ -26,40 +24,25 @@ _MAX_BODY = 4096
 _ANSWERS = {"approve": True, "decline": False}
 
 
-class ApprovalsDefinition(Protocol):
-    """The part of the server's definition that the page uses."""
+class ApprovalsPage:
+    """Serves the page and the REST API, and lets only approvers follow the channel.
 
-    upstreams: list[UpstreamConfig]
+    Args:
+        host: The running server.
+        upstreams: The configurations in force.
+        server: The server's title.
+    """
 
-    @property
-    def title(self) -> str: ...
-
-
-class ApprovalsPart:
-    """Serves the page and the REST API."""
-
-    name: str = "approvals"
-    needs: Collection[str] = ()
-
-    def __init__(self, definition: ApprovalsDefinition) -> None:
-        self._definition = definition
-
-    async def open(self, host: PartHost) -> None:
-        """Add the paths, and let only approvers follow the channel."""
-        self._host, self._requests = host, ApprovalRequests(host.services)
+    def __init__(self, host: PartHost, upstreams: list[UpstreamConfig], *, server: str) -> None:
+        self._host, self._upstreams, self._server = host, upstreams, server
+        self._requests = ApprovalRequests(host.services)
         if host.hub is not None:
             host.hub.admission.restrict(lambda principal, channel: channel != CHANNEL or self._is_approver(principal))
-        host.on_http(self._serve)
-
-    async def close(self) -> None:
-        """Do nothing, because the store keeps the requests."""
-
-    def _serve(self) -> None:
-        self._host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
-        self._host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
+        host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
+        host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
 
     def _is_approver(self, principal: Principal | None) -> bool:
-        return any(is_approver(principal, [rule]) for each in self._definition.upstreams for rule in each.asks_others)
+        return any(is_approver(principal, [rule]) for each in self._upstreams for rule in each.asks_others)
 
     async def show(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
         """Handle `GET /approvals`: list the requests that the caller can answer."""
@@ -70,7 +53,7 @@ class ApprovalsPart:
         if not _is_page(request):
             return Response(encode({"requests": rows, "unreadable": unreadable}), 200, _JSON)
         return pages.render(
-            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
+            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server,
             notice=notice, rows=rows, unreadable=unreadable, who="" if principal is None else principal.subject,
         )  # fmt: skip
 

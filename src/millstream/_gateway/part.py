@@ -346,7 +346,12 @@ class GatewayPart:
                 )
 
     def _serve(self) -> None:
-        if not any(each.config.connects for each in self.upstreams.values()):
+        pages = self.definition.pages
+        if "/approvals" in pages:
+            from millstream._gateway.approvals import ApprovalsPage  # noqa: PLC0415  it loads Jinja2
+
+            ApprovalsPage(self._host, self.definition.upstreams, server=self.definition.title)
+        if "/connections" not in pages:
             return
         from millstream._gateway.credentials.accounts import (  # noqa: PLC0415  it loads Jinja2
             ConnectionsPage,

@@ -4,8 +4,8 @@ Names that other folders may import, besides the public ones of `millstream.gate
 
 - `api`: check_hosts, is_application
 - `credentials`: BearerToken, ClientCredentials, Credentials, PerUserOAuth, StaticHeaders, TokenExchange, is_scope
-- `policy`: CommonRules, EVERYONE, QUESTIONS, Texts, ToolRules, find_approvals_by_others,
-  find_unknown_names, impossible_rules, patterns_in
+- `policy`: CommonRules, EVERYONE, QUESTIONS, Texts, ToolRules, find_unknown_names, impossible_rules,
+  patterns_in
 - `process`: ProcessOptions
 - `sets`: SetOptions
 - `upstream`: CHANGEABLE, UpstreamOptions

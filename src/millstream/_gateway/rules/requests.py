@@ -87,17 +87,9 @@ class ApprovalRequest(Struct, frozen=True):
     """Worker that runs the call."""
 
 
-class ListedRequest(Struct, frozen=True, array_like=True):
-    """A pending request in the list for approvers."""
-
-    id: str
-    name: str
-    expires: float
-
-
 Stored = tuple[str, bytes | None, ApprovalRequest]
 """The name of a request, its stored value, and the request."""
-_decode_list = msgspec.msgpack.Decoder(list[ListedRequest]).decode
+_decode_list = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
 def is_approver(principal: Principal | None, rules: Sequence[ApprovalPolicy]) -> bool:
@@ -162,8 +154,7 @@ class ApprovalRequests:
 
     async def _wait(self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool) -> None:
         """Raise an error that says that a call waits, after listing its request, or return if that was answered."""
-        entry = ListedRequest(request.id, name, request.expires)
-        if entry not in await self._change_list(partial(_add, entry)):
+        if name not in await self._change_list(partial(_add, name, request.expires)):
             await self._records.write(name, raw, None)
             raise ToolError(_TOO_MANY)
         services, until = self._services, show_time(request.expires)
@@ -174,7 +165,7 @@ class ApprovalRequests:
         if raw == await services.store.kv.get(name):
             approvers = " and ".join(" or ".join(each.by or ()) for each in request.rules)
             raise ToolError(_WAITS.format(approvers, until, request.id))
-        await self._unlist(request)  # it was answered before it was listed again
+        await self._unlist(name, request)  # it was answered before it was listed again
 
     @asynccontextmanager
     async def use(
@@ -211,7 +202,7 @@ class ApprovalRequests:
     async def pending(self, principal: Principal | None) -> tuple[list[Stored], int]:
         """Return the requests that a person can answer, the oldest first, and how many requests can't be opened."""
         kv, found, unreadable = self._services.store.kv, list[Stored](), 0
-        names = [each.name for each in self._decode(await kv.get(_LIST))]
+        names = [*self._decode(await kv.get(_LIST))]
         for name, raw in zip(names, await kv.get_many(names) if names else (), strict=True):
             request = self._records.open(name, raw)
             unreadable += request is None and raw is not None
@@ -241,37 +232,40 @@ class ApprovalRequests:
             changed = structs.replace(request, state=state, approver=principal.subject)
             if await self._records.write(name, raw, changed):
                 self._services.note(APPROVAL, "http", None, state, target=request.tool, principal=principal)
-                await self._unlist(request)
+                await self._unlist(name, request)
                 return 200, state
         return 404, _UNKNOWN
 
     # The list
 
-    def _decode(self, raw: bytes | None) -> list[ListedRequest]:
+    def _decode(self, raw: bytes | None) -> dict[str, float]:
         now = self._services.clock()
-        return [] if raw is None else [each for each in _decode_list(raw) if each.expires > now]
+        return {} if raw is None else {name: expires for name, expires in _decode_list(raw).items() if expires > now}
 
-    async def _unlist(self, request: ApprovalRequest) -> None:
-        await self._change_list(lambda listed: [each for each in listed if each.id != request.id])
+    async def _unlist(self, name: str, request: ApprovalRequest) -> None:
+        expires = request.expires  # a later request has another time
+        await self._change_list(
+            lambda listed: {each: at for each, at in listed.items() if (each, at) != (name, expires)}
+        )
 
-    async def _change_list(self, change: Callable[[list[ListedRequest]], list[ListedRequest]]) -> list[ListedRequest]:
+    async def _change_list(self, change: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
         """Change the list, and return it."""
         kv = self._services.store.kv
         for attempt in count():
             raw = await read_again(kv, _LIST, attempt)
             listed = self._decode(raw)
             changed = change(listed)
-            value, ttl = None, 1.0
-            if changed:
-                value = msgspec.msgpack.encode(changed)
-                ttl = max(ttl, *(each.expires - self._services.clock() for each in changed))
+            now = self._services.clock()
+            ttl = max([now + 1, *changed.values()]) - now
+            value = msgspec.msgpack.encode(changed) if changed else None
             if changed == listed or await kv.compare_and_set(_LIST, raw, value, ttl):
                 return changed
-        return []
+        return {}
 
 
-def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedRequest]:
+def _add(name: str, expires: float, listed: dict[str, float]) -> dict[str, float]:
     """Return a list with a request in it, if there's room."""
-    share, _, _ = entry.name.partition(".")
-    own = sum(each.name.startswith(share) for each in listed)
-    return [*listed, entry] if entry not in listed and own < MAX_PENDING and len(listed) < _MAX_LISTED else listed
+    share, _, _ = name.partition(".")
+    own = sum(each.startswith(share) for each in listed)
+    has_room = name in listed or (own < MAX_PENDING and len(listed) < _MAX_LISTED)
+    return {**listed, name: expires} if has_room else listed
