@@ -39,7 +39,7 @@ TABLE = re.compile(r"^<!-- options: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*
 HEAD = "| option | type | default | meaning |\n|---|---|---|---|\n"
 WORDS = {
     "Allow": "list of strings or table",
-    "Approver": "text",
+    "Approvers": "list of strings",
     "Any": "any value",
     "AuthMethodOrUnbound": "method of `millstream.auth`",
     "Authorize": "function",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -30,6 +31,11 @@ async def each_backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]
     backing = LocalSqliteBacking() if request.param == "local-sqlite" else BACKINGS[request.param]()
     yield backing
     await backing.close()
+
+
+async def confirm(ctx: Context) -> bool:
+    """Ask."""
+    return await ctx.elicit("Sure?", bool, key="sure")
 
 
 class Shop:
@@ -78,9 +84,6 @@ class Shop:
             sure = await ctx.elicit("Sure?", bool, key="sure")
             self.did.append("bought")
             return f"bought {sure}"
-
-        async def confirm(ctx: Context) -> bool:
-            return await ctx.elicit("Sure?", bool, key="sure")
 
         @mcp.tool(idempotency=once)
         async def refund(sure: Annotated[bool, Depends(confirm)]) -> str:
@@ -456,6 +459,57 @@ async def test_malformed_answer_does_not_end_a_call() -> None:
             assert "is waiting for an answer" in text(await send(each, "refund", "k1"))
         right = await send(workers[1], "refund", "k1", requestState=state, inputResponses=YES)
         assert text(right) == "refunded True"
+
+
+async def test_call_whose_worker_cannot_be_reached_still_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError
+
+    shop = Shop()
+    async with asyncio.timeout(WAIT), fleet(shop.make) as (one, two):
+        asked = await send(one, "buy", "k1")
+        state = {"requestState": asked["requestState"], "inputResponses": YES}
+        with monkeypatch.context() as broken:
+            broken.setattr(two.runtime.services.peers, "deliver", fail)
+            unreached = text(await send(two, "buy", "k1", **state))
+        assert "can't be reached" in unreached
+        assert "is waiting for an answer" in text(await send(one, "buy", "k1"))
+        assert text(await send(two, "buy", "k1", **state)) == "bought True"
+
+        def make() -> Server:
+            mcp = shop.make()
+
+            @mcp.tool(idempotency=True)
+            async def quote(sure: Annotated[bool, Depends(confirm)]) -> None:
+                """Fail with the same words."""
+                raise ToolError(unreached)
+
+            return mcp
+
+    async with fleet(make) as (one, two):
+        asked = await send(one, "quote", "k1")
+        state = {"requestState": asked["requestState"], "inputResponses": YES}
+        assert text(await send(two, "quote", "k1", **state)) == unreached
+        assert REPEATED in text(await send(one, "quote", "k1"))
+
+
+async def test_repeats_read_the_record_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, pauses, sleep = Shop(), list[float](), asyncio.sleep
+
+    async def skip(seconds: float) -> None:
+        if is_pause := sys._getframe(1).f_globals["__name__"].endswith("calls.idempotency"):
+            pauses.append(seconds)
+        await sleep(0 if is_pause else seconds)
+
+    async with asyncio.timeout(WAIT), fleet(shop.make) as workers:
+        first = asyncio.create_task(pay(workers[0]))
+        await until(lambda: shop.did)
+        monkeypatch.setattr(asyncio, "sleep", skip)
+        repeat = asyncio.create_task(pay(workers[1]))
+        await until(lambda: len(pauses) > 9)
+        assert pauses[9] > 10 * pauses[0]
+        shop.release.set()
+        await asyncio.gather(first, repeat)
 
 
 async def test_copies_of_an_answer_at_once_get_one_result() -> None:

@@ -79,6 +79,20 @@ async def test_records_are_named_with_the_secret_that_workers_have_agreed_on() -
     assert done == [5, 5]
 
 
+@for_each("revision", list(BY_DATE))
+async def test_clients_send_the_key_in_meta(revision: str) -> None:
+    done: list[Any] = []
+    mcp = make_shop(done)
+    async with connect(mcp, revision=revision) as client:
+        for key, ran in (("k1", [5]), ("k1", [5]), ("k2", [5, 5])):
+            await client.call("pay", cents=5, meta={KEY: key}, progress=lambda *_: None)
+            assert done == ran
+        assert REPEATED in (await client.call_tool("pay", {"cents": 5}, meta={KEY: "k2"})).text
+        wrong: Any = "k1"
+        with pytest.raises(TypeError, match=r"Pass an argument of this name as call\('pay', \{'meta': …\}\)"):
+            await client.call("pay", meta=wrong)
+
+
 async def test_tool_announces_the_name_of_the_key() -> None:
     mcp = make_shop([])
     mcp.tool(name="plain")(lambda: 1)
@@ -181,8 +195,11 @@ async def test_tasks_of_identical_calls_run_once() -> None:
 
     async with connect(mcp) as client:
         results = [(await client.call("pay", {"cents": 5}, task=True)).text for _ in range(2)]
-    assert (results[0], results[1].endswith(f"{REPEATED}5")) == ("5", True)
-    assert done == [5]
+        assert (results[0], results[1].endswith(f"{REPEATED}5")) == ("5", True)
+        assert done == [5]
+        for _ in range(2):
+            await client.call("pay", {"cents": 5}, task=True, meta={KEY: "k1"})
+    assert done == [5, 5]
 
 
 async def test_failing_dependency_leaves_no_record() -> None:
@@ -229,4 +246,8 @@ async def test_rest_has_a_header_for_the_key_and_one_for_repeats() -> None:
         assert (other.status, b"was used with other arguments" in other.body) == (409, True)
         assert (await send(6, "k2")).body == b"6"
         assert (await send(6, "x" * 256)).status == 409
+        mcp.tool(name="plain")(lambda: 1)
+        paths = json.loads((await ask_asgi(mcp, "GET", "/openapi.json", [(b"host", b"127.0.0.1")], b"")).body)["paths"]
+        assert [each["name"] for each in paths["/tools/pay"]["post"]["parameters"]] == ["Idempotency-Key"]
+        assert "parameters" not in paths["/tools/plain"]["post"]
     assert done == [5, 6]

@@ -266,6 +266,30 @@ async def test_restart_uses_changes_that_need_one(tmp_path: Path) -> None:
         assert await names(served) == {"a_pid", "a_wait", "b_pid", "b_wait"}
 
 
+async def test_first_rule_about_other_approvers_needs_a_restart(tmp_path: Path) -> None:
+    start = '[auth.keys.named_keys]\nada = "the-key-of-ada-0123456789"\nmeg = "the-key-of-meg-0123456789"\n'
+    headers = [{"authorization": f"Bearer the-key-of-{name}-0123456789"} for name in ("ada", "meg")]
+    with run_gateway(tmp_path, "a", start=start) as served:
+        write(tmp_path, 'a\npolicy.approve = { by = ["user:meg"] }', start=start)
+        reason = "the first upstream that needs the page /approvals can't be added. Restart the gateway."
+        await until_async(lambda: served.count_lines(reason) > 0)
+        async with connect(served, headers=headers[0]) as client:
+            assert (await client.call("a_pid")).data > 0
+        served.process.send_signal(signal.SIGHUP)
+        await until_async(lambda: served.count_lines("The new version is serving") == 1)
+        async with connect(served, headers=headers[0]) as client:
+            said = await client.call("a_pid", raise_on_error=False)
+            assert "waits for approval by user:meg" in said.text
+        write(tmp_path, 'a\npolicy.approve = { by = ["user:meg"], within = "2h" }', start=start)
+
+        async def is_outdated() -> bool:
+            async with httpx2.AsyncClient(timeout=WAIT, headers=headers[1]) as http:
+                found = (await http.get(f"http://127.0.0.1:{served.port}/approvals")).json()["requests"]
+                return [each["outdated"] for each in found] == [True]
+
+        await until_true(is_outdated)  # later rules apply while it runs
+
+
 async def test_failed_restart_leaves_the_version_in_force(tmp_path: Path) -> None:
     with run_gateway(tmp_path, "a", "b") as served:
         before = (await health(served))["configuration"]

@@ -71,9 +71,6 @@ TABLE: dict[str, PartEntry] = {
         extension=True,
     ),  # before the upstreams' tools are registered
     "gateway": PartEntry("millstream._gateway.live_part:LiveGatewayPart", lambda it: bool(it.upstreams)),
-    "approvals": PartEntry(
-        "millstream._gateway.approvals:ApprovalsPart", lambda it: it.protected and "/approvals" in it.pages
-    ),
     "sets": PartEntry("millstream._gateway.catalog.sets:SetsPart", lambda it: bool(it.sets) or it.live is not None),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),

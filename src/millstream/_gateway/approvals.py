@@ -4,18 +4,16 @@ A person needs a credential of their own: a header, or the sign-in cookie, which
 The page works without scripts. It shows arguments as text and can't be framed.
 """
 
-from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
 
 from msgspec import structs
 
 from millstream import Principal
-from millstream._gateway.options.policy import find_approvals_by_others
 from millstream._gateway.options.upstream import UpstreamConfig
-from millstream._gateway.rules.requests import CHANNEL, ApprovalRequest, ApprovalRequests, is_approver, show_time
+from millstream._gateway.rules.requests import CHANNEL, ApprovalRequest, ApprovalRequests, is_approver
 from millstream._http.message import HttpRequest, Response, header_lines, plain_problem, query_value
 from millstream._parts import PartHost, Route
+from millstream._server.calls.sealed_records import show_time
 from millstream.auth import _pages as pages
 from millstream.protocol import Json, encode
 
@@ -26,50 +24,38 @@ _MAX_BODY = 4096
 _ANSWERS = {"approve": True, "decline": False}
 
 
-class ApprovalsDefinition(Protocol):
-    """The part of the server's definition that the page uses."""
+class ApprovalsPage:
+    """Serves the page and the REST API, and lets only approvers follow the channel.
 
-    upstreams: list[UpstreamConfig]
+    Args:
+        host: The running server.
+        upstreams: The configurations in force.
+        server: The server's title.
+    """
 
-    @property
-    def title(self) -> str: ...
-
-
-class ApprovalsPart:
-    """Serves the page and the REST API."""
-
-    name: str = "approvals"
-    needs: Collection[str] = ()
-
-    def __init__(self, definition: ApprovalsDefinition) -> None:
-        self._definition = definition
-
-    async def open(self, host: PartHost) -> None:
-        """Add the paths, and let only approvers follow the channel."""
-        self._host, self._requests = host, ApprovalRequests(host.services)
+    def __init__(self, host: PartHost, upstreams: list[UpstreamConfig], *, server: str) -> None:
+        self._host, self._upstreams, self._server = host, upstreams, server
+        self._requests = ApprovalRequests(host.services)
         if host.hub is not None:
             host.hub.admission.restrict(lambda principal, channel: channel != CHANNEL or self._is_approver(principal))
-        host.on_http(self._serve)
-
-    async def close(self) -> None:
-        """Do nothing, because the store keeps the requests."""
-
-    def _serve(self) -> None:
-        self._host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
-        self._host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
+        host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
+        host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
 
     def _is_approver(self, principal: Principal | None) -> bool:
-        policies = [each.policy for each in self._definition.upstreams if each.policy is not None]
-        return any(is_approver(principal, [rule]) for each in policies for rule in find_approvals_by_others(each))
+        return any(is_approver(principal, [rule]) for each in self._upstreams for rule in each.asks_others)
 
-    async def show(self, request: HttpRequest) -> Response:
+    async def show(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
         """Handle `GET /approvals`: list the requests that the caller can answer."""
-        if b"text/html" in request.headers.get(b"accept", b""):
-            return await self._page(request)
-        found, unreadable = await self._requests.pending(request.principal)
-        return Response(
-            encode({"requests": [self._describe(each) for *_, each in found], "unreadable": unreadable}), 200, _JSON
-        )
+        principal = request.principal
+        found, unreadable = await self._requests.pending(principal)
+        rows: list[Json] = [self._describe(each) for *_, each in found]
+        unreadable *= self._is_approver(principal)
+        if not _is_page(request):
+            return Response(encode({"requests": rows, "unreadable": unreadable}), 200, _JSON)
+        return pages.render(
+            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server,
+            notice=notice, rows=rows, unreadable=unreadable, who="" if principal is None else principal.subject,
+        )  # fmt: skip
 
     async def answer(self, request: HttpRequest) -> Response:
         """Handle `POST /approvals/ID` with the form ``answer=approve`` or ``answer=decline``."""
@@ -81,19 +67,11 @@ class ApprovalsPart:
             return plain_problem(400, "The form must have answer=approve or answer=decline.")
         id = request.path.removeprefix(f"{PAGE}/")
         status, text = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
-        if b"text/html" in headers.get(b"accept", b""):
-            done = Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
-            return done if status == 200 else await self._page(request, text, status)
-        return Response(encode({"state": text}), 200, _JSON) if status == 200 else plain_problem(status, text)
-
-    async def _page(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
-        found, unreadable = await self._requests.pending(request.principal)
-        principal = request.principal
-        return pages.render(
-            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._definition.title,
-            notice=notice, rows=[self._describe(each) for *_, each in found], unreadable=unreadable,
-            who="" if principal is None else principal.subject,
-        )  # fmt: skip
+        if status != 200:
+            return await self.show(request, text, status) if _is_page(request) else plain_problem(status, text)
+        if _is_page(request):
+            return Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
+        return Response(encode({"state": text}), 200, _JSON)
 
     def _describe(self, request: ApprovalRequest) -> Json:
         return {
@@ -107,7 +85,10 @@ class ApprovalsPart:
         }
 
     def _find_version(self, request: ApprovalRequest) -> str:
-        for each in self._host.dispatcher.everywhere:
-            if each.address.name == request.set_name and (tool := each.registry.tools.get(request.tool)) is not None:
-                return str(tool.version)
-        return ""
+        everywhere = self._host.dispatcher.everywhere
+        tools = [each.registry.tools for each in everywhere if each.address.name == request.set_name]
+        return next((str(each[request.tool].version) for each in tools if request.tool in each), "")
+
+
+def _is_page(request: HttpRequest) -> bool:
+    return b"text/html" in request.headers.get(b"accept", b"")

@@ -32,6 +32,7 @@ from millstream._gateway.upstreams.upstream import Gateway, Upstream
 from millstream._http.client import ArrivingBytes
 from millstream._http.hosts import TrustedProxies
 from millstream._parts import PartHost
+from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import BY_DATE
 from millstream._server.calls.call import Call
@@ -244,8 +245,14 @@ class GatewayPart:
         """Return an upstream that isn't open yet.
 
         Raises:
-            LocalError: Options of its credentials are invalid.
+            LocalError: Options of its credentials are invalid, or need callers who sign in.
         """
+        if config.needs_sign_in and self._host.guard is None:
+            raise LocalError(
+                f"The upstream {config.name!r} has {config.needs_sign_in}, but this server has no auth=… and can't "
+                "identify its callers. Require a sign-in, for example with Server(auth=auth.oidc(…)), or a table such "
+                "as [auth.issuer] in gateway.toml."
+            )
         upstream: Upstream
         if config.openapi is None:
             upstream = McpUpstream(config, self._gateway, MCP_ITEMS)
@@ -335,7 +342,12 @@ class GatewayPart:
                 )
 
     def _serve(self) -> None:
-        if not any(each.config.connects for each in self.upstreams.values()):
+        pages = self.definition.pages
+        if "/approvals" in pages:
+            from millstream._gateway.approvals import ApprovalsPage  # noqa: PLC0415  it loads Jinja2
+
+            ApprovalsPage(self._host, self.definition.upstreams, server=self.definition.title)
+        if "/connections" not in pages:
             return
         from millstream._gateway.credentials.accounts import (  # noqa: PLC0415  it loads Jinja2
             ConnectionsPage,

@@ -24,6 +24,7 @@ from millstream._http.message import (
 )
 from millstream._protocol.json_schema import Schema, is_array, is_object, rebase_references
 from millstream._protocol.jsonrpc import Json, encode
+from millstream._server.calls.idempotency import MAX_KEY
 from millstream._server.features.tools import Tool, title_of
 
 MAX_DEPTH = 8
@@ -135,6 +136,12 @@ _MAKERS: Mapping[Any, Callable[[Schema, int], Any]] = {
 }
 
 
+_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Calls with the same key run once.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
+}
 _CONTENT: Json = {
     "type": "object",
     "description": "Content blocks of a tool whose result has no structured value.",
@@ -204,6 +211,7 @@ def _operation(tool: Tool, schemas: Json) -> Json:
         "operationId": name,
         "summary": title or description.partition("\n")[0] or name,
         "description": description,
+        **({"parameters": [_KEY]} if tool.idempotency else {}),
         "requestBody": body,
         "responses": {
             "200": {

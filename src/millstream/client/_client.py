@@ -263,6 +263,7 @@ class Client(NotCopyable):
         timeout: float = 0,
         raise_on_error: bool = True,
         task: bool = False,
+        meta: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> T: ...
 
@@ -278,6 +279,7 @@ class Client(NotCopyable):
         timeout: float = 0,
         raise_on_error: bool = True,
         task: bool = False,
+        meta: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> Result: ...
 
@@ -292,6 +294,7 @@ class Client(NotCopyable):
         timeout: float = 0,
         raise_on_error: bool = True,
         task: bool = False,
+        meta: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> Any:
         """Call a tool: ``(await client.call("add", a=1, b=2)).data``.
@@ -307,6 +310,7 @@ class Client(NotCopyable):
                 raises.
             task: Whether the server can run the call as a task. Waiting then continues across lost connections and
                 server restarts, and `timeout` applies to the total time. See `tasks`.
+            meta: Members to add to the request's `_meta`, such as ``{"millstream/idempotencyKey": "order-7"}``.
             more: The tool's arguments as keywords.
 
         Raises:
@@ -317,17 +321,19 @@ class Client(NotCopyable):
         """
         if arguments is not None and not hasattr(arguments, "keys"):
             raise TypeError(f"Pass arguments by name: call({tool!r}, name={arguments!r})")
+        if meta is not None and not hasattr(meta, "keys"):
+            raise TypeError(f"meta must be a mapping. Pass an argument of this name as call({tool!r}, {{'meta': …}}).")
         given = {**arguments, **more} if arguments else more
         for name in _HANDLERS:
             if callable(more.get(name)):
                 raise TypeError(f"call({tool!r}, {name}=…): to receive progress reports, write progress=….")
+        report = progress or self._progress
         try:
             if task and self.tasks.supported:
-                started = await self.tasks.start(tool, given)
-                report = progress or self._progress
+                started = await self.tasks.start(tool, given, meta=meta)
                 result = await self.tasks.wait(started, progress=report, timeout=timeout, raise_on_error=False)
             else:
-                result = read_result(await self.conversation.call(tool, given, progress or self._progress, timeout))
+                result = read_result(await self.conversation.call(tool, given, report, timeout, meta=meta))
         except ServerError as exc:
             raise await self._suggest("tool", tool, exc) from None
         if raise_on_error:
@@ -651,6 +657,7 @@ class Client(NotCopyable):
         progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
+        meta: Mapping[str, Any] | None = None,
     ) -> Result:
         """Call a tool (alias of `call`): ``await client.call_tool("add", {"a": 1})``.
 
@@ -660,8 +667,11 @@ class Client(NotCopyable):
             progress: Handler for progress reports: ``progress(value, total, message)``.
             timeout: Seconds to wait for this call, or 0 for the client's `timeout`.
             raise_on_error: Whether to raise an error if the tool reports one. If False, check `Result.is_error`.
+            meta: Members to add to the request's `_meta`.
         """
-        return await self.call(name, arguments or {}, progress=progress, timeout=timeout, raise_on_error=raise_on_error)
+        return await self.call(
+            name, arguments or {}, progress=progress, timeout=timeout, raise_on_error=raise_on_error, meta=meta
+        )
 
     async def list_tools(self) -> list[ToolDescription]:
         """Return all tools. See `tools`."""

@@ -33,6 +33,7 @@ from millstream.client._requests import (
     OpenSession,
     RawRequest,
     ToolHeaders,
+    with_meta,
 )
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import Change, Notification, OnChange, OnLog, OnProgress, ServerMessages
@@ -170,6 +171,7 @@ class Conversation(NotCopyable):
         progress: OnProgress | None,
         timeout: float,
         *,
+        meta: Mapping[str, Any] | None = None,
         declared: bytes = b"",
     ) -> bytes:
         """Return the raw result of a tool call.
@@ -179,11 +181,12 @@ class Conversation(NotCopyable):
             arguments: Arguments of the call.
             progress: Handler for progress reports.
             timeout: Seconds to wait, or 0 for the default.
+            meta: Members to add to `_meta`.
             declared: `_meta` members as JSON without braces, instead of the connection's default ones.
         """
         ask = RawRequest(
             method="tools/call",
-            params=encode_call(tool, arguments),
+            params=with_meta(encode_call(tool, arguments), encode({**meta})[1:-1] if meta else b""),
             name=tool,
             headers=self._tool_headers.of(tool, arguments),
             timeout=timeout,

@@ -125,7 +125,14 @@ class ClientTasks(Struct, NotCopyable, eq=False):
         negotiated = self._conversation.negotiated
         return not negotiated.revision.handshake and TASKS in members(negotiated.capabilities.get("extensions"))
 
-    async def start(self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 0) -> Task:
+    async def start(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 0,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Task:
         """Call a tool and return its task: ``task = await client.tasks.start("report", {"year": 2026})``.
 
         Save `Task.task_id`: any client of the same principal can use it to get the task later. The server decides which
@@ -135,14 +142,15 @@ class ClientTasks(Struct, NotCopyable, eq=False):
             tool: Name of the tool.
             arguments: Arguments of the call.
             timeout: Seconds to wait, or 0 for the client's timeout.
+            meta: As for `Client.call`.
 
         Raises:
             NotSupported: The server has no tasks.
             ServerError: The server responded with an error.
             ClientError: There was no response.
         """
-        meta = await self._extension_meta()
-        raw = await self._conversation.call(tool, arguments or {}, None, timeout, declared=meta)
+        declared = await self._extension_meta()
+        raw = await self._conversation.call(tool, arguments or {}, None, timeout, meta=meta, declared=declared)
         if read("tools/call", _decode_kind, raw).result_type == "task":
             return read("tools/call", _decode_task, raw)
         return Task("", "completed", result=Raw(raw))

@@ -245,7 +245,7 @@ async def test_unusable_files_change_nothing(tmp_path: Path, monkeypatch: pytest
                 f"{start}headers = {{ A = '${{MISSING}}' }}": "MISSING",
                 f'{other}prefix = "a"': "already has the prefix 'a'",
                 f'{other}auth = {{ kind = "per_user_oauth" }}': "'c' has per_user",
-                f'{other}[upstreams.c.policy]\napprove = {{ by = ["group:x"] }}': "needs the page /approvals",
+                f'{other}[upstreams.c.policy]\napprove = {{ by = ["group:x"] }}': "'c' has approve.by, but this",
                 start.replace("= 9", "= 8"): ", line 3: settings.max_calls: it can't change while the gateway runs.",
                 start.replace("front", "back"): ", line 1: name: it can't change while the gateway runs. Restart",
                 f'{start}[auth.keys]\nfile = "keys.json"': ", line 12: auth.keys: ",

@@ -11,6 +11,8 @@ from urllib.parse import urlencode
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from mcp.server import MCPServer
 
 import http_peer
 from behavior.exchanges import Exchange
@@ -19,7 +21,7 @@ from fleet import EventStream, Worker, fleet, real_fleet, until
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ToolFailed
-from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, Backing, LocalSqliteBacking, backings
@@ -37,6 +39,7 @@ KEY = "a-key-that-the-operator-named-meg"
 SHARED = "a-key-that-many-people-have-and-use"
 BY = ApprovalPolicy(by=("group:managers",))
 RULES = UpstreamPolicy(tools={"*": ToolPolicy(approve=BY)})
+LIST = "approvals:pending"
 FORM = "application/x-www-form-urlencoded"
 PAGE = {"accept": "text/html", "content-type": FORM, "host": "127.0.0.1", "origin": "http://127.0.0.1"}
 
@@ -189,14 +192,14 @@ async def test_request_and_approval_outlive_all_workers(shop: Shop, backing: Bac
         assert text(await send(two)) == "refunded 7"
 
 
-async def call_in_session(worker: Worker, revision: str) -> str:
+async def call_in_session(worker: Worker, revision: str, tool: str = "s_refund") -> str:
     """Return the text of a call in a new session."""
     headers = {**POST, "authorization": f"Bearer {ADA}"}
     params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     reply = await worker.post(request("initialize", params, 0), headers)
     await reply.body()
     session = {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
-    return await worker.call("s_refund", headers | session, order="7")
+    return await worker.call(tool, headers | session, order="7")
 
 
 @for_each("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
@@ -330,6 +333,59 @@ async def test_sets_and_search_have_requests_of_their_address(shop: Shop) -> Non
     assert shop.calls == ["7"]
 
 
+@for_each("prefix", ["s", ""])
+@for_each("kind", ["api", "program", "server"])
+async def test_each_kind_of_upstream_gets_approved_calls_once(shop: Shop, kind: str, prefix: str) -> None:
+    def refund(order: str) -> str:
+        shop.calls.append(order)
+        return f"refunded {order}"
+
+    api, program = FastAPI(), MCPServer("shop")
+    api.post("/refunds/{order}", operation_id="refund")(refund)
+    program.tool()(refund)
+    target: dict[str, Any] = {
+        "api": {"openapi": OpenApi(document=api)},
+        "program": {"target": program},
+        "server": {"target": shop.server},
+    }[kind]
+
+    def front() -> Server:
+        server = Server("front", auth=auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set()), serve="rest")
+        server.upstream("s", start_timeout=WAIT, policy=RULES, prefix=prefix, **target)
+        return server
+
+    shop.calls.clear()
+    tool = f"{prefix}_refund".lstrip("_")
+    async with asyncio.timeout(WAIT), shop.server.running(), fleet(front, 1) as (one,):
+        for revision in ("", "2024-11-05", "2025-11-25", "rest"):
+
+            async def call(revision: str = revision) -> str:
+                if revision == "rest":
+                    headers = {"authorization": f"Bearer {ADA}", "content-type": "application/json"}
+                    reply = await one.http.fetch("POST", f"/tools/{tool}", headers, b'{"order": "7"}')
+                    return (await reply.body()).decode()
+                if revision:
+                    return await call_in_session(one, revision, tool)
+                return text(await send(one, tool=tool))
+
+            assert "waits for approval" in await call()
+            (row,) = await pending(one)
+            assert await answer(one, row["id"]) == 200
+            assert "refunded 7" in await call()
+            assert len(shop.calls) == 1
+            shop.calls.clear()
+
+
+@for_each("prefix", ["s", ""])
+async def test_gateway_that_cannot_identify_callers_does_not_start(shop: Shop, prefix: str) -> None:
+    for policy in (RULES, UpstreamPolicy(approve=BY), UpstreamPolicy(shared=RULES)):
+        server = Server("front")
+        server.upstream("s", shop.server, policy=policy, prefix=prefix)
+        with pytest.raises(Exception, match=r"'s' has approve\.by, but this server has no auth"):
+            async with server.running():
+                pass
+
+
 # Who answers
 
 
@@ -450,6 +506,9 @@ async def test_requests_of_a_lost_secret_key_are_counted(shop: Shop) -> None:
         id = id_in(await send(one))
     async with shop.workers(store=store, settings={"secret_key": "n" * 40}) as (one, _):
         assert json.loads(await (await get(one)).body()) == {"requests": [], "unreadable": 1}
+        assert json.loads(await (await get(one, BOB)).body()) == {"requests": [], "unreadable": 0}
+        assert "can't be read" in (await (await get(one, accept="text/html")).body()).decode().replace("&#39;", "'")
+        assert b"be read" not in await (await get(one, BOB, accept="text/html")).body()
         assert id_in(await send(one)) != id
 
 
@@ -536,6 +595,24 @@ async def test_open_requests_are_counted_across_workers_at_once(shop: Shop, back
         assert sum("waits for approval" in text(each) for each in asked) == 20
         assert len(await pending(workers[0])) == 20
         assert len(await workers[0].store.real.kv.keys("approvals:~")) == 20
+
+
+async def test_repeat_at_the_time_of_the_answer_leaves_no_open_request(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shop.workers() as (one, two):
+        id, store = id_in(await send(one)), two.store.core.kv
+        read = one.store.kv.get
+
+        async def read_after_the_answer(key: str) -> bytes | None:
+            if key == LIST and await pending(two):
+                assert await answer(two, id) == 200
+            found: bytes | None = await read(key)
+            return found
+
+        monkeypatch.setattr(one.store.kv, "get", read_after_the_answer)
+        assert text(await send(one)) == "refunded 7"
+        assert await store.get(LIST) is None
 
 
 async def test_arguments_are_shown_as_bounded_text(shop: Shop) -> None:
@@ -692,12 +769,28 @@ async def test_audit_line_has_both_names(shop: Shop, tmp_path: Path) -> None:
     ]
 
 
-@for_each("wrong", ["managers", "group:", "scope:x", "groups:x", ""])
+@for_each(
+    "wrong",
+    [
+        *("managers", "group:", "scope:x", "groups:x", "", "group:*", "user:*", "group:manage*", "group: ", "user:\t"),
+        *("group: managers", "group:managers ", "group:managers\n", "user:\u200b", "group:**"),
+    ],
+)
 def test_approvers_need_a_kind_and_a_name(wrong: str) -> None:
-    given: list[Any] = [(wrong,), wrong]
+    given: list[Any] = [(wrong,), wrong, ("group:managers", wrong)]
     for by in given:
-        with pytest.raises(ValueError, match="by can't be"):
+        with pytest.raises(ValueError, match=r"by can't be .* a list of group:NAME and user:SUBJECT, without patterns"):
             ApprovalPolicy(by=by)
+
+
+def test_approvers_can_have_names_with_spaces_and_signs() -> None:
+    ApprovalPolicy(by=("group:Shop  Managers (EU)", "user:auth0|5?", "user:meg@example.com", "group:経理"))
+
+
+def test_rule_that_names_nobody_is_refused() -> None:
+    for options in ({"by": ()}, {"by": []}, {"issuer": ISSUER}):
+        with pytest.raises(ValueError, match=r"by can't be|has no meaning without by"):
+            ApprovalPolicy(**options)
 
 
 def test_wrong_times_are_refused() -> None:

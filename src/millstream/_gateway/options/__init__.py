@@ -3,9 +3,8 @@
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
 - `api`: check_hosts, is_application
-- `credentials`: BearerToken, ClientCredentials, Credentials, PerUserOAuth, StaticHeaders, TokenExchange
-- `policy`: CommonRules, EVERYONE, QUESTIONS, Texts, ToolRules, find_approvals_by_others,
-  find_unknown_names, impossible_rules, patterns_in
+- `credentials`: BearerToken, ClientCredentials, Credentials, PerUserOAuth, StaticHeaders, TokenExchange, is_scope
+- `policy`: CommonRules, EVERYONE, QUESTIONS, Texts, ToolRules, find_unknown_names, impossible_rules, patterns_in
 - `process`: ProcessOptions
 - `sets`: SetOptions
 - `upstream`: CHANGEABLE, UpstreamOptions

@@ -16,7 +16,11 @@ from millstream.protocol import (
     is_object,
 )
 
-Approver = Annotated[str, Meta(pattern="^(group|user):.", description="group:NAME or user:SUBJECT")]
+Approver = Annotated[str, Meta(pattern=r"^(group|user):(?=.*\w)[^\s*]+( +[^\s*]+)*$(?!\n)")]
+Approvers = Annotated[
+    Annotated[tuple[Approver, ...], Meta(min_length=1)] | None,
+    Meta(description="a list of group:NAME and user:SUBJECT, without patterns"),
+]
 
 
 class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -32,7 +36,7 @@ class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Tags of tools, one of which must be present."""
     arguments: dict[str, str] = {}
     """Argument -> pattern of its value. An argument that's missing counts as matching, because of defaults."""
-    by: tuple[Approver, ...] = ()
+    by: Approvers = None
     """People who approve instead of the person at the client: ``group:NAME``, or ``user:SUBJECT``."""
     issuer: str = ""
     """Issuer at which these people sign in, or empty for any, and for keys."""
@@ -46,6 +50,8 @@ class ApprovalPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ValueError: A value has the wrong type or is out of range.
         """
         convert_fields(self)
+        if self.issuer and not self.by:
+            raise ValueError("issuer has no meaning without by. List the people who approve.")
 
 
 class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):

@@ -9,8 +9,8 @@ from msgspec import Meta, structs
 
 from millstream._config import Seconds, Size, Timeout
 from millstream._gateway.names import PREFIX, PREFIX_RULE, Names
-from millstream._gateway.options.credentials import Credentials, PerUserOAuth
-from millstream._gateway.options.policy import UpstreamPolicy, find_approvals_by_others
+from millstream._gateway.options.credentials import Credentials, PerUserOAuth, TokenExchange
+from millstream._gateway.options.policy import ApprovalPolicy, UpstreamPolicy, find_approvals_by_others
 from millstream._gateway.options.process import ProcessOptions
 from millstream._gateway.programs.libraries import library_of
 from millstream._gateway.programs.program import upstream_of
@@ -118,8 +118,19 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     @property
     def pages(self) -> frozenset[str]:
         """Paths of the pages that its users need."""
-        asks_others = self.policy is not None and bool(find_approvals_by_others(self.policy))
-        return frozenset([*["/connections"] * self.connects, *["/approvals"] * asks_others])
+        return frozenset([*["/connections"] * self.connects, *["/approvals"] * bool(self.asks_others)])
+
+    @property
+    def asks_others(self) -> list[ApprovalPolicy]:
+        """Rules by which another person than the caller approves calls."""
+        return [] if self.policy is None else find_approvals_by_others(self.policy)
+
+    @property
+    def needs_sign_in(self) -> str:
+        """What only works for callers who sign in, or empty."""
+        if isinstance(self.auth, TokenExchange | PerUserOAuth):
+            return str(self.auth.__struct_config__.tag)
+        return "approve.by" if self.asks_others else ""
 
     @property
     def names(self) -> Names:

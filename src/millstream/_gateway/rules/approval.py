@@ -176,8 +176,8 @@ async def _run_if_others_approve(
         call.approver = approver.decode()
         return await run()
 
-    requests, word = ApprovalRequests(call.services), partial(_word_question, call.name, shown)
-    async with requests.use(call, *await requests.find(call, rules, version, mark, word)):
+    word = partial(_word_question, call.name, shown)
+    async with ApprovalRequests(call.services).use(call, rules, version, mark, word):
         if not call.revision.handshake:
             call.get_rounds().settle(_BY, mark, call.approver.encode("utf-8", "replace"))
         return await run()

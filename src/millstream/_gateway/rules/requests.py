@@ -16,12 +16,10 @@ store.
 """
 
 import secrets
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
-from typing import NoReturn
 
 import msgspec
 from msgspec import Struct, structs
@@ -31,7 +29,7 @@ from millstream._config import read_duration
 from millstream._gateway.options.policy import ApprovalPolicy
 from millstream._protocol.principal import SHARED_KEY, Profile, get_profile
 from millstream._server.calls.call import Call
-from millstream._server.calls.sealed_records import SealedRecords
+from millstream._server.calls.sealed_records import SealedRecords, show_time
 from millstream._server.calls.services import APPROVAL, Services
 from millstream.protocol import encode
 from millstream.stores import StoreFull, StoreUnavailable, read_again
@@ -89,17 +87,9 @@ class ApprovalRequest(Struct, frozen=True):
     """Worker that runs the call."""
 
 
-class ListedRequest(Struct, frozen=True, array_like=True):
-    """A pending request in the list for approvers."""
-
-    id: str
-    name: str
-    expires: float
-
-
 Stored = tuple[str, bytes | None, ApprovalRequest]
 """The name of a request, its stored value, and the request."""
-_decode_list = msgspec.msgpack.Decoder(list[ListedRequest]).decode
+_decode_list = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
 def is_approver(principal: Principal | None, rules: Sequence[ApprovalPolicy]) -> bool:
@@ -113,8 +103,9 @@ def _is_named(principal: Principal) -> bool:
 
 def _names(rule: ApprovalPolicy, principal: Principal) -> bool:
     is_machine = bool(principal.issuer) and principal.client == principal.subject
-    groups = [each.removeprefix("group:") for each in rule.by if each.startswith("group:")]
-    is_named = principal.in_group(groups) or (not is_machine and f"user:{principal.subject}" in rule.by)
+    by = rule.by or ()
+    groups = [each.removeprefix("group:") for each in by if each.startswith("group:")]
+    is_named = principal.in_group(groups) or (not is_machine and f"user:{principal.subject}" in by)
     return is_named and rule.issuer in ("", principal.issuer)
 
 
@@ -127,20 +118,10 @@ class ApprovalRequests:
 
     # Callers
 
-    async def find(
+    async def _find(
         self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
     ) -> Stored:
-        """Return the request of a call that has been approved, or create it.
-
-        Args:
-            rules: The rules that ask for the approval.
-            version: Version of the tool.
-            mark: A digest of the tool and its arguments.
-            question: Returns the text for approvers.
-
-        Raises:
-            ToolError, Declined: The call isn't approved, or runs already.
-        """
+        """Return the request of a call that has been approved."""
         services, principal = self._services, call.principal
         if principal is None or not _is_named(principal):
             raise ToolError(_UNNAMED)
@@ -160,6 +141,7 @@ class ApprovalRequests:
                 continue  # an identical call may have been faster
             if request.state == PENDING:
                 await self._wait(call, name, raw, request, is_new=request == made)
+                continue
             if request.state == DECLINED:
                 raise Declined(_DECLINED.format(show_time(request.expires)))
             if request.state == RUNNING:
@@ -170,12 +152,9 @@ class ApprovalRequests:
                 raise ToolError(_LOST)
             return name, raw, request
 
-    async def _wait(
-        self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool
-    ) -> NoReturn:
-        """Say that a call waits, after listing its request."""
-        entry = ListedRequest(request.id, name, request.expires)
-        if entry not in await self._change_list(partial(_add, entry)):
+    async def _wait(self, call: Call, name: str, raw: bytes | None, request: ApprovalRequest, *, is_new: bool) -> None:
+        """Raise an error that says that a call waits, after listing its request, or return if that was answered."""
+        if name not in await self._change_list(partial(_add, name, request.expires)):
             await self._records.write(name, raw, None)
             raise ToolError(_TOO_MANY)
         services, until = self._services, show_time(request.expires)
@@ -183,18 +162,27 @@ class ApprovalRequests:
             services.note(APPROVAL, call.transport, None, "requested", target=request.tool, principal=call.principal)
             if services.hub is not None:
                 await services.hub.publish(CHANNEL, {"id": request.id, "expires": until})
-        approvers = " and ".join(" or ".join(each.by) for each in request.rules)
-        raise ToolError(_WAITS.format(approvers, until, request.id))
+        if raw == await services.store.kv.get(name):
+            approvers = " and ".join(" or ".join(each.by or ()) for each in request.rules)
+            raise ToolError(_WAITS.format(approvers, until, request.id))
+        await self._unlist(name, request)  # it was answered before it was listed again
 
     @asynccontextmanager
     async def use(
-        self, call: Call, name: str, raw: bytes | None, approved: ApprovalRequest
+        self, call: Call, rules: Sequence[ApprovalPolicy], version: str, mark: str, question: Callable[[], str]
     ) -> AsyncGenerator[None, None]:
-        """Use the result of `find` for the call that's sent in the block.
+        """Use the approval of a call for the block, which sends it, or create a request.
+
+        Args:
+            rules: The rules that ask for the approval.
+            version: Version of the tool.
+            mark: A digest of the tool and its arguments.
+            question: Returns the text for approvers.
 
         Raises:
-            ToolError: Another call has used it.
+            ToolError, Declined: The call isn't approved, or runs already.
         """
+        name, raw, approved = await self._find(call, rules, version, mark, question)
         services = self._services
         expires = services.clock() + services.settings.max_call_seconds
         request = structs.replace(approved, state=RUNNING, worker=services.store.workers.me, expires=expires)
@@ -214,7 +202,7 @@ class ApprovalRequests:
     async def pending(self, principal: Principal | None) -> tuple[list[Stored], int]:
         """Return the requests that a person can answer, the oldest first, and how many requests can't be opened."""
         kv, found, unreadable = self._services.store.kv, list[Stored](), 0
-        names = [each.name for each in self._decode(await kv.get(_LIST))]
+        names = [*self._decode(await kv.get(_LIST))]
         for name, raw in zip(names, await kv.get_many(names) if names else (), strict=True):
             request = self._records.open(name, raw)
             unreadable += request is None and raw is not None
@@ -244,39 +232,40 @@ class ApprovalRequests:
             changed = structs.replace(request, state=state, approver=principal.subject)
             if await self._records.write(name, raw, changed):
                 self._services.note(APPROVAL, "http", None, state, target=request.tool, principal=principal)
-                await self._change_list(lambda listed: [each for each in listed if each.id != id])
+                await self._unlist(name, request)
                 return 200, state
         return 404, _UNKNOWN
 
     # The list
 
-    def _decode(self, raw: bytes | None) -> list[ListedRequest]:
+    def _decode(self, raw: bytes | None) -> dict[str, float]:
         now = self._services.clock()
-        return [] if raw is None else [each for each in _decode_list(raw) if each.expires > now]
+        return {} if raw is None else {name: expires for name, expires in _decode_list(raw).items() if expires > now}
 
-    async def _change_list(self, change: Callable[[list[ListedRequest]], list[ListedRequest]]) -> list[ListedRequest]:
+    async def _unlist(self, name: str, request: ApprovalRequest) -> None:
+        expires = request.expires  # a later request has another time
+        await self._change_list(
+            lambda listed: {each: at for each, at in listed.items() if (each, at) != (name, expires)}
+        )
+
+    async def _change_list(self, change: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
         """Change the list, and return it."""
         kv = self._services.store.kv
         for attempt in count():
             raw = await read_again(kv, _LIST, attempt)
             listed = self._decode(raw)
             changed = change(listed)
-            value, ttl = None, 1.0
-            if changed:
-                value = msgspec.msgpack.encode(changed)
-                ttl = max(ttl, *(each.expires - self._services.clock() for each in changed))
+            now = self._services.clock()
+            ttl = max([now + 1, *changed.values()]) - now
+            value = msgspec.msgpack.encode(changed) if changed else None
             if changed == listed or await kv.compare_and_set(_LIST, raw, value, ttl):
                 return changed
-        return []
+        return {}
 
 
-def _add(entry: ListedRequest, listed: list[ListedRequest]) -> list[ListedRequest]:
+def _add(name: str, expires: float, listed: dict[str, float]) -> dict[str, float]:
     """Return a list with a request in it, if there's room."""
-    share, _, _ = entry.name.partition(".")
-    own = sum(each.name.startswith(share) for each in listed)
-    return [*listed, entry] if entry not in listed and own < MAX_PENDING and len(listed) < _MAX_LISTED else listed
-
-
-def show_time(seconds: float) -> str:
-    """Return a time as text (RFC 3339 §5.6)."""
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+    share, _, _ = name.partition(".")
+    own = sum(each.startswith(share) for each in listed)
+    has_room = name in listed or (own < MAX_PENDING and len(listed) < _MAX_LISTED)
+    return {**listed, name: expires} if has_room else listed

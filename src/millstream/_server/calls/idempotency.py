@@ -43,13 +43,13 @@ from millstream._protocol.seal import InputRequired, Rounds
 from millstream._server.calls.call import RUNNING as RUNNING_TASK
 from millstream._server.calls.call import Call, TaskStart, params_of, value_of
 from millstream._server.calls.context import call_binding
-from millstream._server.calls.parked_calls import UNREACHABLE
+from millstream._server.calls.parked_calls import HolderUnreachable
 from millstream._server.calls.questions import resolve_group
-from millstream._server.calls.sealed_records import SealedRecords
+from millstream._server.calls.sealed_records import SealedRecords, show_time
 from millstream._server.calls.services import Services
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._stores.workers import read_again
-from millstream._tasks import Tasks, has_failed
+from millstream._tasks import Tasks, has_failed, retry_delay
 
 KEY = "millstream/idempotencyKey"
 """The member of `_meta` with the caller's key, which is announced in the `_meta` of a tool that reads it."""
@@ -58,13 +58,15 @@ RAN_AT = "millstream/ranAt"
 PENDING, RUNNING, DONE, UNKNOWN = "pending", "running", "done", "unknown"
 PATIENCE = 45.0
 """Maximum seconds that a repeat waits for a running call. Some clients give up after 60."""
-_MAX_KEY = 255
+MAX_KEY = 255
+"""Maximum characters of a key."""
 _MAX_KEPT = 256 * 1024
 """Maximum bytes of a result that is kept."""
 _DAY = 86400.0
 """Seconds for which outcomes are kept, unless the tool says how long."""
 _ATTEMPTS = 4
-_POLL = 0.1
+_MIN_PAUSE, _MAX_PAUSE = 0.05, 2.0
+"""Minimum and maximum seconds before a repeat reads the record of a running call again."""
 _OTHER = "The idempotency key was used with other arguments. Use a new key for another call."
 _WAITING = "An identical call is waiting for an answer, so this one wasn't started. Answer its question first."
 _BUSY = "An identical call is still running, so this one wasn't started. Call again later to get its result."
@@ -196,7 +198,7 @@ class IdempotentCalls:
             ToolError: See `run`.
         """
         claim: IdempotentCall = call.claim
-        deadline = time.monotonic() + PATIENCE
+        deadline, attempts = time.monotonic() + PATIENCE, count()
         while True:
             claim.name, raw, record = await self._records.find(claim.names)
             now = self._services.clock()
@@ -212,7 +214,7 @@ class IdempotentCalls:
             elif time.monotonic() > deadline:
                 raise ToolError(_BUSY)
             else:
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(retry_delay(next(attempts), _MIN_PAUSE, _MAX_PAUSE))
 
     async def _take(self, call: Call, raw: bytes | None, earlier: CallRecord | None, now: float, limit: float) -> bool:
         """Return whether this call became the one that runs."""
@@ -299,7 +301,7 @@ class IdempotentCalls:
             expires = until + claim.seconds
             return structs.replace(record, state=PENDING, round=rounds.rounds + 1, until=until, expires=expires)
         is_malformed = isinstance(error, ProtocolError) and error.code == INVALID_PARAMS
-        if still_waits and (is_malformed or str(error) == UNREACHABLE):
+        if still_waits and (is_malformed or isinstance(error, HolderUnreachable)):
             return structs.replace(claim.record, state=PENDING, begun=begun or not is_malformed)
         if error is not None and not begun:
             return None
@@ -340,8 +342,8 @@ def _read_key(call: Call) -> str:
     """
     given = members(value_of(params_of(call).meta))
     key = given.get(KEY, given.get("idempotencyKey", ""))
-    if not isinstance(key, str) or len(key) > _MAX_KEY or (not key and KEY in given):
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: the idempotency key must have 1 to {_MAX_KEY} characters")
+    if not isinstance(key, str) or len(key) > MAX_KEY or (not key and KEY in given):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: the idempotency key must have 1 to {MAX_KEY} characters")
     return key
 
 
@@ -357,16 +359,12 @@ def _answer(call: Call, record: CallRecord) -> bytes:
     Raises:
         ToolError: The outcome is unknown, or couldn't be kept.
     """
-    at = _time(record.started)
+    at = show_time(record.started)
     if record.state != DONE:
-        raise ToolError(_LOST.format(at, _time(record.expires)))
+        raise ToolError(_LOST.format(at, show_time(record.expires)))
     if not record.result:  # clients refuse a result without the content that the output schema announces
         raise ToolError(_NOT_KEPT.format(at))
     found = msgspec.json.decode(b"{%b}" % record.result)
     note = Text(_NOTE.format(at))
     call.meta = {**(msgspec.json.decode(record.meta) if record.meta else {}), RAN_AT: at}
     return encode({**found, "content": [note, *found.get("content", ())]})[1:-1]
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -61,7 +61,6 @@ _NOT_SHARED = (
     "%s %s waited for an answer in a process that this one doesn't know. If several processes serve the same address, "
     "let them share a store, such as redis:// or nats://, or ask in a dependency, or mark the tool with replay=True."
 )
-UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again."
 MAX_BYTES = 64 * 1024 * 1024
 """Maximum total size of the arguments of parked calls. One caller can use half of it."""
 MAX_THREADS = 200
@@ -75,6 +74,10 @@ _MAX_KEPT = 4 * 1024
 _MAX_POSTPONED = 100
 """Maximum messages that a call sends with its next request. The size of their texts is limited to `_MAX_KEPT`."""
 _PART = "calls"
+
+
+class HolderUnreachable(ToolError):
+    """The worker that holds a parked call can't be reached, so the call still waits."""
 
 
 class _Question(Struct, eq=False):
@@ -727,7 +730,7 @@ class _OtherWorkers:
             news = await future
         except (LocalError, OSError) as exc:
             self._send_soon(worker, CancelRetry(number))
-            raise ToolError(UNREACHABLE) from exc
+            raise HolderUnreachable("The server process that holds this call can't be reached. Try again.") from exc
         except asyncio.CancelledError:
             self._send_soon(worker, CancelRetry(number))
             raise

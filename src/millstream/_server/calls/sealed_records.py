@@ -1,6 +1,7 @@
 """Sealed records of calls in their owners' shares of the store, under keyed digests. They change by compare-and-set."""
 
 import hmac
+import time
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Generic, Protocol, TypeVar
@@ -38,8 +39,7 @@ class SealedRecords(Generic[R]):
     async def find(self, names: Sequence[str]) -> tuple[str, bytes | None, R | None]:
         """Return the name in use, the stored value, and the record, or None if there's none or it can't be opened."""
         values = await self._vault.kv.get_many(names)
-        found = [(name, raw) for name, raw in zip(names, values, strict=True) if raw is not None]
-        name, raw = found[0] if found else (names[0], None)
+        name, raw = max(zip(names, values, strict=True), key=lambda each: each[1] is not None)
         return name, raw, self.open(name, raw)
 
     def open(self, name: str, raw: bytes | None) -> R | None:
@@ -53,3 +53,8 @@ class SealedRecords(Generic[R]):
             value = vault.seal(self._sealed_as, record, name.encode()).encode()
             ttl = max(ttl, record.expires - vault.clock())
         return await vault.kv.compare_and_set(name, raw, value, ttl)
+
+
+def show_time(seconds: float) -> str:
+    """Return a time as text (RFC 3339 §5.6)."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
