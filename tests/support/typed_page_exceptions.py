@@ -122,7 +122,6 @@ PAGES = {
     "docs/guides/message-buses.md": Page(
         untyped={
             "bus.py": "It needs a broker. tests/hub/test_bus.py gives it one.",
-            "bus_brokers.py": "It needs three brokers. tests/hub/test_bus.py has them.",
             **dict.fromkeys(
                 ("nats-server", "curl -N", "nats pub", "id: ORDERS/1", "millstream call http"),
                 "The command of NATS isn't there. tests/hub/test_bus.py publishes and reads.",
@@ -211,11 +210,9 @@ PAGES = {
             )
         },
         untyped={
-            "policy.py": "tests/gateway/rules/test_policy.py compares it with gateway.toml.",
             "which_rule.toml": "tests/gateway/rules/test_policy.py reads its limits.",
             "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/rules/test_policy.py reads such results.",
-            "[settings]": "It's one more line in a file.",
         },
     ),
     "docs/guides/sets.md": Page(
@@ -243,7 +240,6 @@ PAGES = {
             "people.toml": "tests/gateway/test_gateway_server.py serves it.",
             "millstream users add": "They ask for passwords. tests/gateway/test_gateway_server.py adds such users.",
             "millstream gateway ~/.cursor": "The reader's own. tests/gateway/files/test_run_command.py serves others.",
-            "millstream install servers.json": "tests/gateway/files/test_run_command.py serves the file over stdio.",
             "millstream run -- uvx": "uvx asks the index. tests/gateway/files/test_run_command.py runs such commands.",
             "Version 2 of gateway.toml": "tests/gateway/files/test_live.py reads such lines.",
             "gateway.toml, line 7": "tests/workers/test_live_gateways.py reads such lines.",
@@ -254,7 +250,6 @@ PAGES = {
     "docs/guides/hub.md": Page(
         untyped={
             "moderator.py": "tests/examples/test_small_examples.py runs it.",
-            "closing.py": "tests/hub/test_stop.py runs it.",
             "follow_room.py": "tests/hub/test_python_client.py runs it.",
         },
     ),
