@@ -94,12 +94,6 @@ PAGES = {
             "result = await": "tests/client/test_calls.py does so.",
         },
     ),
-    "docs/guides/tools.md": Page(
-        untyped=dict.fromkeys(
-            ("INFO millstream: find: models see no description", "ValueError: The tool"),
-            "It's a message from the log. tests/server/test_registration.py reads it.",
-        ),
-    ),
     "docs/guides/state-and-startup.md": Page(
         also={"": (TypedCommand("millstream read exchange.py bank://rates", '{"EUR":1.0,"USD":1.08}'),)},
         untyped={
