@@ -40,7 +40,7 @@ TABS = {
     "coming-from": ("Guides", ""),
     "reference": ("Reference", ""),
     "explanation": ("Understand", ""),
-    "recipes": ("Recipes", ""),
+    "recipes": ("Guides", ""),
 }
 """Folder of a page that docs/contents.md doesn't link -> the tab and group for it."""
 FOR_CONTRIBUTORS = ("architecture.md", "contributing/", "decisions/")

@@ -185,7 +185,7 @@ async def examine(target: Any, revision: str | None, server: Server, workplace: 
 
 
 def without_origin(item: dict[str, Any]) -> dict[str, Any]:
-    """Return an item without the name of its upstream, which every gateway adds (docs/explanation/gateway.md)."""
+    """Return an item without the name of its upstream, which every gateway adds (docs/explanation/eras.md)."""
     meta = {name: value for name, value in item.get("_meta", {}).items() if name != ORIGIN_KEY}
     return {**{name: value for name, value in item.items() if name != "_meta"}, **({"_meta": meta} if meta else {})}
 

@@ -103,7 +103,7 @@ async def test_limits_page_example_works() -> None:
 
 def test_pages_quote_real_messages() -> None:
     pages = "".join((ROOT / "docs" / "guides" / f"{name}.md").read_text("utf-8") for name in (
-        "authentication-with-keys", "accept-tokens", "rate-limits-and-quotas", "audit-log", "https",
+        "authentication-with-keys", "accept-tokens", "rate-limits-and-quotas", "audit-log", "behind-a-proxy",
     ))  # fmt: skip
     functions, variables = re.findall(r"auth\.(\w+)\(", pages), re.findall(r"MILLSTREAM_(\w+)", pages)
     assert "keys" in functions

@@ -687,8 +687,6 @@ OF_OTHERS = {
     "The server didn't respond to … within … seconds.",
     "has no tool '…'. Did you mean …?",
     "This requires elicitation/create, which needs a session",
-    "can't be reached, so the call wasn't sent",
-    "can't be started, so the call wasn't sent",
 }
 """Messages on the page that aren't a single string in the package."""
 

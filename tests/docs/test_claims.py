@@ -16,8 +16,9 @@ from tests.support.cases import for_each
 pytestmark = pytest.mark.check
 
 # After "#" is the only section of the page that makes claims.
-PAGES = ["docs/security.md", "README.md", "docs/comparison.md", "docs/comparison-gateways.md", "docs/reliability.md",
-         "docs/explanation/gateway.md", "docs/reference/gateway-operation.md#Sessions and processes",
+PAGES = ["docs/security.md", "README.md", "docs/comparison.md", "docs/reliability.md",
+         "docs/explanation/eras.md#How a gateway joins two eras",
+         "docs/reference/gateway-operation.md#Sessions and processes",
          "docs/contributing/tested.md#Security tests"]  # fmt: skip
 # Sections of links.
 WITHOUT_CLAIMS = ("Where next",)

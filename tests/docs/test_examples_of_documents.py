@@ -130,7 +130,7 @@ def hub_port(shared_hub: SharedServer) -> int:
 
 @pytest.mark.server
 async def test_documented_http_sse_messages_match_the_wire(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "explanation" / "http-sse.md").read_text("utf-8")
+    page = (ROOT / "docs" / "explanation" / "eras.md").read_text("utf-8")
     messages = re.findall(r"""(?:-d '|POST `)(\{.*\})(?:'|`)""", page)
     assert [json.loads(each)["method"] for each in messages] == ["initialize", "tools/call", "tools/call"]
     port = free_port()

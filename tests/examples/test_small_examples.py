@@ -160,18 +160,6 @@ async def test_moderator_warns_about_messages_in_capitals(message: object) -> No
         await events.aclose()
 
 
-@for_each("answer", [{"action": "decline"}, {"action": "cancel"}, {"action": "accept", "content": {"value": False}}])
-async def test_shelf_is_emptied_only_after_a_yes(connect: Any, asking_revision: str, answer: dict[str, Any]) -> None:
-    shelf = runpy.run_path(str(ROOT / "examples" / "recipes" / "shelf.py"))
-    async with connect(shelf["mcp"], asking_revision, answer=lambda method, params: answer) as client:
-        assert await client.text("clear") == "Nothing was deleted."
-        assert len(shelf["BOOKS"]) == 3
-    yes = {"action": "accept", "content": {"value": True}}
-    async with connect(shelf["mcp"], asking_revision, answer=lambda method, params: yes) as client:
-        assert await client.text("clear") == "The shelf is empty."
-        assert shelf["BOOKS"] == []
-
-
 @for_each("answer", [True, False])
 async def test_card_is_charged_if_the_person_agrees(connect: Any, asking_revision: str, *, answer: bool) -> None:
     def agree(method: str, params: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from site_world import build_site, serve_folder
 pytestmark = pytest.mark.server
 
 SHOWN = [
-    "", "tutorial/", "guides/tools/", "guides/gateway/", "guides/sets/", "recipes/google/", "examples/", "comparison/",
+    "", "tutorial/", "guides/tools/", "guides/gateway/", "guides/sets/", "recipes/nginx/", "examples/", "comparison/",
     "reference/settings/", "reference/gateway/", "reference/gateway-rules/", "reference/hub/", "explanation/eras/",
     "modules/millstream.testing/", "modules/millstream.compat/", "contents/", "404.html",
 ]  # fmt: skip

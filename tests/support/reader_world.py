@@ -167,6 +167,8 @@ class Reader:
         if command.startswith("export "):
             name = command.split()[1].partition("=")[0]
             self.variables[name] = self.run(f'{command}\nprintf %s "${name}"')
+        elif command.startswith("unset "):
+            del self.variables[command.split()[1]]
         elif command.endswith("--transport stdio"):
             answer = json.loads(self.run(command, given=f"{json.dumps(INITIALIZE)}\n"))
             assert answer["result"]["protocolVersion"] == "2025-11-25"

@@ -94,15 +94,6 @@ PAGES = {
             "result = await": "tests/client/test_calls.py does so.",
         },
     ),
-    "docs/guides/tools.md": Page(
-        untyped=dict.fromkeys(
-            ("INFO millstream: find: models see no description", "ValueError: The tool"),
-            "It's a message from the log. tests/server/test_registration.py reads it.",
-        ),
-    ),
-    "docs/guides/prompts.md": Page(
-        untyped={"parameter 'days'": "It's an error at registration. tests/server/test_registration.py reads it."},
-    ),
     "docs/guides/state-and-startup.md": Page(
         also={"": (TypedCommand("millstream read exchange.py bank://rates", '{"EUR":1.0,"USD":1.08}'),)},
         untyped={
@@ -125,7 +116,6 @@ PAGES = {
     "docs/guides/message-buses.md": Page(
         untyped={
             "bus.py": "It needs a broker. tests/hub/test_bus.py gives it one.",
-            "bus_brokers.py": "It needs three brokers. tests/hub/test_bus.py has them.",
             **dict.fromkeys(
                 ("nats-server", "curl -N", "nats pub", "id: ORDERS/1", "millstream call http"),
                 "The command of NATS isn't there. tests/hub/test_bus.py publishes and reads.",
@@ -151,7 +141,16 @@ PAGES = {
         also={"": (TypedCommand("millstream list parcels.py", "…\ntool	write_card	…"),)},
     ),
     "docs/guides/behind-a-proxy.md": Page(
+        needs="certificate",
+        files=SHOP,
+        places={"/etc/ssl/shop": "tls"},
+        also={
+            "millstream run shop.py": (
+                TypedCommand("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),
+            )
+        },
         untyped={
+            "curl https://mcp.example.com": "The name is made up. The check above asks the same path.",
             "nginx.conf": "docs/recipes/nginx.md has the same lines, and runs nginx with them.",
             "listen 443 ssl": "Its certificates aren't there. tests/deploy serves TLS with nginx.",
             "install -d -o millstream": "It needs root. tests/workers/test_unix_sockets.py tries such modes.",
@@ -205,11 +204,9 @@ PAGES = {
             )
         },
         untyped={
-            "policy.py": "tests/gateway/rules/test_policy.py compares it with gateway.toml.",
             "which_rule.toml": "tests/gateway/rules/test_policy.py reads its limits.",
             "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/rules/test_policy.py reads such results.",
-            "[settings]": "It's one more line in a file.",
         },
     ),
     "docs/guides/sets.md": Page(
@@ -237,7 +234,6 @@ PAGES = {
             "people.toml": "tests/gateway/test_gateway_server.py serves it.",
             "millstream users add": "They ask for passwords. tests/gateway/test_gateway_server.py adds such users.",
             "millstream gateway ~/.cursor": "The reader's own. tests/gateway/files/test_run_command.py serves others.",
-            "millstream install servers.json": "tests/gateway/files/test_run_command.py serves the file over stdio.",
             "millstream run -- uvx": "uvx asks the index. tests/gateway/files/test_run_command.py runs such commands.",
             "Version 2 of gateway.toml": "tests/gateway/files/test_live.py reads such lines.",
             "gateway.toml, line 7": "tests/workers/test_live_gateways.py reads such lines.",
@@ -248,7 +244,6 @@ PAGES = {
     "docs/guides/hub.md": Page(
         untyped={
             "moderator.py": "tests/examples/test_small_examples.py runs it.",
-            "closing.py": "tests/hub/test_stop.py runs it.",
             "follow_room.py": "tests/hub/test_python_client.py runs it.",
         },
     ),
@@ -293,7 +288,6 @@ PAGES = {
             "agent_frameworks.py": "tests/interop/test_agent_frameworks.py runs it with the framework.",
         },
     ),
-    "docs/guides/dependencies.md": Page(),
     "docs/guides/develop-and-inspect.md": Page(
         also={
             "millstream run bookshop.py --dev": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),),
@@ -316,9 +310,11 @@ PAGES = {
     "docs/guides/routes-of-your-own.md": Page(
         untyped={"<form method": "It's a part of a page. tests/auth/test_sign_in.py posts such forms."},
     ),
-    "docs/guides/apps.md": Page(files={"charts/sales.html": "examples/charts/sales.html"}),
-    "docs/guides/skills.md": Page(
-        files={"skills/refunds/SKILL.md": "examples/skills/refunds/SKILL.md"},
+    "docs/guides/apps.md": Page(
+        files={
+            "charts/sales.html": "examples/charts/sales.html",
+            "skills/refunds/SKILL.md": "examples/skills/refunds/SKILL.md",
+        },
         untyped={
             "skilled.py": "The page shows the file in two parts; tests/extensions/skills runs it.",
             "---\nname: refunds": "It's the text of the skill that the reader has as a file.",
@@ -345,30 +341,12 @@ PAGES = {
         places={'"http://127.0.0.1:8000","authorization_endpoint":"http://127.0.0.1:8000/authorize"': "…"},
         untyped={"auth=[auth.issuer": "It's a part of a line. tests/auth/test_sign_in_anywhere.py has such a server."},
     ),
-    "docs/guides/asgi-servers.md": Page(
-        untyped={
-            "hub is served through plain ASGI": "It's a line of the log, which tests/server/test_run_async.py has.",
-            "MILLSTREAM_STORE=redis": "tests/scale runs workers that share Redis.",
-        },
-    ),
     "docs/guides/inside-fastapi.md": Page(
         untyped={
             "@asynccontextmanager": "It's an excerpt. tests/server/test_mounting.py does so.",
+            "hub is served through plain ASGI": "It's a line of the log, which tests/server/test_run_async.py has.",
+            "MILLSTREAM_STORE=redis": "tests/scale runs workers that share Redis.",
             "test_echo_math.py": "tests/examples/test_under_uvicorn.py runs it.",
-        },
-    ),
-    "docs/guides/https.md": Page(
-        needs="certificate",
-        files=SHOP,
-        places={"/etc/ssl/shop": "tls"},
-        also={
-            "millstream run shop.py": (
-                TypedCommand("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),
-            )
-        },
-        untyped={
-            "mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it.",
-            "curl https://mcp.example.com": "The name is made up. The check above asks the same path.",
         },
     ),
     "docs/guides/troubleshooting.md": Page(
@@ -418,23 +396,9 @@ PAGES = {
             '{"ts":': "It's one line of many. tests/telemetry reads such lines.",
         },
     ),
-    "docs/recipes/agent.md": Page(needs="model"),
-    "docs/recipes/confirm.md": Page(
-        answers={"millstream call shelf.py clear": (("value (yes or no): ", "yes"),)},
-    ),
-    "docs/recipes/google.md": Page(
-        places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
-        also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
-    ),
-    "docs/recipes/live-page.md": Page(
-        also={"curl -sN": (TypedCommand("curl -s http://127.0.0.1:8000/sales", '…subscribe("sales"…'),)},
-    ),
     "docs/recipes/nginx.md": Page(
         needs="nginx",
         untyped={"listen 443 ssl": "Its certificates aren't there. tests/deploy serves TLS with nginx."},
-    ),
-    "docs/recipes/rest-api.md": Page(
-        places={'{"result":"Ordered': '…{"result":"Ordered'},
     ),
     "docs/recipes/team-gateway.md": Page(
         files={"shop.py": "examples/gateway/shop.py", "warehouse.py": "examples/gateway/warehouse.py"},
@@ -460,6 +424,9 @@ PAGES = {
             ),
         },
         untyped={"mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it."},
+    ),
+    "docs/guides/resources.md": Page(
+        untyped={"parameter 'days'": "It's an error at registration. tests/server/test_registration.py reads it."},
     ),
 }
 """Page -> its deviations. Other pages are typed as shown."""

@@ -55,7 +55,7 @@ def _files(folder: str, *, max_age: int, shared: bool) -> Application:
     (RFC 9110 §14). It's opened by `open_file`, so links that lead outside the folder aren't followed.
 
     Args:
-        folder: Folder of the files, all of which are accessible to every permitted caller.
+        folder: Folder of the files. Permitted callers can read all that aren't hidden.
         max_age: Seconds that clients cache a file without revalidation.
         shared: Whether shared caches may store the files.
 

@@ -33,7 +33,7 @@ PREFIX = "notifications/events/"
 _MAX_WAITING = 1_000
 """Maximum unread events. Above it, the stream is closed, and reopened when there is space."""
 _SILENCE_TIMEOUT = 75.0
-"""Seconds without a message until a stream is reopened. Servers send a heartbeat every 30 seconds."""
+"""Seconds without a message until a stream is reopened. Servers send heartbeats in between."""
 _MIN_PAUSE = 1.0
 """Minimum seconds between two polls, even if the server requests less."""
 _MAX_PAUSE = 3600.0

@@ -1,4 +1,4 @@
-"""Tool search: clients list only `search_tools` and `call_tool`, and models search for the other tools.
+"""Tool search: clients list `search_tools`, `call_tool`, and tools with the tag `listed`, and models search the rest.
 
 ``Settings(tool_search=True)`` turns it on, with or without upstreams. SQLite's full-text index ranks by BM25
 (docs/decisions/0036). A call through `call_tool` becomes a call of the tool itself before any gate sees it, so scopes,

@@ -205,7 +205,7 @@ def _inclusive(node: Schema) -> Schema:
 
 
 def parse_answer(content: Json, answer: Any) -> Any:
-    """Return the answer as the requested type, or unchanged for a schema.
+    """Return the answer as the requested type, or for a schema as JSON data, with 2.0 as 2 and a lone text as a list.
 
     Raises:
         ProtocolError: The answer doesn't match the form.

@@ -139,8 +139,8 @@ class IssuerEndpoints(AuthMethod):
 
     @override
     def holds(self, id: str) -> bool:
-        """Return False for a moment after a revocation, which closes all streams. Clients with other valid tokens
-        reconnect.
+        """Return False for a moment after a revocation, which closes the principal's streams. Clients with other valid
+        tokens reconnect.
         """
         return self._revoked_last_epoch.isdisjoint((id, ALL_PRINCIPALS))
 
