@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from account_parts import KeyFile
 from auth.test_issuers import answers, introspected
-from auth_world import ALICE, STREAM, GuardedServer, make_server, run_guarded
+from auth_world import ALICE, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, OTHER, claims, craft_token, key_set, run_issuer, token
 from millstream import Principal, auth
@@ -462,3 +462,10 @@ async def test_address_that_is_locked_out_is_logged_once(caplog: pytest.LogCaptu
     lines = [each.getMessage() for each in caplog.records if "Too many failed sign-ins from" in each.getMessage()]
     assert len(lines) == 1, lines
     assert lines[0].startswith("Too many failed sign-ins from 127.0.0.1")
+
+
+async def test_rejected_credentials_are_counted_in_the_metrics() -> None:
+    async with run_guarded(make_server([auth.keys(ROOT), signed()])) as world:
+        assert await statuses(world, ["wrong" * 5, "other" * 5, NO_GUESSES["one expired token"](0)]) == [401] * 3
+        metrics = (await world.ask(ROOT, "GET", "/metrics")).body
+    assert b"\nmillstream_failed_sign_ins_total 3.0\n" in metrics

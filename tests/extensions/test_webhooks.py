@@ -225,6 +225,23 @@ async def test_failing_endpoints_are_suspended_until_the_next_refresh(
     assert said == [refused, refused, "No webhooks for 'order.paid' are suspended."]  # at both starts, and at the end
 
 
+async def test_deliveries_that_work_again_end_their_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [StoreUnavailable("away")]
+    position = _webhook.SubscriptionStore.position
+
+    async def find(store: _webhook.SubscriptionStore, name: str) -> str:
+        if failures:
+            raise failures.pop()
+        return await position(store, name)
+
+    monkeypatch.setattr(_webhook.SubscriptionStore, "position", find)
+    async with run_delivery(tmp_path):
+        await wait_until(lambda: "Webhooks for 'order.paid' can be delivered again." in caplog.messages)
+    assert "Webhooks for 'order.paid' can't be delivered; retrying: away" in caplog.messages
+
+
 async def test_declared_receivers_need_no_challenge(tmp_path: Path) -> None:
     async with run_delivery(tmp_path) as (world, receiver):
         client, secret = world.client(), receiver.secret()

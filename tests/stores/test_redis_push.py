@@ -6,10 +6,13 @@ from contextlib import asynccontextmanager, suppress
 from types import coroutine
 from typing import Any
 
+import pytest
+
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.client import RedisClient
 from millstream._stores.redis.store import PushReader
 from millstream._tasks import cancel_all
+from millstream._troubles import Troubles
 from redis_parts import until
 
 
@@ -37,6 +40,7 @@ class Client:
     """Opens such connections."""
 
     def __init__(self) -> None:
+        self.troubles = Troubles()
         self.connections: list[Connection] = []
         self.ignores = False
 
@@ -126,6 +130,8 @@ class Answering(Connection):
 
 async def test_waiting_for_many_channels_takes_linear_time() -> None:
     class AnsweringClient:
+        troubles = Troubles()
+
         @asynccontextmanager
         async def connection(self, key: str) -> AsyncGenerator[Connection]:
             del key
@@ -152,4 +158,33 @@ async def test_waiting_for_many_channels_takes_linear_time() -> None:
     assert steps <= 50 * 3  # each begins, and is woken for the connection and for the last channel
     reader.follow("another", lambda data: None)
     await reader.wait_until_followed()
+    await cancel_all(running)
+
+
+async def test_trouble_of_a_reader_ends_when_it_is_connected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._stores.redis.store._PAUSE", 0.0)
+
+    class ReturningClient:
+        troubles = Troubles()
+        failures = 3
+        back = asyncio.Event()
+
+        @asynccontextmanager
+        async def connection(self, key: str) -> AsyncGenerator[Connection]:
+            del key
+            if self.failures:
+                self.failures -= 1
+                raise ConnectionError("refused")
+            await self.back.wait()
+            yield Answering()
+
+    client: Any = ReturningClient()
+    reader = PushReader(client, "key", "marks")
+    running = asyncio.create_task(reader.run())
+    await until(client.troubles.describe)
+    (found,) = client.troubles.describe()
+    assert found.reason == "refused"
+    client.back.set()
+    await reader.wait_until_followed()
+    assert not client.troubles.describe()
     await cancel_all(running)

@@ -176,12 +176,12 @@ class Consumer:
         )
         while True:
             with trouble:
-                await self._consume()
+                await self._consume(trouble)
             if trouble.lasts:
                 await asyncio.sleep(_PAUSE)
             self._log.interrupt(self._view.name)
 
-    async def _consume(self) -> None:
+    async def _consume(self, trouble: LogOnce) -> None:
         """Follow the stream with one consumer, until it fails."""
         subscription: Subscription | None = None
         try:
@@ -192,6 +192,7 @@ class Consumer:
             # This consumer pushes entries appended since the last one failed, unless they were deleted.
             self._log.interrupt(self._view.name)
             self.created.set()
+            trouble.end()
             await self._watch()
             await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._view.stream}.{self._name}", b"")
         except (LocalError, TimeoutError) as exc:

@@ -96,9 +96,16 @@ class PushReader(Struct, eq=False):
     marks: dict[bytes, asyncio.Future[None]] = {}
     """Messages for the `mark_channel`, each with the callback for its arrival."""
     _read_task: asyncio.Task[Any] | None = None
+    _outage: Any = None
 
     def __post_init__(self) -> None:
         self.forget_all()
+        self._outage = LogOnce(
+            self._client.troubles,
+            "The store can't be read; retrying",
+            "The store can be read again.",
+            catches=Exception,
+        )
 
     def follow(self, channel: str, take: Callable[[bytes], None]) -> None:
         """Call `take` with each message of a channel."""
@@ -133,13 +140,7 @@ class PushReader(Struct, eq=False):
 
     async def run(self) -> None:
         """Read until canceled."""
-        outage = LogOnce(
-            self._client.troubles,
-            "The store can't be read; retrying",
-            "The store can be read again.",
-            catches=Exception,
-        )
-        failures = 0
+        outage, failures = self._outage, 0
         try:
             while True:
                 self._read_task = asyncio.create_task(self._read())
@@ -213,6 +214,7 @@ class PushReader(Struct, eq=False):
             if self._confirmed > self._asked:
                 raise ConnectionError("The channels have moved to another server.")
             if self._confirmed == self._asked and not self._is_complete:
+                self._outage.end()
                 self._is_complete = True
                 if self.number > 1:
                     self.interrupted()

@@ -113,7 +113,7 @@ class EventDelivery(Struct):
         try:
             while not self._is_retired:
                 with trouble:
-                    await self._deliver_with_lease()
+                    await self._deliver_with_lease(trouble)
                 if not self._is_retired:
                     await asyncio.sleep(1.0 if trouble.lasts else LEASE / 3)
         finally:
@@ -148,7 +148,7 @@ class EventDelivery(Struct):
         self._leased_until = until
         return True
 
-    async def _deliver_with_lease(self) -> None:
+    async def _deliver_with_lease(self, trouble: LogOnce) -> None:
         if not await self._renew():
             return
         log, loop = self._host.log, asyncio.get_running_loop()
@@ -156,6 +156,7 @@ class EventDelivery(Struct):
         try:
             await log.wait_until_listening(CHANGES)
             feed, replay = open_feed(self.hub, self.kind.name, await self._begin())
+            trouble.end()
             works = [loop.create_task(each) for each in (self._consume(feed), self._maintain(), self._apply_changes())]
             try:
                 await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
