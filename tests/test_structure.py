@@ -576,7 +576,6 @@ LINE_BREAKS = {
     "client/_oauth/loopback.py": "writes the page that ends a sign-in, whose head is constant",
     "extensions/_host.py": "writes constant headers of a response",
     "_web/inspector.py": "writes constant headers of responses",
-    "_gateway/calls/forward.py": "writes a constant header of responses",
     "_gateway/upstreams/links.py": "writes a constant header of responses",
     "_gateway/apis/request.py": "writes the boundaries of multipart bodies",
 }

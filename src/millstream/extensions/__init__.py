@@ -15,7 +15,7 @@ from millstream._server.calls.call import scopes_of
 from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
 from millstream._tasks import Tasks, cancel_all
-from millstream._troubles import LogOnce, run_on
+from millstream._troubles import LogOnce, Trouble, Troubles, run_on
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._calls import (
     CallContext,
@@ -66,6 +66,8 @@ __all__ = [
     "Ticket",
     "ToolAnnotationsDict",
     "ToolOptions",
+    "Trouble",
+    "Troubles",
     "cancel_all",
     "format_time",
     "method",
