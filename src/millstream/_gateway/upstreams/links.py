@@ -355,8 +355,9 @@ class Links(Struct):
             kept.keep(method.encode() if method == SET_LEVEL else params, (method, params))
 
     async def _repeat(self, link: Link) -> None:
+        kept = self.lasting.get(link.key.affinity)
         with contextlib.suppress(ClientError):
-            for method, params in list(self.lasting.get(link.key.affinity, {}).values()):
+            for method, params in [] if kept is None else list(kept.values()):
                 with contextlib.suppress(ServerError):
                     await link.conversation.requests.ask(RawRequest(method=method, params=params, rounds=False))
 
