@@ -61,7 +61,7 @@ class Troubles(Struct, NotCopyable, eq=False):
         """Return what fails now, the oldest first."""
         return merge_troubles([(each.trouble for each in self.lasting), *(source() for source in self.sources)])
 
-    def end_old(self, _now: float) -> None:
+    def end_old(self) -> None:
         """End what hasn't failed for an hour, because nobody may try it again."""
         for each in list(self.lasting):
             if each.is_old:

@@ -306,7 +306,8 @@ class Runtime:
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)
-            self.sweep.ticks += (lambda now: self.streams.end_expired(), self.store.troubles.end_old)
+            self.sweep.ticks.append(lambda now: self.streams.end_expired())
+            self.sweep.ticks.append(lambda now: self.store.troubles.end_old())
             await self.replicas.join()
             self.sweep.open()
             self._stack = self._stack.pop_all()
