@@ -7,6 +7,7 @@ requires status 200, and ignores proxies and credentials of the environment.
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 import time
@@ -28,6 +29,7 @@ from millstream._http.client import (
     InvalidResponse,
     TargetError,
     TlsFailed,
+    TooLarge,
 )
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.request import encode_headers, encode_request
@@ -487,7 +489,7 @@ async def fetch(
             "GET" if form is None else "POST", parse_url(url), head, form or b"",
             dial=guard_dial(is_allowed, "documents"), max_body=max_bytes, seconds=seconds,
         )  # fmt: skip
-    except (ClientError, AddressRefused, OSError, UnicodeError) as exc:
+    except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
         raise OutboundError(_reason(exc, host or "", seconds)) from exc
     if reply.status != 200:
         refused = OutboundError(f"{host} responded with {reply.status}.")
@@ -502,16 +504,27 @@ async def fetch(
 
 def _reason(exc: Exception, host: str, seconds: float) -> str:
     match exc:
-        case TargetError() | UnicodeError():  # an invalid host name
+        case AddressRefused():
+            return str(exc)
+        case TargetError():
             return "The URL is malformed."
         case TimeoutError():
             return f"{host} didn't respond within {pluralize(seconds, 'second')}."
-        case InvalidResponse():  # its text may quote the response
+        case ConnectionLost():
+            return f"{host} closed the connection in the middle of its response."
+        case TooLarge():
+            return "The response is too large."
+        case InvalidResponse():
             return "The response isn't valid HTTP."
-        case TlsFailed():
-            return f"{exc} {exc.remedy}"
         case _:
-            return str(exc)
+            cause = exc.__cause__ or exc
+            if isinstance(cause, socket.gaierror):
+                return f"The name {host} couldn't be resolved: {cause.strerror or cause}."
+            why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else type(cause).__name__
+            text = f"{host} can't be reached: {why}."
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                text += " If your organization has a certificate authority, set SSL_CERT_FILE to its certificate file."
+            return text
 
 
 async def request(
