@@ -774,6 +774,7 @@ async def test_audit_line_has_both_names(shop: Shop, tmp_path: Path) -> None:
     [
         *("managers", "group:", "scope:x", "groups:x", "", "group:*", "user:*", "group:manage*", "group: ", "user:\t"),
         *("group: managers", "group:managers ", "group:managers\n", "user:\u200b", "group:**"),
+        *("group:group:managers", "user:group:managers"),
     ],
 )
 def test_approvers_need_a_kind_and_a_name(wrong: str) -> None:

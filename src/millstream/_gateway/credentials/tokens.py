@@ -375,7 +375,7 @@ class _IssuedCredentials(TokenCredentials):
             form["audience"] = exchange.audience
         response = await ask_token(issuer, self._registration, form, self._outbound)
         response.check(issuer.issuer, f"token for the upstream {self.upstream!r}")
-        lifetime = response.expires_in or lifetime
+        lifetime = max(response.expires_in, 0) or lifetime
         expires_at = min(until, time.time() + lifetime) if lifetime else 0
         return make_grant(Tokens(response.access_token, scope=response.scope, expires_at=expires_at))
 

@@ -295,7 +295,7 @@ class _UserOptions(_Options, total=False):
 _G = TypeVar("_G", bound=_Grant)
 
 
-def _grant(kind: type[_G], scope: str | Iterable[str] = (), **options: Any) -> _G:
+def _grant(kind: type[_G], /, scope: str | Iterable[str] = (), **options: Any) -> _G:
     """Return an authorization server's options. Programs can write a secret as text, and scopes as one string."""
     options |= {name: secret(options[name]) for name in ("client_secret", "private_key") if name in options}
     return kind(scope=tuple(scope.split() if isinstance(scope, str) else scope), **options)

@@ -16,7 +16,7 @@ from millstream.protocol import (
     is_object,
 )
 
-Approver = Annotated[str, Meta(pattern=r"^(group|user):(?=.*\w)[^\s*]+( +[^\s*]+)*$(?!\n)")]
+Approver = Annotated[str, Meta(pattern=r"^(group|user):(?!(group|user):)(?=.*\w)[^\s*]+( +[^\s*]+)*$(?!\n)")]
 Approvers = Annotated[
     Annotated[tuple[Approver, ...], Meta(min_length=1)] | None,
     Meta(description="a list of group:NAME and user:SUBJECT, without patterns"),

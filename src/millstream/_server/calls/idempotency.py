@@ -65,7 +65,7 @@ _MAX_KEPT = 256 * 1024
 _DAY = 86400.0
 """Seconds for which outcomes are kept, unless the tool says how long."""
 _ATTEMPTS = 4
-_MIN_PAUSE, _MAX_PAUSE = 0.05, 2.0
+_MIN_PAUSE, _MAX_PAUSE = 0.05, 0.5
 """Minimum and maximum seconds before a repeat reads the record of a running call again."""
 _OTHER = "The idempotency key was used with other arguments. Use a new key for another call."
 _WAITING = "An identical call is waiting for an answer, so this one wasn't started. Answer its question first."
