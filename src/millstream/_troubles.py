@@ -162,6 +162,11 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
             again = f" ({trouble.count} failures since {local_time(trouble.since)})" if trouble.count > 1 else ""
             logger.warning("%s%s: %s", self.what, again, trouble.reason)
 
+    def goes_on(self) -> None:
+        """Keep the series, if there's one, although nothing is tried at the moment."""
+        if self.lasts:
+            self.failed_at = self.clock()
+
     def end(self, over: str = "") -> None:
         """End the series, if there's one.
 

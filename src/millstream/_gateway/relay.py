@@ -103,7 +103,7 @@ class Passthrough:
         """Relay a request that changes the client's session at the upstream."""
         result = await self._relay(call)
         if result and call.session is not None:
-            params = decode_members(call.raw_params() or b"{}")
+            params = decode_object(call.raw_params() or b"{}")
             params.pop("_meta", None)
             self._upstream.links.note(call.session.id, call.method, encode(params))
         return result

@@ -205,6 +205,7 @@ async def test_relay_repeats_what_changed_a_session_in_the_next_one(tmp_path: Pa
     async with misbehaving(desk.behave) as behind, run(tmp_path, behind.url, ada):
         for uri in (*uris, uris[2]):
             assert (await ada.post("resources/subscribe", {"uri": uri})).status_code == 200
+        assert (await ada.post("resources/subscribe", {"uri": "desk://" + "x" * 20_000})).status_code == 200
         for uri in (uris[0], "desk://never"):
             assert (await ada.post("resources/unsubscribe", {"uri": uri, "_meta": {"a": 1}})).status_code == 200
         for level in ("error", "info"):
@@ -215,13 +216,11 @@ async def test_relay_repeats_what_changed_a_session_in_the_next_one(tmp_path: Pa
             behind.requests.clear()
             assert await ada.call("read") == "nothing"
             said = [each.message for each in behind.requests if each.verb == "POST"]
-            again = [(each["method"], each["params"]) for each in said if each["method"].startswith(("res", "log"))]
-            assert again == [
-                ("resources/subscribe", {"uri": uris[1]}),
-                ("resources/subscribe", {"uri": uris[3]}),
-                ("resources/subscribe", {"uri": uris[2]}),
-                ("logging/setLevel", {"level": "info"}),
+            again = [
+                (each["method"], *each["params"].values()) for each in said if each["method"][:3] in ("res", "log")
             ]
+            kept = [("resources/subscribe", uri) for uri in uris[1:]]
+            assert sorted(again) == [("logging/setLevel", "info"), *kept]
 
 
 @for_each("prefix", ["", "desk"])
@@ -237,6 +236,26 @@ async def test_pings_and_lists_do_not_use_up_the_word_that_a_session_was_lost(tm
             texts = [await ada.call(f"{tool}read") for _ in range(3)]
             assert THERE in texts[0], (methods, texts)
             assert texts[1:] == ["nothing"] * 2, (methods, texts)
+        for methods in ("ping", "ping"), ("ping", "tools/list", "ping"):  # at the same time
+            for _ in range(2):  # a second loss before a call
+                await asyncio.gather(*(ada.post(method, {}) for method in methods))
+                desk.kept.clear()
+                await asyncio.gather(*(ada.post(method, {}) for method in methods))
+            texts = [await ada.call(f"{tool}read") for _ in range(3)]
+            assert THERE in texts[0], (methods, texts)
+            assert texts[1:] == ["nothing"] * 2, (methods, texts)
+
+
+async def test_lost_session_is_told_after_a_restart_if_only_a_ping_has_noticed_it(tmp_path: Path) -> None:
+    desk, ada = Desk(), Caller(HANDSHAKE)
+    async with misbehaving(desk.behave) as behind:
+        async with run(tmp_path, behind.url, ada):
+            await ada.call("keep", value="Ada's")
+            desk.kept.clear()
+            assert (await ada.post("ping", {})).status_code == 200
+        async with run(tmp_path, behind.url, ada):
+            assert "has lost its state" in await ada.call("read")
+            assert await ada.call("read") == "nothing"
 
 
 async def test_session_that_an_upstream_forgets_is_replaced_after_a_few_failures_and_reported_once(

@@ -31,8 +31,9 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None))
 _PATIENCE = 60.0
 """Seconds for whoever renews a certificate to write both files."""
 _NOTICE = timedelta(days=14)
-"""How long before a certificate's end the log warns, once a day."""
-_DAY = 86_400.0
+"""How long before a certificate's end the log warns, at most. For short-lived ones, it's a third of their time."""
+_OFTEN = 1800.0
+"""Seconds between two looks at a certificate's dates."""
 FIRST = 3
 """First descriptor passed by systemd (sd_listen_fds(3))."""
 
@@ -332,12 +333,12 @@ class Certificate:
         except (OSError, ValueError):
             return ""  # OpenSSL accepts more than this library
         end, begin = found.not_valid_after_utc, found.not_valid_before_utc
-        if end < now + _NOTICE:
+        if end < now + min(_NOTICE, (end - begin) / 3):
             return f"it {'expired' if end < now else 'expires'} on {end.date()}"
         return f"it is valid from {begin.isoformat()} on" if begin > now else ""
 
     async def watch(self, troubles: Troubles) -> None:
-        """Renew the certificate when the files change, and check its dates each day, until canceled."""
+        """Renew the certificate when the files change, and check its dates every half an hour, until canceled."""
         renewal = LogOnce(
             troubles,
             "The certificate can't be renewed; retrying",
@@ -351,10 +352,10 @@ class Certificate:
             f"The certificate in {self._cert} is valid.",
             remedy="Renew the certificate. If its dates are right, correct the clock of this machine.",
         )
-        checked_at = -_DAY
+        checked_at = -_OFTEN
         while True:
             with renewal:
-                if self.renew() or time.monotonic() - checked_at >= _DAY:
+                if self.renew() or time.monotonic() - checked_at >= _OFTEN:
                     checked_at = time.monotonic()
                     if problem := self._find_date_problem():
                         dates.fail(problem)

@@ -380,15 +380,19 @@ def _replaces_session(call: Call, upstream: McpUpstream, link: Link | None, exc:
     such requests, so the next call says that the state is lost.
     """
     links = upstream.links
-    if not (isinstance(exc, SessionLost) and link is not None and link.key.own and call.method.endswith(_SWALLOWED)):
+    if link is None or not link.key.own or not _is_unseen(call) or isinstance(exc, EndedHere):
         return False
-    if isinstance(exc, EndedHere) or link.key.affinity in links.lost:
+    # Several such requests can lose a session together. If the next session was lost, too, this one fails.
+    if not link.ended and not (isinstance(exc, SessionLost) and link.key.affinity not in links.lost):
         return False
-    if not link.reported:
-        links.lost.keep(link.key.affinity, EndedThere)
-    links.end(link)
+    links.lose(link)
     upstream.lists.refresh_after_loss()
     return True
+
+
+def _is_unseen(call: Call) -> bool:
+    """Return whether people don't see the error of a request, because libraries send it."""
+    return call.method == "ping" or call.method.endswith("/list")
 
 
 async def _fail(
@@ -403,7 +407,9 @@ async def _fail(
         return call_error(call, _ENDED_HERE.format(upstream.name))
     lost = isinstance(exc, SessionLost)
     ended = link if link is not None and (link.key.own or link.remembered) and (lost or link.is_lost) else None
-    if ended is not None:
+    if ended is not None and ended.key.own and _is_unseen(call):
+        upstream.links.lose(ended)
+    elif ended is not None:
         await upstream.links.forget(ended)  # the caller learns it now
     if lost:
         upstream.lists.refresh_after_loss()
@@ -418,8 +424,6 @@ _ENDED_HERE = (
     "This gateway has restarted, or has closed your session with the server {0!r} for another reason, so the session "
     "has lost its state. Call again to start a new one."
 )
-_SWALLOWED = "/list", "ping"
-"""Ends of methods whose errors people don't see, because libraries send them."""
 
 
 def _try_other_era(call: Call, upstream: McpUpstream, link: Link | None, ask: RawRequest, result: bytes) -> bool:
@@ -471,7 +475,7 @@ async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
     key, links, began = upstream.key(call, abilities, name), upstream.links, call.started or monotonic()
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:
-            if not call.method.endswith(_SWALLOWED):
+            if not _is_unseen(call):
                 if not link.conversation.transport.has_session:
                     links.lost.pop(key.affinity, None)
                 elif key.affinity in links.lost:

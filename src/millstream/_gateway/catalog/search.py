@@ -241,7 +241,7 @@ def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
 def _select_in_set(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the listed items of a set. If one search could return all of its tools, they're listed instead."""
     tools = {name: item for name, item in items.items() if kind != "tools" or name not in (SEARCH, CALL)}
-    return tools if len(tools) <= MAX_RESULTS else _select_listed(kind, items)
+    return tools if 0 < len(tools) <= MAX_RESULTS else _select_listed(kind, items)
 
 
 async def _reject_call(arguments: Any, call: Call) -> Any:

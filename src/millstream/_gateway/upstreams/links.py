@@ -25,7 +25,7 @@ from millstream._server.calls.vault import Vault
 from millstream._server.pool import Pool
 from millstream._stores.rates import MARK_BYTES
 from millstream._tasks import Tasks, has_failed
-from millstream.client import ClientError, ConnectionLost, ServerError, SessionLost
+from millstream.client import ClientError, ConnectionLost, SessionLost
 from millstream.client._errors import SERVER
 from millstream.client.lowlevel import Conversation, OpenSession, RawRequest
 from millstream.protocol import OVERLOADED, Json, encode
@@ -72,6 +72,8 @@ LASTING = frozenset({"resources/subscribe", UNSUBSCRIBE, SET_LEVEL})
 """Methods of requests that change a session. See `Links.lasting`."""
 _MAX_LASTING = 16 * 1024
 """Maximum size of a session's requests that are kept, in bytes."""
+_REPEAT_SECONDS = 10.0
+"""Maximum seconds to wait until these requests are repeated."""
 _ATTEMPTS = 3
 """Maximum connections that a call tries if each is closed while it opens, because the user is reconnecting."""
 SHARED_KEY = LinkKey()
@@ -344,7 +346,7 @@ class Links(Struct):
 
     def note(self, session_id: str, method: str, params: bytes) -> None:
         """Note a request that succeeded in a dedicated session and changed it."""
-        if session_id not in self.own:
+        if session_id not in self.own or len(params) > _MAX_LASTING:
             return
         made = RecentBytes[bytes, tuple[str, bytes]](MAX_STREAMS, max_bytes=_MAX_LASTING, size_of=lambda it: len(it[1]))
         kept = self.lasting.get(session_id) or made
@@ -355,11 +357,16 @@ class Links(Struct):
             kept.keep(method.encode() if method == SET_LEVEL else params, (method, params))
 
     async def _repeat(self, link: Link) -> None:
-        kept = self.lasting.get(link.key.affinity)
-        with contextlib.suppress(ClientError):
-            for method, params in [] if kept is None else list(kept.values()):
-                with contextlib.suppress(ServerError):
-                    await link.conversation.requests.ask(RawRequest(method=method, params=params, rounds=False))
+        kept, ask = self.lasting.get(link.key.affinity), link.conversation.requests.ask
+        asked = [] if kept is None else [RawRequest(method=each, params=it, rounds=False) for each, it in kept.values()]
+        failed = len(asked)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REPEAT_SECONDS):
+                results = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+                failed = sum(isinstance(each, BaseException) for each in results)
+        if failed:
+            text = "%s: in a client's new session, %d of %d subscriptions and log levels couldn't be set again"
+            logger.warning(text, self.records.address[1], failed, len(asked))
 
     async def _begin(self, link: Link) -> bool:
         """Open a caller's connection. Return whether it continues a session that was left open."""
@@ -512,6 +519,12 @@ class Links(Struct):
             link.reported = True
         self.end(link)
 
+    def lose(self, link: Link) -> None:
+        """Close a dedicated session that was lost. The client's next call says so."""
+        if not link.reported:
+            self.lost.keep(link.key.affinity, EndedThere)
+        self.end(link)
+
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
         if link.ended:
@@ -571,6 +584,8 @@ class Links(Struct):
 
     async def _leave(self, link: Link) -> None:
         is_callers = (link.remembered or link.key.own) and link.open_task is None and not link.is_lost
+        if link.key.affinity in self.lost:
+            return  # its caller has to learn of the loss first
         session = link.conversation.requests.describe_session() if is_callers else None
         if session is not None and await self.records.leave(link, session):
             link.conversation.requests.leave_session()

@@ -156,8 +156,9 @@ class EventDelivery(Struct):
         try:
             await log.wait_until_listening(CHANGES)
             feed, replay = open_feed(self.hub, self.kind.name, await self._begin())
-            trouble.end()
-            works = [loop.create_task(each) for each in (self._consume(feed), self._maintain(), self._apply_changes())]
+            works = [
+                loop.create_task(each) for each in (self._consume(feed), self._maintain(trouble), self._apply_changes())
+            ]
             try:
                 await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
                 for each in (*works, replay):
@@ -507,7 +508,7 @@ class EventDelivery(Struct):
 
     # Upkeep
 
-    async def _maintain(self) -> None:
+    async def _maintain(self, delivering: LogOnce) -> None:
         """Renew the lease and save the progress."""
         trouble = LogOnce(
             self._host.troubles,
@@ -516,6 +517,8 @@ class EventDelivery(Struct):
         )
         while self.has_lease():
             await asyncio.sleep(_FLUSH_INTERVAL)
+            delivering.end()  # what fails, fails at once
+            self._suspensions.goes_on()
             with trouble:
                 until = self._leased_until
                 # A delivery was dropped if the lease has ended, even if it could be renewed.
