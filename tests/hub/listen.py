@@ -52,7 +52,7 @@ lost: set[str] = set()
 
 
 printing = Lock()
-"""`print` writes a line and its end one after another, and the log is printed in the blocking client's own thread."""
+"""Held while a line is printed, because `print` writes its end separately and two threads print."""
 
 
 def show(*line: object) -> None:

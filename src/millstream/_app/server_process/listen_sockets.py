@@ -31,7 +31,8 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None))
 _PATIENCE = 60.0
 """Seconds for whoever renews a certificate to write both files."""
 _NOTICE = timedelta(days=14)
-"""How long before a certificate's end the log warns, at most. For short-lived ones, it's a third of their time."""
+"""Maximum time before a certificate's end at which the log warns. For short-lived ones, it's a third of their lifetime.
+"""
 _OFTEN = 1800.0
 """Seconds between two looks at a certificate's dates."""
 FIRST = 3

@@ -235,8 +235,8 @@ _NEEDED = frozenset(
 
 
 def read_object(body: bytes | Json, wanted: type[T]) -> T:
-    """Return a JSON object, or the bytes of one, as a Struct. Leniently: null is treated as a missing member, "60" as a
-    number, and an optional member of another type as a missing one.
+    """Convert a JSON object, or its bytes, to a Struct. Null and an optional member of another type count as missing,
+    and "60" as a number.
 
     Raises:
         UnusableMember: A member of `_NEEDED` has a value of the wrong type.
