@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 import msgspec
@@ -510,8 +510,10 @@ async def ask_in_rounds(call: Call, questions: Mapping[str, tuple[str | None, Qu
         InputRequired: The call can't wait, and runs again with the answers.
     """
     replay = call.get_rounds()
-    labels = {name: replay.label(key) for name, (key, _) in questions.items()}
-    return await wait_for_answers(call, lambda: ask_by_round(call, replay, questions, labels))
+    asked = [
+        _Asked(name, replay.label(key), key, question, call.revision) for name, (key, question) in questions.items()
+    ]
+    return await wait_for_answers(call, lambda: _ask_by_round(call, replay, asked))
 
 
 async def wait_for_answers(call: Call, read: Callable[[], Json]) -> Json:
@@ -535,40 +537,46 @@ async def wait_for_answers(call: Call, read: Callable[[], Json]) -> Json:
     return found
 
 
-def ask_by_round(
-    call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]], labels: Mapping[str, str]
-) -> Json:
-    """Return the answers for a per-request call, from this round or earlier ones.
+class _Asked:
+    """A question of a per-request call, as it's sent."""
 
-    Args:
-        questions: For each question, by the caller's name: the explicit key or None, and the question.
+    def __init__(self, name: str, label: str, key: str | None, question: Question, revision: Revision) -> None:
+        self.name, self.label, self.key, self.question = name, label, key, question
+        self.method, self.params = method_of(question), params_of(question, revision)
+        self.mark = digest(self.method, self.params)
+
+
+def _ask_by_round(call: Call, replay: Rounds, questions: Iterable[_Asked]) -> Json:
+    """Return the answers for a per-request call, from this round or earlier ones.
 
     Raises:
         InputRequired: Some questions have no answer yet.
         ProtocolError: The client lacks a capability, or an answer has the wrong shape.
     """
-    found: dict[str, bytes] = {}
+    found: dict[str, Any] = {}
     pending: Json = {}
-    for name, (key, question) in questions.items():
-        method, params = method_of(question), params_of(question, call.revision)
-        label, mark = labels[name], digest(method, params)
-        wire_key = replay.wire_key(label, key, mark)
-        raw = replay.find_settled(label, mark)
+    for each in questions:
+        label, mark = each.label, each.mark
+        wire_key = replay.wire_key(label, each.key, mark)
+        settled = replay.find_settled(label, mark)
+        raw = replay.response(label, wire_key, mark) if settled is None else settled
         if raw is None:
-            raw = replay.response(label, wire_key, mark)
-            if raw is not None:
-                with contextlib.suppress(Declined, Cancelled):  # declining is an answer
-                    read_answer(question, raw)  # don't store an answer of the wrong shape
-                replay.settle(label, mark, raw)
-        if raw is None:
-            require_capabilities(call.client.capabilities, capability_of(question))
-            pending[wire_key] = {"method": method, "params": params}
+            require_capabilities(call.client.capabilities, capability_of(each.question))
+            pending[wire_key] = {"method": each.method, "params": each.params}
             replay.pend(label, mark)
-        else:
-            found[name] = raw
+            continue
+        try:
+            found[each.name] = read_answer(each.question, raw)  # an answer of the wrong shape isn't stored
+        except (Declined, Cancelled) as exc:
+            found[each.name] = exc
+        if settled is None:
+            replay.settle(label, mark, raw)
     if pending:
         raise InputRequired(pending)
-    return {name: read_answer(questions[name][1], raw) for name, raw in found.items()}
+    for answer in found.values():
+        if isinstance(answer, Declined | Cancelled):
+            raise answer
+    return found
 
 
 def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
