@@ -77,6 +77,9 @@ URL = "https://shop.example.com/mcp"
 COMMANDS: list[tuple[str, str, str]] = [
     # command, what happened, what to do
     ("serve shop.py", 'Unknown command "serve"', "Use: millstream run"),
+    ("serve", 'Unknown command "serve"', "Use: millstream run"),
+    ("keys create", 'Unknown command "create"', "Use: millstream keys add"),
+    ("gateway check open.toml", "Unexpected argument: open.toml.", "millstream doctor open.toml"),
     ("inspect shop.py", 'Unknown command "inspect"', "Use: millstream dev"),
     ("tools shop.py", 'Unknown command "tools"', "Use: millstream list"),
     ("lst shop.py", 'Unknown command "lst"', 'Did you mean "list"?'),

@@ -118,6 +118,7 @@ def test_urls_that_install_writes_are_read(application: ConfigurableApp, tmp_pat
     found = place({"mcpServers": {"shop": entry}})
     assert isinstance(found, Remote)
     assert (str(found.url), found.headers) == ("https://shop.example/mcp", {"X-Key": "k"})
+    assert place(entry) == found
     path = tmp_path / "mcp.json"
     path.write_text(json.dumps({application.under: {"shop": entry}}))
     (shop,) = load_file(path).upstreams
@@ -185,6 +186,7 @@ def test_variables_in_configurations_are_replaced(tmp_path: Path, monkeypatch: p
     assert (str(found.url), found.headers) == ("https://shop.example/mcp", {"X-Key": "k"})
     with pytest.raises(TargetError, match=r"'bad' of .*SHOP_KEYS isn't set \(did you mean SHOP_KEY\?\)"):
         place(f"{path}#bad")
+    assert place({"command": "sh", "args": ["-c", "exit"]}) == Command(("sh", "-c", "exit"), {}, None)
     assert place({"mcpServers": {"files": {"command": "sh", "args": ["-c", "echo ${HOME}"]}}}) == Command(
         ("sh", "-c", "echo ${HOME}")
     )

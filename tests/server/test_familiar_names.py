@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -196,6 +197,38 @@ async def test_names_from_other_packages_suggest_ours() -> None:
     async with Client(Server("empty")) as client:
         with pytest.raises(ServerError, match="The server has no prompts, so there is no 'x'"):
             await client.prompt("x")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "ours"),
+    [("token", "auth=auth.keys"), ("api_key", "auth=auth.keys"), ("cors", "allowed_origins="), ("title", "info=Info")],
+)
+def test_server_keywords_that_people_try_suggest_ours(keyword: str, ours: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(ours)):
+        Server("shop", **{keyword: "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "ours"),
+    [
+        ("auth", "Server(auth="),
+        ("cors", "allowed_origins="),
+        ("path", "Settings(path="),
+        ("ssl_certfile", "tls_cert="),
+        ("store", "Server(store="),
+    ],
+)
+async def test_keywords_of_run_that_belong_to_the_server_say_so(keyword: str, ours: str) -> None:
+    given: Any = {keyword: "x"}
+    with pytest.raises(TypeError, match=re.escape(ours)):
+        Server("shop").run(**given)
+    with pytest.raises(TypeError, match=re.escape(ours)):
+        await Server("shop").run_async(**given)
+
+
+def test_description_in_place_of_the_function_becomes_an_option() -> None:
+    with pytest.raises(TypeError, match=r"description='Adds two numbers\.'"):
+        Server("shop").tool("Adds two numbers.")  # type: ignore[call-overload]
 
 
 def test_client_keywords_from_other_packages_suggest_ours() -> None:

@@ -37,6 +37,7 @@ OTHER_NAMES = {
     "include_router": "Write `@mcp.route(path)`, or mount both in one application.",
     "on_event": "Write `Server(lifespan=…)`.",
     "post": "Write `@mcp.route(path, methods=['POST'])`.",
+    **dict.fromkeys(("broadcast", "emit", "publish"), "Write `await mcp.hub.publish(channel, data)`."),
     "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
     "run_http_async": "Write `await mcp.run_async('http')`.",
     "run_sse_async": "Write `await mcp.run_async('http')`, which also serves /sse.",
@@ -48,8 +49,16 @@ OTHER_NAMES = {
     "`settings=Settings(limit_calls='60/minute')`.",
 }
 """Attribute of a server in another library -> its replacement here."""
+_ORIGINS = dict.fromkeys(
+    ("allow_origins", "cors", "cors_origins", "origins"), "Write `Server(settings=Settings(allowed_origins=[…]))`."
+)
 OTHER_KEYWORDS = {
     **{name: f"Write `settings=Settings({name}=…)`." for name in Settings.__struct_fields__ if name != "store"},
+    **dict.fromkeys(
+        ("api_key", "api_keys", "auth_token", "bearer", "key", "keys", "password", "secret", "token", "tokens"),
+        "Write `auth=auth.keys(…)` for keys, or `auth=auth.jwt(…)` for tokens.",
+    ),
+    **_ORIGINS,
     "debug": "Start it with `millstream run --dev`.",
     "description": "Write `info=Info(description=…)`.",
     "host": "Pass it when you start the server: `mcp.run(host=…)`, or `millstream run --host`.",
@@ -78,3 +87,17 @@ OTHER_KEYWORDS = {
     "website_url": "Write `info=Info(website_url=…)`.",
 }
 """Argument of a server in another library -> its replacement here."""
+RUN_KEYWORDS = {
+    **{name: f"Write `Server(settings=Settings({name}=…))`." for name in Settings.__struct_fields__},
+    **{
+        name: f"Write `Server({name}=…)`." for name in ("auth", "instructions", "lifespan", "name", "settings", "store")
+    },
+    **_ORIGINS,
+    **dict.fromkeys(("ssl_certfile", "certfile"), "Write `Server(settings=Settings(tls_cert=…))`."),
+    **dict.fromkeys(("ssl_keyfile", "keyfile"), "Write `Server(settings=Settings(tls_key=…))`."),
+    "debug": "Start it with `millstream run --dev`.",
+    "middleware": "Write `app = GZipMiddleware(mcp)`, and serve app as an ASGI application.",
+    "reload": "Start it with `millstream run --reload`.",
+    "show_banner": "Leave it out.",
+}
+"""The same for `Server.run`."""

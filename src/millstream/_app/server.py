@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, Typ
 
 from millstream._app.arguments import check_arguments, check_auth, check_completer, check_middleware
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
-from millstream._app.other_libraries import OTHER_KEYWORDS, OTHER_NAMES
+from millstream._app.other_libraries import OTHER_KEYWORDS, OTHER_NAMES, RUN_KEYWORDS
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._copies import NotCopyable
@@ -657,17 +657,7 @@ class Server(NotCopyable):
 
             await entry.serve(self, scope, receive, send)
 
-    @partial(
-        suggest_keywords,
-        elsewhere={
-            "debug": "Start it with `millstream run --dev`.",
-            "log_level": "Write `Server(settings=Settings(log_level=…))`.",
-            "middleware": "Write `app = GZipMiddleware(mcp)`, and serve app as an ASGI application.",
-            "path": "Write `Server(settings=Settings(path=…))`.",
-            "reload": "Start it with `millstream run --reload`.",
-            "show_banner": "Leave it out.",
-        },
-    )
+    @partial(suggest_keywords, elsewhere=RUN_KEYWORDS)
     def run(
         self, transport: Transport | None = None, *, host: str | None = None, port: int | None = None, workers: int = 1
     ) -> None:
@@ -687,7 +677,7 @@ class Server(NotCopyable):
 
         launch.launch(self, transport, host, port, workers)
 
-    @suggest_keywords
+    @partial(suggest_keywords, elsewhere=RUN_KEYWORDS)
     async def run_async(
         self, transport: Transport = "http", *, host: str | None = None, port: int | None = None
     ) -> None:

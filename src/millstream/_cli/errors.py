@@ -271,6 +271,8 @@ def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
     if arguments[:2] in (["users", "add"], ["users", "password"]):
         return _PASSWORDS
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
+    if command == "gateway" and re.fullmatch(r"[a-z]+", arguments[1]) and extra.endswith(_SERVERS):
+        return f"To check a file and its upstreams: millstream doctor {shlex.quote(extra)}"
     if command in ("run", "gateway") and (extra.endswith(_SERVERS) or "://" in extra):
         return "To serve several servers, list them in a file: millstream gateway servers.json"
     if command == "install":
@@ -295,7 +297,8 @@ def _unknown(arguments: Sequence[str], options_of: Callable[[str], Collection[st
             return f"There is no option {word}."
         return f"{word} comes after the command: millstream {command} {f'--{option}' if option else word}"
     other = _OTHER_NAMES.get(word)
-    if subcommand := _OTHER_NAMES.get(" ".join(arguments[:2])):
+    subcommand = _OTHER_NAMES.get(" ".join(arguments[:2])) if len(arguments) > 1 else None
+    if subcommand:
         word, other = arguments[1], subcommand
     elif word.endswith(_SERVERS):
         other = f"gateway {word}" if word.endswith((".json", ".toml")) else f"run {word}"

@@ -120,7 +120,7 @@ class Client(NotCopyable):
     client can be entered repeatedly, also nested. The outermost block connects and closes.
 
     Args:
-        target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
+        target: A URL, a command, a script, a `Server`, a configuration with `mcpServers`, or one of its entries.
         revision: The only protocol revision to use, as a date. By default, the newest that both sides support.
         headers: Headers for every HTTP request, such as ``{"Authorization": "Bearer …"}``.
         timeout: Seconds to wait for a response. Progress restarts the clock. `math.inf` waits forever.

@@ -55,8 +55,8 @@ def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> P
 
     Args:
         target: A URL; a command as a string or list; a `.py` or `.js` file; a module; a ``gateway.toml``; a `.json`
-            file with `mcpServers`, followed by ``#name`` if it has several; such a configuration as a dict; or a server
-            object.
+            file with `mcpServers`, followed by ``#name`` if it has several; such a configuration, or one of its
+            entries, as a dict; or a server object.
         env: Environment variables for a command.
         cwd: Working directory of a command, and the folder of a relative file.
 
@@ -69,7 +69,10 @@ def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> P
     if isinstance(target, str):
         return _text(target.strip(), base)
     if isinstance(target, Mapping):
-        return _from_configuration(target, "", "the configuration", base)
+        entry = not target.keys().isdisjoint(("command", *URLS))
+        return _from_configuration(
+            {"mcpServers": {"server": target}} if entry else target, "", "the configuration", base
+        )
     if isinstance(target, Sequence):
         return _command(target, base)
     if isinstance(target, TransportFactory) or hasattr(target, "running"):

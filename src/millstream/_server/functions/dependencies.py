@@ -46,8 +46,10 @@ def check_function(function: Any, kind: str) -> None:
             f"instead, as in mcp.{kind}({function.__name__}().buy)."
         )
     if isinstance(function, str):
+        option = "description" if function.count(" ") > 1 else "name"
         raise TypeError(
-            f"mcp.{kind} takes a function, not {function!r}. To choose a name, write @mcp.{kind}(name={function!r})."
+            f"mcp.{kind} takes a function, not {function!r}. To choose a {option}, write "
+            f"@mcp.{kind}({option}={function!r})."
         )
     if inspect.iscoroutine(function):
         function.close()  # otherwise Python warns that the coroutine was never awaited
