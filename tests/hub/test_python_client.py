@@ -291,6 +291,21 @@ async def test_missing_hubs_are_retried_once_there_was_one() -> None:
         assert (await reading, len(requests)) == (["one"], 3)
 
 
+async def test_publishers_log_once_that_they_try_again(caplog: pytest.LogCaptureFixture) -> None:
+    published = '{"id":"a.1","subscribers":0}'
+    done = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(published)}\r\n\r\n{published}"
+    failed = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n"
+    async with peer(failed, failed, done) as (url, requests), hub.connect(url) as feed:
+        publishing = asyncio.create_task(feed.publish("x", "y"))
+        while not publishing.done():
+            advance_clock(0.1 if requests else 0)
+            await asyncio.sleep(0)
+        assert (await publishing).id == "a.1"
+    (message,) = [each.getMessage() for each in caplog.records if each.name == "millstream.hub"]
+    assert message.startswith("Retrying for up to 60 s:")
+    assert message.endswith("responded with status 502.")
+
+
 async def test_tokens_are_sent_to_one_server_and_never_quoted() -> None:
     moved = "HTTP/1.1 301 Moved\r\nlocation: http://127.0.0.1:9/events\r\ncontent-length: 0\r\n\r\n"
     quote = '{"detail":"The key k-123456789 is bad."}'

@@ -445,6 +445,8 @@ class HubClient(Confidential, NotCopyable):
                 delay = (exc.retry_after or 0.0) + _back_off(attempt)
                 if (isinstance(exc, HubRefused) and exc.retry_after is None) or now() + delay > end:
                     raise
+                if not attempt:
+                    logger.warning("Retrying for up to %.0f s: %s", _PUBLISH_SECONDS, exc)
             attempt += 1
             await asyncio.sleep(delay)
 
