@@ -3,10 +3,10 @@
 import asyncio
 import itertools
 import json
+import os
 import secrets
 import signal
 import sys
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -208,9 +208,12 @@ class Gateway:
 
 
 class Session:
-    """A session, in which each request has a connection of its own, so that any worker can get it."""
+    """A session, in which each request has a connection of its own, so that any worker can get it, unless there's one
+    for all of them.
+    """
 
-    def __init__(self, port: int, headers: dict[str, str]) -> None:
+    def __init__(self, port: int, headers: dict[str, str], http: httpx2.AsyncClient | None = None) -> None:
+        self.http = http
         self.url, self._ids = f"http://127.0.0.1:{port}/mcp", itertools.count(1)
         self.headers = {"accept": "application/json, text/event-stream", "mcp-protocol-version": REVISION, **headers}
 
@@ -222,6 +225,8 @@ class Session:
 
     async def post(self, method: str, params: Any) -> httpx2.Response:
         message = {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": params}
+        if self.http is not None:
+            return await self.http.post(self.url, json=message, headers=self.headers)
         async with httpx2.AsyncClient(timeout=WAIT) as http:
             return await http.post(self.url, json=message, headers=self.headers)
 
@@ -350,52 +355,45 @@ async def test_sessions_without_state_at_upstreams_belong_to_no_worker(world: Wo
             assert len(await find_workers()) == 1
 
 
-async def find_siblings(port: int) -> list[Session]:
-    """Return two sessions of one worker that different workers take over, because of their ids."""
-    found: dict[str, dict[int, Session]] = {}
+@asynccontextmanager
+async def begin_at_another_worker(port: int, pid: int) -> AsyncIterator[Session]:
+    """Begin a session at a worker with another pid, on a connection that stays open."""
     async with asyncio.timeout(WAIT):
         while True:
-            session = await Session(port, {}).begin()
-            siblings = found.setdefault(await session.call("desk_worker"), {})
-            siblings[zlib.crc32(session.headers["mcp-session-id"].encode()) % 2] = session
-            if len(siblings) == 2:
-                return list(siblings.values())
+            async with httpx2.AsyncClient(timeout=WAIT) as http:
+                session = await Session(port, {}, http).begin()
+                if await session.call("desk_worker") != str(pid):
+                    yield session
+                    return
 
 
 async def test_session_does_not_return_to_state_from_before_another_worker_served_it(
     world: World, tmp_path: Path
 ) -> None:
-    program, broken = (
-        PROGRAM.format(command=f"{world.folder}/desk.py", url=world.kept_url, wait=WAIT),
-        tmp_path / "broken",
-    )
-    with run_workers(tmp_path, 2, program=program, cwd=tmp_path) as served:
-
-        async def kill_worker(session: Session) -> None:
-            broken.touch()  # it can't be replaced for now
-            kill(pid := int(await session.call("desk_worker")))
-            await until_async(lambda: pid not in served.children())
-
-        siblings = await find_siblings(served.port)
-        for session in siblings:
-            await session.call("kept_keep", value="first")
-        await kill_worker(siblings[0])
-        for session in siblings:
-            assert LOST in await session.call("kept_read")
-            assert await session.call("kept_keep", value="second") == "second"
+    program = PROGRAM.format(command=f"{world.folder}/desk.py", url=world.kept_url, wait=WAIT)
+    env = {**os.environ, "MILLSTREAM_STORE": STORES["redis"]()}
+    with run_workers(tmp_path, 2, program=program, cwd=tmp_path, env=env) as served:
+        session = await Session(served.port, {}).begin()
+        frozen = int(await session.call("desk_worker"))
+        await session.call("kept_keep", value="first")
         ended = world.count_ended()
-        broken.unlink()
-        async with asyncio.timeout(WAIT):
-            while not (returned := [each for each in siblings if LOST in await each.call("kept_read")]):
-                pass
-        (session,) = returned
-        assert await session.call("kept_keep", value="third") == "third"
-        await until_async(lambda: world.count_ended() > ended)  # by the worker that kept the second value
-        await kill_worker(session)
+        async with begin_at_another_worker(served.port, frozen) as other:
+            session.http = other.http
+            kill(frozen, signal.SIGSTOP)
+            try:
+                assert await session.call("kept_read") == "502"
+                assert LOST in await session.call("kept_read")
+                assert await session.call("kept_keep", value="second") == "second"
+            finally:
+                kill(frozen, signal.SIGCONT)
+            session.http = None
+        await until_async(lambda: world.count_ended() > ended)  # by the worker that kept the first value
+        assert [await session.call("kept_read") for _ in range(12)] == ["second"] * 12
+        (tmp_path / "broken").touch()  # the next one can't be replaced
+        kill(pid := int(await session.call("desk_worker")))
+        await until_async(lambda: pid not in served.children())
         assert LOST in await session.call("kept_read")
         assert await session.call("kept_read") == "nothing"
-        (other,) = set(siblings) - {session}
-        assert await other.call("kept_read") == "second"
 
 
 @restarts((signal.SIGTERM, 1, "sqlite"))

@@ -26,7 +26,7 @@ from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
 from millstream._gateway.rules.results import READ_RESOURCE
-from millstream._gateway.upstreams.links import LEFT_SECONDS, MAX_OWN_SESSIONS, SESSIONS_PREFIX, TAKEN_OVER
+from millstream._gateway.upstreams.links import LEFT_SECONDS, MAX_OWN_SESSIONS, SESSIONS_PREFIX
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import Gateway, Upstream
 from millstream._http.client import ArrivingBytes
@@ -41,7 +41,6 @@ from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler, RegisteredExtension, sees
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import Tool
-from millstream._server.peers import PartMessage
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS
@@ -198,12 +197,12 @@ class GatewayPart:
             await self._open_upstream(upstream)
         self._register_metrics(host)
         host.run(self._end_unused_sessions())
-        host.services.peers.on(PartMessage, self._hand_over)
+        host.services.handovers.append(self._hand_over)
         await self._wait_for_lists(self.upstreams.values())
         self._apply()
         upstreams, live = self.upstreams.values(), self.definition.live
         if live is not None or any(each.may_have_own or each.keeps_callers for each in upstreams):
-            host.services.session_holder = host.store.workers.me
+            host.services.holds_state = True
         host.services.keeps_callers = lambda: any(each.keeps_callers for each in upstreams)
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
         if self._name_conflict:
@@ -230,11 +229,9 @@ class GatewayPart:
                     f"Look at the changes, and accept them: millstream gateway accept FILE {upstream.name}",
                 )
 
-    def _hand_over(self, message: PartMessage, _worker: str) -> None:
-        if message.part == TAKEN_OVER:
-            for upstream in self.upstreams.values():
-                if isinstance(upstream, McpUpstream):
-                    upstream.links.hand_over(message.body.decode())
+    def _hand_over(self, owner: str) -> None:
+        for upstream in self._mcp_upstreams:
+            upstream.links.hand_over(owner)
 
     async def _open_upstream(self, upstream: Upstream) -> None:
         await upstream.open()

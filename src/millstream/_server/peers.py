@@ -63,6 +63,12 @@ class SessionEnd(PeerMessage, frozen=True, tag="end"):
     session: str
 
 
+class HolderChange(PeerMessage, frozen=True, tag="holder"):
+    """The sender serves a caller or a session whose state was on another worker. See `Services.hand_over`."""
+
+    owner: str
+
+
 class StreamTakeover(PeerMessage, frozen=True, tag="stream"):
     """A connection to the sender has taken over a stream. The last announcement wins."""
 
@@ -163,6 +169,7 @@ Message = (
     | AnswerMessage
     | CancelCall
     | SessionEnd
+    | HolderChange
     | StreamTakeover
     | PostedMessage
     | ResourceUpdate

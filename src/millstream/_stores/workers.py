@@ -9,7 +9,7 @@ log. A worker whose parent process runs the store gets the path of the parent's 
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 
@@ -129,6 +129,8 @@ class WorkerTable(Struct, array_like=True):
     """Dead workers that may still hold members."""
     last_renewal: float = 0.0
     """Time at which any worker last renewed its lease."""
+    notes: dict[str, str] = {}
+    """Sealed text of each worker with a lease, see `LeasedWorker.describe`."""
 
     def end(self, worker: str, now: float) -> bool:
         """Move a worker to `dead`. Return False if it has no lease."""
@@ -136,6 +138,7 @@ class WorkerTable(Struct, array_like=True):
             return False
         self.dead[worker] = now
         self.unswept.append(worker)
+        self.notes.pop(worker, None)
         return True
 
     def expire(self, now: float, lease: float) -> None:
@@ -197,9 +200,13 @@ class _Worker:
     """Workers with a lease, as last read."""
     dead: frozenset[str] = frozenset()
     """Workers whose lease ended within the last day."""
+    notes: Mapping[str, str] = {}
+    """Notes of the workers with a lease, as last read."""
 
     def __init__(self) -> None:
         self.me: str = secrets.token_hex(6)
+        self.names: set[str] = {self.me}
+        """All names that this worker has had. It gets a new one when its lease has ended."""
         self._topics = Listeners[bytes]()
 
     def subscribe(
@@ -259,6 +266,23 @@ class LeasedWorker(_Worker):
         """The readers of the log for all workers and of the inbox."""
         self._stop_watching: Callable[[], None] = never
         self._run_task: asyncio.Task[None] | None = None
+        self._renewed_at = 0.0
+        self._renewing = asyncio.Lock()
+        self._tried = asyncio.Event()
+        self._make_note: Callable[[str], str] | None = None
+
+    @property
+    def may_be_dead(self) -> bool:
+        """Whether other workers may treat this one as dead, because it was suspended. During an outage of the store,
+        no worker can tell.
+        """
+        return self._backend.time() > self._renewed_at + self.lease and not self._log_once.lasts
+
+    async def make_certain(self) -> None:
+        """If other workers may treat this one as dead, wait until it has tried to renew its lease."""
+        if self.may_be_dead and self._run_task is not None:
+            self.hurry()
+            await self._tried.wait()
 
     @override
     async def open(self) -> None:
@@ -268,6 +292,7 @@ class LeasedWorker(_Worker):
             LocalError: The store doesn't respond.
         """
         self.me: str = secrets.token_hex(6)
+        self.names.add(self.me)
         try:
             await self.renew()
             await post(self._backend, MESSAGES, _NOTE, b"")
@@ -315,7 +340,14 @@ class LeasedWorker(_Worker):
     async def run(self) -> None:
         """Renew the lease until canceled."""
         third = self.lease / 3
-        await run_on(self._hurry, self.renew, self._log_once, every=third, pause=min(PAUSE, third))
+        await run_on(self._hurry, self._try_to_renew, self._log_once, every=third, pause=min(PAUSE, third))
+
+    async def _try_to_renew(self) -> None:
+        try:
+            await self.renew()
+        finally:
+            self._tried.set()
+            self._tried = asyncio.Event()
 
     async def renew(self) -> None:
         """Renew the lease. A worker whose lease is over gets a new name.
@@ -323,22 +355,30 @@ class LeasedWorker(_Worker):
         Raises:
             LocalError: The store doesn't respond.
         """
-        other, name = secrets.token_hex(6), self.me
+        async with self._renewing:
+            await self._renew()
+
+    async def _renew(self) -> None:
+        other, name, now = secrets.token_hex(6), self.me, 0.0
 
         def change(table: WorkerTable) -> bool:
-            nonlocal name
+            nonlocal name, now
             now = self._backend.time()
             table.expire(now, self.lease)
             name = other if self.me in table.dead else self.me
             table.leases[name] = now + self.lease
             table.last_renewal = now
+            if self._make_note is not None:
+                table.notes[name] = self._make_note(name)
             return True
 
         await self._backend.bind(self.me)
         table = await update_worker_table(self._backend.kv, change)
+        self._renewed_at = now
         if name != self.me:
             await self._backend.bind(name)
             self.me = name
+            self.names.add(name)
             for inbox in self._tails[1:]:  # there are none before `open`
                 inbox.stop()
                 self._tails[1] = self._follow(INBOX + name, None)
@@ -347,6 +387,19 @@ class LeasedWorker(_Worker):
             await post(self._backend, MESSAGES, _NOTE, b"")
         else:
             self._learn(table)
+
+    async def describe(self, make_note: Callable[[str], str]) -> None:
+        """Add a note to the lease, and tell the other workers. It ends with the lease.
+
+        Args:
+            make_note: Returns the text for a name of this worker, always the same one.
+
+        Raises:
+            LocalError: The store doesn't respond.
+        """
+        self._make_note = make_note
+        await self.renew()
+        await post(self._backend, MESSAGES, _NOTE, b"")
 
     async def read(self) -> WorkerTable:
         """Return the table and update the known workers from it.
@@ -365,8 +418,8 @@ class LeasedWorker(_Worker):
         self.dead: frozenset[str] = frozenset(table.dead)
         if self.me in self.dead or self.me not in live:
             self.hurry()
-        if always or live != self.live:
-            self.live = live
+        if always or live != self.live or table.notes != self.notes:
+            self.live, self.notes = live, table.notes
             self._changed.notify_all()
 
     # Messages

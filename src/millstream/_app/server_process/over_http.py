@@ -59,7 +59,7 @@ from millstream._http.server.guard import ServerState
 from millstream._http.server.listener import TICK, ConnectionDrainer, SocketListener
 from millstream._override import override
 from millstream._server.calls import load_secrets
-from millstream._stores.workers import parent_address
+from millstream._stores.workers import LeasedWorker, parent_address
 
 RELOAD_LINGER = 0.1
 """Seconds that an idle connection stays open while a developer waits for the new version."""
@@ -163,16 +163,10 @@ class HttpServer:
             self.worker.line.send(ConfigPrepared(live.version.number, ""))
             await live.agreed.wait()
         forwarder = None
-        if runtime.services.session_holder and self.worker is not None and (store := parent_address()):
-            hello = self.worker.hello
-            forwarder = SessionForwarder(
-                runtime.services,
-                endpoints,
-                Path(store).parent,
-                guard=runtime.guard,
-                number=hello.worker,
-                workers=hello.workers,
-            )
+        if runtime.services.holds_state and isinstance(workers := runtime.store.workers, LeasedWorker):
+            parent = parent_address()
+            folder = None if parent is None else Path(parent).parent
+            forwarder = SessionForwarder(runtime.services, workers, endpoints, folder, guard=runtime.guard)
             runtime.host.routes.watchers.append(forwarder.update)
             endpoints = forwarder.endpoints
             await forwarder.listen()
@@ -211,7 +205,7 @@ class HttpServer:
         await listener.accept_backlog()
         listener.close()
         if forwarder is not None:
-            forwarder.leave()
+            await forwarder.leave()
         if self.worker is not None:
             self.worker.takeover.close()
             self.worker.line.send(Departure())

@@ -6,23 +6,22 @@ private socket, before any other check, and the reply is streamed back. The hold
 call against the limits, and logs it, as for its own connections.
 
 If the holder has exited or is stopping, or if there's none because the session is older than the first upstream that
-keeps state, all workers choose the same other one by its number, which its replacement inherits. While that worker
-isn't running, they choose the next one. It goes on with the session, whose state at upstreams is lost (see `Links`).
-Answers and cancellations reach the calls that a stopping worker still runs through the store.
+keeps state, the worker that claims the session goes on with it (see `Holders`). Its state at upstreams is lost (see
+`Links`). Answers and cancellations reach the calls that a stopping worker still runs through the store.
 
 Upstreams can also keep state for a principal, in a process or session that all of the principal's clients share. So a
-principal's requests without a holder go to one worker, too, chosen in the same way. The receiver authenticates them
+principal's requests without a holder go to the worker that has claimed the principal. The receiver authenticates them
 first, and so does the holder.
 
-The sockets are beside the socket of the parent's store, in a folder that only this user can access.
+A request ends with its holder's lease, because a frozen process doesn't close its connections. The sockets are beside
+the socket of the parent's store, in a folder that only this user can access.
 """
 
 import asyncio
 import os
 import socket
 import sys
-import zlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from millstream._app.server_process.holders import Holders
 from millstream._http.client import ClientError, ConnectFailed, UnsendableRequest
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.pool import ConnectionPool
@@ -39,12 +39,14 @@ from millstream._http.message import Handler, HttpRequest, Response, Sink, refus
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import TICK, SocketListener
 from millstream._protocol import seal
-from millstream._protocol.errors import SERVER_ERROR, ProtocolError
+from millstream._protocol.errors import SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import read
 from millstream._protocol.principal import Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
-from millstream._transports.open_streams import error_response
+from millstream._stores.workers import LeasedWorker
+from millstream._tasks import Tasks
+from millstream._transports.open_streams import error_response, unknown_session
 from millstream._transports.streamable import MAX_CACHED_SESSIONS
 
 if TYPE_CHECKING:
@@ -52,24 +54,28 @@ if TYPE_CHECKING:
 
 _CLIENT = b"millstream-client"
 """Header with the scheme and address of the client."""
+_HOLDER = b"millstream-worker"
+"""Header with the worker that holds the state for a forwarded request. It's empty if the receiver has to find it."""
 _IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
 """Characters that a query may have as it's forwarded, because it's quoted already."""
 _OWN = frozenset({
     b"accept-encoding", b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade", _CLIENT,
+    b"transfer-encoding", b"upgrade", _CLIENT, _HOLDER,
 })  # fmt: skip
 """Request headers of one connection. The worker with the client's connection compresses replies."""
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
-_LEFT = "."
-"""How the name of a stopping worker's socket begins. The connections to it are still open."""
 _CONNECT_TIMEOUT = 5.0
+_ATTEMPTS = 5
+"""Maximum workers that are tried for one request."""
 _END_TIMEOUT = 1.0
-"""Seconds for the last replies to other workers."""
+"""Seconds for the last replies to other workers, and for telling them that this one stops."""
 _BUSY = refusal(503, "The worker that holds this session is busy or restarting. Retry in a second.", retry_after="1")
 _GONE = refusal(503, "The worker isn't running. Retry in a second.", retry_after="1")
 """The worker didn't get the request, because it isn't running or takes no more."""
+_NOT_HERE = Response(b"", 421, b"millstream-worker: none\r\n")
+"""The reply to a request whose state another worker holds by now."""
 _STOPPED = (
     "The worker that served you stopped during the request, which may have taken effect. Check before you repeat it."
 )
@@ -80,47 +86,43 @@ class SessionForwarder:
 
     Args:
         services: The services of this worker.
+        workers: The workers of its store.
         endpoints: All endpoints of the server.
-        folder: The folder with the private sockets.
+        folder: The folder with the private sockets, if there are other workers on this machine.
         guard: Authenticates callers, if they have to sign in.
-        number: Number of this worker, from 1.
-        workers: Number of workers.
     """
 
     def __init__(
         self,
         services: Services,
+        workers: LeasedWorker,
         endpoints: Endpoints,
-        folder: Path,
+        folder: Path | None,
         *,
         guard: "AuthGuard | None" = None,
-        number: int = 1,
-        workers: int = 1,
     ) -> None:
         self._services = services
-        self._folder = folder
         self._guard = guard
-        self._workers = workers
-        self._home = f"{folder.name}/"
-        """How the names of all workers of this server begin. The rest is the name of the socket."""
-        self._name = f"{number}-{services.session_holder}"
-        services.session_holder = self._home + self._name
-        self._leaving = False
+        self._path = None if folder is None else folder / workers.me
+        self._holders = Holders(services, workers, self._path)
+        self._holders.on_change = self._drop_pools_soon
+        services.finds_holders = True
         self.read_addresses()
         self._inner = endpoints
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
-        self._received = self._wrap(endpoints, _receive)
+        self._received = self._wrap(endpoints, self._receive)
         self._listener = SocketListener(self._received)
-        self._holders: Recent[bytes, str] = Recent(MAX_CACHED_SESSIONS)
-        """Sealed session id -> the name of its worker, or empty if it has none here."""
+        self._sessions: Recent[bytes, tuple[str, str]] = Recent(MAX_CACHED_SESSIONS)
+        """Sealed session id -> the name of its worker, or empty if it has none, and the session's id."""
         self._pools: dict[str, ConnectionPool] = {}
+        self._tasks = Tasks()
 
     def update(self) -> None:
         """Forward requests for the addresses of MCP that there are now."""
         self.read_addresses()
         self.endpoints.use(self._wrap(self._inner, self._pass_on).hot)
-        self._received.use(self._wrap(self._inner, _receive).hot)
+        self._received.use(self._wrap(self._inner, self._receive).hot)
 
     def read_addresses(self) -> None:
         addresses = self._services.addresses
@@ -151,22 +153,24 @@ class SessionForwarder:
         Raises:
             OSError: The socket can't be created.
         """
-        path = self._folder / self._name
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(os.fspath(path))
-        path.chmod(0o600)
-        await self._listener.listen(sock)
+        if self._path is not None:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.bind(os.fspath(self._path))
+            self._path.chmod(0o600)
+            await self._listener.listen(sock)
+        with suppress(LocalError, OSError):  # the next renewal of the lease does it
+            await self._holders.announce()
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """Let other workers take over the sessions, because this one is stopping."""
-        self._leaving = True
-        with suppress(OSError):
-            (self._folder / self._name).rename(self._folder / f"{_LEFT}{self._name}")
+        with suppress(LocalError, OSError):
+            async with asyncio.timeout(_END_TIMEOUT):
+                await self._holders.announce(leaving=True)
 
     async def close(self) -> None:
         """Stop forwarding and receiving requests when all calls have ended."""
-        with suppress(OSError):
-            (self._folder / f"{_LEFT}{self._name}").unlink()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
         await self._listener.accept_backlog()
         self._listener.close()
         clock, state = asyncio.get_running_loop().time, self._listener.state
@@ -174,42 +178,53 @@ class SessionForwarder:
         while any(each.answering for each in state.connections) and clock() < until:  # noqa: ASYNC110  as in the drain
             await asyncio.sleep(TICK)
         await self._listener.shut_down(_END_TIMEOUT)
+        self._holders.close()
+        await self._tasks.close()
         for pool in self._pools.values():
             await pool.close()
 
     # To other workers
 
     def _pass_on(self, handler: Handler) -> Handler:
+        holders = self._holders
+
         def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
             sealed = request.headers.get(b"mcp-session-id")
             if sealed is None or request.path not in self._paths:
                 return self._serve_anywhere(handler, request, None)
-            worker = self._holders.get(sealed)
-            worker = self._find_holder(sealed) if worker is None else worker
-            if worker == self._name and not self._leaving:
-                return handler(request)
+            worker, session = self._sessions.get(sealed) or self._read_session(sealed)
             if worker:
-                return self._serve_session(handler, request, worker, sealed)
-            return self._serve_anywhere(handler, request, None if worker is None else sealed)
+                if worker == holders.me and holders.is_certain:
+                    return handler(request)
+                return self._serve_session(handler, request, worker, session)
+            return self._serve_anywhere(handler, request, session or None)
 
         return serve
 
     async def _serve_session(
-        self, handler: Handler, request: HttpRequest, worker: str, sealed: bytes
+        self, handler: Handler, request: HttpRequest, worker: str, session: str
     ) -> Response | Sink | None:
-        reply = await self._forward(worker, request)
-        return await self._serve_anywhere(handler, request, sealed) if reply is _GONE else reply
+        holders = self._holders
+        if await holders.confirm(worker):
+            if worker == holders.me:
+                return await handler(request)
+            if not holders.can_reach(worker):
+                return _refuse(request.body, unknown_session())  # it's on another machine
+            reply = await self._forward(worker, request)
+            if reply is not _GONE:
+                return reply
+        return await self._serve_anywhere(handler, request, session)
 
     def _serve_anywhere(
-        self, handler: Handler, request: HttpRequest, sealed: bytes | None
+        self, handler: Handler, request: HttpRequest, session: str | None
     ) -> Awaitable[Response | Sink | None]:
-        """Serve a request that no worker holds the state for, in a session with a sealed id, or without one."""
+        """Serve a request that names no worker with its state, in a session or without one."""
         services = self._services
-        is_call = sealed is not None or request.method == "POST" or request.path in self._sse_paths
+        is_call = session is not None or request.method == "POST" or request.path in self._sse_paths
         if is_call and self._guard is not None and services.keeps_callers is not None and services.keeps_callers():
             return self._serve_caller(handler, request)
-        if sealed is not None and services.binds_sessions:
-            return self._serve_by_number(handler, request, zlib.crc32(sealed))
+        if session is not None and services.binds_sessions:
+            return self._serve_owner(handler, request, session)
         return handler(request)
 
     async def _serve_caller(self, handler: Handler, request: HttpRequest) -> Response | Sink | None:
@@ -217,48 +232,46 @@ class SessionForwarder:
         found = await self._guard(request)
         if not isinstance(found, Principal):
             return found
-        return await self._serve_by_number(handler, request, int.from_bytes(found.binding[:8], "big"))
+        return await self._serve_owner(handler, request, found.binding.hex())
 
-    async def _serve_by_number(self, handler: Handler, request: HttpRequest, number: int) -> Response | Sink | None:
-        for worker in self._workers_for(number):
-            if worker == self._name:
+    async def _serve_owner(self, handler: Handler, request: HttpRequest, owner: str) -> Response | Sink | None:
+        holders = self._holders
+        for _ in range(_ATTEMPTS):
+            worker = await holders.find(owner)
+            if worker == holders.me:
                 break
-            reply = await self._forward(worker, request)
-            if reply is not _GONE:
-                return reply
+            for each in [worker] if worker else holders.others():
+                reply = await self._forward(each, request, find=not worker)
+                if reply is not _GONE:
+                    return reply
+            if not worker:
+                break
         return await handler(request)
 
-    def _workers_for(self, first: int) -> Iterator[str]:
-        """Yield the workers for state without a holder, in the order in which to try them: first the one with a number,
-        or while that one isn't running, the next one. A killed worker leaves its socket.
-        """
-        names = os.listdir(self._folder)  # noqa: PTH208  as fast as possible
-        for number in range(first, first + self._workers):
-            found = [self._folder / name for name in names if name.startswith(f"{number % self._workers + 1}-")]
-            if len(found) > 1:
-                found.sort(key=_created_at, reverse=True)
-            yield from (each.name for each in found)
-
-    def _find_holder(self, sealed: bytes) -> str | None:
-        """Return the name of a session's worker, empty if it has none here, or None for an invalid id."""
+    def _read_session(self, sealed: bytes) -> tuple[str, str]:
+        """Return the name of a session's worker, empty if it has none, and the session's id, empty if it's invalid."""
         services = self._services
         now = services.clock() - services.leeway
         token = seal.decode(sealed.decode("latin-1"), services.ring, now, services.server_name)
         if token is None:
-            return None
-        worker = token.worker.removeprefix(self._home) if token.worker.startswith(self._home) else ""
-        self._holders.keep(sealed, worker)
-        return worker
+            return "", ""
+        found = token.worker, token.id
+        self._sessions.keep(sealed, found)
+        return found
 
-    async def _forward(self, worker: str, request: HttpRequest) -> Response | None:
-        """Forward a request. Return `_GONE`, and leave the request as it is, if the worker didn't get it."""
-        if not os.path.exists(f"{self._folder}/{worker}"):  # noqa: ASYNC240, PTH110  it's local and fast
-            return _GONE  # it's stopping, although its connections may still be open
-        if worker not in self._pools:
-            await self._drop_pools()
+    async def _forward(self, worker: str, request: HttpRequest, *, find: bool = False) -> Response | None:
+        """Forward a request. Return `_GONE`, and leave the request as it is, if the worker didn't get it.
+
+        Args:
+            worker: The receiver.
+            request: The request.
+            find: Whether the receiver has to find out who holds the state. Otherwise, it does.
+        """
+        if worker not in self._holders.places:
+            return _GONE
         pool = self._pools.get(worker) or self._make_pool(worker)
         try:
-            data = _encode(request)
+            data = _encode(request, "" if find else worker)
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
         cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
@@ -268,12 +281,16 @@ class SessionForwarder:
         except ConnectFailed as exc:
             if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
                 return _BUSY
-            request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
-            if isinstance(exc.__cause__, ConnectionRefusedError) and self._pools.pop(worker, None) is not None:
+            if self._pools.pop(worker, None) is not None:
                 await pool.close()
-            return _GONE
+            reply = None
         except ClientError:
-            return _refuse(data)
+            body = data.partition(b"\r\n\r\n")[2]
+            return _refuse(body, ProtocolError(SERVER_ERROR, _STOPPED, status=502))
+        if reply is None or _HOLDER in reply.headers:
+            self._holders.give_up(worker)
+            request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
+            return _GONE
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
@@ -301,14 +318,30 @@ class SessionForwarder:
             endings.discard(sink.close)
             stream.close()
 
-    async def _drop_pools(self) -> None:
-        """Close the pools of workers that are gone."""
-        names = os.listdir(self._folder)  # noqa: PTH208  as above
-        for gone in [each for each in self._pools if each not in names and f"{_LEFT}{each}" not in names]:
-            await self._pools.pop(gone).close()
+    def _receive(self, handler: Handler) -> Handler:
+        """Serve a request from another worker as if it had come from the client, if its state is here."""
+        holders, find = self._holders, self._pass_on(handler)
+
+        async def serve(request: HttpRequest) -> Response | Sink | None:
+            scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
+            holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
+            request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER)]
+            request.scheme, request.peer = scheme.decode() or request.scheme, peer.decode()
+            if not holder:
+                return await (handler if holders.leaving else find)(request)
+            if holder != holders.me or not (holders.is_certain or await holders.confirm(holder)):
+                return _NOT_HERE
+            return await handler(request)
+
+        return serve
+
+    def _drop_pools_soon(self) -> None:
+        """End the requests to workers whose lease has ended."""
+        for gone in self._pools.keys() - self._holders.places.keys():
+            self._tasks.spawn(self._pools.pop(gone).close())
 
     def _make_pool(self, worker: str) -> ConnectionPool:
-        path = os.fspath(self._folder / worker)
+        path = self._holders.places[worker].path
 
         async def dial(make: Callable[[], HttpConnection], url: Url, tls: Any) -> HttpConnection:
             _, connection = await asyncio.get_running_loop().create_unix_connection(make, path)
@@ -324,36 +357,18 @@ class SessionForwarder:
         return pool
 
 
-def _refuse(data: bytes) -> Response:
-    """Return the error for a request whose worker stopped, from what `_encode` returned, with the id of its message."""
+def _refuse(body: bytes, exc: ProtocolError) -> Response:
+    """Return an error with the id of the message in a request."""
     message = None
     with suppress(ProtocolError):
-        message = read(data.partition(b"\r\n\r\n")[2])
-    exc = ProtocolError(SERVER_ERROR, _STOPPED, status=502)
+        message = read(body)
     return error_response(exc, message.id if message is not None and message.is_request else None)
 
 
-def _created_at(path: Path) -> float:
-    with suppress(OSError):
-        return path.stat().st_ctime
-    return 0.0
-
-
-def _encode(request: HttpRequest) -> bytes:
+def _encode(request: HttpRequest, holder: str) -> bytes:
     query = quote(request.query, safe=_IN_QUERY)
     target = f"{quote(request.path)}?{query}" if query else quote(request.path)
     client = (_CLIENT, f"{request.scheme} {request.peer}".encode())
-    head = encode_raw_headers([*(each for each in request.raw_headers if each[0] not in _OWN), client])
+    own = client, (_HOLDER, holder.encode())
+    head = encode_raw_headers([*(each for each in request.raw_headers if each[0] not in _OWN), *own])
     return encode_request(request.method, target, head, request.body)
-
-
-def _receive(handler: Handler) -> Handler:
-    """Serve a request from another worker as if it had come from the client."""
-
-    def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
-        scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
-        request.raw_headers = [each for each in request.raw_headers if each[0] != _CLIENT]
-        request.scheme, request.peer = scheme.decode() or request.scheme, peer.decode()
-        return handler(request)
-
-    return serve

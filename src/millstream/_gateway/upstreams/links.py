@@ -125,8 +125,6 @@ class Link(Struct, eq=False):
         return not self.calls and self.open_task is None and self.key != SHARED_KEY and not self.key.own
 
 
-TAKEN_OVER = "gateway sessions"
-"""`PartMessage.part` of the message with the id of a client's session that its sender serves now."""
 _TOGETHER_SECONDS = 0.1
 """Seconds in which the calls arrive that a client sends together. All of them fail if their session is lost."""
 _REMEMBERED_SECONDS = 7 * 86400.0
@@ -452,15 +450,16 @@ class Links(Struct):
             self._end_once_open(link)
             self.close_tasks.spawn(self.records.forget(link))
 
-    def hand_over(self, session_id: str) -> None:
-        """Close the dedicated session of a client's session, which another worker serves now, when its calls have
-        finished. If the client's session comes back, its state is from before that, so its caller learns of the loss.
+    def hand_over(self, owner: str) -> None:
+        """Close the sessions of a client's session or a principal, which another worker serves now, when their calls
+        have finished. If the client comes back, their state is from before that, so the client learns of the loss.
         """
-        link = self.own.get(session_id)
-        if link is not None and link.open_task is None:
-            self.links.pop(link.key, None)
-            self.own.pop(session_id, None)
-            self.retired.add(link)
+        for key, link in list(self.links.items()):
+            is_owned = key.affinity == owner if key.own else link.remembered and key.principal == owner
+            if is_owned and link.open_task is None:
+                del self.links[key]
+                self.own.pop(key.affinity, None)
+                self.retired.add(link)
 
     def _end_once_open(self, link: Link) -> None:
         """Close a connection that its caller has given up. If it's being opened, the upstream may already have created

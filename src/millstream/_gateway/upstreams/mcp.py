@@ -36,7 +36,6 @@ from millstream._gateway.questions.abilities import (
 from millstream._gateway.upstreams.links import (
     MAX_STREAMS,
     SHARED_KEY,
-    TAKEN_OVER,
     ClientIdentity,
     Link,
     LinkKey,
@@ -57,7 +56,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange, Services, SessionChange
 from millstream._server.calls.sessions import Session
 from millstream._server.calls.vault import Vault
-from millstream._server.peers import PartMessage
+from millstream._server.peers import HolderChange
 from millstream._server.pool import Pool
 from millstream.client import (
     ClientError,
@@ -158,7 +157,7 @@ class McpUpstream(Upstream):
         self.links: Links = Links(
             self._make_link, self._take_link, gateway.sessions, places, config.idle_seconds, clock, records,
             lambda: outlives and host.dispatcher.stopping, config.keeps_state,
-            lambda session: gateway.host.services.peers.broadcast(PartMessage(TAKEN_OVER, session.encode())),
+            lambda session: gateway.host.services.peers.broadcast(HolderChange(session)),
         )  # fmt: skip
         self.watches: ResourceWatches = ResourceWatches(
             config.name,

@@ -32,7 +32,7 @@ from millstream._server.address import Address
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords, spellings
-from millstream._server.peers import LEEWAY, Peers
+from millstream._server.peers import LEEWAY, HolderChange, Peers
 from millstream._server.pool import Threads
 from millstream._stores.store import Store
 
@@ -455,6 +455,10 @@ class Services:
     """Called with the caller's address after each failed sign-in."""
     failed_sign_ins: int = 0
     """Number of rejected keys, tokens, passwords, and client authentications."""
+    holds_state: bool = False
+    """Whether this process can hold state of sessions and callers, because upstreams can keep it."""
+    finds_holders: bool = False
+    """Whether requests are forwarded to the process with their state, or it's taken over, before they're read."""
     binds_sessions: bool = False
     """Whether this process holds the sessions that begin now, because upstreams can keep state for them."""
     keeps_callers: Callable[[], bool] | None = None
@@ -527,10 +531,8 @@ class Services:
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
         """All open streams and subscriptions, but not the streams of short calls."""
-        self.session_holder: str = ""
-        """Identifies this process in the ids of sessions that it holds: its name in the store, behind the folder and
-        number of a worker whose siblings forward requests. Empty if it can't hold any.
-        """
+        self.handovers: list[Callable[[str], None]] = []
+        """See `hand_over`."""
         self.session_ends: list[Callable[[str], None]] = []
         """Called with the id of each session that ends."""
         self.endings: set[Callable[[], None]] = set()
@@ -541,12 +543,19 @@ class Services:
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """Returns the dependency overrides of a server, set by tests."""
 
-    def is_sibling(self, holder: str) -> bool:
-        """Return whether this process may serve the sessions of a holder that it has received: no process or this one
-        holds them, or a sibling that is gone, because requests to a live one are forwarded.
+    @property
+    def session_holder(self) -> str:
+        """Identifies this process in the ids of sessions that it holds. Empty if it can't hold any."""
+        return self.store.workers.me if self.holds_state else ""
+
+    def hand_over(self, owner: str) -> None:
+        """Give up the state of a session or caller, because another process serves it now, or has done so since.
+
+        Args:
+            owner: A session's id, or a principal's binding in hexadecimal.
         """
-        home = self.session_holder.rpartition("/")[0]
-        return holder in ("", self.session_holder) or (home != "" and home == holder.rpartition("/")[0])
+        for each in self.handovers:
+            each(owner)
 
     def end_session(self, session_id: str) -> None:
         """Release the resources of a session that has ended."""
@@ -565,6 +574,7 @@ class Services:
 
     def open(self) -> None:
         """Start receiving messages from other workers."""
+        self.peers.on(HolderChange, lambda message, _: self.hand_over(message.owner))
         self.peers.open()
         self.records.open()
 

@@ -441,7 +441,7 @@ class HttpSessions:
 
     async def _is_alive(self, holder: str) -> bool:
         with convert_store_errors():
-            return await self._services.store.workers.alive(holder[-_WORKER:])
+            return await self._services.store.workers.alive(holder)
 
     def _open(self, value: bytes) -> tuple[Session, bytes, int, str] | None:
         """Return a session, the hash of its principal, its expiry, and its holder unless this worker may serve it."""
@@ -463,8 +463,8 @@ class HttpSessions:
             expires_at=token.expires_at,
             address=token.address,
         )
-        holder = "" if services.is_sibling(token.worker) else token.worker
-        return session, token.principal_hash, token.expires_at + int(services.leeway), holder
+        is_here = services.finds_holders or token.worker in ("", services.session_holder)
+        return session, token.principal_hash, token.expires_at + int(services.leeway), "" if is_here else token.worker
 
     async def end(self, session: Session, owner: str) -> bool:
         """Write the tombstone of a session. Return False if the caller has ended too many.

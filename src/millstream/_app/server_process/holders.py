@@ -1,0 +1,190 @@
+"""Which worker holds the state of a caller or session.
+
+Each worker's lease in the store has a note that says where the worker receives requests. It's sealed, so someone who
+can only write to the store can't redirect requests. A claim in the store names the worker that holds the state of a
+principal, or of a session whose first worker has ended. The first worker that gets a request makes the claim. All
+workers remember it, so steady calls don't use the store, and nobody's state moves when a worker starts.
+
+A worker that was suspended for longer than its lease gets a new name. What others have claimed meanwhile is theirs.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import LocalError
+from millstream._recent import Recent
+from millstream._server.calls.services import Services
+from millstream._server.peers import HolderChange
+from millstream._stores.rates import share_for
+from millstream._stores.workers import LeasedWorker, read_again
+from millstream._transports.streamable import MAX_CACHED_SESSIONS
+
+_KIND = b"worker"
+_CLAIM = "holder:"
+_CLAIM_TTL = 86400.0
+"""Seconds for which a claim that nobody uses stays in the store."""
+_RENEWAL = 3600.0
+"""Seconds after which a claim in use is written again."""
+_TRIES = 20
+_MAX_GONE = 10_000
+
+
+class Place(Struct, frozen=True, array_like=True):
+    """Where a worker receives requests from others."""
+
+    path: str
+    """The path of a socket on its machine, or empty if it receives none."""
+    leaving: bool = False
+    """Whether it's stopping, and only finishes its calls."""
+
+
+class Holders:
+    """The workers that can hold state.
+
+    Args:
+        services: The services of this worker.
+        workers: The workers of its store.
+        path: The path of this worker's socket for requests from others, if it has one.
+    """
+
+    def __init__(self, services: Services, workers: LeasedWorker, path: Path | None) -> None:
+        self._services = services
+        self._workers = workers
+        self._siblings = "" if path is None else f"{path.parent}/"
+        """How the paths of the workers of this server begin."""
+        self._own = Place("" if path is None else str(path))
+        self._name, self._note = "", ""
+        self.places: dict[str, Place] = {}
+        """Where the workers with a lease are, by name."""
+        self._gone: Recent[str, None] = Recent(_MAX_GONE)
+        """Workers that take no more requests, although they may have a lease."""
+        self._claims: Recent[str, tuple[str, float]] = Recent(MAX_CACHED_SESSIONS)
+        """Owner -> its worker, and when this worker learned that."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when workers have come or gone."""
+        self._learn()
+        self.close: Callable[[], None] = workers.watch(self._learn)
+        """Stop following the other workers."""
+        services.handovers.append(self._forget)
+
+    @property
+    def me(self) -> str:
+        """The name of this worker."""
+        return self._workers.me
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this worker is stopping."""
+        return self._own.leaving
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether what this worker holds is still its own."""
+        return not (self._own.leaving or self._workers.may_be_dead)
+
+    async def announce(self, *, leaving: bool = False) -> None:
+        """Tell the other workers where this one is, or that it's stopping.
+
+        Raises:
+            LocalError: The store doesn't respond.
+        """
+        self._own, self._name = Place(self._own.path, leaving), ""
+        await self._workers.describe(self._make_note)
+
+    def is_serving(self, worker: str) -> bool:
+        """Return whether a worker is running and isn't about to stop."""
+        if worker == self.me:
+            return not self._own.leaving
+        place = self.places.get(worker)
+        return place is not None and not place.leaving and worker not in self._gone
+
+    def can_reach(self, worker: str) -> bool:
+        """Return whether requests can be forwarded to a worker: it's another one of this server."""
+        place = self.places.get(worker)
+        is_sibling = place is not None and self._siblings != "" and place.path.startswith(self._siblings)
+        return is_sibling and worker != self.me
+
+    def others(self) -> list[str]:
+        """Return the workers that can serve for this one when it stops."""
+        return [each for each in self.places if self.is_serving(each) and self.can_reach(each)]
+
+    def give_up(self, worker: str) -> None:
+        """Send nothing more to a worker, because it refuses requests."""
+        self._gone.keep(worker, None)
+
+    async def confirm(self, worker: str) -> bool:
+        """Return whether a worker is serving. Ask the store if this one doesn't know it, or may have been suspended."""
+        workers = self._workers
+        await workers.make_certain()
+        with suppress(LocalError, OSError):
+            known = worker == self.me or any(worker in each for each in (self.places, workers.dead, self._gone))
+            if not known:
+                await workers.read()
+                if worker not in workers.live:
+                    self._gone.keep(worker, None)
+        return self.is_serving(worker)
+
+    async def find(self, owner: str) -> str:
+        """Return the worker that holds the state of an owner. If none does, it's this one from now on, or if it's
+        stopping, an empty string. If the store can't tell, it's this one.
+
+        Args:
+            owner: See `Services.hand_over`.
+        """
+        services, workers = self._services, self._workers
+        worker, since = self._claims.get(owner, ("", 0.0))
+        if services.clock() < since + _RENEWAL and not workers.may_be_dead and self._serves(worker):
+            return worker
+        digest = sha256(f"{services.server_name}\n{owner}".encode()).hexdigest()[:32]
+        before = ""
+        kv, key = services.store.kv, f"{_CLAIM}{share_for(owner.partition('.')[0])}.{digest}"
+        try:
+            await workers.make_certain()
+            for attempt in range(_TRIES):
+                raw = await read_again(kv, key, attempt)
+                worker = before = "" if raw is None else raw.decode()
+                if not (worker and await self.confirm(worker) and self._serves(worker)):
+                    worker = "" if self.leaving else self.me
+                if not worker:
+                    return ""
+                if await kv.compare_and_set(key, raw, worker.encode(), _CLAIM_TTL):
+                    break
+            if worker != before and before and before not in workers.names:
+                services.hand_over(owner)
+                await services.peers.broadcast(HolderChange(owner))
+        except (LocalError, OSError):
+            return self.me
+        self._claims.keep(owner, (worker, services.clock()))
+        return worker
+
+    def _serves(self, worker: str) -> bool:
+        return self.is_serving(worker) and (worker == self.me or self.can_reach(worker))
+
+    def _forget(self, owner: str) -> None:
+        self._claims.pop(owner, None)
+
+    def _make_note(self, name: str) -> str:
+        if name != self._name:
+            services, plain = self._services, msgspec.msgpack.encode(self._own)
+            self._name, self._note = name, services.ring.seal(_KIND, plain, services.nonce(), self._bound(name))
+        return self._note
+
+    def _bound(self, name: str) -> bytes:
+        return f"{self._services.server_name}\n{name}".encode()
+
+    def _learn(self) -> None:
+        # A store that lost its data doesn't know the workers until they renew their leases.
+        places = {name: place for name, place in self.places.items() if name not in self._workers.dead}
+        for name, note in self._workers.notes.items():
+            plain = self._services.ring.open(_KIND, note, self._bound(name))
+            if plain is not None:
+                places[name] = msgspec.msgpack.decode(plain, type=Place)
+        for name in places.keys() & self._gone.keys() - self.places.keys():
+            del self._gone[name]
+        self.places = places
+        self.on_change()
