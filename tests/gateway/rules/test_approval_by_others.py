@@ -147,6 +147,11 @@ def id_in(result: Json) -> str:
     return found[1]
 
 
+async def collect(worker: Worker, id: str, who: str = ADA, **members: Any) -> Json:
+    """Return the result of a call of `get_approved_result`."""
+    return await send(worker, who, tool="get_approved_result", arguments={"request": id}, **members)
+
+
 async def get(worker: Worker, who: str = MEG, **headers: str) -> Exchange:
     """Request the list."""
     return await worker.http.fetch("GET", "/approvals", {"authorization": f"Bearer {who}", **headers})
@@ -384,6 +389,160 @@ async def test_gateway_that_cannot_identify_callers_does_not_start(shop: Shop, p
         with pytest.raises(Exception, match=r"'s' has approve\.by, but this server has no auth"):
             async with server.running():
                 pass
+
+
+# With the stored arguments
+
+
+async def test_stored_arguments_are_sent_once_the_call_is_approved(shop: Shop, backing: Backing) -> None:
+    arguments = {"order": "7", "note": "because it rained"}
+    async with shop.stored(backing) as (one, two):
+        id = id_in(asked := await send(one, arguments=arguments))
+        assert "call get_approved_result with it" in text(asked)
+        assert id_in(await collect(two, id)) == id
+        assert await answer(two, id) == 200
+    async with shop.stored(backing) as (one, two):
+        results = [text(each) for each in await asyncio.gather(*(collect((one, two)[n % 2], id) for n in range(10)))]
+        assert results.count("refunded 7") == 1
+        told = ("already used", "still running", "no such request")
+        assert all(any(each in said for each in told) for said in results if said != "refunded 7")
+        assert "no such request" in text(await collect(one, id))
+        assert id_in(await send(one, arguments=arguments)) != id
+    assert shop.calls == ["7"]
+
+
+async def test_stored_call_that_was_declined_is_told_so(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id, approve=False)
+        assert "An approver declined this call" in text(await collect(one, id))
+    assert shop.calls == []
+
+
+async def test_only_the_caller_uses_their_request(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id)
+        other_client = token(claims(sub="ada", azp="an-agent", client_id="an-agent"))
+        for who in (BOB, MEG, KEY, other_client):
+            assert "no such request" in text(await collect(one, id, who))
+        for wrong in ("0" * 48, id[:-1] + "g", id[:32] + "0" * 16, "0" * 32 + id[32:], "", "../" + id):
+            assert text(await collect(one, wrong)) != "refunded 7"
+        assert await pending(two) == []
+        assert shop.calls == []
+        assert text(await collect(one, id)) == "refunded 7"
+
+
+@for_each(
+    "later",
+    [
+        ask(by=("group:managers", "user:eve")),
+        ask(arguments={"order": "9*"}),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, hidden={"note": "x"})}),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, groups=("others",))}),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY)}, deny=("refund",)),
+    ],
+)
+async def test_stored_call_is_not_sent_under_other_rules(shop: Shop, later: UpstreamPolicy) -> None:
+    store = SharedStore()
+    async with shop.workers(store=store) as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id)
+    async with shop.workers(later, store=store) as (one, _):
+        assert "no such request" in text(await collect(one, id))
+        assert await pending(one) == []
+    assert shop.calls == []
+
+
+async def test_stored_call_counts_as_one_of_its_tool(shop: Shop, tmp_path: Path) -> None:
+    policy = UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, limit="2/day")})
+    log = tmp_path / "audit.log"
+    async with shop.workers(policy, count=1, settings={"audit_log": str(log)}) as (one,):
+        id = id_in(await send(one))
+        await answer(one, id)
+        assert text(await collect(one, id)) == "refunded 7"
+        assert "Too many requests" in text(await send(one))
+    lines = [json.loads(each) for each in log.read_text("utf-8").splitlines()]
+    found = [(each["target"], each.get("approver", "")) for each in lines if each["method"] == "tools/call"]
+    assert found == [("s_refund", ""), ("s_refund", "meg"), ("s_refund", "")]
+
+
+async def test_question_of_a_stored_call_is_answered(shop: Shop) -> None:
+    for revision in ("2025-11-25", "2026-07-28"):
+        shop.calls.clear()
+        async with shop.workers(revision=revision) as (one, two):
+            id = id_in(await send(one, tool="s_wrap"))
+            await answer(two, id)
+            asked = await collect(one, id)
+            said = {"action": "accept", "content": {"value": "red"}}
+            then = {
+                "inputResponses": dict.fromkeys(asked["inputRequests"], said),
+                "requestState": asked["requestState"],
+            }
+            assert text(await collect(two, id, **then)) == "7 in red"
+            assert shop.calls == ["7 in red"]
+            assert id_in(await send(two, tool="s_wrap")) != id
+
+
+async def test_large_arguments_have_to_be_sent_again(shop: Shop) -> None:
+    arguments = {"order": "7", "note": "x" * 20_000}
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one, arguments=arguments))
+        await answer(two, id)
+        assert "no such request" in text(await collect(one, id))
+        assert text(await send(one, arguments=arguments)) == "refunded 7"
+
+
+async def test_tool_for_stored_calls_is_listed_where_others_approve(shop: Shop) -> None:
+    other = Server("other")
+    other.tool(shop.refund)
+
+    def front(policy: UpstreamPolicy) -> Server:
+        server = shop.front(policy)
+        server.upstream("t", other, start_timeout=WAIT)
+        server.add_set("/mcp/desk", upstreams=["s"])
+        server.add_set("/mcp/rest", upstreams=["t"])
+        server.add_set("/mcp/less", upstreams=["s"], deny=["get_approved_result"])
+        return server
+
+    async def names(worker: Worker, path: str) -> set[str]:
+        message, headers = per_request("tools/list", {}), {**routing("tools/list"), "authorization": f"Bearer {ADA}"}
+        reply = await worker.http.fetch("POST", path, headers, json.dumps(message).encode())
+        return {each["name"] for each in json.loads(await reply.body())["result"]["tools"]}
+
+    async with asyncio.timeout(WAIT), shop.server.running(), other.running():
+        async with fleet(lambda: front(RULES), 1) as (one,):
+            assert {
+                path
+                for path in ("", "/desk", "/rest", "/less")
+                if "get_approved_result" in await names(one, f"/mcp{path}")
+            } == {"", "/desk"}
+        async with fleet(lambda: front(UpstreamPolicy(approve=True)), 1) as (one,):
+            assert "get_approved_result" not in await names(one, "/mcp")
+
+
+async def test_requests_of_other_addresses_are_not_used(shop: Shop) -> None:
+    def front() -> Server:
+        server = shop.front()
+        server.add_set("/mcp/desk", allow=["s_*"], short_names=True)
+        return server
+
+    async with asyncio.timeout(WAIT), shop.server.running(), fleet(front) as (one, two):
+
+        async def send_to_set(tool: str, **arguments: str) -> Json:
+            message = per_request("tools/call", {"name": tool, "arguments": arguments})
+            headers = {**routing("tools/call", tool), "authorization": f"Bearer {ADA}"}
+            reply = await one.http.fetch("POST", "/mcp/desk", headers, json.dumps(message).encode())
+            result: Json = json.loads(await reply.body())["result"]
+            return result
+
+        ours, theirs = id_in(await send(one)), id_in(await send_to_set("refund", order="8"))
+        for each in (ours, theirs):
+            await answer(two, each)
+        assert "no such request" in text(await collect(two, theirs))
+        assert "no such request" in text(await send_to_set("get_approved_result", request=ours))
+        assert text(await send_to_set("get_approved_result", request=theirs)) == "refunded 8"
+        assert text(await collect(two, ours)) == "refunded 7"
 
 
 # Who answers

@@ -216,19 +216,31 @@ class SearchPart:
             ) from exc
         if inner.name == CALL:
             raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
-        call.name, call.arguments = inner.name[:128], None
-        call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
-        registry = call.dispatcher.registry
-        tool: Tool | None = registry.find("tools", inner.name, call)
-        if tool is None:
-            return  # the handler rejects it
-        call.name = registry.listed_name("tools", inner.name)
-        if tool.requires and not call.revision.handshake:
-            require_capabilities(call.client.capabilities, tool.requires)
-        if tool.headers and call.headers is not None:
-            # The client can't know which arguments belong in headers.
-            repeated = param_headers(tool.headers, msgspec.json.decode(inner.arguments))
-            call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
+        redirect(call, params, inner.name, inner.arguments)
+
+
+def redirect(call: Call, params: Mapping[str, Any], name: str, arguments: Raw) -> None:
+    """Turn a call of one of the gateway's own tools into a call of another tool.
+
+    Args:
+        call: The call, before later gates see it.
+        params: Its params.
+        name: Name of the other tool.
+        arguments: Arguments of the other tool.
+    """
+    call.name, call.arguments = name[:128], None
+    call.params = encode({**params, "name": name, "arguments": arguments})
+    registry = call.dispatcher.registry
+    tool: Tool | None = registry.find("tools", name, call)
+    if tool is None:
+        return  # the handler rejects it
+    call.name = registry.listed_name("tools", name)
+    if tool.requires and not call.revision.handshake:
+        require_capabilities(call.client.capabilities, tool.requires)
+    if tool.headers and call.headers is not None:
+        # The client can't know which arguments belong in headers.
+        repeated = param_headers(tool.headers, msgspec.json.decode(arguments))
+        call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
 
 
 def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
