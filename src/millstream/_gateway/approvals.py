@@ -84,7 +84,9 @@ class ApprovalsPart:
     def _serve(self) -> None:
         host = self._host
         if host.hub is not None:
-            host.hub.admission.restrict(lambda principal, channel: channel != CHANNEL or self._is_approver(principal))
+            host.hub.admission.restrict(
+                lambda principal, channel: channel != CHANNEL or self._is_approver(principal), strict=True
+            )
         host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
         host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
 

@@ -13,14 +13,19 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from mcp.server import MCPServer
+from msgspec import Struct
 
 import http_peer
 from behavior.exchanges import Exchange
 from cases import for_each
+from extensions.event_shop import RpcError, SepClient
+from extensions.receiver import run_receiver
 from fleet import EventStream, Worker, fleet, real_fleet, until
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ToolFailed
+from millstream.extensions.events import Events
+from millstream.extensions.events._catalog import FORBIDDEN
 from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from shared_store import SharedStore
@@ -884,9 +889,9 @@ async def test_gateway_without_such_a_rule_has_no_page(shop: Shop) -> None:
 async def test_approvers_hear_of_requests(shop: Shop) -> None:
     async with shop.workers(serve="hub") as (one, two):
         headers = {"accept": "text/event-stream", "authorization": f"Bearer {MEG}"}
-        stream = EventStream(await two.http.fetch("GET", "/events?channel=approvals", headers))
+        stream = EventStream(await two.http.fetch("GET", "/events?channel=approval.requested", headers))
         refused = await two.http.fetch(
-            "GET", "/events?channel=approvals", {**headers, "authorization": f"Bearer {ADA}"}
+            "GET", "/events?channel=approval.requested", {**headers, "authorization": f"Bearer {ADA}"}
         )
         assert (stream.status, refused.status) == (200, 403)
         others = EventStream(
@@ -899,6 +904,41 @@ async def test_approvers_hear_of_requests(shop: Shop) -> None:
         assert not any(id in each.data for each in others.events if each.data)
         stream.close()
         others.close()
+
+
+async def test_approvers_hear_of_requests_by_events_and_webhooks(shop: Shop, tmp_path: Path) -> None:
+    class ApprovalRequested(Struct):
+        """A call waits for approval."""
+
+        id: str
+        expires: str
+
+    async with asyncio.timeout(WAIT), run_receiver(tmp_path) as receiver:
+        front, events = shop.front(serve="hub"), Events(private_callbacks=True, tls=receiver.tls, poll_pause=0.0)
+        front.extend(events).event("approval.requested")(ApprovalRequested)
+        async with http_peer.serve(front) as peer, httpx2.AsyncClient() as http:
+            url = f"http://127.0.0.1:{peer.port}/mcp"
+            ada, meg = (SepClient(http, url, who) for who in (ADA, MEG))
+            start = (await meg.request("events/poll", name="approval.requested"))["cursor"]
+            hook = {"name": "approval.requested", "url": receiver.url()}
+            await meg.subscribe(secret=receiver.secret(), **hook)
+            for refused in (
+                ada.request("events/poll", name="approval.requested"),
+                ada.subscribe(secret=receiver.secret(), **hook),
+            ):
+                with pytest.raises(RpcError) as error:
+                    await refused
+                assert error.value.code == FORBIDDEN
+            asked = await ada.request("tools/call", name="s_refund", arguments={"order": "7"})
+            (told,) = (await meg.request("events/poll", name="approval.requested", cursor=start))["events"]
+            forged = await http.post(
+                f"{url.removesuffix('/mcp')}/publish",
+                json={"channel": "approval.requested", "data": {"id": "7"}},
+                headers={"authorization": f"Bearer {ADA}"},
+            )
+            assert forged.status_code == 403
+            (sent,) = await receiver.wait_for_messages(1)
+            assert told["data"]["id"] == sent.data["data"]["id"] == id_in(asked)
 
 
 # Records

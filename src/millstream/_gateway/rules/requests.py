@@ -39,8 +39,8 @@ from millstream.stores import StoreFull, StoreUnavailable, read_again
 
 GET_APPROVED_RESULT = "get_approved_result"
 """The tool that sends an approved call with its stored arguments."""
-CHANNEL = "approvals"
-"""Channel of the hub with the id of each new request."""
+CHANNEL = "approval.requested"
+"""Channel of the hub with the id of each new request, which programs can declare as an event type."""
 PENDING, DECLINED, APPROVED, RUNNING, ASKING = "pending", "declined", "approved", "running", "asking"
 MAX_PENDING = 20
 """Maximum requests of one caller that wait for an answer."""
