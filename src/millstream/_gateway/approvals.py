@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec import Raw, structs
 
-from millstream import Principal
+from millstream import LocalError, Principal
 from millstream._gateway.catalog.resource_tools import ApprovedResult
 from millstream._gateway.catalog.search import redirect
 from millstream._gateway.options.upstream import UpstreamConfig
@@ -37,6 +37,10 @@ PAGE = "/approvals"
 _TEMPLATE = Path(__file__).parent / "rules" / "templates" / "approvals.html"
 _JSON = header_lines(content_type="application/json", cache_control="no-store")
 _MAX_BODY = 4096
+_NO_NAMES = (
+    "approve.by needs callers who sign in, and nobody does over stdio. Serve this gateway over HTTP, or remove by, so "
+    "that the person at the client approves."
+)
 _ANSWERS = {"approve": True, "decline": False}
 
 
@@ -57,7 +61,13 @@ class ApprovalsPart:
         self._definition = definition
 
     async def open(self, host: PartHost) -> None:
-        """Add the gate, and with HTTP the page."""
+        """Add the gate, and with HTTP the page.
+
+        Raises:
+            LocalError: Callers come over stdio, where they have no names.
+        """
+        if host.has_one_client:
+            raise LocalError(_NO_NAMES)
         self._host, self._requests = host, ApprovalRequests(host.services)
         host.gate(self._redirect)
         host.on_http(self._serve)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -997,3 +998,18 @@ def test_wrong_times_are_refused() -> None:
     for wrong in ("8 hours", "0h", "", 8):
         with pytest.raises(ValueError, match="within can't be"):
             ApprovalPolicy(by=("group:managers",), within=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.server
+async def test_gateway_over_stdio_does_not_start(tmp_path: Path) -> None:
+    shop = (
+        f'[upstreams.s]\ncommand = ["{sys.executable}", "-c", "0"]\npolicy.tools.x.approve = {{ by = ["user:meg"] }}\n'
+    )
+    (tmp_path / "gateway.toml").write_text(f'[auth.keys.named_keys]\nmeg = "{KEY}"\n{shop}')
+    command = [sys.executable, "-m", "millstream", "gateway", "gateway.toml", "--transport", "stdio"]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdin=pipe, stderr=pipe)
+    async with asyncio.timeout(WAIT):
+        _, said = await process.communicate()
+    assert process.returncode == 1
+    assert b"nobody does over stdio" in said
