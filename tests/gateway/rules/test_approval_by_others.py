@@ -203,14 +203,14 @@ async def test_request_and_approval_outlive_all_workers(shop: Shop, backing: Bac
         assert text(await send(two)) == "refunded 7"
 
 
-async def call_in_session(worker: Worker, revision: str, tool: str = "s_refund") -> str:
+async def call_in_session(worker: Worker, revision: str, tool: str = "s_refund", **arguments: str) -> str:
     """Return the text of a call in a new session."""
     headers = {**POST, "authorization": f"Bearer {ADA}"}
     params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     reply = await worker.post(request("initialize", params, 0), headers)
     await reply.body()
     session = {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
-    return await worker.call(tool, headers | session, order="7")
+    return await worker.call(tool, headers | session, **(arguments or {"order": "7"}))
 
 
 @for_each("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
@@ -315,7 +315,13 @@ async def test_upstreams_that_make_tasks_of_calls_get_an_approved_call_once(shop
             async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {MEG}"}) as http:
                 assert (await http.post(f"/approvals/{id}", data={"answer": "approve"})).status_code == 200
             assert (await client.call("s_bind", {"order": "7"}, task=True)).text == "bound 7"
-    assert shop.calls == ["7"]
+            with pytest.raises(ToolFailed) as waits:
+                await client.call("s_bind", {"order": "8"}, task=True)
+            id = id_in({"content": [{"text": str(waits.value)}]})
+            async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {MEG}"}) as http:
+                assert (await http.post(f"/approvals/{id}", data={"answer": "approve"})).status_code == 200
+            assert (await client.call("get_approved_result", {"request": id}, task=True)).text == "bound 8"
+    assert shop.calls == ["7", "8"]
 
 
 async def test_sets_and_search_have_requests_of_their_address(shop: Shop) -> None:
@@ -414,6 +420,40 @@ async def test_stored_arguments_are_sent_once_the_call_is_approved(shop: Shop, b
         assert all(any(each in said for each in told) for said in results if said != "refunded 7")
         assert "no such request" in text(await collect(one, id))
         assert id_in(await send(one, arguments=arguments)) != id
+    assert shop.calls == ["7"]
+
+
+@for_each("prefix", ["s", ""])
+async def test_stored_arguments_are_sent_from_each_transport(shop: Shop, prefix: str) -> None:
+    shop.calls.clear()
+    tool = f"{prefix}_refund".lstrip("_")
+    async with shop.workers(prefix=prefix, serve="rest") as (one, two):
+
+        async def collect_by(revision: str, id: str) -> str:
+            if revision == "rest":
+                headers = {"authorization": f"Bearer {ADA}", "content-type": "application/json"}
+                body = json.dumps({"request": id}).encode()
+                reply = await one.http.fetch("POST", "/tools/get_approved_result", headers, body)
+                return (await reply.body()).decode()
+            if revision:
+                return await call_in_session(one, revision, "get_approved_result", request=id)
+            return text(await collect(one, id))
+
+        for order, revision in enumerate(("", "2024-11-05", "2025-11-25", "rest")):
+            id = id_in(await send(one, tool=tool, order=str(order)))
+            assert f"Its request is {id}" in await collect_by(revision, id)
+            assert await answer(two, id) == 200
+            assert f"refunded {order}" in await collect_by(revision, id)
+            assert "no such request" in await collect_by(revision, id)
+    assert shop.calls == ["0", "1", "2", "3"]
+
+
+async def test_stored_arguments_are_sent_through_the_search(shop: Shop) -> None:
+    async with shop.workers(settings={"tool_search": True}) as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id)
+        inner = {"name": "get_approved_result", "arguments": {"request": id}}
+        assert text(await send(one, tool="call_tool", arguments=inner)) == "refunded 7"
     assert shop.calls == ["7"]
 
 
