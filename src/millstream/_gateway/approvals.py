@@ -13,8 +13,6 @@ from typing import Protocol
 from msgspec import Raw, structs
 
 from millstream import LocalError, Principal
-from millstream._gateway.catalog.resource_tools import ApprovedResult
-from millstream._gateway.catalog.search import redirect
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.requests import (
     CHANNEL,
@@ -30,8 +28,10 @@ from millstream._protocol.admission import target_name
 from millstream._protocol.jsonrpc import decode_members
 from millstream._server.calls.call import Call
 from millstream._server.calls.sealed_records import show_time
+from millstream._server.functions.plan import ArgumentError
+from millstream._server.handlers import redirect
 from millstream.auth import _pages as pages
-from millstream.protocol import MALFORMED, Json, decoder, encode
+from millstream.protocol import MALFORMED, Json, encode
 
 PAGE = "/approvals"
 _TEMPLATE = Path(__file__).parent / "rules" / "templates" / "approvals.html"
@@ -85,8 +85,9 @@ class ApprovalsPart:
         """Call the tool with the arguments of a caller's request. Otherwise, limits count the call as it is."""
         try:
             params = decode_members(call.params)
-            id = _decode_arguments(params.get("arguments", b"")).request
-        except MALFORMED:
+            own = call.dispatcher.registry.tools[GET_APPROVED_RESULT]
+            id = own.read(params.get("arguments", b"")).request
+        except (*MALFORMED, ArgumentError):
             return
         if (request := await self._requests.find_own(id, call)) is not None:
             redirect(call, params, request.tool, Raw(request.arguments))
@@ -147,9 +148,6 @@ class ApprovalsPart:
         everywhere = self._host.dispatcher.everywhere
         tools = [each.registry.tools for each in everywhere if each.address.name == request.set_name]
         return next((str(each[request.tool].version) for each in tools if request.tool in each), "")
-
-
-_decode_arguments = decoder(ApprovedResult)
 
 
 def _is_page(request: HttpRequest) -> bool:

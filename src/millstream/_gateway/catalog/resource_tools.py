@@ -48,9 +48,7 @@ class _Resource(Struct, frozen=True):
     offset: Annotated[int, Meta(ge=0)] = 0
 
 
-class ApprovedResult(Struct, frozen=True):
-    """Arguments of `get_approved_result`."""
-
+class _ApprovedResult(Struct, frozen=True):
     request: Annotated[str, Meta(pattern="^[0-9a-f]{48}$")]
 
 
@@ -139,7 +137,7 @@ def make_companion(name: str) -> Tool:
         about = {"type": "string", "description": "The request that the text about the waiting call named"}
         schema: Json = {"properties": {"request": about}, "required": ["request"]}
         description = "Send a call of yours that another person has approved, and get its result."
-        return _make_tool(name, description, schema, ApprovedResult, _refuse)
+        return _make_tool(name, description, schema, _ApprovedResult, _refuse)
     schema = {
         "properties": {
             "uri": {"type": "string", "description": "URI of the resource"},
@@ -195,7 +193,7 @@ async def _read_resource(arguments: _Resource, call: Call) -> ToolResult:
     return ToolResult(blocks)
 
 
-async def _refuse(arguments: ApprovedResult, call: Call) -> ToolResult:
+async def _refuse(arguments: _ApprovedResult, call: Call) -> ToolResult:
     raise ToolError(_NO_REQUEST)
 
 

@@ -18,13 +18,13 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
 from millstream._parts import PartHost
-from millstream._protocol.admission import require_capabilities, target_name
+from millstream._protocol.admission import target_name
 from millstream._protocol.jsonrpc import decode_members
-from millstream._protocol.metadata import param_headers
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
+from millstream._server.handlers import redirect
 from millstream._server.pool import Threads
 from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decoder, encode, members
 
@@ -217,30 +217,6 @@ class SearchPart:
         if inner.name == CALL:
             raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
         redirect(call, params, inner.name, inner.arguments)
-
-
-def redirect(call: Call, params: Mapping[str, Any], name: str, arguments: Raw) -> None:
-    """Turn a call of one of the gateway's own tools into a call of another tool.
-
-    Args:
-        call: The call, before later gates see it.
-        params: Its params.
-        name: Name of the other tool.
-        arguments: Arguments of the other tool.
-    """
-    call.name, call.arguments = name[:128], None
-    call.params = encode({**params, "name": name, "arguments": arguments})
-    registry = call.dispatcher.registry
-    tool: Tool | None = registry.find("tools", name, call)
-    if tool is None:
-        return  # the handler rejects it
-    call.name = registry.listed_name("tools", name)
-    if tool.requires and not call.revision.handshake:
-        require_capabilities(call.client.capabilities, tool.requires)
-    if tool.headers and call.headers is not None:
-        # The client can't know which arguments belong in headers.
-        repeated = param_headers(tool.headers, msgspec.json.decode(arguments))
-        call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
 
 
 def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
