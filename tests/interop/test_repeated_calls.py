@@ -69,7 +69,7 @@ class Shop:
             self.server.tool(self.make(name), name=name)
 
     def make(self, name: str) -> Any:
-        async def tool(order: str) -> str:
+        async def tool(order: str, note: str = "") -> str:
             self.done[order].append(name)
             if name == "pay":
                 await self.paid[order].wait()
@@ -91,12 +91,13 @@ class Shop:
                 await until_async(lambda: bool(served.count_lines("is serving on")), served.log)
                 yield
 
-    async def approve(self, *texts: str) -> None:
-        """Approve the only request that a call waits for, as another person."""
+    async def approve(self, *texts: str) -> str:
+        """Approve the only request that a call waits for, as another person, and return its id."""
         (id,) = {re.search(r"Its request is (\w+)\.", each)[1] for each in texts}  # type: ignore[index]
         async with httpx2.AsyncClient(headers={"authorization": f"Bearer {MEG}"}, timeout=WAIT) as http:
             url = f"http://127.0.0.1:{self.port}/approvals/{id}"
             assert (await http.post(url, data={"answer": "approve"})).json() == {"state": "approved"}
+        return id
 
 
 class Caller:
@@ -106,11 +107,15 @@ class Caller:
         self._process, self._order = process, order
 
     async def call(self, name: str, times: int = 1, **meta: str) -> list[str]:
+        """Return the texts of identical calls about the order at once."""
+        return await self.send(f"s_{name}", {"order": self._order}, times, **meta)
+
+    async def send(self, tool: str, arguments: dict[str, str], times: int = 1, **meta: str) -> list[str]:
         """Return the texts of identical calls at once."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        stdin.write(json.dumps([f"s_{name}", {"order": self._order}, meta, times]).encode() + b"\n")
+        stdin.write(json.dumps([tool, arguments, meta, times]).encode() + b"\n")
         texts: list[str] = json.loads(await stdout.readline())
         return texts
 
@@ -147,10 +152,17 @@ async def check_client(shop: Shop, client: str, mode: str) -> None:
         assert [each.rpartition(RAN)[2] for each in texts] == [f"pay {order}"] * 12
         assert sum(RAN in each for each in texts) == 11
 
+        waiting = await caller.send("s_refund", {"order": order, "note": "We agreed on the phone."})
+        request = {"request": await shop.approve(*waiting)}
+        texts = await caller.send("get_approved_result", request, 12)
+        assert texts.count(f"refund {order}") == 1
+        told += ("no such request",)
+        assert all(any(word in each for word in told) for each in texts if each != f"refund {order}"), texts
+
         await shop.approve(*await caller.call("send"))
         texts = await caller.call("send", 12)
         assert all(each.endswith(f"send {order}") for each in texts), texts
-    assert shop.done[order] == ["refund", "pay", "send"]
+    assert shop.done[order] == ["refund", "pay", "refund", "send"]
 
 
 async def test_official_clients_collect_approved_calls_and_results(tmp_path: Path) -> None:

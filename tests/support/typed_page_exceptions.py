@@ -189,10 +189,12 @@ PAGES = {
         files={"shop.py": "examples/gateway/shop.py"},
         places={
             "tool\tshop_search_books": "…tool\tshop_search_books",
-            "2026-11-30 21:05:12Z, so it hasn't been sent. Its request is\n3f6c1d9be2a07c44. Once it's approved, call "
-            "the tool again with the same arguments. That sends the call, and returns its\nresult.": "…",
-            "3f6c1d9be2a07c44": '$(curl -s --header "Authorization: Bearer $MEG" http://127.0.0.1:8000/approvals '
-            "| grep -o '[0-9a-f]\\{16\\}' | head -1)",
+            "2026-11-30 21:05:12Z, so it hasn't been sent. Its request is\n"
+            "9c41d07b5e2f8a63b1d4c95e07fa28363f6c1d9be2a07c44. Once it's approved, call get_approved_result with it, "
+            "or call the tool\nagain with the same arguments. That sends the call, and returns its result.": "…",
+            "9c41d07b5e2f8a63b1d4c95e07fa28363f6c1d9be2a07c44": "$(curl -s --header "
+            '"Authorization: Bearer $MEG" http://127.0.0.1:8000/approvals '
+            "| grep -o '[0-9a-f]\\{48\\}' | head -1)",
         },
         answers={
             "millstream gateway accept pinned.toml shop order": (("Accept? [y/N]: ", "y"),),

@@ -57,11 +57,12 @@ TABLE: dict[str, PartEntry] = {
     "provider_tokens": PartEntry(
         "millstream._gateway.credentials.provider_tokens:ProviderTokensPart", lambda it: it.keeps_provider_tokens
     ),
-    # Its gate must precede the limits' gate.
+    # Its gate and that of approvals must precede the limits' gate.
     "search": PartEntry("millstream._gateway.catalog.search:SearchPart", lambda it: it.settings.tool_search),
     "resource_tools": PartEntry(
         "millstream._gateway.catalog.resource_tools:ResourceToolsPart", lambda it: it.settings.resource_tools != "off"
     ),
+    "approvals": PartEntry("millstream._gateway.approvals:ApprovalsPart", lambda it: "/approvals" in it.pages),
     "limits": PartEntry("millstream._app.parts:LimitsPart"),
     "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
     "lifespan": PartEntry("millstream._app.parts:LifespanPart"),

@@ -25,6 +25,7 @@ from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
+from millstream._gateway.rules.requests import GET_APPROVED_RESULT
 from millstream._gateway.rules.results import READ_RESOURCE
 from millstream._gateway.upstreams.links import LEFT_SECONDS, MAX_OWN_SESSIONS, SESSIONS_PREFIX
 from millstream._gateway.upstreams.mcp import McpUpstream
@@ -116,8 +117,8 @@ class GatewayPart:
         """Upstreams to close: those in use, those that a new configuration will use, and earlier ones with calls."""
         self._results_offered: dict[str, Callable[[], None]] = {}
         """Upstream -> function that removes its template of stored results."""
-        self._reader: Tool | None = None
-        """The tool `read_resource`, if it's offered for these results."""
+        self._companions: dict[str, Tool] = {}
+        """Tools that are offered beside upstreams: `read_resource` and `get_approved_result`."""
 
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
@@ -339,12 +340,7 @@ class GatewayPart:
                 )
 
     def _serve(self) -> None:
-        pages = self.definition.pages
-        if "/approvals" in pages:
-            from millstream._gateway.approvals import ApprovalsPage  # noqa: PLC0415  it loads Jinja2
-
-            ApprovalsPage(self._host, self.definition.upstreams, server=self.definition.title)
-        if "/connections" not in pages:
+        if "/connections" not in self.definition.pages:
             return
         from millstream._gateway.credentials.accounts import (  # noqa: PLC0415  it loads Jinja2
             ConnectionsPage,
@@ -543,7 +539,7 @@ class GatewayPart:
     def _apply(self) -> set[str]:
         """Offer what the upstreams list now, in one step. Return the kinds of lists that have changed."""
         host, upstreams = self._host, self.upstreams
-        reader = self._remove_reader()  # an upstream's tool can have the name
+        companions = self._remove_companions()  # an upstream's tool can have the name
         offer = make_offer(
             self._mounts,
             gateway_id=self._announcement["id"],
@@ -566,7 +562,7 @@ class GatewayPart:
         if host.registry.set_hints(offer.hints) or offer.announcement != self._announcement:
             self._announcement.update(offer.announcement)
             host.dispatcher.announcement.forget()
-        if self._offer_reader(reader):
+        if self._offer_companions(companions):
             changed.add("tools")
         self._extensions.update(self._mcp_upstreams)
         host.dispatcher.instruct(offer.instructions)
@@ -576,30 +572,29 @@ class GatewayPart:
             host.dispatcher.introduce(info)
         return changed
 
-    def _offer_reader(self, reader: Tool | None) -> bool:
-        """Offer `read_resource` beside results that can be shortened, unless an item has the name. Return whether that
-        has changed.
+    def _offer_companions(self, before: Mapping[str, Tool]) -> bool:
+        """Offer tools beside the upstreams that need them, unless an item has the name. Return whether that changed.
 
         Args:
-            reader: The tool that was offered before.
+            before: The tools that were offered before.
         """
-        registry, upstreams = self._host.registry, tuple(self._results_offered)
-        if upstreams and not registry.has("tools", READ_RESOURCE):
-            if reader is None or reader.companion_of != upstreams:
-                from millstream._gateway.catalog.resource_tools import make_reader  # noqa: PLC0415  it loads SQLite
+        asking = tuple(name for name, each in self.upstreams.items() if each.config.asks_others)
+        for name, upstreams in ((READ_RESOURCE, tuple(self._results_offered)), (GET_APPROVED_RESULT, asking)):
+            tool = before.get(name)
+            if upstreams and not self._host.registry.has("tools", name):
+                if tool is None or tool.companion_of != upstreams:
+                    from millstream._gateway.catalog.resource_tools import make_companion  # noqa: PLC0415  loads SQLite
 
-                self._reader = make_reader()
-                self._reader.companion_of = upstreams
-            else:
-                self._reader = reader
-            registry.exchange("tools", (), {READ_RESOURCE: self._reader}, group=len(self.upstreams) + 1)
-        return self._reader is not reader
+                    tool = make_companion(name)
+                    tool.companion_of = upstreams
+                self._companions[name] = tool
+        self._host.registry.exchange("tools", (), self._companions, group=len(self.upstreams) + 1)
+        return self._companions != before
 
-    def _remove_reader(self) -> Tool | None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            self._host.registry.exchange("tools", (READ_RESOURCE,), {})
-        return reader
+    def _remove_companions(self) -> Mapping[str, Tool]:
+        before, self._companions = self._companions, {}
+        self._host.registry.exchange("tools", before, {})
+        return before
 
     def _has_own(self, kind: str, name: str) -> bool:
         registry = self._host.registry
@@ -729,7 +724,7 @@ class GatewayPart:
             self._remove_items(upstream)
         for remove in self._results_offered.values():
             remove()
-        self._remove_reader()
+        self._remove_companions()
         self.definition.connected = False
         del self._host.services.changes.source
         self._host.registry.set_hints({})

@@ -5,13 +5,13 @@ stream of the per-request era, open until the client disconnects.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from millstream._protocol import revisions
@@ -38,7 +38,7 @@ from millstream._protocol.jsonrpc import (
     notification_message,
     too_many_members,
 )
-from millstream._protocol.metadata import LOG_LEVELS, SUBSCRIPTION_KEY, ClientInfo, check, declares
+from millstream._protocol.metadata import LOG_LEVELS, SUBSCRIPTION_KEY, ClientInfo, check, declares, param_headers
 from millstream._protocol.notifications import (
     CallToolRequestParams,
     CompleteRequestParams,
@@ -122,6 +122,30 @@ def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
     call.state = params.request_state
     if call.state:
         open_rounds(call)
+
+
+def redirect(call: Call, params: Mapping[str, Any], name: str, arguments: Raw) -> None:
+    """Turn a tool call into a call of another tool.
+
+    Args:
+        call: The call, before later gates see it.
+        params: Its params.
+        name: Name of the other tool.
+        arguments: Arguments of the other tool.
+    """
+    call.name, call.arguments = name[:128], None
+    call.params = encode({**params, "name": name, "arguments": arguments})
+    registry = call.dispatcher.registry
+    tool: Tool | None = registry.find("tools", name, call)
+    if tool is None:
+        return  # the handler rejects it
+    call.name = registry.listed_name("tools", name)
+    if tool.requires and not call.revision.handshake:
+        require_capabilities(call.client.capabilities, tool.requires)
+    if tool.headers and call.headers is not None:
+        # The client can't know which arguments belong in headers.
+        repeated = param_headers(tool.headers, msgspec.json.decode(arguments))
+        call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
 
 
 MAX_VALUES = 100

@@ -56,14 +56,17 @@ class AccessRules(Struct, NotCopyable):
     _limits: HubLimits
     _authorize: Authorize | None
     _rules: list[SubscribeRule] = []
+    _strict_rules: list[SubscribeRule] = []
+    """Rules that also apply to filtered events, and to publishing."""
 
-    def restrict(self, rule: SubscribeRule) -> None:
+    def restrict(self, rule: SubscribeRule, *, strict: bool = False) -> None:
         """Add a rule for the channels that a peer subscribes to or that its patterns match.
 
         Args:
             rule: ``rule(principal, channel)`` returns whether the channel is allowed.
+            strict: Whether it also applies to peers for whom an extension filters the events, and to publishing.
         """
-        self._rules.append(rule)
+        (self._strict_rules if strict else self._rules).append(rule)
 
     def reaches(self, principal: Principal | None, action: Action, channel: str) -> bool:
         """Return whether the hook and the rules allow a channel that a subscription's pattern matches.
@@ -73,12 +76,7 @@ class AccessRules(Struct, NotCopyable):
             action: ``subscribe`` or ``publish``.
             channel: The channel.
         """
-        hook = self._authorize
-        return (hook is None or hook(principal, action, channel)) and self._obeys_rules(principal, channel)
-
-    def _obeys_rules(self, principal: Principal | None, channel: str) -> bool:
-        channel = channel.removeprefix(PRESENCE)
-        return all(rule(principal, channel) for rule in self._rules)
+        return self._permits(principal, action, channel) and _obeys(self._rules, principal, channel)
 
     def publish(self, channel: str, principal: Principal | None = None) -> None:
         """Check that a peer can publish. The server itself needs no check.
@@ -127,7 +125,7 @@ class AccessRules(Struct, NotCopyable):
             if f"{channel}.".startswith(CLIENT):
                 raise Forbidden("subscribe", channel)
             self._allow(principal, "subscribe", channel)
-            if direct and not self._obeys_rules(principal, channel):
+            if direct and not _obeys(self._rules, principal, channel):
                 raise Forbidden("subscribe", channel)
         if client_id:
             check_client_id(client_id)
@@ -169,8 +167,17 @@ class AccessRules(Struct, NotCopyable):
         return mailbox
 
     def _allow(self, principal: Principal | None, action: Action, channel: str) -> None:
-        if self._authorize is not None and not self._authorize(principal, action, channel):
+        if not self._permits(principal, action, channel):
             raise Forbidden(action, channel)
+
+    def _permits(self, principal: Principal | None, action: Action, channel: str) -> bool:
+        hook = self._authorize
+        return (hook is None or hook(principal, action, channel)) and _obeys(self._strict_rules, principal, channel)
+
+
+def _obeys(rules: Sequence[SubscribeRule], principal: Principal | None, channel: str) -> bool:
+    channel = channel.removeprefix(PRESENCE)
+    return all(rule(principal, channel) for rule in rules)
 
 
 def deny_on_errors(authorize: Authorize) -> Authorize:

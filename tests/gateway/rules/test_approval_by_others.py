@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,14 +14,19 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from mcp.server import MCPServer
+from msgspec import Struct
 
 import http_peer
 from behavior.exchanges import Exchange
 from cases import for_each
+from extensions.event_shop import RpcError, SepClient
+from extensions.receiver import run_receiver
 from fleet import EventStream, Worker, fleet, real_fleet, until
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import ToolFailed
+from millstream.extensions.events import Events
+from millstream.extensions.events._catalog import FORBIDDEN
 from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from shared_store import SharedStore
@@ -147,6 +153,11 @@ def id_in(result: Json) -> str:
     return found[1]
 
 
+async def collect(worker: Worker, id: str, who: str = ADA, **members: Any) -> Json:
+    """Return the result of a call of `get_approved_result`."""
+    return await send(worker, who, tool="get_approved_result", arguments={"request": id}, **members)
+
+
 async def get(worker: Worker, who: str = MEG, **headers: str) -> Exchange:
     """Request the list."""
     return await worker.http.fetch("GET", "/approvals", {"authorization": f"Bearer {who}", **headers})
@@ -192,14 +203,14 @@ async def test_request_and_approval_outlive_all_workers(shop: Shop, backing: Bac
         assert text(await send(two)) == "refunded 7"
 
 
-async def call_in_session(worker: Worker, revision: str, tool: str = "s_refund") -> str:
+async def call_in_session(worker: Worker, revision: str, tool: str = "s_refund", **arguments: str) -> str:
     """Return the text of a call in a new session."""
     headers = {**POST, "authorization": f"Bearer {ADA}"}
     params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     reply = await worker.post(request("initialize", params, 0), headers)
     await reply.body()
     session = {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
-    return await worker.call(tool, headers | session, order="7")
+    return await worker.call(tool, headers | session, **(arguments or {"order": "7"}))
 
 
 @for_each("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
@@ -304,7 +315,13 @@ async def test_upstreams_that_make_tasks_of_calls_get_an_approved_call_once(shop
             async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {MEG}"}) as http:
                 assert (await http.post(f"/approvals/{id}", data={"answer": "approve"})).status_code == 200
             assert (await client.call("s_bind", {"order": "7"}, task=True)).text == "bound 7"
-    assert shop.calls == ["7"]
+            with pytest.raises(ToolFailed) as waits:
+                await client.call("s_bind", {"order": "8"}, task=True)
+            id = id_in({"content": [{"text": str(waits.value)}]})
+            async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {MEG}"}) as http:
+                assert (await http.post(f"/approvals/{id}", data={"answer": "approve"})).status_code == 200
+            assert (await client.call("get_approved_result", {"request": id}, task=True)).text == "bound 8"
+    assert shop.calls == ["7", "8"]
 
 
 async def test_sets_and_search_have_requests_of_their_address(shop: Shop) -> None:
@@ -384,6 +401,194 @@ async def test_gateway_that_cannot_identify_callers_does_not_start(shop: Shop, p
         with pytest.raises(Exception, match=r"'s' has approve\.by, but this server has no auth"):
             async with server.running():
                 pass
+
+
+# With the stored arguments
+
+
+async def test_stored_arguments_are_sent_once_the_call_is_approved(shop: Shop, backing: Backing) -> None:
+    arguments = {"order": "7", "note": "because it rained"}
+    async with shop.stored(backing) as (one, two):
+        id = id_in(asked := await send(one, arguments=arguments))
+        assert "call get_approved_result with it" in text(asked)
+        assert id_in(await collect(two, id)) == id
+        assert await answer(two, id) == 200
+    async with shop.stored(backing) as (one, two):
+        results = [text(each) for each in await asyncio.gather(*(collect((one, two)[n % 2], id) for n in range(10)))]
+        assert results.count("refunded 7") == 1
+        told = ("already used", "still running", "no such request")
+        assert all(any(each in said for each in told) for said in results if said != "refunded 7")
+        assert "no such request" in text(await collect(one, id))
+        assert id_in(await send(one, arguments=arguments)) != id
+    assert shop.calls == ["7"]
+
+
+@for_each("prefix", ["s", ""])
+async def test_stored_arguments_are_sent_from_each_transport(shop: Shop, prefix: str) -> None:
+    shop.calls.clear()
+    tool = f"{prefix}_refund".lstrip("_")
+    async with shop.workers(prefix=prefix, serve="rest") as (one, two):
+
+        async def collect_by(revision: str, id: str) -> str:
+            if revision == "rest":
+                headers = {"authorization": f"Bearer {ADA}", "content-type": "application/json"}
+                body = json.dumps({"request": id}).encode()
+                reply = await one.http.fetch("POST", "/tools/get_approved_result", headers, body)
+                return (await reply.body()).decode()
+            if revision:
+                return await call_in_session(one, revision, "get_approved_result", request=id)
+            return text(await collect(one, id))
+
+        for order, revision in enumerate(("", "2024-11-05", "2025-11-25", "rest")):
+            id = id_in(await send(one, tool=tool, order=str(order)))
+            assert f"Its request is {id}" in await collect_by(revision, id)
+            assert await answer(two, id) == 200
+            assert f"refunded {order}" in await collect_by(revision, id)
+            assert "no such request" in await collect_by(revision, id)
+    assert shop.calls == ["0", "1", "2", "3"]
+
+
+async def test_stored_arguments_are_sent_through_the_search(shop: Shop) -> None:
+    async with shop.workers(settings={"tool_search": True}) as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id)
+        inner = {"name": "get_approved_result", "arguments": {"request": id}}
+        assert text(await send(one, tool="call_tool", arguments=inner)) == "refunded 7"
+    assert shop.calls == ["7"]
+
+
+async def test_stored_call_that_was_declined_is_told_so(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id, approve=False)
+        assert "An approver declined this call" in text(await collect(one, id))
+    assert shop.calls == []
+
+
+async def test_only_the_caller_uses_their_request(shop: Shop) -> None:
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id)
+        other_client = token(claims(sub="ada", azp="an-agent", client_id="an-agent"))
+        for who in (BOB, MEG, KEY, other_client):
+            assert "no such request" in text(await collect(one, id, who))
+        for wrong in ("0" * 48, id[:-1] + "g", id[:32] + "0" * 16, "0" * 32 + id[32:], "", "../" + id):
+            assert text(await collect(one, wrong)) != "refunded 7"
+        assert await pending(two) == []
+        assert shop.calls == []
+        assert text(await collect(one, id)) == "refunded 7"
+
+
+@for_each(
+    "later",
+    [
+        ask(by=("group:managers", "user:eve")),
+        ask(arguments={"order": "9*"}),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, hidden={"note": "x"})}),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, groups=("others",))}),
+        UpstreamPolicy(tools={"*": ToolPolicy(approve=BY)}, deny=("refund",)),
+    ],
+)
+async def test_stored_call_is_not_sent_under_other_rules(shop: Shop, later: UpstreamPolicy) -> None:
+    store = SharedStore()
+    async with shop.workers(store=store) as (one, two):
+        id = id_in(await send(one))
+        await answer(two, id)
+    async with shop.workers(later, store=store) as (one, _):
+        assert "no such request" in text(await collect(one, id))
+        assert await pending(one) == []
+    assert shop.calls == []
+
+
+async def test_stored_call_counts_as_one_of_its_tool(shop: Shop, tmp_path: Path) -> None:
+    policy = UpstreamPolicy(tools={"*": ToolPolicy(approve=BY, limit="2/day")})
+    log = tmp_path / "audit.log"
+    async with shop.workers(policy, count=1, settings={"audit_log": str(log)}) as (one,):
+        id = id_in(await send(one))
+        await answer(one, id)
+        assert text(await collect(one, id)) == "refunded 7"
+        assert "Too many requests" in text(await send(one))
+    lines = [json.loads(each) for each in log.read_text("utf-8").splitlines()]
+    found = [(each["target"], each.get("approver", "")) for each in lines if each["method"] == "tools/call"]
+    assert found == [("s_refund", ""), ("s_refund", "meg"), ("s_refund", "")]
+
+
+async def test_question_of_a_stored_call_is_answered(shop: Shop) -> None:
+    for revision in ("2025-11-25", "2026-07-28"):
+        shop.calls.clear()
+        async with shop.workers(revision=revision) as (one, two):
+            id = id_in(await send(one, tool="s_wrap"))
+            await answer(two, id)
+            asked = await collect(one, id)
+            said = {"action": "accept", "content": {"value": "red"}}
+            then = {
+                "inputResponses": dict.fromkeys(asked["inputRequests"], said),
+                "requestState": asked["requestState"],
+            }
+            assert text(await collect(two, id, **then)) == "7 in red"
+            assert shop.calls == ["7 in red"]
+            assert id_in(await send(two, tool="s_wrap")) != id
+
+
+async def test_large_arguments_have_to_be_sent_again(shop: Shop) -> None:
+    arguments = {"order": "7", "note": "x" * 20_000}
+    async with shop.workers() as (one, two):
+        id = id_in(await send(one, arguments=arguments))
+        await answer(two, id)
+        assert "no such request" in text(await collect(one, id))
+        assert text(await send(one, arguments=arguments)) == "refunded 7"
+
+
+async def test_tool_for_stored_calls_is_listed_where_others_approve(shop: Shop) -> None:
+    other = Server("other")
+    other.tool(shop.refund)
+
+    def front(policy: UpstreamPolicy) -> Server:
+        server = shop.front(policy)
+        server.upstream("t", other, start_timeout=WAIT)
+        server.add_set("/mcp/desk", upstreams=["s"])
+        server.add_set("/mcp/rest", upstreams=["t"])
+        server.add_set("/mcp/less", upstreams=["s"], deny=["get_approved_result"])
+        return server
+
+    async def names(worker: Worker, path: str) -> set[str]:
+        message, headers = per_request("tools/list", {}), {**routing("tools/list"), "authorization": f"Bearer {ADA}"}
+        reply = await worker.http.fetch("POST", path, headers, json.dumps(message).encode())
+        return {each["name"] for each in json.loads(await reply.body())["result"]["tools"]}
+
+    async with asyncio.timeout(WAIT), shop.server.running(), other.running():
+        async with fleet(lambda: front(RULES), 1) as (one,):
+            assert {
+                path
+                for path in ("", "/desk", "/rest", "/less")
+                if "get_approved_result" in await names(one, f"/mcp{path}")
+            } == {"", "/desk"}
+        async with fleet(lambda: front(UpstreamPolicy(approve=True)), 1) as (one,):
+            assert "get_approved_result" not in await names(one, "/mcp")
+
+
+async def test_requests_of_other_addresses_are_not_used(shop: Shop) -> None:
+    def front() -> Server:
+        server = shop.front()
+        server.add_set("/mcp/desk", allow=["s_*"], short_names=True)
+        return server
+
+    async with asyncio.timeout(WAIT), shop.server.running(), fleet(front) as (one, two):
+
+        async def send_to_set(tool: str, **arguments: str) -> Json:
+            message = per_request("tools/call", {"name": tool, "arguments": arguments})
+            headers = {**routing("tools/call", tool), "authorization": f"Bearer {ADA}"}
+            reply = await one.http.fetch("POST", "/mcp/desk", headers, json.dumps(message).encode())
+            result: Json = json.loads(await reply.body())["result"]
+            return result
+
+        ours, theirs = id_in(await send(one)), id_in(await send_to_set("refund", order="8"))
+        for each in (ours, theirs):
+            await answer(two, each)
+        assert "no such request" in text(await collect(two, theirs))
+        assert "no such request" in text(await send_to_set("get_approved_result", request=ours))
+        assert text(await send_to_set("get_approved_result", request=theirs)) == "refunded 8"
+        assert text(await collect(two, ours)) == "refunded 7"
 
 
 # Who answers
@@ -725,9 +930,9 @@ async def test_gateway_without_such_a_rule_has_no_page(shop: Shop) -> None:
 async def test_approvers_hear_of_requests(shop: Shop) -> None:
     async with shop.workers(serve="hub") as (one, two):
         headers = {"accept": "text/event-stream", "authorization": f"Bearer {MEG}"}
-        stream = EventStream(await two.http.fetch("GET", "/events?channel=approvals", headers))
+        stream = EventStream(await two.http.fetch("GET", "/events?channel=approval.requested", headers))
         refused = await two.http.fetch(
-            "GET", "/events?channel=approvals", {**headers, "authorization": f"Bearer {ADA}"}
+            "GET", "/events?channel=approval.requested", {**headers, "authorization": f"Bearer {ADA}"}
         )
         assert (stream.status, refused.status) == (200, 403)
         others = EventStream(
@@ -740,6 +945,41 @@ async def test_approvers_hear_of_requests(shop: Shop) -> None:
         assert not any(id in each.data for each in others.events if each.data)
         stream.close()
         others.close()
+
+
+async def test_approvers_hear_of_requests_by_events_and_webhooks(shop: Shop, tmp_path: Path) -> None:
+    class ApprovalRequested(Struct):
+        """A call waits for approval."""
+
+        id: str
+        expires: str
+
+    async with asyncio.timeout(WAIT), run_receiver(tmp_path) as receiver:
+        front, events = shop.front(serve="hub"), Events(private_callbacks=True, tls=receiver.tls, poll_pause=0.0)
+        front.extend(events).event("approval.requested")(ApprovalRequested)
+        async with http_peer.serve(front) as peer, httpx2.AsyncClient() as http:
+            url = f"http://127.0.0.1:{peer.port}/mcp"
+            ada, meg = (SepClient(http, url, who) for who in (ADA, MEG))
+            start = (await meg.request("events/poll", name="approval.requested"))["cursor"]
+            hook = {"name": "approval.requested", "url": receiver.url()}
+            await meg.subscribe(secret=receiver.secret(), **hook)
+            for refused in (
+                ada.request("events/poll", name="approval.requested"),
+                ada.subscribe(secret=receiver.secret(), **hook),
+            ):
+                with pytest.raises(RpcError) as error:
+                    await refused
+                assert error.value.code == FORBIDDEN
+            asked = await ada.request("tools/call", name="s_refund", arguments={"order": "7"})
+            (told,) = (await meg.request("events/poll", name="approval.requested", cursor=start))["events"]
+            forged = await http.post(
+                f"{url.removesuffix('/mcp')}/publish",
+                json={"channel": "approval.requested", "data": {"id": "7"}},
+                headers={"authorization": f"Bearer {ADA}"},
+            )
+            assert forged.status_code == 403
+            (sent,) = await receiver.wait_for_messages(1)
+            assert told["data"]["id"] == sent.data["data"]["id"] == id_in(asked)
 
 
 # Records
@@ -798,3 +1038,18 @@ def test_wrong_times_are_refused() -> None:
     for wrong in ("8 hours", "0h", "", 8):
         with pytest.raises(ValueError, match="within can't be"):
             ApprovalPolicy(by=("group:managers",), within=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.server
+async def test_gateway_over_stdio_does_not_start(tmp_path: Path) -> None:
+    shop = (
+        f'[upstreams.s]\ncommand = ["{sys.executable}", "-c", "0"]\npolicy.tools.x.approve = {{ by = ["user:meg"] }}\n'
+    )
+    (tmp_path / "gateway.toml").write_text(f'[auth.keys.named_keys]\nmeg = "{KEY}"\n{shop}')
+    command = [sys.executable, "-m", "millstream", "gateway", "gateway.toml", "--transport", "stdio"]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdin=pipe, stderr=pipe)
+    async with asyncio.timeout(WAIT):
+        _, said = await process.communicate()
+    assert process.returncode == 1
+    assert b"nobody does over stdio" in said

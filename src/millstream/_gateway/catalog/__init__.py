@@ -6,7 +6,7 @@ Names that other folders may import, besides the public ones of `millstream.gate
   digest_of, fetch, pinned_items, read_page
 - `changes`: ChangeLog
 - `offer`: Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
-- `resource_tools`: ResourceToolsPart, make_reader
+- `resource_tools`: ResourceToolsPart, make_companion
 - `search`: CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION, SearchPart
 - `sets`: SetsPart, find_addresses, reveals
 """

@@ -1,8 +1,9 @@
 """Tools that read resources and prompts, for clients that only know tools: ``Settings(resource_tools="on")``. One of
-them, `read_resource`, is also listed beside tools whose results can be shortened.
+them, `read_resource`, is also listed beside tools whose results can be shortened. Another tool, `get_approved_result`,
+is listed beside those that other people approve, and doesn't run itself: see `_gateway/approvals.py`.
 
-Each of them runs the handler of the method that other clients call, with the same caller. So scopes, policies, hooks,
-and questions are those of that method, and nothing can be read here that can't be read there.
+Each of the others runs the handler of the method that other clients call, with the same caller. So scopes, policies,
+hooks, and questions are those of that method, and nothing can be read here that can't be read there.
 """
 
 from base64 import b64decode
@@ -15,6 +16,7 @@ from msgspec import Meta, Struct
 
 from millstream import Audio, EmbeddedResource, Image, ProtocolError, Text, ToolError, ToolResult
 from millstream._gateway.catalog.search import LISTED_TAG, read_arguments
+from millstream._gateway.rules.requests import GET_APPROVED_RESULT
 from millstream._gateway.rules.results import READ_RESOURCE
 from millstream._parts import PartHost
 from millstream._protocol.content import Content
@@ -29,6 +31,10 @@ _TEMPLATES = "templates:"
 """Beginning of the cursor of a page of templates, which follow the resources."""
 _SHOWN = ("uri", "uriTemplate", "name", "title", "description", "mimeType", "size", "arguments")
 _CURSOR = {"type": "string", "description": "nextCursor of the page before"}
+_NO_REQUEST = (
+    "You have no such request here. It has expired or was used, or the tool or its rules have changed. Call the tool "
+    "again."
+)
 _MAX_TEXT = 16_000
 """Maximum characters of a resource's text in one result."""
 
@@ -40,6 +46,10 @@ class _Page(Struct, frozen=True):
 class _Resource(Struct, frozen=True):
     uri: str
     offset: Annotated[int, Meta(ge=0)] = 0
+
+
+class _ApprovedResult(Struct, frozen=True):
+    request: Annotated[str, Meta(pattern="^[0-9a-f]{48}$")]
 
 
 class _Prompt(Struct, frozen=True):
@@ -80,7 +90,7 @@ class ResourceToolsPart:
         tools = [
             _make_tool("list_resources", "List the resources that read_resource reads, and the templates of their "
              "URIs.", cursor, _Page, _list_resources),
-            make_reader(),
+            make_companion(READ_RESOURCE),
             _make_tool("list_prompts", "List the prompts that get_prompt returns.", cursor, _Page, _list_prompts),
             _make_tool("get_prompt", "Get the messages of a prompt.", prompt, _Prompt, _get_prompt),
         ]  # fmt: skip
@@ -108,17 +118,26 @@ class ResourceToolsPart:
 
 
 def _make_tool(
-    name: str, description: str, schema: Json, kind: type[Struct], run: Callable[[Any, Call], Awaitable[ToolResult]]
+    name: str,
+    description: str,
+    schema: Json,
+    kind: type[Struct],
+    run: Callable[[Any, Call], Awaitable[ToolResult]],
 ) -> Tool:
     read = partial(read_arguments, decoder(kind), name)
     source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema}, asks_first=True)
-    tool = Tool(source, annotations={"readOnlyHint": True}, tags=[LISTED_TAG])
+    tool = Tool(source, annotations={"readOnlyHint": name != GET_APPROVED_RESULT}, tags=[LISTED_TAG])
     tool.companion_of = ()
     return tool
 
 
-def make_reader() -> Tool:
-    """Return the tool `read_resource`."""
+def make_companion(name: str) -> Tool:
+    """Return the tool `read_resource` or `get_approved_result`."""
+    if name == GET_APPROVED_RESULT:
+        about = {"type": "string", "description": "The request that the text about the waiting call named"}
+        schema: Json = {"properties": {"request": about}, "required": ["request"]}
+        description = "Send a call of yours that another person has approved, and get its result."
+        return _make_tool(name, description, schema, _ApprovedResult, _refuse)
     schema = {
         "properties": {
             "uri": {"type": "string", "description": "URI of the resource"},
@@ -172,6 +191,10 @@ async def _read_resource(arguments: _Resource, call: Call) -> ToolResult:
     if end < total:
         blocks.append(Text(f"[Up to here, {end:,} of {total:,} characters. To read on, use offset {end}.]"))
     return ToolResult(blocks)
+
+
+async def _refuse(arguments: _ApprovedResult, call: Call) -> ToolResult:
+    raise ToolError(_NO_REQUEST)
 
 
 async def _get_prompt(arguments: _Prompt, call: Call) -> ToolResult:

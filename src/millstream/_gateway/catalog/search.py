@@ -18,13 +18,13 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
 from millstream._parts import PartHost
-from millstream._protocol.admission import require_capabilities, target_name
+from millstream._protocol.admission import target_name
 from millstream._protocol.jsonrpc import decode_members
-from millstream._protocol.metadata import param_headers
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
+from millstream._server.handlers import redirect
 from millstream._server.pool import Threads
 from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decoder, encode, members
 
@@ -216,19 +216,7 @@ class SearchPart:
             ) from exc
         if inner.name == CALL:
             raise ToolError(f"{CALL} can't call itself. Pass the name of another tool.")
-        call.name, call.arguments = inner.name[:128], None
-        call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
-        registry = call.dispatcher.registry
-        tool: Tool | None = registry.find("tools", inner.name, call)
-        if tool is None:
-            return  # the handler rejects it
-        call.name = registry.listed_name("tools", inner.name)
-        if tool.requires and not call.revision.handshake:
-            require_capabilities(call.client.capabilities, tool.requires)
-        if tool.headers and call.headers is not None:
-            # The client can't know which arguments belong in headers.
-            repeated = param_headers(tool.headers, msgspec.json.decode(inner.arguments))
-            call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
+        redirect(call, params, inner.name, inner.arguments)
 
 
 def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,6 @@ Names that other folders may import, besides the public ones of `millstream.gate
 
 - `patterns`: key_forms, matcher, path_and_parts, uri_key
 - `policy`: CHARACTERS_PER_TOKEN, ItemRules, Policy, RestrictedPattern
-- `requests`: ApprovalRequest, ApprovalRequests, CHANNEL, is_approver
-- `results`: NoResponse, READ_RESOURCE, Redactor, StoredResults, call_error, split_result
+- `requests`: ApprovalRequest, ApprovalRequests, CHANNEL, GET_APPROVED_RESULT, is_approver
+- `results`: NoResponse, READ_RESOURCE, Redactor, StoredResults, call_error, has_companion, split_result
 """

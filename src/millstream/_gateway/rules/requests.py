@@ -10,6 +10,7 @@ record. The call is sent when its caller repeats it, with the rights and rules o
 | declined | isn't sent | is told so, until the request expires |
 | approved | can be sent | is sent, and the record is running |
 | running | runs on a worker | is told so, or that its outcome is unknown if the worker is gone |
+| asking | has a question for its caller, who holds its state | needs another approval |
 
 The record ends with the call. Pending requests are also in a list for approvers, because listing keys would scan the
 store.
@@ -27,18 +28,24 @@ from msgspec import Struct, structs
 from millstream import Declined, Principal, ToolError
 from millstream._config import read_duration
 from millstream._gateway.options.policy import ApprovalPolicy
+from millstream._gateway.rules.results import has_companion
 from millstream._protocol.principal import SHARED_KEY, Profile, get_profile
+from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import Call
-from millstream._server.calls.sealed_records import SealedRecords, show_time
+from millstream._server.calls.sealed_records import DIGEST, SealedRecords, show_time
 from millstream._server.calls.services import APPROVAL, Services
 from millstream.protocol import encode
 from millstream.stores import StoreFull, StoreUnavailable, read_again
 
-CHANNEL = "approvals"
-"""Channel of the hub with the id of each new request."""
-PENDING, DECLINED, APPROVED, RUNNING = "pending", "declined", "approved", "running"
+GET_APPROVED_RESULT = "get_approved_result"
+"""The tool that sends an approved call with its stored arguments."""
+CHANNEL = "approval.requested"
+"""Channel of the hub with the id of each new request, which programs can declare as an event type."""
+PENDING, DECLINED, APPROVED, RUNNING, ASKING = "pending", "declined", "approved", "running", "asking"
 MAX_PENDING = 20
 """Maximum requests of one caller that wait for an answer."""
+_MAX_KEPT = 16 * 1024
+"""Maximum bytes of a call's arguments that are stored."""
 _MAX_LISTED = 500
 """Maximum requests of all callers that wait for an answer."""
 _LIST = "approvals:pending"
@@ -47,8 +54,8 @@ _UNNAMED = (
     "or a key of your own."
 )
 _WAITS = (
-    "This call waits for approval by {} until {}, so it hasn't been sent. Its request is {}. Once it's approved, call "
-    "the tool again with the same arguments. That sends the call, and returns its result."
+    "This call waits for approval by {} until {}, so it hasn't been sent. Its request is {}. Once it's approved, "
+    "{}call the tool again with the same arguments. That sends the call, and returns its result."
 )
 _TOO_MANY = (
     f"Too many calls wait for approval. {MAX_PENDING} of yours can wait at a time. Try again when some are answered."
@@ -69,7 +76,8 @@ class ApprovalRequest(Struct, frozen=True):
     """A call that another person approves, as it's stored."""
 
     id: str
-    """Random, so that an answer never counts for a later request about the same call."""
+    """The digest in its name, and a random part, so that an answer never counts for a later request about the same
+    call."""
     tool: str
     set_name: str
     question: str
@@ -79,6 +87,10 @@ class ApprovalRequest(Struct, frozen=True):
     version: str
     """See `Tool.version`."""
     caller: Profile
+    mark: str
+    """A digest of the tool and the arguments for the upstream."""
+    arguments: bytes
+    """The arguments that the caller sent, or empty if they're too large to store."""
     expires: float
     state: str = PENDING
     approver: str = ""
@@ -125,17 +137,17 @@ class ApprovalRequests:
         services, principal = self._services, call.principal
         if principal is None or not _is_named(principal):
             raise ToolError(_UNNAMED)
-        set_name = call.dispatcher.address.name
-        what = encode([principal.binding.hex(), set_name, version, mark])
-        names, made = self._records.names(principal.id, self._records.digests(what)), None
+        names, made = self._records.names(principal.id, self._digests(call, version, mark)), None
         while True:
             name, raw, request = await self._records.find(names)
             now = services.clock()
-            if request is None or request.expires <= now:
+            if request is None or request.expires <= now or request.state == ASKING:
                 expires = now + min(read_duration(each.within) for each in rules)
+                arguments = encode(call.arguments)
                 made = ApprovalRequest(
-                    secrets.token_hex(8), call.name, set_name, question(), tuple(rules), version,
-                    get_profile(principal, ("name",)), expires,
+                    name.rpartition(".")[2] + secrets.token_hex(8), call.name, call.dispatcher.address.name, question(),
+                    tuple(rules), version, get_profile(principal, ("name",)), mark,
+                    arguments if len(arguments) <= _MAX_KEPT else b"", expires,
                 )  # fmt: skip
                 await self._records.write(name, raw, made)
                 continue  # an identical call may have been faster
@@ -164,8 +176,24 @@ class ApprovalRequests:
                 await services.hub.publish(CHANNEL, {"id": request.id, "expires": until})
         if raw == await services.store.kv.get(name):
             approvers = " and ".join(" or ".join(each.by or ()) for each in request.rules)
-            raise ToolError(_WAITS.format(approvers, until, request.id))
+            how = f"call {GET_APPROVED_RESULT} with it, or " * has_companion(call, GET_APPROVED_RESULT)
+            raise ToolError(_WAITS.format(approvers, until, request.id, how))
         await self._unlist(name, request)  # it was answered before it was listed again
+
+    async def find_own(self, id: str, call: Call) -> ApprovalRequest | None:
+        """Return a request of a call's caller at its address, or None, also if its tool has changed or no arguments are
+        stored.
+        """
+        *_, request = await self._records.find(self._records.names(call.owner, [id[:DIGEST]]))
+        if request is None or request.id != id or not request.arguments:
+            return None
+        tool = call.dispatcher.registry.find("tools", request.tool, call)
+        is_same = tool is not None and id[:DIGEST] in self._digests(call, tool.version, request.mark)
+        return request if is_same else None
+
+    def _digests(self, call: Call, version: str, mark: str) -> list[str]:
+        binding = b"" if call.principal is None else call.principal.binding
+        return self._records.digests(encode([binding.hex(), call.dispatcher.address.name, version, mark]))
 
     @asynccontextmanager
     async def use(
@@ -188,14 +216,17 @@ class ApprovalRequests:
         request = structs.replace(approved, state=RUNNING, worker=services.store.workers.me, expires=expires)
         if not await self._records.write(name, raw, request):
             raise ToolError(_USED)
-        call.approver = request.approver
+        call.approver, last = request.approver, None
         try:
             yield
+        except InputRequired:
+            last = structs.replace(request, state=ASKING)
+            raise
         finally:
             with suppress(StoreFull, StoreUnavailable):
                 name, raw, current = await self._records.find([name])
                 if current == request:
-                    await self._records.write(name, raw, None)
+                    await self._records.write(name, raw, last)
 
     # Approvers
 

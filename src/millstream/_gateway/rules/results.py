@@ -355,6 +355,12 @@ _NO_URI = "result:"
 """URI of contents that aren't stored yet."""
 
 
+def has_companion(call: Call, name: str) -> bool:
+    """Return whether a tool at the call's address is the gateway's own."""
+    tool = call.dispatcher.registry.tools.get(name)
+    return tool is not None and tool.companion_of is not None
+
+
 async def shorten_result(
     call: Call, result: bytes, budget: int, save: Callable[[Call, Sequence[ResourceContents]], Awaitable[str]]
 ) -> bytes:
@@ -394,11 +400,8 @@ async def shorten_result(
     shown = beginning
     if beginning != text or not is_whole:
         count = f"The first {len(beginning):,} of {len(text):,} characters." if beginning != text else _INCOMPLETE
-        reader = call.dispatcher.registry.tools.get(READ_RESOURCE)
-        has_reader = reader is not None and reader.companion_of is not None
-        where = (
-            f"To read on, call {READ_RESOURCE} with offset {len(beginning)} and" if has_reader else "All of it is at"
-        )
+        reading_on = f"To read on, call {READ_RESOURCE} with offset {len(beginning)} and"
+        where = reading_on if has_companion(call, READ_RESOURCE) else "All of it is at"
         uri = await save(call, contents)
         note = (
             f"[{count} {where} this URI:] {uri}" if uri else f"[{count} The rest is too large to store: request less.]"

@@ -18,6 +18,8 @@ class StoredRecord(Protocol):
     def expires(self) -> float: ...
 
 
+DIGEST = 32
+"""Length of a digest."""
 R = TypeVar("R", bound=StoredRecord)
 
 
@@ -30,7 +32,9 @@ class SealedRecords(Generic[R]):
 
     def digests(self, what: bytes) -> list[str]:
         """Return a digest of bytes with each of the server's secrets, the newest first."""
-        return [hmac.digest(each, self._sealed_as + what, sha256).hex()[:32] for each in self._services.secrets.values]
+        return [
+            hmac.digest(each, self._sealed_as + what, sha256).hex()[:DIGEST] for each in self._services.secrets.values
+        ]
 
     def names(self, owner: str, digests: Sequence[str]) -> list[str]:
         """Return the names that an owner's record can have."""
