@@ -8,7 +8,6 @@ import {
   firstVisible,
   hasWords,
   icon,
-  labelOf,
   onSubmit,
   optionsOf,
   pre,
@@ -22,6 +21,7 @@ import { RpcError } from "../mcp/transports.js";
 import { Feed, events } from "../hub.js";
 import { copy, copyable, tabs, toast } from "../shell/controls.js";
 import { groupItems, LongList, tagsOf } from "../shell/long-list.js";
+import { labelsOf } from "../shell/names.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { cease, say } from "./bench.js";
 import { clearHistory, draw as drawHistory } from "./history.js";
@@ -71,7 +71,7 @@ const ORDER = "millstream.inspect.order";
 let ownTags = new Map();
 
 /** @param {Json} item */
-const tags = (item) => (kind !== "tools" ? [] : (!session.via && ownTags.get(item.name)) || tagsOf(item));
+const tags = (item) => (kind === "tools" && !session.via && ownTags.get(item.name)) || tagsOf(item);
 /** @param {Json} item */
 const fits = (item) =>
   hasWords(
@@ -80,14 +80,18 @@ const fits = (item) =>
   );
 const matching = () => (offered[kind] ?? []).filter(fits);
 
-const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
+const current = () => offered[kind]?.find((item) => links.idOf(item) === chosen[kind]);
+
+/** @type {Map<Json, string>} of the open list */
+let labels = new Map();
 
 const items = new LongList($("items"), {
-  row: (item) =>
+  label: (item) => labels.get(item) ?? item.name,
+  row: (item, name) =>
     kind === "saved"
-      ? savedRow(item)
+      ? savedRow(item, name)
       : [
-          element("strong", {}, labelOf(item)),
+          element("strong", {}, ...name),
           kind === "tasks" ? taskMark(item) : costed(item),
           element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])
         ],
@@ -103,8 +107,8 @@ const costed = (item) =>
   kind === "tools" && $("order").value === "tokens"
     ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item)))
     : "";
-/** Return the row of a saved call: its name, its target, and whether it passed. @param {Saved} call */
-function savedRow(call) {
+/** Return the row of a saved call: its name, its target, and whether it passed. @param {Saved} call @param {Child[]} name */
+function savedRow(call, name) {
   const outcome = outcomeOf(call);
   const mark = outcome
     ? element(
@@ -114,11 +118,7 @@ function savedRow(call) {
         element("span", "visually-hidden", outcome.good ? "passes" : "fails")
       )
     : element("span", "mark soft", icon("play"));
-  return [
-    element("strong", {}, call.name),
-    element("span", {}, call.from === call.name ? call.method : call.from),
-    mark
-  ];
+  return [element("strong", {}, ...name), element("span", {}, call.from === call.name ? call.method : call.from), mark];
 }
 
 const kinds = tabs(
@@ -163,8 +163,9 @@ async function load(name) {
 /** Draw the list, and return its first item. */
 function drawItems() {
   const found = matching();
-  const order = kind === "tools" ? $("order").value : "listed";
-  const groups = order === "groups" ? groupItems(found, ({ name }) => name, tags) : null;
+  labels = labelsOf(offered[kind] ?? []);
+  const order = kind === "tools" ? $("order").value : "groups";
+  const groups = order === "groups" ? groupItems(found, ({ name }) => (kind === "tools" ? name : ""), tags) : null;
   if (order === "tokens") found.sort((one, other) => costOf(other) - costOf(one));
   items.show(found, current(), groups, $("filter").value !== "");
   drawFoot();
@@ -229,12 +230,12 @@ function open(name) {
 /** Show an item in the detail view. @param {Json} item @param {Json | null} [values] */
 function show(item, values = null) {
   cease();
-  chosen[kind] = item.name;
+  chosen[kind] = links.idOf(item);
   if (!items.has(item)) drawItems(); // its group was closed
   items.mark(item);
   $("detail").replaceChildren(...KINDS[kind].show(item, values));
   $("pane").scrollTop = 0;
-  history.replaceState(null, "", links.write(kind, item.name));
+  history.replaceState(null, "", links.write(kind, chosen[kind]));
 }
 
 /**
@@ -243,7 +244,8 @@ function show(item, values = null) {
  * @param {{kind: string, name: string, values: Json | null}} item
  */
 function jump({ kind: name, name: wanted, values }) {
-  const named = (offered[name] ?? []).find((item) => item.name === wanted || item.uri === wanted);
+  const list = offered[name] ?? [];
+  const named = list.find((item) => links.idOf(item) === wanted) ?? list.find((item) => item.name === wanted);
   const item =
     named ??
     (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted)
@@ -488,11 +490,11 @@ commands(() => [
   },
   { title: "Export the messages", group: "This page", icon: "download", run: exportTranscript },
   ...Object.entries(offered).flatMap(([name, list]) =>
-    list.map((item) => ({
-      title: labelOf(item),
+    [...labelsOf(list)].map(([item, title]) => ({
+      title,
       hint: item.description ?? "",
       group: KINDS[name].title,
-      run: () => jump({ kind: name, name: item.name, values: null })
+      run: () => jump({ kind: name, name: links.idOf(item), values: null })
     }))
   )
 ]);
