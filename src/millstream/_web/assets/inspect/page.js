@@ -8,12 +8,17 @@ import {
   firstVisible,
   hasWords,
   icon,
+  labeled,
+  makeButton,
   onSubmit,
+  openDialog,
   optionsOf,
   pre,
   save,
+  showText,
   store,
   stored,
+  textInput,
   write
 } from "../dom.js";
 import { FIRST, hasHandshake, REVISIONS } from "../mcp/client.js";
@@ -31,7 +36,7 @@ import * as links from "./links.js";
 import { clearNotes, drawNotes, note, noteLog, showFailure } from "./notes.js";
 import { ask } from "./questions.js";
 import { exportCalls, importCalls, outcomeOf, runAll, savedCalls, summary } from "./saved.js";
-import { TRANSPORTS, applyLevel, connect, otherServers, session } from "./session.js";
+import { TRANSPORTS, addServer, applyLevel, connect, otherServers, session } from "./session.js";
 import { openSettings } from "./settings.js";
 import { asWhom, back as backFrom, showAccount, signInCard } from "./sign-in.js";
 import { TASKS, knownTasks, taskMark } from "./tasks.js";
@@ -41,6 +46,7 @@ import * as traffic from "./traffic.js";
 /** @typedef {import("./saved.js").Saved} Saved */
 /** @typedef {import("./session.js").Server} Server */
 
+const ADD = "add"; // choice of the server
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
 const LINE = "millstream.inspect.line"; // transport, revision, and server of this tab
 /** @type {Record<string, string[]>} */
@@ -278,17 +284,55 @@ const ownLog = new Feed(
 /** Show the other servers that the operator named, and the user signed in at the current one. */
 async function offerServers() {
   const chosenName = $("server").value;
-  const { servers, log, tags: named = {} } = await otherServers();
+  const { servers, development, tags: named = {} } = await otherServers();
   others = servers;
   ownTags = new Map(Object.entries(named));
-  if (log) ownLog.start();
+  session.development = development;
+  if (development) ownLog.start();
   /** @type {Array<[string, string]>} */
   const titles = others.map(({ name, url }) => [name, url]);
+  if (development) titles.push([ADD, "Another server…"]);
   $("server").replaceChildren(...optionsOf([["", "This server"], ...titles]));
   $("server").value = others.some(({ name }) => name === chosenName) ? chosenName : "";
-  $("other-servers").hidden = others.length === 0;
+  $("other-servers").hidden = titles.length === 0;
   session.via = others.find(({ name }) => name === session.via?.name) ?? null;
   showAccount(session.via, again);
+}
+
+/** Ask for the URL of another server, and connect to it. */
+function openServer() {
+  $("server").value = session.via?.name ?? "";
+  const input = textInput({ id: "server-url", type: "url", required: true, placeholder: "https://example.com/mcp" });
+  const wrong = element("p", { className: "error", role: "alert", hidden: true });
+  const cancel = makeButton("", () => dialog.close(), "Cancel");
+  const form = element(
+    "form",
+    "stack",
+    element("h2", { id: "server-title" }, "Connect to another server"),
+    labeled("URL", input, element("span", "hint", "This program connects to it, so it can be on your network.")),
+    wrong,
+    element("div", "row end", cancel, element("button", { type: "submit", className: "primary" }, "Connect"))
+  );
+  const dialog = openDialog({ id: "other-server", "aria-labelledby": "server-title" }, form);
+  onSubmit(form, async () => {
+    try {
+      await select((await addServer(input.value)).url);
+      dialog.close();
+    } catch (/** @type {any} */ error) {
+      showText(wrong, say(error));
+    }
+  });
+  input.focus();
+}
+
+/** Connect to a server that the program knows. @param {string} url @returns {Promise<boolean>} */
+async function select(url) {
+  await offerServers();
+  const found = others.find((each) => each.url === url);
+  if (!found) return false;
+  $("server").value = found.name;
+  again();
+  return true;
 }
 
 /** Show the sign-in card of another server. @param {any} error */
@@ -434,7 +478,7 @@ let wantedServer = "";
 ]);
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
 onSubmit($("connection"), again);
-$("server").onchange = again;
+$("server").onchange = () => ($("server").value === ADD ? openServer() : again());
 $("transport").onchange = again;
 $("revision").onchange = again;
 $("level").onchange = () => {
@@ -533,8 +577,6 @@ $("saved-file").onchange = async () => {
 };
 view("list");
 [session.endpoint] = await Promise.all([findEndpoint().catch(() => session.endpoint), offerServers().catch(() => {})]);
-const before = others.find(({ url }) => url === wantedServer);
-if (before) {
-  $("server").value = before.name;
-  again();
-} else connect().catch(() => {});
+// A server that this page has added is added again after a restart.
+if (wantedServer && !others.some(({ url }) => url === wantedServer)) await addServer(wantedServer).catch(() => {});
+if (!wantedServer || !(await select(wantedServer).catch(() => false))) connect().catch(() => {});
