@@ -187,10 +187,12 @@ function drawFacts(row) {
     Resources: shown("resources", "templates"),
     Prompts: shown("prompts"),
     Connections: count(row.links),
+    Sharing: row.sharing || "–",
     "Calls without a usable response": count(row.unanswered),
     "Calls refused without being sent": count(row.refused),
     Duration: `${ms(row.p50_ms)} (p50), ${ms(row.p99_ms)} (p99)`,
     ...(processes && {
+      "Shared by": row.separate ? "one caller each" : "all callers of a worker",
       Processes: `${count(processes.running)} of ${count(processes.limit)}${processes.spare ? `, ${count(processes.spare)} spare` : ""}`,
       "Their memory": processes.memory ? size(processes.memory) : "unknown",
       "Connections waiting for one": count(processes.waiting),

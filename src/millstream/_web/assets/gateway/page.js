@@ -92,7 +92,8 @@ const table = new LiveTable($("upstreams"), {
 
 const sets = new LiveTable($("sets"), {
   name: "Sets",
-  sort: "name",
+  sort: "", // as in the file
+  down: false,
   empty: ["No sets", "This server has one address."],
   key: ({ name }) => name,
   columns: [
@@ -166,6 +167,7 @@ function drawAll() {
     sum(({ processes }) => processes?.memory) ? size(sum(({ processes }) => processes?.memory)) : "–"
   );
   $("accounts").hidden = !upstreams.some(({ accounts }) => accounts);
+  $("approvals").hidden = !upstreams.some(({ approvals }) => approvals);
   table.show(upstreams);
 }
 
