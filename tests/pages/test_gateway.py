@@ -31,6 +31,8 @@ mcp.upstream("bookshop", shop)
 mcp.upstream("calendar", "http://127.0.0.1:9/mcp", start_timeout=0.1)
 mcp.upstream("warehouse", [sys.executable, "-I", "-S", str(folder / "warehouse.py")], trust="pin", refresh_seconds=0.5,
              policy=UpstreamPolicy(pins=str(folder / "pins.json")))
+for name in ("readers", "buyers", "warehouse"):
+    mcp.add_set(f"/{name}")
 """
 WAREHOUSE = """
 import json
@@ -117,7 +119,8 @@ def test_gateway_page_shows_state_metrics_and_tools(office: str, open_page: Open
     expect(page.locator("#chosen-reason")).to_contain_text("connection refused")
     choose(page, "warehouse")
     page.get_by_role("tab", name="State").click()
-    expect(page.locator("#facts")).to_contain_text(re.compile(r"Processes1 of 64.*Crashed0"))
+    expect(page.locator("#facts")).to_contain_text(re.compile(r"Shared byall callers.*Processes1 of 64.*Crashed0"))
+    expect(page.locator("#facts")).to_contain_text("Sharingall callers of warehouse share one process")
     expect(page.locator("#facts")).to_contain_text(re.compile(r"StateReady for \d+.*Transportstdio.*Accountnone"))
     choose(page, "bookshop")
     page.get_by_role("tab", name="Tools").click()
@@ -219,6 +222,16 @@ def test_gateway_page_is_accessible_and_fits(office: str, open_page: OpenPage, w
         page.emulate_media(color_scheme="dark")
         assert run_axe(page, colors=True) == []
         page.emulate_media(color_scheme="light")
+
+
+def test_sets_are_listed_in_their_order_and_sorted_on_request(office: str, open_page: OpenPage) -> None:
+    page = open_page(f"{office}/gateway")
+    table = page.get_by_role("table", name="Sets")
+    rows = table.locator("tbody tr")
+    expect(rows).to_contain_text(["readers", "buyers", "warehouse"])
+    table.get_by_role("button", name="Name").click()
+    expect(rows).to_contain_text(["buyers", "readers", "warehouse"])
+    expect(page.get_by_role("link", name="Approvals")).to_have_count(0)
 
 
 def test_servers_without_upstreams_have_no_gateway_page(plain: str, open_page: OpenPage) -> None:

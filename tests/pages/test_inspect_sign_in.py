@@ -154,3 +154,31 @@ def test_sign_in_states_fit_every_size_and_pass_axe(inspector: str, shop: str, o
     expect(page.get_by_role("dialog")).to_be_visible()
     wrong += [f"account {each}" for each in find_layout_problems(page)]
     assert wrong == []
+
+
+def test_another_server_is_added_with_sign_in_and_outlives_a_restart(
+    shop: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    port = free_port()
+    command = run_command("examples/greet.py", port, "--serve", "web", "--dev")
+    with run_server(command, port, tmp_path / "log"):
+        page = open_page(f"http://127.0.0.1:{port}/inspect", lossy=True, fresh=True)
+        expect(page.locator("#state")).to_have_text("Connected")
+        page.locator("#server").select_option("Another server…")
+        dialog = page.get_by_role("dialog", name="Connect to another server")
+        assert find_layout_problems(page) == []
+        dialog.get_by_label("URL").fill("ftp://example.com/")
+        dialog.get_by_role("button", name="Connect").click()
+        expect(dialog.get_by_role("alert")).to_contain_text("Use a URL such as")
+        dialog.get_by_label("URL").fill(f"{shop}/mcp")
+        page.keyboard.press("Enter")
+        card = page.get_by_role("form", name="This server asks you to sign in")
+        card.get_by_role("button", name="Sign in", exact=True).click()
+        agree(page, shop)
+        page.wait_for_url(f"http://127.0.0.1:{port}/inspect**")
+        expect(page.locator("#state")).to_have_text("Connected")
+        expect(page.locator(".server")).to_contain_text("Book shop")
+    with run_server(command, port, tmp_path / "log"):
+        page.reload()
+        expect(page.locator("#server option:checked")).to_have_text(f"{shop}/mcp")
+        expect(page.get_by_role("form", name="This server asks you to sign in")).to_be_visible()

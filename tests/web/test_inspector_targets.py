@@ -194,3 +194,69 @@ def test_inspect_option_enables_the_pages() -> None:
 def test_invalid_inspect_targets_prevent_startup(url: str) -> None:
     with pytest.raises(CommandError):
         check_inspected((url,))
+
+
+@asynccontextmanager
+async def developing(*, show_errors: bool = True) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of our server in development. It sends what our own page would."""
+    async with AsyncExitStack() as stack:
+        mcp = Server("ours", serve="web", settings=Settings(show_errors=show_errors))
+        stack.push_async_callback(mcp.stop)
+        running = await stack.enter_async_context(serve(mcp, lane=True))
+        url = f"http://127.0.0.1:{running.port}"
+        http = httpx2.AsyncClient(base_url=url, verify=NO_TRUST, timeout=WAIT, headers={"origin": url})
+        yield await stack.enter_async_context(http)
+
+
+async def test_own_page_adds_servers_in_development() -> None:
+    async with serve(shop.mcp, lane=True) as other, developing() as http:
+        url = f"http://127.0.0.1:{other.port}/mcp"
+        first, second = [(await http.post("/inspect/servers", json={"url": f" {url} "})).json() for _ in range(2)]
+        assert first == second
+        assert first["url"] == url
+        assert [each["url"] for each in (await http.get("/inspect/servers")).json()["servers"]] == [url]
+        async with Client(str(http.base_url.join(f"/inspect/via/{first['name']}"))) as client:
+            assert client.server.name == "shop"
+        await shop.mcp.stop()
+
+
+@for_each(
+    "headers",
+    [
+        {"origin": ""},
+        {"origin": "null"},
+        {"origin": "http://evil.example"},
+        {"origin": "http://127.0.0.1:1"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"x-forwarded-for": "203.0.113.9"},
+    ],
+)
+async def test_other_pages_and_machines_cannot_add_servers(headers: dict[str, str]) -> None:
+    async with developing() as http:
+        reply = await http.post("/inspect/servers", json={"url": "http://169.254.169.254/"}, headers=headers)
+        assert reply.status_code == 403
+        assert (await http.get("/inspect/servers")).json()["servers"] == []
+
+
+async def test_servers_are_added_only_in_development() -> None:
+    async with developing(show_errors=False) as http:
+        reply = await http.post("/inspect/servers", json={"url": "http://127.0.0.1:1/mcp"})
+        assert (reply.status_code, "--inspect URL" in reply.text) == (403, True)
+        assert (await http.get("/inspect/servers")).json()["servers"] == []
+
+
+@for_each("url", ["", "python shop.py", "stdio:shop", "file:///etc/passwd", "ws://127.0.0.1/ws", "http://", None])
+async def test_only_web_addresses_are_added(url: str | None) -> None:
+    async with developing() as http:
+        assert (await http.post("/inspect/servers", json={"url": url})).status_code == 400
+        assert (await http.get("/inspect/servers")).json()["servers"] == []
+
+
+async def test_number_of_added_servers_is_limited() -> None:
+    async with developing() as http:
+        statuses = [
+            (await http.post("/inspect/servers", json={"url": f"http://127.0.0.1:1/{number}"})).status_code
+            for number in range(102)
+        ]
+        assert (statuses.count(200), statuses.count(503)) == (100, 2)

@@ -84,7 +84,7 @@
 
   globalThis.fetch = async (input, init = {}) => {
     const { pathname } = new URL(input instanceof Request ? input.url : input, document.baseURI);
-    if (pathname.endsWith("/inspect/servers")) return json({ servers: [], log: false, tags: {} });
+    if (pathname.endsWith("/inspect/servers")) return json({ servers: [], development: false, tags: {} });
     if (pathname.endsWith("/dashboard/events")) return new Response(null, { status: 404 });
     if (pathname.endsWith("/livez")) return new Response("ok\n");
     if (!pathname.endsWith("/mcp")) return own(input, init);

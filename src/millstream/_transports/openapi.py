@@ -22,8 +22,9 @@ from millstream._http.message import (
     TOOL_ERROR,
     WRONG_TYPE,
 )
-from millstream._protocol.json_schema import Schema, is_array, is_object, rebase_references
+from millstream._protocol.json_schema import Schema, is_array, is_object, members, rebase_references
 from millstream._protocol.jsonrpc import Json, encode
+from millstream._protocol.metadata import ORIGIN_KEY
 from millstream._server.calls.idempotency import MAX_KEY
 from millstream._server.features.tools import Tool, title_of
 
@@ -206,8 +207,13 @@ def _operation(tool: Tool, schemas: Json) -> Json:
     title: str = described.get("title", "")
     if title == title_of(name):  # the docstring's first line is more informative
         title = ""
+    origin = members(described.get("_meta")).get(ORIGIN_KEY)
+    tags: list[Any] = [
+        *(origin[:1] if is_array(origin) else ()),
+        *sorted(tool.tags),
+    ]  # pages show the first as a heading
     return {
-        **({"tags": sorted(tool.tags)} if tool.tags else {}),
+        **({"tags": tags} if tags else {}),
         "operationId": name,
         "summary": title or description.partition("\n")[0] or name,
         "description": description,

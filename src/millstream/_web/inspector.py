@@ -302,15 +302,23 @@ _SANDBOX_HEADERS = b"x-content-type-options: nosniff\r\ncontent-security-policy:
 """Headers that keep browsers from running other servers' responses as pages of this one."""
 _BUSY = refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
 _UNKNOWN = refusal(404, "This server can't be inspected. Start this program with --inspect URL to add it.")
+_MAX_SERVERS = 100
+
+
+class AddServerRequest(Struct):
+    """The page's request to add a server."""
+
+    url: str
 
 
 class Inspector:
     """The servers that the inspector can reach, by number, and a proxy for each.
 
     A page can't call a server of another origin without CORS, but this program can. It forwards Streamable HTTP
-    requests unchanged, only to URLs given at start-up (`Settings.inspect_urls`), and doesn't follow redirects. It
-    doesn't forward headers that browsers send automatically, such as cookies and `Authorization`. Credentials for the
-    other server arrive as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
+    requests unchanged, only to URLs given at start-up (`Settings.inspect_urls`) or, in development, entered in the page
+    (`add`), and doesn't follow redirects. It doesn't forward headers that browsers send automatically, such as cookies
+    and `Authorization`. Credentials for the other server arrive as `Mcp-Inspect-Authorization`, or come from `SignIns`
+    if the operator has signed in there.
     """
 
     def __init__(self, host: PartHost) -> None:
@@ -336,7 +344,30 @@ class Inspector:
         # Tags aren't part of the protocol's tool list.
         tools = self._host.registry.tools.items()
         tags = {name: sorted(tool.tags) for name, tool in tools if tool.tags and tool.visible is None}
-        return reply({"servers": known, "log": self._host.settings.show_errors, "tags": tags})
+        return reply({"servers": known, "development": self._host.settings.show_errors, "tags": tags})
+
+    async def add(self, request: HttpRequest) -> Response:
+        """Handle `POST {"url": …}`: add a server until this worker stops, and return its `name` and `url`.
+
+        Only in development, and only for our own page: other pages, and apps in the inspector's frames, could otherwise
+        reach what this machine can reach. Commands can't be added, because they'd run with this program's rights.
+        """
+        if not is_same_origin(request):
+            return _NOT_OWN_PAGE
+        if not self._host.settings.show_errors:
+            return plain_problem(403, "Servers can be added only with `millstream dev`, or at the start: --inspect URL")
+        try:
+            url = _parse_url(msgspec.json.decode(request.body[:_MAX_FORM], type=AddServerRequest).url.strip())
+        except msgspec.MsgspecError:
+            return _MALFORMED
+        except ValueError as exc:
+            return plain_problem(400, str(exc))
+        if len(self._urls) >= _MAX_SERVERS:
+            return plain_problem(503, "Too many servers were added. Restart this program.")
+        known = {str(each): name for name, each in self._urls.items()}
+        name = known.get(str(url)) or sha256(str(url).encode()).hexdigest()[:16]  # the same after a restart
+        self._urls[name] = url
+        return reply({"name": name, "url": str(url)})
 
     async def sign_in(self, request: HttpRequest) -> Response:
         """Handle `POST` to begin a sign-in at one server, and `DELETE` to sign out."""

@@ -12,7 +12,7 @@ from auth_world import ALICE, BOB, ROOT, run_guarded
 from http_peer import serve
 from issuer_world import claims, run_issuer, token
 from millstream import Client, Server, Settings, auth
-from millstream.gateway import ToolPolicy
+from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from wire import POST, request
 
@@ -179,6 +179,19 @@ async def test_pages_and_health_show_the_sets_that_a_caller_can_use() -> None:
             (staff, interns) = json.loads((await running.ask(ROOT, "GET", path)).body)["sets"]
             assert (staff["path"], staff["items"]["tools"], staff["scopes"]) == ("/staff", 1, ["orders:write"])
             assert interns["items"]["tools"] == 0
+
+
+async def test_page_of_the_gateway_shows_sets_in_their_order_and_whether_people_approve_calls() -> None:
+    rule = ApprovalPolicy(by=("group:managers",))
+    mcp = Server("shop", serve="web", auth=auth.keys(ROOT, named_keys={"alice": ALICE}))
+    mcp.upstream("files", Server("files"), start_timeout=WAIT, policy=UpstreamPolicy(approve=rule))
+    mcp.upstream("notes", Server("notes"), start_timeout=WAIT)
+    for name in ("zoo", "alpha", "mid"):
+        mcp.add_set(f"/{name}")
+    async with run_guarded(mcp) as running:
+        found = json.loads((await running.ask(ROOT, "GET", "/gateway/upstreams")).body)
+    assert [each["name"] for each in found["sets"]] == ["zoo", "alpha", "mid"]
+    assert {each["name"]: each["approvals"] for each in found["upstreams"]} == {"files": True, "notes": False}
 
 
 async def test_metrics_and_health_name_the_tools_of_sets_only_to_operators() -> None:

@@ -11,5 +11,13 @@ globalThis.document = {
 };
 
 function fake() {
-  return { append() {}, setAttribute() {}, addEventListener() {} };
+  return {
+    className: "",
+    textContent: "",
+    append(...children) {
+      this.textContent += children.join("");
+    },
+    setAttribute() {},
+    addEventListener() {}
+  };
 }

@@ -7,6 +7,7 @@ import "./browser.mjs";
 const assets = "../../../src/millstream/_web/assets";
 const { count, duration, figure, labelOf } = await import(`${assets}/dom.js`);
 const { groupItems, tagsOf, withHeads } = await import(`${assets}/shell/long-list.js`);
+const { labelsOf, shortNames } = await import(`${assets}/shell/names.js`);
 const { rankMatch } = await import(`${assets}/shell/palette.js`);
 const { nodes, rowsOf } = await import(`${assets}/render/content.js`);
 const { parseTraceback } = await import(`${assets}/render/content.js`);
@@ -163,4 +164,51 @@ test("a server that takes keys only gets no ChatGPT steps without a warning", ()
 
 test("content of an unknown type is shown as JSON, even if every object has a member of that name", () => {
   for (const type of ["constructor", "toString", "video"]) assert.equal(nodes({ type, text: "Hello" }).length, 1, type);
+});
+
+/** Return what a list shows of names: "…" for what's left out in the middle. */
+const shownOf = (names, group, max) =>
+  shortNames(names, group, max).map((nodes) =>
+    nodes()
+      .map((each) => (typeof each === "string" ? each : each.className.endsWith("middle") ? "…" : ""))
+      .join("")
+  );
+
+test("long names are shortened where others have the same words, and stay whole in the document", () => {
+  const names = ["red", "blue"].flatMap((color) =>
+    ["north", "south"].map((side) => `synchronize_the_${color}_ledger_with_the_accounting_of_the_${side}_region`)
+  );
+  assert.equal(shownOf(names)[0], "synchronize_the_red_ledger…_the_north_region");
+  for (const max of [10, 20, 48]) assert.equal(new Set(shownOf(names, "", max)).size, 4);
+  const whole = shortNames(names)[0]().map((each) => each?.textContent ?? each);
+  assert.equal(whole.join(""), names[0]);
+  const plain = Array.from({ length: 30 }, (_, at) => `${"x".repeat(60)}${at}${"y".repeat(20)}`);
+  assert.equal(new Set(shownOf(plain)).size, 30);
+  assert.deepEqual(shownOf(["short", "shorter"]), ["short", "shorter"]);
+});
+
+test("names leave out what the heading of their group says", () => {
+  assert.deepEqual(shownOf(["my_shop_order", "MyShop: buy", "my_shop", "my_shopper"], "my-shop"), [
+    "order",
+    "buy",
+    "my_shop",
+    "my_shopper"
+  ]);
+});
+
+test("names follow equal titles, and URIs equal names of resources", () => {
+  const tools = [{ name: "a_list", title: "All issues" }, { name: "b_list", title: "All issues" }, { name: "c" }];
+  assert.deepEqual([...labelsOf(tools).values()], ["All issues · a_list", "All issues · b_list", "c"]);
+  const resources = ["shop", "crm"].map((host) => ({ name: "counter", uri: `counter://${host}` }));
+  assert.deepEqual([...labelsOf(resources).values()], ["counter · counter://shop", "counter · counter://crm"]);
+});
+
+test("a name that begins others is in their group, and items behind a gateway are grouped by upstream", () => {
+  const names = ["ask", "ask_name", "ask_url", ..."abcdefghij"].map((name, at) => (at < 3 ? name : `run_${name}`));
+  assert.deepEqual([...groupItems(named(...names), nameOf)].find(([group]) => group === "ask")[1].map(nameOf), [
+    "ask",
+    "ask_name",
+    "ask_url"
+  ]);
+  assert.deepEqual(tagsOf({ _meta: { "millstream.gateway/upstream": ["shop", "inner"], tags: ["x"] } }), ["shop"]);
 });

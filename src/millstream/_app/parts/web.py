@@ -341,7 +341,7 @@ def _serve(host: PartHost, definition: Definition) -> None:
     forward, sign_in = inspecting.forward, inspecting.sign_in
     # The document has no content of its own. The embedding page sends everything that it shows.
     routes.add(APP_PATH, Route({"GET": show_app}, public=True))
-    routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
+    routes.add("/inspect/servers", Route({"GET": inspecting.servers, "POST": inspecting.add}, local=True))
     # The redirect comes from another site, without the sign-in cookie, so the handler identifies the user itself.
     routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.handle_callback}, local=True, public=True))
     routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))

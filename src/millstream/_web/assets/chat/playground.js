@@ -2,9 +2,10 @@
 // runs the model and the calls; this page shows them, and asks the user for approval.
 
 import { listTools } from "./tool.js";
-import { $, element, icon, labelOf, makeButton, onSubmit, showText, wrapped, write } from "../dom.js";
+import { $, element, icon, makeButton, onSubmit, showText, wrapped, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copyable } from "../shell/controls.js";
+import { labelsOf } from "../shell/names.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { errorMessage } from "../hub.js";
 import { Card, formCard } from "./calls.js";
@@ -256,15 +257,15 @@ async function showTools() {
   const tools = await listTools();
   if (!tools) return;
   write($("tool-count"), tools.length || "");
-  /** @param {Json} tool */
-  const row = ({ name, title, description, annotations }) =>
+  /** @param {[Json, string]} tool */
+  const row = ([{ name, description, annotations }, label]) =>
     element(
       "li",
       { title: description ?? name },
-      element("span", { className: "one-line tool-name", dir: "auto" }, labelOf({ name, title })),
+      element("span", { className: "words tool-name", dir: "auto" }, label),
       annotations?.readOnlyHint ? element("span", "badge", "reads") : null
     );
-  $("tools").replaceChildren(...tools.slice(0, SHOWN_TOOLS).map(row));
+  $("tools").replaceChildren(...[...labelsOf(tools)].slice(0, SHOWN_TOOLS).map(row));
   const easy = tools
     .filter(({ annotations, inputSchema }) => annotations?.readOnlyHint || !inputSchema?.required?.length)
     .slice(0, 2);

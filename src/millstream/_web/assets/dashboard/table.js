@@ -90,7 +90,7 @@ export class LiveTable {
   /**
    * @param {HTMLElement} place container of the table
    * @param {{name: string, columns: Column[], key: (row: any) => string, sort: string, down?: boolean, empty: [string, string], words?: (row: any) => string, search?: HTMLInputElement | null, fits?: (row: any) => boolean, pager?: HTMLElement | null}} options
-   *   `sort` is the initial sort column; `words` returns the text for `search`; `pager` is a container for the page
+   *   `sort` is the initial sort column, or "" for the order of the rows; `words` returns the text for `search`; `pager` is a container for the page
    *   buttons above the table, instead of below it
    */
   constructor(
@@ -246,7 +246,7 @@ export class LiveTable {
 
   /** @param {Json[]} rows */
   #sorted(rows) {
-    const by = this.#columns.find(({ id }) => id === this.#sort)?.sort ?? this.#key;
+    const by = this.#columns.find(({ id }) => id === this.#sort)?.sort ?? ((row) => rows.indexOf(row));
     const down = this.#down ? -1 : 1;
     /** @param {Json} one @param {Json} other */
     const compare = (one, other) => {

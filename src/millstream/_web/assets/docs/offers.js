@@ -39,7 +39,7 @@ export function drawResources({ resources, templates }, endpoint) {
   const draw = (each) =>
     row(
       [
-        element("strong", {}, name(each.kind, each.name, each.title ?? each.name)),
+        element("strong", {}, name(each.kind, each.at, each.title ?? each.name)),
         element("code", { dir: "auto" }, each.at),
         each.mimeType ? element("span", "soft small", each.mimeType) : ""
       ],

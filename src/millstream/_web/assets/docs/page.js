@@ -26,8 +26,9 @@ let current = null;
 const drawn = new Map();
 
 const items = new LongList($("index"), {
-  row: (each) => [
-    element("strong", {}, each.name),
+  label: ({ name }) => name,
+  row: (each, name) => [
+    element("strong", {}, ...name),
     element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)
   ],
   choose: (each) => {

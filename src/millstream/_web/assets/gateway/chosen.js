@@ -19,6 +19,7 @@ import {
 import { LiveTable, column } from "../dashboard/table.js";
 import { fetchJson } from "../shell/connection.js";
 import { tabs } from "../shell/controls.js";
+import { shortMap } from "../shell/names.js";
 import { write as address } from "../inspect/links.js";
 
 /** @type {Record<string, string>} */
@@ -68,8 +69,8 @@ const parts = tabs(
   () => refresh()
 );
 
-/** @type {Set<string>} names of the tools of the selected upstream */
-let names = new Set();
+/** @type {Map<string, () => Array<Node | string>>} nodes of the names of the selected upstream's tools */
+let names = new Map();
 const recent = new LiveTable($("recent"), {
   name: "Recent calls",
   sort: "at",
@@ -77,7 +78,13 @@ const recent = new LiveTable($("recent"), {
   key: ({ at, name, caller }) => `${at} ${name} ${caller}`,
   columns: [
     column("at", "When", ({ at }) => clock(new Date(at * 1_000)), { narrow: true, down: true }),
-    column("name", "Tool", undefined, { head: true, says: ({ name }) => name }),
+    column("name", "Tool", undefined, {
+      head: true,
+      fill: (cell, { name }) => {
+        cell.replaceChildren(...(names.get(name)?.() ?? []));
+        cell.title = name;
+      }
+    }),
     column("caller", "Caller", ({ caller, client }) => caller || client || "–", { says: ({ client }) => client }),
     column("error", "Error", ({ error, outcome }) => error || outcome.replaceAll("_", " ") || "–", {
       wide: true,
@@ -136,7 +143,10 @@ async function load(row) {
   const found = await fetchJson(`gateway/items?${new URLSearchParams({ upstream: row.name })}`, "its tools");
   if (!found || mine !== asked) return;
   seen = wanted;
-  names = new Set(found.tools.map((/** @type {Json} */ each) => each.name));
+  names = shortMap(
+    found.tools.map((/** @type {Json} */ each) => each.name),
+    row.name
+  );
   showContentOrEmpty($("tools"), $("no-tools"), found.tools.length > 0);
   $("tools").replaceChildren(...found.tools.map(tool));
   showContentOrEmpty($("quarantine"), $("no-quarantine"), found.quarantined.length > 0);
@@ -177,10 +187,12 @@ function drawFacts(row) {
     Resources: shown("resources", "templates"),
     Prompts: shown("prompts"),
     Connections: count(row.links),
+    Sharing: row.sharing || "–",
     "Calls without a usable response": count(row.unanswered),
     "Calls refused without being sent": count(row.refused),
     Duration: `${ms(row.p50_ms)} (p50), ${ms(row.p99_ms)} (p99)`,
     ...(processes && {
+      "Shared by": row.separate ? "one caller each" : "all callers of a worker",
       Processes: `${count(processes.running)} of ${count(processes.limit)}${processes.spare ? `, ${count(processes.spare)} spare` : ""}`,
       "Their memory": processes.memory ? size(processes.memory) : "unknown",
       "Connections waiting for one": count(processes.waiting),

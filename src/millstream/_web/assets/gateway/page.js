@@ -5,6 +5,7 @@ import { $, clock, count, duration, figure, hashParameters, ms, reveal, size, wr
 import { LineChart } from "../dashboard/charts.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
+import { shortMap } from "../shell/names.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { needsAccount, open, refresh, stateFacts, upstreamLook, upstreamState } from "./chosen.js";
 
@@ -14,6 +15,8 @@ const EVERY_MS = 2_000;
 let upstreams = [];
 /** @type {Json} */
 let configuration = {};
+/** @type {Map<string, () => Array<Node | string>>} the nodes of each name */
+let shortened = new Map();
 
 /** @param {number} at */
 const ago = (at) => `${duration(Math.max(0, Date.now() / 1_000 - at))} ago`;
@@ -36,6 +39,7 @@ const table = new LiveTable($("upstreams"), {
       sort: ({ name }) => name,
       fill: (cell, row) => {
         const button = cellButton(cell, row, row.name, choose);
+        button.replaceChildren(...(shortened.get(row.name)?.() ?? []));
         button.ariaPressed = String(row.name === chosen());
         button.title = row.name;
       }
@@ -88,7 +92,8 @@ const table = new LiveTable($("upstreams"), {
 
 const sets = new LiveTable($("sets"), {
   name: "Sets",
-  sort: "name",
+  sort: "", // as in the file
+  down: false,
   empty: ["No sets", "This server has one address."],
   key: ({ name }) => name,
   columns: [
@@ -162,6 +167,7 @@ function drawAll() {
     sum(({ processes }) => processes?.memory) ? size(sum(({ processes }) => processes?.memory)) : "–"
   );
   $("accounts").hidden = !upstreams.some(({ accounts }) => accounts);
+  $("approvals").hidden = !upstreams.some(({ approvals }) => approvals);
   table.show(upstreams);
 }
 
@@ -206,6 +212,7 @@ async function load() {
   if (found) {
     showReconnected();
     ({ upstreams, configuration } = found);
+    shortened = shortMap(upstreams.map(({ name }) => name));
     const worst = upstreams.find((row) => row.state === "degraded" || row.quarantined) ?? upstreams[0];
     if (!named(first)) first = worst?.name;
     $("upstreams").style.setProperty("--rows", `${upstreams.length}`);

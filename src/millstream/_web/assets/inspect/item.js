@@ -35,12 +35,12 @@ export const copies = (schema) => [
  * @param {Json} item
  * @param {(values: Json) => Json} kept
  */
-const copiesOf = (kind, { name, inputSchema }, kept) => [
-  ...copies(inputSchema),
+const copiesOf = (kind, item, kept) => [
+  ...copies(item.inputSchema),
   {
     title: "Link to this page",
     text: (/** @type {Json} */ _, /** @type {Json} */ values) =>
-      new URL(links.write(kind, name, kept(values)), location.href).href
+      new URL(links.write(kind, links.idOf(item), kept(values)), location.href).href
   }
 ];
 
@@ -75,20 +75,19 @@ export const folded = (title, ...blocks) =>
  */
 export function show(kind, item, values, work) {
   if (values) work.form?.write(values);
+  const name = links.idOf(item);
   /** @param {Json} given */
   const kept = (given) => withoutSecrets(given, item.inputSchema);
   /** @param {Json} given @param {Json} outcome */
   const done = (given, { text, good, ms }) =>
-    remember({ kind, name: item.name, values: given, kept: kept(given), text, good, ms });
+    remember({ kind, name, values: given, kept: kept(given), text, good, ms });
   /** @param {any} error @param {Json} given */
   const remedy = (error, given) =>
-    session.via && asksToSignIn(error)
-      ? signInCard(session.via, error, links.write(kind, item.name, kept(given)))
-      : null;
+    session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, name, kept(given))) : null;
   const reset =
     work.form && !work.form.empty
       ? () => {
-          forget(kind, item.name);
+          forget(kind, name);
           page.redo();
         }
       : null;
@@ -96,6 +95,6 @@ export function show(kind, item, values, work) {
   const save =
     kind === "server"
       ? null
-      : (given, last) => keep({ kind, from: item.name, values: kept(given), ...work.request(kept(given)) }, last);
+      : (given, last) => keep({ kind, from: name, values: kept(given), ...work.request(kept(given)) }, last);
   return bench({ copies: copiesOf(kind, item, kept), done, remedy, reset, save, send: request, ...work });
 }

@@ -145,7 +145,7 @@ function resource(item, values) {
 
 /** @param {Json} item @param {Json | null} values */
 function template(item, values) {
-  const form = draft("templates", item.name, [item.uriTemplate, completes()], () =>
+  const form = draft("templates", item.uriTemplate, [item.uriTemplate, completes()], () =>
     textForm(
       variables(item.uriTemplate).map((name) => ({ name, required: true })),
       { type: "ref/resource", uri: item.uriTemplate }

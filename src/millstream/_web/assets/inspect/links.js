@@ -16,6 +16,9 @@ const KINDS = {
 };
 const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [kind, name]));
 
+/** Return what identifies an item of a kind. The names of resources needn't be unique. @param {Json} item */
+export const idOf = ({ name, uri, uriTemplate }) => uri ?? uriTemplate ?? name;
+
 /**
  * Parse a hash; null without an item.
  *

@@ -8,13 +8,17 @@ import {
   firstVisible,
   hasWords,
   icon,
-  labelOf,
+  labeled,
+  makeButton,
   onSubmit,
+  openDialog,
   optionsOf,
   pre,
   save,
+  showText,
   store,
   stored,
+  textInput,
   write
 } from "../dom.js";
 import { FIRST, hasHandshake, REVISIONS } from "../mcp/client.js";
@@ -22,6 +26,7 @@ import { RpcError } from "../mcp/transports.js";
 import { Feed, events } from "../hub.js";
 import { copy, copyable, tabs, toast } from "../shell/controls.js";
 import { groupItems, LongList, tagsOf } from "../shell/long-list.js";
+import { labelsOf } from "../shell/names.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { cease, say } from "./bench.js";
 import { clearHistory, draw as drawHistory } from "./history.js";
@@ -31,7 +36,7 @@ import * as links from "./links.js";
 import { clearNotes, drawNotes, note, noteLog, showFailure } from "./notes.js";
 import { ask } from "./questions.js";
 import { exportCalls, importCalls, outcomeOf, runAll, savedCalls, summary } from "./saved.js";
-import { TRANSPORTS, applyLevel, connect, otherServers, session } from "./session.js";
+import { TRANSPORTS, addServer, applyLevel, connect, otherServers, session } from "./session.js";
 import { openSettings } from "./settings.js";
 import { asWhom, back as backFrom, showAccount, signInCard } from "./sign-in.js";
 import { TASKS, knownTasks, taskMark } from "./tasks.js";
@@ -41,6 +46,7 @@ import * as traffic from "./traffic.js";
 /** @typedef {import("./saved.js").Saved} Saved */
 /** @typedef {import("./session.js").Server} Server */
 
+const ADD = "add"; // choice of the server
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
 const LINE = "millstream.inspect.line"; // transport, revision, and server of this tab
 /** @type {Record<string, string[]>} */
@@ -71,7 +77,7 @@ const ORDER = "millstream.inspect.order";
 let ownTags = new Map();
 
 /** @param {Json} item */
-const tags = (item) => (kind !== "tools" ? [] : (!session.via && ownTags.get(item.name)) || tagsOf(item));
+const tags = (item) => (kind === "tools" && !session.via && ownTags.get(item.name)) || tagsOf(item);
 /** @param {Json} item */
 const fits = (item) =>
   hasWords(
@@ -80,14 +86,18 @@ const fits = (item) =>
   );
 const matching = () => (offered[kind] ?? []).filter(fits);
 
-const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
+const current = () => offered[kind]?.find((item) => links.idOf(item) === chosen[kind]);
+
+/** @type {Map<Json, string>} of the open list */
+let labels = new Map();
 
 const items = new LongList($("items"), {
-  row: (item) =>
+  label: (item) => labels.get(item) ?? item.name,
+  row: (item, name) =>
     kind === "saved"
-      ? savedRow(item)
+      ? savedRow(item, name)
       : [
-          element("strong", {}, labelOf(item)),
+          element("strong", {}, ...name),
           kind === "tasks" ? taskMark(item) : costed(item),
           element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])
         ],
@@ -103,8 +113,8 @@ const costed = (item) =>
   kind === "tools" && $("order").value === "tokens"
     ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item)))
     : "";
-/** Return the row of a saved call: its name, its target, and whether it passed. @param {Saved} call */
-function savedRow(call) {
+/** Return the row of a saved call: its name, its target, and whether it passed. @param {Saved} call @param {Child[]} name */
+function savedRow(call, name) {
   const outcome = outcomeOf(call);
   const mark = outcome
     ? element(
@@ -114,11 +124,7 @@ function savedRow(call) {
         element("span", "visually-hidden", outcome.good ? "passes" : "fails")
       )
     : element("span", "mark soft", icon("play"));
-  return [
-    element("strong", {}, call.name),
-    element("span", {}, call.from === call.name ? call.method : call.from),
-    mark
-  ];
+  return [element("strong", {}, ...name), element("span", {}, call.from === call.name ? call.method : call.from), mark];
 }
 
 const kinds = tabs(
@@ -163,8 +169,9 @@ async function load(name) {
 /** Draw the list, and return its first item. */
 function drawItems() {
   const found = matching();
-  const order = kind === "tools" ? $("order").value : "listed";
-  const groups = order === "groups" ? groupItems(found, ({ name }) => name, tags) : null;
+  labels = labelsOf(offered[kind] ?? []);
+  const order = kind === "tools" ? $("order").value : "groups";
+  const groups = order === "groups" ? groupItems(found, ({ name }) => (kind === "tools" ? name : ""), tags) : null;
   if (order === "tokens") found.sort((one, other) => costOf(other) - costOf(one));
   items.show(found, current(), groups, $("filter").value !== "");
   drawFoot();
@@ -229,12 +236,12 @@ function open(name) {
 /** Show an item in the detail view. @param {Json} item @param {Json | null} [values] */
 function show(item, values = null) {
   cease();
-  chosen[kind] = item.name;
+  chosen[kind] = links.idOf(item);
   if (!items.has(item)) drawItems(); // its group was closed
   items.mark(item);
   $("detail").replaceChildren(...KINDS[kind].show(item, values));
   $("pane").scrollTop = 0;
-  history.replaceState(null, "", links.write(kind, item.name));
+  history.replaceState(null, "", links.write(kind, chosen[kind]));
 }
 
 /**
@@ -243,7 +250,8 @@ function show(item, values = null) {
  * @param {{kind: string, name: string, values: Json | null}} item
  */
 function jump({ kind: name, name: wanted, values }) {
-  const named = (offered[name] ?? []).find((item) => item.name === wanted || item.uri === wanted);
+  const list = offered[name] ?? [];
+  const named = list.find((item) => links.idOf(item) === wanted) ?? list.find((item) => item.name === wanted);
   const item =
     named ??
     (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted)
@@ -276,17 +284,55 @@ const ownLog = new Feed(
 /** Show the other servers that the operator named, and the user signed in at the current one. */
 async function offerServers() {
   const chosenName = $("server").value;
-  const { servers, log, tags: named = {} } = await otherServers();
+  const { servers, development, tags: named = {} } = await otherServers();
   others = servers;
   ownTags = new Map(Object.entries(named));
-  if (log) ownLog.start();
+  session.development = development;
+  if (development) ownLog.start();
   /** @type {Array<[string, string]>} */
   const titles = others.map(({ name, url }) => [name, url]);
+  if (development) titles.push([ADD, "Another server…"]);
   $("server").replaceChildren(...optionsOf([["", "This server"], ...titles]));
   $("server").value = others.some(({ name }) => name === chosenName) ? chosenName : "";
-  $("other-servers").hidden = others.length === 0;
+  $("other-servers").hidden = titles.length === 0;
   session.via = others.find(({ name }) => name === session.via?.name) ?? null;
   showAccount(session.via, again);
+}
+
+/** Ask for the URL of another server, and connect to it. */
+function openServer() {
+  $("server").value = session.via?.name ?? "";
+  const input = textInput({ id: "server-url", type: "url", required: true, placeholder: "https://example.com/mcp" });
+  const wrong = element("p", { className: "error", role: "alert", hidden: true });
+  const cancel = makeButton("", () => dialog.close(), "Cancel");
+  const form = element(
+    "form",
+    "stack",
+    element("h2", { id: "server-title" }, "Connect to another server"),
+    labeled("URL", input, element("span", "hint", "This program connects to it, so it can be on your network.")),
+    wrong,
+    element("div", "row end", cancel, element("button", { type: "submit", className: "primary" }, "Connect"))
+  );
+  const dialog = openDialog({ id: "other-server", "aria-labelledby": "server-title" }, form);
+  onSubmit(form, async () => {
+    try {
+      await select((await addServer(input.value)).url);
+      dialog.close();
+    } catch (/** @type {any} */ error) {
+      showText(wrong, say(error));
+    }
+  });
+  input.focus();
+}
+
+/** Connect to a server that the program knows. @param {string} url @returns {Promise<boolean>} */
+async function select(url) {
+  await offerServers();
+  const found = others.find((each) => each.url === url);
+  if (!found) return false;
+  $("server").value = found.name;
+  again();
+  return true;
 }
 
 /** Show the sign-in card of another server. @param {any} error */
@@ -432,7 +478,7 @@ let wantedServer = "";
 ]);
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
 onSubmit($("connection"), again);
-$("server").onchange = again;
+$("server").onchange = () => ($("server").value === ADD ? openServer() : again());
 $("transport").onchange = again;
 $("revision").onchange = again;
 $("level").onchange = () => {
@@ -488,11 +534,11 @@ commands(() => [
   },
   { title: "Export the messages", group: "This page", icon: "download", run: exportTranscript },
   ...Object.entries(offered).flatMap(([name, list]) =>
-    list.map((item) => ({
-      title: labelOf(item),
+    [...labelsOf(list)].map(([item, title]) => ({
+      title,
       hint: item.description ?? "",
       group: KINDS[name].title,
-      run: () => jump({ kind: name, name: item.name, values: null })
+      run: () => jump({ kind: name, name: links.idOf(item), values: null })
     }))
   )
 ]);
@@ -531,8 +577,6 @@ $("saved-file").onchange = async () => {
 };
 view("list");
 [session.endpoint] = await Promise.all([findEndpoint().catch(() => session.endpoint), offerServers().catch(() => {})]);
-const before = others.find(({ url }) => url === wantedServer);
-if (before) {
-  $("server").value = before.name;
-  again();
-} else connect().catch(() => {});
+// A server that this page has added is added again after a restart.
+if (wantedServer && !others.some(({ url }) => url === wantedServer)) await addServer(wantedServer).catch(() => {});
+if (!wantedServer || !(await select(wantedServer).catch(() => false))) connect().catch(() => {});

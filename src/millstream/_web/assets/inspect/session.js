@@ -1,11 +1,13 @@
 // The page's connection to the server: connects with the user's settings, and reconnects when the server is back.
 
 import { page } from "./host.js";
+import { post } from "../dom.js";
 import { Client, NEWEST } from "../mcp/client.js";
 import {
   checkServer,
   Http,
   HttpError,
+  httpError,
   HttpSse,
   isUnauthorized,
   RpcError,
@@ -39,7 +41,8 @@ export const session = {
   /** @type {Server | null} */ via: null, // another server, reached through the proxy
   transport: "http",
   revision: NEWEST,
-  level: ""
+  level: "",
+  development: false // whether other servers can be added
 };
 
 /** @type {Promise<Client> | null} the pending connection attempt */
@@ -69,12 +72,19 @@ function headers() {
 export const address = () => session.via?.url ?? new URL(session.endpoint, document.baseURI).href;
 
 /**
- * Return the other servers that the operator named, `{name, url, signed_in: {who, issuer, scopes} | null}`, and whether
- * this server sends its log to the page.
+ * Return the other servers, `{name, url, signed_in: {who, issuer, scopes} | null}`, and whether this server is in
+ * development: it then sends its log to the page, and others can be added.
  */
 export async function otherServers() {
   const response = await fetch("inspect/servers", { cache: "no-store" });
-  return response.ok ? response.json() : { servers: [], log: false };
+  return response.ok ? response.json() : { servers: [], development: false };
+}
+
+/** Add another server until this one stops. Rejects if it isn't allowed. @param {string} url @returns {Promise<Server>} */
+export async function addServer(url) {
+  const response = await post("inspect/servers", { url });
+  if (!response.ok) throw await httpError(response);
+  return response.json();
 }
 
 /** Start a new connection. Resolves with the client, or rejects on failure while the page keeps retrying. */
@@ -104,6 +114,7 @@ export function connect() {
 
 /** @param {Client} mine @returns {Promise<Client>} */
 async function establish(mine) {
+  if (session.via && session.development) await addServer(session.via.url).catch(() => {}); // lost by a restart
   const found = await mine.open();
   if (session.client !== mine) return opening ?? session.client ?? mine; // another attempt has begun
   session.server = found;

@@ -1,8 +1,10 @@
 // Long lists: their groups, and a list that draws only its visible rows.
 
 import { element, icon } from "../dom.js";
+import { shortNames } from "./names.js";
 
-// Collapsible groups for long lists: by the first tag of each item, or by the first word of its name that isn't a verb.
+// Collapsible groups for long lists: by the upstream or first tag of each item, or by the first word of its name that isn't
+// a verb.
 
 /** @typedef {{group: string, size: number, closed: boolean}} Head the heading row of a group */
 
@@ -18,8 +20,7 @@ const OTHER = "Other";
 /** Return what a name is about: `issue` for `list_issues` and `getIssue`. @param {string} name */
 function prefixOf(name) {
   const words = (name.match(WORDS) ?? []).map((word) => word.toLowerCase());
-  if (words.length < 2) return "";
-  return VERBS.has(words[0]) ? words[1].replace(/(?<![sui])s$/, "") : words[0];
+  return VERBS.has(words[0]) && words.length > 1 ? words[1].replace(/(?<![sui])s$/, "") : (words[0] ?? "");
 }
 
 /**
@@ -68,8 +69,15 @@ export function withHeads(groups, chosen, { current, all = false }) {
   });
 }
 
-/** Return the tags of an item. Servers use different keys of `_meta` for them. @param {Json} item */
+const UPSTREAM = "millstream.gateway/upstream";
+
+/**
+ * Return the upstream of an item behind a gateway, or its tags. Servers use different keys of `_meta` for tags.
+ *
+ * @param {Json} item
+ */
 export function tagsOf(item) {
+  if (Array.isArray(item._meta?.[UPSTREAM])) return item._meta[UPSTREAM].slice(0, 1);
   for (const [key, value] of Object.entries(item._meta ?? {})) {
     const tags = /(^|\/)tags$/.test(key) ? value : value?.tags;
     if (Array.isArray(tags) && tags.length && tags.every((tag) => typeof tag === "string")) return tags;
@@ -84,10 +92,10 @@ const OVERSCAN_ROWS = 6;
 
 /** @param {Json} item @returns {item is Head} */
 const isHead = (item) => "group" in item;
-/** @param {Head} head */
-const headRow = ({ group, size, closed }) => [
+/** @param {Head} head @param {Child[]} name */
+const headRow = ({ size, closed }, name) => [
   icon(closed ? "next" : "fold"),
-  element("span", { className: "group-name", dir: "auto" }, group),
+  element("span", { className: "group-name", dir: "auto" }, ...name),
   element("span", "count", String(size)),
   element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
 ];
@@ -106,11 +114,13 @@ export class LongList {
   #unfolded = new Map(); // group -> whether the user opened or closed it
   #drawn = "";
   #rows = new Map(); // index -> element, reused as long as the items are the same
+  /** @type {Map<Json | string, () => Child[]>} nodes of the label of each item and group */
+  #names = new Map();
 
   /**
    * @param {HTMLElement} box an element with `role="listbox"` and `tabindex="0"` that scrolls
-   * @param {{row: (item: any) => Child[], choose: (item: any) => void}} options `row` returns the nodes of a row;
-   *   `choose` is called with the selected item
+   * @param {{label: (item: any) => string, row: (item: any, name: Child[]) => Child[], choose: (item: any) => void}} options
+   *   `row` returns the nodes of a row, from those of its label; `choose` is called with the selected item
    */
   constructor(box, options) {
     this.#box = box;
@@ -149,6 +159,13 @@ export class LongList {
     const items = groups ? withHeads(groups, this.#unfolded, { current: current ?? undefined, all }) : found;
     if (items.length !== this.#items.length || items.some((item, index) => item !== this.#items[index]))
       this.#rows.clear();
+    this.#names.clear();
+    /** @param {Array<Json | string>} keys @param {string[]} names @param {string} [group] */
+    const shorten = (keys, names, group) =>
+      shortNames(names, group).forEach((nodes, index) => this.#names.set(keys[index], nodes));
+    for (const [group, members] of groups ?? [["", found]]) shorten(members, members.map(this.#options.label), group);
+    const heads = [...(groups ?? new Map()).keys()];
+    shorten(heads, heads);
     this.#items = items;
     this.#selected = items.indexOf(/** @type {Json} */ (current)); // -1 for none
     this.#active = this.#selected;
@@ -252,10 +269,11 @@ export class LongList {
     const item = this.#items[index];
     let row = this.#rows.get(index);
     if (!row) {
+      const name = this.#names.get(isHead(item) ? item.group : item)?.() ?? [];
       row = element(
         "div",
         { role: "option", id: `${this.#box.id}-${index}`, "aria-posinset": String(index + 1) },
-        ...(isHead(item) ? headRow(item) : this.#options.row(item))
+        ...(isHead(item) ? headRow(item, name) : this.#options.row(item, name))
       );
       row.dataset.index = index;
       this.#rows.set(index, row);

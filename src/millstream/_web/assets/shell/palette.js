@@ -198,7 +198,7 @@ export function openPalette(typed = "") {
         "div",
         { role: "option", id: `command-${index}` },
         icon(command.icon ?? "next"),
-        element("span", "title one-line", command.title),
+        element("span", "title words", command.title),
         element("span", "hint one-line", command.hint ?? ""),
         ...(command.keys ? keycaps(command.keys) : [])
       );
