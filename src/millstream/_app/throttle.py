@@ -54,7 +54,7 @@ class Throttle(RequestLimits):
         self._pool = host.pool
         self._run = host.run
         self._time = store.time
-        self._limiter: Callable[[str, Rate], Limiter | SharedLimiter] = SharedLimiter if store.shared else Limiter
+        self._limiter: Callable[[str, Rate], Limiter] = SharedLimiter if store.shared else Limiter
         self._requests = self._of("requests", settings.limit_requests)
         self._calls = self._of("calls", settings.limit_calls)
         self._address = self._of("address", settings.limit_address)
@@ -62,9 +62,9 @@ class Throttle(RequestLimits):
         self._concurrency = settings.limit_concurrency
         self.refused = Counter[str]()
         """Policy -> number of rejected calls and requests."""
-        self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
+        self._tools: dict[tuple[str, str], Limiter] = {}
         """(tool, rate) -> its limiter."""
-        self._sets: dict[tuple[str, str], Limiter | SharedLimiter] = {}
+        self._sets: dict[tuple[str, str], Limiter] = {}
         """(set, rate) -> the limiter of its calls."""
         self._asking = 0
         """Number of charges from `charge` that are waiting for the store."""
@@ -80,7 +80,7 @@ class Throttle(RequestLimits):
         """
         rates = [each for each in (self._requests, self._calls, self._address) if each is not None]
         only = rates[0] if len(rates) == 1 else None
-        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency:
+        if only is None or isinstance(only, SharedLimiter) or only is self._address or self._quota or self._concurrency:
             return self._check
         return self._quick(only)
 
@@ -162,7 +162,7 @@ class Throttle(RequestLimits):
         for limiter, key, price in paces:
             self._refuse_rate(limiter, key, limiter.wait(key, price))
 
-    def _refuse_rate(self, limiter: Limiter | SharedLimiter, key: str, wait: float) -> None:
+    def _refuse_rate(self, limiter: Limiter, key: str, wait: float) -> None:
         if wait > 0:
             raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
 
@@ -241,16 +241,16 @@ class Throttle(RequestLimits):
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
 
-    def _of(self, name: str, rate: str) -> Limiter | SharedLimiter | None:
+    def _of(self, name: str, rate: str) -> Limiter | None:
         return self._limiter(name, Rate.of(rate)) if rate else None
 
-    def _of_tool(self, tool: Tool) -> Limiter | SharedLimiter:
+    def _of_tool(self, tool: Tool) -> Limiter:
         key = name, _ = (tool.main_name or tool.name, tool.limit)
         if key not in self._tools:
             self._tools[key] = self._limiter(limit_name("tool", name), Rate.of(tool.limit))
         return self._tools[key]
 
-    def _of_set(self, address: Address) -> Limiter | SharedLimiter:
+    def _of_set(self, address: Address) -> Limiter:
         key = name, _ = (address.name, address.limit)
         if key not in self._sets:
             self._sets[key] = self._limiter(f"set {name}", Rate.of(address.limit))
@@ -277,7 +277,7 @@ class Throttle(RequestLimits):
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:
-    """Charge the limits that this worker decides alone or has prepaid. Return whether those are all."""
+    """Charge the limits if this worker decides them alone. Return whether it does."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
             _put_back(paces[:number])
