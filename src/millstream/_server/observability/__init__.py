@@ -142,6 +142,7 @@ class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
 class Figures(Struct, frozen=True, array_like=True):
     """A worker's measurements."""
 
+    name: str
     pid: int
     host: str
     since: float

@@ -343,10 +343,11 @@ class Observer:
         """Return the durations of calls without subscriptions, whose duration depends on the client."""
         return {labels: series for labels, series in self.durations.series.items() if labels[0] != LISTEN}
 
-    def figures(self, *, hub: dict[str, Any] | None = None) -> Figures:
+    def figures(self, name: str, *, hub: dict[str, Any] | None = None) -> Figures:
         """Return the measurements so far.
 
         Args:
+            name: Name of this worker.
             hub: Figures of the hub, passed through.
         """
         now = self._clock()
@@ -357,6 +358,7 @@ class Observer:
             more = OperationFigures(calls, calls if outcome else 0, calls if outcome in SERVER_FAILURES else 0)
             operations[method, tool] = operations.get((method, tool), OperationFigures()).plus(more)
         return Figures(
+            name,
             os.getpid(),
             socket.gethostname(),
             self._since,
