@@ -38,7 +38,7 @@ FOLDERS = {
     "client": "client",
     "compat": "compat",
     "extensions": "extensions",
-    "gateway": "gateway",
+    "_gateway": "gateway",
     "hub": "hub",
 }
 """Package or module -> folders of its tests, the most effective ones first."""

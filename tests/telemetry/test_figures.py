@@ -34,7 +34,7 @@ def figures_of(
         observer(make_call(method="tools/call", name="add", outcome="tool_error"), 0.001, b"")
         observer(make_call(method="tools/call", name="add", outcome="server_error"), 0.001, b"")
     clock.now += 1
-    figures = observer.figures(hub=given.pop("hub", None))
+    figures = observer.figures("a", hub=given.pop("hub", None))
     sent = msgspec.msgpack.encode(msgspec.structs.replace(figures, **given))
     return msgspec.msgpack.decode(sent, type=Figures)
 

@@ -130,7 +130,7 @@ async def test_lines_have_the_right_time_after_the_dashboard_was_read() -> None:
     clock = Clock()
     observer = Observer({"add"}, log=MessageLog(stream), clock=clock, wall=lambda: clock.now + 1e9)
     for _ in range(2):
-        observer.figures()
+        observer.figures("me")
         observer(make_call(), 0.25, b"")
         clock.now += 3600
     observer.close()
@@ -192,7 +192,7 @@ def test_sessions_are_counted_by_activity() -> None:
 
 def page(observer: Observer, *, hub: dict[str, Any] | None = None, store: Any = None) -> dict[str, Any]:
     """Return the dashboard values of a single worker."""
-    return dashboard_values({"me": observer.figures(hub=hub)}, "me", store=store)
+    return dashboard_values({"me": observer.figures("me", hub=hub)}, "me", store=store)
 
 
 def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
@@ -250,9 +250,7 @@ async def test_subscriptions_are_not_counted_as_calls() -> None:
     assert shown["methods"] == []
     store, streams = MemoryStore(), OpenStreams(Share(1))
     peers, hub = Peers(store, []), Hub(store, HubLimits())
-    looking = DashboardQueries(
-        peers, WorkerQueries(peers, set), observer, RecentCalls(), streams=streams, hub=hub, me="one"
-    )
+    looking = DashboardQueries(WorkerQueries(peers, set), observer, RecentCalls(), streams=streams, hub=hub, me="one")
     looking.remember(1)
     past = await looking.history(60)
     assert (past["total"]["calls"], [row["method"] for row in past["operations"]]) == (1, ["tools/call"])

@@ -4,22 +4,25 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from msgspec import Struct, field
 
 from millstream._app.definition import LIFESPANS, Bind, Definition
 from millstream._protocol.errors import LocalError, no_attribute
+from millstream._server.calls.services import Publisher
 from millstream._stores.store import Store
 from millstream._tasks import SingleFlight, Tasks
 
 if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
-    from millstream._protocol.principal import Principal
-    from millstream.hub import Event, Hub, HubStats, Member, MemberList, PublishResult
+    from millstream.hub import Event, Hub, HubStats
 
 
 logger = logging.getLogger("millstream")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _ISOLATED = (
     "The processes of %r can't share a store (%s), so broadcasts and streamed calls in one don't reach clients of "
@@ -262,6 +265,19 @@ _HUB_NAMES = dict.fromkeys(("subscribe", "on", "receive"), "Use `async with mcp.
 """Name in other libraries -> its replacement."""
 
 
+def _when_open(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return a method with the same arguments and docstring that opens the hub and calls its method."""
+
+    @wraps(method)
+    async def call(self: "HubAccess", /, *args: P.args, **options: P.kwargs) -> T:
+        found: T = await getattr(await self._open(), method.__name__)(*args, **options)
+        return found
+
+    return call
+
+
 class HubAccess:
     """The hub for programs (``mcp.hub``). Its methods take the same arguments and raise the same errors as `Hub`.
 
@@ -283,43 +299,11 @@ class HubAccess:
             raise no_hub(self._runtimes.definition.name)
         return hub
 
-    async def publish(
-        self,
-        channel: str,
-        data: Any,
-        *,
-        event: str | None = None,
-        id: str | None = None,
-        publisher: "Principal | None" = None,
-    ) -> "PublishResult":
-        """Publish to a channel (see `Hub.publish`)."""
-        return await (await self._open()).publish(channel, data, event=event, id=id, publisher=publisher)
-
-    async def send(
-        self,
-        client_id: str,
-        data: Any,
-        *,
-        event: str | None = None,
-        id: str | None = None,
-        principal: "Principal | None" = None,
-        publisher: "Principal | None" = None,
-    ) -> "PublishResult":
-        """Publish to one client (see `Hub.send`)."""
-        hub = await self._open()
-        return await hub.send(client_id, data, event=event, id=id, principal=principal, publisher=publisher)
-
-    async def presence(self, channel: str) -> "list[Member]":
-        """Return the clients on a channel (see `Hub.presence`)."""
-        return await (await self._open()).presence(channel)
-
-    async def members(self, channel: str) -> "MemberList":
-        """Return the clients on a channel as clients get them (see `Hub.members`)."""
-        return await (await self._open()).members(channel)
-
-    async def history(self, channel: str, count: int = 50) -> "list[Event]":
-        """Return the newest events of a channel (see `Hub.history`)."""
-        return await (await self._open()).history(channel, count)
+    publish: Final = _when_open(Publisher.publish)
+    send: Final = _when_open(Publisher.send)
+    presence: Final = _when_open(Publisher.presence)
+    members: Final = _when_open(Publisher.members)
+    history: Final = _when_open(Publisher.history)
 
     async def listen(self, pattern: str, *, name: str = "") -> "AsyncGenerator[Event, None]":
         """Yield the events of a channel or pattern (see `Hub.listen`)."""

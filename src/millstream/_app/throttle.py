@@ -28,7 +28,6 @@ from millstream._parts import PartHost
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError, pluralize
 from millstream._protocol.principal import Principal, Share
-from millstream._server.address import Address
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import RequestLimits
 from millstream._server.control import Gate
@@ -54,7 +53,7 @@ class Throttle(RequestLimits):
         self._pool = host.pool
         self._run = host.run
         self._time = store.time
-        self._limiter: Callable[[str, Rate], Limiter | SharedLimiter] = SharedLimiter if store.shared else Limiter
+        self._limiter: Callable[[str, Rate], Limiter] = SharedLimiter if store.shared else Limiter
         self._requests = self._of("requests", settings.limit_requests)
         self._calls = self._of("calls", settings.limit_calls)
         self._address = self._of("address", settings.limit_address)
@@ -62,10 +61,8 @@ class Throttle(RequestLimits):
         self._concurrency = settings.limit_concurrency
         self.refused = Counter[str]()
         """Policy -> number of rejected calls and requests."""
-        self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
-        """(tool, rate) -> its limiter."""
-        self._sets: dict[tuple[str, str], Limiter | SharedLimiter] = {}
-        """(set, rate) -> the limiter of its calls."""
+        self._named: dict[tuple[str, str], Limiter] = {}
+        """(tool or ``set NAME``, rate) -> the limiter of its calls."""
         self._asking = 0
         """Number of charges from `charge` that are waiting for the store."""
         self._held = Share()
@@ -80,7 +77,7 @@ class Throttle(RequestLimits):
         """
         rates = [each for each in (self._requests, self._calls, self._address) if each is not None]
         only = rates[0] if len(rates) == 1 else None
-        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency:
+        if only is None or isinstance(only, SharedLimiter) or only is self._address or self._quota or self._concurrency:
             return self._check
         return self._quick(only)
 
@@ -152,7 +149,8 @@ class Throttle(RequestLimits):
         paces = self._paces(owner, peer, tool, is_tool_call=is_tool_call)
         address = call.dispatcher.address
         if is_tool_call and owner and address.limit:
-            paces.append(_Pace(self._of_set(address), owner, 1.0))
+            name = f"set {address.name}"
+            paces.append(_Pace(self._find(name, name, address.limit), owner, 1.0))
         self._refuse_early(paces)
         charges = self._more(tool, owner) if is_tool_call else []
         spent = _spend(paces)
@@ -162,7 +160,7 @@ class Throttle(RequestLimits):
         for limiter, key, price in paces:
             self._refuse_rate(limiter, key, limiter.wait(key, price))
 
-    def _refuse_rate(self, limiter: Limiter | SharedLimiter, key: str, wait: float) -> None:
+    def _refuse_rate(self, limiter: Limiter, key: str, wait: float) -> None:
         if wait > 0:
             raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
 
@@ -171,7 +169,10 @@ class Throttle(RequestLimits):
         cost = 1.0 if tool is None else tool.cost
         common = (self._calls if is_tool_call else None, owner), (self._requests, owner), (self._address, peer)
         paces = [_Pace(limiter, key, cost) for limiter, key in common if limiter is not None and key]
-        return [_Pace(self._of_tool(tool), owner, 1.0), *paces] if tool is not None and tool.limit else paces
+        if tool is not None and tool.limit:
+            name = tool.main_name or tool.name
+            return [_Pace(self._find(name, limit_name("tool", name), tool.limit), owner, 1.0), *paces]
+        return paces
 
     def _more(self, tool: Tool | None, owner: str) -> list[tuple[str, Charge]]:
         """Return the names and charges of a tool call's limits that only the store tracks."""
@@ -241,20 +242,13 @@ class Throttle(RequestLimits):
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
 
-    def _of(self, name: str, rate: str) -> Limiter | SharedLimiter | None:
+    def _of(self, name: str, rate: str) -> Limiter | None:
         return self._limiter(name, Rate.of(rate)) if rate else None
 
-    def _of_tool(self, tool: Tool) -> Limiter | SharedLimiter:
-        key = name, _ = (tool.main_name or tool.name, tool.limit)
-        if key not in self._tools:
-            self._tools[key] = self._limiter(limit_name("tool", name), Rate.of(tool.limit))
-        return self._tools[key]
-
-    def _of_set(self, address: Address) -> Limiter | SharedLimiter:
-        key = name, _ = (address.name, address.limit)
-        if key not in self._sets:
-            self._sets[key] = self._limiter(f"set {name}", Rate.of(address.limit))
-        return self._sets[key]
+    def _find(self, key: str, name: str, rate: str) -> Limiter:
+        if (key, rate) not in self._named:
+            self._named[key, rate] = self._limiter(name, Rate.of(rate))
+        return self._named[key, rate]
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
         """Return the refusal of a caller over its rate limit."""
@@ -277,7 +271,7 @@ class Throttle(RequestLimits):
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:
-    """Charge the limits that this worker decides alone or has prepaid. Return whether those are all."""
+    """Charge the limits if this worker decides them alone. Return whether it does."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
             _put_back(paces[:number])

@@ -17,8 +17,6 @@ PATIENCE = 0.4
 """Seconds to wait for the other workers."""
 MAX_WORKERS = 256
 """Maximum workers to wait for."""
-UNANSWERED = 0
-"""Request number for replies that are used whenever they arrive, instead of by `WorkerQueries.ask`."""
 T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.decode
@@ -66,7 +64,7 @@ class WorkerQueries:
         self._peers = peers
         self._others = others
         self._answers: dict[str, Answer] = {}
-        self._numbers = count(UNANSWERED + 1)
+        self._numbers = count(1)
         self._pending: dict[int, _PendingReplies] = {}
         """Pending requests by number."""
         self._asking = SingleFlight[tuple[list[bytes], int]]()

@@ -395,7 +395,16 @@ class DataSource(Protocol):
 
 
 class Backend(DataSource, Protocol):
-    """The interface to implement for a new store. An instance serves one worker and one event loop."""
+    """The interface to implement for a new store. An instance serves one worker and one event loop.
+
+    `charge`, `Map.compare_and_set`, and `Log.append` to one stream are atomic across all workers. Nothing else is: two
+    keys, a key and a stream, or a stream and its index can differ. Callers know that. They store a record before they
+    announce it, repeat a comparison that failed with the value that's there now, and let a later look find what an
+    index lacks.
+
+    After `StoreUnavailable`, nobody knows whether an operation took effect. A caller reads again before it repeats one,
+    gives slots back that it may have taken, and passes `once` where a repeated entry would matter.
+    """
 
     @property
     def lease(self) -> float:

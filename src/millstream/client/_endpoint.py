@@ -360,22 +360,8 @@ def redact_error(exc: ClientError, secrets: Collection[str]) -> None:
 
 def with_reply(exc: _E, reply: HttpReply) -> _E:
     """Return an error with the status, reason, and `Retry-After` of the response that caused it."""
-    exc.status, exc.detail, exc.retry_after = reply.status, error_detail(reply), retry_after(reply)
+    exc.status, exc.detail, exc.retry_after = reply.status, error_detail(reply), reply.retry_after
     return exc
-
-
-def retry_after(reply: HttpReply) -> float | None:
-    """Return the seconds in the `Retry-After` header (RFC 9110 §10.2.3), or None."""
-    text = reply.header(b"retry-after").strip()
-    if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS:
-        return float(text)
-    try:
-        return max(0.0, round(parsedate_to_datetime(text).timestamp() - time()))
-    except (ValueError, OverflowError):
-        return None
-
-
-_MAX_DIGITS = 10
 
 
 def try_again(exc: ClientError) -> str:

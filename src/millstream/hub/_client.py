@@ -428,8 +428,7 @@ class HubClient(Confidential, NotCopyable):
         fallback = missing if status == HTTPStatus.NOT_FOUND else f"{self} responded with status {status}."
         error = kind(_clean(detail) or fallback)
         error.status, error.detail = status, detail
-        seconds = reply.header(b"retry-after")
-        error.retry_after = float(seconds) if seconds.isdecimal() and len(seconds) < 10 else None
+        error.retry_after = reply.retry_after
         return error
 
     async def _request(self, method: str, path: str, kind: type[T], body: bytes = b"") -> T:

@@ -7,12 +7,10 @@ the others (`WorkerQueries`) and adds their replies up. Without a dashboard, not
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from msgspec import Struct, structs
 
 from millstream._app.definition import Definition
@@ -22,8 +20,7 @@ from millstream._parts import WATCH, PartHost, Route, UpstreamReports
 from millstream._protocol.jsonrpc import Json
 from millstream._server.observability import Figures, dashboard_values, history_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
-from millstream._server.peers import Peers, StatsReply, StatsRequest
-from millstream._server.worker_queries import MAX_WORKERS, UNANSWERED, WorkerQueries, WorkerQuestion, encode
+from millstream._server.worker_queries import WorkerQueries, WorkerQuestion, encode
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryBackend
 from millstream._telemetry.logs import capture_logs, capture_prints
@@ -71,8 +68,6 @@ _OF_HUB = frozenset(("events", "websocket"))
 class DashboardQueries:
     """Answers queries for this worker and queries the others. `run` records."""
 
-    peers: Peers
-    """Sends messages between workers."""
     workers: WorkerQueries
     """Sends questions to all workers."""
     observer: "Observer"
@@ -88,7 +83,7 @@ class DashboardQueries:
 
     def __post_init__(self) -> None:
         self._figures: dict[str, tuple[float, Figures]] = {}
-        """Latest figures of the other workers, and when they arrived."""
+        """Latest figures of the workers, and when they were asked for."""
         self._history = History(self.observer.durations.bounds)
         self._cpu = time.process_time()
         for about, answer in {
@@ -98,7 +93,6 @@ class DashboardQueries:
             "readers": self._describe_readers,
         }.items():
             self.workers.answer(about, answer)
-        self.peers.on(StatsReply, self._take_figures)
 
     async def run(self) -> None:
         """Record counts each second until canceled. The runtime owns the task."""
@@ -124,10 +118,11 @@ class DashboardQueries:
     # Queries of the pages
 
     async def measure(self) -> None:
-        """Query the other workers' figures; `snapshot` includes their replies."""
+        """Ask the workers for their figures. `snapshot` includes the replies, and for a while those of silent ones."""
         now = self.clock()
-        self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
-        await self.peers.broadcast(StatsRequest(UNANSWERED, encode(WorkerQuestion("figures"))))
+        found = (await self.workers.ask(WorkerQuestion("figures"), Figures)).found
+        fresh = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
+        self._figures = fresh | {each.name: (now, each) for each in found}
 
     def snapshot(self, *, store: Any = None) -> Json:
         """Return the sums over all workers, and a row for each."""
@@ -135,7 +130,7 @@ class DashboardQueries:
         return dashboard_values({**figures, self.me: self._own()}, self.me, store=store)
 
     def _own(self) -> Figures:
-        return self.observer.figures(hub=structs.asdict(self.hub.stats()))
+        return self.observer.figures(self.me, hub=structs.asdict(self.hub.stats()))
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
         """Return the most recent seconds, as in `history_values`, and for a method also its points.
@@ -185,13 +180,6 @@ class DashboardQueries:
         ]
         return [*subscribers, *streams]
 
-    def _take_figures(self, reply: StatsReply, worker: str) -> None:
-        if reply.number != UNANSWERED:
-            return
-        with suppress(msgspec.DecodeError):  # message from another version, during a deployment
-            if len(self._figures) < MAX_WORKERS or worker in self._figures:
-                self._figures[worker] = self.clock(), msgspec.msgpack.decode(reply.answer, type=Figures)
-
 
 def _period(seconds: int) -> int:
     """Return the shortest available period of at least `seconds`, else the longest."""
@@ -224,14 +212,12 @@ class WebPart(OwnPart):
 
     async def open(self, host: PartHost) -> None:
         """Start collecting data."""
-        definition, services, store, health = self.definition, host.services, host.store, host.store_health
+        definition, store, health = self.definition, host.store, host.store_health
         observer, hub = host.observer, host.hub
         assert observer is not None and hub is not None  # noqa: S101, PT018  it needs both
         calls = RecentCalls()
         host.observe(calls.observe)
-        queries = DashboardQueries(
-            services.peers, host.queries, observer, calls, streams=host.streams, hub=hub, me=store.workers.me
-        )
+        queries = DashboardQueries(host.queries, observer, calls, streams=host.streams, hub=hub, me=store.workers.me)
 
         async def measure() -> None:
             await queries.measure()

@@ -21,6 +21,7 @@ from millstream._http.client.url import Url
 from millstream._http.message import MAX_FRAMING
 from millstream._override import override
 
+_MAX_DIGITS = 10
 _MAX_HEAD = 64 * 1024
 """Maximum bytes of heads before a body, because the parser buffers them."""
 _MAX_WRITE = 16 * 1024
@@ -70,6 +71,19 @@ class HttpReply(Struct, eq=False):
     def is_temporary(self) -> bool:
         """Whether the status means that the server is temporarily unavailable."""
         return self.status >= 500 or self.status == 429
+
+    @property
+    def retry_after(self) -> float | None:
+        """The seconds in the `Retry-After` header (RFC 9110 §10.2.3), or None."""
+        text = self.header(b"retry-after").strip()
+        if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS:
+            return float(text)
+        from email.utils import parsedate_to_datetime  # noqa: PLC0415  most servers send seconds
+
+        try:
+            return max(0.0, round(parsedate_to_datetime(text).timestamp() - time.time()))
+        except (ValueError, OverflowError):
+            return None
 
 
 class HttpConnection(asyncio.Protocol):

@@ -7,7 +7,6 @@ requires status 200, and ignores proxies and credentials of the environment.
 
 import asyncio
 import errno
-import os
 import socket
 import ssl
 import time
@@ -26,10 +25,7 @@ from millstream._http.client import (
     ConnectFailed,
     ConnectionLost,
     Inflow,
-    InvalidResponse,
-    TargetError,
     TlsFailed,
-    TooLarge,
 )
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.request import encode_headers, encode_request
@@ -503,28 +499,12 @@ async def fetch(
 
 
 def _reason(exc: Exception, host: str, seconds: float) -> str:
-    match exc:
-        case AddressRefused():
-            return str(exc)
-        case TargetError():
-            return "The URL is malformed."
-        case TimeoutError():
-            return f"{host} didn't respond within {pluralize(seconds, 'second')}."
-        case ConnectionLost():
-            return f"{host} closed the connection in the middle of its response."
-        case TooLarge():
-            return "The response is too large."
-        case InvalidResponse():
-            return "The response isn't valid HTTP."
-        case _:
-            cause = exc.__cause__ or exc
-            if isinstance(cause, socket.gaierror):
-                return f"The name {host} couldn't be resolved: {cause.strerror or cause}."
-            why = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else type(cause).__name__
-            text = f"{host} can't be reached: {why}."
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                text += " If your organization has a certificate authority, set SSL_CERT_FILE to its certificate file."
-            return text
+    if isinstance(exc, TimeoutError):
+        return f"{host} didn't respond within {pluralize(seconds, 'second')}."
+    text = exc.message if isinstance(exc, ClientError) else str(exc)  # its remedies are for users of `Client`
+    if isinstance(exc.__cause__, ssl.SSLCertVerificationError):
+        text += " If your organization has a certificate authority, set SSL_CERT_FILE to its certificate file."
+    return text
 
 
 async def request(

@@ -3,7 +3,7 @@ chooses can't become another line of it.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
 from millstream._http.client import UnsendableRequest
@@ -29,20 +29,13 @@ def encode_headers(headers: Mapping[str, str]) -> str:
         UnsendableRequest: A name isn't a token or is written by `encode_request`, or a value has characters that aren't
             allowed in headers.
     """
-    text = "".join(map(_line, headers.items()))
-    # A line break in a name or value would add a line, and a colon in a name would move the value's beginning.
-    if text.count("\n") != len(headers) or ":" in "".join(headers) or _are_lines(text) is None:
-        _refuse(headers.items())
-    return text
+    return _encode_lines(headers.items(), "".join(headers), _are_lines)
 
 
 def encode_raw_headers(headers: Collection[tuple[bytes, bytes]]) -> str:
     """Return header lines for received headers, whose names may repeat. See `encode_headers`."""
     pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-    text = "".join(map(_line, pairs))
-    if text.count("\n") != len(pairs) or ":" in "".join([name for name, _ in pairs]) or _are_lines(text) is None:
-        _refuse(pairs)
-    return text
+    return _encode_lines(pairs, "".join([name for name, _ in pairs]), _are_lines)
 
 
 def encode_part(headers: Mapping[str, str], content: bytes) -> bytes:
@@ -51,10 +44,15 @@ def encode_part(headers: Mapping[str, str], content: bytes) -> bytes:
     Raises:
         UnsendableRequest: A header has characters that aren't allowed there.
     """
-    text = "".join(map(_line, headers.items()))
-    if text.count("\n") != len(headers) or ":" in "".join(headers) or _are_part_lines(text) is None:
-        _refuse(headers.items(), of_part=True)
-    return b"%b\r\n%b" % (text.encode(), content)
+    return b"%b\r\n%b" % (_encode_lines(headers.items(), "".join(headers), _are_part_lines).encode(), content)
+
+
+def _encode_lines(pairs: Collection[tuple[str, str]], names: str, fits: Callable[[str], object]) -> str:
+    text = "".join(map(_line, pairs))
+    # A line break in a name or value would add a line, and a colon in a name would move the value's beginning.
+    if text.count("\n") != len(pairs) or ":" in names or fits(text) is None:
+        _refuse(pairs, fits)
+    return text
 
 
 def encode_request(method: str, target: str, head: str, body: bytes = b"") -> bytes:
@@ -87,9 +85,8 @@ def add_body(start: bytes, body: bytes) -> bytes:
     return b"%bContent-Length: %d\r\n\r\n%b" % (start, len(body), body)
 
 
-def _refuse(headers: Collection[tuple[str, str]], *, of_part: bool = False) -> NoReturn:
+def _refuse(headers: Collection[tuple[str, str]], fits: Callable[[str], object]) -> NoReturn:
     """Raise the error for the first header that can't be sent."""
-    fits = _are_part_lines if of_part else _are_lines
     for name, value in headers:
         if re.fullmatch(f"{_FRAMING}{_TOKEN}:", f"{name}:") is None:
             raise UnsendableRequest(f"{name!r:.100} can't be sent as the name of a header.")

@@ -347,7 +347,7 @@ class Publisher(Protocol):
         id: str | None = None,
         publisher: Principal | None = None,
     ) -> "PublishResult":
-        """Publish to a channel."""
+        """Publish to a channel (see `Hub.publish`)."""
         ...
 
     async def send(
@@ -360,19 +360,19 @@ class Publisher(Protocol):
         principal: Principal | None = None,
         publisher: Principal | None = None,
     ) -> "PublishResult":
-        """Publish to one client."""
+        """Publish to one client (see `Hub.send`)."""
         ...
 
     async def presence(self, channel: str) -> "list[Member]":
-        """Return the clients on a channel."""
+        """Return the clients on a channel (see `Hub.presence`)."""
         ...
 
     async def members(self, channel: str) -> "MemberList":
-        """Return the clients on a channel, and the id of the last presence event that the list includes."""
+        """Return the clients on a channel as clients get them (see `Hub.members`)."""
         ...
 
     async def history(self, channel: str, count: int = 50) -> "list[Event]":
-        """Return the newest events of a channel, oldest first."""
+        """Return the newest events of a channel, oldest first (see `Hub.history`)."""
         ...
 
     def stats(self) -> "HubStats":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeAlias, TypeVar, cast
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from millstream._protocol.jsonrpc import Json
 from millstream._telemetry.metrics import SHARES, Labels, percentiles
@@ -124,31 +124,17 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
-    """The calls of a method or tool."""
-
-    calls: int = 0
-    errors: int = 0
-    server_errors: int = 0
-    """Number of errors that the server caused."""
-
-    def plus(self, other: "OperationFigures") -> "OperationFigures":
-        """Return the sum of both."""
-        return OperationFigures(
-            self.calls + other.calls, self.errors + other.errors, self.server_errors + other.server_errors
-        )
-
-
 class Figures(Struct, frozen=True, array_like=True):
     """A worker's measurements."""
 
+    name: str
     pid: int
     host: str
     since: float
     """Seconds since 1970."""
     uptime: float
-    operations: dict[tuple[str, str], OperationFigures]
-    """Operations by method and tool name."""
+    operations: dict[tuple[str, str], dict[str, int]]
+    """Method and tool name -> numbers of calls, errors, and errors that the server caused."""
     per_second: int
     """Calls in the last whole second."""
     sessions: dict[Labels, int]
@@ -172,21 +158,19 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         store: The health of the store, passed through.
     """
     own, every = workers[here], list(workers.values())
-    operations = merge_all((each.operations for each in every), OperationFigures.plus)
-    rows: list[Json] = [
-        {"method": method, "name": name, **structs.asdict(each)} for (method, name), each in sorted(operations.items())
-    ]
+    operations = merge_all((each.operations for each in every), add_up)
+    rows: list[Json] = [{"method": method, "name": name, **each} for (method, name), each in sorted(operations.items())]
     return {
         "at_seconds": round(own.uptime, 3),
         "uptime_seconds": round(max(each.uptime for each in every), 3),
         "calls": sum(row["calls"] for row in rows),
         "tools": [row for row in rows if row["method"] == "tools/call"],
         "methods": [row for row in rows if row["method"] != "tools/call"],
-        "sessions": _rows(merge_all((each.sessions for each in every), _sum)),
-        "connections": _rows(merge_all((each.connections for each in every), _sum)),
+        "sessions": _rows(merge_all((each.sessions for each in every), add_up)),
+        "connections": _rows(merge_all((each.connections for each in every), add_up)),
         "event_loop_lag_ms": {"blocked": max(each.blocked for each in every)},
-        "process": merge_all((each.process for each in every), _sum),
-        "hub": reduce(_sum, [each.hub for each in every]),
+        "process": merge_all((each.process for each in every), add_up),
+        "hub": reduce(add_up, [each.hub for each in every]),
         "store": store,
         "workers": [
             {
@@ -213,12 +197,12 @@ def merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Val
     return found
 
 
-def _sum(one: Any, other: Any) -> Any:
+def add_up(one: Any, other: Any) -> Any:
     """Return the sum of numbers or of dicts of numbers. None adds nothing."""
     if one is None or other is None:
         return other if one is None else one
     if isinstance(one, dict):
-        return merge_all(cast("list[Json]", [one, other]), _sum)
+        return merge_all(cast("list[Json]", [one, other]), add_up)
     return one + other
 
 

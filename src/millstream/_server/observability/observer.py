@@ -29,7 +29,7 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.services import SESSION_OVER
 from millstream._server.calls.sessions import Session
-from millstream._server.observability import Figures, OperationFigures
+from millstream._server.observability import Figures, add_up
 from millstream._telemetry.messages import (
     MAX_CACHED,
     MAX_KIND,
@@ -343,20 +343,22 @@ class Observer:
         """Return the durations of calls without subscriptions, whose duration depends on the client."""
         return {labels: series for labels, series in self.durations.series.items() if labels[0] != LISTEN}
 
-    def figures(self, *, hub: dict[str, Any] | None = None) -> Figures:
+    def figures(self, name: str, *, hub: dict[str, Any] | None = None) -> Figures:
         """Return the measurements so far.
 
         Args:
+            name: Name of this worker.
             hub: Figures of the hub, passed through.
         """
         now = self._clock()
         self._ahead = self._wall() - now  # `last`, below, may begin the second that would update it
-        operations: dict[tuple[str, str], OperationFigures] = {}
+        operations: dict[tuple[str, str], dict[str, int]] = {}
         for (method, tool, outcome, _), series in self.calls().items():
             calls = sum(series.counts)
-            more = OperationFigures(calls, calls if outcome else 0, calls if outcome in SERVER_FAILURES else 0)
-            operations[method, tool] = operations.get((method, tool), OperationFigures()).plus(more)
+            errors = {"errors": calls if outcome else 0, "server_errors": calls if outcome in SERVER_FAILURES else 0}
+            operations[method, tool] = add_up(operations.get((method, tool)), {"calls": calls, **errors})
         return Figures(
+            name,
             os.getpid(),
             socket.gethostname(),
             self._since,
