@@ -20,8 +20,8 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream._copies import NotCopyable
-from millstream._override import override
 from millstream._protocol.errors import LocalError
+from millstream._recent import Recent
 from millstream._stores.rates import (
     Charge,
     ChargeResult,
@@ -234,14 +234,11 @@ class Limiter(NotCopyable):
         """
         wait = self.wait(key, cost)
         if wait <= 0:
-            now = self.clock()
-            self._keep(key, max(now, self.whole_at.get(key, now)) + self.each * cost)
+            now, whole_at = self.clock(), self.whole_at
+            if key not in whole_at and len(whole_at) >= self._max_keys:
+                drop_paces(whole_at, self._max_keys, now)
+            whole_at[key] = max(now, whole_at.get(key, now)) + self.each * cost
         return wait
-
-    def _keep(self, key: str, whole_at: float) -> None:
-        if key not in self.whole_at and len(self.whole_at) >= self._max_keys:
-            drop_paces(self.whole_at, self._max_keys, self.clock())
-        self.whole_at[key] = whole_at
 
     async def charge(self, key: str) -> float:
         """Take one token. If none is left on any worker, take nothing and return the seconds to wait.
@@ -276,7 +273,7 @@ class Limiter(NotCopyable):
             key: Key of the caller, or of another limited resource.
             cost: Tokens to take, by default a call takes one.
         """
-        return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost)
+        return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
 
     def spend(self, key: str, cost: float) -> bool:
         """Take from a key's allowance and return whether it was enough.
@@ -385,23 +382,100 @@ def period(now: float, *, monthly: bool) -> Period:
     return Period(start.timestamp(), (start + timedelta(days=_MONTH)).replace(day=1).timestamp())
 
 
-class SharedLimiter(Limiter):
-    """A limiter whose state is in the store. It remembers what the store last said about each key."""
+_SHARE = 100
+"""Fraction of the rate that a worker takes in advance."""
+_MOST = 20
+_LOST = 5.0
+"""Seconds after which an answer is treated as lost."""
+_MAX_KEYS = 100_000
+_HOT = 1.0
+"""Seconds within which a reused key gets tokens in advance."""
 
+
+class _KnownPace(Struct):
+    """A worker's cached state of one key."""
+
+    asked_at: float = 0.0
+    """Time of the last request to the store."""
+    tokens: float = 0.0
+    """Tokens taken in advance, valid until `stale`. The store has refilled them by then, so they would be counted
+    twice."""
+    stale: float = 0.0
+    fetching: float = -_LOST
+    """Time of the pending request for tokens. The answer resets it."""
+    denied_until: float = 0.0
+    denied: float = 0.0
+    """The denied cost. A smaller cost can be granted earlier."""
+    remaining: float = 0.0
+
+
+class SharedLimiter(Struct, eq=False):
+    """A limiter that applies this worker's share of one rate to each key. For one event loop."""
+
+    name: str
+    rate: Rate
+    clock: Callable[[], float] = monotonic
     workers: int = 1
     """Number of workers that share the rate, as last reported by the store."""
+    _known: Recent[str, _KnownPace] = field(default_factory=lambda: Recent(_MAX_KEYS))
     _alone: Limiter | None = None
 
-    @override
+    def wait(self, key: str, cost: float = 1.0) -> float:
+        """Return the seconds until the store can be asked for this cost, or 0. The store may still deny it."""
+        known = self._known.get(key)
+        if known is None or cost < known.denied:
+            return 0.0
+        return max(0.0, known.denied_until - self.clock())
+
     def spend(self, key: str, cost: float) -> bool:
-        """Return False, because only the store decides."""
-        return False
+        """Spend tokens that were reserved in advance, and return whether there were enough."""
+        known = self._known.get(key)
+        if known is None or known.tokens < cost or known.stale <= self.clock():
+            return False
+        known.tokens -= cost
+        known.remaining -= cost
+        return True
+
+    def put_back(self, key: str, cost: float) -> None:
+        """Give back tokens that weren't needed."""
+        known = self._known.get(key)
+        if known is not None:
+            known.tokens += cost
+            known.remaining += cost
+
+    def pace(self, key: str, cost: float) -> RateCharge:
+        """Return the charge for the store, with a hashed key."""
+        known, name, now = self._known.get(key), hash_key(self.name, key), self.clock()
+        if known is not None and known.stale <= now:
+            known.tokens = 0.0
+        hot = known is not None and now - known.asked_at < _HOT
+        advance = 0
+        if known is not None and hot and known.tokens < cost and now - known.fetching >= _LOST:
+            known.fetching, advance = now, min(_MOST, self.rate.count // _SHARE)
+        return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
         """Process the store's answer and discard this worker's own earlier decisions."""
+        cost, advanced = asked.cost, asked.most > asked.cost
+        now = self.clock()
+        known = self._known.get(key)
+        if known is None:
+            self._known.keep(key, known := _KnownPace())
+        known.asked_at, known.remaining = now, taken.remaining
         self._alone = None
-        left = asked.cost - taken.wait / self.each if taken.wait > 0 else taken.remaining
-        self._keep(key, self.clock() + self.rate.seconds - left * self.each)
+        if advanced:
+            known.fetching = -_LOST
+        if taken.wait > 0:
+            known.denied_until, known.denied = now + taken.wait, cost
+        elif taken.amount > cost:
+            known.tokens = taken.amount - cost + (known.tokens if known.stale > now else 0.0)
+            known.stale = now + self.rate.seconds / self.rate.count * known.tokens
+            known.remaining += known.tokens
+
+    def count_remaining(self, key: str) -> int:
+        """Return the remaining allowance of a key, as far as this worker knows."""
+        known = self._known.get(key)
+        return self.rate.count if known is None else max(0, int(known.remaining))
 
     def alone(self) -> Limiter:
         """Return this worker's share of the rate, used while the store doesn't respond."""

@@ -13,7 +13,8 @@ from cases import for_each
 from fleet import until
 from millstream import Server, Settings, auth
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits import Limiter, Rate, period, rate_lines
+from millstream._limits import Limiter, Rate, SharedLimiter, period, rate_lines
+from millstream._stores.rates import ChargeResult
 from millstream.testing import ServerError, connect
 from patience import Clock
 from wire import request, run_wire
@@ -64,6 +65,21 @@ def test_any_interval_allows_at_most_burst_plus_refill(
         for end, cost in taken[first:]:
             total += cost
             assert total <= most + count + (end - start) * count / seconds + 1e-6
+
+
+def test_prefetched_tokens_are_used_and_renewed() -> None:
+    clock = Clock()
+    limiter = SharedLimiter("x", Rate(600, 60), clock=clock)
+    first = limiter.pace("a", 1.0)
+    assert (first.cost, first.most) == (1.0, 1.0)
+    limiter.learn("a", first, ChargeResult(0.0, 500.0, 1.0))
+    for _ in range(3):
+        assert not limiter.spend("a", 1.0)
+        asked, beside = limiter.pace("a", 1.0), limiter.pace("a", 1.0)
+        assert (asked.most, beside.most) == (7.0, 1.0)
+        limiter.learn("a", asked, ChargeResult(0.0, 490.0, 7.0))
+        assert [limiter.spend("a", 1.0) for _ in range(5)] == [True] * 5
+        clock.now += 0.7
 
 
 def test_rate_table_is_bounded() -> None:

@@ -1200,7 +1200,7 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
 
 
 async def test_negative_costs_give_back_what_was_taken(store: Store) -> None:
-    taken, back = RateCharge("a", 2, 2 * HOUR), RateCharge("a", 2, 2 * HOUR, -1)
+    taken, back = RateCharge("a", 2, 2 * HOUR), RateCharge("a", 2, 2 * HOUR, -1, -1)
     assert [await are_allowed(store, each) for each in (taken, taken, back, taken, taken)] == [True] * 4 + [False]
     for _ in range(5):
         assert await are_allowed(store, back)
@@ -1219,6 +1219,12 @@ async def test_rejected_charges_do_not_change_the_balance(store: Store) -> None:
             store, full, RateCharge("a", 1, HOUR), Quota("b", 1, until), ConcurrencySlot("c", 1, "x")
         )
     assert await are_allowed(store, RateCharge("a", 1, HOUR), Quota("b", 1, until), ConcurrencySlot("c", 1, "y"))
+
+
+async def test_callers_can_prefetch_tokens(store: Store) -> None:
+    amounts = [(await store.charge([RateCharge("a", 25, 25 * HOUR, most=10)]))[0].amount for _ in range(3)]
+    assert amounts == [10.0, 10.0, 5.0]
+    assert not await are_allowed(store, RateCharge("a", 25, 25 * HOUR, most=10))
 
 
 async def test_quotas_return_their_remaining_time(store: Store) -> None:

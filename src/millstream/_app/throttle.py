@@ -53,7 +53,7 @@ class Throttle(RequestLimits):
         self._pool = host.pool
         self._run = host.run
         self._time = store.time
-        self._limiter: Callable[[str, Rate], Limiter] = SharedLimiter if store.shared else Limiter
+        self._limiter: Callable[[str, Rate], Limiter | SharedLimiter] = SharedLimiter if store.shared else Limiter
         self._requests = self._of("requests", settings.limit_requests)
         self._calls = self._of("calls", settings.limit_calls)
         self._address = self._of("address", settings.limit_address)
@@ -61,7 +61,7 @@ class Throttle(RequestLimits):
         self._concurrency = settings.limit_concurrency
         self.refused = Counter[str]()
         """Policy -> number of rejected calls and requests."""
-        self._named: dict[tuple[str, str], Limiter] = {}
+        self._named: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool or ``set NAME``, rate) -> the limiter of its calls."""
         self._asking = 0
         """Number of charges from `charge` that are waiting for the store."""
@@ -77,7 +77,7 @@ class Throttle(RequestLimits):
         """
         rates = [each for each in (self._requests, self._calls, self._address) if each is not None]
         only = rates[0] if len(rates) == 1 else None
-        if only is None or isinstance(only, SharedLimiter) or only is self._address or self._quota or self._concurrency:
+        if not isinstance(only, Limiter) or only is self._address or self._quota or self._concurrency:
             return self._check
         return self._quick(only)
 
@@ -160,7 +160,7 @@ class Throttle(RequestLimits):
         for limiter, key, price in paces:
             self._refuse_rate(limiter, key, limiter.wait(key, price))
 
-    def _refuse_rate(self, limiter: Limiter, key: str, wait: float) -> None:
+    def _refuse_rate(self, limiter: Limiter | SharedLimiter, key: str, wait: float) -> None:
         if wait > 0:
             raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
 
@@ -242,10 +242,10 @@ class Throttle(RequestLimits):
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
 
-    def _of(self, name: str, rate: str) -> Limiter | None:
+    def _of(self, name: str, rate: str) -> Limiter | SharedLimiter | None:
         return self._limiter(name, Rate.of(rate)) if rate else None
 
-    def _find(self, key: str, name: str, rate: str) -> Limiter:
+    def _find(self, key: str, name: str, rate: str) -> Limiter | SharedLimiter:
         if (key, rate) not in self._named:
             self._named[key, rate] = self._limiter(name, Rate.of(rate))
         return self._named[key, rate]
@@ -271,7 +271,7 @@ class Throttle(RequestLimits):
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:
-    """Charge the limits if this worker decides them alone. Return whether it does."""
+    """Charge the limits that this worker decides alone or has prepaid. Return whether those are all."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
             _put_back(paces[:number])

@@ -76,6 +76,8 @@ class RateCharge(Struct, frozen=True, gc=False, array_like=True, tag=0):
     seconds: int
     cost: float = 1.0
     """The amount. A negative one gives back what was taken."""
+    most: float = 1.0
+    """The maximum amount to take if it's available, for callers that will soon need more."""
 
 
 class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
@@ -144,8 +146,9 @@ def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResu
     """Return the result of a charge to a rate that's fully recovered at `full_at`, and the new `full_at`."""
     full_at, each = max(now, full_at), pace.seconds / pace.count
     room = pace.seconds - (full_at - now)
+    amount = max(pace.cost, min(pace.most, room // each))
     wait = pace_wait(full_at, now, pace.count, pace.seconds, pace.cost)
-    return _charge_result(wait, room / each + _SLACK, pace.cost), max(now, full_at + each * pace.cost)
+    return _charge_result(wait, room / each + _SLACK, amount), max(now, full_at + each * amount)
 
 
 def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:

@@ -634,7 +634,7 @@ class RedisBackend:
 def _arguments(charge: Charge) -> tuple[str, int, int, str | int, str]:
     """Return a charge as five arguments, the first of which is its kind."""
     if isinstance(charge, RateCharge):
-        return "p", charge.count, int(charge.seconds * _MICRO), repr(charge.cost), ""
+        return "p", charge.count, int(charge.seconds * _MICRO), repr(charge.cost), repr(charge.most)
     if isinstance(charge, Quota):
         return "q", charge.count, int(charge.until * _MICRO), repr(charge.cost), ""
     return "s", charge.count, 0, 1, charge.holder

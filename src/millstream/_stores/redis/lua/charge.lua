@@ -1,6 +1,6 @@
 -- KEYS: one for each charge
 -- ARGV: worker, how many workers are gone, those, and for each charge: p(ace), q(uota) or s(eat), count, microseconds (of
--- the pace, or when the quota ends), cost, holder
+-- the pace, or when the quota ends), cost, most or holder
 -- Gives: for each charge: microseconds to wait, what is left, what was taken
 local now = clock()
 local gone, first = {}, 3 + tonumber(ARGV[2])
@@ -9,7 +9,7 @@ for i = 3, first - 1 do
 end
 local found, charges, refused = {}, {}, false
 
-local function look(kind, key, count, span, cost, holder)
+local function look(kind, key, count, span, cost, more)
   if kind == 'p' then
     local each = span / count
     local whole = math.max(now, tonumber(redis.call('GET', key) or now))
@@ -18,8 +18,9 @@ local function look(kind, key, count, span, cost, holder)
     if missing > 1 then
       return math.ceil(missing), room / each, 0, nil
     end
-    return 0, room / each, cost, function()
-      whole = math.max(now, whole + each * cost)
+    local amount = math.max(cost, math.min(tonumber(more), math.floor((room + 1) / each)))
+    return 0, room / each, amount, function()
+      whole = math.max(now, whole + each * amount)
       redis.call('SET', key, digits(whole), 'PX', math.ceil((whole - now) / 1000) + 1)
     end
   elseif kind == 'q' then
@@ -33,7 +34,7 @@ local function look(kind, key, count, span, cost, holder)
       end
     end
   end
-  local member, held = ARGV[1] .. ' ' .. holder, 0
+  local member, held = ARGV[1] .. ' ' .. more, 0
   for _, each in ipairs(redis.call('SMEMBERS', key)) do
     if each == member then
       return 0, 0, 0, function() end
