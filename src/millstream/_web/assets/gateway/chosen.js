@@ -19,7 +19,6 @@ import {
 import { LiveTable, column } from "../dashboard/table.js";
 import { fetchJson } from "../shell/connection.js";
 import { tabs } from "../shell/controls.js";
-import { shortMap } from "../shell/names.js";
 import { write as address } from "../inspect/links.js";
 
 /** @type {Record<string, string>} */
@@ -69,8 +68,8 @@ const parts = tabs(
   () => refresh()
 );
 
-/** @type {Map<string, () => Array<Node | string>>} nodes of the names of the selected upstream's tools */
-let names = new Map();
+/** @type {Set<string>} names of the tools of the selected upstream */
+let names = new Set();
 const recent = new LiveTable($("recent"), {
   name: "Recent calls",
   sort: "at",
@@ -78,13 +77,7 @@ const recent = new LiveTable($("recent"), {
   key: ({ at, name, caller }) => `${at} ${name} ${caller}`,
   columns: [
     column("at", "When", ({ at }) => clock(new Date(at * 1_000)), { narrow: true, down: true }),
-    column("name", "Tool", undefined, {
-      head: true,
-      fill: (cell, { name }) => {
-        cell.replaceChildren(...(names.get(name)?.() ?? []));
-        cell.title = name;
-      }
-    }),
+    column("name", "Tool", undefined, { head: true, says: ({ name }) => name }),
     column("caller", "Caller", ({ caller, client }) => caller || client || "–", { says: ({ client }) => client }),
     column("error", "Error", ({ error, outcome }) => error || outcome.replaceAll("_", " ") || "–", {
       wide: true,
@@ -143,10 +136,7 @@ async function load(row) {
   const found = await fetchJson(`gateway/items?${new URLSearchParams({ upstream: row.name })}`, "its tools");
   if (!found || mine !== asked) return;
   seen = wanted;
-  names = shortMap(
-    found.tools.map((/** @type {Json} */ each) => each.name),
-    row.name
-  );
+  names = new Set(found.tools.map((/** @type {Json} */ each) => each.name));
   showContentOrEmpty($("tools"), $("no-tools"), found.tools.length > 0);
   $("tools").replaceChildren(...found.tools.map(tool));
   showContentOrEmpty($("quarantine"), $("no-quarantine"), found.quarantined.length > 0);

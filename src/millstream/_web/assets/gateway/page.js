@@ -5,7 +5,6 @@ import { $, clock, count, duration, figure, hashParameters, ms, reveal, size, wr
 import { LineChart } from "../dashboard/charts.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
-import { shortMap } from "../shell/names.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { needsAccount, open, refresh, stateFacts, upstreamLook, upstreamState } from "./chosen.js";
 
@@ -15,8 +14,6 @@ const EVERY_MS = 2_000;
 let upstreams = [];
 /** @type {Json} */
 let configuration = {};
-/** @type {Map<string, () => Array<Node | string>>} the nodes of each name */
-let shortened = new Map();
 
 /** @param {number} at */
 const ago = (at) => `${duration(Math.max(0, Date.now() / 1_000 - at))} ago`;
@@ -39,7 +36,6 @@ const table = new LiveTable($("upstreams"), {
       sort: ({ name }) => name,
       fill: (cell, row) => {
         const button = cellButton(cell, row, row.name, choose);
-        button.replaceChildren(...(shortened.get(row.name)?.() ?? []));
         button.ariaPressed = String(row.name === chosen());
         button.title = row.name;
       }
@@ -212,7 +208,6 @@ async function load() {
   if (found) {
     showReconnected();
     ({ upstreams, configuration } = found);
-    shortened = shortMap(upstreams.map(({ name }) => name));
     const worst = upstreams.find((row) => row.state === "degraded" || row.quarantined) ?? upstreams[0];
     if (!named(first)) first = worst?.name;
     $("upstreams").style.setProperty("--rows", `${upstreams.length}`);

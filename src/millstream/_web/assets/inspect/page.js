@@ -8,17 +8,13 @@ import {
   firstVisible,
   hasWords,
   icon,
-  labeled,
-  makeButton,
   onSubmit,
-  openDialog,
   optionsOf,
   pre,
   save,
   showText,
   store,
   stored,
-  textInput,
   write
 } from "../dom.js";
 import { FIRST, hasHandshake, REVISIONS } from "../mcp/client.js";
@@ -92,7 +88,7 @@ const current = () => offered[kind]?.find((item) => links.idOf(item) === chosen[
 let labels = new Map();
 
 const items = new LongList($("items"), {
-  label: (item) => labels.get(item) ?? item.name,
+  label: (item) => labels.get(item) ?? "",
   row: (item, name) =>
     kind === "saved"
       ? savedRow(item, name)
@@ -299,40 +295,11 @@ async function offerServers() {
   showAccount(session.via, again);
 }
 
-/** Ask for the URL of another server, and connect to it. */
-function openServer() {
-  $("server").value = session.via?.name ?? "";
-  const input = textInput({ id: "server-url", type: "url", required: true, placeholder: "https://example.com/mcp" });
-  const wrong = element("p", { className: "error", role: "alert", hidden: true });
-  const cancel = makeButton("", () => dialog.close(), "Cancel");
-  const form = element(
-    "form",
-    "stack",
-    element("h2", { id: "server-title" }, "Connect to another server"),
-    labeled("URL", input, element("span", "hint", "This program connects to it, so it can be on your network.")),
-    wrong,
-    element("div", "row end", cancel, element("button", { type: "submit", className: "primary" }, "Connect"))
-  );
-  const dialog = openDialog({ id: "other-server", "aria-labelledby": "server-title" }, form);
-  onSubmit(form, async () => {
-    try {
-      await select((await addServer(input.value)).url);
-      dialog.close();
-    } catch (/** @type {any} */ error) {
-      showText(wrong, say(error));
-    }
-  });
-  input.focus();
-}
-
-/** Connect to a server that the program knows. @param {string} url @returns {Promise<boolean>} */
+/** Connect to another server, or to this one if the program doesn't know it. @param {string} url */
 async function select(url) {
-  await offerServers();
-  const found = others.find((each) => each.url === url);
-  if (!found) return false;
-  $("server").value = found.name;
+  await offerServers().catch(() => {});
+  $("server").value = others.find((each) => each.url === url)?.name ?? "";
   again();
-  return true;
 }
 
 /** Show the sign-in card of another server. @param {any} error */
@@ -478,7 +445,22 @@ let wantedServer = "";
 ]);
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
 onSubmit($("connection"), again);
-$("server").onchange = () => ($("server").value === ADD ? openServer() : again());
+/** @type {HTMLDialogElement} */
+const dialog = $("other-server");
+$("server").onchange = () => {
+  if ($("server").value !== ADD) return again();
+  $("server").value = session.via?.name ?? "";
+  dialog.showModal();
+};
+$("server-cancel").onclick = () => dialog.close();
+onSubmit($("server-form"), async () => {
+  try {
+    await select((await addServer($("server-url").value)).url);
+    dialog.close();
+  } catch (/** @type {any} */ error) {
+    showText($("server-error"), say(error));
+  }
+});
 $("transport").onchange = again;
 $("revision").onchange = again;
 $("level").onchange = () => {
@@ -578,5 +560,6 @@ $("saved-file").onchange = async () => {
 view("list");
 [session.endpoint] = await Promise.all([findEndpoint().catch(() => session.endpoint), offerServers().catch(() => {})]);
 // A server that this page has added is added again after a restart.
-if (wantedServer && !others.some(({ url }) => url === wantedServer)) await addServer(wantedServer).catch(() => {});
-if (!wantedServer || !(await select(wantedServer).catch(() => false))) connect().catch(() => {});
+if (wantedServer && session.development) await addServer(wantedServer).catch(() => {});
+if (wantedServer) await select(wantedServer);
+else connect().catch(() => {});

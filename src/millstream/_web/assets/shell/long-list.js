@@ -34,16 +34,13 @@ function prefixOf(name) {
  */
 export function groupItems(items, nameOf, tagsOf = () => []) {
   if (items.length < MIN_ITEMS) return null;
-  const prefixes = new Map();
-  for (const item of items)
-    if (!tagsOf(item).length) prefixes.set(prefixOf(nameOf(item)), (prefixes.get(prefixOf(nameOf(item))) ?? 0) + 1);
-  const groups = new Map();
-  for (const item of items) {
-    const prefix = prefixOf(nameOf(item));
-    const group = tagsOf(item)[0] ?? (prefix && prefixes.get(prefix) > 1 ? prefix : OTHER);
-    if (!groups.has(group)) groups.set(group, []);
-    groups.get(group).push(item);
-  }
+  /** @param {T} item */
+  const prefix = (item) => (tagsOf(item).length ? "" : prefixOf(nameOf(item)));
+  const alike = Map.groupBy(items, prefix);
+  const groups = Map.groupBy(
+    items,
+    (item) => tagsOf(item)[0] ?? (alike.get(prefix(item))?.[1] && prefix(item) ? prefix(item) : OTHER)
+  );
   if (groups.size < 2 || groups.size > items.length / 2) return null;
   return new Map(
     [...groups].sort(([one], [other]) => Number(one === OTHER) - Number(other === OTHER) || one.localeCompare(other))
@@ -62,7 +59,7 @@ const MAX_OPEN_ITEMS = 60; // groups of longer lists start closed
  * @returns {Array<T | Head>}
  */
 export function withHeads(groups, chosen, { current, all = false }) {
-  const many = [...groups.values()].reduce((sum, items) => sum + items.length, 0) > MAX_OPEN_ITEMS;
+  const many = [...groups.values()].flat().length > MAX_OPEN_ITEMS;
   return [...groups].flatMap(([group, items]) => {
     const open = all || (chosen.get(group) ?? (!many || items.some((item) => item === current)));
     return [{ group, size: items.length, closed: !open }, ...(open ? items : [])];
@@ -97,7 +94,7 @@ const headRow = ({ size, closed }, name) => [
   icon(closed ? "next" : "fold"),
   element("span", { className: "group-name", dir: "auto" }, ...name),
   element("span", "count", String(size)),
-  element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
+  element("span", "visually-hidden", closed ? ", closed" : ", open")
 ];
 
 export class LongList {

@@ -3,52 +3,18 @@
 
 import { element, labelOf } from "../dom.js";
 
-const MAX_IN_LIST = 48; // two lines of the narrowest list
-const MAX_IN_TABLE = 20;
+const MAX_CHARACTERS = 48; // two lines of the narrowest list
 const WORDS = /[^\p{L}\p{N}]*[\p{L}\p{N}]{1,12}|[^\p{L}\p{N}]+$/gu; // with the separators before them
 
-/** @typedef {{words: string[], needed: Set<number>}} Entry a name, and the places of the words that tell it from others */
+/** @typedef {{start: string, words: string[], shown: Set<number>}} Entry a name, and the places of the words to show */
 
-/**
- * Mark the word in which names with the same words before `place` differ, and then the words in which those differ that
- * have this word in common.
- *
- * @param {Entry[]} entries
- * @param {number} place
- */
-function markNeeded(entries, place = 0) {
-  let at = place;
-  while (entries.length > 1 && entries.every(({ words }) => at < words.length && words[at] === entries[0].words[at]))
-    at += 1;
-  if (entries.length < 2) return;
-  for (const { needed } of entries) needed.add(at);
-  for (const same of Map.groupBy(entries, ({ words }) => words[at]).values())
-    if (at < same[0].words.length) markNeeded(same, at + 1);
-}
-
-/**
- * Return the places of the words to show: the needed ones, and what fits of the beginning and the end.
- *
- * @param {Entry} entry
- * @param {number} max
- */
-function shownWords({ words, needed }, max) {
-  const shown = new Set([0, ...needed]);
-  let left = max - [...shown].reduce((sum, place) => sum + (words[place]?.length ?? 0) + 1, 0);
-  for (let [first, last] = [1, words.length - 1]; first <= last; ) {
-    const place = last > words.length - first ? last-- : first++;
-    if (shown.has(place)) continue;
-    left -= words[place].length;
-    if (left < 0) break;
-    shown.add(place);
+/** Show the words in which names differ that have the same words before them. @param {Entry[]} entries @param {number} at */
+function showDifferences(entries, at = 0) {
+  const groups = Map.groupBy(entries, ({ words }) => words[at]);
+  for (const [word, same] of groups) {
+    if (groups.size > 1) for (const { shown } of same) shown.add(at);
+    if (word && same.length > 1) showDifferences(same, at + 1);
   }
-  return shown;
-}
-
-/** Return the beginning of a name that repeats its group. @param {string} name @param {string} group */
-function repeated(name, group) {
-  const words = group.match(/[a-z0-9]+/gi)?.join("[^a-z0-9]*");
-  return (words && new RegExp(`^${words}[^a-z0-9]+`, "i").exec(name)?.[0]) || "";
 }
 
 /**
@@ -56,38 +22,25 @@ function repeated(name, group) {
  *
  * @param {string[]} names of one group
  * @param {string} [group] the heading above them
- * @param {number} [max] the most characters to show, unless more are needed
- * @returns {Array<() => Array<Node | string>>}
  */
-export function shortNames(names, group = "", max = MAX_IN_LIST) {
-  const starts = names.map((name) => repeated(name, group));
-  const entries = names.map((name, index) => ({
-    words: name.slice(starts[index].length).match(WORDS) ?? [],
-    needed: new Set()
-  }));
-  markNeeded(entries);
-  return entries.map((entry, index) => () => {
-    const start = starts[index] && element("span", "left-out", starts[index]);
-    const rest = names[index].slice(starts[index].length);
-    if (rest.length <= max) return [start, rest];
-    const shown = shownWords(entry, max);
-    /** @type {Array<Node | string>} */
-    const nodes = [start];
-    for (let place = 0; place < entry.words.length; ) {
-      const from = place;
-      const visible = shown.has(place);
-      while (place < entry.words.length && shown.has(place) === visible) place += 1;
-      const text = entry.words.slice(from, place).join("");
-      nodes.push(visible ? text : element("span", "left-out middle", text));
-    }
-    return nodes;
+export function shortNames(names, group = "") {
+  const said = group.match(/[a-z0-9]+/gi)?.join("[^a-z0-9]*");
+  const entries = names.map((name) => {
+    const start = (said && new RegExp(`^${said}[^a-z0-9]+`, "i").exec(name)?.[0]) || "";
+    return { start, words: name.slice(start.length).match(WORDS) ?? [], shown: new Set([0]) };
   });
-}
-
-/** Return the functions of `shortNames` by name, for a column of a table. @param {string[]} names @param {string} [group] */
-export function shortMap(names, group) {
-  const made = shortNames(names, group, MAX_IN_TABLE);
-  return new Map(names.map((name, index) => [name, made[index]]));
+  showDifferences(entries);
+  return entries.map(({ start, words, shown }) => {
+    let left = MAX_CHARACTERS - words.filter((_, place) => shown.has(place)).join("…").length;
+    for (const [place, word] of words.entries()) {
+      if (!shown.has(place)) left -= word.length;
+      if (left >= 0) shown.add(place);
+    }
+    return () => [
+      start && element("span", "left-out said", start),
+      ...words.map((word, place) => element("span", shown.has(place) ? "shown" : "left-out", word))
+    ];
+  });
 }
 
 /**
@@ -98,9 +51,9 @@ export function shortMap(names, group) {
  * @returns {Map<Json, string>}
  */
 export function labelsOf(items) {
-  const counts = new Map();
-  for (const item of items) counts.set(labelOf(item), (counts.get(labelOf(item)) ?? 0) + 1);
-  /** @param {Json} item */
-  const rest = (item) => (counts.get(labelOf(item)) > 1 ? ` · ${item.uri ?? item.uriTemplate ?? item.name}` : "");
-  return new Map(items.map((item) => [item, labelOf(item) + rest(item)]));
+  return new Map(
+    [...Map.groupBy(items, labelOf)].flatMap(([label, same]) =>
+      same.map((item) => [item, same[1] ? `${label} · ${item.uri ?? item.uriTemplate ?? item.name}` : label])
+    )
+  );
 }
