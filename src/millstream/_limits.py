@@ -20,7 +20,6 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream._copies import NotCopyable
-from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.rates import (
     Charge,
@@ -278,15 +277,6 @@ class Limiter(NotCopyable):
         """
         return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost)
 
-    def spend(self, key: str, cost: float) -> bool:
-        """Take from a key's allowance and return whether it was enough.
-
-        Args:
-            key: Key of the caller, or of another limited resource.
-            cost: Tokens to take, by default a call takes one.
-        """
-        return self.take(key, cost) <= 0
-
     def put_back(self, key: str, cost: float) -> None:
         """Give back tokens that weren't needed.
 
@@ -391,11 +381,6 @@ class SharedLimiter(Limiter):
     workers: int = 1
     """Number of workers that share the rate, as last reported by the store."""
     _alone: Limiter | None = None
-
-    @override
-    def spend(self, key: str, cost: float) -> bool:
-        """Return False, because only the store decides."""
-        return False
 
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
         """Process the store's answer and discard this worker's own earlier decisions."""

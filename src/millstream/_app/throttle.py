@@ -273,7 +273,7 @@ class Throttle(RequestLimits):
 def _spend(paces: Sequence[_Pace]) -> bool:
     """Charge the limits if this worker decides them alone. Return whether it does."""
     for number, (limiter, key, price) in enumerate(paces):
-        if not limiter.spend(key, price):
+        if isinstance(limiter, SharedLimiter) or limiter.take(key, price) > 0:
             _put_back(paces[:number])
             return False
     return True
