@@ -272,7 +272,8 @@ def _when_open(
 
     @wraps(method)
     async def call(self: "HubAccess", /, *args: P.args, **options: P.kwargs) -> T:
-        found: T = await getattr(await self._open(), method.__name__)(*args, **options)
+        hub = await self._open()  # pyright: ignore[reportPrivateUsage]  it's a method of that class
+        found: T = await getattr(hub, method.__name__)(*args, **options)
         return found
 
     return call
