@@ -288,12 +288,12 @@ async def test_requests_that_a_killed_worker_may_have_taken_are_not_repeated(ser
     async with two_workers(served) as (holder, session, other):
         pid = int(text_of(await holder.call(session, "pid")))
         path = listening_socket(pid)
-        kill(pid)
-        await until_async(lambda: pid not in served.children())
+        kill(pid, signal.SIGSTOP)
         path.unlink()
         dying = await asyncio.start_unix_server(lambda _, writer: writer.close(), path)
         async with dying:
             assert [(await other.take(session))[0] for _ in range(2)] == [502, 502]
+        kill(pid)
         await until_taken_over(other, session)
 
 

@@ -419,7 +419,8 @@ class LeasedWorker(_Worker):
         if self.me in self.dead or self.me not in live:
             self.hurry()
         if always or live != self.live or table.notes != self.notes:
-            self.live, self.notes = live, table.notes
+            self.live = live
+            self.notes: Mapping[str, str] = table.notes
             self._changed.notify_all()
 
     # Messages

@@ -23,6 +23,7 @@ from millstream._server.peers import HolderChange
 from millstream._stores.rates import share_for
 from millstream._stores.workers import LeasedWorker, read_again
 from millstream._transports.streamable import MAX_CACHED_SESSIONS
+from millstream._troubles import LogOnce
 
 _KIND = b"worker"
 _CLAIM = "holder:"
@@ -32,6 +33,8 @@ _RENEWAL = 3600.0
 """Seconds after which a claim in use is written again."""
 _TRIES = 20
 _MAX_GONE = 10_000
+_SPLIT = "Requests of one caller come to several machines, so each of them keeps another state for the caller"
+_STAY = "Send all requests of a caller to one machine, or set keeps_state = false for upstreams that keep no state."
 
 
 class Place(Struct, frozen=True, array_like=True):
@@ -71,6 +74,9 @@ class Holders:
         self.close: Callable[[], None] = workers.watch(self._learn)
         """Stop following the other workers."""
         services.handovers.append(self._forget)
+        self._moved: Recent[str, float] = Recent(MAX_CACHED_SESSIONS)
+        """Owner -> when another worker took its state from this one."""
+        self._split = LogOnce(services.store.troubles, _SPLIT, "Callers stay at one machine again.", remedy=_STAY)
 
     @property
     def me(self) -> str:
@@ -149,6 +155,11 @@ class Holders:
                 raw = await read_again(kv, key, attempt)
                 worker = before = "" if raw is None else raw.decode()
                 if not (worker and await self.confirm(worker) and self._serves(worker)):
+                    if self.is_serving(worker) and self._moved.get(owner, -_RENEWAL) + _RENEWAL > services.clock():
+                        # The owner's requests come to both machines by turns, and would lose the state each time.
+                        self._split.fail(f"A caller's state is at {worker}, too.")
+                        worker, before = self.me, ""
+                        break
                     worker = "" if self.leaving else self.me
                 if not worker:
                     return ""
@@ -166,7 +177,8 @@ class Holders:
         return self.is_serving(worker) and (worker == self.me or self.can_reach(worker))
 
     def _forget(self, owner: str) -> None:
-        self._claims.pop(owner, None)
+        if self._claims.pop(owner, None) is not None:
+            self._moved.keep(owner, self._services.clock())
 
     def _make_note(self, name: str) -> str:
         if name != self._name:
