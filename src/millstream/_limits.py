@@ -189,7 +189,7 @@ class Limiter(NotCopyable):
         name: Name of the limit, for headers and the store.
         rate: Rate of each key.
         clock: Monotonic clock.
-        max_keys: Maximum number of keys. Beyond it, the older half of those with less than a full allowance is dropped.
+        max_keys: Maximum number of keys. At it, those with a full allowance are dropped, or else the older half.
         pool: Returns the store's limiter when the store is open. `charge` and `report` count there on all workers.
     """
 

@@ -8,7 +8,8 @@ The RFC defines expansion only. Matching returns values that could have produced
   optional; absent variables aren't in the result. Query names can have any order, unknown ones are ignored, and a
   repeated name doesn't match. With fewer values than variables, the leftmost variables are defined. With more values,
   the last variable takes the rest.
-* Only ``{+x}`` and ``{#x}`` cross ``/``, ``?``, and ``#``. Other characters need no percent-encoding in a URI.
+* Only ``{+x}`` and ``{#x}`` cross ``/``, ``?``, and ``#``. Of the others, ``{path*}`` crosses ``/``, and ``{?x}`` and
+  ``{&x}`` cross ``?``. Other characters need no percent-encoding in a URI.
 * If a URI can be split in several ways, it's read from the right: ``{x}`` and ``{+x}`` take as little as possible, the
   others as much as possible. So ``{a}-{b}`` splits at the last ``-``, and ``{a}{.b}`` at the first ``.``.
 * A template also matches URIs in normal form (see `uri.py`), however its literals are encoded.

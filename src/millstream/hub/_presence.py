@@ -36,7 +36,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
         return owned_id(self.client_id, self.owner)
 
     def visible(self, full: bool) -> "Member":
-        """Return the members that a reader can see.
+        """Return the member as a reader can see it.
 
         Args:
             full: Whether the reader has the scope ``millstream:identities``.

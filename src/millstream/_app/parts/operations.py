@@ -53,7 +53,7 @@ _HEAD = 512
 
 
 class AuditPart(OwnPart):
-    """Writes every call and publication with its outcome, and every rejected credential, to the server's audit log.
+    """Writes calls and publications with their outcome, and rejected credentials up to a rate, to the audit log.
 
     A line counts the records that couldn't be written before it. With the setting `audit_required`, calls are refused
     until that line is there.

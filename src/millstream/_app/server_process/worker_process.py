@@ -401,8 +401,8 @@ def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
 
     On Linux, the kernel spreads connections over sockets that share a port, so each worker has its own. Connections in
     a socket's queue survive the death of its worker, because the parent also holds the socket, and the replacement
-    continues with it. Elsewhere, all workers share one socket (macOS lets them share a port, but assigns all
-    connections to one).
+    continues with it. Elsewhere, and at a UNIX socket, all workers share one socket (macOS lets them share a port, but
+    assigns all connections to one).
 
     Raises:
         CommandError: The address or port can't be used.

@@ -146,9 +146,10 @@ class OperationTool(Tool):
 def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:
     """Return a function that decodes arguments and compares them with the schema.
 
-    Names that the schema doesn't have are rejected. A null that it doesn't allow is left out. A number or boolean
-    that's written as text is read if the schema rejects text there. A required value that's missing is its default or
-    constant. The document's patterns aren't checked, because they could take arbitrarily long. The API checks them.
+    Names that the schema doesn't have are rejected, unless it allows them. A null that it doesn't allow is left out. A
+    number or boolean that's written as text is read if the schema rejects text there. A required value that's missing
+    is its default or constant. The document's patterns aren't checked, because they could take arbitrarily long. The
+    API checks them.
     """
     schema = {"additionalProperties": False, **schema}
     return partial(_read_arguments, tool, schema, {**schema, "required": []}, _find_defaults(schema))

@@ -109,7 +109,7 @@ class UpstreamCredentials:
         return key
 
     def auth(self, link_key: str) -> Auth:
-        """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
+        """Return the source of headers for a new connection. The empty key has no caller's credentials or headers."""
         return LinkAuth(self, self._callers.get(link_key) or LinkCaller(link_key.partition("\n")[0]))
 
     def headers_for_link(self, link_key: str) -> Mapping[str, str]:

@@ -129,7 +129,7 @@ class ArrivingBytes:
 
     Args:
         maximum: Bytes of all messages.
-        largest: Bytes of the largest message. A caller may always hold one, and a server two.
+        largest: Bytes of the largest message. A caller's share fits one, and a server's two.
     """
 
     def __init__(self, maximum: int, largest: int) -> None:

@@ -322,7 +322,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
 
     @override
     def revocation_id(self, principal: Principal) -> str:
-        """Return the id of the token's grant, or of the token itself if it has none. See `AuthMethod.revocation_id`."""
+        """Return the ids by which the token can be revoked. See `AuthMethod.revocation_id`."""
         if principal.issuer != self._config.url:
             return ""
         named = {name: principal.claims[name] for name in _REVOCABLE if name in principal.claims}
