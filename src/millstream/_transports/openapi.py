@@ -209,7 +209,7 @@ def _operation(tool: Tool, schemas: Json) -> Json:
         title = ""
     origin = members(described.get("_meta")).get(ORIGIN_KEY)
     tags: list[Any] = [
-        *(origin[:1] if is_array(origin) else ()),
+        *(each for each in (origin[:1] if is_array(origin) else ()) if isinstance(each, str)),
         *sorted(tool.tags),
     ]  # pages show the first as a heading
     return {

@@ -362,10 +362,10 @@ class Inspector:
             return _MALFORMED
         except ValueError as exc:
             return plain_problem(400, str(exc))
-        if len(self._urls) >= _MAX_SERVERS:
-            return plain_problem(503, "Too many servers were added. Restart this program.")
         known = {str(each): name for name, each in self._urls.items()}
         name = known.get(str(url)) or sha256(str(url).encode()).hexdigest()[:16]  # the same after a restart
+        if name not in self._urls and len(self._urls) >= _MAX_SERVERS:
+            return plain_problem(503, "Too many servers were added. Restart this program.")
         self._urls[name] = url
         return reply({"name": name, "url": str(url)})
 

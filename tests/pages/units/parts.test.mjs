@@ -8,6 +8,7 @@ const assets = "../../../src/millstream/_web/assets";
 const { count, duration, figure, labelOf } = await import(`${assets}/dom.js`);
 const { groupItems, tagsOf, withHeads } = await import(`${assets}/shell/long-list.js`);
 const { labelsOf, shortNames } = await import(`${assets}/shell/names.js`);
+const { idOf } = await import(`${assets}/inspect/links.js`);
 const { rankMatch } = await import(`${assets}/shell/palette.js`);
 const { nodes, rowsOf } = await import(`${assets}/render/content.js`);
 const { parseTraceback } = await import(`${assets}/render/content.js`);
@@ -198,11 +199,27 @@ test("names leave out what the heading of their group says", () => {
   ]);
 });
 
+test("names in other scripts stay, and a name that only repeats the heading", () => {
+  const names = ["Mail öffnen", "Mail 検索", "Mail Удалить", "Mail…", "Mail 🔍", "mail_हिन्दी"];
+  assert.deepEqual(shownOf(names, "mail"), ["öffnen", "検索", "Удалить", "Mail…", "Mail 🔍", "हिन्दी"]);
+});
+
+test("thousands of long names and headings are shortened", () => {
+  const names = Array.from({ length: 2000 }, (_, at) => "word ".repeat(at + 1));
+  assert.equal(shortNames(names, "word ".repeat(50_000)).length, 2000);
+});
+
+test("members of tools that only resources have don't identify them", () => {
+  assert.equal(idOf("tools", { name: "read", uri: "transfer" }), "read");
+  assert.equal(idOf("templates", { name: "read", uriTemplate: "shop://{id}" }), "shop://{id}");
+});
+
 test("names follow equal titles, and URIs equal names of resources", () => {
   const tools = [{ name: "a_list", title: "All issues" }, { name: "b_list", title: "All issues" }, { name: "c" }];
-  assert.deepEqual([...labelsOf(tools).values()], ["All issues · a_list", "All issues · b_list", "c"]);
+  assert.deepEqual([...labelsOf(tools, (item) => idOf("tools", item)).values()], ["All issues · a_list", "All issues · b_list", "c"]);
   const resources = ["shop", "crm"].map((host) => ({ name: "counter", uri: `counter://${host}` }));
-  assert.deepEqual([...labelsOf(resources).values()], ["counter · counter://shop", "counter · counter://crm"]);
+  const uriOf = (item) => idOf("resources", item);
+  assert.deepEqual([...labelsOf(resources, uriOf).values()], ["counter · counter://shop", "counter · counter://crm"]);
 });
 
 test("a name that begins others is in their group, and items behind a gateway are grouped by upstream", () => {
@@ -213,4 +230,5 @@ test("a name that begins others is in their group, and items behind a gateway ar
     "ask_url"
   ]);
   assert.deepEqual(tagsOf({ _meta: { "millstream.gateway/upstream": ["shop", "inner"], tags: ["x"] } }), ["shop"]);
+  assert.deepEqual(tagsOf({ _meta: { "millstream.gateway/upstream": [5], tags: ["x"] } }), ["x"]);
 });

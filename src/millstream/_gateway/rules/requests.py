@@ -176,7 +176,8 @@ class ApprovalRequests:
                 await services.hub.publish(CHANNEL, {"id": request.id, "expires": until})
         if raw == await services.store.kv.get(name):
             approvers = " and ".join(" or ".join(each.by or ()) for each in request.rules)
-            how = f"call {GET_APPROVED_RESULT} with it, or " * has_companion(call, GET_APPROVED_RESULT)
+            can_use = bool(request.arguments) and has_companion(call, GET_APPROVED_RESULT)
+            how = f"call {GET_APPROVED_RESULT} with it, or " * can_use
             raise ToolError(_WAITS.format(approvers, until, request.id, how))
         await self._unlist(name, request)  # it was answered before it was listed again
 
@@ -220,7 +221,8 @@ class ApprovalRequests:
         try:
             yield
         except InputRequired:
-            last = structs.replace(request, state=ASKING)
+            answered_by = services.clock() + services.settings.input_timeout
+            last = structs.replace(request, state=ASKING, expires=max(answered_by, approved.expires))
             raise
         finally:
             with suppress(StoreFull, StoreUnavailable):

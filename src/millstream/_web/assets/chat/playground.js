@@ -265,7 +265,7 @@ async function showTools() {
       element("span", { className: "words tool-name", dir: "auto" }, label),
       annotations?.readOnlyHint ? element("span", "badge", "reads") : null
     );
-  $("tools").replaceChildren(...[...labelsOf(tools)].slice(0, SHOWN_TOOLS).map(row));
+  $("tools").replaceChildren(...[...labelsOf(tools, ({ name }) => name)].slice(0, SHOWN_TOOLS).map(row));
   const easy = tools
     .filter(({ annotations, inputSchema }) => annotations?.readOnlyHint || !inputSchema?.required?.length)
     .slice(0, 2);

@@ -40,7 +40,7 @@ const copiesOf = (kind, item, kept) => [
   {
     title: "Link to this page",
     text: (/** @type {Json} */ _, /** @type {Json} */ values) =>
-      new URL(links.write(kind, links.idOf(item), kept(values)), location.href).href
+      new URL(links.write(kind, links.idOf(kind, item), kept(values)), location.href).href
   }
 ];
 
@@ -75,7 +75,7 @@ export const folded = (title, ...blocks) =>
  */
 export function show(kind, item, values, work) {
   if (values) work.form?.write(values);
-  const name = links.idOf(item);
+  const name = links.idOf(kind, item);
   /** @param {Json} given */
   const kept = (given) => withoutSecrets(given, item.inputSchema);
   /** @param {Json} given @param {Json} outcome */

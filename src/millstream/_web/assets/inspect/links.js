@@ -16,8 +16,11 @@ const KINDS = {
 };
 const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [kind, name]));
 
-/** Return what identifies an item of a kind. The names of resources needn't be unique. @param {Json} item */
-export const idOf = ({ name, uri, uriTemplate }) => uri ?? uriTemplate ?? name;
+/** @type {Record<string, string>} */
+const IDS = { resources: "uri", templates: "uriTemplate" };
+
+/** Return what identifies an item of a kind. The names of resources needn't be unique. @param {string} kind @param {Json} item */
+export const idOf = (kind, item) => item[IDS[kind] ?? "name"] ?? item.name;
 
 /**
  * Parse a hash; null without an item.

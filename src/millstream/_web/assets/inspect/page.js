@@ -82,7 +82,7 @@ const fits = (item) =>
   );
 const matching = () => (offered[kind] ?? []).filter(fits);
 
-const current = () => offered[kind]?.find((item) => links.idOf(item) === chosen[kind]);
+const current = () => offered[kind]?.find((item) => links.idOf(kind, item) === chosen[kind]);
 
 /** @type {Map<Json, string>} of the open list */
 let labels = new Map();
@@ -165,7 +165,7 @@ async function load(name) {
 /** Draw the list, and return its first item. */
 function drawItems() {
   const found = matching();
-  labels = labelsOf(offered[kind] ?? []);
+  labels = labelsOf(offered[kind] ?? [], (item) => links.idOf(kind, item));
   const order = kind === "tools" ? $("order").value : "groups";
   const groups = order === "groups" ? groupItems(found, ({ name }) => (kind === "tools" ? name : ""), tags) : null;
   if (order === "tokens") found.sort((one, other) => costOf(other) - costOf(one));
@@ -232,7 +232,7 @@ function open(name) {
 /** Show an item in the detail view. @param {Json} item @param {Json | null} [values] */
 function show(item, values = null) {
   cease();
-  chosen[kind] = links.idOf(item);
+  chosen[kind] = links.idOf(kind, item);
   if (!items.has(item)) drawItems(); // its group was closed
   items.mark(item);
   $("detail").replaceChildren(...KINDS[kind].show(item, values));
@@ -247,7 +247,7 @@ function show(item, values = null) {
  */
 function jump({ kind: name, name: wanted, values }) {
   const list = offered[name] ?? [];
-  const named = list.find((item) => links.idOf(item) === wanted) ?? list.find((item) => item.name === wanted);
+  const named = list.find((item) => links.idOf(name, item) === wanted) ?? list.find((item) => item.name === wanted);
   const item =
     named ??
     (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted)
@@ -279,8 +279,8 @@ const ownLog = new Feed(
 
 /** Show the other servers that the operator named, and the user signed in at the current one. */
 async function offerServers() {
-  const chosenName = $("server").value;
   const { servers, development, tags: named = {} } = await otherServers();
+  const chosenName = $("server").value;
   others = servers;
   ownTags = new Map(Object.entries(named));
   session.development = development;
@@ -516,11 +516,11 @@ commands(() => [
   },
   { title: "Export the messages", group: "This page", icon: "download", run: exportTranscript },
   ...Object.entries(offered).flatMap(([name, list]) =>
-    [...labelsOf(list)].map(([item, title]) => ({
+    [...labelsOf(list, (item) => links.idOf(name, item))].map(([item, title]) => ({
       title,
       hint: item.description ?? "",
       group: KINDS[name].title,
-      run: () => jump({ kind: name, name: links.idOf(item), values: null })
+      run: () => jump({ kind: name, name: links.idOf(name, item), values: null })
     }))
   )
 ]);

@@ -16,7 +16,7 @@ import {
 } from "../mcp/transports.js";
 import { showLost, showReconnected } from "../shell/connection.js";
 import { cease, say } from "./bench.js";
-import { capabilities, openSettings, ownHeaders } from "./settings.js";
+import { capabilities, openSettings, ownHeaders, useServer } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";
 
 /** @typedef {import("../mcp/transports.js").Transport} Transport */
@@ -90,6 +90,7 @@ export async function addServer(url) {
 /** Start a new connection. Resolves with the client, or rejects on failure while the page keeps retrying. */
 export function connect() {
   session.client?.close();
+  useServer(session.via?.url);
   page.state("Connecting…", "");
   /** @param {Error} error */
   const gone = (error) => mine === session.client && fail(mine, error);

@@ -31,12 +31,20 @@ const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
 /** @type {Record<string, string>} */
 let headers = stored("session", HEADERS, {});
+let place = HEADERS; // of the current server's headers
 /** @type {string[]} */
 let able = stored("local", CAPABLE, Object.keys(ABILITIES));
 /** @type {Json[]} */
 let known = stored("local", ROOTS, []);
 
-/** Return the user's headers for each request. */
+/** Use the headers of another server, or of this one. A key for one server must not reach another. @param {string} [url] */
+export function useServer(url = "") {
+  place = url ? `${HEADERS} ${url}` : HEADERS;
+  headers = stored("session", place, {});
+  tell();
+}
+
+/** Return the user's headers for each request to the current server. */
 export const ownHeaders = () => ({ ...headers });
 
 /** Return the client capabilities. */
@@ -53,7 +61,7 @@ export const roots = () => known;
 /** Remove the key, because the user signs in instead. */
 export function forgetKey() {
   headers = Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== "authorization"));
-  store("session", HEADERS, headers);
+  store("session", place, headers);
   tell();
 }
 
@@ -134,7 +142,7 @@ export function openSettings(focus = "") {
     }
     headers = { ...Object.fromEntries(pairs), ...(key.value ? { authorization: `Bearer ${key.value}` } : {}) };
     able = boxes.filter(({ box }) => box.checked).map(({ name }) => name);
-    store("session", HEADERS, headers);
+    store("session", place, headers);
     store("local", CAPABLE, able);
     dialog.close();
     tell();

@@ -74,7 +74,8 @@ const UPSTREAM = "millstream.gateway/upstream";
  * @param {Json} item
  */
 export function tagsOf(item) {
-  if (Array.isArray(item._meta?.[UPSTREAM])) return item._meta[UPSTREAM].slice(0, 1);
+  const upstream = item._meta?.[UPSTREAM]?.[0];
+  if (upstream && typeof upstream === "string") return [upstream];
   for (const [key, value] of Object.entries(item._meta ?? {})) {
     const tags = /(^|\/)tags$/.test(key) ? value : value?.tags;
     if (Array.isArray(tags) && tags.length && tags.every((tag) => typeof tag === "string")) return tags;

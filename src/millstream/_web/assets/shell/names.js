@@ -4,17 +4,20 @@
 import { element, labelOf } from "../dom.js";
 
 const MAX_CHARACTERS = 48; // two lines of the narrowest list
-const WORDS = /[^\p{L}\p{N}]*[\p{L}\p{N}]{1,12}|[^\p{L}\p{N}]+$/gu; // with the separators before them
+const WORDS = /[^\p{L}\p{M}\p{N}]*[\p{L}\p{M}\p{N}]{1,12}|[^\p{L}\p{M}\p{N}]+$/gu; // with the separators before them
+const MAX_SAID = 100; // of a group's heading
 
 /** @typedef {{start: string, words: string[], shown: Set<number>}} Entry a name, and the places of the words to show */
 
-/** Show the words in which names differ that have the same words before them. @param {Entry[]} entries @param {number} at */
-function showDifferences(entries, at = 0) {
-  const groups = Map.groupBy(entries, ({ words }) => words[at]);
-  for (const [word, same] of groups) {
-    if (groups.size > 1) for (const { shown } of same) shown.add(at);
-    if (word && same.length > 1) showDifferences(same, at + 1);
-  }
+/** Show the words in which names differ that have the same words before them. @param {Entry[]} entries */
+function showDifferences(entries) {
+  let alike = [entries];
+  for (let at = 0; alike.length; at += 1)
+    alike = alike.flatMap((some) => {
+      const groups = Map.groupBy(some, ({ words }) => words[at]);
+      if (groups.size > 1) for (const { shown } of some) shown.add(at);
+      return [...groups].flatMap(([word, same]) => (word && same.length > 1 ? [same] : []));
+    });
 }
 
 /**
@@ -24,9 +27,13 @@ function showDifferences(entries, at = 0) {
  * @param {string} [group] the heading above them
  */
 export function shortNames(names, group = "") {
-  const said = group.match(/[a-z0-9]+/gi)?.join("[^a-z0-9]*");
+  const said = group
+    .slice(0, MAX_SAID)
+    .match(/[\p{L}\p{M}\p{N}]+/gu)
+    ?.join("[^\\p{L}\\p{M}\\p{N}]*");
   const entries = names.map((name) => {
-    const start = (said && new RegExp(`^${said}[^a-z0-9]+`, "i").exec(name)?.[0]) || "";
+    const found = (said && new RegExp(`^${said}[^\\p{L}\\p{M}\\p{N}]+`, "iu").exec(name)?.[0]) || "";
+    const start = found.length < name.length ? found : "";
     return { start, words: name.slice(start.length).match(WORDS) ?? [], shown: new Set([0]) };
   });
   showDifferences(entries);
@@ -44,16 +51,17 @@ export function shortNames(names, group = "") {
 }
 
 /**
- * Return the label of each item: its title, or its name if the title says no more. If another item has the same, its URI or
- * name follows.
+ * Return the label of each item: its title, or its name if the title says no more. If another item has the same, its id
+ * follows.
  *
  * @param {Json[]} items
+ * @param {(item: Json) => string} idOf
  * @returns {Map<Json, string>}
  */
-export function labelsOf(items) {
+export function labelsOf(items, idOf) {
   return new Map(
     [...Map.groupBy(items, labelOf)].flatMap(([label, same]) =>
-      same.map((item) => [item, same[1] ? `${label} · ${item.uri ?? item.uriTemplate ?? item.name}` : label])
+      same.map((item) => [item, same[1] ? `${label} · ${idOf(item)}` : label])
     )
   );
 }
