@@ -216,7 +216,10 @@ test("members of tools that only resources have don't identify them", () => {
 
 test("names follow equal titles, and URIs equal names of resources", () => {
   const tools = [{ name: "a_list", title: "All issues" }, { name: "b_list", title: "All issues" }, { name: "c" }];
-  assert.deepEqual([...labelsOf(tools, (item) => idOf("tools", item)).values()], ["All issues · a_list", "All issues · b_list", "c"]);
+  assert.deepEqual(
+    [...labelsOf(tools, (item) => idOf("tools", item)).values()],
+    ["All issues · a_list", "All issues · b_list", "c"]
+  );
   const resources = ["shop", "crm"].map((host) => ({ name: "counter", uri: `counter://${host}` }));
   const uriOf = (item) => idOf("resources", item);
   assert.deepEqual([...labelsOf(resources, uriOf).values()], ["counter · counter://shop", "counter · counter://crm"]);
