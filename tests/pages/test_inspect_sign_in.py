@@ -2,7 +2,10 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -182,3 +185,39 @@ def test_another_server_is_added_with_sign_in_and_outlives_a_restart(
         page.reload()
         expect(page.locator("#server option:checked")).to_have_text(f"{shop}/mcp")
         expect(page.get_by_role("form", name="This server asks you to sign in")).to_be_visible()
+
+
+def test_key_for_this_server_is_not_sent_to_another_one(open_page: OpenPage, tmp_path: Path) -> None:
+    sent: list[str] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(str(self.headers))
+            self.send_error(404)
+
+        do_GET = do_POST
+
+    other, port = ThreadingHTTPServer(("127.0.0.1", 0), Other), free_port()
+    Thread(target=other.serve_forever, daemon=True).start()
+    with (
+        closing(other),
+        run_server(run_command("examples/greet.py", port, "--serve", "web", "--dev"), port, tmp_path / "log"),
+    ):
+        page = open_page(f"http://127.0.0.1:{port}/inspect", lossy=True, fresh=True)
+        expect(page.locator("#state")).to_have_text("Connected")
+        page.locator("#open-settings").click()
+        page.get_by_label("Key or token").fill("the-key-of-this-server")
+        page.get_by_role("button", name="Save and reconnect").click()
+        page.locator("#server").select_option("Another server…")
+        page.get_by_role("dialog", name="Connect to another server").get_by_label("URL").fill(
+            f"http://127.0.0.1:{other.server_port}/mcp"
+        )
+        page.keyboard.press("Enter")
+        expect(page.locator("#state")).to_have_text("Not connected")
+        assert sent
+        assert not [each for each in sent if "the-key-of-this-server" in each]
+        page.locator("#server").select_option("This server")
+        expect(page.locator("#state")).to_have_text("Connected")
+        page.locator("#open-settings").click()
+        expect(page.get_by_label("Key or token")).to_have_value("the-key-of-this-server")
+        other.shutdown()
