@@ -2,7 +2,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -195,12 +194,12 @@ def test_key_for_this_server_is_not_sent_to_another_one(open_page: OpenPage, tmp
             sent.append(str(self.headers))
             self.send_error(404)
 
-        do_GET = do_POST
+        do_GET = do_POST  # noqa: N815  the name of the method
 
     other, port = ThreadingHTTPServer(("127.0.0.1", 0), Other), free_port()
     Thread(target=other.serve_forever, daemon=True).start()
     with (
-        closing(other),
+        other,
         run_server(run_command("examples/greet.py", port, "--serve", "web", "--dev"), port, tmp_path / "log"),
     ):
         page = open_page(f"http://127.0.0.1:{port}/inspect", lossy=True, fresh=True)

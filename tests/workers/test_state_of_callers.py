@@ -278,5 +278,28 @@ async def test_new_callers_are_served_while_the_store_is_down_and_known_ones_kee
         for _ in range(20):  # until both workers know
             await call(served, "ada", "read")
         redis.stop()
-        assert await call(served, "bob", "read") == "nothing"
-        assert [await call(served, "ada", "read") for _ in range(8)] == ["of ada"] * 8
+        assert await call(served, "bob", "keep", value="of bob") == "of bob"
+        for person in ("ada", "bob"):
+            assert [await call(served, person, "read") for _ in range(8)] == [f"of {person}"] * 8
+
+
+async def test_workers_choose_the_same_one_for_new_callers_while_the_store_is_full(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    with run(tmp_path, 2, redis.url) as served:
+        await call(served, "ada", "read")
+        redis.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        redis.ask("CONFIG", "SET", "maxmemory", "1mb")
+        await call(served, "bob", "keep", value="of bob")
+        assert [await call(served, "bob", "read") for _ in range(16)] == ["of bob"] * 16
+
+
+async def test_caller_has_one_state_after_the_store_has_lost_its_data(tmp_path: Path, redis: RedisServer) -> None:
+    with run(tmp_path, 2, redis.url) as served:
+        for person in NAMES:
+            await call(served, person, "keep", value=f"of {person}")
+        redis.ask("FLUSHALL")
+        for person in NAMES:
+            async with asyncio.timeout(WAIT):  # until the workers have noticed
+                while len({await attempt(served, person, "process") for _ in range(12)}) != 1:
+                    pass

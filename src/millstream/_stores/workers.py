@@ -278,6 +278,11 @@ class LeasedWorker(_Worker):
         """
         return self._backend.time() > self._renewed_at + self.lease and not self._log_once.lasts
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the store didn't respond to the last renewal."""
+        return self._log_once.lasts
+
     async def make_certain(self) -> None:
         """If other workers may treat this one as dead, wait until it has tried to renew its lease."""
         if self.may_be_dead and self._run_task is not None:

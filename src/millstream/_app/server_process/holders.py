@@ -67,13 +67,16 @@ class Holders:
         self._gone: Recent[str, None] = Recent(_MAX_GONE)
         """Workers that take no more requests, although they may have a lease."""
         self._claims: Recent[str, tuple[str, float]] = Recent(MAX_CACHED_SESSIONS)
-        """Owner -> its worker, and when this worker learned that."""
+        """Owner -> its worker, and when this worker learned that, or 0 if the store doesn't have the claim."""
+        self._doubted_at = 0.0
+        """When messages about claims, or the claims themselves, may have been lost."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when workers have come or gone."""
         self._learn()
         self.close: Callable[[], None] = workers.watch(self._learn)
         """Stop following the other workers."""
         services.handovers.append(self._forget)
+        services.peers.on_interruption(self._doubt)
         self._moved: Recent[str, float] = Recent(MAX_CACHED_SESSIONS)
         """Owner -> when another worker took its state from this one."""
         self._split = LogOnce(services.store.troubles, _SPLIT, "Callers stay at one machine again.", remedy=_STAY)
@@ -137,23 +140,27 @@ class Holders:
 
     async def find(self, owner: str) -> str:
         """Return the worker that holds the state of an owner. If none does, it's this one from now on, or if it's
-        stopping, an empty string. If the store can't tell, it's this one.
+        stopping, an empty string. If the store can't tell, all workers of this server choose the same one.
 
         Args:
             owner: See `Services.hand_over`.
         """
         services, workers = self._services, self._workers
-        worker, since = self._claims.get(owner, ("", 0.0))
-        if services.clock() < since + _RENEWAL and not workers.may_be_dead and self._serves(worker):
-            return worker
+        known, since = self._claims.get(owner, ("", 0.0))
+        known = known if self._serves(known) else ""
+        is_fresh = self._doubted_at < since and services.clock() < since + _RENEWAL and not workers.may_be_dead
+        if known and (is_fresh or workers.is_cut_off):
+            return known
         digest = sha256(f"{services.server_name}\n{owner}".encode()).hexdigest()[:32]
-        before = ""
         kv, key = services.store.kv, f"{_CLAIM}{share_for(owner.partition('.')[0])}.{digest}"
         try:
+            if workers.is_cut_off:
+                return self._choose(owner)
             await workers.make_certain()
             for attempt in range(_TRIES):
                 raw = await read_again(kv, key, attempt)
-                worker = before = "" if raw is None else raw.decode()
+                before = "" if raw is None else raw.decode()
+                worker = before or known
                 if not (worker and await self.confirm(worker) and self._serves(worker)):
                     if self.is_serving(worker) and self._moved.get(owner, -_RENEWAL) + _RENEWAL > services.clock():
                         # The owner's requests come to both machines by turns, and would lose the state each time.
@@ -165,13 +172,26 @@ class Holders:
                     return ""
                 if await kv.compare_and_set(key, raw, worker.encode(), _CLAIM_TTL):
                     break
+            else:
+                return known or self._choose(owner)
             if worker != before and before and before not in workers.names:
                 services.hand_over(owner)
                 await services.peers.broadcast(HolderChange(owner))
         except (LocalError, OSError):
-            return self.me
+            return known or self._choose(owner)
         self._claims.keep(owner, (worker, services.clock()))
         return worker
+
+    def _choose(self, owner: str) -> str:
+        """Return the worker for an owner without a claim, and claim it for that one as soon as the store responds."""
+        names = [*self.others(), *(() if self.leaving else (self.me,))]
+        chosen = min(names, key=lambda each: sha256(f"{each}\n{owner}".encode()).digest(), default="")
+        self._claims.keep(owner, (chosen, 0.0))
+        return chosen
+
+    def _doubt(self) -> None:
+        """Look for each claim in the store again, because it may have been changed or lost."""
+        self._doubted_at = self._services.clock()
 
     def _serves(self, worker: str) -> bool:
         return self.is_serving(worker) and (worker == self.me or self.can_reach(worker))
