@@ -28,7 +28,7 @@ const drawn = new Map();
 const items = new LongList($("index"), {
   label: ({ name }) => name,
   row: (each, name) => [
-    element("strong", {}, ...name),
+    element("strong", { dir: "auto" }, ...name),
     element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)
   ],
   choose: (each) => {

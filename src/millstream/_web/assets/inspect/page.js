@@ -93,7 +93,7 @@ const items = new LongList($("items"), {
     kind === "saved"
       ? savedRow(item, name)
       : [
-          element("strong", {}, ...name),
+          element("strong", { dir: "auto" }, ...name),
           kind === "tasks" ? taskMark(item) : costed(item),
           element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])
         ],
@@ -120,7 +120,11 @@ function savedRow(call, name) {
         element("span", "visually-hidden", outcome.good ? "passes" : "fails")
       )
     : element("span", "mark soft", icon("play"));
-  return [element("strong", {}, ...name), element("span", {}, call.from === call.name ? call.method : call.from), mark];
+  return [
+    element("strong", { dir: "auto" }, ...name),
+    element("span", {}, call.from === call.name ? call.method : call.from),
+    mark
+  ];
 }
 
 const kinds = tabs(
