@@ -285,7 +285,7 @@ class LeasedWorker(_Worker):
 
     async def make_certain(self) -> None:
         """If other workers may treat this one as dead, wait until it has tried to renew its lease."""
-        if self.may_be_dead and self._run_task is not None:
+        while self.may_be_dead and self._run_task is not None:  # an attempt from before a suspension doesn't count
             self.hurry()
             await self._tried.wait()
 
