@@ -119,7 +119,7 @@ class Holders:
         return is_sibling and worker != self.me
 
     def others(self) -> list[str]:
-        """Return the workers that can serve for this one when it stops."""
+        """Return the other workers of this server that are serving."""
         return [each for each in self.places if self.is_serving(each) and self.can_reach(each)]
 
     def give_up(self, worker: str) -> None:
