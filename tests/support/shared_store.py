@@ -215,6 +215,13 @@ class _Workers:
         await self._store.travel("alive")
         return worker in self._store._shared.live
 
+    @property
+    def names(self) -> set[str]:
+        return {self.me}
+
+    async def find(self, worker: str) -> str:
+        return worker if worker == self.me or await self.alive(worker) else ""
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._store.changes.add("", lambda _: changed())
 

@@ -401,8 +401,8 @@ class Peers:
     # Sent messages
 
     def is_me(self, worker: str) -> bool:
-        """Return whether a name is this worker's."""
-        return worker == self._store.workers.me
+        """Return whether a name is or was this worker's."""
+        return worker in self._store.workers.names
 
     def stamp(self) -> int:
         """Return a timestamp in microseconds that's greater than any message's sent or received so far."""

@@ -131,6 +131,8 @@ class WorkerTable(Struct, array_like=True):
     """Time at which any worker last renewed its lease."""
     notes: dict[str, str] = {}
     """Sealed text of each worker with a lease, see `LeasedWorker.describe`."""
+    renamed: dict[str, str] = {}
+    """Present name of each worker in `dead` that was only suspended."""
 
     def end(self, worker: str, now: float) -> bool:
         """Move a worker to `dead`. Return False if it has no lease."""
@@ -157,6 +159,7 @@ class WorkerTable(Struct, array_like=True):
             if at > now - TTL and len(self.dead) <= _MAX_DEAD:
                 break
             del self.dead[worker]
+            self.renamed.pop(worker, None)
 
 
 _encode_table = msgspec.msgpack.Encoder().encode
@@ -227,6 +230,10 @@ class SoleWorker(_Worker):
 
     async def alive(self, worker: str) -> bool:
         return worker == self.me
+
+    async def find(self, worker: str) -> str:
+        """Return the present name of a worker, or nothing if it's gone."""
+        return self.me if worker in self.names else ""
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Do nothing, because there are no other workers."""
@@ -338,6 +345,17 @@ class LeasedWorker(_Worker):
         await self.read()
         return worker in self.live
 
+    async def find(self, worker: str) -> str:
+        """Return the present name of a worker, which may have got a new one, or nothing if it's gone.
+
+        Raises:
+            LocalError: The store doesn't respond.
+        """
+        if worker in self.names:
+            return self.me
+        name = (await self.read()).renamed.get(worker, worker)
+        return name if name in self.live else ""
+
     def hurry(self) -> None:
         """Renew the lease soon: the table may have changed."""
         self._hurry.set()
@@ -371,6 +389,8 @@ class LeasedWorker(_Worker):
             now = self._backend.time()
             table.expire(now, self.lease)
             name = other if self.me in table.dead else self.me
+            if name != self.me:
+                table.renamed.update(dict.fromkeys(self.names & table.dead.keys(), name))
             table.leases[name] = now + self.lease
             table.last_renewal = now
             if self._make_note is not None:

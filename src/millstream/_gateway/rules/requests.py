@@ -157,8 +157,7 @@ class ApprovalRequests:
             if request.state == DECLINED:
                 raise Declined(_DECLINED.format(show_time(request.expires)))
             if request.state == RUNNING:
-                workers = services.store.workers
-                if request.worker == workers.me or await workers.alive(request.worker):
+                if await services.store.workers.find(request.worker):
                     raise ToolError(_BUSY)
                 await self._records.write(name, raw, None)
                 raise ToolError(_LOST)

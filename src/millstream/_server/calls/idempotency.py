@@ -247,7 +247,7 @@ class IdempotentCalls:
         if record.state != RUNNING:
             return record
         is_here = here is not None
-        return None if is_here or (record.worker != workers.me and await workers.alive(record.worker)) else record
+        return None if is_here or await workers.find(record.worker) not in {"", workers.me} else record
 
     async def _run(
         self,

@@ -706,9 +706,9 @@ class _OtherWorkers:
         Raises:
             ToolError: The worker can't be reached.
         """
-        peers, number, worker = self._services.peers, next(self._numbers), ticket.worker
-        if not peers.shared:
+        if not self._services.peers.shared:
             return None
+        number, worker = next(self._numbers), ticket.worker
         future: asyncio.Future[RetryNews] = asyncio.get_running_loop().create_future()
         self._sent[number] = worker, call, future
         retry = SentRetry(
@@ -725,7 +725,9 @@ class _OtherWorkers:
             wait=wait,
         )
         try:
-            if not await self._deliver(worker, retry, call.owner):
+            worker = await self._services.store.workers.find(worker)
+            self._sent[number] = worker, call, future
+            if not (worker and await self._deliver(worker, retry, call.owner)):
                 return None
             news = await future
         except (LocalError, OSError) as exc:
