@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,12 @@ async def events(reply: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    folder = tmp_path_factory.mktemp("workers")
+    with serve(tmp_path_factory.mktemp("workers")) as program:
+        yield program
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[Program]:
     settings = {**os.environ, "MILLSTREAM_AUDIT_LOG": str(folder / "audit")}
     with run_workers(folder, 2, program=PROGRAM, cwd=folder, env=settings) as program:
         yield program
@@ -284,17 +289,18 @@ def listening_socket(pid: int) -> Path:
     return Path(path)
 
 
-async def test_requests_that_a_killed_worker_may_have_taken_are_not_repeated(served: Program) -> None:
-    async with two_workers(served) as (holder, session, other):
-        pid = int(text_of(await holder.call(session, "pid")))
-        path = listening_socket(pid)
-        kill(pid, signal.SIGSTOP)
-        path.unlink()
-        dying = await asyncio.start_unix_server(lambda _, writer: writer.close(), path)
-        async with dying:
-            assert [(await other.take(session))[0] for _ in range(2)] == [502, 502]
-        kill(pid)
-        await until_taken_over(other, session)
+async def test_requests_that_a_killed_worker_may_have_taken_are_not_repeated(tmp_path: Path) -> None:
+    with serve(tmp_path) as served:  # its workers have no connections to each other yet
+        async with two_workers(served) as (holder, session, other):
+            pid = int(text_of(await holder.call(session, "pid")))
+            path = listening_socket(pid)
+            kill(pid, signal.SIGSTOP)
+            path.unlink()
+            dying = await asyncio.start_unix_server(lambda _, writer: writer.close(), path)
+            async with dying:
+                assert [(await other.take(session))[0] for _ in range(2)] == [502, 502]
+            kill(pid)
+            await until_taken_over(other, session)
 
 
 async def test_session_goes_on_when_all_workers_are_replaced(served: Program) -> None:
