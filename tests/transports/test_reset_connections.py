@@ -6,7 +6,7 @@ import pytest
 
 from cases import for_each
 from http_messages import HttpRequest, Response
-from http_peer import ToyApp, make_listener, request, serve
+from http_peer import STREAM_HEAD, SocketListener, ToyApp, make_listener, request, serve
 from millstream import Server, Settings
 from patience import WAIT
 from socket_world import TRANSPORTS, UPGRADE, world
@@ -65,3 +65,27 @@ async def test_connections_whose_network_is_gone_are_ended_by_the_kernel() -> No
         assert [sock.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [17_000, 17, 10]
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         server.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="not every system has this option")
+async def test_kernel_keeps_little_for_a_peer_that_does_not_read() -> None:
+    """Linux would take 4 MB from each, which no limit of the server counts."""
+    taken: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def pour(request: HttpRequest) -> None:
+        sink, written = request.open(200, STREAM_HEAD), 0
+        while not (sink.buffered or sink.closed):
+            sink.write(b"x" * 50_000)
+            written += 50_000
+            await asyncio.sleep(0)
+        taken.set_result(written)
+
+    listener = SocketListener(ToyApp({("POST", "/pour"): pour}, Settings()).table)
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = await listener.listen(sock)
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(sock.getsockname())
+        peer.sendall(request(path="/pour"))
+        assert await asyncio.wait_for(taken, WAIT) < 1_000_000
+    server.close()
