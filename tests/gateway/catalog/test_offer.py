@@ -118,6 +118,18 @@ async def test_lists_are_in_configuration_order() -> None:
         assert [tool.name for tool in await client.tools(fresh=True)] == ["own", "first_one", "second_two"]
 
 
+async def test_resources_of_two_upstreams_have_different_names() -> None:
+    gateway = Server("gateway")
+    for name in ("first", "second"):
+        shop = Server(name)
+        shop.resource("note://counter", name="counter")(lambda: "1")
+        shop.resource("book://{author}", name="book")(lambda author: author)
+        gateway.upstream(name, shop)
+    async with Client(gateway, timeout=WAIT) as client:
+        assert [each.name for each in await client.resources()] == ["first_counter", "second_counter"]
+        assert [each.name for each in await client.templates()] == ["first_book", "second_book"]
+
+
 def change_log(kv: Map) -> ChangeLog:
     stored: Any = SimpleNamespace(kv=kv, shared=True, time=time.time)
     return ChangeLog("shop", StoredCatalog(stored, "front", "shop", "http://shop"), lambda *_: True)

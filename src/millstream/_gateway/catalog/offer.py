@@ -126,6 +126,8 @@ def mount(
             rules = structs.replace(rules, names=safe)
         description = rules.describe(each)
         name = whole = names.qualify(kind, description[METHODS[kind][2]])
+        if METHODS[kind][2] != "name":  # programs list URIs by their names, which upstreams can have in common
+            description = {**description, "name": names.qualify("tools", description["name"])}
         if kind == "tools" and not is_relayed and (name := fit_name(whole)) != whole:
             title = description.get("title")
             description = {**description, "title": f"{title} ({whole})" if title else whole}
