@@ -42,6 +42,6 @@ for place, name in enumerate(WAREHOUSES):
     count = total // len(WAREHOUSES) + (place < total % len(WAREHOUSES)) - len(alike) - 1
     for number in range(count):
         server.tool(numbered, name=f"recalculate_projected_inventory_levels_for_location_{number:03d}")
-    server.resource(f"counter://{name}/value", name="counter")(counter)
-    server.resource("book://{isbn}", name="book")(book)
+    server.resource(f"counter://{name}/value", name="counter", title="Stock counter")(counter)
+    server.resource("book://{isbn}", name="book", title="Book by number")(book)
     mcp.upstream(name, server)

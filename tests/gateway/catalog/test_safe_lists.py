@@ -157,8 +157,8 @@ def test_typescript_sdk_lists_and_calls_every_tool(gateway: list[str], line: str
     assert sorted(each["name"] for each in report["tools"].get("tools", [])) == sorted(
         ["ok_hello", *[f"odd_{each}" for each in TOOLS]]
     ), report["tools"]
-    assert [each["name"] for each in report["resources"]["resources"]] == ["one", "two"]
-    assert [each["name"] for each in report["resourceTemplates"]["resourceTemplates"]] == ["t"]
+    assert [each["name"] for each in report["resources"]["resources"]] == ["odd_one", "odd_two"]
+    assert [each["name"] for each in report["resourceTemplates"]["resourceTemplates"]] == ["odd_t"]
     assert [each["name"] for each in report["prompts"]["prompts"]] == ["odd_p", "odd_q"]
     assert report["failed"] == {}
 

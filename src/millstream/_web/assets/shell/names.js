@@ -3,7 +3,7 @@
 
 import { element, labelOf } from "../dom.js";
 
-const MAX_CHARACTERS = 48; // two lines of the narrowest list
+const MAX_CHARACTERS = 40; // two lines of the narrowest list, which may break early
 const WORDS = /[^\p{L}\p{M}\p{N}]*[\p{L}\p{M}\p{N}]{1,12}|[^\p{L}\p{M}\p{N}]+$/gu; // with the separators before them
 const MAX_SAID = 100; // of a group's heading
 
