@@ -90,6 +90,7 @@ class ApprovalsPart:
         except (*MALFORMED, ArgumentError):
             return
         if (request := await self._requests.find_own(id, call)) is not None:
+            call.collects = id
             redirect(call, params, request.tool, Raw(request.arguments))
 
     def _serve(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from millstream.client import ToolFailed
 from millstream.extensions.events import Events
 from millstream.extensions.events._catalog import FORBIDDEN
 from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
+from millstream.middleware import Middleware
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, Backing, LocalSqliteBacking, backings
@@ -87,6 +88,7 @@ class Shop:
             "front",
             auth=methods,
             serve=options.pop("serve", ""),
+            middleware=options.pop("middleware", ()),
             settings=Settings(**{"secret_key": "k" * 40, **settings}),
         )
         server.upstream("s", self.server, start_timeout=WAIT, policy=policy, **options)
@@ -421,6 +423,35 @@ async def test_stored_arguments_are_sent_once_the_call_is_approved(shop: Shop, b
         assert "no such request" in text(await collect(one, id))
         assert id_in(await send(one, arguments=arguments)) != id
     assert shop.calls == ["7"]
+
+
+class Slow(Middleware):
+    """Holds each call after the second."""
+
+    def __init__(self) -> None:
+        self.arrived = 0
+        self.go = asyncio.Event()
+
+    async def on_call(self, request: Any, next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Hold the call."""
+        self.arrived += 1
+        if self.arrived > 2:
+            await self.go.wait()
+        return await next(request)
+
+
+async def test_late_copy_of_a_collecting_call_leaves_no_new_request(shop: Shop) -> None:
+    slow = Slow()
+    async with shop.workers(middleware=[slow]) as (one, two):
+        id = id_in(await send(one))
+        assert await answer(two, id) == 200
+        shop.release.clear()
+        first, second = (asyncio.create_task(collect(one, id)) for _ in range(2))
+        await until(lambda: slow.arrived == 3)
+        shop.release.set()
+        assert text(await first) == "refunded 7"
+        slow.go.set()
+        assert "already used" in text(await second)
 
 
 @for_each("prefix", ["s", ""])

@@ -126,16 +126,15 @@ def mount(
             rules = structs.replace(rules, names=safe)
         description = rules.describe(each)
         name = whole = names.qualify(kind, description[METHODS[kind][2]])
-        if METHODS[kind][2] != "name":  # programs list URIs by their names, which upstreams can have in common
-            description = {**description, "name": names.qualify("tools", description["name"])}
         if kind == "tools" and not is_relayed and (name := fit_name(whole)) != whole:
             title = description.get("title")
             description = {**description, "title": f"{title} ({whole})" if title else whole}
         if name in items[kind]:
             warnings.append(f"skipped {own_name!r}, because another item has the name {name!r}")
             continue
-        if not is_relayed:
-            description = {**description, "_meta": with_origin(description.get("_meta"), upstream)}
+        if not is_relayed:  # programs list resources by their names, too
+            label, meta = names.qualify("tools", description["name"]), description.get("_meta")
+            description = {**description, "name": label, "_meta": with_origin(meta, upstream)}
         items[kind][name] = OfferedItem(upstream, own_name, description, rules, normal_form(kind, name), whole)
     if listed and left_out == listed:
         warnings.append(f"the policy leaves out all that it lists ({pluralize(listed, 'item')}). Check its patterns.")

@@ -141,6 +141,8 @@ class ApprovalRequests:
         while True:
             name, raw, request = await self._records.find(names)
             now = services.clock()
+            if call.collects and (request is None or request.id != call.collects or request.state == ASKING):
+                raise ToolError(_USED)
             if request is None or request.expires <= now or request.state == ASKING:
                 expires = now + min(read_duration(each.within) for each in rules)
                 arguments = encode(call.arguments)

@@ -187,6 +187,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """The `IdempotentCall`, if the call runs once."""
     approver: str = ""
     """Subject of another person who approved the call."""
+    collects: str = ""
+    """Id of the request for approval with the call's arguments."""
     binding: bytes = b""
     """The hash that binds the state to this call, once computed."""
     token: ProgressToken | None = None
