@@ -609,7 +609,8 @@ class MiddlewareChain:
 
         async def inside(request: MessageRequest) -> Json:
             if request.params is not params or encode(params) != before:
-                call.params, call.arguments = encode(request.params), None
+                kept = {"arguments": decode_object(before)["arguments"]} if call.collects else {}
+                call.params, call.arguments = encode({**request.params, **kept}), None
             return decode_object(b"{%b}" % await handler(call))
 
         before = encode(params)

@@ -28,7 +28,7 @@ from millstream.client import ToolFailed
 from millstream.extensions.events import Events
 from millstream.extensions.events._catalog import FORBIDDEN
 from millstream.gateway import ApprovalPolicy, OpenApi, ToolPolicy, UpstreamPolicy
-from millstream.middleware import Middleware
+from millstream.middleware import MessageRequest, Middleware, Request
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, Backing, LocalSqliteBacking, backings
@@ -452,6 +452,35 @@ async def test_late_copy_of_a_collecting_call_leaves_no_new_request(shop: Shop) 
         assert text(await first) == "refunded 7"
         slow.go.set()
         assert "already used" in text(await second)
+
+
+class Marking(Middleware):
+    """Changes the arguments of each message or call."""
+
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
+
+    async def on_message(self, request: MessageRequest, next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Change the message of a call."""
+        if self.hook == "on_message" and "order" in request.params.get("arguments", {}):
+            request.params["arguments"]["order"] += "!"
+        return await next(request)
+
+    async def on_call(self, request: Request, next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Change the arguments of a tool."""
+        if self.hook == "on_call":
+            request.arguments["order"] += "!"
+        return await next(request)
+
+
+@for_each("hook", ["on_message", "on_call"])
+async def test_middleware_changes_stored_arguments_once(shop: Shop, hook: str) -> None:
+    shop.calls.clear()
+    async with shop.workers(middleware=[Marking(hook)]) as (one, two):
+        id = id_in(await send(one))
+        assert await answer(two, id) == 200
+        assert text(await collect(two, id)) == "refunded 7!"
+    assert shop.calls == ["7!"]
 
 
 @for_each("prefix", ["s", ""])

@@ -188,7 +188,7 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     approver: str = ""
     """Subject of another person who approved the call."""
     collects: str = ""
-    """Id of the request for approval with the call's arguments."""
+    """Id of the request for approval with the call's arguments, as message hooks returned them."""
     binding: bytes = b""
     """The hash that binds the state to this call, once computed."""
     token: ProgressToken | None = None
