@@ -5,7 +5,7 @@ Failures are logged when they begin and when they end, and once an hour between,
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from time import localtime, strftime, time
@@ -43,6 +43,10 @@ class Trouble(Struct, frozen=True):
 
 
 _NO_TROUBLE = Trouble("", 0, 0, "", "")
+_CHECK_STORE = (
+    "Check that the store runs, accepts the server's credentials, and has space. The server's log has other errors."
+)
+_REPORT = "Report this error with its traceback in the server's log."
 MAX_TROUBLES = 100
 """Maximum number of troubles to show."""
 
@@ -81,6 +85,22 @@ def merge_troubles(workers: Iterable[Iterable[Trouble]]) -> list[Trouble]:
     return sorted(merged.values(), key=lambda each: each.since)[:MAX_TROUBLES]
 
 
+def join_store_troubles(troubles: Sequence[Trouble]) -> list[Trouble]:
+    """Return troubles with those of the store as one, because an outage of it fails much. Its reason names the others.
+
+    Args:
+        troubles: The oldest first.
+    """
+    about_store = [each for each in troubles if each.remedy == _CHECK_STORE]
+    if len(about_store) < 2:
+        return [*troubles]
+    first, *others = about_store
+    effects = ". ".join(each.what.removesuffix("; retrying") for each in others)
+    total = sum(each.count for each in about_store)
+    joined = structs.replace(first, count=total, reason=f"{first.reason.rstrip('.')}. {effects}.")
+    return [joined if each is first else each for each in troubles if each not in others]
+
+
 class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
     """A context manager that suppresses store errors and logs the first of a series, and another one each hour.
 
@@ -105,9 +125,7 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
     """The errors to suppress."""
     lasts: bool = False
     """Whether the last attempt failed."""
-    remedy: str = (
-        "Check that the store runs, accepts the server's credentials, and has space. The server's log has other errors."
-    )
+    remedy: str = _CHECK_STORE
     """What the operator can do."""
     trouble: Trouble = _NO_TROUBLE
     """The series."""
@@ -140,7 +158,7 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
         if not isinstance(failure, self.catches):
             return False
         if not isinstance(failure, LocalError | OSError):
-            self.count(type(failure).__name__)
+            self.count(type(failure).__name__, _REPORT)
             if self._unexpected is not kind or self._is_due:
                 self.logged_at = self.clock()
                 logger.error("%s: %s", self.what, type(failure).__name__, exc_info=failure)
@@ -186,15 +204,16 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
         if self.table is not None:
             self.table.lasting.discard(self)
 
-    def count(self, reason: str) -> None:
+    def count(self, reason: str, remedy: str = "") -> None:
         """Begin the series, or count another failure, without a message, because there is one already.
 
         Args:
             reason: As for `fail`.
+            remedy: Replaces the usual one.
         """
         before, self.lasts, self.failed_at = self.trouble, True, self.clock()
         why = redact_foreign(reason)
-        self.trouble = Trouble(self.what, before.since or self.failed_at, before.count + 1, why, self.remedy)
+        self.trouble = Trouble(self.what, before.since or self.failed_at, before.count + 1, why, remedy or self.remedy)
         if self.table is not None:
             self.table.lasting.add(self)
 

@@ -19,6 +19,7 @@ from millstream._app.server_process.worker_process import WorkerState
 from millstream._http.server.guard import ServerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
+from millstream._troubles import LogOnce
 from patience import WAIT
 
 ROOT, ADA = "key-of-root-0123456789", "key-of-ada-0123456789"
@@ -127,6 +128,38 @@ async def test_unreachable_store_degrades_health_only() -> None:
             assert b"10.1.2.3" not in told
         assert b"millstream_troubles 1.0\n" in (await ask(server, "GET", "/metrics")).body
         assert b'millstream_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
+
+
+async def test_outage_of_the_store_is_one_trouble_that_names_its_effects() -> None:
+    server = Server("shop")
+    server.runtimes.bind = Bind(loopback=True)
+    async with server.running() as runtime:
+        first, second, other = (
+            LogOnce(runtime.store.troubles, f"The {name} can't be read; retrying", "It can be read again.")
+            for name in ("stock", "prices", "API")
+        )
+        other.remedy = "Start the API."
+        with first:
+            raise LocalError("connection refused")
+        for each in (second, other):
+            with each:
+                raise LocalError("it's gone")
+        told = json.loads((await ask(server, "GET", "/health")).body)
+        assert [(each["what"], each["reason"], each["count"]) for each in told["troubles"]] == [
+            ("The stock can't be read; retrying", "connection refused. The prices can't be read.", 2),
+            ("The API can't be read; retrying", "it's gone", 1),
+        ]
+
+
+async def test_error_that_is_a_defect_is_no_trouble_of_the_store() -> None:
+    server = Server("shop")
+    server.runtimes.bind = Bind(loopback=True)
+    async with server.running() as runtime:
+        trouble = LogOnce(runtime.store.troubles, "It can't be read", "It can be read again.", catches=Exception)
+        with trouble:
+            raise KeyError("name")
+        (told,) = json.loads((await ask(server, "GET", "/health")).body)["troubles"]
+        assert told["remedy"] == "Report this error with its traceback in the server's log."
 
 
 async def test_only_dashboard_users_see_details() -> None:

@@ -36,7 +36,7 @@ from millstream._telemetry.messages import AuditEntry, AuditLog, session_hash
 from millstream._telemetry.metrics import EndedProcesses, Metrics, dump, metrics_handler, render_sums
 from millstream._telemetry.metrics import render as metrics_text
 from millstream._telemetry.process import resident_bytes
-from millstream._troubles import LogOnce, Trouble, Troubles, merge_troubles
+from millstream._troubles import LogOnce, Trouble, Troubles, join_store_troubles, merge_troubles
 
 if TYPE_CHECKING:
     from millstream._app.server_process.worker_process import WorkerState
@@ -378,7 +378,8 @@ class ProbesPart(OwnPart):
         deaths = {each.worker: each.deaths for each in workers if each.deaths >= _MANY_DEATHS}
         why = "It exits when it starts, or soon after."
         loops = [Trouble(f"Worker {each} doesn't stay up", 0, count, why, _LOOK) for each, count in deaths.items()]
-        return [*loops, *merge_troubles([self._host.store.troubles.describe(), *self._answers.found[1:]])]
+        found = merge_troubles([self._host.store.troubles.describe(), *self._answers.found[1:]])
+        return [*loops, *join_store_troubles(found)]
 
     def _reasons(self) -> list[str]:
         return [*self._host.degraded_reasons(), *(each.what for each in self._troubles())]
