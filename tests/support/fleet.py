@@ -123,6 +123,14 @@ async def until(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.001)
 
 
+def open_records_at(worker: Worker, now: float) -> None:
+    """Let a worker know the records of all sessions that began since a time, as if it had started then."""
+    records = worker.runtime.services.records
+    clock, records.clock = records.clock, lambda: now
+    records.open()
+    records.clock = clock
+
+
 async def settle(turns: int = 200) -> None:
     """Let all pending messages arrive."""
     for _ in range(turns):
