@@ -10,7 +10,7 @@ from behavior.exchanges import AsgiHttp, Event, Exchange
 from millstream import Server
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._stores.store import Store
 from patience import WAIT
 from shared_store import SharedStore

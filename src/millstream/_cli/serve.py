@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from millstream._app import Server
 from millstream._app.server_process import CommandError, set_up_logs
-from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import bind_address, is_supervisor, serve_worker
+from millstream._app.server_process.startup_message import Facts, show
 from millstream._app.server_process.worker_process import claim
 from millstream._cli.load import check_target, folder_of, live_config, load
 from millstream._config import Settings, VariableError

@@ -16,7 +16,7 @@ from millstream._app.server_process import (
     report,
     set_up_logs,
 )
-from millstream._app.server_process.runner import StopSignals, run
+from millstream._app.server_process.event_loop import StopSignals, run
 from millstream._transports.stdio import off_stdout, serve_stdio
 
 _HTTP = ("http", "sse", "streamable-http")

@@ -22,8 +22,8 @@ from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process import CommandError, check_key, convert_start_errors, report, set_up_logs
-from millstream._app.server_process.entry import look_ahead, prepare
-from millstream._app.server_process.facts import Facts, facts, show
+from millstream._app.server_process.asgi_application import look_ahead, prepare
+from millstream._app.server_process.event_loop import StopSignals, loop_factory, run, waits_for
 from millstream._app.server_process.listen_sockets import (
     Certificate,
     address_of,
@@ -32,8 +32,8 @@ from millstream._app.server_process.listen_sockets import (
     listen,
     passed_sockets,
 )
-from millstream._app.server_process.runner import StopSignals, loop_factory, run, waits_for
 from millstream._app.server_process.session_forwarder import SessionForwarder
+from millstream._app.server_process.startup_message import Facts, facts, show
 from millstream._app.server_process.worker_process import (
     BEATS,
     Alive,
