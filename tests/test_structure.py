@@ -321,11 +321,13 @@ MAX_FILES_THAT_IMPORT_INSIDE = 256
 """Maximum number of files of the tests, helpers included, that import private modules of other subjects. It may only
 fall.
 """
+MAX_PRIVATE_NAMES = 754
+"""The same for the names that these files import."""
 
 
 def test_test_files_import_the_private_module_they_are_named_after() -> None:
     """Moving a module then changes its own tests, and the helpers that import its names for others."""
-    inside: list[str] = []
+    inside, names = list[str](), set[str]()
     for path in sources("tests"):
         own = path.stem.removeprefix("test_")
         for name in imported(path):
@@ -333,8 +335,10 @@ def test_test_files_import_the_private_module_they_are_named_after() -> None:
             near = own in parts or (path.parts[-3] == "gateway" and path.parent.name in parts)
             if parts[0] == "millstream" and re.search(r"\._(?!_|override\.)", name) and not near:
                 inside.append(f"{path.relative_to(ROOT)} imports {name}")
+                names.add(name)
     files = len({line.partition(" ")[0] for line in inside})
     assert files <= MAX_FILES_THAT_IMPORT_INSIDE, f"{files} files:\n" + "\n".join(inside)
+    assert len(names) <= MAX_PRIVATE_NAMES, f"{len(names)} names:\n" + "\n".join(inside)
 
 
 def test_other_libraries_are_used_through_their_public_names() -> None:

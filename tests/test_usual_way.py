@@ -18,7 +18,7 @@ import millstream
 from benches.wire import REQUESTS, recorded
 from cases import for_each
 from millstream import Server, Settings
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._http.server.listener import SocketListener
 from wire import (
     POST,

@@ -10,8 +10,8 @@ from cases import for_each
 from issuer_world import AUDIENCE, claims, make_many_keys, run_issuer, token
 from issuing_world import Desk, KnownUsers
 from millstream import Server, auth
-from millstream._app.server_process.entry import look_ahead
-from millstream._app.server_process.facts import facts
+from millstream._app.server_process.asgi_application import look_ahead
+from millstream._app.server_process.startup_message import facts
 from millstream.auth._jose import FetchedKeys
 from patience import WAIT
 from redis_parts import until

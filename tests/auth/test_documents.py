@@ -13,7 +13,7 @@ from examples import archive, limits, nightly, tokens
 from issuer_world import claims, run_issuer, token
 from issuing_world import KnownUsers
 from millstream import Server, auth
-from millstream._app.arguments import check_auth
+from millstream._app.argument_checks import check_auth
 from patience import WAIT
 from processes import free_port
 from programs import needs

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import http_peer
 from millstream import Server
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from patience import WAIT
 
 

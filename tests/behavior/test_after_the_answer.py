@@ -36,9 +36,9 @@ class Talk:
         return self
 
 
-def chatty() -> tuple[Server, list[asyncio.Task[None]]]:
+def chatty(input_timeout: float = 60.0) -> tuple[Server, list[asyncio.Task[None]]]:
     """Return a server whose tool leaves a task running that reports, logs, and asks."""
-    mcp, left = make_shop(input_timeout=60.0), list[asyncio.Task[None]]()
+    mcp, left = make_shop(input_timeout=input_timeout), list[asyncio.Task[None]]()
 
     @mcp.tool
     async def leaves(ctx: Context) -> str:
@@ -89,9 +89,8 @@ async def test_abandoned_questions_are_canceled_at_the_client() -> None:
 
 
 async def test_timed_out_questions_are_canceled_at_the_client() -> None:
-    mcp, _ = chatty()
+    mcp, _ = chatty(input_timeout=0.001)
     async with run_wire(mcp, "asgi") as wire:
-        wire.runtime.services.questions._timeout = 0.0
         talk = await Talk(wire).opened()
         talk.say(request("tools/call", {"name": "asks"}, 1))
         asked, cancelled, answer = [await talk.hear() for _ in range(3)]

@@ -3,6 +3,7 @@ import json
 import re
 from contextlib import AsyncExitStack
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def fail(runtime: Runtime) -> None:
     """Make the store fail, and let the next check notice."""
     store: Any = SimpleNamespace(kv=Refusing())
     runtime.store_health.store = store
-    runtime.store_health._checked_at = -1.0
+    runtime.store_health.clock = lambda: monotonic() + 10
 
 
 async def test_health_shows_counts_and_their_limits() -> None:

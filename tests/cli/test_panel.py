@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from millstream import Server, auth
-from millstream._app.server_process import facts
+from millstream._app.server_process import startup_message
 from millstream._protocol.errors import fit, fit_command
 from millstream._transports.openapi import example_of
 
@@ -42,7 +42,7 @@ class Terminal(io.StringIO):
 
 def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    facts.draw(facts.facts(server.definition, host=host, port=8000), console)
+    startup_message.draw(startup_message.facts(server.definition, host=host, port=8000), console)
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
@@ -107,7 +107,7 @@ def test_command_signs_in_where_people_do(tmp_path: Path) -> None:
         (auth.keys("k" * 20), ' --auth "$MCP_SERVER_AUTH_KEY"'),
         ([auth.keys("k" * 20), auth.oidc(url, audience="a")], ' --auth "$MCP_SERVER_AUTH_KEY"'),
     ):
-        told = facts.facts(Server("shop", auth=method).definition, host="127.0.0.1", port=8000)
+        told = startup_message.facts(Server("shop", auth=method).definition, host="127.0.0.1", port=8000)
         assert told.call == f"millstream list {url}/mcp{option}"
 
 
@@ -129,15 +129,15 @@ def test_public_addresses_cause_a_warning(warned: bool, hosts: tuple[str, ...]) 
 
 def test_panel_lists_only_served_pages() -> None:
     server = Server("shop", serve="all").definition
-    here = facts.facts(server, host="127.0.0.1", port=8000).pages
+    here = startup_message.facts(server, host="127.0.0.1", port=8000).pages
     assert [page.rsplit("/", 1)[1] for page in here] == ["", "dashboard", "chat", "inspect", "docs"]
-    assert facts.facts(server, host=EVERY_ADDRESS, port=8000).pages == ["http://127.0.0.1:8000/docs"]
+    assert startup_message.facts(server, host=EVERY_ADDRESS, port=8000).pages == ["http://127.0.0.1:8000/docs"]
 
 
 @pytest.mark.parametrize(("host", "url"), [(EVERY_ADDRESS, "http://127.0.0.1:8000/mcp"), ("::", "http://[::1]:8000/mcp"),
                                            ("::1", "http://[::1]:8000/mcp")])  # fmt: skip
 def test_shown_address_can_be_opened(host: str, url: str) -> None:
-    assert facts.facts(shop().definition, host=host, port=8000).url == url
+    assert startup_message.facts(shop().definition, host=host, port=8000).url == url
 
 
 @pytest.mark.parametrize(
@@ -150,28 +150,32 @@ def test_shown_address_can_be_opened(host: str, url: str) -> None:
     ],
 )
 def test_sign_in_at_another_port_is_pointed_out(methods: Any) -> None:
-    told = facts.facts(Server("shop", auth=methods("http://localhost:8000")).definition, host="127.0.0.1", port=8001)
+    told = startup_message.facts(
+        Server("shop", auth=methods("http://localhost:8000")).definition, host="127.0.0.1", port=8001
+    )
     assert "to http://localhost:8000 to sign in, but this server listens at http://127.0.0.1:8001" in told.warning
     for url, host, port in (
         ("http://localhost:8000", "127.0.0.1", 8000),
         ("https://mcp.example.com", "127.0.0.1", 8001),
     ):
-        assert not facts.facts(Server("shop", auth=methods(url)).definition, host=host, port=port).warning
-    assert not facts.facts(Server("shop", auth=auth.keys("k" * 20)).definition, host="127.0.0.1", port=1).warning
+        assert not startup_message.facts(Server("shop", auth=methods(url)).definition, host=host, port=port).warning
+    assert not startup_message.facts(
+        Server("shop", auth=auth.keys("k" * 20)).definition, host="127.0.0.1", port=1
+    ).warning
 
 
 def test_panel_lists_worker_processes() -> None:
-    told = facts.facts(shop().definition, host="127.0.0.1", port=8000)
+    told = startup_message.facts(shop().definition, host="127.0.0.1", port=8000)
     output = io.StringIO()
     console = Console(file=output, width=100, color_system=None)
-    facts.draw(msgspec.structs.replace(told, workers=[41, 42]), console)
+    startup_message.draw(msgspec.structs.replace(told, workers=[41, 42]), console)
     assert "2 (processes 41, 42)" in output.getvalue()
     assert "processes" not in drawn(shop())
 
 
 def test_panel_is_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream")
-    facts.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
+    startup_message.show(startup_message.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
     (record,) = caplog.records
     fields: dict[str, Any] = vars(record)
     assert (fields["url"], fields["counts"]["tools"]) == ("http://127.0.0.1:8000/mcp", 1)
@@ -179,18 +183,18 @@ def test_panel_is_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFix
 
 
 def test_warning_is_a_separate_log_record(caplog: pytest.LogCaptureFixture) -> None:
-    facts.show(facts.facts(shop().definition, host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
+    startup_message.show(startup_message.facts(shop().definition, host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
     assert [record.levelname for record in caplog.records if "authentication" in record.message] == ["WARNING"]
 
 
 def test_terminals_get_the_panel() -> None:
     terminal = Terminal()
-    facts.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=terminal)
+    startup_message.show(startup_message.facts(shop().definition, host="127.0.0.1", port=8000), stream=terminal)
     assert "╭" in terminal.getvalue()
 
 
 def test_servers_without_tools_show_the_list_command() -> None:
-    told = facts.facts(Server("empty").definition, host="127.0.0.1", port=8000)
+    told = startup_message.facts(Server("empty").definition, host="127.0.0.1", port=8000)
     assert "tools/list" in told.curl
     assert told.call == "millstream list http://127.0.0.1:8000/mcp"
     assert "nothing yet" in drawn(Server("empty"))
@@ -215,13 +219,13 @@ def test_example_arguments_match_the_schema(schema: dict[str, Any]) -> None:
 
 def test_panel_names_only_active_protections() -> None:
     server = Server("open")
-    assert facts.protections(server.settings)[0] == "Host and Origin checked"
+    assert startup_message.protections(server.settings)[0] == "Host and Origin checked"
     for field, left in (("allowed_hosts", "Origin checked"), ("allowed_origins", "Host checked")):
         changed = {
             **{name: getattr(server.settings, name) for name in server.settings.__struct_fields__},
             field: ("*",),
         }
-        assert facts.protections(type(server.settings)(**changed))[0] == left
+        assert startup_message.protections(type(server.settings)(**changed))[0] == left
 
 
 def test_suggested_command_calls_a_visible_tool() -> None:
@@ -229,4 +233,4 @@ def test_suggested_command_calls_a_visible_tool() -> None:
     server.tool(name="hidden", visible=lambda _: False)(lambda: "h")
     server.tool(name="off", enabled=False)(lambda: "o")
     server.tool(name="seen")(lambda: "s")
-    assert '"name":"seen"' in facts.facts(server.definition, host="127.0.0.1", port=8000).curl
+    assert '"name":"seen"' in startup_message.facts(server.definition, host="127.0.0.1", port=8000).curl

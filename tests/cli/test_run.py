@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -365,7 +366,8 @@ def test_options_without_effect_on_stdio_are_reported(
 
 def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Server] = []
-    monkeypatch.setattr("millstream._cli.serve.serve_with_panel", lambda server, host, port, **_: served.append(server))
+    bound: Any = lambda server, host, port, **_: SimpleNamespace(run=lambda: served.append(server))  # noqa: E731
+    monkeypatch.setattr("millstream._cli.serve.bind_address", bound)
     monkeypatch.setattr("millstream._telemetry.logs.configure", lambda *_, **__: None)
     for options in (
         (),

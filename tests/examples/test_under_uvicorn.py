@@ -66,7 +66,7 @@ def test_uvicorn_stops_while_streams_are_open(tmp_path: Path, target: str, numbe
 def test_uvicorn_stops_although_clients_reconnect_at_once(tmp_path: Path) -> None:
     port = free_port()
     # A short interval, so that streams end while uvicorn still accepts connections.
-    start = "import uvicorn, millstream._app.server_process.entry as e; e.STOP_POLL = 0.01; uvicorn.main()"
+    start = "import uvicorn, millstream._app.server_process.asgi_application as e; e.STOP_POLL = 0.01; uvicorn.main()"
     command = [sys.executable, "-c", start, *uvicorn_command("examples.hub:mcp", port)[3:]]
     with run_server(command, port, tmp_path / "log") as process:
 

@@ -26,6 +26,12 @@ def _shop() -> Server:
     return shop
 
 
+async def test_server_without_events_is_named_as_the_reason() -> None:
+    async with Client(Server("shop"), timeout=WAIT) as client:
+        with pytest.raises(ServerError, match="The server doesn't support events"):
+            await client.events.list()
+
+
 @for_each(("revision", "transport"), [("2026-07-28", "http"), ("2026-07-28", "memory"), ("2025-11-25", "http")])
 async def test_client_iterates_over_events(revision: str, transport: str) -> None:
     shop = _shop()

@@ -10,7 +10,7 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from fuzz.parsers import Target, pieces
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._http.server.listener import SocketListener
 from millstream._transports.connection import MemoryPipe
 from patience import WAIT

@@ -4,7 +4,7 @@ from contextlib import closing
 import pytest
 
 from bad_input.shop import make_shop
-from fleet import Worker, real_fleet
+from fleet import Worker, open_records_at, real_fleet
 from millstream import Context, Server
 from millstream._stores.redis.keys import script
 from millstream._stores.workers import ROSTER
@@ -44,7 +44,7 @@ async def test_calls_and_sessions_need_no_redis_commands() -> None:
     try:
         async with real_fleet(make_talking, backing) as workers:
             for worker in workers:
-                worker.runtime.services.records._since = 0.0  # they run for a while: no session is older than they are
+                open_records_at(worker, 0)  # they run for a while: no session is older than they are
             server = shared_servers(backing.servers)
             first = await workers[0].initialize()
             assert await workers[1].call("says", first) == "said"

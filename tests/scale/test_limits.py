@@ -1,6 +1,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ async def test_workers_use_their_share_during_a_store_outage(caplog: pytest.LogC
         assert b'millstream_rate_limited_total{policy="calls"} 5.0\n' in await metrics(workers[0])
         for worker in workers:
             worker.store.down = False
-            worker.runtime.host.open_pool._until = 0.0  # type: ignore[union-attr]
+            worker.runtime.host.open_pool.clock = lambda: monotonic() + 10  # type: ignore[union-attr]
         assert await count(workers, "plain", 4) == 4  # one call of each worker finds that the store is back
         assert await count(workers, "plain", 60) == 32
         assert b"\nmillstream_rate_limits_degraded 0.0\n" in await metrics(workers[0])

@@ -7,7 +7,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from cases import for_each
-from fleet import EventStream, Worker, fleet, settle, until
+from fleet import EventStream, Worker, fleet, open_records_at, settle, until
 from millstream import Server
 from millstream._server.control import PER_SECOND
 from millstream._server.peers import WINDOW, AnswerMessage
@@ -53,7 +53,7 @@ async def test_answers_reach_calls_on_another_worker(turns: int) -> None:
     async with fleet(make_shop, 3, turns=lambda: turns) as (first, second, third):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
-        third.runtime.services.records._since = 0.0  # it runs for a while
+        open_records_at(third, 0)  # it runs for a while
         third.store.operations.clear()
         assert await answer(third, headers, question) == 202
         assert third.store.operations == {"send": 1}

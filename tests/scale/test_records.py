@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from cpu import count_calls
-from fleet import Worker, fleet, settle, until
+from fleet import Worker, fleet, open_records_at, settle, until
 from millstream import Context, Server
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.metadata import ClientInfo
@@ -143,7 +144,7 @@ async def test_stored_capabilities_are_known_to_every_worker() -> None:
 async def test_sessions_without_a_record_need_no_store_access() -> None:
     async with fleet(make_shop) as (first, second):
         for each in (first, second):
-            each.runtime.services.records._since = 0.0  # they run for a while
+            open_records_at(each, 0)  # they run for a while
         sessions = [await first.initialize() for _ in range(20)]
         for worker in (first, second):
             worker.store.operations.clear()
@@ -156,7 +157,7 @@ async def test_sessions_without_a_record_need_no_store_access() -> None:
 async def test_sessions_older_than_the_worker_are_looked_up_once() -> None:
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize()
-        second.runtime.services.records._since = float("inf")
+        open_records_at(second, time.time() + 60)
         second.store.operations.clear()
         for _ in range(3):
             assert await second.call("add", headers, a=1, b=2) == "3"

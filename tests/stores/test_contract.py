@@ -372,6 +372,7 @@ async def test_reads_are_bounded_in_bytes(store: Store) -> None:
     page = await store.log.read("stream", positions[0], max_bytes=2500)
     assert [entry.position for entry in page] == positions[1:4]
     assert len(await store.log.read("stream", None, max_bytes=1)) == 1
+    assert len(await store.log.read("stream", None, max_bytes=2000)) == 2
     assert len(await store.log.read("stream", positions[7], max_bytes=2500)) == 2
     assert len(await store.log.read("stream", positions[4], 2, 2500)) == 2
     assert [entry.position for entry in await read_all(store, "stream", 2500)] == positions

@@ -28,7 +28,7 @@ from millstream._stores.health import StoreHealth
 from millstream._stores.redis import keys
 from millstream._stores.redis.address import parse_address
 from millstream._stores.store import Store
-from patience import WAIT
+from patience import WAIT, Clock
 from processes import ROOT, free_port
 from redis_monitor import Monitor
 from redis_parts import RedisServer, RedisStore, open_worker, until, warm_up
@@ -265,9 +265,10 @@ async def test_documented_redis_permissions_are_sufficient(server: RedisServer) 
         assert await store.kv.compare_and_set("seen:x", b"1", None, TTL)
         assert await store.kv.keys("seen:") == []
         assert await store.bus.send(store.workers.me, "t", b"")
-        clients = Clients(store)
+        clock = Clock()
+        clients = Clients(store, clock)
         await clients.join("late", "late")
-        clients.presence._renewed_at = 0.0
+        clock.now += 3600
         await clients.presence.refresh()
         await clients.leave("late", "late")
         assert await clients.on("late") == []

@@ -161,6 +161,42 @@ async def test_waiting_for_many_channels_takes_linear_time() -> None:
     await cancel_all(running)
 
 
+class Silent(Connection):
+    """A connection that sends nothing at first, and then what it's asked for."""
+
+    is_silent = True
+
+    async def read_response(self, timeout: float) -> Any:
+        del timeout
+        if self.is_silent:
+            self.is_silent = False
+            return None
+        await self.sends.wait()
+        await asyncio.sleep(60)
+        return [b"pong", b""]
+
+    async def send_command(self, *command: str | bytes, check_health: bool) -> None:
+        del check_health
+        if command == ("PING",):
+            self.sends.set()
+
+
+async def test_silent_connection_is_pinged_before_it_is_replaced() -> None:
+    class SilentClient(Client):
+        @asynccontextmanager
+        async def connection(self, key: str) -> AsyncIterator[Connection]:
+            del key
+            self.connections.append(Silent())
+            yield self.connections[-1]
+
+    client: Any = SilentClient()
+    running = asyncio.create_task(PushReader(client, "key", "marks").run())
+    await until(lambda: client.connections)
+    await until(client.connections[0].sends.is_set)
+    assert len(client.connections) == 1
+    await cancel_all(running)
+
+
 async def test_trouble_of_a_reader_ends_when_it_is_connected_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.redis.store._PAUSE", 0.0)
 

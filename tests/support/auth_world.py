@@ -12,7 +12,7 @@ from four_workers import FOUR, connect_to_four
 from http_peer import Peer, RunningServer, serve
 from millstream import Context, Server, Settings, auth
 from millstream._app.runtime import Runtime
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_headers, encode_request, per_request, request, routing
 

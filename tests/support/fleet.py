@@ -10,7 +10,7 @@ from behavior.exchanges import AsgiHttp, Event, Exchange
 from millstream import Server
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._stores.store import Store
 from patience import WAIT
 from shared_store import SharedStore
@@ -121,6 +121,14 @@ async def until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "The condition didn't become true"
         await asyncio.sleep(0.001)
+
+
+def open_records_at(worker: Worker, now: float) -> None:
+    """Let a worker know the records of all sessions that began since a time, as if it had started then."""
+    records = worker.runtime.services.records
+    clock, records.clock = records.clock, lambda: now
+    records.open()
+    records.clock = clock
 
 
 async def settle(turns: int = 200) -> None:

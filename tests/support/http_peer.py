@@ -14,7 +14,7 @@ from uvicorn.server import ServerState as UvicornState
 
 from millstream import Server
 from millstream._app.routes import Routes
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._config import Settings
 from millstream._http.asgi import AsgiAdapter
 from millstream._http.hosts import HostPolicy, TrustedProxies

@@ -297,8 +297,8 @@ class _DelayedLog(_Delayed):
 class Clients:
     """The clients that are connected to one worker."""
 
-    def __init__(self, store: Any) -> None:
-        self.presence = Presence(store, Journal(store, HubLimits(), store.time), store.time, _ignore)
+    def __init__(self, store: Any, clock: Callable[[], float] | None = None) -> None:
+        self.presence = Presence(store, Journal(store, HubLimits(), store.time), clock or store.time, _ignore)
 
     async def join(self, channel: str, client: str, name: str = "") -> None:
         """Add a connection of a client."""

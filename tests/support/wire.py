@@ -14,7 +14,7 @@ from four_workers import ADMIN_KEY, FOUR, connect_to_four
 from http_peer import Peer, RunningServer, serve
 from millstream import Server
 from millstream._app.runtime import Runtime
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._protocol.sse import Decoder
 from millstream._transports.connection import MemoryPipe
 from patience import WAIT

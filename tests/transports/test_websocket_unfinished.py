@@ -10,7 +10,7 @@ from websockets.frames import Frame
 
 from cases import for_each
 from millstream import Server
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._config import Settings
 from millstream._http import asgi
 from millstream._http.hosts import HostPolicy
@@ -315,7 +315,7 @@ def test_limits_apply_under_other_asgi_servers_or_are_listed_as_missing() -> Non
     missing = set(HttpLimits.__struct_fields__) - applied
     assert missing == OWN_LIMITS.keys(), (
         "Check these limits in _http/asgi.py, too. If that's impossible there, name them in `_OWN_SERVER` in "
-        f"_app/server_process/entry.py, and in OWN_LIMITS: {sorted(missing - OWN_LIMITS.keys())}"
+        f"_app/server_process/asgi_application.py, and in OWN_LIMITS: {sorted(missing - OWN_LIMITS.keys())}"
     )
 
 

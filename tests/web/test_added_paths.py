@@ -20,7 +20,7 @@ from cases import for_each
 from http_peer import NO_TRUST, listed_paths, serve
 from millstream import Server, Settings, auth
 from millstream._app.routes import LocalOnly, Routes
-from millstream._app.server_process.entry import prepare
+from millstream._app.server_process.asgi_application import prepare
 from millstream._app.user_routes import UserRoutes, route_of
 from millstream._http.message import HttpRequest
 from millstream._http.message import Response as Reply

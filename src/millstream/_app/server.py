@@ -7,7 +7,7 @@ from os import PathLike, fspath
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, TypeVar, Unpack, overload
 
-from millstream._app.arguments import check_arguments, check_auth, check_completer, check_middleware
+from millstream._app.argument_checks import check_arguments, check_auth, check_completer, check_middleware
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
 from millstream._app.other_libraries import OTHER_KEYWORDS, OTHER_NAMES, RUN_KEYWORDS
 from millstream._app.runtimes import HubAccess, Runtimes, no_hub
@@ -653,9 +653,9 @@ class Server(NotCopyable):
         ):
             await runtime.adapter.__call__(scope, receive, send)
         else:
-            from millstream._app.server_process import entry  # noqa: PLC0415  a stdio server does without
+            from millstream._app.server_process import asgi_application  # noqa: PLC0415  a stdio server does without
 
-            await entry.serve(self, scope, receive, send)
+            await asgi_application.serve(self, scope, receive, send)
 
     @partial(suggest_keywords, elsewhere=RUN_KEYWORDS)
     def run(

@@ -6,7 +6,7 @@ Running servers reload both files, so a change needs no restart.
 import os
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,20 +102,10 @@ def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
     with convert_errors():
         key_file.load()
     if json:
-        found = [
-            {
-                "name": each.name,
-                "scopes": each.scopes,
-                "groups": each.groups,
-                "created": each.created,
-                "expires": each.expires,
-            }
-            for each in key_file.records
-        ]
-        print_json({"keys": found})
+        _print_as_json("keys", key_file.records, "created", "expires")
         return
     rows = [[*_rights(each), day(each.created), _end(each)] for each in key_file.records]
-    print_rows(rows, ["NAME", "SCOPES", "GROUPS", "SINCE", "EXPIRES"])
+    print_rows(rows, [*_COLUMNS, "EXPIRES"])
 
 
 @keys.command(name="change")
@@ -195,6 +185,14 @@ def _report_rights(name: str, scopes: tuple[str, ...], groups: tuple[str, ...], 
 
 def _write_list(kind: str, names: tuple[str, ...]) -> str:
     return f"the {kind}{'' if len(names) == 1 else 's'} {', '.join(names)}" if names else f"no {kind}s"
+
+
+_COLUMNS = ["NAME", "SCOPES", "GROUPS", "SINCE"]
+
+
+def _print_as_json(kind: str, owners: Iterable["StoredKey | StoredUser"], *times: str) -> None:
+    members = ("name", "scopes", "groups", *times)
+    print_json({kind: [{member: getattr(each, member) for member in members} for each in owners]})
 
 
 def _rights(owner: "StoredKey | StoredUser") -> list[str]:
@@ -280,15 +278,11 @@ def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
     user_file = _people(file)
     with convert_errors():
         user_file.load()
+    people = user_file.users.values()
     if json:
-        people = [
-            {"name": each.name, "scopes": each.scopes, "groups": each.groups, "since": each.since}
-            for each in user_file.users.values()
-        ]
-        print_json({"users": people})
+        _print_as_json("users", people, "since")
         return
-    rows = [[*_rights(each), day(each.since)] for each in user_file.users.values()]
-    print_rows(rows, ["NAME", "SCOPES", "GROUPS", "SINCE"])
+    print_rows([[*_rights(each), day(each.since)] for each in people], _COLUMNS)
 
 
 @users.command(name="change")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from millstream._app.server_process.facts import Facts, show
+from millstream._app.server_process.startup_message import Facts, show
 from millstream._cli.program import Editable, EnvFile, Packages, Port
 from millstream._cli.run import Inspect
 from millstream._cli.serve import run_with, serve_http, use_file

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from millstream._app import Server
 from millstream._app.server_process import CommandError, set_up_logs
-from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
-from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
+from millstream._app.server_process.over_http import bind_address, is_supervisor, serve_worker
+from millstream._app.server_process.startup_message import Facts, show
 from millstream._app.server_process.worker_process import claim
 from millstream._cli.load import check_target, folder_of, live_config, load
 from millstream._config import Settings, VariableError
@@ -74,7 +74,7 @@ def serve_http(  # noqa: PLR0913  the options of commands
     if place is not None:
         serve_worker(place, server)
     else:
-        serve_with_panel(server, host, port, descriptor=descriptor, on_ready=on_ready)
+        bind_address(server, host, port, descriptor=descriptor, on_ready=on_ready).run()
 
 
 def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, object], web: bool = False) -> None:

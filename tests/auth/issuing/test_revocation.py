@@ -80,6 +80,7 @@ async def test_introspection_returns_current_claims(every_store: Store) -> None:
     assert access == {"active": True, **claims_of(given["access_token"]), "token_type": "Bearer"}
     refresh = await said(given["refresh_token"])
     assert refresh["active"] is True
+    assert refresh["token_type"] == "refresh_token"  # servers accept only bearer tokens
     assert refresh["client_id"] == id
     assert refresh["sub"] == "ada"
     assert refresh["scope"] == "orders:read"

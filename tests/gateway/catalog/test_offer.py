@@ -165,3 +165,17 @@ async def test_definition_that_always_changes_is_called_restless_once(caplog: py
     assert len(texts) == 5
     assert texts[3].endswith("tool 'order' changes with every list, so its changes aren't logged any more")
     assert texts[4].endswith("new tool 'new': 'Be new.'")
+
+
+def many(count: int, description: str) -> Catalog:
+    tools = {f"tool{number}": {"name": f"tool{number}", "description": description} for number in range(count)}
+    return Catalog(revision="2026-07-28", tools=tools, taken_at=time.time())
+
+
+async def test_ten_changes_are_named_and_others_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    for count in (10, 11):
+        await change_log(MemoryMap(time.time, 1 << 20)).record(many(count, "Order."), many(count, "Cancel."))
+    ten, eleven = (each.getMessage() for each in caplog.records)
+    assert ten.count("description is now") == eleven.count("description is now") == 10
+    assert "more" not in ten
+    assert eleven.endswith("; and 1 more")

@@ -28,7 +28,7 @@ from fleet import until
 from gateway.strangers import Json, stranger
 from millstream import Icon, Info, Server, Settings
 from millstream._app.gateway_server import server_of_upstream
-from millstream._app.server_process import facts
+from millstream._app.server_process import startup_message
 from millstream._cli.items import signature_of
 from millstream._gateway.catalog.catalog import AcceptedFile
 from millstream._gateway.questions.abilities import ALL_ABILITIES
@@ -125,7 +125,7 @@ async def test_unusual_schemas_lose_at_most_their_example() -> None:
             registry = mcp.definition.registry
             assert [name for name in registry.tools if name.startswith("tool")] == [each["name"] for each in tools]
             for name, tool in registry.tools.items():
-                shown = "".join(facts.example_calls("http://x/mcp", {name: tool}))
+                shown = "".join(startup_message.example_calls("http://x/mcp", {name: tool}))
                 # Without an example of its arguments, a tool isn't called. The commands list the tools then.
                 assert name in shown or ("millstream list" in shown and "tools/list" in shown)
             document = (await http.get("http://127.0.0.1/openapi.json")).json()

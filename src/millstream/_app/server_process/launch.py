@@ -1,14 +1,22 @@
 """`Server.run()`: chooses a transport and serves until stopped."""
 
 import asyncio
+import logging
 import os
 import stat
 import sys
 
 from millstream._app.definition import Bind
 from millstream._app.runtimes import Runtimes, ServerApplication
-from millstream._app.server_process import CommandError, check_key, check_not_importing, convert_start_errors, report
-from millstream._app.server_process.runner import StopSignals, run
+from millstream._app.server_process import (
+    CommandError,
+    check_key,
+    check_not_importing,
+    convert_start_errors,
+    report,
+    set_up_logs,
+)
+from millstream._app.server_process.event_loop import StopSignals, run
 from millstream._transports.stdio import off_stdout, serve_stdio
 
 _HTTP = ("http", "sse", "streamable-http")
@@ -69,9 +77,11 @@ async def launch_here(application: ServerApplication, transport: str, host: str 
             await stdio(application.runtimes, private)
     elif transport in _HTTP:
         from millstream._app.server_process.listen_sockets import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
-        from millstream._app.server_process.over_http import serve_here_with_panel  # noqa: PLC0415  the same
+        from millstream._app.server_process.over_http import bind_address  # noqa: PLC0415  the same
 
-        await serve_here_with_panel(application, *chosen_address(host, port))
+        if not logging.getLogger().handlers:
+            set_up_logs(application.runtimes.definition.settings)
+        await bind_address(application, *chosen_address(host, port)).run_here()
     else:
         raise _unknown(transport)
 

@@ -22,8 +22,8 @@ from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process import CommandError, check_key, convert_start_errors, report, set_up_logs
-from millstream._app.server_process.entry import look_ahead, prepare
-from millstream._app.server_process.facts import Facts, facts, show
+from millstream._app.server_process.asgi_application import look_ahead, prepare
+from millstream._app.server_process.event_loop import StopSignals, loop_factory, run, waits_for
 from millstream._app.server_process.listen_sockets import (
     Certificate,
     address_of,
@@ -32,8 +32,8 @@ from millstream._app.server_process.listen_sockets import (
     listen,
     passed_sockets,
 )
-from millstream._app.server_process.runner import StopSignals, loop_factory, run, waits_for
 from millstream._app.server_process.session_forwarder import SessionForwarder
+from millstream._app.server_process.startup_message import Facts, facts, show
 from millstream._app.server_process.worker_process import (
     BEATS,
     Alive,
@@ -412,7 +412,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
 
             supervise(*chosen_address(host, port), workers, run=number)
         else:
-            serve_with_panel(application, *chosen_address(host, port))
+            bind_address(application, *chosen_address(host, port)).run()
     except CommandError as exc:
         report(exc)
         sys.exit(1)
@@ -427,15 +427,15 @@ def is_supervisor(workers: int, *, reload: bool = False) -> bool:
     return False
 
 
-def serve_with_panel(
+def bind_address(
     application: ServerApplication,
     host: str,
     port: int,
     *,
     descriptor: int | None = None,
     on_ready: Callable[[Facts], None] = show,
-) -> None:
-    """Listen, show the panel, and serve until stopped.
+) -> HttpServer:
+    """Return the server for an address. Its sockets are bound, but don't listen yet.
 
     Args:
         application: The server.
@@ -447,28 +447,6 @@ def serve_with_panel(
     Raises:
         CommandError: The address or the key for session ids can't be used.
     """
-    _bind(application, host, port, descriptor, on_ready).run()
-
-
-async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
-    """Listen, show the panel, and serve in the running loop, until the task is canceled.
-
-    Raises:
-        CommandError: The address or the key for session ids can't be used.
-    """
-    if not logging.getLogger().handlers:
-        set_up_logs(application.runtimes.definition.settings)
-    await _bind(application, host, port).run_here()
-
-
-def _bind(
-    application: ServerApplication,
-    host: str,
-    port: int,
-    descriptor: int | None = None,
-    on_ready: Callable[[Facts], None] = show,
-) -> HttpServer:
-    """Return the server for an address. Its sockets are bound, but don't listen yet."""
     definition = application.runtimes.definition
     check_key(definition.settings)
     passed = passed_sockets(descriptor)

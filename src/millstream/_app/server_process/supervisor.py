@@ -24,9 +24,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millstream._app.server_process import CommandError, report
-from millstream._app.server_process.facts import Facts, show
+from millstream._app.server_process.event_loop import (
+    INTERRUPTED,
+    LAST_SECONDS,
+    has_terminal,
+    loop_factory,
+    receive_signals,
+)
 from millstream._app.server_process.listen_sockets import address_of, passed_sockets
-from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, has_terminal, loop_factory, receive_signals
+from millstream._app.server_process.startup_message import Facts, show
 from millstream._app.server_process.worker_process import (
     GRACE,
     KILLED,

@@ -25,8 +25,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream._app.server_process import CommandError
-from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
+from millstream._app.server_process.startup_message import Facts
 from millstream._config import ConfigVersion
 from millstream._http.hosts import UNIX
 from millstream._override import override

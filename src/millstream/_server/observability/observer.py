@@ -330,10 +330,10 @@ class Observer:
         """Return the data that calls of one kind share. It's cached if the number of kinds is bounded."""
         method, name, outcome, revision = key[:4]
         labels = method, name if method == "tools/call" else "", outcome, revision
-        clean, log = self._clean(labels), self._log
-        series = self.durations.of(clean)
+        log = self._log
+        series = self.durations.of(self._clean(labels))
         frame = None if log is None or self._tracing is not None else log.frame(_record(key))
-        if clean == labels and labels in self.durations.series and sum(map(len, key)) <= MAX_KIND:
+        if labels in self.durations.series and sum(map(len, key)) <= MAX_KIND:
             self._kinds.keep(key, (series, frame))
         return series, frame
 
