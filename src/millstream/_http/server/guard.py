@@ -6,7 +6,6 @@ the rest of a body, the next request, or the client reading its replies.
 """
 
 import asyncio
-import logging
 import sys
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
@@ -21,8 +20,7 @@ from millstream._http.message import JSON_HEAD, LARGE, CompactEvent, HttpLimits,
 from millstream._http.server import Endpoints
 from millstream._override import override
 from millstream._protocol.principal import Share
-
-logger = logging.getLogger("millstream")
+from millstream._troubles import LogOnce
 
 _CHECKS_PER_YIELD = 256
 """Connections that a sweep checks before it yields to the event loop."""
@@ -196,6 +194,11 @@ class ConnectionGuard:
         self.unfinished.fit(limits.max_body)
         """The budget for unfinished bodies and WebSocket messages that come in several pieces."""
         self.unsent = Share(limits.max_outgoing_bytes)
+        self._cuts = LogOnce(
+            None,  # it's the clients' fault
+            "Connections are closed, because clients leave replies unread",
+            "",
+        )
         """The budget for replies that clients haven't read."""
         self.leaving = False
         """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
@@ -269,11 +272,10 @@ class ConnectionGuard:
         unsent = self._unsent_by_connection
         owner = owner or max((each for each, _, _ in unsent.values()), key=self.unsent.count)
         slowest = next(each for each, (its, _, _) in unsent.items() if its == owner)
-        logger.warning(
-            "Closed a connection from %s, which left %d bytes of replies unread, out of %d in total. "
-            "max_outgoing_bytes is %d, and one caller may use half of it.",
-            owner or "a local client", self.unsent.count(owner), self.unsent.used, self.unsent.maximum,
-        )  # fmt: skip
+        self._cuts.fail(
+            f"{owner or 'a local client'} left {self.unsent.count(owner)} bytes of replies unread, out of "
+            f"{self.unsent.used} in total. max_outgoing_bytes is {self.unsent.maximum}, and one caller may use half."
+        )
         self._state.cut += 1
         self.forget_unsent(slowest)
         slowest.transport.abort()
