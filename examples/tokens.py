@@ -2,7 +2,6 @@
 
 # region: server
 import os
-from typing import Any
 
 from millstream import Context, Server, auth
 
@@ -29,7 +28,7 @@ async def order(isbn: str, ctx: Context) -> str:
 
 
 # region: jwt
-def by_the_keys(issuer: str) -> Any:
+def by_the_keys(issuer: str) -> auth.AnyAuthMethod:
     """The issuer's keys are at a URL that you know."""
     return auth.jwt(issuer=issuer, audience="https://mcp.example.com/mcp", jwks=f"{issuer}/keys")
 
@@ -38,7 +37,7 @@ def by_the_keys(issuer: str) -> Any:
 
 
 # region: introspection
-def by_asking(issuer: str, secret: str) -> Any:
+def by_asking(issuer: str, secret: str) -> auth.AnyAuthMethod:
     """Ask the issuer about each token, as a client that is registered there (RFC 7662)."""
     return auth.introspection(
         issuer=issuer,

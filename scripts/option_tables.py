@@ -41,7 +41,7 @@ WORDS = {
     "Allow": "list of strings or table",
     "Approvers": "list of strings",
     "Any": "any value",
-    "AuthMethodOrUnbound": "method of `millstream.auth`",
+    "AnyAuthMethod": "method of `millstream.auth`",
     "Authorize": "function",
     "Automatic": "text",
     "Cap": "integer",

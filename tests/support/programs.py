@@ -29,6 +29,7 @@ _PACKAGES = {
 """Debian's package of each program."""
 _TARGETS = {
     "agents": ".venv-agents/.ready",
+    "agents2": ".venv-agents2/.ready",
     "java-sdk": ".bench/java-sdk/.ready",
     "kafka": ".bench/kafka/.ready",
     "traefik": ".bench/traefik",

@@ -276,6 +276,11 @@ PAGES = {
             )
         },
     ),
+    "docs/guides/agent-frameworks.md": Page(
+        untyped=dict.fromkeys(
+            ("agent_frameworks.py", "agent_ai_sdk.mjs"), "tests/interop/test_agent_frameworks.py runs it."
+        ),
+    ),
     "docs/guides/connect-a-client.md": Page(
         files={"shop.env": "SHOP_KEY=other\n"},
         also={
@@ -287,7 +292,6 @@ PAGES = {
                 ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
                 "`every_client_gets_an_answer` starts what they name.",
             ),
-            "agent_frameworks.py": "tests/interop/test_agent_frameworks.py runs it with the framework.",
         },
     ),
     "docs/guides/develop-and-inspect.md": Page(

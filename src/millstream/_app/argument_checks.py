@@ -13,7 +13,7 @@ from millstream._config import Settings
 from millstream._server.functions.dependencies import dependencies_in, hints_of
 
 if TYPE_CHECKING:
-    from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.auth._method import AnyAuthMethod
 
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
 
@@ -93,7 +93,7 @@ def check_middleware(middleware: Any) -> tuple[object, ...]:
     return tuple(cast("Sequence[object]", middleware))
 
 
-def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None") -> "tuple[AuthMethodOrUnbound, ...]":
+def check_auth(auth: "AnyAuthMethod | Sequence[AnyAuthMethod] | None") -> "tuple[AnyAuthMethod, ...]":
     """Return the value of ``Server(auth=…)`` as a tuple.
 
     Raises:

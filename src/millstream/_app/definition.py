@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from millstream._gateway.options.upstream import UpstreamConfig
     from millstream._http.server.guard import ServerState
     from millstream._parts import Part
-    from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.auth._method import AnyAuthMethod
     from millstream.hub._subscriber import Authorize
 
 
@@ -189,7 +189,7 @@ class Definition:
     parts: frozenset[str]
     authorize_channel: "Authorize | None"
     settings: Settings
-    auth: "tuple[AuthMethodOrUnbound, ...]" = ()
+    auth: "tuple[AnyAuthMethod, ...]" = ()
     middleware: Sequence[object] = ()
     extensions: "Sequence[Part]" = ()
     """Parts that open the extensions."""

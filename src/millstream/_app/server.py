@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream._gateway.options.sets import SetOptions
     from millstream._gateway.options.upstream import UpstreamOptions
-    from millstream.auth._method import AuthMethodOrUnbound
+    from millstream.auth._method import AnyAuthMethod
     from millstream.extensions import Extension
     from millstream.hub._subscriber import Authorize
 
@@ -95,7 +95,7 @@ class Server(NotCopyable):
         store: str = "",
         lifespan: Lifespan | None = None,
         serve: str | Collection[str] = (),
-        auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None" = None,
+        auth: "AnyAuthMethod | Sequence[AnyAuthMethod] | None" = None,
         authorize_channel: "Authorize | None" = None,
         middleware: Sequence[object] = (),
         extensions: "Sequence[Extension]" = (),

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from millstream.auth._authorization_server.upstreams import github, google, login_provider
     from millstream.auth._authorization_server.users import users
     from millstream.auth._key_file import keys
-    from millstream.auth._method import AuthMethod, Identity, Rejection, Unavailable
+    from millstream.auth._method import AnyAuthMethod, AuthMethod, Identity, Rejection, Unavailable
     from millstream.auth._oidc import oidc
     from millstream.auth._provider_token import ProviderToken, provider_token
     from millstream.auth._tokens import introspection, jwt
 
 _HOMES = {
+    "AnyAuthMethod": "_method",
     "AuthMethod": "_method",
     "Identity": "_method",
     "ProviderToken": "._server.calls.services",
@@ -60,6 +61,7 @@ _ELSEWHERE = {
 """Names in other packages -> their replacements here."""
 
 __all__ = [
+    "AnyAuthMethod",
     "AuthMethod",
     "Identity",
     "ProviderToken",

@@ -317,8 +317,8 @@ class NeedsServer(Protocol):
         ...
 
 
-AuthMethodOrUnbound = AuthMethod | NeedsServer
-
+AnyAuthMethod = AuthMethod | NeedsServer
+"""What ``Server(auth=…)`` takes, and the functions of this package return."""
 
 PATIENCE = 10.0
 """Maximum seconds that a caller waits."""
