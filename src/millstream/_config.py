@@ -60,6 +60,13 @@ QuotaText = Annotated[
     str,
     Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
 ]
+PeerText = Annotated[
+    str,
+    Meta(
+        pattern=r"^([0-9.]+(:[0-9]{1,5})?|[0-9a-fA-F:]+|\[[0-9a-fA-F:]+\]:[0-9]{1,5})?$",
+        description="an IP address, with or without a port: 10.0.0.5, 10.0.0.5:7000, [fd00::5]:7000",
+    ),
+]
 Automatic = Annotated[Literal["auto", "on", "off"], Meta(description="auto, on, or off")]
 LogFormat = Annotated[Literal["auto", "text", "json"], Meta(description="auto, text, or json")]
 LogLevel = Annotated[
@@ -243,6 +250,10 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     resource_tools: Automatic = "off"
     """Add the tools list_resources, read_resource, list_prompts, and get_prompt, for clients that only know tools. With
     auto, clients that declare capabilities don't list them.
+    """
+    peer: PeerText = ""
+    """The address of this machine at which the other machines of a gateway can reach it: ``10.0.0.5`` or
+    ``10.0.0.5:7000``. They forward requests to the machine that holds a session's or caller's state.
     """
     watchdog: Seconds = 0.0
     """Kill and replace a worker whose event loop is blocked for this long. 0 means never."""

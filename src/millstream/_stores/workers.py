@@ -417,7 +417,7 @@ class LeasedWorker(_Worker):
         """Add a note to the lease, and tell the other workers. It ends with the lease.
 
         Args:
-            make_note: Returns the text for a name of this worker, always the same one.
+            make_note: Returns the text for a name of this worker. It's called at each renewal.
 
         Raises:
             LocalError: The store doesn't respond.

@@ -110,6 +110,12 @@ def check_key(settings: Settings) -> None:
         load_secrets(settings.secret_key)
     except (ValueError, LocalError) as exc:
         raise CommandError(str(exc), why="It seals session ids, so it must be secret.") from exc
+    if settings.peer and not settings.secret_key.strip():
+        raise CommandError(
+            "The setting peer needs a secret that all machines have.",
+            why="They recognize each other by it.",
+            fix="Set MILLSTREAM_SECRET_KEY to the same secret on all machines.",
+        )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
@@ -34,7 +34,10 @@ _RENEWAL = 3600.0
 _TRIES = 20
 _MAX_GONE = 10_000
 _SPLIT = "Requests of one caller come to several machines, so each of them keeps another state for the caller"
-_STAY = "Send all requests of a caller to one machine, or set keeps_state = false for upstreams that keep no state."
+_STAY = (
+    "Set MILLSTREAM_PEER on each machine, send all requests of a caller to one machine, or set keeps_state = false for "
+    "upstreams that keep no state."
+)
 
 
 class Place(Struct, frozen=True, array_like=True):
@@ -44,6 +47,11 @@ class Place(Struct, frozen=True, array_like=True):
     """The path of a socket on its machine, or empty if it receives none."""
     leaving: bool = False
     """Whether it's stopping, and only finishes its calls."""
+    host: str = ""
+    """The address at which other machines reach it, or empty if they can't."""
+    port: int = 0
+    digest: str = ""
+    """The digest of the gateway's file in force, if there's one."""
 
 
 class Holders:
@@ -53,15 +61,19 @@ class Holders:
         services: The services of this worker.
         workers: The workers of its store.
         path: The path of this worker's socket for requests from others, if it has one.
+        digest: Returns the digest of the gateway's file in force, or an empty string.
     """
 
-    def __init__(self, services: Services, workers: LeasedWorker, path: Path | None) -> None:
+    def __init__(self, services: Services, workers: LeasedWorker, path: Path | None, digest: Callable[[], str]) -> None:
         self._services = services
         self._workers = workers
         self._siblings = "" if path is None else f"{path.parent}/"
         """How the paths of the workers of this server begin."""
-        self._own = Place("" if path is None else str(path))
-        self._name, self._note = "", ""
+        self.own = Place("" if path is None else str(path))
+        """Where this worker is. Call `announce` after a change."""
+        self._digest = digest
+        self._noted, self._note = ("", self.own), ""
+        """The name and the place in the note, and the note."""
         self.places: dict[str, Place] = {}
         """Where the workers with a lease are, by name."""
         self._gone: Recent[str, None] = Recent(_MAX_GONE)
@@ -80,6 +92,12 @@ class Holders:
         self._moved: Recent[str, float] = Recent(MAX_CACHED_SESSIONS)
         """Owner -> when another worker took its state from this one."""
         self._split = LogOnce(services.store.troubles, _SPLIT, "Callers stay at one machine again.", remedy=_STAY)
+        self._versions = LogOnce(
+            services.store.troubles,
+            "Machines use different gateway files",
+            "All machines use the same gateway file.",
+            remedy="Give each machine the same file, and the files that it names.",
+        )
 
     @property
     def me(self) -> str:
@@ -89,42 +107,50 @@ class Holders:
     @property
     def leaving(self) -> bool:
         """Whether this worker is stopping."""
-        return self._own.leaving
+        return self.own.leaving
 
     @property
     def is_certain(self) -> bool:
         """Whether what this worker holds is still its own."""
-        return not (self._own.leaving or self._workers.may_be_dead)
+        return not (self.own.leaving or self._workers.may_be_dead)
 
-    async def announce(self, *, leaving: bool = False) -> None:
-        """Tell the other workers where this one is, or that it's stopping.
+    async def announce(self) -> None:
+        """Tell the other workers where this one is.
 
         Raises:
             LocalError: The store doesn't respond.
         """
-        self._own, self._name = Place(self._own.path, leaving), ""
         await self._workers.describe(self._make_note)
 
     def is_serving(self, worker: str) -> bool:
         """Return whether a worker is running and isn't about to stop."""
         if worker == self.me:
-            return not self._own.leaving
+            return not self.own.leaving
         place = self.places.get(worker)
         return place is not None and not place.leaving and worker not in self._gone
 
     def can_reach(self, worker: str) -> bool:
-        """Return whether requests can be forwarded to a worker: it's another one of this server."""
+        """Return whether requests can be forwarded to a worker: it's another one on this machine, or has an address."""
         place = self.places.get(worker)
-        is_sibling = place is not None and self._siblings != "" and place.path.startswith(self._siblings)
-        return is_sibling and worker != self.me
+        is_peer = place is not None and place.host != "" and self.own.host != ""
+        return (is_peer or self.is_sibling(worker)) and worker != self.me
+
+    def is_sibling(self, worker: str) -> bool:
+        """Return whether a worker is on this machine, and has the same parent."""
+        place = self.places.get(worker)
+        return place is not None and self._siblings != "" and place.path.startswith(self._siblings)
 
     def others(self) -> list[str]:
-        """Return the other workers of this server that are serving."""
+        """Return the other workers that are serving and can be reached."""
         return [each for each in self.places if self.is_serving(each) and self.can_reach(each)]
 
     def give_up(self, worker: str) -> None:
         """Send nothing more to a worker, because it refuses requests."""
         self._gone.keep(worker, None)
+
+    def retry(self, worker: str) -> None:
+        """Send requests to a worker again that was given up, because it may be reachable by now."""
+        self._gone.pop(worker, None)
 
     async def confirm(self, worker: str) -> bool:
         """Return whether a worker is serving. Ask the store if this one doesn't know it, or may have been suspended."""
@@ -201,10 +227,29 @@ class Holders:
             self._moved.keep(owner, self._services.clock())
 
     def _make_note(self, name: str) -> str:
-        if name != self._name:
-            services, plain = self._services, msgspec.msgpack.encode(self._own)
-            self._name, self._note = name, services.ring.seal(_KIND, plain, services.nonce(), self._bound(name))
+        place = structs.replace(self.own, digest=self._digest())
+        if (name, place) != self._noted:
+            services, plain = self._services, msgspec.msgpack.encode(place)
+            self._noted, self._note = (
+                (name, place),
+                services.ring.seal(_KIND, plain, services.nonce(), self._bound(name)),
+            )
+        self._compare(place.digest)
         return self._note
+
+    def _compare(self, digest: str) -> None:
+        """Tell operators of machines with another gateway file, at each renewal of the lease."""
+        others = {
+            f"{place.host or 'another machine'} uses {place.digest}"
+            for name, place in self.places.items()
+            if "" != place.digest != digest and not self.is_sibling(name) and name not in self._workers.names
+        }
+        if not (digest and others):
+            self._versions.end()
+        elif self._versions.lasts:
+            self._versions.goes_on()
+        else:
+            self._versions.fail(f"{', '.join(sorted(others))}, and this one {digest}")
 
     def _bound(self, name: str) -> bytes:
         return f"{self._services.server_name}\n{name}".encode()

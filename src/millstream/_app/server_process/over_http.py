@@ -166,7 +166,15 @@ class HttpServer:
         if runtime.services.holds_state and isinstance(workers := runtime.store.workers, LeasedWorker):
             parent = parent_address()
             folder = None if parent is None else Path(parent).parent
-            forwarder = SessionForwarder(runtime.services, workers, endpoints, folder, guard=runtime.guard)
+            live = self._definition.live
+            forwarder = SessionForwarder(
+                runtime.services,
+                workers,
+                endpoints,
+                folder,
+                lambda: "" if live is None else live.version.digest,
+                guard=runtime.guard,
+            )
             runtime.host.routes.watchers.append(forwarder.update)
             endpoints = forwarder.endpoints
             await forwarder.listen()

@@ -14,7 +14,8 @@ principal's requests without a holder go to the worker that has claimed the prin
 first, and so does the holder.
 
 A request ends with its holder's lease, because a frozen process doesn't close its connections. The sockets are beside
-the socket of the parent's store, in a folder that only this user can access.
+the socket of the parent's store, in a folder that only this user can access. With the setting `peer`, workers on other
+machines are reached the same way over TLS (see `PeerPort`).
 """
 
 import asyncio
@@ -50,6 +51,7 @@ from millstream._transports.open_streams import error_response, unknown_session
 from millstream._transports.streamable import MAX_CACHED_SESSIONS
 
 if TYPE_CHECKING:
+    from millstream._app.server_process.machines import PeerPort
     from millstream.auth._guard import AuthGuard
 
 _CLIENT = b"millstream-client"
@@ -66,7 +68,8 @@ _OWN = frozenset({
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
-_CONNECT_TIMEOUT = 5.0
+_RETRY = 60.0
+"""Seconds until a worker that couldn't be reached, although it renews its lease, is tried again."""
 _ATTEMPTS = 5
 """Maximum workers that are tried for one request."""
 _END_TIMEOUT = 1.0
@@ -89,6 +92,7 @@ class SessionForwarder:
         workers: The workers of its store.
         endpoints: All endpoints of the server.
         folder: The folder with the private sockets, if there are other workers on this machine.
+        digest: Returns the digest of the gateway's file in force, or an empty string.
         guard: Authenticates callers, if they have to sign in.
     """
 
@@ -98,21 +102,24 @@ class SessionForwarder:
         workers: LeasedWorker,
         endpoints: Endpoints,
         folder: Path | None,
+        digest: Callable[[], str],
         *,
         guard: "AuthGuard | None" = None,
     ) -> None:
         self._services = services
+        self._workers = workers
         self._guard = guard
         self._path = None if folder is None else folder / workers.me
-        self._holders = Holders(services, workers, self._path)
+        self._holders = Holders(services, workers, self._path, digest)
         self._holders.on_change = self._drop_pools_soon
         services.finds_holders = True
         self.read_addresses()
         self._inner = endpoints
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
-        self._received = self._wrap(endpoints, self._receive)
+        self._received = self._wrap(endpoints, self._receive, others=False)
         self._listener = SocketListener(self._received)
+        self._peer: PeerPort | None = None
         self._sessions: Recent[bytes, tuple[str, str]] = Recent(MAX_CACHED_SESSIONS)
         """Sealed session id -> the name of its worker, or empty if it has none, and the session's id."""
         self._pools: dict[str, ConnectionPool] = {}
@@ -122,7 +129,7 @@ class SessionForwarder:
         """Forward requests for the addresses of MCP that there are now."""
         self.read_addresses()
         self.endpoints.use(self._wrap(self._inner, self._pass_on).hot)
-        self._received.use(self._wrap(self._inner, self._receive).hot)
+        self._received.use(self._wrap(self._inner, self._receive, others=False).hot)
 
     def read_addresses(self) -> None:
         addresses = self._services.addresses
@@ -131,18 +138,20 @@ class SessionForwarder:
         self._call_paths = ("/mcp/tools/call", *(each.tools for each in addresses))
         """Beginnings of paths that call tools without MCP."""
 
-    def _wrap(self, endpoints: Endpoints, around: Callable[[Handler], Handler]) -> Endpoints:
-        """Return the endpoints with other handlers for MCP."""
+    def _wrap(self, endpoints: Endpoints, around: Callable[[Handler], Handler], *, others: bool = True) -> Endpoints:
+        """Return the endpoints with other handlers for MCP, and without the `others` if that's False."""
 
         def find(method: str, path: str) -> Handler | None:
-            handler = endpoints.find(method, path)
+            handler = endpoints.find(method, path) if others or self._is_forwarded(path) else None
             return handler if handler is None or not self._is_forwarded(path) else around(handler)
 
         hot = {
             key: (around(handler) if self._is_forwarded(path) else handler, method, path)
             for key, (handler, method, path) in endpoints.hot.items()
+            if others or self._is_forwarded(path)
         }
-        return msgspec.structs.replace(endpoints, find=find, hot=hot)
+        websocket = endpoints.websocket if others else None
+        return msgspec.structs.replace(endpoints, find=find, hot=hot, websocket=websocket)
 
     def _is_forwarded(self, path: str) -> bool:
         return path in self._paths or path in self._sse_paths or path.startswith(self._call_paths)
@@ -152,20 +161,29 @@ class SessionForwarder:
 
         Raises:
             OSError: The socket can't be created.
+            CommandError: The address for other machines can't be used.
         """
+        services = self._services
         if self._path is not None:
             sock = socket.socket(socket.AF_UNIX)
             sock.bind(os.fspath(self._path))
             self._path.chmod(0o600)
             await self._listener.listen(sock)
+        if services.settings.peer:
+            from millstream._app.server_process.machines import PeerPort  # noqa: PLC0415  loads cryptography
+
+            self._peer = PeerPort(self._listener, services.settings.peer, services.secrets.values)
+            host, port = self._peer.listen(services.settings.header_timeout)
+            self._holders.own = msgspec.structs.replace(self._holders.own, host=host, port=port)
         with suppress(LocalError, OSError):  # the next renewal of the lease does it
             await self._holders.announce()
 
     async def leave(self) -> None:
         """Let other workers take over the sessions, because this one is stopping."""
+        self._holders.own = msgspec.structs.replace(self._holders.own, leaving=True)
         with suppress(LocalError, OSError):
             async with asyncio.timeout(_END_TIMEOUT):
-                await self._holders.announce(leaving=True)
+                await self._holders.announce()
 
     async def close(self) -> None:
         """Stop forwarding and receiving requests when all calls have ended."""
@@ -173,6 +191,8 @@ class SessionForwarder:
             self._path.unlink(missing_ok=True)
         await self._listener.accept_backlog()
         self._listener.close()
+        if self._peer is not None:
+            await self._peer.close()
         clock, state = asyncio.get_running_loop().time, self._listener.state
         until = clock() + _END_TIMEOUT
         while any(each.answering for each in state.connections) and clock() < until:  # noqa: ASYNC110  as in the drain
@@ -279,7 +299,9 @@ class SessionForwarder:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
             reply = await pool.send(data, repeatable=True)
         except ConnectFailed as exc:
-            if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
+            if isinstance(exc.__cause__, TimeoutError):  # it's silent for as long as a lease
+                asyncio.get_running_loop().call_later(_RETRY, self._holders.retry, worker)
+            elif not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
                 return _BUSY
             if self._pools.pop(worker, None) is not None:
                 await pool.close()
@@ -323,15 +345,19 @@ class SessionForwarder:
         holders, find = self._holders, self._pass_on(handler)
 
         async def serve(request: HttpRequest) -> Response | Sink | None:
+            is_from_machine = request.scheme == "https"
             scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
             holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
             request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER)]
             request.scheme, request.peer = scheme.decode() or request.scheme, peer.decode()
             if not holder:
                 return await (handler if holders.leaving else find)(request)
-            if holder != holders.me or not (holders.is_certain or await holders.confirm(holder)):
-                return _NOT_HERE
-            return await handler(request)
+            if holder == holders.me and (holders.is_certain or await holders.confirm(holder)):
+                return await handler(request)
+            reply: Response | None = _GONE
+            if is_from_machine and holders.is_sibling(holder):  # the workers share a port
+                reply = await self._forward(holder, request)
+            return _NOT_HERE if reply is _GONE else reply
 
         return serve
 
@@ -341,17 +367,20 @@ class SessionForwarder:
             self._tasks.spawn(self._pools.pop(gone).close())
 
     def _make_pool(self, worker: str) -> ConnectionPool:
-        path = self._holders.places[worker].path
+        place = self._holders.places[worker]
+        peer = None if self._holders.is_sibling(worker) else self._peer
 
         async def dial(make: Callable[[], HttpConnection], url: Url, tls: Any) -> HttpConnection:
-            _, connection = await asyncio.get_running_loop().create_unix_connection(make, path)
+            if peer is not None:
+                return await peer.connect(make, place.host, place.port)
+            _, connection = await asyncio.get_running_loop().create_unix_connection(make, place.path)
             return connection
 
         pool = self._pools[worker] = ConnectionPool(
             parse_url("http://worker"),
             max_connections=self._services.settings.max_connections,
             max_body=sys.maxsize,
-            connect_timeout=_CONNECT_TIMEOUT,
+            connect_timeout=self._workers.lease,
             dial=dial,
         )
         return pool

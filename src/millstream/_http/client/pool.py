@@ -211,6 +211,7 @@ class ConnectionPool:
         self._free: list[HttpConnection] = []
         self._queue: deque[asyncio.Future[None]] = deque()
         self._connecting = 0
+        self._dials: set[asyncio.Timeout] = set()
         self._closed = False
         self._distrusts_until = 0.0
         """Time until which requests that must not run twice get new connections."""
@@ -264,6 +265,9 @@ class ConnectionPool:
     async def close(self) -> None:
         """Close every connection. Waiting calls raise an error."""
         self._closed = True
+        for limit in self._dials:
+            if not limit.expired():
+                limit.reschedule(0.0)
         for connection in list(self._all):
             connection.abort()
         while self._queue:
@@ -318,9 +322,10 @@ class ConnectionPool:
         return connection
 
     async def _dial(self) -> HttpConnection:
-        url, proxy = self._url, self._proxy
+        url, proxy, limit = self._url, self._proxy, asyncio.timeout(self._timeout)
+        self._dials.add(limit)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with limit:
                 if proxy is not None:
                     return await self._connect_through(proxy)
                 return await self._dial_function(self._connection, url, self._tls)
@@ -330,6 +335,8 @@ class ConnectionPool:
             raise ConnectFailed(text) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
+        finally:
+            self._dials.discard(limit)
 
     def _connection(self) -> HttpConnection:
         made = HttpConnection(self._loop, self._max_body, self._release, self._inflow, decompress=self._decompresses)

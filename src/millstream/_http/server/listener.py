@@ -50,7 +50,7 @@ client that doesn't read, which `max_outgoing_bytes` doesn't count, and which to
 """
 
 
-def _set_options(listener: socket.socket, seconds: float) -> None:
+def set_options(listener: socket.socket, seconds: float) -> None:
     """Bound unsent bytes, and end connections whose peer acknowledges nothing for some seconds.
 
     By default, kernels wait for 15 minutes. Accepted sockets inherit these options (tcp(7)); systems without one ignore
@@ -304,7 +304,7 @@ class SocketListener:
 
     async def listen(self, sock: socket.socket) -> asyncio.Server:
         """Accept connections from a bound socket."""
-        _set_options(sock, self._table.limits.write_timeout)
+        set_options(sock, self._table.limits.write_timeout)
         server = await asyncio.get_running_loop().create_server(
             self.make_protocol,
             sock=sock,

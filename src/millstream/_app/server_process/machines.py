@@ -1,0 +1,154 @@
+"""Connections between the machines of one server, at the address of the setting `peer`.
+
+They use mutual TLS with a key and certificate that each machine derives from the server's secret. So nobody else can
+read or send requests, and someone who can write to the store can neither name a worker nor receive requests.
+"""
+
+import asyncio
+import datetime as dt
+import hmac
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable, Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from millstream._app.server_process import CommandError
+from millstream._app.server_process.listen_sockets import address_of, listen
+from millstream._http.client.connection import HttpConnection
+from millstream._http.message import peer_network
+from millstream._http.server.listener import BACKLOG, SocketListener, set_options
+from millstream._protocol.principal import Share
+from millstream._tasks import Tasks
+from millstream._troubles import PAUSE
+
+_NAME = "millstream-peer"
+"""The name in the certificate."""
+_LABEL = b"millstream peer certificate v1"
+_MAX_HANDSHAKES = 64
+"""Maximum unfinished handshakes, half of them per address. One that fails counts for `PAUSE` more seconds, so that a
+flood of them uses little CPU."""
+
+
+class PeerPort:
+    """This worker's port for requests from other machines, and its connections to theirs.
+
+    Args:
+        listener: Serves the connections from other machines.
+        address: The setting `peer`. Without a port, each worker has any free one.
+        secrets: The secrets of all machines. The first one's certificate is presented, and all are accepted.
+    """
+
+    def __init__(self, listener: SocketListener, address: str, secrets: Sequence[bytes]) -> None:
+        self._listener = listener
+        self._receiving, self._sending = make_contexts(secrets)
+        self._address = address
+        self._handshakes = Share(_MAX_HANDSHAKES)
+        self._tasks = Tasks()
+
+    def listen(self, timeout: float) -> tuple[str, int]:
+        """Accept connections from other machines. Return the address and port.
+
+        Args:
+            timeout: Seconds for a handshake.
+
+        Raises:
+            CommandError: The address can't be used.
+        """
+        host, _, port = (
+            self._address.rpartition(":")
+            if self._address.count(":") == 1 or "]" in self._address
+            else (self._address, "", "")
+        )
+        try:
+            sock = listen(host.strip("[]"), int(port or 0), shared=port != "")  # the workers of a machine share it
+        except CommandError as exc:
+            fix = "Set MILLSTREAM_PEER to an address of this machine that the other machines can reach."
+            raise CommandError(f"Can't listen for other machines. {exc.what}", why=exc.why, fix=fix) from exc
+        set_options(sock, timeout)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+        self._tasks.spawn(self._accept(sock, timeout))
+        return address_of(sock)
+
+    async def close(self) -> None:
+        """Accept no more connections, and end unfinished handshakes."""
+        await self._tasks.close()
+
+    async def connect(self, make: Callable[[], HttpConnection], host: str, port: int) -> HttpConnection:
+        """Connect to a worker on another machine.
+
+        Raises:
+            OSError: It can't be reached, or doesn't have the secret.
+        """
+        _, connection = await asyncio.get_running_loop().create_connection(
+            make, host, port, ssl=self._sending, server_hostname=_NAME
+        )
+        return connection
+
+    async def _accept(self, sock: socket.socket, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        with sock:
+            while True:
+                try:
+                    connection, (host, *_) = await loop.sock_accept(sock)
+                except OSError:  # too many open files
+                    await asyncio.sleep(PAUSE)
+                    continue
+                owner = peer_network(host)
+                if self._handshakes.take(owner):
+                    self._tasks.spawn(self._shake_hands(connection, owner, timeout))
+                else:
+                    connection.close()
+
+    async def _shake_hands(self, connection: socket.socket, owner: str, timeout: float) -> None:
+        """Serve a connection once its handshake has succeeded."""
+        make, tls, loop = self._listener.make_protocol, self._receiving, asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
+        except OSError:
+            connection.close()
+            await asyncio.sleep(PAUSE)
+        finally:
+            self._handshakes.leave(owner)
+
+
+def make_contexts(secrets: Sequence[bytes]) -> list[ssl.SSLContext]:
+    """Return the TLS contexts for receiving and for sending."""
+    contexts: list[ssl.SSLContext] = []
+    pairs = [_derive(each) for each in secrets]
+    for protocol in ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT:
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        with tempfile.NamedTemporaryFile() as file:  # with mode 0600, because OpenSSL reads keys from files only
+            file.write(b"".join(pairs[0]))
+            file.flush()
+            context.load_cert_chain(file.name)
+        context.load_verify_locations(cadata="".join(certificate.decode() for _, certificate in pairs))
+        contexts.append(context)
+    contexts[0].num_tickets = 0
+    return contexts
+
+
+def _derive(secret: bytes) -> tuple[bytes, bytes]:
+    """Return a key and its certificate as PEM. Ed25519 signs without random bits, so machines get the same."""
+    key = Ed25519PrivateKey.from_private_bytes(hmac.digest(secret, _LABEL, "sha256"))
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(dt.datetime(2000, 1, 1, tzinfo=dt.UTC))
+        .not_valid_after(dt.datetime(9999, 12, 31, tzinfo=dt.UTC))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(_NAME)]), critical=False)
+        .sign(key, None)
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private, certificate.public_bytes(Encoding.PEM)
