@@ -12,7 +12,7 @@ import pytest
 from app_peer import ask
 from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
-from millstream import Server, Settings, auth
+from millstream import Context, Server, Settings, auth
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.over_http import HttpServer
@@ -242,7 +242,8 @@ async def test_every_health_field_is_listed() -> None:
     server = Server("shop", serve="all")
 
     @server.tool(task="allowed")
-    async def order() -> None: ...
+    async def order(ctx: Context) -> None:
+        await ctx.elicit("Which book?", str)
 
     server.runtimes.bind = Bind(state=ServerState(), workers=[WorkerState(1, 10, "ready", 0)])
     async with server.running():

@@ -27,9 +27,9 @@ from auth_world import run_guarded
 from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from command_line import run_in_process
-from fleet import until
+from fleet import one_worker, until
 from http_peer import serve
-from millstream import Client, Server, auth
+from millstream import Client, Context, Server, Settings, auth
 from millstream._cli.diagnosis import health_steps, read_health, read_states, remedy_of, upstream_step
 from millstream._http.client.url import parse_url
 from millstream._protocol.jsonrpc import encode
@@ -37,6 +37,7 @@ from millstream._troubles import local_time
 from millstream.client import AccessDenied
 from millstream.gateway import UpstreamPolicy, bearer
 from patience import WAIT
+from shared_store import SharedStore
 
 Target = tuple[Any, dict[str, Any]]
 TOOL = {"name": "add", "description": "Add.", "inputSchema": {"type": "object"}}
@@ -352,6 +353,44 @@ async def test_doctor_tells_who_may_see_why_a_server_is_degraded() -> None:
         ("health", "the till is shut", False, False),
         ("health", "the server says that it's degraded, but not why", True, True),
     ]
+
+
+@for_each("replay", [False, True])
+@for_each("is_shared", [False, True])
+async def test_doctor_names_tools_that_need_a_shared_store_to_ask(*, is_shared: bool, replay: bool) -> None:
+    server = Server("shop", settings=Settings(replay=replay))
+
+    @server.tool
+    async def refund(ctx: Context) -> str:
+        """Pay back."""
+        return await ctx.elicit("Why?", str)
+
+    @server.tool
+    async def wrap(ctx: Context) -> list[str]:
+        """Wrap."""
+
+        async def choose(what: str) -> str:
+            return await ctx.elicit(what, str)
+
+        return await asyncio.gather(choose("Which paper?"), choose("Which ribbon?"))
+
+    @server.tool(replay=True)
+    async def look(ctx: Context) -> str:
+        """Look."""
+        return await ctx.elicit("Where?", str)
+
+    @server.tool
+    async def count(ctx: Context) -> int:
+        """Count."""
+        await ctx.progress(1)
+        return 1
+
+    starting = one_worker(lambda: server, SharedStore()) if is_shared else server.running()
+    async with starting, serve(server) as running:
+        health = await read_health(parse_url(f"http://127.0.0.1:{running.port}/mcp"), {}, WAIT)
+        found = [(each.ok, each.remedy, each.found.partition(": ")[2]) for each in health_steps(health)]
+    assert found == ([] if is_shared or replay else [(True, "", "refund, wrap")])
+    assert health.status == "ok"
 
 
 async def test_names_in_a_set_that_no_item_has_are_a_failed_step() -> None:

@@ -271,7 +271,10 @@ async def test_first_rule_about_other_approvers_needs_a_restart(tmp_path: Path) 
     headers = [{"authorization": f"Bearer the-key-of-{name}-0123456789"} for name in ("ada", "meg")]
     with run_gateway(tmp_path, "a", start=start) as served:
         write(tmp_path, 'a\npolicy.approve = { by = ["user:meg"] }', start=start)
-        reason = "the first upstream that needs the page /approvals can't be added. Restart the gateway."
+        reason = (
+            "upstream 'a': the first approve.by needs the page /approvals, which opens when the gateway starts. "
+            "Restart the gateway."
+        )
         await until_async(lambda: served.count_lines(reason) > 0)
         async with connect(served, headers=headers[0]) as client:
             assert (await client.call("a_pid")).data > 0

@@ -168,6 +168,7 @@ class _Health(Struct):
     configuration: _Configuration | None = None
     sets: list[_Set] = []
     sharing: list[str] = []
+    asking_tools: list[str] = []
     upstream_states: list[_UpstreamState] = []
 
 
@@ -377,6 +378,11 @@ def _gateway_steps(health: _Health) -> Iterator[DiagnosticStep]:
         yield set_step(each)
     for text in health.sharing:
         yield DiagnosticStep("isolation", text)
+    if names := ", ".join(health.asking_tools):
+        text = (
+            f"only the process that asked can continue these calls, so several processes need a shared store: {names}"
+        )
+        yield DiagnosticStep("questions", text)
 
 
 def set_step(found: _Set) -> DiagnosticStep:

@@ -94,8 +94,13 @@ class LiveGatewayPart(GatewayPart):
                 f"with {upstreams[0].name!r} as its only upstream, this gateway would relay it, which can't change "
                 "while it runs. Restart it, or give the upstream a prefix."
             )
-        for page in frozenset[str]().union(*(each.pages for each in configs)) - self.definition.pages:
-            raise ValueError(f"the first upstream that needs the page {page} can't be added. Restart the gateway.")
+        for each in configs:
+            for page in each.pages - self.definition.pages:
+                what = "approve.by" if page == "/approvals" else each.needs_sign_in
+                raise ValueError(
+                    f"upstream {each.name!r}: the first {what} needs the page {page}, which opens when the gateway "
+                    "starts. Restart the gateway."
+                )
 
     def use(self, upstreams: Mapping[str, Upstream], configs: Sequence[UpstreamConfig], instructions: str) -> None:
         """Use the result of `prepare`. Callers see either configuration, because nothing waits here. Upstreams that

@@ -325,6 +325,7 @@ class ProbesPart(OwnPart):
 
         host.queries.answer(_TROUBLES, answer)
         host.every_second(lambda _: host.background.spawn_once(health.look) if health.trouble.lasts else None)
+        host.report("asking_tools", self._find_asking_tools)
         if host.metrics is not None:
             text = "What fails for reasons that aren't the callers'."
             host.metrics.read("gauge", "millstream_troubles", text, lambda: {(): len(host.store.troubles.describe())})
@@ -362,6 +363,16 @@ class ProbesPart(OwnPart):
             facts |= self._counts()
         fails = draining or host.degraded_reasons(any_kind=False)
         return Response(encode(facts), 503 if fails else 200, JSON_HEAD + _FRESH)
+
+    def _find_asking_tools(self) -> list[str] | None:
+        """Return the tools whose questions only this process can continue, or None if there are none."""
+        host = self._host
+        if host.services.peers.shared:
+            return None
+        tools, replay = host.registry.tools.values(), host.settings.replay
+        return [
+            each.name for each in tools if each.asks_inside and not (replay if each.replay is None else each.replay)
+        ] or None
 
     async def _ask_workers(self) -> None:
         """Get what the other workers see, at most once a second, so that all workers respond alike."""

@@ -314,6 +314,8 @@ class Item:
         """Whether calls may ask the client."""
         self.asks_first: bool = source.asks_first
         """Whether calls may ask before the body of the function starts."""
+        self.asks_inside: bool = source.asks and not _QUESTIONS.isdisjoint(_find_names(source.code))
+        """Whether the function itself contains a question."""
         self.prepares: bool = source.prepares or source.asks_first
         """See `ItemSource`."""
         self.path: tuple[Hooks, ...] = ()
@@ -421,6 +423,15 @@ def source_of(
         untyped=made.untyped,
     )
     return source, rest
+
+
+_QUESTIONS = frozenset(("elicit", "elicit_url", "sample", "roots", "ask"))
+"""Methods of `Context` that ask the client."""
+
+
+def _find_names(code: object) -> set[str]:
+    """Return the names that code uses, also in functions inside it."""
+    return {*code.co_names}.union(*map(_find_names, code.co_consts)) if isinstance(code, CodeType) else set()
 
 
 def _takes_context(dependencies: Mapping[str, PlannedDependency]) -> bool:
