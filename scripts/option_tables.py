@@ -54,6 +54,7 @@ WORDS = {
     "Names": "list of strings",
     "OnChange": "function",
     "OnLog": "function",
+    "PeerText": "text",
     "QuotaText": "text",
     "DurationText": "text",
     "RateText": "text",

@@ -19,9 +19,7 @@ def send_key(key: str) -> dict[str, Any]:
 
 
 def get_tokens(url: str, issuer: str, client_id: str, secret: str) -> dict[str, Any]:
-    # region: oauth
-    from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
-
+    # region: oauth-storage
     class Memory:
         tokens = client = None
 
@@ -36,6 +34,10 @@ def get_tokens(url: str, issuer: str, client_id: str, secret: str) -> dict[str, 
 
         async def set_client_info(self, client_info: Any) -> None:
             self.client = client_info
+
+    # endregion
+    # region: oauth
+    from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 
     sign_in = {"auth": ClientCredentialsOAuthProvider(url, Memory(), client_id, secret)}
     # endregion

@@ -163,10 +163,7 @@ PAGES = {
             "SSLEngine on": "The certificates aren't there. tests/deploy/test_apache.py runs Apache.",
             "server {\n    listen 80;\n    server_name mcp.example.com;\n    return 308": "deploy/nginx.conf has it.",
             "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
-            **dict.fromkeys(
-                ("hash $http_authorization", "balance hdr"),
-                "tests/deploy/test_several_gateways.py runs two gateways behind it.",
-            ),
+            "MILLSTREAM_PEER": "tests/deploy/test_several_gateways.py runs two gateways with it.",
             "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
             "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",
             "MILLSTREAM_ROOT_PATH": "tests/behavior/test_root_path.py has such a server.",

@@ -11,6 +11,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -94,11 +95,13 @@ class PeerPort:
         loop = asyncio.get_running_loop()
         with sock:
             while True:
-                try:
-                    connection, (host, *_) = await loop.sock_accept(sock)
-                except OSError:  # too many open files
+                accepted = None
+                with suppress(OSError):  # too many open files
+                    accepted = await loop.sock_accept(sock)
+                if accepted is None:
                     await asyncio.sleep(PAUSE)
                     continue
+                connection, (host, *_) = accepted
                 owner = peer_network(host)
                 if self._handshakes.take(owner):
                     self._tasks.spawn(self._shake_hands(connection, owner, timeout))
@@ -109,8 +112,9 @@ class PeerPort:
         """Serve a connection once its handshake has succeeded."""
         make, tls, loop = self._listener.make_protocol, self._receiving, asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
-        except OSError:
+            with suppress(OSError):
+                await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
+                return
             connection.close()
             await asyncio.sleep(PAUSE)
         finally:
