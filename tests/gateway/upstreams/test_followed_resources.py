@@ -111,7 +111,7 @@ async def test_resource_that_an_upstream_offers_later_is_watched() -> None:
         mcp.remove_resource("note://late/second")
         late.resource("note://second", name="second")(lambda: "text")
         async for _ in changes:
-            if any(each.name == "second" for each in await client.resources(fresh=True)):
+            if any(each.name == "late_second" for each in await client.resources(fresh=True)):
                 break
         updating = asyncio.create_task(update(late, "note://second"))
         assert (await anext(updates)).uri == "note://late/second"
