@@ -63,8 +63,8 @@ QuotaText = Annotated[
 PeerText = Annotated[
     str,
     Meta(
-        pattern=r"^([0-9.]+(:[0-9]{1,5})?|[0-9a-fA-F:]+|\[[0-9a-fA-F:]+\]:[0-9]{1,5})?$",
-        description="an IP address, with or without a port: 10.0.0.5, 10.0.0.5:7000, [fd00::5]:7000",
+        pattern=r"^(?!0\.0\.0\.0|\[?::\]?(:|$))([0-9.]+(:[0-9]{1,5})?|[0-9a-fA-F:]+|\[[0-9a-fA-F:]+\]:[0-9]{1,5})?$",
+        description="one IP address, with or without a port: 10.0.0.5, 10.0.0.5:7000, [fd00::5]:7000",
     ),
 ]
 Automatic = Annotated[Literal["auto", "on", "off"], Meta(description="auto, on, or off")]

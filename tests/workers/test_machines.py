@@ -19,6 +19,7 @@ import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
+from millstream import Settings
 from millstream._app.server_process.machines import make_contexts
 from patience import WAIT
 from processes import free_port, run_command
@@ -288,6 +289,13 @@ async def until_it(program: Program, *, has_trouble: bool) -> None:
     async with asyncio.timeout(WAIT):
         while bool(await find_troubles(program)) is not has_trouble:  # noqa: ASYNC110  another process
             await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:7000", "::", "[::]:7000", "web-1", "10.0.0.5:", "fd00::5]"])
+def test_addresses_that_no_machine_can_connect_to_are_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="one IP address"):
+        Settings(peer=address)
+    assert Settings(peer="[::1]:7000").peer == "[::1]:7000"
 
 
 def test_peer_needs_a_secret_of_the_operator(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class Holders:
             await workers.make_certain()
             for attempt in range(_TRIES):
                 raw = await read_again(kv, key, attempt)
-                before = "" if raw is None else raw.decode()
+                before = "" if raw is None else raw.decode("utf-8", "replace")
                 worker = before or known
                 if not (worker and await self.confirm(worker) and self._serves(worker)):
                     if self.is_serving(worker) and self._moved.get(owner, -_RENEWAL) + _RENEWAL > services.clock():

@@ -24,7 +24,7 @@ from millstream._http.client.connection import HttpConnection
 from millstream._http.message import peer_network
 from millstream._http.server.listener import BACKLOG, SocketListener, set_options
 from millstream._protocol.principal import Share
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, retry_delay
 from millstream._troubles import PAUSE
 
 _NAME = "millstream-peer"
@@ -33,6 +33,8 @@ _LABEL = b"millstream peer certificate v1"
 _MAX_HANDSHAKES = 64
 """Maximum unfinished handshakes, half of them per address. One that fails counts for `PAUSE` more seconds, so that a
 flood of them uses little CPU."""
+_RETRIES = 4
+"""Number of retries if a connection is reset, because a process that ends does that before it refuses connections."""
 
 
 class PeerPort:
@@ -80,15 +82,29 @@ class PeerPort:
         """Accept no more connections, and end unfinished handshakes."""
         await self._tasks.close()
 
-    async def connect(self, make: Callable[[], HttpConnection], host: str, port: int) -> HttpConnection:
+    async def connect(
+        self, make: Callable[[], HttpConnection], host: str, port: int, *, patience: float
+    ) -> HttpConnection:
         """Connect to a worker on another machine.
+
+        Args:
+            patience: Seconds without an acknowledgment after which the connection ends, because the network is cut.
 
         Raises:
             OSError: It can't be reached, or doesn't have the secret.
         """
-        _, connection = await asyncio.get_running_loop().create_connection(
-            make, host, port, ssl=self._sending, server_hostname=_NAME
-        )
+        loop, attempt, made = asyncio.get_running_loop(), 0, None
+        while made is None:
+            if attempt:
+                await asyncio.sleep(retry_delay(attempt, 0.025, 1.0))
+            attempt += 1
+            try:
+                made = await loop.create_connection(make, host, port, ssl=self._sending, server_hostname=_NAME)
+            except ConnectionError as exc:
+                if isinstance(exc, ConnectionRefusedError) or attempt > _RETRIES:
+                    raise
+        transport, connection = made
+        set_options(transport.get_extra_info("socket"), patience)
         return connection
 
     async def _accept(self, sock: socket.socket, timeout: float) -> None:

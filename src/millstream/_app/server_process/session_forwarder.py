@@ -19,6 +19,7 @@ machines are reached the same way over TLS (see `PeerPort`).
 """
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -70,6 +71,7 @@ _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", 
 _CORS = b"access-control-"
 _RETRY = 60.0
 """Seconds until a worker that couldn't be reached, although it renews its lease, is tried again."""
+_UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH})
 _ATTEMPTS = 5
 """Maximum workers that are tried for one request."""
 _END_TIMEOUT = 1.0
@@ -299,7 +301,7 @@ class SessionForwarder:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
             reply = await pool.send(data, repeatable=True)
         except ConnectFailed as exc:
-            if isinstance(exc.__cause__, TimeoutError):  # it's silent for as long as a lease
+            if isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE:
                 asyncio.get_running_loop().call_later(_RETRY, self._holders.retry, worker)
             elif not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
                 return _BUSY
@@ -372,7 +374,7 @@ class SessionForwarder:
 
         async def dial(make: Callable[[], HttpConnection], url: Url, tls: Any) -> HttpConnection:
             if peer is not None:
-                return await peer.connect(make, place.host, place.port)
+                return await peer.connect(make, place.host, place.port, patience=self._workers.lease)
             _, connection = await asyncio.get_running_loop().create_unix_connection(make, place.path)
             return connection
 
