@@ -443,7 +443,8 @@ def test_doctor_reports_each_step(server: SharedServer) -> None:
     well = as_json("doctor", f"{url}/mcp")
     assert [step["name"] for step in well["steps"]][:3] == ["name", "protocol", "offers"]
     assert well["ok"]
-    name, offers, streams, browsers = (well["steps"][place]["found"] for place in (0, 2, 3, 4))
+    found = {step["name"]: step["found"] for step in well["steps"]}
+    name, offers, streams, browsers = (found[each] for each in ("name", "offers", "streams", "browsers"))
     assert streams == "the first message of an event stream arrived"
     assert name == "127.0.0.1 is already an address", "a fixed defect: 127.0.0.1 was 127.0.0.1"
     counted = {kind: len(each) for kind, each in as_json("list", f"{url}/mcp").items()}
