@@ -250,7 +250,7 @@ class PartHost:
         """The registry of metrics, or None if none are served."""
         self.hub: Hub | None = None
         self.guard: AuthGuard | None = None
-        """Authentication for every path, or None without sign-in."""
+        """Authentication for paths that aren't public, or None without sign-in."""
         self.observer: Observer | None = None
         self.gateway: UpstreamReports | None = None
         """Describes the upstreams, or None without upstreams."""

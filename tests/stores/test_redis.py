@@ -43,6 +43,7 @@ STREAM = "hub:journal"
     [
         ("redis://:hunter2@", "has no host"),
         ("redis://:hunter2@host:port", "is invalid"),
+        ("redis://:a?hunter2=b@host", "is invalid"),
         ("redis://:hunter2@host/one", "database number"),
         ("redis://:hunter2@host/0?color=hunter2", "Unknown option"),
         ("redis://:hunter2@host/0?prefix={hunter2}", "prefix"),

@@ -1,7 +1,7 @@
 """The paths of a running server, from its parts and the program, behind the required checks.
 
 If callers have to sign in, every path requires a credential unless its route is public. Otherwise, the private paths
-(the pages, `/publish`, `/metrics`) accept only programs on the server's own machine (`LocalOnly`).
+(most pages, `/publish`, `/metrics`) accept only programs on the server's own machine (`LocalOnly`).
 """
 
 import logging
@@ -123,7 +123,7 @@ class Routes:
 
         Args:
             table: The routes.
-            guard: Protects every path, if callers have to sign in.
+            guard: Protects the paths that aren't public, if callers have to sign in.
             here_only: Limits local paths to this machine and, if callers don't have to sign in, private paths too.
             limits: Rate limits of requests.
             sockets: Whether the server has a WebSocket.

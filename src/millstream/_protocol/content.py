@@ -182,7 +182,7 @@ class ResourceContents(Wire, frozen=True, metaclass=_UriMeta):
 class EmbeddedResource(Block, frozen=True, tag="resource"):
     """A resource inside a result: ``EmbeddedResource("book://1", text="…")``, or ``blob=`` with bytes.
 
-    The arguments are combined into `resource`, the only field that goes on the wire.
+    `uri`, `text`, `blob`, and `mime_type` go on the wire as `resource`.
 
     Raises:
         TypeError: Neither or both of `text` and `blob` are given.

@@ -2,8 +2,8 @@
 names.
 
 The codes are those of JSON-RPC and MCP (https://modelcontextprotocol.io/specification), and a few of our own. An error
-about a misspelled name suggests the closest existing one. Python only reports that an argument is unexpected, and
-versions before 3.13 suggest nothing.
+about a misspelled name suggests the closest existing one. Before 3.13, Python only reports that an argument is
+unexpected.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """JSON Schema 2020-12 as clients see it, and a bounded check of handwritten schemas.
 
-This module inlines each `$ref`, because many models understand inlined schemas better, and keeps references only for
-recursive types. Nothing is fetched: a `$ref` to another document is rejected (MCP 2026-07-28, basic).
+This module inlines each `$ref`, because many models understand inlined schemas better, except for recursive types and
+in very large schemas. Nothing is fetched: a `$ref` to another document is rejected (MCP 2026-07-28, basic).
 """
 
 import re

@@ -50,7 +50,7 @@ def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
     """Return why `body` must not be decoded, or an empty string. Brackets inside strings don't count.
 
     The function doesn't validate: if the text isn't JSON, the result is arbitrary, and the decoder rejects the text
-    afterward. For a body with at most `max_depth` opening brackets, as nearly all have, it only counts them.
+    afterward. Nearly all bodies have at most `max_depth` opening brackets, which are only counted.
 
     Args:
         body: Undecoded JSON.

@@ -18,8 +18,8 @@ from millstream._protocol.compose import UNSEEN, compose
 from millstream._protocol.json_schema import is_array
 
 EVERYTHING = "*"
-"""The scope that includes all others. Only API keys, and users of this server's own pages, can have it. In the tokens
-of an issuer it has no special meaning.
+"""The scope that includes all others. API keys, users of this server's own pages, and callers that a program's own
+`AuthMethod` identifies can have it. In the tokens of an issuer it has no special meaning.
 """
 
 
@@ -153,7 +153,7 @@ def _clean(text: object) -> str:
 class Share:
     """Counts each owner's use of a bounded resource, and rejects use beyond the owner's share.
 
-    An owner is a principal; without sign-in, an address; or a session. Entries of other owners are never evicted. In
+    An owner is a principal; without sign-in, an address; or a session. A share evicts nothing itself. In
     the error, say what is full, how much the owner holds (`count`), and when to try again. The empty owner is the
     server itself, or a caller that has the server to itself: it can hold everything. A share counts for one process.
 

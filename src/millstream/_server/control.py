@@ -60,7 +60,7 @@ class Load:
     def admit(self, caller: Call | HttpRequest, method: str = "") -> None:
         """Reject a call if the limit is reached, in total or for its caller.
 
-        Answers, cancellations, and notifications are never rejected for load, because they reduce it. A ping isn't
+        Answers and cancellations aren't rejected for load, because they reduce it. A ping isn't
         rejected either, because an overloaded server is still alive.
 
         Raises:

@@ -579,7 +579,7 @@ class _ToolResult(Struct, rename="camel"):
 
 _decode_tool_result = decoder(_ToolResult)
 _ERROR = b',"isError":true'
-"""Last member of every failed tool's result."""
+"""Last member of a failed tool's result, unless the result is custom or another server's."""
 
 
 def _reports_error(result: bytes) -> bool:
@@ -602,7 +602,7 @@ def _wrap_envelope(call: Call, result: bytes) -> bytes:
 
 
 def _head(info: Json, revision: Revision, meta: Json | None) -> bytes:
-    """Return the first members of every result. In the per-request era, these are the type and the server's name."""
+    """Return the first members of a result. In the per-request era, these are the type and the server's name."""
     if not revision.result_type:
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
     merged = {SERVER_KEY: revisions.implementation(info, revision, whole=False), **(meta or {})}

@@ -209,7 +209,8 @@ class Log(Protocol):
     """Append-only streams that can be read from any position.
 
     All workers see the entries of a stream in the order of their offsets. Entries of different streams have no order.
-    An acknowledged entry is never lost silently: reading past a lost one raises `Gap`.
+    An acknowledged entry isn't lost silently: reading past a lost one raises `Gap`. The exception is a power loss with
+    SQLite's ``durability=normal``, after which offsets are also reused.
 
     A full kind drops a whole stream, or the oldest entries of any stream.
     """
@@ -241,7 +242,7 @@ class Log(Protocol):
             index: Also append the entry to this stream, under the same position. For its kind, see `INDEX_KINDS`.
                 Entries reach an index in the order of their positions. A failed append may leave the entry in the
                 stream only, never in the index only. An index that is full is skipped.
-            seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
+            seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it's gone.
             once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
                 append nothing. Empty text never counts as a repeat. A full store may forget texts earlier.
             owner: Owner of `once`, such as a principal. A store never forgets one owner's texts to store another's.

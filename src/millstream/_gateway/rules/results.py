@@ -294,8 +294,8 @@ URI = "result://{id}"
 class StoredResults(Struct, frozen=True):
     """Stores results that were too large for their caller, so that the same caller can read them as resources.
 
-    They're temporary. The key is a hash of the caller, the set, and a random id, so no other caller can read a result,
-    even with its URI.
+    They're temporary. The key is a hash of the principal, the set, and a random id, so no other principal can read a
+    result, even with its URI. Without sign-in, all callers are one.
     """
 
     kv: Map

@@ -1,7 +1,7 @@
 """The HTTP/1.1 and WebSocket server that owns its sockets.
 
 `ServerConnection` turns bytes into requests without I/O, `HttpProtocol` puts it on a socket, `WebSocketProtocol`
-continues after an upgrade, `ConnectionGuard` enforces every time limit with one timer, and `SocketListener` accepts.
+continues after an upgrade, `ConnectionGuard` enforces time limits with one timer, and `SocketListener` accepts.
 `Endpoints` connects all of that to an application.
 
 The fast head reader accepts head lines in one strict form, without the parser: any name, a colon, a space, and
@@ -51,7 +51,8 @@ _MAX_CREDENTIALS = 512
 class HeaderLineCache(Confidential, OrderedDict[bytes, Header]):
     """Maps a line without its end to (lower-case name, value). A server's connections share one, of bounded size.
 
-    It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
+    It stores lines that clients send with nearly every request, and no secrets except session ids and valid
+    credentials.
     """
 
     def __init__(self) -> None:

@@ -7,9 +7,9 @@ A connection has two states, `reading` and `replying`, each with a table that ma
 state after. They change only by a lookup there, so an illegal transition raises KeyError.
 
 Most requests are read by the fast head reader (`HeaderLineCache`), and all others by httptools. A connection creates a
-parser for the first of these. Between two requests, the parser has no state, so either can read the next one. Every
-limit is checked while a request is parsed. A request that exceeds one becomes its refusal, a `Response`, the last event
-of its connection.
+parser for the first of these. Between two requests, the parser has no state, so either can read the next one. Sizes are
+checked while a request is parsed. A request that exceeds a limit becomes its refusal, a `Response`, the last event of
+its connection.
 """
 
 import asyncio
@@ -365,7 +365,7 @@ class ServerConnection:
         self.over_cap: Response | None = None
         """The refusal for a connection above a cap: its only reply, unless it sends a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
-        """The table, or None if replies must announce the close. Only requests that use the parser do that."""
+        """The table, or None if each request has to use the parser, so that its reply announces the close."""
         # Connection
         self._parser: HttpRequestParser | None = None
         self.reading = NEW
@@ -515,7 +515,7 @@ class ServerConnection:
 
     def announce_close(self) -> None:
         """Make the last pending reply announce the close, or the next reply if that one's head is already written."""
-        self.fast = None  # The fast head reader keeps every connection open.
+        self.fast = None  # The fast head reader doesn't announce it.
         if self.newest is not None and self.newest.sink is None:
             self.close_after_newest()
 

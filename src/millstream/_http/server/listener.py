@@ -350,7 +350,7 @@ class ConnectionDrainer(Struct, eq=False):
     """Closes a stopping server's open connections, without losing a request.
 
     The server announces the close in its last reply (RFC 9112 §9.6). An idle connection has no such reply, so it's
-    closed after it has been idle for a while, and never while unread bytes of a request are waiting.
+    closed after it has been idle for a while, and not while unread bytes of a request are waiting (unknown on Windows).
     """
 
     _state: ServerState

@@ -194,7 +194,7 @@ class Context(CallInfo, NotCopyable):
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress if the caller asked for it: ``await ctx.progress(3, total=10, message="Reading")``.
 
-        Without a progress token in the request, nothing is sent, so you can always call it (MCP 2025-11-25,
+        You can always call it: MCP clients that sent no progress token get nothing (MCP 2025-11-25,
         basic/utilities/progress).
 
         Args:

@@ -582,8 +582,8 @@ def _ask_by_round(call: Call, replay: Rounds, questions: Iterable[_Asked]) -> Js
 def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the exception to raise in place of a group from an `asyncio.TaskGroup` of user code.
 
-    This is the only failure, or the questions from all tasks. If all failures are messages for the model, it's the
-    first one.
+    This is the only failure, the first one if all are messages for the model, the questions from all tasks if nothing
+    failed, or else the group.
     """
     requests: Json = {}
     failures: list[BaseException] = []

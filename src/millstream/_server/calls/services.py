@@ -237,7 +237,7 @@ class ChangeFeed:
         return found
 
     def emit(self, change: ServerChange, *, but: Collection[str] = ()) -> None:
-        """Notify every watcher, or only the watcher of the session that the change concerns.
+        """Notify the watchers that a change concerns: of its session, of its address for a list, or else all.
 
         Args:
             but: Sessions that are notified in another way.

@@ -43,7 +43,7 @@ Edit = Callable[[Values], Values | None]
 class StoredState(ABC):
     """Named values that outlast a call. A value must be JSON-serializable and is returned as decoded JSON.
 
-    The store has them, so every worker sees them.
+    They're in the store, so every worker sees them. A session that's one connection keeps its own.
     """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Values in the store that only this server can read: tokens, pending logins, and what a browser sends back."""
+"""Values in the store, and sealed text that only this server can read: tokens, pending logins, and browsers' state."""
 
 import secrets
 from collections.abc import Callable

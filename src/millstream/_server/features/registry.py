@@ -1,7 +1,8 @@
 """The items of a server, in order of registration, and its lists as encoded bytes.
 
-Every change, even at run time, clears the encoded lists and calls `on_change`. A list is encoded once per revision and
-page. A cursor contains the last item of a page, so any worker can continue a listing.
+Every change, even at run time, clears the kind's encoded lists. A change of a single item also calls `on_change`. A
+list is encoded once per revision, page, and audience. A cursor contains the last item of a page, so any worker can
+continue a listing.
 """
 
 import base64
@@ -488,7 +489,7 @@ class Registry:
 
     @property
     def capability_count(self) -> int:
-        """The number of the server's own capabilities, which never decreases."""
+        """The number of the server's own capabilities, which doesn't decrease before the server closes."""
         return len(self._announced_capabilities) + len(self.extensions)
 
     def requires(self, method: str, name: str) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Error messages for models about invalid arguments: each problem with its location, and the expected value.
 
-Problems are found by comparing the arguments with the schema that clients see. This runs only for rejected arguments,
-and for types for which Python accepts more strings than their schema.
+Problems are found by comparing the arguments with the schema that clients see. This runs for rejected arguments, for
+types for which Python accepts more strings than their schema, and to decide about values of handwritten schemas.
 """
 
 import re

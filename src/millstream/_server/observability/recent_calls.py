@@ -1,8 +1,8 @@
 """The newest calls and their callers, for debugging.
 
-The number and length of entries are bounded. Secrets are never stored: a value is hidden because of its field's name,
-and a credential in text because of its form. Arguments are read only for failed or slow calls, or while the page is
-open, and only a bounded number per second, so the cost on a busy server is small.
+The number and length of entries are bounded. Recognized secrets aren't stored: a value is hidden because of its field's
+name, and a credential in text because of its form. Arguments are read only for failed or slow calls, or while the page
+is open, and only a bounded number per second, so the cost on a busy server is small.
 
 Errors are counted by message, without numbers and ids.
 """

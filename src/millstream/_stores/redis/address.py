@@ -58,6 +58,8 @@ def parse_address(url: str) -> RedisAddress:
         parts = urlsplit(f"redis://{rest}")
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         unknown = options.keys() - _OPTIONS
+        if "@" in parts.path or (unknown and "@" in parts.query):
+            raise ValueError  # a password with / or ?, which another error could show
         if unknown:
             raise LocalError(f"Unknown option {min(unknown)[:32]!r}. The options are {', '.join(sorted(_OPTIONS))}.")
         user, password = _credentials(parts)
