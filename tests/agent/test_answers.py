@@ -149,6 +149,15 @@ async def test_malformed_arguments_are_reported_to_the_model(arguments: str, wor
     assert api.requests[1].body["messages"][-2]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
+async def test_infinite_numbers_in_arguments_are_null_in_the_conversation() -> None:
+    """Python reads and writes ``NaN`` and ``Infinity``, but APIs reject a conversation with them (RFC 8259 §6)."""
+    _, api = await returned(("price", '{"isbn": "9780", "most": 1e999, "least": NaN}'))
+    [call] = api.requests[1].body["messages"][-2]["tool_calls"]
+    assert json.loads(call["function"]["arguments"], parse_constant=pytest.fail) == {
+        "isbn": "9780", "most": None, "least": None
+    }  # fmt: skip
+
+
 async def test_unknown_tools_are_reported_to_the_model() -> None:
     result, api = await returned(("shop/prices now", "{}"))
     assert result.outcome == "invalid"

@@ -65,7 +65,7 @@ class Toolbox(list[AgentTool]):
 
 
 def fit(name: str) -> str:
-    """Return a name that every API accepts. Truncated names end with a digest of the full name."""
+    """Return a name of a length and characters that APIs accept. Truncated names end with a digest of the full name."""
     short = _UNFIT.sub("_", name) or "_"
     if len(short) <= _LONGEST:
         return short
@@ -186,7 +186,7 @@ class ToolCaller(Struct, frozen=True):
         arguments = read_arguments(call.arguments)
         if isinstance(arguments, str):
             return CallOutcome(f"{arguments} Call {call.name} again.", "invalid")
-        encoded = json.dumps(arguments, ensure_ascii=False)
+        encoded = encode(arguments).decode()
         if not await self._is_allowed(tool, arguments):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
             return CallOutcome(text, "refused", arguments=encoded)
