@@ -1,7 +1,7 @@
 """Authentication methods: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
-Each function returns an `AuthMethod` and loads only the modules for it. A server without ``auth`` loads none. For your
-own kind of credential, write an `AuthMethod`.
+Most functions return an `AuthMethod`, and each loads only the modules for it. A server without ``auth`` loads none. For
+your own kind of credential, write an `AuthMethod`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,7 @@
-"""The guard in front of every handler: sets `HttpRequest.principal` from the credential, or responds with a challenge.
+"""The guard of handlers that aren't public: sets `HttpRequest.principal` from the credential, or sends a challenge.
 
 Verdicts are cached under the raw value of the ``Authorization`` header, so later requests cost one dictionary lookup.
-Handlers behind the guard see only the principal. A request with an invalid credential is rejected, never treated as
-anonymous.
+A request with an invalid credential is rejected, never treated as anonymous.
 """
 
 import logging
@@ -326,7 +325,7 @@ class AuthGuard:
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
         """Methods that verify locally come first, so that their credentials aren't sent elsewhere."""
         self.on_failure: Callable[[str], None] = lambda address: None
-        """Called with the address of every invalid credential."""
+        """Called with the address of an invalid credential, unless the address is throttled."""
         self.note: ObserveMessage = ignore_message
         """Observes messages that are rejected for their scopes."""
         self.pool: StoreLimiter | None = None

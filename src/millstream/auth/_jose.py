@@ -319,7 +319,7 @@ def open_token(token: str) -> tuple[Header, jws.CompactSignature]:
 
 
 def read_payload(token: str) -> Json:
-    """Return the unverified claims of a token. Use them only to select the key that verifies it.
+    """Return the unverified claims of a token. Use them only to select the key that verifies it, or for display.
 
     Raises:
         InvalidToken: It isn't a signed token, or has no claims.

@@ -1,7 +1,7 @@
 """The HTML pages for signing in, which work without scripts, and the headers that only the browser sets.
 
-Jinja2 escapes all untrusted text, and the content security policy allows only our own style sheets. The links of the
-authorization server are relative, so its pages work under any path.
+Jinja2 escapes all untrusted text, and the content security policy allows no scripts. The links of the authorization
+server are relative, so its pages work under any path.
 """
 
 from collections.abc import Mapping
@@ -68,8 +68,8 @@ def get_cookie(request: HttpRequest, name: str) -> str:
 
     ``get_cookie(request, "__Host-shop")``
 
-    Only spaces may surround a name (RFC 6265 §4.2.1). Accepting Python's other white space would let a sibling domain
-    set a cookie that evades the rules of ``__Host-``.
+    Only spaces and tabs may surround a name (RFC 6265 §5.2). Accepting Python's other white space would let a sibling
+    domain set a cookie that evades the rules of ``__Host-``.
 
     Args:
         name: Name of the cookie.

@@ -3,9 +3,9 @@
 The cookie contains the sealed credential, so any worker can verify it, and it expires with the credential. After a
 login with name and password it contains the identity, and ends when the account is removed or its password changes.
 External logins, such as with Google, set the same cookie. See `PageMethod`. Browsers send cookies automatically, so
-it's accepted only for the pages and their requests, and only from a page of this origin (`Sec-Fetch-Site` or `Origin`).
-The program's own private routes are pages, too, with every method and path.
-Scripts can't read it, and other sites can't send it.
+it's accepted only for the pages and their requests, and these only from a page of this origin (`Sec-Fetch-Site` or
+`Origin`). The program's own private routes are pages, too, with every method and path. Scripts can't read it, and other
+sites can't send it.
 """
 
 import logging

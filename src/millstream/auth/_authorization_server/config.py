@@ -284,7 +284,7 @@ def client(
     Args:
         id: Client id.
         name: Name shown to users.
-        redirect_uris: Allowed redirect URIs; a client without any only acts for itself.
+        redirect_uris: Allowed redirect URIs; a client without any can't sign in users.
         secret: Client secret of at least 32 bytes. Read it from the environment.
         jwks: Public keys as a set, the URL of a set, or one key as PEM, instead of a secret (``private_key_jwt``).
         scopes: Allowed scopes when it acts for itself (client credentials), which requires a secret or keys.

@@ -343,8 +343,8 @@ class TokenEndpoints(Struct, frozen=True):
         return known is not None and await self.vault.kv.get(_revoked_key(claims)) is None
 
     async def introspect(self, request: HttpRequest) -> Response:
-        """Return whether a token is active. Configured clients can query any token, and other clients only their
-        own."""
+        """Return whether a token is active. Only clients that authenticate can ask: configured ones about any token,
+        and others about their own."""
         client, token = await self.clients.read_token(request)
         if client.method == "none":
             raise OAuthError("invalid_client", "Only authenticated clients can introspect tokens.", 401)

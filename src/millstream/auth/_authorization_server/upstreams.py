@@ -124,7 +124,7 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
     """Login with GitHub or a GitHub Enterprise Server.
 
     GitHub supports OAuth but not OpenID Connect, so its API identifies the user: by the numeric id, which GitHub never
-    reuses. Logins can change owners. The access token has only the scopes that `allow` needs.
+    reuses. Logins can change owners. The access token has the scopes that `allow` needs, and `token_scopes`.
     """
 
     at: str
@@ -223,8 +223,8 @@ def google_names(claims: Claims) -> frozenset[str]:
 class OpenIdUpstream(SelectiveUpstream, kw_only=True):
     """Login with one OpenID provider.
 
-    The ID token of the code flow identifies the user. The access token is used only to get claims that the ID token
-    lacks from the userinfo endpoint.
+    The ID token of the code flow identifies the user. For that, the access token is used only to get claims that
+    the ID token lacks from the userinfo endpoint.
     """
 
     names_of: NamesOf
@@ -296,7 +296,7 @@ KNOWN = {
 
 
 _OFFLINE = {"access_type": "offline", "prompt": "consent select_account"}
-"""Google issues a refresh token only with these parameters, and only once for each consent."""
+"""Google issues a refresh token only for offline access, and only once for each consent."""
 
 
 @suggest_keywords
