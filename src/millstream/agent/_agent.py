@@ -127,8 +127,8 @@ class Agent(NotCopyable):
         servers: Servers with tools, resources, and prompts: a list of `Client` targets or `ServerConfig`s, or a dict by
             name.
         system: System prompt. The servers' instructions are appended.
-        approve: Decides whether a tool that isn't marked as read-only can run, and whether a server can use the model.
-            By default, both are rejected.
+        approve: Decides whether a tool can run that no trusted hint marks as read-only (see
+            `ServerConfig.trusts_hints`), and whether a server can use the model. By default, both are rejected.
         elicit: Fills in the forms that servers send: ``elicit(server, question)``. Without it, servers can't ask for
             input.
         roots: Folders and files to tell servers about.

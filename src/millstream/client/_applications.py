@@ -46,7 +46,7 @@ class Launch(Confidential, Struct, frozen=True, kw_only=True):
 
 
 def hyphenate(name: str) -> str:
-    """Return a server name that every application accepts, such as ``My-Shop`` for ``My Shop``."""
+    """Return a server name that most applications accept, such as ``My-Shop`` for ``My Shop``."""
     return _UNFIT.sub("-", name).strip("-") or "server"
 
 

@@ -122,7 +122,7 @@ class Client(NotCopyable):
     Args:
         target: A URL, a command, a script, a `Server`, a configuration with `mcpServers`, or one of its entries.
         revision: The only protocol revision to use, as a date. By default, the newest that both sides support.
-        headers: Headers for every HTTP request, such as ``{"Authorization": "Bearer …"}``.
+        headers: Headers for every HTTP request to the server, such as ``{"Authorization": "Bearer …"}``.
         timeout: Seconds to wait for a response. Progress restarts the clock. `math.inf` waits forever.
         elicit: Handler for questions to the user. Without it, the server can't ask.
         sample: Handler for requests to a language model.

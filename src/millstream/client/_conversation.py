@@ -204,7 +204,7 @@ class Conversation(NotCopyable):
         return await self.requests.ask(ask)
 
     def learn(self, tools: "list[ToolDescription]") -> "list[ToolDescription]":
-        """Return the tools that can be called. Header annotations only matter on transports with headers.
+        """Return the tools that can be called. Header annotations only matter over Streamable HTTP.
 
         Args:
             tools: The tools of a page.

@@ -121,7 +121,7 @@ class ClientHost(Struct, NotCopyable, eq=False):
         self._questions.custom[name] = self._handler(name, handler)
 
     def wrap(self, wrap: Wrap) -> None:
-        """Wrap every request: ``await wrap(request, next)`` returns the members of the result.
+        """Wrap requests, except those that connect: ``await wrap(request, next)`` returns the members of the result.
 
         The hooks of the first extension are outermost. They run once per request, around all rounds.
 

@@ -2,7 +2,7 @@
 
 A client tries the per-request era first, then the handshake, then HTTP+SSE, see
 https://modelcontextprotocol.io/specification/2026-07-28/basic/versioning. Only a `DiscoverResult`, or an error that
-names revisions of the per-request era, proves that era; after any other response, the client tries a handshake. The
+names revisions of the per-request era, proves that era; after another response, the client tries a handshake. The
 result is cached per target, so the next client starts with the right request.
 
 One `Requests` handles all concurrent calls of a client. It doesn't depend on the methods.
@@ -102,7 +102,7 @@ class Connection(Struct, NotCopyable, frozen=True):
     server: ServerInfo
     instructions: str
     meta: bytes
-    """The `_meta` members of every request, as JSON without braces."""
+    """The default `_meta` members of requests, as JSON without braces."""
     discovered: bytes
     """The raw result of `initialize` or `server/discover`."""
 
@@ -683,7 +683,7 @@ class Requests(Confidential, Struct, kw_only=True):
         return capabilities
 
     def meta(self, revision: Revision) -> bytes:
-        """Return the `_meta` members of every request:
+        """Return the default `_meta` members of requests:
         https://modelcontextprotocol.io/specification/2026-07-28/basic."""
         if revision.handshake:
             return b""

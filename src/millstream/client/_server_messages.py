@@ -151,7 +151,7 @@ class ServerMessages(Struct, eq=False):
     on_change: OnChange | None
     options: Options
     observer: Callable[[Notification], object] | None = None
-    """Callback for every notification, before its handler."""
+    """Callback for each notification that the filters keep, before its handler."""
     background: Tasks = field(default_factory=Tasks)
     """Owns the tasks of the client."""
     custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}

@@ -303,7 +303,7 @@ class OAuth:
         self._metadata_url = client_metadata_url
         self._name = name
         self._bound_issuer = ""
-        """The only issuer to send credentials to, or empty before the first one."""
+        """The only issuer to send the configured credentials to, or empty before the first one."""
         self._scope = scope
         self._as_itself = client_credentials
         self._visit = redirect_handler
@@ -323,8 +323,9 @@ class OAuth:
     def for_issuer(self, issuer: str, *, send_resource: bool = True, assume_pkce: bool = False) -> "OAuth":
         """Send the credentials to this issuer only, even if a server specifies another one.
 
-        Without it, a `client_id` and its secret go to the first issuer that the server specifies, and never to another
-        one. The options are for issuers that deviate from the specification. They require a `client_id`.
+        Without it, a `client_id` and its secret go to the first issuer that the server specifies, and to no other one
+        until the program restarts. The options are for issuers that deviate from the specification. They require a
+        `client_id`.
 
         Args:
             issuer: The exact issuer identifier (RFC 8414 §2).

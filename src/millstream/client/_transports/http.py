@@ -456,7 +456,7 @@ def check_method(method: str) -> str:
 
     Raises:
         UnsendableRequest: It isn't made of tokens (RFC 9110 §5.6.2), slashes, colons, and at signs. The specification
-            decodes only `Mcp-Name`, so a method can't be encoded.
+            doesn't decode `Mcp-Method`, so a method can't be encoded.
     """
     if _is_method(method) is None:
         raise UnsendableRequest(f"The method {method!r:.100} contains characters that aren't allowed in headers.")
