@@ -124,7 +124,7 @@ class WorkerTable(Struct, array_like=True):
     leases: dict[str, float] = {}
     """End of each worker's lease, by the store's clock."""
     dead: dict[str, float] = {}
-    """Time at which each worker's lease ended. Kept for a day, so every other worker can see it."""
+    """Time at which each worker's lease ended. Kept for a day, for the newest `_MAX_DEAD` workers."""
     unswept: list[str] = []
     """Dead workers that may still hold members."""
     last_renewal: float = 0.0

@@ -1,10 +1,11 @@
-"""Structured logs, printed lines as log records, and tracebacks with only the frames of user code.
+"""Structured logs, printed lines as log records, and tracebacks that are shortened to user code.
 
 `configure` installs one handler on the root logger, so the program's own loggers and uvicorn's have the same format:
-JSON lines for machines, short lines for a terminal. Values that a peer can influence are never trusted: secrets are
-replaced by ``***``, recognized by field name and by their form in text, control characters are escaped so no value can
-forge a line, and long values are cut. Logs are always on standard error. Standard output is rejected, because it
-carries the protocol on stdio. Nothing waits for a reader of the log: see `TextOutlet`.
+JSON lines for machines, short lines for a terminal. In these formats, values that a peer can influence aren't trusted:
+secrets are replaced by ``***``, recognized by field name and by their form in text, control characters are escaped so
+no value can forge a line, and long values are cut. A program that logs to the console keeps its own format. Our handler
+writes to standard error, and rejects standard output, because it carries the protocol on stdio. It doesn't wait for a
+reader of the log: see `TextOutlet`.
 """
 
 import inspect
@@ -134,7 +135,7 @@ def configure(
 
 def _writes_to_console(handler: logging.Handler) -> bool:
     """Return whether a handler writes to standard output or standard error. Rich's doesn't count, because the official
-    SDK installs it in every program, and it wraps lines.
+    SDK's `FastMCP` installs it, and it wraps lines.
     """
     stream: object = getattr(handler, "stream", None)
     return stream is not None and stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
@@ -291,10 +292,10 @@ class _OurHandler(logging.StreamHandler[TextOutlet]):
 
 
 def capture_logs(listener: logging.Handler) -> Callable[[], None]:
-    """Pass every record to a handler, in addition to the handlers that show them. Return a function that stops it.
+    """Pass records that reach the root logger to a handler, too. Return a function that stops it.
 
-    If a program hasn't configured logging, Python shows warnings and errors on standard error, but only while no logger
-    has a handler. A capturing handler must not suppress that.
+    If a program hasn't configured logging, Python shows warnings and errors on standard error, but only those that
+    reach no handler. A capturing handler must not suppress that.
     """
     handler = _CaptureHandler(listener)
     root = logging.getLogger()

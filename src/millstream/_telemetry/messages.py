@@ -2,11 +2,12 @@
 
 Access log lines are written in batches, after `FLUSH_SECONDS` or when `MAX_PENDING` lines wait, whichever is first. A
 crash loses at most one batch. Text from peers is redacted and escaped as in `logs`. Lines that differ only in time,
-duration, and size share a `Frame`, which is encoded once.
+duration, and size share a cached `Frame`, except with traces.
 
 The audit log records callers, calls, and outcomes in an append-only file. Every line contains the hash of the previous
-line, so changing, removing, or inserting a line invalidates all lines after it. Truncation is detected only by
-comparison with a hash recorded elsewhere. Each process writes its own file. Arguments and results aren't logged.
+line, so changing, removing, or inserting a line invalidates all lines after it. If the end was cut off, or replaced
+with new hashes, only comparison with a hash recorded elsewhere detects it. Each process writes its own file. Arguments
+and results aren't logged.
 """
 
 import asyncio
@@ -449,7 +450,7 @@ def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 10
 
     Args:
         path: The file configured for the server.
-        words: Return only lines that contain all of these words, ignoring case.
+        words: Return only lines whose `_FIELDS` contain all of these words, ignoring case.
         failed: Return only failed calls.
         limit: Maximum number of lines, up to `MAX_LINES`.
     """

@@ -138,7 +138,7 @@ class HttpSse:
         return _ACCEPTED if there else _UNKNOWN
 
     async def _check_own_name(self) -> None:
-        """End every stream whose session id contains a former name of this worker."""
+        """End all streams after this worker got a new name, because their session ids contain a former one."""
         if self._services.peers.is_me(self._name):
             return
         self._name = self._services.store.workers.me

@@ -110,7 +110,7 @@ def _encoder(gzip: bool, full: bool, envelope: bool) -> Encode:
 
 
 _gzip = lru_cache(maxsize=64)(deflate)
-"""Compresses comments and retry times, cached because every stream gets them."""
+"""Compresses comments, which are cached because all streams get the same ones, and retry times."""
 
 
 class HubRoutes(Struct, frozen=True):

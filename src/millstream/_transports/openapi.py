@@ -43,7 +43,7 @@ HARD = ("$ref", "allOf", "contains", "dependentSchemas", "else", "if", "minPrope
 
 
 def example_of(schema: Schema) -> Any:
-    """Return a valid value for a JSON Schema, or `UNSET`. Objects have only their required members.
+    """Return a valid value for a JSON Schema, or `UNSET`. Generated objects have only their required members.
 
     It supports the schemas of function signatures. If validity can't be guaranteed, such as for a pattern, an unknown
     format or keyword, or a recursive type, the result is `UNSET`.

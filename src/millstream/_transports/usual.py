@@ -1,7 +1,7 @@
-"""The usual way to read a message, for every transport and both eras: one strict decoder, and a tool's own one.
+"""The usual way to read an MCP message, for its transports and both eras: one strict decoder, and a tool's own one.
 
-Anything unusual, and every error, is left to the transport's exact path, which begins again with the message's bytes. A
-message that this module accepts has the same effect there.
+Anything unusual, and anything invalid, is left to the transport's exact path, which begins again with the message's
+bytes. A message that this module accepts has the same effect there.
 """
 
 from collections.abc import Callable

@@ -314,11 +314,11 @@ class AddServerRequest(Struct):
 class Inspector:
     """The servers that the inspector can reach, by number, and a proxy for each.
 
-    A page can't call a server of another origin without CORS, but this program can. It forwards Streamable HTTP
-    requests unchanged, only to URLs given at start-up (`Settings.inspect_urls`) or, in development, entered in the page
-    (`add`), and doesn't follow redirects. It doesn't forward headers that browsers send automatically, such as cookies
-    and `Authorization`. Credentials for the other server arrive as `Mcp-Inspect-Authorization`, or come from `SignIns`
-    if the operator has signed in there.
+    A page can't call a server of another origin without CORS, but this program can. It forwards the bodies and MCP
+    headers of Streamable HTTP requests, only to URLs given at start-up (`Settings.inspect_urls`) or, in development,
+    entered in the page (`add`), and doesn't follow redirects. It doesn't forward headers that browsers send
+    automatically, such as cookies and `Authorization`. Credentials for the other server arrive as
+    `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
     """
 
     def __init__(self, host: PartHost) -> None:

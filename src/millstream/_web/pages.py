@@ -222,7 +222,7 @@ def _files() -> dict[str, bytes]:
 
 @cache
 def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
-    """Return every page and file by its path."""
+    """Return the shown pages and all files by path."""
     files = _files()
     loaded: dict[str, Asset] = {}
     for name, body in files.items():

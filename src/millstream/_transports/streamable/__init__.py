@@ -563,7 +563,7 @@ class StreamableExchange(Struct, eq=False):
             raise ProtocolError(INVALID_REQUEST, _JSON_ONLY, status=406)
 
     def reply(self, body: bytes, status: int = 200, head: bytes = b"") -> Response:
-        """Return a single message, as an event if the client reads only streams."""
+        """Return a single message, as an event if the status is 200 and the client reads only streams."""
         if status == 200 and not self.accepts.json:
             return Response(sse.encode_message(body), status, STREAM_HEAD + head)
         return Response(body, status, JSON_HEAD + head if head else JSON_HEAD)

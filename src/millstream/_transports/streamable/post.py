@@ -1,6 +1,6 @@
 """POST requests of Streamable HTTP. A usual message of either era is decoded once, strictly, by `Streamable`.
 
-Anything unusual, and every error, is left to `serve_exactly`, which begins again with the request's bytes.
+Anything unusual, and anything invalid, is left to `serve_exactly`, which begins again with the request's bytes.
 """
 
 from collections.abc import Mapping
