@@ -277,8 +277,8 @@ class Host(Struct, NotCopyable, eq=False):
             handler: A function that takes the parameters, a `Context`, both, or neither.
             revisions: Dates of the revisions with the method, by default those of the extension.
             header: Member of the parameters that HTTP clients repeat in the header `Mcp-Name`.
-            header_required: Whether to reject HTTP requests without that header. A header that differs from the
-                parameters is always rejected.
+            header_required: Whether to reject HTTP requests of the per-request era without that header. In that era, a
+                header that differs from the parameters is always rejected.
             declared: Whether only clients that declare the extension can call it.
 
         Raises:

@@ -50,7 +50,7 @@ Token = str | Callable[[], str | Awaitable[str]]
 logger = logging.getLogger("millstream.hub")
 
 _SILENCE_TIMEOUT = 45.0
-"""Seconds after which a stream without any bytes is dead. The server sends something every 15 seconds at most."""
+"""Seconds after which a stream without any bytes is dead. By default, servers send something every 15 seconds."""
 _RESPONSE_TIMEOUT = 15.0
 _STABLE_SECONDS = 2.0
 """A stream that ends earlier counts as a failure."""

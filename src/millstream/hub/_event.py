@@ -50,7 +50,7 @@ class EventHeader(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """An event. An encoder converts it to bytes only once for all subscribers with the same transport.
+    """An event. A new one is encoded once for all subscribers with the same encoder.
 
     Example:
         ``def encode(event: Event) -> bytes: return event.data or b""``

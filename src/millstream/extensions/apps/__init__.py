@@ -151,7 +151,8 @@ class Apps(Extension):
 
         Args:
             uri: The URI of the view.
-            visibility: Who can call the tool: ``["app"]`` for the view only. By default, the model and the view can.
+            visibility: Who may call the tool, for clients to enforce: ``["app"]`` for the view only. By default, the
+                model and the view may.
             options: Options of ``@mcp.tool``.
 
         Raises:

@@ -1,7 +1,7 @@
 """Webhook deliveries. One worker at a time delivers a type's events.
 
-The worker with the lease follows the hub channel. The store keeps the position up to which delivery of every event was
-attempted, and the events with a failed first attempt. The next worker continues from there. After a crash, it may
+The worker with the lease follows the hub channel. The store keeps the position up to which every event was accepted,
+dropped, or saved as pending, and the pending events. The next worker continues from there. After a crash, it may
 repeat the deliveries of the last second, with the same ``webhook-id``.
 """
 

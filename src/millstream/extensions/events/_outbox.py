@@ -22,8 +22,8 @@ from millstream.hub import Event, Hub
 from millstream.protocol import Json, encode
 
 MAX_QUEUED = 256 * 1024 * 1024
-"""Maximum bytes of one worker's pending deliveries, half of it per principal. Only a principal that exceeds it loses
-events.
+"""Maximum bytes of one worker's pending deliveries, half of it per principal. One principal alone can't make others
+lose events.
 """
 _DELIVERY_BYTES = 1024
 """Approximate size of a pending delivery without the event's data, in bytes."""
