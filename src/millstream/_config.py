@@ -246,7 +246,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     coerce_arguments: Switch = False
     """Coerce the arguments of all tools, as ``@mcp.tool(coerce=True)`` does: ``"3"`` to 3, and JSON text to a list."""
     tool_search: Switch = False
-    """List only search_tools and call_tool, which models use to find and call the other tools."""
+    """List search_tools, call_tool, and tools with the tag ``listed``. Models find the others with the first two."""
     resource_tools: Automatic = "off"
     """Add the tools list_resources, read_resource, list_prompts, and get_prompt, for clients that only know tools. With
     auto, clients that declare capabilities don't list them.

@@ -232,5 +232,6 @@ def test_suggested_command_calls_a_visible_tool() -> None:
     server = Server("shop")
     server.tool(name="hidden", visible=lambda _: False)(lambda: "h")
     server.tool(name="off", enabled=False)(lambda: "o")
+    server.tool(name="scoped", scopes={"books:write"})(lambda: "w")
     server.tool(name="seen")(lambda: "s")
     assert '"name":"seen"' in startup_message.facts(server.definition, host="127.0.0.1", port=8000).curl

@@ -130,7 +130,7 @@ async def dialect(app: Any, message: str, peer: tuple[str, int] = OUTSIDE, *fiel
 async def test_proxy_that_hides_its_clients_is_rejected_and_logged_once(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """nginx with only a `proxy_pass` sends HTTP/1.0, a loopback Host, and no header about its client."""
+    """Before 1.29.7, nginx with only a `proxy_pass` sends HTTP/1.0, a loopback Host, and no header about its client."""
 
     class OldClient(httpx2.ASGITransport):
         async def handle_async_request(self, request: Any) -> Any:

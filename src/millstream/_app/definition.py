@@ -300,7 +300,7 @@ class Definition:
 
         Raises:
             ValueError: The name is taken in one of these places. In that case, it's registered in none.
-            LocalError: The server runs in several workers, and only this one would have the item.
+            LocalError: The running server shares its store with other workers, and only this one would have the item.
         """
         self._check_everywhere(key)
         self._check_free(kind, key)
@@ -466,7 +466,7 @@ class Definition:
             TypeError: An option is unknown or invalid.
             ValueError: A server can't contain itself, a name is taken, or the other server has a lifespan while this
                 one is already running.
-            LocalError: The server runs in several workers, and only this one would have the items.
+            LocalError: The running server shares its store with other workers, and only this one would have the items.
         """
         check_options("mount", options, MountOptions)
         self._check_mounted(other)

@@ -108,8 +108,8 @@ def server_of_file(path: Path, only: str = "", version: ConfigVersion | None = N
 def server_of(value: Any) -> Server:
     """Return a server that offers the items of another library's server object, under the same names and paths.
 
-    The program's token check protects all paths but the program's own, which stay public. Pages may read responses
-    only from origins that the program allows with CORS.
+    The program's token check protects all paths but the program's own, which stay public. Pages of other origins can
+    read responses if the program allows CORS.
 
     Args:
         value: Server object. See `millstream._gateway.programs.libraries.library_of`.

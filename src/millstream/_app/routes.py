@@ -53,8 +53,8 @@ class LocalOnly(msgspec.Struct, frozen=True):
     A loopback address isn't sufficient, because a proxy on the same machine also has one, and its clients can be
     anywhere. A request is treated as local only if the server is bound to a loopback address (or its address is
     unknown), the peer has one, no header says that the request was forwarded, and its Host is a loopback name. A
-    request through nginx with only a `proxy_pass` meets all of these conditions, but uses HTTP/1.0, unlike browsers,
-    curl, and Prometheus.
+    request through nginx with only a `proxy_pass` meets all of these conditions. Before nginx 1.29.7, it uses HTTP/1.0,
+    unlike browsers, curl, and Prometheus.
     """
 
     loopback: bool | None
@@ -351,7 +351,7 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
 def _allow(allowed: str, refusal: Handler) -> Handler:
     """Return the OPTIONS handler, which lists a path's methods (RFC 9110 §9.3.7).
 
-    Only a preflight from a disallowed Origin gets here, so it's rejected.
+    A preflight that gets here isn't allowed, so it's rejected.
     """
 
     async def answer(request: HttpRequest) -> Response | Sink | None:

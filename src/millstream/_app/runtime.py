@@ -370,7 +370,7 @@ class Runtime:
 
     @property
     def guard(self) -> "AuthGuard | None":
-        """The guard in front of every path, if callers have to sign in."""
+        """The guard in front of paths that aren't public, if callers have to sign in."""
         return self.host.guard
 
     @property

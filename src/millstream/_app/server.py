@@ -722,7 +722,7 @@ class Server(NotCopyable):
 
         Args:
             path: Path of Streamable HTTP.
-            transport: Ignored, because all HTTP transports are always served.
+            transport: Ignored, because Streamable HTTP and HTTP+SSE are both served.
             options: Not supported. Use the settings of the server.
 
         Raises:

@@ -175,7 +175,7 @@ class Throttle(RequestLimits):
         return paces
 
     def _more(self, tool: Tool | None, owner: str) -> list[tuple[str, Charge]]:
-        """Return the names and charges of a tool call's limits that only the store tracks."""
+        """Return the names and charges of a tool call's limits that the store tracks."""
         charges: list[tuple[str, Charge]] = []
         if self._quota is not None and owner:
             cost = 1.0 if tool is None else tool.cost

@@ -1,7 +1,7 @@
 """Paths of the program: pages and webhooks (``@mcp.route``), and folders of files (``mcp.static``).
 
 They use Starlette's requests, responses, and files, behind our checks of Host and Origin, our limits, and the guard if
-callers have to sign in. This module loads Starlette, so it's imported only when a path is added.
+callers have to sign in. This module loads Starlette, so `Server` imports it only when a path is added.
 """
 
 import asyncio

@@ -269,7 +269,7 @@ async def read(
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
-    """Print a resource, or save it to a file. Binary content is only printed to a pipe.
+    """Print a resource, or save it to a file. Binary content isn't printed to a terminal.
 
     **Examples**
 

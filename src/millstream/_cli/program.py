@@ -41,7 +41,7 @@ MODULES = {
 
 
 def program(only: str = "") -> App:
-    """Return the program. If `only` is set, it contains and imports only that command."""
+    """Return the program. If `only` is a command other than `completion`, it imports only that one."""
     app = App(
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",

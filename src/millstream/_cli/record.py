@@ -49,7 +49,7 @@ from millstream.client._transports.stdio import Command
 async def record(file: Path, /, *server: str, header: Header = (), login: bool = False) -> int:
     """Record the messages between a client and a server.
 
-    The recorder is a server on standard input and output that forwards every message to the real one. Put it before
+    The recorder is a server on standard input and output that forwards messages to the real one. Put it before
     the server's command in a client's configuration, or use it with a URL. Only you can read the file, because
     messages may contain secrets.
 
@@ -296,7 +296,7 @@ class Bridge:
 
 
 async def tap(command: Command, writer: Writer) -> int:
-    """Forward between the client and a server process, recording every line. Return the server's exit status.
+    """Forward between the client and a server process, recording lines. Return the server's exit status.
 
     It runs until either side ends.
 

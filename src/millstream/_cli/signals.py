@@ -161,7 +161,7 @@ def _repeat_signals() -> Generator[None]:
 
 @contextmanager
 def interrupt_reads() -> Generator[None]:
-    """Let every signal end a read from the terminal inside the block.
+    """Let SIGINT, SIGTERM, and SIGHUP end a read from the terminal inside the block.
 
     Raises:
         KeyboardInterrupt: A signal ended the read.

@@ -16,7 +16,7 @@ from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
 PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
-"""Prefixes that work with every client."""
+"""Allowed prefixes."""
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
 _SEPARATOR = "://"
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")

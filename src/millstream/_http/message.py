@@ -565,7 +565,7 @@ class ProblemKind(Struct, frozen=True):
 
     Each kind has one status and one title. Its `type` is a URL in the server's own `/docs` page that explains it. 422
     is for arguments that don't match the schema, and 409 for a call with valid arguments that can't be done in the
-    current state. A caller that generates its arguments from the schema never gets a 422.
+    current state.
     """
 
     slug: str

@@ -1,4 +1,4 @@
-"""Authentication: the guard in front of every path, and the paths for signing in."""
+"""Authentication: the guard in front of paths that aren't public, and the paths for signing in."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -186,7 +186,7 @@ class MachineMetrics(Struct, eq=False):
     """The metrics of this worker, combined with the metrics of the other workers on this machine.
 
     Each worker stores its figures with the parent process every second if they changed, and before rendering. When a
-    worker exits, its figures are added to a common record, so counters never decrease.
+    worker exits, its figures are added to a common record, so the sums keep them.
     """
 
     metrics: Metrics

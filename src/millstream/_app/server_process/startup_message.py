@@ -157,7 +157,7 @@ def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "", l
     """
     message: Json = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     words = [f"{_command()} list", url]
-    visible = (each for each in tools.values() if each.enabled and each.visible is None)
+    visible = (each for each in tools.values() if each.enabled and each.visible is None and not each.scopes)
     examples = ((each.name, example_of(each.describe()["inputSchema"])) for each in visible)
     name, arguments = next((each for each in examples if each[1] is not UNSET), ("", Json()))
     if name:

@@ -1,7 +1,8 @@
 """Accounts that users connect to an upstream: their own tokens from its authorization server (OAuth 2.1 with PKCE).
 
-A connection belongs to a principal, an upstream, and the upstream's URL. It's created and removed only on the
-connections page. A call without a connection asks the user to open the page. Everything stored is sealed.
+A connection belongs to a principal, an upstream, and the upstream's URL. It's created on the connections page,
+and removed there, or once its grant has ended. A call without a connection asks the user to open the page. Everything
+stored is sealed.
 """
 
 import asyncio

@@ -77,7 +77,7 @@ class LiveConfig:
 
         Args:
             path: Path of the file.
-            only: Name of the one upstream to offer, under its own names. By default, all of them.
+            only: Name of the one upstream to offer, under its own names, or of the only set. By default, all of them.
             version: The version in force, from the process that watches the file. By default, this one watches it.
 
         Raises:

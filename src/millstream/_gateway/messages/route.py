@@ -76,7 +76,7 @@ class CallRoute(Struct, frozen=True):
     """The connection for the calls of some clients."""
 
     own: bool = False
-    """Whether it's a connection that serves only one client session, with its revision and name."""
+    """Whether it's a connection that serves only one client session, with its revision."""
     once: bool = False
     """Whether it's an upstream session that serves only one call, because the caller is unknown. A client that can have
     a session here, too, should.

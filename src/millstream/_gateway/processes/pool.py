@@ -1,4 +1,4 @@
-"""Process pools for stdio upstreams: bounded, restarted with backoff, and always cleaned up.
+"""Process pools for stdio upstreams: bounded, restarted with backoff, and cleaned up.
 
 A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` provide client targets, one per key: one process for all
 callers, one per principal, or one per session. Each connection to a target is one process. If the process dies, the

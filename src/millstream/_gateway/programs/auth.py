@@ -1,4 +1,4 @@
-"""Authentication by a program's own token check, for every path of the server that runs it."""
+"""Authentication by a program's own token check, for the server that runs it."""
 
 import asyncio
 import json

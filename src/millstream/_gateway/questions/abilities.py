@@ -16,7 +16,7 @@ from millstream.protocol import (
 )
 
 UI = "io.modelcontextprotocol/ui"
-"""The only extension that passes a gateway unchanged: it only adds members to results and resources."""
+"""An extension without methods, which gateways pass on: it adds members to results and resources."""
 
 
 _UI: Json = {"mimeTypes": ["text/html;profile=mcp-app"]}

@@ -88,7 +88,7 @@ class Breaker:
 
     Failures count against the caller and tool: after `FAILURES` failures, its calls to the tool are rejected for a
     while, which doubles each time. Several callers may be one person, so their timeouts never block a tool for others.
-    Only failures of the gateway's own requests open the breaker for all callers.
+    Refused connections, and failures of the gateway's own requests, open the breaker for all callers.
     """
 
     is_open: bool = False
