@@ -437,6 +437,34 @@ def test_doctor_detects_a_proxy_that_buffers_event_streams(server: SharedServer,
     assert not found["ok"]
 
 
+HIDING = """
+server {{
+    listen 80;
+    location / {{
+        proxy_pass http://127.0.0.1:{};
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        {}
+    }}
+}}
+"""
+"""nginx from 1.29.7 on does this with only a `proxy_pass`."""
+
+
+@NEEDS_NGINX
+@pytest.mark.server
+@pytest.mark.parametrize(("line", "ok"), [("", False), ("proxy_set_header X-Forwarded-For $remote_addr;", True)])
+def test_doctor_reports_pages_that_a_proxy_opens_to_everybody(
+    server: SharedServer, tmp_path: Path, line: str, ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nginx_site(tmp_path / "nginx", HIDING.format(server.port(), line)) as port:
+        monkeypatch.setitem(OWN, "HTTP_PROXY", f"http://127.0.0.1:{port}")
+        found = json.loads(run("doctor", "http://mcp.example.com/mcp", "--json").stdout)
+    assert found["ok"] == ok, found
+    said = {step["name"]: step["found"] for step in found["steps"]}
+    assert ("open to everybody" in said.get("private pages", "")) == (not ok), said
+
+
 @pytest.mark.server
 def test_doctor_reports_each_step(server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}"

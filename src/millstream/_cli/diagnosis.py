@@ -39,6 +39,7 @@ from millstream._cli.tables import brief, one_line, print_json, print_rows, prin
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
 from millstream._http.client.url import Url, proxy_for
+from millstream._http.hosts import is_loopback
 from millstream._modules import split_target
 from millstream._protocol.errors import fit, pluralize
 from millstream._protocol.notifications import ToolDescription
@@ -284,7 +285,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}
         health = await read_health(place.url, headers, options.timeout)
-        for step in health_steps(health):
+        for step in (*health_steps(health), *await check_private_pages(place.url, options.timeout)):
             yield step
         async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
@@ -554,6 +555,20 @@ async def read_health(url: Url, headers: Mapping[str, str], seconds: float) -> _
             if reply.status != 404:
                 return msgspec.json.decode(reply.body, type=_Health)
     return _Health()
+
+
+async def check_private_pages(url: Url, seconds: float) -> list[DiagnosticStep]:
+    """Check that a server at a public name doesn't mistake callers for programs on its own machine.
+
+    It names its store only to these, and to callers who sign in.
+    """
+    if is_loopback(url.host) or not (await read_health(url, {}, seconds)).store.kind:
+        return []
+    found = (
+        "the dashboard, /publish, and /metrics are open to everybody, because a proxy hides where requests come from"
+    )
+    remedy = "Turn on sign-in, or let the proxy block these pages, or send X-Forwarded-For."
+    return [DiagnosticStep("private pages", found, ok=False, remedy=remedy)]
 
 
 async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float) -> AsyncIterator[DiagnosticStep]:
