@@ -1,17 +1,22 @@
 """Programs of other libraries look the same alone and behind `millstream run`, to a client of the official SDK."""
 
+import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from websockets.asyncio.client import connect
 
 from gateway.observed import Observer
+from patience import WAIT
 from processes import ROOT, SharedServer, share_server
 
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")]
@@ -71,6 +76,29 @@ async def test_program_looks_the_same_over_http(
     with share_server(command, tmp_path) as relayed:
         for era in eras(library):
             await check_looks_the_same(era, lambda: over_http(alone), lambda: over_http(relayed))
+
+
+@pytest.mark.parametrize("at", ["command", "url"])
+async def test_callers_without_mcp_reach_a_relayed_program(
+    library: str, alone: SharedServer, tmp_path: Path, at: str
+) -> None:
+    """REST sends no `_meta`, which newer servers require."""
+    upstream = shlex.join([PYTHONS[library], FILE]) if at == "command" else f"http://127.0.0.1:{alone.port()}/mcp"
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, *RUN, upstream, "--serve", "all", "--port", str(port)]
+
+    with share_server(command, tmp_path) as relayed:
+        url = f"http://127.0.0.1:{relayed.port()}"
+        async with httpx2.AsyncClient(base_url=url, timeout=WAIT) as http:
+            for _ in range(2):
+                assert (await http.post("/tools/find", json={"title": "Emma"})).json() == {"title": "Emma", "pages": 1}
+                reply = await http.post("/mcp/tools/call", json={"name": "find", "arguments": {"title": "Emma"}})
+                assert reply.json()["result"]["structuredContent"] == {"title": "Emma", "pages": 1}
+        async with connect(f"ws://127.0.0.1:{relayed.port()}/ws") as socket:
+            await socket.send('{"type": "mcp_call", "tool": "find", "arguments": {"title": "Emma"}}')
+            replies = [json.loads(await socket.recv()) for _ in range(2)]
+        assert replies[-1]["result"]["structuredContent"] == {"title": "Emma", "pages": 1}
 
 
 @pytest.mark.nightly

@@ -231,6 +231,7 @@ def _meta(
         found = decode_members(call.raw_meta() or b"{}")
     except MALFORMED:
         found = {}
+    own = source.handshake or (verbatim and VERSION_KEY in found)  # a REST call has no envelope
     hidden = ("progressToken",) if verbatim else _CONNECTION_META
     members = {key: value for key, value in found.items() if key not in hidden}
     try:
@@ -241,7 +242,7 @@ def _meta(
         raise call_error(
             call, f"The call runs in a loop: the server {upstream.name!r} leads back to this gateway."
         ) from None
-    if source.handshake or verbatim:
+    if own:
         if CLIENT_KEY in members and not upstream.config.forward_client:
             members[CLIENT_KEY] = Raw(_GATEWAY)
         return encode(members)[1:-1]
