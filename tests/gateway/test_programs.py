@@ -259,7 +259,7 @@ async def test_documented_program_runs_alone_and_as_upstream(tmp_path: Path) -> 
     (tmp_path / "tools.py").write_text(next(each for each in blocks if "mcp.upstream" in each))
     for file, tool in (("other_library.py", "price"), ("tools.py", "books_price")):
         command = [sys.executable, "-m", "millstream", "run", str(tmp_path / file), "--transport", "stdio"]
-        async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+        async with asyncio.timeout(WAIT), Client(command, timeout=WAIT, options=Options(probe_timeout=WAIT)) as client:
             assert (await client.call(tool, isbn="978-0141439587")).text == "9.99"
 
 
@@ -368,7 +368,7 @@ async def test_programs_run_next_to_another_sdk_version(tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("from mcp.server.fastmcp import Context\n")
     for start in ([sys.executable, "-m", "millstream"], without_application(PYTHONS["sdk_one"])):
         command = [*start, "run", str(file), "--transport", "stdio"]
-        async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+        async with asyncio.timeout(WAIT), Client(command, timeout=WAIT, options=Options(probe_timeout=WAIT)) as client:
             assert (client.revision, (await client.call("add", a=2, b=3)).text) == ("2026-07-28", "5")
             said = str(getattr(client.conversation.transport, "last_stderr", ""))
         assert said.count("can't run this program, so it runs on Millstream's compatibility layer") == 1
@@ -391,7 +391,7 @@ async def test_importing_a_missing_sdk_uses_our_compatibility_layer(tmp_path: Pa
         "from millstream._cli import main; main()"
     )
     command = [sys.executable, "-c", start, "run", str(file), "--transport", "stdio"]
-    async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+    async with asyncio.timeout(WAIT), Client(command, timeout=WAIT, options=Options(probe_timeout=WAIT)) as client:
         assert (client.revision, (await client.call("add", a=2, b=3)).text) == ("2026-07-28", "5")
         said = str(getattr(client.conversation.transport, "last_stderr", ""))
     assert said.count("isn't installed, so the program runs on Millstream's compatibility layer") == 1
