@@ -11,7 +11,7 @@ from client import shop
 from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import NO_TRUST, serve
-from millstream import Client, Server
+from millstream import Client, Server, auth
 from millstream._app.definition import Bind
 from millstream._app.server_process import CommandError
 from millstream._cli.serve import check_inspected, configure
@@ -260,3 +260,18 @@ async def test_number_of_added_servers_is_limited() -> None:
             for number in range(102)
         ]
         assert (statuses.count(200), statuses.count(503)) == (100, 2)
+
+
+async def test_inspector_groups_only_tools_that_the_caller_sees() -> None:
+    keys = {each: f"{each}-key-for-the-inspector-0123" for each in ("ada", "ben")}
+    scopes = {"ada": "books:write", "ben": "books:read"}
+    named = {each: (key, [scopes[each]]) for each, key in keys.items()}
+    mcp = Server("ours", serve="web", auth=auth.keys(named_keys=named))
+    mcp.tool(name="look", tags={"shelf"})(lambda: "l")
+    mcp.tool(name="burn", tags={"shelf"}, scopes={"books:write"})(lambda: "b")
+    mcp.tool(name="ask", tags={"desk"}, visible=lambda who: who is not None and who.subject == "ben")(lambda: "a")
+    async with serve(mcp, lane=True) as running, httpx2.AsyncClient(timeout=WAIT) as http:
+        for who, expected in (("ada", {"look", "burn"}), ("ben", {"look", "ask"})):
+            headers = {"authorization": f"Bearer {keys[who]}"}
+            found = await http.get(f"http://127.0.0.1:{running.port}/inspect/servers", headers=headers)
+            assert found.json()["tags"].keys() == expected

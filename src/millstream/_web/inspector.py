@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import time
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from hashlib import sha256
 
 import msgspec
@@ -17,6 +18,7 @@ from millstream._http.client.url import Url
 from millstream._http.message import HttpRequest, Response, Sink, header_lines, plain_problem, refusal
 from millstream._parts import PartHost
 from millstream._protocol.errors import Confidential
+from millstream._server.calls.call import scopes_of
 from millstream._server.calls.services import Services, principal_id
 from millstream._server.calls.vault import Vault, new_state
 from millstream._web.live import reply
@@ -342,8 +344,9 @@ class Inspector:
             for name, url in self._urls.items()
         ]
         # Tags aren't part of the protocol's tool list.
-        tools = self._host.registry.tools.items()
-        tags = {name: sorted(tool.tags) for name, tool in tools if tool.tags and tool.visible is None}
+        registry, who = self._host.registry, request.principal
+        tools = registry.visible("tools", registry.audience("tools", who, partial(scopes_of, who)))
+        tags = {name: sorted(tool.tags) for name, tool in tools.items() if tool.tags}
         return reply({"servers": known, "development": self._host.settings.show_errors, "tags": tags})
 
     async def add(self, request: HttpRequest) -> Response:
