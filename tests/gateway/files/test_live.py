@@ -208,11 +208,12 @@ async def test_other_rules_keep_sessions(tmp_path: Path) -> None:
 
 
 async def test_timeouts_intervals_and_bounds_change_in_place(tmp_path: Path) -> None:
-    others = "refresh_seconds = 9\nmax_processes = 9\nspare_processes = 1\nmax_catalog_bytes = 99999"
+    others = "refresh_seconds = 9\nmax_processes = 9\nspare_processes = 1"
+    bounds = "memory_limit = 99999999\nmax_catalog_bytes = 99999"
     async with run_two_shops(tmp_path, REVISIONS[1]) as (gateway, client, a, b):
         await gateway.change(a("timeout = 1000"), b())
         assert (await client.call("a_visit")).text == "a 1"
-        await gateway.change(a("timeout = 0.1", "idle_seconds = 7", others), b())
+        await gateway.change(a("timeout = 0.1", "idle_seconds = 7", others, bounds), b())
         assert gateway.state == (3, "")
         assert "didn't respond in time" in (await client.call("a_wait", raise_on_error=False)).text
         assert (await client.call("a_visit")).text == "a 2"

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from fleet import until
 from millstream import Client
@@ -356,6 +357,8 @@ async def test_process_memory_is_limited() -> None:
         upstream = add(pool, "greedy", command, memory_limit=256 * 2**20)
         with pytest.raises(ConnectionLost, match="MemoryError"):
             await call(upstream)
+        upstream.become(replace(upstream.config, memory_limit=2**33))  # for the next process
+        assert await call(upstream) == 10**9
 
 
 def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
