@@ -437,6 +437,17 @@ def test_doctor_detects_a_proxy_that_buffers_event_streams(server: SharedServer,
     assert not found["ok"]
 
 
+@pytest.mark.server
+def test_doctor_names_a_store_that_a_file_cannot_reach(tmp_path: Path) -> None:
+    gateway, port = tmp_path / "gateway.toml", free_port()
+    gateway.write_text(f'store = "redis://127.0.0.1:{port}/0"\n[upstreams.shop]\ncommand = ["none"]\n', "utf-8")
+    done = run("doctor", str(gateway), "--json")
+    found = {step["name"]: step for step in json.loads(done.stdout)["steps"]}
+    assert f"The store at 127.0.0.1:{port} can't be reached" in found["trouble"]["found"]
+    assert not found["offers"]["remedy"], "its only upstream fails, which another step says"
+    assert done.exit_code != 0
+
+
 HIDING = """
 server {{
     listen 80;

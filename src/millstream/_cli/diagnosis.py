@@ -41,7 +41,7 @@ from millstream._http.client.pool import ConnectionPool, connect_error, os_error
 from millstream._http.client.url import Url, proxy_for
 from millstream._http.hosts import is_loopback
 from millstream._modules import split_target
-from millstream._protocol.errors import fit, pluralize
+from millstream._protocol.errors import LocalError, fit, pluralize
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
 from millstream._troubles import Trouble, local_time
@@ -266,7 +266,9 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         )
         await wait_for_upstreams(client, options.timeout)
         tools = await list_items(client.tools)
-        yield await count_items(client, len(tools), is_gateway=bool(describe().upstream_states))
+        states = describe().upstream_states
+        fails = any(not upstream_step(each).ok for each in states)
+        yield await count_items(client, len(tools), is_gateway=bool(states), fails=fails)
         if names := [tool.name for tool in tools if tool.input_schema.keys() & {"anyOf", "oneOf", "allOf"}]:
             yield DiagnosticStep(
                 "schemas",
@@ -406,8 +408,15 @@ def set_step(found: _Set) -> DiagnosticStep:
 _NOTHING = "Register a tool, resource, or prompt, check the patterns of a gateway's policies, or sign in."
 
 
-async def count_items(client: Client, tools: int, *, is_gateway: bool) -> DiagnosticStep:
-    """Count what a server offers this caller. A gateway may have nothing for a caller without sign-in."""
+async def count_items(client: Client, tools: int, *, is_gateway: bool, fails: bool) -> DiagnosticStep:
+    """Count what a server offers this caller. A gateway may have nothing for a caller without sign-in.
+
+    Args:
+        client: The client.
+        tools: Number of tools.
+        is_gateway: Whether it's a gateway from a file.
+        fails: Whether the gateway lacks an upstream, which another step explains.
+    """
     counts = {
         "tool": tools,
         "resource": len(await list_items(client.resources)),
@@ -416,8 +425,7 @@ async def count_items(client: Client, tools: int, *, is_gateway: bool) -> Diagno
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     well = any(counts.values())
-    remedy = "" if well else _NOTHING
-    return DiagnosticStep("offers", text, ok=well or is_gateway, remedy=remedy)
+    return DiagnosticStep("offers", text, ok=well or is_gateway, remedy="" if well or fails else _NOTHING)
 
 
 async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
@@ -476,7 +484,8 @@ def gateway_file(target: str) -> Path | None:
 async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tuple[Client, Callable[[], _Health]]]:
     """Connect to a server. Yields a client, and a function that returns the states of a file's upstreams and its sets.
 
-    The gateway of a file runs in this process without its store, which a running gateway may use.
+    The gateway of a file runs in this process without its store, which a running gateway may use. A store on the
+    network is only connected to.
 
     Raises:
         ClientError: The file can't be used.
@@ -492,6 +501,7 @@ async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tu
     async with AsyncExitStack() as stack:
         try:
             server = server_of_file(path, split_target(target)[1])
+            troubles = await find_store_trouble(server.definition.store)
             server.definition.store = "memory://"
             runtime = await stack.enter_async_context(server.running())
         except OWN_ERRORS as exc:
@@ -503,9 +513,26 @@ async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tu
 
         def describe() -> _Health:
             states = [] if reports is None else reports.describe_states()
-            return _Health(sets=msgspec.convert(sets(), list[_Set]), upstream_states=read_states(states))
+            listed = msgspec.convert(sets(), list[_Set])
+            return _Health(troubles=troubles, sets=listed, upstream_states=read_states(states))
 
         yield client, describe
+
+
+async def find_store_trouble(url: str) -> list[Trouble]:
+    """Return why a store on the network can't be used. A file of SQLite has one owner, so it isn't opened."""
+    from millstream._stores import backend_for  # noqa: PLC0415  as above
+
+    if url.startswith(("memory:", "sqlite:")):
+        return []
+    backend = backend_for(url)
+    try:
+        await backend.open()
+    except LocalError as exc:
+        return [Trouble("the store can't be used", 0, 0, str(exc), "")]
+    finally:
+        await backend.close()
+    return []
 
 
 def read_states(found: list[dict[str, Any]]) -> list[_UpstreamState]:

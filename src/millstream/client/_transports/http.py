@@ -306,14 +306,13 @@ class StreamableTransport(Confidential, Struct, eq=False):
             return status_error(reply, url.origin)
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         words = "" if reply.media_type == "text/html" else problem_detail(reply)
-        if reply.status in (404, 405):
-            what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{words or f' and {kind}'}."
+        words = words or ("" if kind == "application/json" else f" and {kind}, not JSON")
+        what, advice = f"{url} isn't an MCP endpoint: it responded with {reply.status}{words}.", ""
+        if reply.status in (404, 405) or kind == "a web page":
             usual = f"Most servers use /mcp: try {url.origin}/mcp"
             advice = usual if url.target in ("", "/") else "Check the path: most servers use /mcp."
-            return with_reply(NotMcp(what, remedy=advice), reply)
-        words = words or ("" if kind == "application/json" else f" and {kind}, not JSON")
-        what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{words}."
-        return with_reply(NotMcp(what), reply) if reply.status >= 400 else NotMcp(what)
+        error = NotMcp(what, remedy=advice)
+        return with_reply(error, reply) if reply.status >= 400 else error
 
     # Streams
 

@@ -367,7 +367,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         code = self.process.get_returncode() if self.process is not None else None
         ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
         last = _last_sentence(self.last_stderr)
-        text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_SHOWN]}" if last else f"{ended}."
+        text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_SHOWN].rstrip('.')}." if last else f"{ended}."
         fault = ConnectionLost(text, remedy="" if self.has_served else self._hint(code, last))
         self.end(fault)
         self.writable.set()
