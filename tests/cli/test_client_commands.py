@@ -101,7 +101,9 @@ def test_every_command_has_json_output_and_an_example() -> None:
         assert all(each.parameter.help for each in parameters(command)), name
 
 
-@for_each("name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens"])
+@for_each(
+    "name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens", "lock", "check"]
+)
 def test_server_commands_share_connection_options(name: str) -> None:
     shared = ["--header", "--auth", "--login", "--env", "--revision", "--timeout", "--json"]
     assert options(dict(commands())[name])[-len(shared) :] == shared

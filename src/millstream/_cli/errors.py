@@ -49,7 +49,6 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
 _OTHER_NAMES = {
     "add": "install",
     "ask": "chat",
-    "check": "doctor",
     "create": "init",
     "debug": "dev",
     "get": "read",
@@ -124,6 +123,7 @@ _WORDS = (
     (re.compile(r'Command ".*" parameter (\S+) requires an argument\.'), r"\1 needs a value."),
 )
 """Messages of the command-line library, with ours."""
+_SHOWN = ("list", "info", "ping", "doctor", "tokens", "watch", "tasks", "lock", "check")
 _EXAMPLES = {
     "run": "millstream run shop.py",
     "dev": "millstream dev shop.py",
@@ -133,7 +133,7 @@ _EXAMPLES = {
     "prompt": "millstream prompt shop.py pitch title=Emma",
     "keys add": "millstream keys add alice",
     "users add": "millstream users add alice",
-    **{name: f"millstream {name} shop.py" for name in ("list", "info", "ping", "doctor", "tokens", "watch", "tasks")},
+    **{name: f"millstream {name} shop.py" for name in _SHOWN},
 }
 """Complete example for each command that needs arguments."""
 _RED_ERROR = "\x1b[1;31mError:\x1b[0m"

@@ -20,7 +20,7 @@ from millstream._cli.install import read, replace
 from millstream._cli.program import Json, Yes
 from millstream._cli.run import DEFAULTS, ServeOptions
 from millstream._cli.tables import confirm, print_json, print_text, report
-from millstream._gateway.catalog.catalog import AcceptedFile, Catalog, Description, digest_of, fetch, pinned_items
+from millstream._gateway.catalog.catalog import AcceptedFile, Catalog, Description, digest_of, fetch
 from millstream._gateway.files.read import contains, load_file, parse, toml_statements
 from millstream._gateway.files.values import ConfigError, GatewayConfig
 from millstream._gateway.options.upstream import UpstreamConfig
@@ -228,7 +228,7 @@ def accept(file: File, upstream: str, tool: str = "", /, *, yes: Yes = False, js
     try:
         config, kept = _find_pinned(load_file(file), upstream, file)
         found = asyncio.run(_lists(config))
-        items = list(pinned_items(found))
+        items = list(found.pinned())
         names = tuple(name for _, name, _ in items)
         if tool and tool not in names:
             raise CommandError(f"{upstream} has no {tool}; {suggest(tool, names)}")

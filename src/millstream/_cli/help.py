@@ -36,6 +36,8 @@ COMMANDS = {
         "ping": "Check whether it responds, and how fast.",
         "doctor": "Diagnose why a connection fails.",
         "tokens": "Show the cost of its tools in tokens.",
+        "lock": "Save the definitions that clients see.",
+        "check": "Show which changes to its definitions break clients.",
         "record": "Record the messages between a client and a server.",
     },
     "Millstream": {

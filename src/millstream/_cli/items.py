@@ -92,8 +92,8 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
 
 async def wait_for_upstreams(
     client: Client, seconds: float, items: Callable[[], Awaitable[list[Any]]] | None = None, name: str = ""
-) -> None:
-    """Wait a limited time for the upstreams of a gateway that are still starting.
+) -> bool:
+    """Wait a limited time for the upstreams of a gateway that are still starting. Return whether they've started.
 
     Args:
         client: The client of the gateway.
@@ -105,15 +105,16 @@ async def wait_for_upstreams(
     capabilities: Mapping[str, Any] = connection.capabilities
     while members(members(capabilities.get("experimental")).get("millstream.gateway")).get("starting"):
         if items is not None and name in {getattr(each, "uri", each.name) for each in await list_items(items)}:
-            return
+            return True
         if connection.revision.handshake or time.monotonic() > end:  # a handshake isn't repeated
             print_text("Warning: items are missing, because servers behind this gateway are starting.", sys.stderr)
-            return
+            return False
         if not waits:
             waits = True
             print_text("Waiting for servers that are starting behind this gateway. Press Ctrl-C to stop.", sys.stderr)
         await asyncio.sleep(_POLL_SECONDS)
         capabilities = members((await client.request("server/discover")).get("capabilities"))
+    return True
 
 
 _SIGNATURE = re.compile(r"^(\w+ +)(?:([^\s(]+)|$)|(: \w+)(?=[=,?)])")

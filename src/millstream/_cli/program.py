@@ -29,6 +29,7 @@ MODULES = {
         "gateway": "gateway",
         "install": "install",
         "items": "call list prompt read tasks",
+        "lock": "check lock",
         "completion": "completion",
         "program": "version",
         "project": "init",

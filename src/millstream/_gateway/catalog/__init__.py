@@ -2,9 +2,9 @@
 
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
-- `catalog`: AcceptedFile, Catalog, Description, MAX_ITEM_BYTES, METHODS, Pins, QuarantinedItem, StoredCatalog,
-  digest_of, fetch, pinned_items, read_page
-- `changes`: ChangeLog
+- `catalog`: AcceptedFile, Catalog, Description, MAX_ITEM_BYTES, METHODS, Pins,
+  QuarantinedItem, StoredCatalog, digest_of, fetch, read_page
+- `changes`: ChangeLog, describe_changes
 - `offer`: Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
 - `resource_tools`: ResourceToolsPart, make_companion
 - `search`: CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION, SearchPart

@@ -159,6 +159,12 @@ class Catalog(Struct, kw_only=True):
             for name, description in getattr(self, kind).items():
                 yield kind, name, description
 
+    def pinned(self) -> Iterator[tuple[str, str, Description]]:
+        """Yield kind, upstream's name, and definition of everything that can be pinned."""
+        if self.instructions:
+            yield *INSTRUCTIONS, {"instructions": self.instructions}
+        yield from self.items()
+
 
 _decode_discover = foreign_decoder(DiscoverResult)
 _decode_catalog = decoder(Catalog)
@@ -452,13 +458,6 @@ class QuarantinedItem(Struct, frozen=True):
     """Accepted definition, or None if there's none, or only its digest is known."""
 
 
-def pinned_items(catalog: Catalog) -> Iterator[tuple[str, str, Description]]:
-    """Yield kind, upstream's name, and definition of everything that can be pinned."""
-    if catalog.instructions:
-        yield *INSTRUCTIONS, {"instructions": catalog.instructions}
-    yield from catalog.items()
-
-
 class AcceptedFile:
     """The file of accepted definitions: upstream -> kind -> name -> definition."""
 
@@ -490,10 +489,18 @@ class AcceptedFile:
         Raises:
             LocalError, OSError: The file can't be read or written.
         """
+        changed = {**self.of(upstream).get(kind, {}), **definitions}
+        kept = {name: each for name, each in changed.items() if each is not None}
+        self.replace(upstream, {**self.of(upstream), kind: kept})
+
+    def replace(self, upstream: str, definitions: AcceptedDefinitions) -> None:
+        """Write all definitions of an upstream.
+
+        Raises:
+            LocalError, OSError: The file can't be read or written.
+        """
         self.of(upstream)
-        accepted = self._definitions.setdefault(upstream, {})
-        changed = {**accepted.get(kind, {}), **definitions}
-        accepted[kind] = {name: each for name, each in changed.items() if each is not None}
+        self._definitions[upstream] = definitions
         text = msgspec.json.format(msgspec.json.encode(self._definitions, order="sorted"), indent=2) + b"\n"
         write_private(self.path, text)
         self._stamp = stamp_of(self.path)
@@ -526,7 +533,7 @@ class Pins:
         Raises:
             ClientError: The store or the file can't be read at the moment.
         """
-        items, found = list(pinned_items(catalog)), list[QuarantinedItem]()
+        items, found = list(catalog.pinned()), list[QuarantinedItem]()
         kept: dict[str, dict[str, Description]] = {kind: {} for kind in (*METHODS, INSTRUCTIONS[0])}
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}

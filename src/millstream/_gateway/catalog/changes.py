@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from millstream._gateway.catalog.catalog import INSTRUCTIONS, Catalog, Description, StoredCatalog, pinned_items
+from millstream._gateway.catalog.catalog import INSTRUCTIONS, Catalog, Description, StoredCatalog
 from millstream._gateway.log import logger
 from millstream._protocol.compose import escape_unseen
 from millstream._protocol.errors import shorten
@@ -28,6 +28,7 @@ _COMPARED = (
     "inputSchema",
     "outputSchema",
     "annotations",
+    "execution",
     "arguments",
     "mimeType",
 )
@@ -82,14 +83,14 @@ class ChangeLog:
 
     def _describe(self, key: Key, old: Description | None, new: Description) -> str:
         if self._in_a_row.get(key, 0) == _RESTLESS:
-            return f"{_name(*key)} changes with every list, so its changes aren't logged any more"
+            return f"{describe_changes(*key, {}, {})[0]} changes with every list, so its changes aren't logged any more"
         return _describe(*key, old, new)
 
     def _compare(self, before: Catalog, found: Catalog) -> dict[Key, tuple[Description | None, Description]]:
         """Return the items that callers can use and that are new or have changed, with the old and new definition."""
-        known: Mapping[Key, Description] = {(kind, name): each for kind, name, each in pinned_items(before)}
+        known: Mapping[Key, Description] = {(kind, name): each for kind, name, each in before.pinned()}
         changed: dict[Key, tuple[Description | None, Description]] = {}
-        for kind, name, new in pinned_items(found):
+        for kind, name, new in found.pinned():
             old = known.get((kind, name))
             is_changed = old is None or (old != new and _select_compared(old) != _select_compared(new))
             if is_changed and (kind == INSTRUCTIONS[0] or self._is_used(kind, name, new)):
@@ -107,20 +108,23 @@ def _select_compared(definition: Description) -> Description:
 
 
 def _describe(kind: str, name: str, old: Description | None, new: Description) -> str:
+    item, changes = describe_changes(kind, name, old, new)
+    text = ", ".join(changes.values())
+    return f"{item}: {text}" if old is not None else f"new {item}{text.removeprefix('new')}"
+
+
+def describe_changes(kind: str, name: str, old: Description | None, new: Description) -> tuple[str, dict[str, str]]:
+    """Return an item's kind and name, and its changed members with what they are now. A new item has one, `new`."""
+    item = name if kind == INSTRUCTIONS[0] else f"{kind[:-1]} {_quote(name)}"
     if old is None:
         text = new.get("description") or new.get("instructions") or new.get("title")
-        return f"new {_name(kind, name)}" + (f": {_quote(text)}" if text else "")
+        return item, {"new": f"new: {_quote(text)}" if text else "new"}
     before, after = _select_compared(old), _select_compared(new)
-    parts = [
-        f"{each} is now {_quote(after.get(each), before.get(each))}"
+    return item, {
+        each: f"{each} is now {_quote(after.get(each), before.get(each))}"
         for each in _COMPARED
         if before.get(each) != after.get(each)
-    ]
-    return f"{_name(kind, name)}: {', '.join(parts)}"
-
-
-def _name(kind: str, name: str) -> str:
-    return name if kind == INSTRUCTIONS[0] else f"{kind[:-1]} {_quote(name)}"
+    }
 
 
 def _quote(value: Any, before: Any = "") -> str:
