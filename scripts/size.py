@@ -111,7 +111,8 @@ ROWS = {
     "pages": "_app/parts/web.py _web/__init__.py _web/error_pages.py _web/inspector.py _web/pages.py",
     "command line": "__main__.py _cli",
     "compatibility with SDK 1.x": "compat",
-    "small modules": "_copies.py _lazy.py _modules.py _override.py _recent.py _tasks.py _version.py files.py",
+    "small modules": """_confidential.py _copies.py _lazy.py _modules.py _override.py _recent.py _suggestions.py
+        _tasks.py _text.py _version.py files.py""",
     "JavaScript: inspector": "_web/assets/inspect",
     "JavaScript: chat and playground": "_web/assets/chat",
     "JavaScript: forms and schemas": "_web/assets/schema",

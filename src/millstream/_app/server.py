@@ -14,7 +14,6 @@ from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import no_attribute, suggest_keywords
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import (
@@ -28,6 +27,7 @@ from millstream._server.features.resources import (
 from millstream._server.features.sources import completer_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
 from millstream._server.functions.description import MountOptions, Names
+from millstream._suggestions import no_attribute, suggest_keywords
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -20,9 +20,10 @@ from millstream._cli.errors import finite
 from millstream._cli.program import Json
 from millstream._cli.tables import ask_password, print_json, print_rows, report
 from millstream._config import PREFIX
-from millstream._protocol.errors import LocalError, pluralize
+from millstream._protocol.errors import LocalError
 from millstream._telemetry.messages import BrokenAuditLog
 from millstream._telemetry.messages import verify as verify_file
+from millstream._text import pluralize
 from millstream.auth._key_file import KeyFile, StoredKey
 
 if TYPE_CHECKING:

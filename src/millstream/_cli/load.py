@@ -28,7 +28,8 @@ from millstream._config import ConfigVersion, VariableError
 from millstream._gateway.programs.libraries import ProgramError, UnsupportedVersion, library_of
 from millstream._modules import CONFIGURATIONS, SCRIPTS, find_import_folders, is_module, split_target
 from millstream._override import override
-from millstream._protocol.errors import LocalError, MissingExtra, closest_name
+from millstream._protocol.errors import LocalError, MissingExtra
+from millstream._suggestions import closest_name
 from millstream._telemetry.logs import is_foreign, user_frames
 
 if TYPE_CHECKING:

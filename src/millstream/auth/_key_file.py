@@ -18,10 +18,11 @@ import msgspec
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol.errors import LocalError, suggest_keywords
+from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.calls.vault import digest, new_secret
 from millstream._server.functions.description import Names
+from millstream._suggestions import suggest_keywords
 from millstream.auth._method import AuthMethod, Clock, Identity, Rejection, Rights
 from millstream.files import Stamp, open_lock, stamp_of, write_private
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Self, TypeVar, Unpack
 
 from millstream._copies import NotCopyable
-from millstream._protocol.errors import no_attribute
+from millstream._suggestions import no_attribute
 from millstream._tasks import LoopThread, make_blocking
 from millstream.client._client import ELSEWHERE, Client, ClientArguments
 from millstream.client._errors import ClientError

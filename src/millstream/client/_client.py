@@ -10,14 +10,7 @@ import msgspec
 
 from millstream._copies import NotCopyable
 from millstream._protocol.content import ResourceContents
-from millstream._protocol.errors import (
-    INVALID_PARAMS,
-    METHOD_NOT_FOUND,
-    RESOURCE_NOT_FOUND,
-    no_attribute,
-    suggest,
-    suggest_keywords,
-)
+from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Json, decode_object, encode
@@ -40,6 +33,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._recent import RecentBytes
+from millstream._suggestions import no_attribute, suggest, suggest_keywords
 from millstream.client._conversation import Conversation, decode_tools, encode_call, logger
 from millstream.client._errors import ClientError, InvalidResponse, ServerError
 from millstream.client._questions import Elicit, Questions, Roots, Sample

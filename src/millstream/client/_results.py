@@ -13,11 +13,11 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._override import override
 from millstream._protocol.content import Text
-from millstream._protocol.errors import add_article
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.notifications import CallToolResult
 from millstream._recent import RecentBytes
+from millstream._text import add_article
 from millstream.client._errors import InvalidResponse, ToolFailed, client_logger
 from millstream.client._server_messages import Change
 

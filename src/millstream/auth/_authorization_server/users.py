@@ -14,11 +14,12 @@ from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate
 from millstream._override import override
-from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._server.calls.vault import Vault
+from millstream._suggestions import suggest_keywords
 from millstream.auth._key_file import RecordFile, check_groups, check_scopes
 from millstream.auth._method import KeyedSemaphore, NotAdmitted, Unavailable
 from millstream.auth.providers import Passwords, SignInFailed, User
