@@ -400,14 +400,11 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             what = f"{source} imports the module {exc.name}, which the installed package {package} doesn't have."
             return CommandError(what, fix="Check its name, and the version of the package.", detail=detail)
         found = re.match(r"cannot import name '(\w+)'", str(exc))
-        known = "mcp" if spec else _DISTRIBUTIONS.get(package, "")
+        added = "mcp" if package == "mcp" else "PACKAGE"
         return CommandError(
             f"{source} needs {found[1] + ' from ' if found else ''}the module {exc.name}, which isn't installed.",
             why=f"Millstream's environment doesn't contain it: {sys.executable}",
-            fix=(
-                "Check its name, or add the SDK" if spec else f"Install its package{known and f', {known}'}, or add it"
-            )
-            + f" for one run: millstream run {source} --with {known or 'PACKAGE'}",
+            fix=f"Install its package, or add it for one run: millstream run {source} --with {added}",
             detail=detail,
         )
     if isinstance(exc, SystemExit):
@@ -428,15 +425,6 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     return CommandError(what, fix=fix, detail=detail)
 
 
-_DISTRIBUTIONS = {
-    "bs4": "beautifulsoup4", "cv2": "opencv-python", "dateutil": "python-dateutil", "dotenv": "python-dotenv",
-    "jwt": "PyJWT", "mcp": "mcp", "PIL": "pillow", "psycopg2": "psycopg2-binary", "serial": "pyserial",
-    "sklearn": "scikit-learn", "yaml": "PyYAML",
-    **{each: each for each in ("aiohttp", "anyio", "boto3", "fastapi", "fastmcp", "flask", "httpx", "jinja2",
-       "matplotlib", "numpy", "openai", "pandas", "polars", "psycopg", "pydantic", "redis", "requests", "scipy",
-       "sqlalchemy", "starlette")},
-}  # fmt: skip
-"""Module -> its package. Other packages aren't suggested: the one with a module's name may belong to a stranger."""
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = (
     "",
