@@ -32,8 +32,8 @@ ROWS = {
         _server/worker_queries.py items.py middleware.py""",
     "server: calls, context, sessions, and questions": "_server/calls",
     "server: application, routes, and runtime": """__init__.py _app/__init__.py _app/argument_checks.py
-        _app/arguments.py _app/definition.py _app/folder.py _app/parts/__init__.py _app/routes.py _app/runtime.py
-        _app/runtimes.py _app/server.py _app/user_routes.py _config.py _parts.py testing.py""",
+        _app/arguments.py _app/definition.py _app/folder.py _app/lifecycle.py _app/parts/__init__.py _app/routes.py
+        _app/runtime.py _app/runtimes.py _app/server.py _app/user_routes.py _config.py _parts.py testing.py""",
     "server: worker processes": "_app/server_process",
     "protocol: messages, revisions, and errors": """protocol.py _protocol/__init__.py _protocol/admission.py
         _protocol/compose.py _protocol/content.py _protocol/errors.py _protocol/handlers.py _protocol/jsonrpc.py

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, Typ
 
 from millstream._app.argument_checks import check_arguments, check_auth, check_completer, check_middleware
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
+from millstream._app.lifecycle import HubAccess, Runtimes, no_hub
 from millstream._app.other_libraries import OTHER_KEYWORDS, OTHER_NAMES, RUN_KEYWORDS
-from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._copies import NotCopyable
 from millstream._override import override

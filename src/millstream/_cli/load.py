@@ -30,7 +30,7 @@ from millstream._modules import CONFIGURATIONS, SCRIPTS, find_import_folders, is
 from millstream._override import override
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._suggestions import closest_name
-from millstream._telemetry.logs import is_foreign, user_frames
+from millstream._telemetry.logs import user_frames
 
 if TYPE_CHECKING:
     from millstream._gateway.files.live import LiveConfig
@@ -356,19 +356,6 @@ def _needs_low_level_sdk(exc: BaseException) -> bool:
     return isinstance(exc, AttributeError) and type(exc.obj).__module__.startswith("mcp.server.lowlevel")
 
 
-def _raising_package(exc: BaseException) -> str:
-    """Return the installed package that an error comes from, because its version may not fit the program, or ""."""
-    if not isinstance(exc, AttributeError | ImportError | TypeError):
-        return ""
-    name = path = ""
-    for frame, _ in walk_tb(exc.__traceback__):
-        name, path = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
-    if isinstance(exc, ImportError) and exc.path:  # raised where the import stands
-        name, path = exc.name or "", exc.path
-    package = name.partition(".")[0]
-    return package if package not in ("millstream", *sys.stdlib_module_names) and is_foreign(path) else ""
-
-
 def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, VariableError):
         return CommandError(
@@ -414,8 +401,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix='Move that below: if __name__ == "__main__":',
             detail=detail,
         )
-    package = _raising_package(exc)
-    fix = f"Correct {where}{package and f', or check the version of the installed package {package}'}."
+    fix = f"Correct {where}."
     if isinstance(exc, ImportError) and "'FastMCP' from 'mcp" in str(exc):
         fix = "Write: from mcp.server.fastmcp import FastMCP"
     if isinstance(exc, ImportError) and "no known parent package" in str(exc):
