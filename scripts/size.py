@@ -32,8 +32,8 @@ ROWS = {
         _server/worker_queries.py items.py middleware.py""",
     "server: calls, context, sessions, and questions": "_server/calls",
     "server: application, routes, and runtime": """__init__.py _app/__init__.py _app/argument_checks.py
-        _app/arguments.py _app/definition.py _app/folder.py _app/parts/__init__.py _app/routes.py _app/runtime.py
-        _app/runtimes.py _app/server.py _app/user_routes.py _config.py _parts.py testing.py""",
+        _app/arguments.py _app/definition.py _app/folder.py _app/lifecycle.py _app/parts/__init__.py _app/routes.py
+        _app/runtime.py _app/runtimes.py _app/server.py _app/user_routes.py _config.py _parts.py testing.py""",
     "server: worker processes": "_app/server_process",
     "protocol: messages, revisions, and errors": """protocol.py _protocol/__init__.py _protocol/admission.py
         _protocol/compose.py _protocol/content.py _protocol/errors.py _protocol/handlers.py _protocol/jsonrpc.py
@@ -111,7 +111,8 @@ ROWS = {
     "pages": "_app/parts/web.py _web/__init__.py _web/error_pages.py _web/inspector.py _web/pages.py",
     "command line": "__main__.py _cli",
     "compatibility with SDK 1.x": "compat",
-    "small modules": "_copies.py _lazy.py _modules.py _override.py _recent.py _tasks.py _version.py files.py",
+    "small modules": """_confidential.py _copies.py _lazy.py _modules.py _override.py _recent.py _suggestions.py
+        _tasks.py _text.py _version.py files.py""",
     "JavaScript: inspector": "_web/assets/inspect",
     "JavaScript: chat and playground": "_web/assets/chat",
     "JavaScript: forms and schemas": "_web/assets/schema",

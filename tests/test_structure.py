@@ -23,6 +23,9 @@ LAYERS = [
     "_version",
     "_override",
     "_copies",
+    "_confidential",
+    "_text",
+    "_suggestions",
     "_tasks",
     "_modules",
     "_recent",
@@ -471,7 +474,7 @@ def test_importing_the_server_loads_few_modules() -> None:
 
 
 def test_importing_the_client_loads_few_modules() -> None:
-    assert modules_after("from millstream import Client") <= 231
+    assert modules_after("from millstream import Client") <= 237
     loaded, _ = loaded_by("-c", "from millstream import Client")
     assert not loaded & {"cryptography", "h11", "rich", "starlette", "cyclopts", "uvicorn", "uvloop", "websockets"}
 

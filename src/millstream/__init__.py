@@ -138,7 +138,7 @@ __all__ = [
 def __getattr__(name: str) -> "Any":
     home = _HOMES.get(name)
     if home is None:
-        raise import_module("millstream._protocol.errors").missing_name(__name__, name, __all__, _ELSEWHERE)
+        raise import_module("millstream._suggestions").missing_name(__name__, name, __all__, _ELSEWHERE)
     try:
         value = getattr(import_module(f"millstream.{home}"), name)
     except (ImportError, AttributeError) as exc:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from millstream._protocol.errors import Confidential, SuggestionMeta, closest_names, unknown_name_message
+from millstream._confidential import Confidential
+from millstream._suggestions import SuggestionMeta, closest_names, unknown_name_message
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}

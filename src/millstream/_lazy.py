@@ -20,7 +20,7 @@ def import_name(module: str, homes: Mapping[str, str], name: str, elsewhere: Map
     """
     owner = sys.modules[module]
     if name not in homes:
-        raise import_module("millstream._protocol.errors").missing_name(module, name, owner.__all__, elsewhere)
+        raise import_module("millstream._suggestions").missing_name(module, name, owner.__all__, elsewhere)
     value = getattr(import_module(f".{homes[name]}", module), name)
     setattr(owner, name, value)
     return value

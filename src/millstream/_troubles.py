@@ -42,6 +42,32 @@ class Trouble(Struct, frozen=True):
     remedy: str
 
 
+class Failure(Struct):
+    """When something failed, and how."""
+
+    at: float
+    text: str
+
+
+class UpstreamState(Struct):
+    """The facts that explain the state of a gateway's upstream, in `/health` and `millstream doctor`."""
+
+    name: str
+    state: str
+    reason: str = ""
+    since: float = 0
+    failed_reads: int = 0
+    revision: str = ""
+    transport: str = ""
+    listed_at: float | None = None
+    accounts: bool = False
+    account: str = ""
+    needs_account: bool = False
+    last_error: Failure | None = None
+    quarantined: int | None = None
+    workers: dict[str, int] = {}
+
+
 _NO_TROUBLE = Trouble("", 0, 0, "", "")
 _CHECK_STORE = (
     "Check that the store runs, accepts the server's credentials, and has space. The server's log has other errors."

@@ -6,6 +6,7 @@ Example:
     >>> raise ProtocolError(INVALID_PARAMS, f"There is no book {shorten(params.isbn)!r}.")
 """
 
+from millstream._confidential import Confidential
 from millstream._copies import CopyableError, NotCopyable
 from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.content import image_type
@@ -16,11 +17,7 @@ from millstream._protocol.errors import (
     METHOD_NOT_FOUND,
     OVERLOADED,
     RATE_LIMITED,
-    Confidential,
-    SuggestionMeta,
     ToolUnavailable,
-    shorten,
-    suggest_keywords,
 )
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decode_object, decoder, encode, notification_message
@@ -54,6 +51,8 @@ from millstream._protocol.skills import (
     digest_of,
     name_problem,
 )
+from millstream._suggestions import SuggestionMeta, suggest_keywords
+from millstream._text import shorten
 
 __all__ = [
     "BY_DATE",

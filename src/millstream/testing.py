@@ -14,10 +14,10 @@ import msgspec
 from millstream._app.server import Server
 from millstream._override import override
 from millstream._protocol.content import Text
-from millstream._protocol.errors import suggest, suggest_keywords
 from millstream._protocol.notifications import CreateMessageRequestParams, InputRequest, SampleResult
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import BY_DATE, NEWEST
+from millstream._suggestions import suggest, suggest_keywords
 from millstream._tasks import Tasks
 from millstream._transports.connection import MemoryPipe
 from millstream.client._client import Client

@@ -59,7 +59,7 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     first, second = KeyFile(path), KeyFile(path)
     first.add("one", (), 0.0, None)
     second.add("two", (), 0.0, None)
-    first.revoke("one")
+    first.remove("one")
     first.load()
     assert [each.name for each in first.records] == ["two"]
 
@@ -131,7 +131,7 @@ async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: Ke
         assert guard.refresh()
         assert (await world.post(key, PING, mcp_session_id=session)).status == 403
         assert (await world.post(new, PING, mcp_session_id=session)).status == 200
-        kept.revoke("ci")
+        kept.remove("ci")
         assert guard.refresh()
         assert (await world.post(new, PING, mcp_session_id=session)).status == 403
 
@@ -180,7 +180,7 @@ async def test_revoking_a_key_ends_its_streams(kept: KeyFile, path: str) -> None
             assert (await peer.head())[0] == 200
             streams.append(peer)
         assert len(world.runtime.streams) == 2
-        kept.revoke("ci")
+        kept.remove("ci")
         while chunk := await streams[0].chunk():
             assert chunk
         assert len(world.runtime.streams) == 1
@@ -190,7 +190,7 @@ async def test_revoking_a_key_closes_its_websockets(kept: KeyFile) -> None:
     key = kept.add("ci", (), 0.0, None)
     async with run_guarded(make_server(auth.keys(file=kept.path))) as world, world.socket(key) as socket:
         await socket.recv()
-        kept.revoke("ci")
+        kept.remove("ci")
         await socket.wait_closed()
 
 
@@ -218,7 +218,7 @@ async def test_revocation_reaches_both_event_loops(kept: KeyFile) -> None:
     async with run_guarded(make_server(method)) as one, run_guarded(make_server(method)) as two:
         for world in (one, two):
             assert (await world.post(key, PING)).status == 200
-        kept.revoke("ci")
+        kept.remove("ci")
         for world in (one, two):
             assert world.runtime.guard is not None
             assert world.runtime.guard.refresh()

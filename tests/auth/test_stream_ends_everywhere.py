@@ -176,7 +176,7 @@ async def test_key_revocation_ends_its_streams_on_all_workers(world: World) -> N
         await opened.open(servers, world.key["short"])
         await opened.open_as_page(servers, await cookie(servers[0], world.key["short"]))
         assert len(opened.open_now()) == len(opened.ends)
-        world.keys.revoke("short")
+        world.keys.remove("short")
         assert await opened.left() == []
 
 

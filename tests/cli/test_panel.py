@@ -13,7 +13,7 @@ from rich.console import Console
 
 from millstream import Server, auth
 from millstream._app.server_process import startup_message
-from millstream._protocol.errors import fit, fit_command
+from millstream._text import fit, fit_command
 from millstream._transports.openapi import example_of
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound

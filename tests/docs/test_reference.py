@@ -24,7 +24,6 @@ from millstream._http.client import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
 from millstream._http.message import MAX_FRAMING, HttpLimits
 from millstream._http.server.connection import MAX_PIPELINE
-from millstream._protocol.errors import MAX_SHOWN
 from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBERS, MAX_MEMBERS, MAX_NESTING
 from millstream._protocol.metadata import MAX_CAPABILITIES, MAX_DISPLAYED
 from millstream._protocol.seal import MAX_TOKEN
@@ -40,6 +39,7 @@ from millstream._server.functions.engine import MAX_BACKTRACKS
 from millstream._server.handlers import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
 from millstream._telemetry.metrics import MAX_SERIES, Metrics, Reading, dump
+from millstream._text import MAX_SHOWN
 from millstream._transports.connection import MAX_ITEMS
 from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect

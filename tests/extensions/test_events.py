@@ -477,10 +477,6 @@ async def test_any_integer_is_accepted_as_an_age() -> None:
 
 
 async def test_mistakes_in_declarations_are_described() -> None:
-    with pytest.raises(ValueError, match="SEP-3415"):
-        Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    with pytest.warns(DeprecationWarning, match="no longer a draft"):
-        Events(draft="SEP-3415")
     events = Events()
     events.event("order.paid")(OrderPaid)
     with pytest.raises(Exception, match="has no server"):

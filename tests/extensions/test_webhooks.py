@@ -564,7 +564,7 @@ async def test_revoked_keys_end_their_webhooks(tmp_path: Path) -> None:
             ended = await world.client(stolen).subscribe(receiver.url("/stolen"), receiver.secret(), ttlMs=None)
             assert datetime.fromisoformat(ended["refreshBefore"]).timestamp() <= end
             await world.client(kept).subscribe(receiver.url("/kept"), receiver.secret())
-            file.revoke("stolen")
+            file.remove("stolen")
             (message,) = await receiver.wait_for_messages(1)
             assert (message.data["type"], message.headers["x-mcp-subscription-id"]) == ("terminated", ended["id"])
             await events_of(shop).publish(OrderPaid("1"))

@@ -12,7 +12,12 @@ from cases import for_each
 from millstream import Client, Server, Settings, ToolResult
 from millstream._protocol import revisions
 from millstream._protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Image, ResourceLink, Text
-from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
+from millstream._protocol.errors import (
+    INVALID_PARAMS,
+    MISSING_CLIENT_CAPABILITY,
+    RESOURCE_NOT_FOUND,
+    ProtocolError,
+)
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
 from millstream.compat import types

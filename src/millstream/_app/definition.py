@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from millstream._config import Settings
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
+from millstream._protocol.errors import LocalError, ToolError
 from millstream._server.address import Address
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks, hooks_of
@@ -24,6 +24,7 @@ from millstream._server.features.registry import Registry
 from millstream._server.features.sources import Completer
 from millstream._server.functions.description import MountOptions, check_options
 from millstream._server.peers import ItemRemoval, ItemSwitch
+from millstream._suggestions import SuggestionMeta, suggest
 
 if TYPE_CHECKING:
     from asyncio import Task

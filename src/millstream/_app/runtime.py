@@ -213,7 +213,7 @@ class Runtime:
     """One server, running in one event loop.
 
     It opens the store, the dispatcher, and the parts of a server, and owns all of their tasks. It can open, drain, and
-    close. `runtimes` decides when.
+    close. `lifecycle` decides when.
     """
 
     def __init__(self, definition: Definition, store: Store, *, bind: Bind) -> None:

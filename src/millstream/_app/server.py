@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, Self, Typ
 
 from millstream._app.argument_checks import check_arguments, check_auth, check_completer, check_middleware
 from millstream._app.definition import KINDS, Definition, Info, choose_parts
+from millstream._app.lifecycle import HubAccess, Runtimes, no_hub
 from millstream._app.other_libraries import OTHER_KEYWORDS, OTHER_NAMES, RUN_KEYWORDS
-from millstream._app.runtimes import HubAccess, Runtimes, no_hub
 from millstream._config import Settings
 from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import no_attribute, suggest_keywords
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import (
@@ -28,6 +27,7 @@ from millstream._server.features.resources import (
 from millstream._server.features.sources import completer_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
 from millstream._server.functions.description import MountOptions, Names
+from millstream._suggestions import no_attribute, suggest_keywords
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -26,13 +26,14 @@ from millstream._limits import (
 from millstream._override import override
 from millstream._parts import PartHost
 from millstream._protocol.admission import target_name
-from millstream._protocol.errors import RATE_LIMITED, ProtocolError, pluralize
+from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._protocol.principal import Principal, Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import RequestLimits
 from millstream._server.control import Gate
 from millstream._server.features.tools import Tool
 from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResult, ConcurrencySlot, RateCharge
+from millstream._text import pluralize
 
 _MAX_ASKING = 64
 """Maximum number of messages that wait for the store to charge them. Further ones aren't charged until it responds."""

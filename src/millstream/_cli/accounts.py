@@ -20,9 +20,10 @@ from millstream._cli.errors import finite
 from millstream._cli.program import Json
 from millstream._cli.tables import ask_password, print_json, print_rows, report
 from millstream._config import PREFIX
-from millstream._protocol.errors import LocalError, pluralize
+from millstream._protocol.errors import LocalError
 from millstream._telemetry.messages import BrokenAuditLog
 from millstream._telemetry.messages import verify as verify_file
+from millstream._text import pluralize
 from millstream.auth._key_file import KeyFile, StoredKey
 
 if TYPE_CHECKING:
@@ -128,9 +129,7 @@ def change_key(
         scope: Scope of the key; repeat it, or use '*' for all.
         group: Group for policies of a gateway; repeat it for several.
     """
-    with convert_errors():
-        _file(file).set_rights(name, scope, group)
-    _report_rights(name, scope, group, json=json)
+    _set_rights(_file(file), name, scope, group, json=json)
 
 
 @keys.command
@@ -141,9 +140,8 @@ def revoke(name: Owner, /, *, file: KeyFileOption = None, json: Json = False) ->
 
     - `millstream keys revoke ada`
     """
-    key_file = _file(file)
     with convert_errors():
-        key_file.revoke(name)
+        _file(file).remove(name)
     report(f"Revoked {name}.", {"revoked": name}, json=json)
 
 
@@ -178,7 +176,11 @@ def rotate(
     print(key)
 
 
-def _report_rights(name: str, scopes: tuple[str, ...], groups: tuple[str, ...], *, json: bool) -> None:
+def _set_rights(
+    file: "KeyFile | UserFile", name: str, scopes: tuple[str, ...], groups: tuple[str, ...], *, json: bool
+) -> None:
+    with convert_errors():
+        file.set_rights(name, scopes, groups)
     text = f"{name} now has {_write_list('scope', scopes)} and {_write_list('group', groups)}."
     report(text, {"changed": name, "scopes": scopes, "groups": groups}, json=json)
 
@@ -307,9 +309,7 @@ def change_user(
         scope: Scope that they can grant to clients; repeat it, or use '*' for all.
         group: Group for policies of a gateway; repeat it for several.
     """
-    with convert_errors():
-        _people(file).set_rights(name, scope, group)
-    _report_rights(name, scope, group, json=json)
+    _set_rights(_people(file), name, scope, group, json=json)
 
 
 @users.command

@@ -18,9 +18,10 @@ from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
 from millstream._modules import is_module, split_target
 from millstream._override import override
-from millstream._protocol.errors import METHOD_NOT_FOUND, MISSING_CLIENT_CAPABILITY, closest_name
+from millstream._protocol.errors import METHOD_NOT_FOUND, MISSING_CLIENT_CAPABILITY
 from millstream._protocol.json_schema import members
 from millstream._protocol.metadata import TASKS
+from millstream._suggestions import closest_name
 from millstream._tasks import run_in_thread
 from millstream.client import (
     AccessDenied,

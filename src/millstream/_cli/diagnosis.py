@@ -41,10 +41,11 @@ from millstream._http.client.pool import ConnectionPool, connect_error, os_error
 from millstream._http.client.url import Url, proxy_for
 from millstream._http.hosts import is_loopback
 from millstream._modules import split_target
-from millstream._protocol.errors import LocalError, fit, pluralize
+from millstream._protocol.errors import LocalError
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
-from millstream._troubles import Trouble, local_time
+from millstream._text import fit, pluralize
+from millstream._troubles import Trouble, UpstreamState, local_time
 from millstream.client import AccessDenied, Client, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._endpoint import Endpoint
 from millstream.client._server_messages import Notification
@@ -117,28 +118,6 @@ async def ping(
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
 
 
-class _Failure(Struct):
-    at: float
-    text: str
-
-
-class _UpstreamState(Struct):
-    name: str
-    state: str
-    reason: str = ""
-    since: float = 0
-    failed_reads: int = 0
-    revision: str = ""
-    transport: str = ""
-    listed_at: float | None = None
-    accounts: bool = False
-    account: str = ""
-    needs_account: bool = False
-    last_error: _Failure | None = None
-    quarantined: int | None = None
-    workers: dict[str, int] = {}
-
-
 class _Configuration(Struct):
     file: str
     version: int
@@ -170,7 +149,7 @@ class _Health(Struct):
     sets: list[_Set] = []
     sharing: list[str] = []
     asking_tools: list[str] = []
-    upstream_states: list[_UpstreamState] = []
+    upstream_states: list[UpstreamState] = []
 
 
 class DiagnosticStep(Struct, frozen=True):
@@ -535,12 +514,12 @@ async def find_store_trouble(url: str) -> list[Trouble]:
     return []
 
 
-def read_states(found: list[dict[str, Any]]) -> list[_UpstreamState]:
+def read_states(found: list[dict[str, Any]]) -> list[UpstreamState]:
     """Decode the states of a gateway's upstreams."""
-    return msgspec.convert(found, list[_UpstreamState])
+    return msgspec.convert(found, list[UpstreamState])
 
 
-def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
+def upstream_step(upstream: UpstreamState) -> DiagnosticStep:
     """Return the state of a gateway's upstream."""
     well = upstream.state == "ready" or (upstream.accounts and upstream.state == "connecting")
     facts = [upstream.state + (f" since {local_time(upstream.since)}" if upstream.since else "")]
@@ -564,7 +543,7 @@ def upstream_step(upstream: _UpstreamState) -> DiagnosticStep:
     return DiagnosticStep(f"upstream {upstream.name}", "; ".join(facts), ok=well)
 
 
-def _count_workers(upstream: _UpstreamState) -> Iterator[str]:
+def _count_workers(upstream: UpstreamState) -> Iterator[str]:
     """Yield how many workers see the state, and how many didn't respond."""
     count, same = sum(upstream.workers.values()), upstream.workers.get(upstream.state, 0)
     silent = upstream.workers.get("silent", 0)

@@ -31,8 +31,8 @@ def report_error(error: str, status: int, *, why: str = "", remedy: str = "", sh
     """
     if not wants_json():
         from millstream._config import as_typed  # noqa: PLC0415  only for errors
-        from millstream._protocol.errors import fit  # noqa: PLC0415
         from millstream._telemetry.logs import is_colored  # noqa: PLC0415
+        from millstream._text import fit  # noqa: PLC0415
 
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         colored = is_colored(sys.stderr)
@@ -321,7 +321,7 @@ def _fail(
     command = " ".join(names) or (arguments[0] if arguments[0] in _COMMANDS else "")
     remedy = remedy or (f"millstream {command} --help" if command else "millstream --help")
     if found := _UNKNOWN.match(text):
-        from millstream._protocol.errors import closest_name  # noqa: PLC0415  only for errors
+        from millstream._suggestions import closest_name  # noqa: PLC0415  only for errors
 
         options = [each[2:] for each in known if each.startswith("--")]
         settings = [each.replace("_", "-") for each in _settings()] if command in _SERVING else []

@@ -25,7 +25,9 @@ from millstream._gateway.files.read import contains, load_file, parse, toml_stat
 from millstream._gateway.files.values import ConfigError, GatewayConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.questions.abilities import ALL_ABILITIES
-from millstream._protocol.errors import LocalError, escape, suggest
+from millstream._protocol.errors import LocalError
+from millstream._suggestions import suggest
+from millstream._text import escape
 from millstream.client import Client, ClientError, Options, TargetError, parse_url
 from millstream.client._targets import VARIABLE, UnsetVariable
 from millstream.files import lock_folder

@@ -35,8 +35,8 @@ from millstream._cli.tables import confirm, print_json, print_text, safe, style
 from millstream._http.client.url import parse_url
 from millstream._jsonc import JsonSyntaxError
 from millstream._modules import SCRIPTS, is_module, python_path, split_target
-from millstream._protocol.errors import closest_name
 from millstream._protocol.json_schema import value_at
+from millstream._suggestions import closest_name
 from millstream.client._applications import APPLICATIONS, ConfigurableApp, Launch, System, hyphenate, merge_entries
 from millstream.client._errors import TargetError
 from millstream.client._targets import is_plain_program

@@ -28,8 +28,9 @@ from millstream._config import ConfigVersion, VariableError
 from millstream._gateway.programs.libraries import ProgramError, UnsupportedVersion, library_of
 from millstream._modules import CONFIGURATIONS, SCRIPTS, find_import_folders, is_module, split_target
 from millstream._override import override
-from millstream._protocol.errors import LocalError, MissingExtra, closest_name
-from millstream._telemetry.logs import is_foreign, user_frames
+from millstream._protocol.errors import LocalError, MissingExtra
+from millstream._suggestions import closest_name
+from millstream._telemetry.logs import user_frames
 
 if TYPE_CHECKING:
     from millstream._gateway.files.live import LiveConfig
@@ -355,19 +356,6 @@ def _needs_low_level_sdk(exc: BaseException) -> bool:
     return isinstance(exc, AttributeError) and type(exc.obj).__module__.startswith("mcp.server.lowlevel")
 
 
-def _raising_package(exc: BaseException) -> str:
-    """Return the installed package that an error comes from, because its version may not fit the program, or ""."""
-    if not isinstance(exc, AttributeError | ImportError | TypeError):
-        return ""
-    name = path = ""
-    for frame, _ in walk_tb(exc.__traceback__):
-        name, path = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
-    if isinstance(exc, ImportError) and exc.path:  # raised where the import stands
-        name, path = exc.name or "", exc.path
-    package = name.partition(".")[0]
-    return package if package not in ("millstream", *sys.stdlib_module_names) and is_foreign(path) else ""
-
-
 def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, VariableError):
         return CommandError(
@@ -399,14 +387,11 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             what = f"{source} imports the module {exc.name}, which the installed package {package} doesn't have."
             return CommandError(what, fix="Check its name, and the version of the package.", detail=detail)
         found = re.match(r"cannot import name '(\w+)'", str(exc))
-        known = "mcp" if spec else _DISTRIBUTIONS.get(package, "")
+        added = "mcp" if package == "mcp" else "PACKAGE"
         return CommandError(
             f"{source} needs {found[1] + ' from ' if found else ''}the module {exc.name}, which isn't installed.",
             why=f"Millstream's environment doesn't contain it: {sys.executable}",
-            fix=(
-                "Check its name, or add the SDK" if spec else f"Install its package{known and f', {known}'}, or add it"
-            )
-            + f" for one run: millstream run {source} --with {known or 'PACKAGE'}",
+            fix=f"Install its package, or add it for one run: millstream run {source} --with {added}",
             detail=detail,
         )
     if isinstance(exc, SystemExit):
@@ -416,8 +401,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix='Move that below: if __name__ == "__main__":',
             detail=detail,
         )
-    package = _raising_package(exc)
-    fix = f"Correct {where}{package and f', or check the version of the installed package {package}'}."
+    fix = f"Correct {where}."
     if isinstance(exc, ImportError) and "'FastMCP' from 'mcp" in str(exc):
         fix = "Write: from mcp.server.fastmcp import FastMCP"
     if isinstance(exc, ImportError) and "no known parent package" in str(exc):
@@ -427,15 +411,6 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     return CommandError(what, fix=fix, detail=detail)
 
 
-_DISTRIBUTIONS = {
-    "bs4": "beautifulsoup4", "cv2": "opencv-python", "dateutil": "python-dateutil", "dotenv": "python-dotenv",
-    "jwt": "PyJWT", "mcp": "mcp", "PIL": "pillow", "psycopg2": "psycopg2-binary", "serial": "pyserial",
-    "sklearn": "scikit-learn", "yaml": "PyYAML",
-    **{each: each for each in ("aiohttp", "anyio", "boto3", "fastapi", "fastmcp", "flask", "httpx", "jinja2",
-       "matplotlib", "numpy", "openai", "pandas", "polars", "psycopg", "pydantic", "redis", "requests", "scipy",
-       "sqlalchemy", "starlette")},
-}  # fmt: skip
-"""Module -> its package. Other packages aren't suggested: the one with a module's name may belong to a stranger."""
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = (
     "",

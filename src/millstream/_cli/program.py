@@ -17,7 +17,7 @@ from cyclopts import App, Parameter
 
 from millstream._cli.errors import join_command, usage_errors
 from millstream._cli.help import COMMANDS, print_version, show
-from millstream._protocol.errors import fit_command
+from millstream._text import fit_command
 
 MODULES = {
     name: module

@@ -1,17 +1,13 @@
 """Handling of Ctrl-C, SIGTERM, and a closed terminal in commands that use a server.
 
-They cancel the work, so that connections close and started servers exit. Work that blocks the event loop, usually on a
-full pipe, is interrupted instead. `run` and `dev` handle signals themselves, and let calls finish.
-
-Python runs handlers between steps of the main thread. A signal that arrives just before that thread blocks in a system
-call, or in another thread, doesn't interrupt the call. So a thread sends SIGALRM to the main thread after each signal.
+They cancel the work, so that connections close and started servers exit. The second signal interrupts work that blocks
+the event loop, usually on a full pipe. `run` and `dev` handle signals themselves, and let calls finish.
 """
 
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,10 +15,6 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
-_STUCK = 0.5
-"""Seconds after a signal until an unresponsive event loop is treated as blocked."""
-_AGAIN = 0.1
-"""Seconds between a signal and SIGALRM, and between repetitions of SIGALRM."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -37,10 +29,6 @@ class _Signals:
 
     _loop: Any = None
     _task: Any = None
-    _cancellation: Any = None
-    _handled = False
-    """Whether a handler has run since the last signal."""
-    _since = 0.0
     has_handlers = False
     """Whether the handlers are installed."""
     number = 0
@@ -50,43 +38,10 @@ class _Signals:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal that ends the command."""
-        self._handled = True
-        self.number = number
-        self._since = time.monotonic()
-        if self._task is None:
+        is_first, self.number = self.number == 0, number
+        if self._task is None or self.reading or not is_first:
             raise self.as_error()
-        self._cancellation = self._loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        self._cancellation = None
-        if self._task is not None:
-            self._task.cancel()
-
-    def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGALRM: interrupt a blocked event loop, or a read that swallowed a signal's exception."""
-        self._handled = True
-        if not self._has_pending() or time.monotonic() - self._since < _STUCK:
-            return
-        self.reading = False
-        if self._cancellation is not None:
-            self._cancellation.cancel()  # otherwise it would interrupt the closing of connections
-            self._cancellation = None
-        raise self.as_error()
-
-    def _has_pending(self) -> bool:
-        """Return whether the last signal has had no effect yet."""
-        return self._cancellation is not None or (self.reading and self.number != 0)
-
-    def repeat(self, pipe: int, main: int, over: threading.Event) -> None:
-        """Send SIGALRM to the main thread after each signal in the pipe until it's handled. Runs in a thread, until the
-        pipe closes.
-        """
-        while received := os.read(pipe, 4096):
-            if set(received) == {signal.SIGALRM}:
-                continue
-            self._handled = False
-            while not over.wait(_AGAIN) and (not self._handled or self._has_pending()):
-                signal.pthread_kill(main, signal.SIGALRM)
+        self._loop.call_soon_threadsafe(self._task.cancel)
 
     def as_error(self) -> KeyboardInterrupt:
         """Return the exception for the last signal."""
@@ -100,7 +55,7 @@ class _Signals:
         try:
             return await work
         finally:
-            self._task = self._cancellation = None
+            self._task = None
             if self.number:
                 from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  as above
 
@@ -114,49 +69,19 @@ _signals = _Signals()
 def ending_in_order() -> Generator[None]:
     """Exit gracefully on signals inside the block. Ignored signals (`nohup`) stay ignored."""
     ends = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    with _repeat_signals():
-        before = {
-            each: signal.signal(each, _signals.receive) for each in ends if signal.getsignal(each) != signal.SIG_IGN
-        }
-        _signals.has_handlers = True
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit, OSError) as exc:
-            gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # a closed terminal
-            if gone or isinstance(exc, KeyboardInterrupt) or getattr(exc, "code", 0) == INTERRUPTED:
-                _leave()
-            raise
-        finally:
-            _signals.has_handlers, _signals.number = False, 0
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
-
-
-@contextmanager
-def _repeat_signals() -> Generator[None]:
-    """Repeat signals inside the block until they're handled, on systems that can signal a thread."""
-    if not hasattr(signal, "pthread_kill"):
-        yield
-        return
-    over = threading.Event()
-    received, send = os.pipe()
-    os.set_blocking(send, False)
-    main = threading.get_ident()
-    thread = threading.Thread(
-        target=_signals.repeat, args=(received, main, over), name="millstream-signals", daemon=True
-    )
-    thread.start()
-    handler = signal.signal(signal.SIGALRM, _signals.interrupt)
-    before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    before = {each: signal.signal(each, _signals.receive) for each in ends if signal.getsignal(each) != signal.SIG_IGN}
+    _signals.has_handlers = True
     try:
         yield
+    except (KeyboardInterrupt, SystemExit, OSError) as exc:
+        gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # a closed terminal
+        if gone or isinstance(exc, KeyboardInterrupt) or getattr(exc, "code", 0) == INTERRUPTED:
+            _leave()
+        raise
     finally:
-        signal.set_wakeup_fd(before)
-        over.set()
-        os.close(send)
-        thread.join()
-        os.close(received)
-        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
+        _signals.has_handlers, _signals.number = False, 0
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager
@@ -166,16 +91,9 @@ def interrupt_reads() -> Generator[None]:
     Raises:
         KeyboardInterrupt: A signal ended the read.
     """
-    if _signals.number not in (0, signal.SIGINT):  # the exception was lost, for example in a GC callback
-        raise _signals.as_error()
-    _signals.number = 0
     _signals.reading = True
     try:
         yield
-    except SystemError:  # `input` ran a second handler with an exception set
-        if _signals.number:
-            raise _signals.as_error() from None
-        raise
     finally:
         _signals.reading = False
 

@@ -17,9 +17,9 @@ from typing import Any, TextIO
 import msgspec
 
 from millstream._cli.signals import interrupt_reads
-from millstream._protocol.errors import INVISIBLE, escape, fit
 from millstream._protocol.json_schema import is_array, members
 from millstream._telemetry.logs import is_colored
+from millstream._text import INVISIBLE, escape, fit
 from millstream.client._questions import ElicitAnswer, Question
 from millstream.client._results import describe_mismatch
 

@@ -45,7 +45,7 @@ from millstream._server.features.tools import Tool
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS
-from millstream._troubles import Trouble
+from millstream._troubles import Trouble, UpstreamState
 from millstream.files import stamp_of
 from millstream.protocol import Json, members
 from millstream.stores import StoreFull, StoreUnavailable
@@ -389,7 +389,7 @@ class GatewayPart:
 
     def describe_states(self) -> list[Json]:
         """See `UpstreamReports`."""
-        return [{name: report[name] for name in _STATE_FACTS} for report in self.describe_all()]
+        return [{name: report[name] for name in UpstreamState.__struct_fields__} for report in self.describe_all()]
 
     def items(self, name: str) -> Json | None:
         """Return the tools of an upstream, largest first, and its quarantined items, or None if it's unknown."""
@@ -809,10 +809,6 @@ def merge_reports(workers: Iterable[list[Json]], *, silent: int = 0) -> list[Jso
 
 _REPORTS = "upstreams"
 """Subject of the question for the reports of a worker."""
-_STATE_FACTS = (
-    "name", "state", "reason", "since", "failed_reads", "revision", "transport", "listed_at", "accounts", "account",
-    "needs_account", "last_error", "quarantined", "workers",
-)  # fmt: skip
 
 
 def _merge(one: Json, other: Json) -> Json:

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs
 
 from msgspec import Struct, convert
 
-from millstream._protocol.errors import Confidential
+from millstream._confidential import Confidential
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 

@@ -23,7 +23,6 @@ from millstream._protocol.errors import (
     UNSUPPORTED_VERSION,
     ProtocolError,
     ToolError,
-    shorten,
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, NO_MEMBERS, Envelope, Json, decode_members, decoder, encode
@@ -46,6 +45,7 @@ from millstream._protocol.revisions import (
     names_per_request_era,
     negotiate,
 )
+from millstream._text import shorten
 
 Headers = Mapping[bytes, bytes]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, 
 from msgspec import UNSET, Meta, Struct, StructMeta, UnsetType, field
 from msgspec.structs import force_setattr
 
-from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.uri import check_uri
+from millstream._suggestions import SuggestionMeta
 
 Role = Literal["user", "assistant"]
 

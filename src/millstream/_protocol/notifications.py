@@ -24,9 +24,10 @@ from millstream._protocol.content import (
     ToolAnnotations,
     Wire,
 )
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, Json, RequestId, decode_id, decoder
 from millstream._protocol.metadata import Implementation, ProgressToken, decode_loose_params
+from millstream._text import shorten
 
 _META: Any = field(default_factory=Json, name="_meta")
 

@@ -23,7 +23,6 @@ from millstream._protocol.errors import (
     RESOURCE_NOT_FOUND,
     ProtocolError,
     ToolError,
-    shorten,
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
@@ -71,6 +70,7 @@ from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import Item
 from millstream._server.features.tools import Tool, run_tool
 from millstream._server.functions.plan import ArgumentError
+from millstream._text import shorten
 
 S = TypeVar("S")
 

@@ -33,10 +33,10 @@ import msgspec
 
 from millstream._config import Settings
 from millstream._override import override
-from millstream._protocol.errors import escape as escape_invisible
-from millstream._protocol.errors import fit
 from millstream._protocol.redaction import HIDDEN, MAX_TEXT, is_secret, redact_foreign, redact_text
 from millstream._recent import Recent
+from millstream._text import escape as escape_invisible
+from millstream._text import fit
 
 MAX_DEPTH = 6
 MAX_ITEMS = 100

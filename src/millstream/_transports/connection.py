@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, field
 
+from millstream._confidential import Confidential
 from millstream._http.message import Callback, Headers, peer_network
 from millstream._override import override
 from millstream._protocol import revisions
@@ -23,7 +24,7 @@ from millstream._protocol.admission import (
     per_request_revision,
     read_initialize,
 )
-from millstream._protocol.errors import INVALID_REQUEST, Confidential, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.jsonrpc import (
     Envelope,
     check_text,

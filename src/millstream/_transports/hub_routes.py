@@ -33,11 +33,13 @@ from millstream._http.message import (
     query_values,
 )
 from millstream._protocol import sse
-from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
+from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import check_text, decoder, encode
 from millstream._protocol.principal import knows_identities, visible_part
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream._server.refusals import REFUSED, RETRY_SECONDS, find_refusal
+from millstream._suggestions import closest_name
+from millstream._text import shorten
 from millstream._transports.open_streams import OpenStreams, drop_head
 from millstream.hub import Encode, Event, Hub, InvalidName
 from millstream.hub._channels import DEFAULT, check_encoded_size, is_presence

@@ -37,11 +37,7 @@ from millstream._http.message import (
     respond_with_tag,
 )
 from millstream._protocol import revisions
-from millstream._protocol.errors import (
-    INVALID_REQUEST,
-    MISSING_CLIENT_CAPABILITY,
-    ProtocolError,
-)
+from millstream._protocol.errors import INVALID_REQUEST, MISSING_CLIENT_CAPABILITY, ProtocolError
 from millstream._protocol.jsonrpc import (
     MAX_ID,
     Json,

@@ -44,7 +44,7 @@ from millstream._http.websocket import (
     Socket,
 )
 from millstream._protocol import revisions
-from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
+from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import present
 from millstream._protocol.jsonrpc import check_text, decoder, encode, require_json
 from millstream._protocol.principal import Principal, knows_identities
@@ -52,6 +52,7 @@ from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher
 from millstream._server.refusals import REFUSED, RETRY_SECONDS, find_refusal
+from millstream._text import shorten
 from millstream._transports.connection import ClientConnection, is_batch
 from millstream._transports.hub_routes import PUBLICATION
 from millstream._transports.open_streams import OpenStreams, silent_call

@@ -11,13 +11,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from millstream._confidential import Confidential
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Url
 from millstream._http.message import HttpRequest, Response, Sink, header_lines, plain_problem, refusal
 from millstream._parts import PartHost
-from millstream._protocol.errors import Confidential
 from millstream._server.calls.call import scopes_of
 from millstream._server.calls.services import Services, principal_id
 from millstream._server.calls.vault import Vault, new_state

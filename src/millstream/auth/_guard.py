@@ -19,12 +19,13 @@ from millstream._http.hosts import parse_authority
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server import HeaderLineCache
 from millstream._limits import Limiter, Rate, StoreLimiter
-from millstream._protocol.errors import INSUFFICIENT_SCOPE, MAX_SHOWN, ProtocolError
+from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.redaction import redact_foreign
 from millstream._server.address import Address
 from millstream._server.calls.services import UNLIMITED, ObserveMessage, RequestLimits, ignore_message
+from millstream._text import MAX_SHOWN
 from millstream.auth._method import (
     AuthMethod,
     CachedRejection,

@@ -20,11 +20,11 @@ from msgspec import UNSET, Struct, field
 from msgspec.structs import replace
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
-from millstream._protocol.errors import pluralize
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
+from millstream._text import pluralize
 from millstream.auth._method import Clock, Identity, Rejection, Unavailable, quote
 
 Claims = Mapping[str, Any]

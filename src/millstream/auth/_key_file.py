@@ -12,20 +12,20 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from hmac import compare_digest
 from math import inf
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol.errors import LocalError, suggest_keywords
+from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.calls.vault import digest, new_secret
 from millstream._server.functions.description import Names
+from millstream._suggestions import suggest_keywords
 from millstream.auth._method import AuthMethod, Clock, Identity, Rejection, Rights
 from millstream.files import Stamp, open_lock, stamp_of, write_private
 
-R = TypeVar("R")
 PREFIX = "ms_"
 """Prefix that lets secret scanners recognize leaked keys."""
 SHORTEST_KEY = 16
@@ -37,10 +37,18 @@ SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 """Syntax of a scope: scope-token of RFC 6749 §3.3."""
 
 
-class StoredKey(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One key in the file."""
+class Record(Struct, frozen=True):
+    """A key or user in a file. It also has scopes and groups."""
 
     name: str
+
+
+R = TypeVar("R", bound=Record)
+
+
+class StoredKey(Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One key in the file."""
+
     hash: str
     """SHA-256 of the key, in hexadecimal."""
     created: float
@@ -232,6 +240,48 @@ class RecordFile(Generic[R]):
         finally:
             os.close(handle)
 
+    @staticmethod
+    def fold(name: str) -> str:
+        """Return the form of a name that identifies a record."""
+        return name
+
+    def set_rights(self, name: str, scopes: tuple[str, ...], groups: tuple[str, ...]) -> None:
+        """Replace the scopes and groups of a user, or of a key and the keys that it replaced.
+
+        Raises:
+            ValueError: The record doesn't exist, or a scope or group is invalid.
+            LocalError: The file can't be used.
+        """
+        self.replace(name, scopes=check_scopes(scopes), groups=check_groups(groups))
+
+    def replace(self, name: str, **fields: Any) -> None:
+        """Replace fields of the records with a name. Raises like `remove`."""
+        with self.change() as records:
+            old = self._find(records, name)
+            records[:] = [msgspec.structs.replace(each, **fields) if each in old else each for each in records]
+
+    def remove(self, name: str) -> None:
+        """Remove a user and revoke their grants, or revoke a key and the keys that it replaced.
+
+        Raises:
+            ValueError: The record doesn't exist.
+            LocalError: The file can't be used.
+        """
+        with self.change() as records:
+            self.take(records, name)
+
+    def take(self, records: list[R], name: str) -> R:
+        """Remove all records with a name from a list and return the newest one. Raises ValueError if there's none."""
+        old = self._find(records, name)
+        records[:] = [each for each in records if each not in old]
+        return old[-1]
+
+    def _find(self, records: list[R], name: str) -> list[R]:
+        found = [each for each in records if self.fold(each.name) == self.fold(name)]
+        if not found:
+            raise ValueError(f"There is no {self.kind} {name!r}. See: millstream {self.kind}s list")
+        return found
+
 
 class KeyFile(RecordFile[StoredKey]):
     """The key file."""
@@ -258,28 +308,6 @@ class KeyFile(RecordFile[StoredKey]):
             keys.append(StoredKey(name, digest(key), now, scopes, expires, groups))
         return key
 
-    def set_rights(self, name: str, scopes: tuple[str, ...], groups: tuple[str, ...]) -> None:
-        """Replace the scopes and groups of a key, and of the keys that it replaced.
-
-        Raises:
-            ValueError: The key doesn't exist, or a scope or group is invalid.
-            LocalError: The file can't be used.
-        """
-        rights = {"scopes": check_scopes(scopes), "groups": check_groups(groups)}
-        with self.change() as keys:
-            _check_known(keys, name)
-            keys[:] = [msgspec.structs.replace(each, **rights) if each.name == name else each for each in keys]
-
-    def revoke(self, name: str) -> None:
-        """Revoke a key and the keys that it replaced.
-
-        Raises:
-            ValueError: The key doesn't exist.
-            LocalError: The file can't be used.
-        """
-        with self.change() as keys:
-            _take(keys, name)
-
     def rotate(self, name: str, now: float, grace: float) -> str:
         """Replace a key with a new one for the same caller, scopes, and groups. The old key works for another `grace`
         seconds.
@@ -290,25 +318,12 @@ class KeyFile(RecordFile[StoredKey]):
         """
         key = PREFIX + new_secret()
         with self.change() as keys:
-            newest = _take(keys, name)
+            newest = self.take(keys, name)
             if grace > 0:
                 until = now + grace if newest.expires is None else min(newest.expires, now + grace)
                 keys.append(msgspec.structs.replace(newest, expires=until))
             keys.append(msgspec.structs.replace(newest, hash=digest(key), created=now))
         return key
-
-
-def _check_known(keys: list[StoredKey], name: str) -> None:
-    if all(each.name != name for each in keys):
-        raise ValueError(f"There is no key {name!r}. See: millstream keys list")
-
-
-def _take(keys: list[StoredKey], name: str) -> StoredKey:
-    """Remove all keys with a name and return the newest one."""
-    _check_known(keys, name)
-    old = [each for each in keys if each.name == name]
-    keys[:] = [each for each in keys if each.name != name]
-    return old[-1]
 
 
 logger = logging.getLogger("millstream")

@@ -18,10 +18,10 @@ from msgspec import Struct, field
 from millstream._copies import CopyableError
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._override import override
-from millstream._protocol.errors import shorten
 from millstream._protocol.principal import Principal
 from millstream._server.address import Address
 from millstream._server.calls.services import Services
+from millstream._text import shorten
 from millstream.auth.providers import RedirectTarget
 
 _MAX_SHOWN = 120

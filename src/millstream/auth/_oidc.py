@@ -12,15 +12,16 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from millstream._confidential import Confidential
 from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
 from millstream._oauth import authorization_url, basic_credentials, code_grant
 from millstream._override import override
-from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
 from millstream._server.calls.vault import Vault, new_secret
 from millstream._server.functions.description import Names
+from millstream._suggestions import suggest_keywords
 from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod
 from millstream.auth._jose import ASYMMETRIC, TENANT, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, Identity, KnownScopes, NeedsServer, Paths, Rejection, Unavailable

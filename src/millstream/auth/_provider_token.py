@@ -6,7 +6,7 @@ discarded after the login.
 
 from msgspec import field
 
-from millstream._protocol.errors import Confidential
+from millstream._confidential import Confidential
 from millstream._protocol.jsonrpc import Json
 from millstream._server.calls.context import Context
 from millstream._server.calls.services import ProviderToken

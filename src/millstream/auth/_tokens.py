@@ -20,9 +20,9 @@ from msgspec.structs import replace
 from millstream._http.client.pool import FetchedDocument, OutboundError, allow_any, check_url, fetch
 from millstream._oauth import basic_credentials, metadata_urls
 from millstream._override import override
-from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._server.functions.description import Names
+from millstream._suggestions import suggest_keywords
 from millstream._tasks import SingleFlight
 from millstream.auth._jose import (
     ASYMMETRIC,

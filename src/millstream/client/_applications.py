@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
-from millstream._protocol.errors import Confidential
 
 Entry = dict[str, Any]
 """A server's entry in an application's configuration."""

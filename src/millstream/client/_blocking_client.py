@@ -1,10 +1,10 @@
 """`BlockingClient` is a client for programs without `async`."""
 
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, Unpack
 
 from millstream._copies import NotCopyable
-from millstream._protocol.errors import no_attribute
+from millstream._suggestions import no_attribute
 from millstream._tasks import LoopThread, make_blocking
 from millstream.client._client import ELSEWHERE, Client, ClientArguments
 from millstream.client._errors import ClientError
@@ -118,13 +118,7 @@ class BlockingClient(NotCopyable):
     read_resource: Final = make_blocking(Client.read_resource)
     get_prompt: Final = make_blocking(Client.get_prompt)
 
-    if not TYPE_CHECKING:  # type checkers would accept `async with`, and every name
-
-        async def __aenter__(self) -> NoReturn:
-            raise TypeError("BlockingClient blocks: write `with`, or use Client from millstream.client.")
-
-        async def __aexit__(self, *exc: object) -> None:
-            pass
+    if not TYPE_CHECKING:  # type checkers would accept every name
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, _ELSEWHERE)

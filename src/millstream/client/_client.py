@@ -4,20 +4,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, TypeVar, cast, overload
 
 import msgspec
 
 from millstream._copies import NotCopyable
 from millstream._protocol.content import ResourceContents
-from millstream._protocol.errors import (
-    INVALID_PARAMS,
-    METHOD_NOT_FOUND,
-    RESOURCE_NOT_FOUND,
-    no_attribute,
-    suggest,
-    suggest_keywords,
-)
+from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Json, decode_object, encode
@@ -40,6 +33,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._recent import RecentBytes
+from millstream._suggestions import no_attribute, suggest, suggest_keywords
 from millstream.client._conversation import Conversation, decode_tools, encode_call, logger
 from millstream.client._errors import ClientError, InvalidResponse, ServerError
 from millstream.client._questions import Elicit, Questions, Roots, Sample
@@ -706,16 +700,7 @@ class Client(NotCopyable):
         """
         return await self.prompt(name, arguments)
 
-    if not TYPE_CHECKING:  # type checkers would accept a plain `with`, and every name
-
-        def __enter__(self) -> NoReturn:
-            raise TypeError(
-                f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient from "
-                "millstream.client."
-            )
-
-        def __exit__(self, *exc: object) -> None:
-            pass
+    if not TYPE_CHECKING:  # type checkers would accept every name
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, ELSEWHERE)

@@ -15,7 +15,6 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import add_body, encode_headers, encode_request, encode_start
 from millstream._http.client.url import Url
-from millstream._protocol.errors import INVISIBLE, pluralize
 from millstream._protocol.foreign import charset_of, decode_text
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
@@ -29,6 +28,7 @@ from millstream._protocol.redaction import (
     redact_value,
     secret_parts,
 )
+from millstream._text import INVISIBLE, pluralize
 from millstream._version import __version__
 from millstream.client._errors import AccessDenied, ClientError, NotMcp, ServerError, TargetError
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, cast
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Text
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, add_article
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json
@@ -24,6 +24,7 @@ from millstream._protocol.notifications import (
     SampleResult,
 )
 from millstream._protocol.revisions import Revision
+from millstream._text import add_article
 from millstream.client._errors import InvalidResponse, client_logger
 
 

@@ -18,18 +18,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._copies import NotCopyable
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import (
-    METHOD_NOT_FOUND,
-    MISSING_CLIENT_CAPABILITY,
-    UNSUPPORTED_VERSION,
-    Confidential,
-    pluralize,
-    shorten,
-)
+from millstream._protocol.errors import METHOD_NOT_FOUND, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION
 from millstream._protocol.foreign import MAX_WARNINGS, drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json, PeerError, decoder, encode, notification_message
@@ -55,6 +49,7 @@ from millstream._protocol.redaction import leave_out, redact_bytes, redact_failu
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._recent import Recent
 from millstream._tasks import cancel_all, has_failed, retry_delay
+from millstream._text import pluralize, shorten
 from millstream.client._endpoint import Endpoint, redact_error
 from millstream.client._errors import (
     AccessDenied,

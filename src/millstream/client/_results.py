@@ -13,11 +13,11 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._override import override
 from millstream._protocol.content import Text
-from millstream._protocol.errors import add_article
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.notifications import CallToolResult
 from millstream._recent import RecentBytes
+from millstream._text import add_article
 from millstream.client._errors import InvalidResponse, ToolFailed, client_logger
 from millstream.client._server_messages import Change
 
@@ -112,11 +112,6 @@ class PaginatedList(Struct, Generic[T], eq=False):
                 raise InvalidResponse(f"The server's list doesn't end: it has more than {self._max_pages:,} pages.")
             seen.add(cursor)
             last = items
-
-    if not TYPE_CHECKING:  # type checkers report this themselves
-
-        def __iter__(self) -> NoReturn:
-            raise TypeError("This list comes in pages. Write `async for`, or `await` it first.")
 
     def __await__(self) -> Generator[Any, None, list[T]]:
         return self._all().__await__()

@@ -14,10 +14,11 @@ from typing import Any, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
+from millstream._confidential import Confidential
 from millstream._http.client.url import Url, parse_url
 from millstream._modules import CONFIGURATIONS, SCRIPTS, is_module, python_path, split_target
-from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import is_array, is_object
+from millstream._suggestions import closest_name
 from millstream.client._applications import SERVER_TABLES, URLS
 from millstream.client._errors import TargetError
 from millstream.client._transports import ServerObject, TransportFactory

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from millstream._copies import NotCopyable
-from millstream._protocol.errors import OVERLOADED, RATE_LIMITED, pluralize
+from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
@@ -21,6 +21,7 @@ from millstream._protocol.metadata import TASKS
 from millstream._protocol.notifications import InputRequest
 from millstream._protocol.redaction import redact, redact_value
 from millstream._tasks import retry_delay
+from millstream._text import pluralize
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
     ClientError,

@@ -20,6 +20,7 @@ from weakref import WeakSet
 import msgspec
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._copies import NotCopyable
 from millstream._http.client import (
     Body,
@@ -35,11 +36,12 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import parse_url
 from millstream._override import override
-from millstream._protocol.errors import INVISIBLE, Confidential, ProtocolError
+from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.redaction import redact
 from millstream._protocol.sse import MAX_EVENT_BYTES, Decoder, SseEvent
 from millstream._tasks import retry_delay
+from millstream._text import INVISIBLE
 from millstream._version import __version__
 from millstream.hub._event import CUT, GAP, UNAVAILABLE, HubEvent, PublishResult
 from millstream.hub._presence import MemberList

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from millstream._config import Settings, as_typed
-from millstream._protocol.errors import LocalError, fit
+from millstream._protocol.errors import LocalError
 from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
 from millstream._telemetry.logs import PROGRAM, is_colored, is_foreign, user_frames
+from millstream._text import fit
 
 
 class CommandError(Exception):

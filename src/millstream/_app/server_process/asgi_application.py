@@ -7,8 +7,8 @@ from collections.abc import MutableMapping
 from functools import partial
 from typing import Any
 
+from millstream._app.lifecycle import ServerApplication
 from millstream._app.runtime import Runtime
-from millstream._app.runtimes import ServerApplication
 from millstream._http.asgi import AsgiAdapter
 from millstream._http.hosts import no_websocket
 from millstream._http.message import HttpLimits

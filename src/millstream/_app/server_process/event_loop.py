@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from millstream._app.runtimes import Runtimes
+from millstream._app.lifecycle import Runtimes
 from millstream._http.server import DrainTimes
 from millstream._telemetry.logs import is_foreign
 

@@ -7,7 +7,7 @@ import stat
 import sys
 
 from millstream._app.definition import Bind
-from millstream._app.runtimes import Runtimes, ServerApplication
+from millstream._app.lifecycle import Runtimes, ServerApplication
 from millstream._app.server_process import (
     CommandError,
     check_key,

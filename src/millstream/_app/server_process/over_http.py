@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 from millstream._app.definition import Bind
+from millstream._app.lifecycle import Runtimes, ServerApplication
 from millstream._app.runtime import Runtime
-from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process import CommandError, check_key, convert_start_errors, report, set_up_logs
 from millstream._app.server_process.asgi_application import look_ahead, prepare
 from millstream._app.server_process.event_loop import StopSignals, loop_factory, run, waits_for

@@ -18,9 +18,9 @@ from msgspec import UNSET, Struct
 from millstream._app.definition import KINDS, Definition
 from millstream._config import Settings
 from millstream._http.hosts import UNIX, is_loopback
-from millstream._protocol.errors import fit_command
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.features.tools import Tool
+from millstream._text import fit_command
 from millstream._transports.openapi import example_of
 from millstream._version import __version__
 

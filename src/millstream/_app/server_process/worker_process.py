@@ -27,10 +27,10 @@ from msgspec import Struct
 from millstream._app.server_process import CommandError
 from millstream._app.server_process.listen_sockets import listen
 from millstream._app.server_process.startup_message import Facts
+from millstream._confidential import Confidential
 from millstream._config import ConfigVersion
 from millstream._http.hosts import UNIX
 from millstream._override import override
-from millstream._protocol.errors import Confidential
 from millstream._stores.workers import use_parent
 from millstream._tasks import Tasks, retry_delay, run_in_thread
 

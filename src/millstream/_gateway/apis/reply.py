@@ -11,10 +11,10 @@ from msgspec import UNSET, Struct
 
 from millstream import Audio, EmbeddedResource, Image, ResourceContents, ToolError, ToolResult
 from millstream._gateway.apis.request import BINARY, JSON, RequestTemplate, is_json, is_text, plain_media
-from millstream._protocol.errors import pluralize
 from millstream._protocol.foreign import charset_of, decode_text, repair_json
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._server.functions.problems import MAX_DECIDING_STEPS, find_problems, problem_text
+from millstream._text import pluralize
 from millstream.protocol import Confidential, ToolUnavailable, encode, is_object, shorten
 
 MAX_DEPTH = 64

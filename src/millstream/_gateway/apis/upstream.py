@@ -40,10 +40,11 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.errors import MissingExtra, pluralize
+from millstream._protocol.errors import MissingExtra
 from millstream._server.calls.call import Call
 from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
+from millstream._text import pluralize
 from millstream.client import AccessDenied, ClientError, NotMcp, RequestTimeout, parse_url
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.protocol import NEWEST, encode

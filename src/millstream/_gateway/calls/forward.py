@@ -33,9 +33,7 @@ from millstream._gateway.upstreams.links import Link
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import NAME
 from millstream._http.client import UnsendableRequest
-from millstream._protocol.errors import (
-    REQUIRES_CAPABILITIES,
-)
+from millstream._protocol.errors import REQUIRES_CAPABILITIES
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,

@@ -11,8 +11,8 @@ from typing import Any
 from millstream._gateway.catalog.catalog import INSTRUCTIONS, Catalog, Description, StoredCatalog
 from millstream._gateway.log import logger
 from millstream._protocol.compose import escape_unseen
-from millstream._protocol.errors import shorten
 from millstream._protocol.redaction import redact_foreign
+from millstream._text import shorten
 from millstream.protocol import Json, encode, members
 
 MAX_NAMED = 10

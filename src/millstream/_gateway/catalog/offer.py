@@ -13,9 +13,9 @@ from millstream._gateway.catalog.catalog import METHODS, Catalog, Description
 from millstream._gateway.loops import STARTING, Announcement, find_loops, leads_back, read_announcement
 from millstream._gateway.names import Names, fit_name, safe_names, with_origin
 from millstream._gateway.rules.policy import ItemRules, Policy
-from millstream._protocol.errors import pluralize, shorten
 from millstream._server.dispatch import Instruction
 from millstream._server.features.registry import normal_form
+from millstream._text import pluralize, shorten
 from millstream.protocol import members
 
 MAX_INSTRUCTIONS = 8 * 1024

@@ -12,7 +12,7 @@ from msgspec import structs
 from millstream._gateway.files.values import ConfigError, ConfigValue, GatewayConfig, check_upstreams, check_url
 from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.upstream import UpstreamConfig
-from millstream._protocol.errors import closest_name
+from millstream._suggestions import closest_name
 from millstream.client._applications import MEMBERS, OTHER_NAMES, SERVER_TABLES, URLS
 from millstream.client._targets import as_text, as_texts
 from millstream.files import EnvFileError, read_env_file

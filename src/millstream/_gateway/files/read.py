@@ -35,7 +35,7 @@ from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._jsonc import JsonSyntaxError
 from millstream._jsonc import read as read_json
-from millstream._protocol.errors import suggest
+from millstream._suggestions import suggest
 from millstream.client._targets import VARIABLE
 from millstream.protocol import is_array, is_object
 

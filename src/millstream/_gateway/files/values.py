@@ -18,8 +18,9 @@ from millstream._gateway.options.policy import UpstreamPolicy
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.results import Redactor
-from millstream._protocol.errors import LocalError, MissingExtra, suggest
+from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._protocol.redaction import is_secret
+from millstream._suggestions import suggest
 from millstream.client import TargetError, parse_url
 from millstream.client._targets import expand_variables
 from millstream.protocol import is_array, is_object, members

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import fields, force_setattr
 
 from millstream._config import Cap, DurationText, RateText, Seconds
-from millstream._protocol.errors import closest_name
+from millstream._suggestions import closest_name
 from millstream.protocol import (
     Json,
     SuggestionMeta,

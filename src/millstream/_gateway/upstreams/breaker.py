@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._tasks import retry_delay
+from millstream._text import pluralize
 from millstream._troubles import LogOnce
 from millstream.client import ClientError, ConnectFailed, TargetError, TlsFailed
 from millstream.client._endpoint import try_again

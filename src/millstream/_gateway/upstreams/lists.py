@@ -30,10 +30,10 @@ from millstream._gateway.rules.policy import Policy
 from millstream._gateway.upstreams.breaker import Breaker, find_outage
 from millstream._gateway.upstreams.links import SHARED_KEY, Link, LinkKey, Links
 from millstream._override import override
-from millstream._protocol.errors import pluralize
 from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
+from millstream._text import pluralize
 from millstream.client import (
     AccessDenied,
     ClientError,

@@ -47,7 +47,6 @@ from millstream._gateway.upstreams.resource_watches import ResourceWatches
 from millstream._gateway.upstreams.upstream import NAME, Gateway, ItemClasses, Upstream
 from millstream._http.client import Inflow
 from millstream._override import override
-from millstream._protocol.errors import pluralize
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import Implementation
 from millstream._protocol.notifications import ResourceUpdatedNotificationParams
@@ -58,6 +57,7 @@ from millstream._server.calls.sessions import Session
 from millstream._server.calls.vault import Vault
 from millstream._server.peers import HolderChange
 from millstream._server.pool import Pool
+from millstream._text import pluralize
 from millstream.client import (
     ClientError,
     ConnectionLost,

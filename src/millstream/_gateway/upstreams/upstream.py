@@ -24,10 +24,10 @@ from millstream._gateway.upstreams.lists import ListKeeper
 from millstream._http.client import ArrivingBytes, UnsendableRequest
 from millstream._http.hosts import TrustedProxies
 from millstream._parts import PartHost
-from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item
+from millstream._text import pluralize
 from millstream._troubles import LogOnce, local_time
 from millstream.client import ClientError, ConnectFailed, TooMuchArriving
 from millstream.client._recovery import UNREACHABLE

@@ -16,7 +16,9 @@ from typing import Any, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
 
-from millstream._http.client import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
+from millstream._http.client.body import Body
+from millstream._http.client.errors import ClientError, ConnectionLost, InvalidResponse, TooLarge
+from millstream._http.client.inflow import Inflow
 from millstream._http.client.url import Url
 from millstream._http.message import MAX_FRAMING
 from millstream._override import override

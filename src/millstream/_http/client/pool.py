@@ -20,21 +20,16 @@ from urllib.parse import SplitResult
 
 from msgspec import Struct
 
-from millstream._http.client import (
-    ClientError,
-    ConnectFailed,
-    ConnectionLost,
-    Inflow,
-    TlsFailed,
-)
 from millstream._http.client.connection import HttpConnection, HttpReply
+from millstream._http.client.errors import ClientError, ConnectFailed, ConnectionLost, TlsFailed
+from millstream._http.client.inflow import Inflow
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Proxy, Url, no_proxy, parse_url, proxy_error, proxy_for
 from millstream._http.hosts import is_loopback
-from millstream._protocol.errors import pluralize
 from millstream._protocol.principal import Share
 from millstream._protocol.uri import split_url
 from millstream._tasks import run_in_thread
+from millstream._text import pluralize
 
 P = TypeVar("P", bound=asyncio.Protocol)
 

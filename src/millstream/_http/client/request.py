@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
-from millstream._http.client import UnsendableRequest
+from millstream._http.client.errors import UnsendableRequest
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 §5.6.2
 _FRAMING = "(?!(?i:content-length|transfer-encoding):)"

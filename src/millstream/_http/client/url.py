@@ -16,11 +16,11 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client import ConnectFailed, TargetError
+from millstream._confidential import Confidential
+from millstream._http.client.errors import ConnectFailed, TargetError
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.hosts import is_loopback
 from millstream._override import override
-from millstream._protocol.errors import Confidential
 from millstream._protocol.uri import encode_host, join_url, split_url
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}

@@ -17,9 +17,9 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from millstream._confidential import Confidential
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, Header, HttpLimits
-from millstream._protocol.errors import Confidential
 
 _CACHED_NAMES = frozenset({
     b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"cdn-loop", b"cf-connecting-ip",

@@ -38,7 +38,7 @@ from millstream._http.server.connection import BAD_REQUEST
 from millstream._http.server.guard import ServerSocket
 from millstream._http.websocket import CompactQueue, DirectSocket
 from millstream._override import override
-from millstream._protocol.errors import pluralize
+from millstream._text import pluralize
 
 MAX_FRAMES = 512
 """Frames after which parsing yields to the event loop, at the end of the current piece."""

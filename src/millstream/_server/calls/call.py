@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from millstream._confidential import Confidential
 from millstream._copies import NotCopyable
 from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
-from millstream._protocol.errors import Confidential, ProtocolError, no_attribute
+from millstream._protocol.errors import ProtocolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, decoder
 from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_params_with_meta
@@ -30,6 +31,7 @@ from millstream._protocol.seal import Rounds
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session
 from millstream._server.refusals import Refusal
+from millstream._suggestions import no_attribute
 
 DEFERRED = "deferred"
 RUNNING = "running"

@@ -13,7 +13,7 @@ import msgspec
 
 from millstream._copies import NotCopyable
 from millstream._override import override
-from millstream._protocol.errors import LocalError, ToolError, refuse_unknown
+from millstream._protocol.errors import LocalError, ToolError
 from millstream._protocol.jsonrpc import Json, encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS, LogLevel
 from millstream._protocol.notifications import (
@@ -39,6 +39,7 @@ from millstream._server.calls.questions import (
 from millstream._server.calls.services import ProviderToken, Publisher, principal_id
 from millstream._server.calls.session_state import SessionState, StoredState, UserState, once_stored
 from millstream._stores.rates import share_for
+from millstream._suggestions import refuse_unknown
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
+from millstream._confidential import Confidential
 from millstream._copies import NotCopyable
 from millstream._override import override
 from millstream._protocol.errors import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     Cancelled,
-    Confidential,
     Declined,
     LocalError,
     ProtocolError,
     ToolError,
     ToolUnavailable,
-    pluralize,
 )
 from millstream._protocol.jsonrpc import Json, RequestId, decode_members, encode
 from millstream._protocol.metadata import ClientInfo, ProgressToken
@@ -42,6 +41,7 @@ from millstream._protocol.seal import InputRequired, Rounds, RoundState, Ticket
 from millstream._server.calls.call import DEFERRED, Call, ReplyChannel, TaskStart
 from millstream._server.peers import PartMessage
 from millstream._tasks import Tasks, cancel_all, cancel_reason, has_failed
+from millstream._text import pluralize
 
 if TYPE_CHECKING:
     from millstream._server.calls.services import Services

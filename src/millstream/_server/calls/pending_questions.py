@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, pluralize, shorten
+from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError
 from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notification_message, request_message
 from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.principal import Share
 from millstream._server.peers import AnswerMessage
 from millstream._stores.workers import LeasedWorker, SoleWorker
 from millstream._tasks import Tasks, cancel_reason
+from millstream._text import pluralize, shorten
 
 Send = Callable[[bytes], Awaitable[None]]
 

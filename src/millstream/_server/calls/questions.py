@@ -41,7 +41,6 @@ from millstream._protocol.errors import (
     Declined,
     ProtocolError,
     ToolError,
-    shorten,
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import Schema, drop_null, is_array, is_integral, is_object, members
@@ -71,6 +70,7 @@ from millstream._server.functions.msgspec_engine import Engine, once_per_type
 from millstream._server.functions.parameters import may_be_type, what_to_write
 from millstream._server.functions.patterns import matcher_of, search
 from millstream._server.functions.problems import Problem, explain, find_problems
+from millstream._text import shorten
 
 TEXTS = ("type", "title", "description", "default")
 KEYWORDS = {

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._config import Settings
 from millstream._http.message import HttpRequest
 from millstream._limits import StoreLimiter
 from millstream._protocol.admission import Handshake
-from millstream._protocol.errors import INSUFFICIENT_SCOPE, Confidential, ProtocolError
+from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import Json, notification_message
 from millstream._protocol.metadata import ClientInfo

@@ -14,7 +14,7 @@ from msgspec import Struct
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
-from millstream._protocol.errors import ToolUnavailable, pluralize, suggest
+from millstream._protocol.errors import ToolUnavailable
 from millstream._protocol.json_schema import is_object, members, walk
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.jsonrpc import encode as encode_json
@@ -30,6 +30,8 @@ from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.engine import ToolResult, encode_result, encode_value
+from millstream._suggestions import suggest
+from millstream._text import pluralize
 
 
 class ToolOptions(Labels, total=False):

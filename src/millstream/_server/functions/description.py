@@ -19,10 +19,10 @@ from msgspec import NODEFAULT, Meta, Struct, to_builtins
 from millstream._config import DURATION
 from millstream._oauth import SCOPE
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import suggest, suggest_keywords, suggest_option
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.principal import Principal
+from millstream._suggestions import suggest, suggest_keywords, suggest_option
 
 Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 """Several strings. `Collection` would accept a single string as a collection of letters."""

@@ -17,7 +17,6 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import astuple
 
-from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import (
     REF,
     Schema,
@@ -77,6 +76,7 @@ from millstream._server.functions.problems import (
     find_problems,
     kind_of,
 )
+from millstream._text import shorten
 
 Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator."""

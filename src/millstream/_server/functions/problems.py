@@ -17,8 +17,8 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object, members, value_at, value_at_pointer
+from millstream._text import shorten
 
 MAX_WALKED = 64 * 1024
 """Maximum bytes of JSON to examine value by value. Larger arguments get the decoder's message."""

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import shorten
 from millstream._protocol.jsonrpc import MALFORMED, Json, decoder
 from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
@@ -26,6 +25,7 @@ from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact
 from millstream._telemetry.messages import SERVER_FAILURES
 from millstream._telemetry.metrics import OTHER
+from millstream._text import shorten
 
 MAX_CALLS = 300
 MAX_FAILURES = 150

@@ -14,10 +14,10 @@ from msgspec import Struct
 
 from millstream._http.client.pool import check_url
 from millstream._oauth import JWT_BEARER
-from millstream._protocol.errors import refuse_unknown, suggest_keywords
 from millstream._protocol.jsonrpc import Json
 from millstream._server.calls.vault import digest
 from millstream._server.functions.description import Names
+from millstream._suggestions import refuse_unknown, suggest_keywords
 from millstream.auth._authorization_server.records import (
     CLIENT,
     CODE,

@@ -23,9 +23,9 @@ from joserfc.jwk import ECKey
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from millstream._confidential import Confidential
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import JWT_BEARER, s256
-from millstream._protocol.errors import Confidential
 from millstream._protocol.jsonrpc import Json
 from millstream._server.calls.vault import TOMBSTONE, Vault, digest, new_secret, read
 from millstream._tasks import SingleFlight

@@ -14,13 +14,14 @@ from msgspec.structs import replace
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._override import override
-from millstream._protocol.errors import LocalError, suggest_keywords
+from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json, decode_object, encode
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.calls.vault import Vault, pack, read
 from millstream._server.functions.description import Names
+from millstream._suggestions import suggest_keywords
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import (

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct, structs
 
+from millstream._confidential import Confidential
 from millstream._http.client.pool import OutboundError, check_url
 from millstream._oauth import authorization_url, code_grant
-from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import Json
 from millstream._server.calls.vault import new_secret
 from millstream._server.functions.description import Names
+from millstream._suggestions import suggest_keywords
 from millstream.auth._authorization_server.config import IssuerOptions, check_options
 from millstream.auth._authorization_server.records import CALLBACK, fingerprint
 from millstream.auth._authorization_server.server import Issuer, issuer

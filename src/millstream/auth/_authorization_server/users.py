@@ -9,17 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-import msgspec
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate
 from millstream._override import override
-from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._server.calls.vault import Vault
-from millstream.auth._key_file import RecordFile, check_groups, check_scopes
+from millstream._suggestions import suggest_keywords
+from millstream.auth._key_file import Record, RecordFile, check_groups, check_scopes
 from millstream.auth._method import KeyedSemaphore, NotAdmitted, Unavailable
 from millstream.auth.providers import Passwords, SignInFailed, User
 
@@ -74,10 +74,9 @@ def _bytes_of(password: str) -> bytes:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
 
 
-class StoredUser(Confidential, Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class StoredUser(Confidential, Record, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One account in the file."""
 
-    name: str
     password: str
     """Argon2id hash in the PHC string format."""
     since: float
@@ -123,6 +122,11 @@ class UserFile(RecordFile[StoredUser]):
         """Use these records until the file is read again."""
         self.users = {each.name.casefold(): each for each in records}
         super().use(tuple(self.users.values()))
+
+    @staticmethod
+    @override
+    def fold(name: str) -> str:
+        return name.casefold()
 
     # As a login method
 
@@ -172,28 +176,6 @@ class UserFile(RecordFile[StoredUser]):
                 raise ValueError(f"The user {name!r} already exists. Choose another name.")
             users.append(user)
 
-    def remove(self, name: str) -> None:
-        """Remove a user and revoke their grants.
-
-        Raises:
-            ValueError: The user doesn't exist.
-            LocalError: The file can't be used.
-        """
-        with self.change() as users:
-            del users[_find_user(users, name)]
-
-    def set_rights(self, name: str, scopes: tuple[str, ...], groups: tuple[str, ...]) -> None:
-        """Replace a user's scopes and groups.
-
-        Raises:
-            ValueError: The user doesn't exist, or a scope or group is invalid.
-            LocalError: The file can't be used.
-        """
-        rights = {"scopes": check_scopes(scopes), "groups": check_groups(groups)}
-        with self.change() as users:
-            at = _find_user(users, name)
-            users[at] = msgspec.structs.replace(users[at], **rights)
-
     def set_password(self, name: str, password: str, now: float) -> None:
         """Change a user's password and revoke their grants.
 
@@ -201,18 +183,7 @@ class UserFile(RecordFile[StoredUser]):
             ValueError: The user doesn't exist, or the password is invalid.
             LocalError: The file can't be used.
         """
-        hashed = hash_password(password)
-        with self.change() as users:
-            at = _find_user(users, name)
-            users[at] = msgspec.structs.replace(users[at], password=hashed, since=now)
-
-
-def _find_user(users: list[StoredUser], name: str) -> int:
-    """Return the position of a user."""
-    found = next((at for at, each in enumerate(users) if each.name.casefold() == name.casefold()), None)
-    if found is None:
-        raise ValueError(f"There is no user {name!r}. See: millstream users list")
-    return found
+        self.replace(name, password=hash_password(password), since=now)
 
 
 @suggest_keywords

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import Confidential
+from millstream._confidential import Confidential
 from millstream.client._errors import client_logger
 from millstream.files import open_lock, write_private
 

@@ -20,11 +20,11 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import msgspec
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import AddressRefused, Dial, is_public, request
 from millstream._http.client.url import Url, parse_url
 from millstream._oauth import basic_credentials, metadata_urls
-from millstream._protocol.errors import Confidential
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.redaction import find_secrets, redact_bytes, secret_parts
 from millstream._protocol.uri import split_url

@@ -24,10 +24,11 @@ from typing import Any, Protocol
 
 from msgspec import Struct, structs
 
+from millstream._confidential import Confidential
 from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._oauth import EXCHANGE, JWT_BEARER, authorization_url, code_grant
-from millstream._protocol.errors import Confidential, suggest_keywords
+from millstream._suggestions import suggest_keywords
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth import (

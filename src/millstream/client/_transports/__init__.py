@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType, field
 
+from millstream._confidential import Confidential
 from millstream._copies import NotCopyable
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
-from millstream._protocol.errors import Confidential, ProtocolError, SuggestionMeta
+from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
@@ -30,6 +31,7 @@ from millstream._protocol.notifications import CancelledNotificationParams, read
 from millstream._protocol.redaction import MAX_TEXT, redact_foreign
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
+from millstream._suggestions import SuggestionMeta
 from millstream._tasks import Tasks, cancel_reason, has_failed, retry_delay
 from millstream.client._endpoint import Auth, redact_error
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse, client_logger

@@ -14,10 +14,11 @@ from functools import lru_cache
 
 from msgspec import Struct, field
 
+from millstream._confidential import Confidential
 from millstream._http.client import Body, UnsendableRequest
 from millstream._http.client.connection import HttpReply
 from millstream._override import override
-from millstream._protocol.errors import Confidential, ProtocolError, pluralize
+from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
@@ -25,6 +26,7 @@ from millstream._protocol.redaction import find_query_secrets, leave_out, secret
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_reason, has_failed
+from millstream._text import pluralize
 from millstream.client._endpoint import Endpoint, PostHead, problem_detail, redact_error, try_again, with_reply
 from millstream.client._errors import (
     AccessDenied,

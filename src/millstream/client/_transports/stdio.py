@@ -20,10 +20,10 @@ from typing import cast
 
 from msgspec import Struct
 
+from millstream._confidential import Confidential
 from millstream._http.client.connection import too_large
 from millstream._http.client.pool import RAISE_FILE_LIMIT
 from millstream._override import override
-from millstream._protocol.errors import INVISIBLE, Confidential
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
 from millstream._protocol.redaction import (
     environment_secrets,
@@ -33,6 +33,7 @@ from millstream._protocol.redaction import (
     redact_bytes,
 )
 from millstream._tasks import Tasks, is_canceled
+from millstream._text import INVISIBLE
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._transports import DuplexTransport, Listener, TransportRequest, one_line
 

@@ -18,9 +18,9 @@ from millstream._http.client.pool import connect_error
 from millstream._http.client.url import Url, parse_url, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
-from millstream._protocol.errors import pluralize
 from millstream._protocol.redaction import environment_secrets, find_query_secrets, find_secrets, redact, secret_parts
 from millstream._tasks import Tasks
+from millstream._text import pluralize
 from millstream.client._endpoint import challenge_reason, check_headers, redact_error
 from millstream.client._errors import (
     AccessDenied,

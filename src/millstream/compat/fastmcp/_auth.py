@@ -19,8 +19,8 @@ from millstream._copies import CopyableError
 from millstream._gateway.programs.libraries import hosts_and_origins
 from millstream._http.hosts import is_loopback
 from millstream._override import override
-from millstream._protocol.errors import refuse_unknown
 from millstream._protocol.principal import Principal
+from millstream._suggestions import refuse_unknown
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.compat.fastmcp._outputs import current
 from millstream.compat.types import Url

@@ -23,7 +23,13 @@ from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from millstream._copies import CopyableError
-from millstream._protocol.errors import INTERNAL_ERROR, URL_ELICITATION_REQUIRED, Cancelled, Declined, ProtocolError
+from millstream._protocol.errors import (
+    INTERNAL_ERROR,
+    URL_ELICITATION_REQUIRED,
+    Cancelled,
+    Declined,
+    ProtocolError,
+)
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._server.functions import msgspec_engine
 from millstream._server.functions.core_engine import output_of as engine_output_of

@@ -10,10 +10,9 @@ Example:
 """
 
 import ssl
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from millstream import Context, Principal, ProtocolError, ToolError
 from millstream._override import override
@@ -45,7 +44,6 @@ _MAX_SCANNED = 200
 
 
 P = TypeVar("P", bound=type[Any])
-Draft = Literal["SEP-3415"]
 MAX_TTL = 24 * 3600.0
 
 
@@ -72,7 +70,6 @@ class Events(Extension):
     changes. It requires the hub.
 
     Args:
-        draft: Deprecated, without effect. Omit it.
         webhooks: Deliver to callback URLs of authenticated callers.
         recent_events_tool: Add the tool `get_recent_events`.
         poll_pause: Seconds between two polls of a client.
@@ -84,7 +81,7 @@ class Events(Extension):
         retry_delay: Takes the number of attempts so far and returns the seconds before the next one.
 
     Raises:
-        ValueError: `draft` has an unknown value, or a number is out of range.
+        ValueError: A number is out of range.
 
     Example:
         ``events = Events()``, then ``Server("shop", serve="hub", extensions=[events])``.
@@ -102,7 +99,6 @@ class Events(Extension):
     def __init__(
         self,
         *,
-        draft: Draft | None = None,
         webhooks: bool = True,
         recent_events_tool: bool = False,
         poll_pause: float = 10.0,
@@ -113,10 +109,6 @@ class Events(Extension):
         tls: ssl.SSLContext | None = None,
         retry_delay: Callable[[int], float] = retry_delay,
     ) -> None:
-        if draft is not None:
-            if draft not in get_args(Draft):
-                raise ValueError(f"Events follows SEP-3415, not {draft!r}. Remove draft=.")
-            warnings.warn("SEP-3415 is no longer a draft. Remove draft= from Events.", DeprecationWarning, stacklevel=2)
         if max_ttl < MIN_TTL:
             raise ValueError(f"max_ttl is {max_ttl:g}. It must be at least {MIN_TTL:g} seconds.")
         if max_subscriptions < 1 or max_subscriptions_each < 1:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, 
 from msgspec import Struct, field
 
 from millstream._app.definition import LIFESPANS, Bind, Definition
-from millstream._protocol.errors import LocalError, no_attribute
+from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Publisher
 from millstream._stores.store import Store
+from millstream._suggestions import no_attribute
 from millstream._tasks import SingleFlight, Tasks
 
 if TYPE_CHECKING:

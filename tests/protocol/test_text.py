@@ -1,4 +1,4 @@
-from millstream._protocol.errors import add_article, pluralize
+from millstream._text import add_article, pluralize
 
 
 def test_numbers_and_articles_agree() -> None:
