@@ -2,23 +2,38 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.test_faults import run
+from client.misbehaving_servers import DONE, misbehaving, with_discovery, with_handshake
+from client.test_calls import behave
 from millstream import Client
 from millstream._cli.record import Writer
 from millstream.client import ConnectionLost, ServerError
 from patience import WAIT
-from processes import ROOT
+from processes import ROOT, SharedServer, run_command, share_server
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
+REVISIONS = ["2025-06-18", "2026-07-28"]
+URLS = {
+    "url": "http://127.0.0.1:{}/mcp",
+}
 
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "millstream", *words]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    with share_server(
+        lambda port: run_command(SHOP, port, "--serve", "hub"), tmp_path_factory.mktemp("shop")
+    ) as running:
+        yield running
 
 
 async def visit(recorder: list[str], revision: str) -> list[Any]:
@@ -37,14 +52,20 @@ async def visit(recorder: list[str], revision: str) -> list[Any]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("revision", ["2025-06-18", "2026-07-28"])
-async def test_recordings_contain_every_message_in_a_session(revision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "revision"),
+    [(kind, revision) for kind in ("program", "url") for revision in REVISIONS],
+)
+async def test_recordings_contain_every_message_in_a_session(
+    kind: str, revision: str, tmp_path: Path, server: SharedServer
+) -> None:
     file = tmp_path / "shop.jsonl"
-    got = await visit(command("record", str(file), SHOP), revision)
+    place = SHOP if kind == "program" else URLS[kind].format(server.port())
+    got = await visit(command("record", str(file), place), revision)
     assert got[5] == [(1, 2), (2, 2)]
     assert (json.loads(got[0]), got[4]) == ({"isbn": "7", "copies": 2}, "Book 7")
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    assert lines[0]["session"]["server"] == SHOP
+    assert lines[0]["session"]["server"] == place
     assert {line["from"] for line in lines[1:]} == {"client", "server"}
     requests = [
         line["message"]["method"]
@@ -109,12 +130,36 @@ async def test_recorder_reports_servers_that_do_not_start(words: list[str], said
             pass
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/mcp", "ws://127.0.0.1:9/ws"])
-async def test_recorder_suggests_a_program_for_a_url(url: str, tmp_path: Path) -> None:
-    status, _, error = await run("record", str(tmp_path / "r"), url)
+@pytest.mark.server
+async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server: SharedServer) -> None:
+    url = f"http://127.0.0.1:{server.port()}/nothing"
+    with pytest.raises(ServerError, match="isn't an MCP endpoint"):
+        async with Client(command("record", str(tmp_path / "f"), url), revision="2025-11-25"):
+            pass
+
+
+@pytest.mark.server
+async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) -> None:
+    async with misbehaving(with_discovery(behave)) as server:
+        async with Client(command("record", str(tmp_path / "f"), server.url)) as client:
+            await client.tools()
+            assert (await client.call("x", region=" Zürich", count=3)).text == "done"
+        last = server.requests[-1].headers
+        assert (last["mcp-method"], last["mcp-name"], last["mcp-param-count"]) == ("tools/call", "x", "3")
+        assert last["mcp-param-region"] == "=?base64?IFrDvHJpY2g=?="
+        assert last["mcp-protocol-version"] == "2026-07-28"
+    async with misbehaving(with_handshake(lambda asked: asked.result(DONE), session="s1")) as server:
+        async with Client(command("record", str(tmp_path / "g"), server.url), revision="2025-11-25") as client:
+            assert (await client.call("x")).text == "done"
+        called = next(asked for asked in server.requests if asked.method == "tools/call")
+        assert (called.headers["mcp-session-id"], called.headers["mcp-protocol-version"]) == ("s1", "2025-11-25")
+        assert (server.requests[-1].verb, server.requests[-1].headers["mcp-session-id"]) == ("DELETE", "s1")
+
+
+async def test_recorder_rejects_other_http_transports(tmp_path: Path) -> None:
+    status, _, error = await run("record", str(tmp_path / "r"), "ws://127.0.0.1:9/ws")
     assert status != 0
-    assert f"millstream record {tmp_path / 'r'} -- npx mcp-remote URL" in error
-    assert not (tmp_path / "r").exists()
+    assert "Use an http:// or https:// URL." in error
 
 
 @pytest.mark.server

@@ -1,6 +1,6 @@
 """``millstream record``: forward messages between a client and a server, and write them to a file.
 
-The client is on standard input and output, and the server is a process.
+The client is on standard input and output, and the server is a process (`tap`) or at a URL (`Bridge`).
 
 A recording is in JSON Lines, each with the time, the sender, and the original message: ``{"at": 0.012, "from":
 "client", "message": {…}}``. The first line of each session contains its start and its server. Text that isn't a message
@@ -19,23 +19,39 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from millstream._app.server_process import CommandError
+from millstream._cli.connect_options import Header, auth_for, pairs
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
-from millstream._protocol.jsonrpc import LineSplitter
+from millstream._http.client import Body
+from millstream._http.client.connection import HttpReply
+from millstream._http.client.pool import ConnectionPool
+from millstream._protocol.errors import INTERNAL_ERROR
+from millstream._protocol.json_schema import members, value_at
+from millstream._protocol.jsonrpc import MALFORMED, Json, LineSplitter
+from millstream._protocol.metadata import VERSION_KEY, encode_value
+from millstream._protocol.notifications import ToolDescription
+from millstream._protocol.revisions import HANDSHAKE
+from millstream._tasks import Tasks
 from millstream._transports.stdio import open_reader
 from millstream._version import __version__
-from millstream.client._errors import TargetError
-from millstream.client._targets import find_server
+from millstream.client._endpoint import Auth, Endpoint, problem_detail
+from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
+from millstream.client._requests import ToolHeaders
+from millstream.client._targets import Remote, find_server
+from millstream.client._transports import EventReader
+from millstream.client._transports.http import check_method
 from millstream.client._transports.stdio import Command
 
 
-async def record(file: Path, /, *server: str) -> int:
+async def record(file: Path, /, *server: str, header: Header = (), login: bool = False) -> int:
     """Record the messages between a client and a server.
 
     The recorder is a server on standard input and output that forwards messages to the real one. Put it before
-    the server's command in a client's configuration. Only you can read the file, because messages may contain
-    secrets.
+    the server's command in a client's configuration, or use it with a URL. Only you can read the file, because
+    messages may contain secrets.
 
     **Examples**
 
@@ -43,22 +59,29 @@ async def record(file: Path, /, *server: str) -> int:
 
     - `millstream record time.jsonl -- uvx mcp-server-time --local-timezone UTC`: as an application's command
 
-    - `millstream record web.jsonl -- npx mcp-remote https://example.com/mcp`: for a server at a URL
+    - `millstream record web.jsonl https://example.com/mcp`: for a server at a URL
 
     Args:
         file: The recording, in JSON Lines. An existing file is extended.
-        server: A command, a .py or .js file, or FILE.json#NAME.
+        server: A command, a URL, a .py or .js file, or FILE.json#NAME.
+        header: Send a header with each HTTP request: "Name: value".
+        login: Sign in with a browser if the server requires it, and store the tokens.
     """
     if not server:
         raise UsageError("Pass the recording file, then the server: millstream record messages.jsonl shop.py")
     if sys.stdin.isatty():
         print("Waiting for a client on standard input. Press Ctrl-C to stop.", file=sys.stderr)
     place = find_server(server[0] if len(server) == 1 else server, env={}, cwd=None)
-    if not isinstance(place, Command):
-        remedy = f"For a URL, record a program that connects to it: millstream record {file} -- npx mcp-remote URL"
-        raise TargetError("Only commands can be recorded.", remedy=remedy)
+    if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
+        raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
     writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
     try:
+        if isinstance(place, Remote):
+            headers = pairs(header, ":", '--header must be "Name: value"')
+            await Bridge(place, headers, writer, auth_for(login)).run()
+            return 0
+        if not isinstance(place, Command):
+            raise TargetError("Only commands and URLs can be recorded.")
         return await tap(place, writer)
     finally:
         writer.close()
@@ -158,7 +181,118 @@ class Writer:
 
 
 _GRACE = 2.0
-"""Seconds for a server to exit, and again after SIGTERM."""
+"""Seconds for a server to end its session, or to exit, and again after SIGTERM."""
+_TAKES = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+
+
+class Bridge:
+    """A bridge between a client on stdio and a server at a URL: each line becomes a POST, and responses become lines.
+
+    It only handles the parts of MCP that Streamable HTTP repeats in headers
+    (https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and
+    tool arguments. A broken stream isn't resumed.
+    """
+
+    def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
+        pool = ConnectionPool(place.url, max_connections=100, max_body=MAX_LINE, connect_timeout=10.0, tls=None)
+        self._endpoint = Endpoint(place.url, {**place.headers, **headers}, pool, auth)
+        self._writer = writer
+        self._session = ""
+        self._revision = ""
+        self._tools = ToolHeaders()
+        self._tasks = Tasks()
+
+    async def run(self) -> None:
+        """Run until the client disconnects."""
+        try:
+            async for line in lines():
+                await self._take(line)
+        finally:
+            await self._tasks.close()
+            if self._session:
+                with suppress(ClientError, TimeoutError):
+                    async with asyncio.timeout(_GRACE):
+                        await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
+            await self._endpoint.close()
+
+    async def _take(self, line: bytes) -> None:
+        message = members(self._writer.line("client", line))
+        posting = self._post(line, message)
+        if message.get("method") in ("initialize", "notifications/initialized"):
+            await posting  # later messages depend on this one
+        else:
+            self._tasks.spawn(posting)
+        if message.get("method") == "notifications/initialized":
+            self._tasks.spawn(self._listen())
+
+    async def _post(self, line: bytes, message: Json) -> None:
+        try:
+            reply = await self._endpoint.send("POST", self._headers(message), line, repeatable=False)
+            if message.get("method") == "initialize":
+                self._session = reply.header(b"mcp-session-id")
+            await self._answer(reply)
+        except ClientError as exc:
+            if "id" in message and "method" in message:
+                error = {"code": INTERNAL_ERROR, "message": str(exc)}
+                answer = {"jsonrpc": "2.0", "id": message["id"], "error": error}
+                await self._pass_on(json.dumps(answer, ensure_ascii=False).encode())
+
+    def _headers(self, message: Json) -> dict[str, str]:
+        method = str(message.get("method") or "")
+        fields = members(message.get("params"))
+        headers: dict[str, str] = {**_TAKES, "Mcp-Method": check_method(method)} if method else {**_TAKES}
+        name = fields.get("name") or fields.get("uri")
+        if isinstance(name, str):
+            headers["Mcp-Name"] = encode_value(name)
+        if method == "tools/call":
+            headers |= self._tools.of(str(name), members(fields.get("arguments")))
+        version = value_at(fields, ("_meta", VERSION_KEY))
+        headers |= self._about(str(version or self._revision))
+        return headers
+
+    def _about(self, version: str) -> dict[str, str]:
+        about = {"MCP-Protocol-Version": encode_value(version)} if version else {}
+        return {**about, "Mcp-Session-Id": self._session} if self._session else about
+
+    async def _answer(self, reply: HttpReply) -> None:
+        if reply.stream is not None:
+            await self._follow(reply.stream)
+        elif reply.media_type == "application/json" and reply.body.lstrip()[:1] in (b"{", b"["):
+            await self._pass_on(reply.body)
+        elif reply.status >= 300 or reply.body:
+            why = problem_detail(reply) or f" and {reply.media_type or 'nothing'}"
+            raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responded with {reply.status}{why}.")
+
+    async def _follow(self, stream: Body) -> None:
+        reader = EventReader(MAX_LINE)
+        reader.attach(stream)
+        try:
+            while (event := await reader.event()) is not None:
+                if event.data and event.event == "message":
+                    await self._pass_on(event.data.encode())
+        finally:
+            reader.close()
+
+    async def _listen(self) -> None:
+        """Read the stand-alone stream of the handshake era. Servers without one respond with 405."""
+        try:
+            headers = {"Accept": "text/event-stream", **self._about(self._revision)}
+            reply = await self._endpoint.send("GET", headers, repeatable=True)
+            if reply.stream is not None:
+                await self._follow(reply.stream)
+        except (ClientError, InvalidResponse):
+            return
+
+    async def _pass_on(self, message: bytes) -> None:
+        """Forward a message in one line, and store the revision and header annotations for later requests."""
+        line = b" ".join(message.splitlines())
+        result = members(members(self._writer.line("server", line)).get("result"))
+        version = str(result.get("protocolVersion"))
+        if version in HANDSHAKE and HANDSHAKE[version].header:
+            self._revision = version
+        with suppress(*MALFORMED):
+            self._tools.learn(msgspec.convert(result.get("tools", []), list[ToolDescription]))
+        await write_stdout(line + b"\n")
 
 
 async def tap(command: Command, writer: Writer) -> int:
