@@ -79,12 +79,13 @@ NAMES = {
     "fish": "millstream.fish",
 }
 PROGRAM = """
+from typing import Literal
 from millstream import Server
 mcp = Server("apple")
 other = Server("other")
 
 @mcp.tool
-def weigh() -> int:
+def weigh(kind: Literal["green", "red"] | None = None, organic: bool = False, crates: int = 1) -> int:
     "Weigh."
     return 1
 
@@ -144,6 +145,14 @@ def test_tab_completes_files_and_tools_in_each_shell(shell: Terminal) -> None:
             ("millstream call apple.py:other wa", "call apple.py:other wash"),
             ("millstream prompt apple.py wea", "prompt apple.py weather"),
             ("millstream call apple.py weigh --ti", "weigh --timeout"),
+            ("millstream call apple.py weigh cr", "weigh crates="),
+            ("millstream call apple.py weigh ki", "weigh kind="),
+            ("millstream call apple.py weigh kind=g", "weigh kind=green"),
+            ("millstream call apple.py weigh kind=red org", "kind=red organic="),
+            ("millstream call apple.py weigh kind=red organic=t", "organic=true"),
+            ("millstream call apple.py:mcp weigh kind=r", "weigh kind=red"),
+            ("millstream install apple.py --client claude-", "--client claude-code"),
+            ("millstream install apple.py --client js", "--client json"),
         ]
     ):
         shell.press("C-u")

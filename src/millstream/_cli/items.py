@@ -52,8 +52,8 @@ _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 _POLL_SECONDS = 0.3
 
 
-async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
-    """Show the tools, resources, templates, prompts, and skills of a server.
+async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, tool: str = "", json: Json = False) -> None:
+    """Show the tools, resources, templates, prompts, and skills of a server, or the arguments of one tool.
 
     In a pipe, each line has the kind, the name or URI, and the description, separated by tabs.
 
@@ -62,10 +62,23 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
     - `millstream list shop.py`
 
     - `millstream list https://example.com/mcp --login`
+
+    Args:
+        tool: Show the arguments of this tool as `millstream call` takes them.
     """
     async with options.client(target) as client:
         await wait_for_upstreams(client, options.timeout)
-        tools, resources = await list_items(client.tools), await list_items(client.resources)
+        tools = await list_items(client.tools)
+        if tool:
+            schemas = {each.name: each.input_schema for each in tools}
+            if error := unknown("tool", tool, list(schemas)):
+                raise error
+            if json:
+                print_json(schemas[tool])
+            else:
+                print_rows(_arguments_of(schemas[tool]), ["KIND", "NAME", "DESCRIPTION"], paint=_paint)
+            return
+        resources = await list_items(client.resources)
         templates, prompts = await list_items(client.templates), await list_items(client.prompts)
         skills = await list_items(client.skills)  # no request without the extension
         if json:
@@ -427,6 +440,21 @@ def signature_of(tool: ToolDescription) -> str:
             word += f"={json_module.dumps(field['default'], ensure_ascii=False)}" if "default" in field else "?"
         words.append(word)
     return f"{tool.name}({', '.join(words)})"
+
+
+def _arguments_of(schema: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of a tool's arguments: one for each value of those with choices."""
+    rows: list[list[str]] = []
+    for name, given in members(schema.get("properties")).items():
+        field = members(given)
+        parts: Any = field.get("anyOf")
+        values: list[Any] = []
+        for part in map(members, parts if is_array(parts) else [field]):
+            choices: Any = [part["const"]] if "const" in part else part.get("enum")
+            values += choices if is_array(choices) else [True, False] if part.get("type") == "boolean" else []
+        texts = [each if isinstance(each, str) else json_module.dumps(each, ensure_ascii=False) for each in values]
+        rows += [["argument", f"{name}={text}", str(field.get("description", ""))] for text in texts or [""]]
+    return rows
 
 
 def _prompt_of(prompt: PromptDescription) -> str:
