@@ -9,8 +9,9 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -177,25 +178,32 @@ async def round_robin(ports: list[int]) -> AsyncIterator[int]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@asynccontextmanager
+async def connect(machines: list[Machine]) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Connect the official client, whose requests reach the machines by turns. Give a function that calls a tool."""
+    async with round_robin([each.program.port for each in machines]) as port, AsyncExitStack() as stack:
+        # Without connections that stay open, each request goes to another machine than the one before.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        http = httpx2.AsyncClient(headers={"authorization": KEY_OF_BOB}, limits=limits, timeout=WAIT)
+        streams = await stack.enter_async_context(
+            streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=http)
+        )
+        session = await stack.enter_async_context(ClientSession(*streams))
+        await session.initialize()
+
+        async def ask(tool: str, **arguments: Any) -> str:
+            result = await session.call_tool(tool, arguments)
+            return result.content[0].text  # type: ignore[union-attr]
+
+        yield ask
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_official_client_goes_on_when_a_machine_ends(
     tmp_path: Path, redis: RedisServer, number: signal.Signals
 ) -> None:
     with two_machines(tmp_path, redis.url) as (one, two):
-        async with round_robin([one.program.port, two.program.port]) as port, AsyncExitStack() as stack:
-            # Without connections that stay open, each request goes to another machine than the one before.
-            limits = httpx2.Limits(max_keepalive_connections=0)
-            http = httpx2.AsyncClient(headers={"authorization": KEY_OF_BOB}, limits=limits, timeout=WAIT)
-            streams = await stack.enter_async_context(
-                streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=http)
-            )
-            session = await stack.enter_async_context(ClientSession(*streams))
-            await session.initialize()
-
-            async def ask(tool: str, **arguments: Any) -> str:
-                result = await session.call_tool(tool, arguments)
-                return result.content[0].text  # type: ignore[union-attr]
-
+        async with connect([one, two]) as ask:
             assert await ask("keep", value="mine") == "mine"
             assert [await ask("read") for _ in range(6)] == ["mine"] * 6
             holder = one if int(await ask("worker")) == one.program.process.pid else two
@@ -203,6 +211,23 @@ async def test_official_client_goes_on_when_a_machine_ends(
             await until_async(lambda: holder.program.process.poll() is not None)
             assert "lost its state" in await ask("read")
             assert [await ask("read") for _ in range(6)] == ["nothing"] * 6
+
+
+async def test_no_call_fails_while_machines_get_another_secret(tmp_path: Path, redis: RedisServer) -> None:
+    new = "another-secret-of-both-machines-01234567"
+    steps = [SECRET, f"{SECRET},{new}", f"{new},{SECRET}", new]
+    for number, (before, after) in enumerate(pairwise(steps)):
+        store = f"{redis.url}?prefix={number}:"
+        with (
+            machine(tmp_path / f"{number}-1", store, MILLSTREAM_SECRET_KEY=after) as one,
+            machine(tmp_path / f"{number}-2", store, MILLSTREAM_SECRET_KEY=before) as two,
+        ):
+            for machines in ([one, two], [two, one]):
+                async with connect(machines) as ask:
+                    assert await ask("keep", value="mine") == "mine"
+                    assert [await ask("read") for _ in range(6)] == ["mine"] * 6
+                    assert await call(machines[1].program, "ada", "keep", value="hers") == "hers"
+                    assert [await call(each.program, "ada", "read") for each in machines * 2] == ["hers"] * 4
 
 
 async def test_only_machines_with_the_secret_can_use_the_port(tmp_path: Path, redis: RedisServer) -> None:

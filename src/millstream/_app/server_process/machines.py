@@ -28,7 +28,7 @@ from millstream._tasks import Tasks, retry_delay
 from millstream._troubles import PAUSE
 
 _NAME = "millstream-peer"
-"""The name in the certificate."""
+"""The name that each certificate has."""
 _LABEL = b"millstream peer certificate v1"
 _MAX_HANDSHAKES = 64
 """Maximum unfinished handshakes, half of them per address. One that fails counts for `PAUSE` more seconds, so that a
@@ -156,9 +156,12 @@ def make_contexts(secrets: Sequence[bytes]) -> list[ssl.SSLContext]:
 
 
 def _derive(secret: bytes) -> tuple[bytes, bytes]:
-    """Return a key and its certificate as PEM. Ed25519 signs without random bits, so machines get the same."""
+    """Return a key and its certificate as PEM. Ed25519 signs without random bits, so machines get the same.
+
+    The subject identifies the key, because OpenSSL finds one certificate per subject in those that it trusts.
+    """
     key = Ed25519PrivateKey.from_private_bytes(hmac.digest(secret, _LABEL, "sha256"))
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, key.public_key().public_bytes_raw().hex())])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
