@@ -148,6 +148,18 @@ async def test_frozen_machines_callers_go_on_and_its_state_does_not_return(tmp_p
         assert [await call(each.program, "ada", "read") for each in (one, two) * 3] == ["new"] * 6
 
 
+async def test_frozen_worker_costs_its_siblings_callers_nothing(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url, workers=2) as (one, two):
+        assert await call(one.program, "ada", "keep", value="hers") == "hers"
+        (other,) = set(one.program.children()) - {int(await call(one.program, "ada", "worker"))}
+        kill(other, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                assert await asyncio.gather(*(call(two.program, "ada", "read") for _ in range(8))) == ["hers"] * 8
+        finally:
+            kill(other, signal.SIGCONT)
+
+
 @asynccontextmanager
 async def round_robin(ports: list[int]) -> AsyncIterator[int]:
     """Pass each connection to the next machine that accepts it, as a balancer does. Give the balancer's port."""

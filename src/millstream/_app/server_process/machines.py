@@ -6,6 +6,7 @@ read or send requests, and someone who can write to the store can neither name a
 
 import asyncio
 import datetime as dt
+import errno
 import hmac
 import socket
 import ssl
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from millstream._app.server_process import CommandError
-from millstream._app.server_process.listen_sockets import address_of, listen
+from millstream._app.server_process.listen_sockets import MAX_PORT, address_of
 from millstream._http.client.connection import HttpConnection
 from millstream._http.message import peer_network
 from millstream._http.server.listener import BACKLOG, SocketListener, set_options
@@ -30,6 +31,8 @@ from millstream._troubles import PAUSE
 _NAME = "millstream-peer"
 """The name that each certificate has."""
 _LABEL = b"millstream peer certificate v1"
+_PORTS = 100
+"""Number of ports that are tried, from the one in the address: enough for all workers, also while they're replaced."""
 _MAX_HANDSHAKES = 64
 """Maximum unfinished handshakes, half of them per address. One that fails counts for `PAUSE` more seconds, so that a
 flood of them uses little CPU."""
@@ -42,7 +45,8 @@ class PeerPort:
 
     Args:
         listener: Serves the connections from other machines.
-        address: The setting `peer`. Without a port, each worker has any free one.
+        address: The setting `peer`. Each worker has a port of its own: any free one, or the first free one from the
+            port in the address.
         secrets: The secrets of all machines. The first one's certificate is presented, and all are accepted.
     """
 
@@ -68,12 +72,11 @@ class PeerPort:
             else (self._address, "", "")
         )
         try:
-            sock = listen(host.strip("[]"), int(port or 0), shared=port != "")  # the workers of a machine share it
-        except CommandError as exc:
+            sock = _bind(host.strip("[]"), int(port or 0))
+        except OSError as exc:
             fix = "Set MILLSTREAM_PEER to an address of this machine that the other machines can reach."
-            raise CommandError(f"Can't listen for other machines. {exc.what}", why=exc.why, fix=fix) from exc
+            raise CommandError("Can't listen for other machines.", why=f"{exc.strerror or exc}.", fix=fix) from exc
         set_options(sock, timeout)
-        sock.listen(BACKLOG)
         sock.setblocking(False)
         self._tasks.spawn(self._accept(sock, timeout))
         return address_of(sock)
@@ -135,6 +138,24 @@ class PeerPort:
             await asyncio.sleep(PAUSE)
         finally:
             self._handshakes.leave(owner)
+
+
+def _bind(host: str, first: int) -> socket.socket:
+    """Listen at the first free port. The workers don't share one, because a frozen worker would get others' requests.
+
+    Raises:
+        OSError: The address can't be used, or all ports are in use.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    error = OSError(f"{first} isn't a valid port")
+    for port in range(first, min(first + _PORTS, MAX_PORT + 1)):
+        try:
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as exc:
+            error = exc
+            if exc.errno != errno.EADDRINUSE:
+                break
+    raise error
 
 
 def make_contexts(secrets: Sequence[bytes]) -> list[ssl.SSLContext]:

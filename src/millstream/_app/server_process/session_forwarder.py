@@ -347,7 +347,6 @@ class SessionForwarder:
         holders, find = self._holders, self._pass_on(handler)
 
         async def serve(request: HttpRequest) -> Response | Sink | None:
-            is_from_machine = request.scheme == "https"
             scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
             holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
             request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER)]
@@ -356,10 +355,7 @@ class SessionForwarder:
                 return await (handler if holders.leaving else find)(request)
             if holder == holders.me and (holders.is_certain or await holders.confirm(holder)):
                 return await handler(request)
-            reply: Response | None = _GONE
-            if is_from_machine and holders.is_sibling(holder):  # the workers share a port
-                reply = await self._forward(holder, request)
-            return _NOT_HERE if reply is _GONE else reply
+            return _NOT_HERE
 
         return serve
 
