@@ -278,11 +278,23 @@ async def talk(port: int, tls: ssl.SSLContext | None, line: str, body: str = "",
 
 async def test_unfinished_handshakes_keep_no_machine_out(tmp_path: Path, redis: RedisServer) -> None:
     with two_machines(tmp_path, redis.url) as (one, two), ExitStack() as stack:
-        for _ in range(200):
-            sock = socket.create_connection(("127.0.0.1", one.peer), source_address=("127.0.0.9", 0))
-            stack.callback(sock.close)
         await call(one.program, "ada", "keep", value="mine")
+        for number in range(300):
+            address = f"127.0.0.{8 + number % 5}"
+            sock = socket.create_connection(("127.0.0.1", one.peer), source_address=(address, 0))
+            stack.callback(sock.close)
+            if number < 50:
+                sock.send(b"no TLS")
         assert await call(two.program, "ada", "read") == "mine"
+
+
+async def test_silent_connections_are_closed(tmp_path: Path, redis: RedisServer) -> None:
+    with machine(tmp_path / "1", redis.url, MILLSTREAM_HEADER_TIMEOUT="1") as one:
+        for tls in (None, make_contexts([SECRET.encode()])[1]):
+            name = None if tls is None else "millstream-peer"
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.peer, ssl=tls, server_hostname=name)
+            with closing(writer):
+                assert await asyncio.wait_for(reader.read(), WAIT) == b""
 
 
 async def test_machine_with_another_gateway_file_is_named(tmp_path: Path, redis: RedisServer) -> None:

@@ -11,6 +11,7 @@ import hmac
 import socket
 import ssl
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -34,8 +35,9 @@ _LABEL = b"millstream peer certificate v1"
 _PORTS = 100
 """Number of ports that are tried, from the one in the address: enough for all workers, also while they're replaced."""
 _MAX_HANDSHAKES = 64
-"""Maximum unfinished handshakes, half of them per address. One that fails counts for `PAUSE` more seconds, so that a
-flood of them uses little CPU."""
+"""Maximum unfinished handshakes. Beyond that, the oldest one ends, of the address that has the most."""
+_MAX_FAILED = 32
+"""Maximum handshakes per address and `PAUSE` that fail, so that a flood of them uses little CPU."""
 _RETRIES = 4
 """Number of retries if a connection is reset, because a process that ends does that before it refuses connections."""
 
@@ -54,7 +56,9 @@ class PeerPort:
         self._listener = listener
         self._receiving, self._sending = make_contexts(secrets)
         self._address = address
-        self._handshakes = Share(_MAX_HANDSHAKES)
+        self._handshakes: dict[asyncio.Task[None], str] = {}
+        """Unfinished handshakes, from the oldest to the newest, and their addresses."""
+        self._failed = Share(each=_MAX_FAILED)
         self._tasks = Tasks()
 
     def listen(self, timeout: float) -> tuple[str, int]:
@@ -122,22 +126,30 @@ class PeerPort:
                     continue
                 connection, (host, *_) = accepted
                 owner = peer_network(host)
-                if self._handshakes.take(owner):
-                    self._tasks.spawn(self._shake_hands(connection, owner, timeout))
-                else:
+                if not self._failed.has_room(owner):
                     connection.close()
+                    continue
+                self._handshakes[self._tasks.spawn(self._shake_hands(connection, owner, timeout))] = owner
+                await asyncio.sleep(0)  # a task that hasn't begun can't close its connection
+                if len(self._handshakes) > _MAX_HANDSHAKES:
+                    crowd = Counter(self._handshakes.values()).most_common(1)[0][0]
+                    oldest = next(task for task, each in self._handshakes.items() if each == crowd)
+                    del self._handshakes[oldest]
+                    oldest.cancel()
 
     async def _shake_hands(self, connection: socket.socket, owner: str, timeout: float) -> None:
         """Serve a connection once its handshake has succeeded."""
         make, tls, loop = self._listener.make_protocol, self._receiving, asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  it runs
         try:
-            with suppress(OSError):
-                await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
-                return
+            await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
+        except (OSError, asyncio.CancelledError):
             connection.close()
-            await asyncio.sleep(PAUSE)
+            self._failed.force(owner)
+            loop.call_later(PAUSE, self._failed.leave, owner)
         finally:
-            self._handshakes.leave(owner)
+            self._handshakes.pop(task, None)
 
 
 def _bind(host: str, first: int) -> socket.socket:
