@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
 from millstream import Settings
 from millstream._app.server_process.machines import make_contexts
+from millstream._stores.workers import WorkerTable
+from nats_parts import shared_url
 from patience import WAIT
 from processes import free_port, run_command
 from redis_parts import RedisServer
@@ -34,6 +37,25 @@ SECRET = "the-secret-of-both-machines-0123456789"
 ACCEPT = "application/json, text/event-stream"
 OPENING = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 KEY_OF_BOB = "Bearer the-key-of-bob-0123456789"
+
+HANGING_COMMAND = r"""
+import json, sys
+from pathlib import Path
+
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params = message.get("method"), message.get("params", {})
+    if method == "notifications/cancelled":
+        Path("canceled").touch()
+    elif method == "tools/call" and params["name"] == "hang":
+        progress = {"progressToken": params["_meta"]["progressToken"], "progress": 1}
+        print(json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": progress}), flush=True)
+    elif "id" in message:
+        tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ("hang", "worker")]
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "desk"}}
+        result |= {"tools": tools, "content": [{"type": "text", "text": "done"}]}
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
 
 
 @pytest.fixture
@@ -94,9 +116,11 @@ class Caller:
         return 200, json.loads(reply.text.rpartition("data: ")[2])["result"]["content"][0]["text"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_each_request_can_reach_the_other_machine(tmp_path: Path, redis: RedisServer, workers: int) -> None:
-    with two_machines(tmp_path, redis.url, workers) as (one, two):
+@pytest.mark.parametrize(("store", "workers"), [("redis", 1), ("redis", 2), ("nats", 1)])
+async def test_each_request_can_reach_the_other_machine(
+    tmp_path: Path, redis: RedisServer, store: str, workers: int
+) -> None:
+    with two_machines(tmp_path, redis.url if store == "redis" else shared_url(), workers) as (one, two):
         for person in NAMES:
             await call(one.program, person, "keep", value=f"of {person}")
         for person in NAMES:
@@ -191,8 +215,8 @@ async def round_robin(ports: list[int]) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def connect(machines: list[Machine]) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """Connect the official client, whose requests reach the machines by turns. Give a function that calls a tool."""
+async def open_session(machines: list[Machine]) -> AsyncIterator[ClientSession]:
+    """Connect the official client, whose requests reach the machines by turns."""
     async with round_robin([each.program.port for each in machines]) as port, AsyncExitStack() as stack:
         # Without connections that stay open, each request goes to another machine than the one before.
         limits = httpx2.Limits(max_keepalive_connections=0)
@@ -202,12 +226,36 @@ async def connect(machines: list[Machine]) -> AsyncIterator[Callable[..., Awaita
         )
         session = await stack.enter_async_context(ClientSession(*streams))
         await session.initialize()
+        yield session
+
+
+@asynccontextmanager
+async def connect(machines: list[Machine]) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Connect like `open_session`. Give a function that calls a tool."""
+    async with open_session(machines) as session:
 
         async def ask(tool: str, **arguments: Any) -> str:
             result = await session.call_tool(tool, arguments)
             return result.content[0].text  # type: ignore[union-attr]
 
         yield ask
+
+
+async def test_progress_and_cancellation_pass_between_machines(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url) as (one, two):
+        for each in (one, two):
+            (each.program.folder / "desk.py").write_text(HANGING_COMMAND)
+        await call(one.program, "bob", "worker")  # it's at the first machine from now on
+        async with open_session([two]) as session, asyncio.timeout(WAIT):
+            begun = asyncio.Event()
+
+            async def report(progress: float, total: float | None, message: str | None) -> None:
+                begun.set()
+
+            hanging = asyncio.create_task(session.call_tool("hang", {}, progress_callback=report))
+            await begun.wait()  # while the call is running
+            hanging.cancel()
+            await until_async((one.program.folder / "canceled").exists)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -274,6 +322,20 @@ async def talk(port: int, tls: ssl.SSLContext | None, line: str, body: str = "",
             return await asyncio.wait_for(reader.read(100), WAIT)
     except OSError:
         return b""
+
+
+async def test_notes_of_other_workers_are_ignored(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url) as (one, two):
+        await call(one.program, "ada", "keep", value="mine")
+        (key,) = (each for each in redis.ask("KEYS", "*") if b"roster:workers" in each)
+        renewals, forged = set[float](), dict[str, str]()
+        while len(renewals) < 6:  # until each worker has read that its note is the other's
+            table = msgspec.msgpack.decode(redis.ask("GET", key), type=WorkerTable)
+            renewals.add(table.last_renewal)
+            forged = forged or dict(zip(table.notes, reversed(table.notes.values()), strict=True))
+            table.notes = forged
+            redis.ask("SET", key, msgspec.msgpack.encode(table))
+        assert await call(two.program, "ada", "read") == "mine"
 
 
 async def test_unfinished_handshakes_keep_no_machine_out(tmp_path: Path, redis: RedisServer) -> None:
