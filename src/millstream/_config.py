@@ -253,8 +253,9 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     auto, clients that declare capabilities don't list them.
     """
     peer: PeerText = ""
-    """The address of this machine at which the other machines of a gateway can reach it: ``10.0.0.5`` or
-    ``10.0.0.5:7000``. They forward requests to the machine that holds a session's or caller's state.
+    """The address of this machine at which the other machines of a gateway can reach it: ``10.0.0.5``, or
+    ``10.0.0.5:7000`` for ports from 7000 to 7099. They forward requests to the machine that holds a session's or
+    caller's state.
     """
     watchdog: Seconds = 0.0
     """Kill and replace a worker whose event loop is blocked for this long. 0 means never."""

@@ -9,18 +9,21 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
 from millstream import Settings
 from millstream._app.server_process.machines import make_contexts
+from nats_parts import shared_url
 from patience import WAIT
 from processes import free_port, run_command
 from redis_parts import RedisServer
@@ -33,6 +36,25 @@ SECRET = "the-secret-of-both-machines-0123456789"
 ACCEPT = "application/json, text/event-stream"
 OPENING = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 KEY_OF_BOB = "Bearer the-key-of-bob-0123456789"
+
+HANGING_COMMAND = r"""
+import json, sys
+from pathlib import Path
+
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params = message.get("method"), message.get("params", {})
+    if method == "notifications/cancelled":
+        Path("canceled").touch()
+    elif method == "tools/call" and params["name"] == "hang":
+        progress = {"progressToken": params["_meta"]["progressToken"], "progress": 1}
+        print(json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": progress}), flush=True)
+    elif "id" in message:
+        tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ("hang", "worker")]
+        result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "desk"}}
+        result |= {"tools": tools, "content": [{"type": "text", "text": "done"}]}
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
 
 
 @pytest.fixture
@@ -93,9 +115,11 @@ class Caller:
         return 200, json.loads(reply.text.rpartition("data: ")[2])["result"]["content"][0]["text"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_each_request_can_reach_the_other_machine(tmp_path: Path, redis: RedisServer, workers: int) -> None:
-    with two_machines(tmp_path, redis.url, workers) as (one, two):
+@pytest.mark.parametrize(("store", "workers"), [("redis", 1), ("redis", 2), ("nats", 1)])
+async def test_each_request_can_reach_the_other_machine(
+    tmp_path: Path, redis: RedisServer, store: str, workers: int
+) -> None:
+    with two_machines(tmp_path, redis.url if store == "redis" else shared_url(), workers) as (one, two):
         for person in NAMES:
             await call(one.program, person, "keep", value=f"of {person}")
         for person in NAMES:
@@ -147,6 +171,18 @@ async def test_frozen_machines_callers_go_on_and_its_state_does_not_return(tmp_p
         assert [await call(each.program, "ada", "read") for each in (one, two) * 3] == ["new"] * 6
 
 
+async def test_frozen_worker_costs_its_siblings_callers_nothing(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url, workers=2) as (one, two):
+        assert await call(one.program, "ada", "keep", value="hers") == "hers"
+        (other,) = set(one.program.children()) - {int(await call(one.program, "ada", "worker"))}
+        kill(other, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                assert await asyncio.gather(*(call(two.program, "ada", "read") for _ in range(8))) == ["hers"] * 8
+        finally:
+            kill(other, signal.SIGCONT)
+
+
 @asynccontextmanager
 async def round_robin(ports: list[int]) -> AsyncIterator[int]:
     """Pass each connection to the next machine that accepts it, as a balancer does. Give the balancer's port."""
@@ -177,25 +213,56 @@ async def round_robin(ports: list[int]) -> AsyncIterator[int]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@asynccontextmanager
+async def open_session(machines: list[Machine]) -> AsyncIterator[ClientSession]:
+    """Connect the official client, whose requests reach the machines by turns."""
+    async with round_robin([each.program.port for each in machines]) as port, AsyncExitStack() as stack:
+        # Without connections that stay open, each request goes to another machine than the one before.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        http = httpx2.AsyncClient(headers={"authorization": KEY_OF_BOB}, limits=limits, timeout=WAIT)
+        streams = await stack.enter_async_context(
+            streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=http)
+        )
+        session = await stack.enter_async_context(ClientSession(*streams))
+        await session.initialize()
+        yield session
+
+
+@asynccontextmanager
+async def connect(machines: list[Machine]) -> AsyncIterator[Callable[..., Awaitable[str]]]:
+    """Connect like `open_session`. Give a function that calls a tool."""
+    async with open_session(machines) as session:
+
+        async def ask(tool: str, **arguments: Any) -> str:
+            result = await session.call_tool(tool, arguments)
+            return result.content[0].text  # type: ignore[union-attr]
+
+        yield ask
+
+
+async def test_progress_and_cancellation_pass_between_machines(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url) as (one, two):
+        for each in (one, two):
+            (each.program.folder / "desk.py").write_text(HANGING_COMMAND)
+        await call(one.program, "bob", "worker")  # it's at the first machine from now on
+        async with open_session([two]) as session, asyncio.timeout(WAIT):
+            begun = asyncio.Event()
+
+            async def report(progress: float, total: float | None, message: str | None) -> None:
+                begun.set()
+
+            hanging = asyncio.create_task(session.call_tool("hang", {}, progress_callback=report))
+            await begun.wait()  # while the call is running
+            hanging.cancel()
+            await until_async((one.program.folder / "canceled").exists)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_official_client_goes_on_when_a_machine_ends(
     tmp_path: Path, redis: RedisServer, number: signal.Signals
 ) -> None:
     with two_machines(tmp_path, redis.url) as (one, two):
-        async with round_robin([one.program.port, two.program.port]) as port, AsyncExitStack() as stack:
-            # Without connections that stay open, each request goes to another machine than the one before.
-            limits = httpx2.Limits(max_keepalive_connections=0)
-            http = httpx2.AsyncClient(headers={"authorization": KEY_OF_BOB}, limits=limits, timeout=WAIT)
-            streams = await stack.enter_async_context(
-                streamable_http_client(f"http://127.0.0.1:{port}/mcp", http_client=http)
-            )
-            session = await stack.enter_async_context(ClientSession(*streams))
-            await session.initialize()
-
-            async def ask(tool: str, **arguments: Any) -> str:
-                result = await session.call_tool(tool, arguments)
-                return result.content[0].text  # type: ignore[union-attr]
-
+        async with connect([one, two]) as ask:
             assert await ask("keep", value="mine") == "mine"
             assert [await ask("read") for _ in range(6)] == ["mine"] * 6
             holder = one if int(await ask("worker")) == one.program.process.pid else two
@@ -203,6 +270,23 @@ async def test_official_client_goes_on_when_a_machine_ends(
             await until_async(lambda: holder.program.process.poll() is not None)
             assert "lost its state" in await ask("read")
             assert [await ask("read") for _ in range(6)] == ["nothing"] * 6
+
+
+async def test_no_call_fails_while_machines_get_another_secret(tmp_path: Path, redis: RedisServer) -> None:
+    new = "another-secret-of-both-machines-01234567"
+    steps = [SECRET, f"{SECRET},{new}", f"{new},{SECRET}", new]
+    for number, (before, after) in enumerate(pairwise(steps)):
+        store = f"{redis.url}?prefix={number}:"
+        with (
+            machine(tmp_path / f"{number}-1", store, MILLSTREAM_SECRET_KEY=after) as one,
+            machine(tmp_path / f"{number}-2", store, MILLSTREAM_SECRET_KEY=before) as two,
+        ):
+            for machines in ([one, two], [two, one]):
+                async with connect(machines) as ask:
+                    assert await ask("keep", value="mine") == "mine"
+                    assert [await ask("read") for _ in range(6)] == ["mine"] * 6
+                    assert await call(machines[1].program, "ada", "keep", value="hers") == "hers"
+                    assert [await call(each.program, "ada", "read") for each in machines * 2] == ["hers"] * 4
 
 
 async def test_only_machines_with_the_secret_can_use_the_port(tmp_path: Path, redis: RedisServer) -> None:
@@ -239,13 +323,38 @@ async def talk(port: int, tls: ssl.SSLContext | None, line: str, body: str = "",
         return b""
 
 
+async def test_notes_of_other_workers_are_ignored(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url) as (one, two):
+        await call(one.program, "ada", "keep", value="mine")
+        (key,) = (each for each in redis.ask("KEYS", "*") if b"roster:workers" in each)
+        renewals, forged = set[float](), dict[str, str]()
+        while len(renewals) < 6:  # until each worker has read that its note is the other's
+            leases, dead, unswept, renewed, notes, *more = msgspec.msgpack.decode(redis.ask("GET", key))
+            renewals.add(renewed)
+            forged = forged or dict(zip(notes, reversed(notes.values()), strict=True))
+            redis.ask("SET", key, msgspec.msgpack.encode([leases, dead, unswept, renewed, forged, *more]))  # type: ignore[arg-type]
+        assert await call(two.program, "ada", "read") == "mine"
+
+
 async def test_unfinished_handshakes_keep_no_machine_out(tmp_path: Path, redis: RedisServer) -> None:
     with two_machines(tmp_path, redis.url) as (one, two), ExitStack() as stack:
-        for _ in range(200):
-            sock = socket.create_connection(("127.0.0.1", one.peer), source_address=("127.0.0.9", 0))
-            stack.callback(sock.close)
         await call(one.program, "ada", "keep", value="mine")
+        for number in range(300):
+            address = f"127.0.0.{8 + number % 5}"
+            sock = socket.create_connection(("127.0.0.1", one.peer), source_address=(address, 0))
+            stack.callback(sock.close)
+            if number < 50:
+                sock.send(b"no TLS")
         assert await call(two.program, "ada", "read") == "mine"
+
+
+async def test_silent_connections_are_closed(tmp_path: Path, redis: RedisServer) -> None:
+    with machine(tmp_path / "1", redis.url, MILLSTREAM_HEADER_TIMEOUT="1") as one:
+        for tls in (None, make_contexts([SECRET.encode()])[1]):
+            name = None if tls is None else "millstream-peer"
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.peer, ssl=tls, server_hostname=name)
+            with closing(writer):
+                assert await asyncio.wait_for(reader.read(), WAIT) == b""
 
 
 async def test_machine_with_another_gateway_file_is_named(tmp_path: Path, redis: RedisServer) -> None:

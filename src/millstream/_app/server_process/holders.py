@@ -8,6 +8,7 @@ workers remember it, so steady calls don't use the store, and nobody's state mov
 A worker that was suspended for longer than its lease gets a new name. What others have claimed meanwhile is theirs.
 """
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
@@ -31,6 +32,8 @@ _CLAIM_TTL = 86400.0
 """Seconds for which a claim that nobody uses stays in the store."""
 _RENEWAL = 3600.0
 """Seconds after which a claim in use is written again."""
+_RETRY = 60.0
+"""Seconds until a worker that couldn't be reached, although it renews its lease, is tried again."""
 _TRIES = 20
 _MAX_GONE = 10_000
 _SPLIT = "Requests of one caller come to several machines, so each of them keeps another state for the caller"
@@ -76,8 +79,8 @@ class Holders:
         """The name and the place in the note, and the note."""
         self.places: dict[str, Place] = {}
         """Where the workers with a lease are, by name."""
-        self._gone: Recent[str, None] = Recent(_MAX_GONE)
-        """Workers that take no more requests, although they may have a lease."""
+        self._gone: Recent[str, bool] = Recent(_MAX_GONE)
+        """Worker that takes no more requests, although it may have a lease -> whether the network to it is cut."""
         self._claims: Recent[str, tuple[str, float]] = Recent(MAX_CACHED_SESSIONS)
         """Owner -> its worker, and when this worker learned that, or 0 if the store doesn't have the claim."""
         self._doubted_at = 0.0
@@ -144,13 +147,16 @@ class Holders:
         """Return the other workers that are serving and can be reached."""
         return [each for each in self.places if self.is_serving(each) and self.can_reach(each)]
 
-    def give_up(self, worker: str) -> None:
-        """Send nothing more to a worker, because it refuses requests."""
-        self._gone.keep(worker, None)
+    def give_up(self, worker: str, *, is_cut: bool) -> None:
+        """Send nothing more to a worker, because it refuses requests.
 
-    def retry(self, worker: str) -> None:
-        """Send requests to a worker again that was given up, because it may be reachable by now."""
-        self._gone.pop(worker, None)
+        Args:
+            worker: Its name.
+            is_cut: Whether the network to it is cut. It's tried again later.
+        """
+        self._gone.keep(worker, is_cut)
+        if is_cut:
+            asyncio.get_running_loop().call_later(_RETRY, self._gone.pop, worker, None)
 
     async def confirm(self, worker: str) -> bool:
         """Return whether a worker is serving. Ask the store if this one doesn't know it, or may have been suspended."""
@@ -161,7 +167,7 @@ class Holders:
             if not known:
                 await workers.read()
                 if worker not in workers.live:
-                    self._gone.keep(worker, None)
+                    self._gone.keep(worker, False)
         return self.is_serving(worker)
 
     async def find(self, owner: str) -> str:
@@ -188,7 +194,8 @@ class Holders:
                 before = "" if raw is None else raw.decode("utf-8", "replace")
                 worker = before or known
                 if not (worker and await self.confirm(worker) and self._serves(worker)):
-                    if self.is_serving(worker) and self._moved.get(owner, -_RENEWAL) + _RENEWAL > services.clock():
+                    is_running = self.is_serving(worker) or (worker in self.places and self._gone.get(worker, False))
+                    if is_running and self._moved.get(owner, -_RENEWAL) + _RENEWAL > services.clock():
                         # The owner's requests come to both machines by turns, and would lose the state each time.
                         self._split.fail(f"A caller's state is at {worker}, too.")
                         worker, before = self.me, ""

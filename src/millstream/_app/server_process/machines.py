@@ -6,10 +6,12 @@ read or send requests, and someone who can write to the store can neither name a
 
 import asyncio
 import datetime as dt
+import errno
 import hmac
 import socket
 import ssl
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from millstream._app.server_process import CommandError
-from millstream._app.server_process.listen_sockets import address_of, listen
+from millstream._app.server_process.listen_sockets import MAX_PORT, address_of
 from millstream._http.client.connection import HttpConnection
 from millstream._http.message import peer_network
 from millstream._http.server.listener import BACKLOG, SocketListener, set_options
@@ -28,11 +30,14 @@ from millstream._tasks import Tasks, retry_delay
 from millstream._troubles import PAUSE
 
 _NAME = "millstream-peer"
-"""The name in the certificate."""
+"""The name that each certificate has."""
 _LABEL = b"millstream peer certificate v1"
+_PORTS = 100
+"""Number of ports that are tried, from the one in the address: enough for all workers, also while they're replaced."""
 _MAX_HANDSHAKES = 64
-"""Maximum unfinished handshakes, half of them per address. One that fails counts for `PAUSE` more seconds, so that a
-flood of them uses little CPU."""
+"""Maximum unfinished handshakes. Beyond that, the oldest one ends, of the address that has the most."""
+_MAX_FAILED = 32
+"""Maximum handshakes per address and `PAUSE` that fail, so that a flood of them uses little CPU."""
 _RETRIES = 4
 """Number of retries if a connection is reset, because a process that ends does that before it refuses connections."""
 
@@ -42,7 +47,8 @@ class PeerPort:
 
     Args:
         listener: Serves the connections from other machines.
-        address: The setting `peer`. Without a port, each worker has any free one.
+        address: The setting `peer`. Each worker has a port of its own: any free one, or the first free one from the
+            port in the address.
         secrets: The secrets of all machines. The first one's certificate is presented, and all are accepted.
     """
 
@@ -50,7 +56,9 @@ class PeerPort:
         self._listener = listener
         self._receiving, self._sending = make_contexts(secrets)
         self._address = address
-        self._handshakes = Share(_MAX_HANDSHAKES)
+        self._handshakes: dict[asyncio.Task[None], str] = {}
+        """Unfinished handshakes, from the oldest to the newest, and their addresses."""
+        self._failed = Share(each=_MAX_FAILED)
         self._tasks = Tasks()
 
     def listen(self, timeout: float) -> tuple[str, int]:
@@ -68,12 +76,11 @@ class PeerPort:
             else (self._address, "", "")
         )
         try:
-            sock = listen(host.strip("[]"), int(port or 0), shared=port != "")  # the workers of a machine share it
-        except CommandError as exc:
+            sock = _bind(host.strip("[]"), int(port or 0))
+        except OSError as exc:
             fix = "Set MILLSTREAM_PEER to an address of this machine that the other machines can reach."
-            raise CommandError(f"Can't listen for other machines. {exc.what}", why=exc.why, fix=fix) from exc
+            raise CommandError("Can't listen for other machines.", why=f"{exc.strerror or exc}.", fix=fix) from exc
         set_options(sock, timeout)
-        sock.listen(BACKLOG)
         sock.setblocking(False)
         self._tasks.spawn(self._accept(sock, timeout))
         return address_of(sock)
@@ -119,22 +126,48 @@ class PeerPort:
                     continue
                 connection, (host, *_) = accepted
                 owner = peer_network(host)
-                if self._handshakes.take(owner):
-                    self._tasks.spawn(self._shake_hands(connection, owner, timeout))
-                else:
+                if not self._failed.has_room(owner):
                     connection.close()
+                    continue
+                self._handshakes[self._tasks.spawn(self._shake_hands(connection, owner, timeout))] = owner
+                await asyncio.sleep(0)  # a task that hasn't begun can't close its connection
+                if len(self._handshakes) > _MAX_HANDSHAKES:
+                    crowd = Counter(self._handshakes.values()).most_common(1)[0][0]
+                    oldest = next(task for task, each in self._handshakes.items() if each == crowd)
+                    del self._handshakes[oldest]
+                    oldest.cancel()
 
     async def _shake_hands(self, connection: socket.socket, owner: str, timeout: float) -> None:
         """Serve a connection once its handshake has succeeded."""
         make, tls, loop = self._listener.make_protocol, self._receiving, asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  it runs
         try:
-            with suppress(OSError):
-                await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
-                return
+            await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
+        except (OSError, asyncio.CancelledError):
             connection.close()
-            await asyncio.sleep(PAUSE)
+            self._failed.force(owner)
+            loop.call_later(PAUSE, self._failed.leave, owner)
         finally:
-            self._handshakes.leave(owner)
+            self._handshakes.pop(task, None)
+
+
+def _bind(host: str, first: int) -> socket.socket:
+    """Listen at the first free port. The workers don't share one, because a frozen worker would get others' requests.
+
+    Raises:
+        OSError: The address can't be used, or all ports are in use.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    error = OSError(f"{first} isn't a valid port")
+    for port in range(first, min(first + _PORTS, MAX_PORT + 1)):
+        try:
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as exc:
+            error = exc
+            if exc.errno != errno.EADDRINUSE:
+                break
+    raise error
 
 
 def make_contexts(secrets: Sequence[bytes]) -> list[ssl.SSLContext]:
@@ -156,9 +189,12 @@ def make_contexts(secrets: Sequence[bytes]) -> list[ssl.SSLContext]:
 
 
 def _derive(secret: bytes) -> tuple[bytes, bytes]:
-    """Return a key and its certificate as PEM. Ed25519 signs without random bits, so machines get the same."""
+    """Return a key and its certificate as PEM. Ed25519 signs without random bits, so machines get the same.
+
+    The subject identifies the key, because OpenSSL finds one certificate per subject in those that it trusts.
+    """
     key = Ed25519PrivateKey.from_private_bytes(hmac.digest(secret, _LABEL, "sha256"))
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, key.public_key().public_bytes_raw().hex())])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)

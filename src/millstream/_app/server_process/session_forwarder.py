@@ -69,8 +69,6 @@ _OWN = frozenset({
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
-_RETRY = 60.0
-"""Seconds until a worker that couldn't be reached, although it renews its lease, is tried again."""
 _UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH})
 _ATTEMPTS = 5
 """Maximum workers that are tried for one request."""
@@ -297,13 +295,13 @@ class SessionForwarder:
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
         cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
+        is_cut = False
         try:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
             reply = await pool.send(data, repeatable=True)
         except ConnectFailed as exc:
-            if isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE:
-                asyncio.get_running_loop().call_later(_RETRY, self._holders.retry, worker)
-            elif not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
+            is_cut = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
+            if not (is_cut or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)):
                 return _BUSY
             if self._pools.pop(worker, None) is not None:
                 await pool.close()
@@ -312,7 +310,7 @@ class SessionForwarder:
             body = data.partition(b"\r\n\r\n")[2]
             return _refuse(body, ProtocolError(SERVER_ERROR, _STOPPED, status=502))
         if reply is None or _HOLDER in reply.headers:
-            self._holders.give_up(worker)
+            self._holders.give_up(worker, is_cut=is_cut)
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
         head = b"".join(
@@ -347,7 +345,6 @@ class SessionForwarder:
         holders, find = self._holders, self._pass_on(handler)
 
         async def serve(request: HttpRequest) -> Response | Sink | None:
-            is_from_machine = request.scheme == "https"
             scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
             holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
             request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER)]
@@ -356,10 +353,7 @@ class SessionForwarder:
                 return await (handler if holders.leaving else find)(request)
             if holder == holders.me and (holders.is_certain or await holders.confirm(holder)):
                 return await handler(request)
-            reply: Response | None = _GONE
-            if is_from_machine and holders.is_sibling(holder):  # the workers share a port
-                reply = await self._forward(holder, request)
-            return _NOT_HERE if reply is _GONE else reply
+            return _NOT_HERE
 
         return serve
 
