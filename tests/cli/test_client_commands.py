@@ -149,6 +149,15 @@ class TestInAPipe:
         assert set(found) == {"tools", "resources", "resourceTemplates", "prompts"}
         assert found["tools"][0]["inputSchema"]["type"] == "object"
 
+    def test_list_shows_the_arguments_of_one_tool(self) -> None:
+        assert [line.split("\t")[:2] for line in printed("list", SHOP, "--tool", "order").splitlines()] == [
+            ["argument", "isbn="],
+            ["argument", "copies="],
+        ]
+        assert as_json("list", SHOP, "--tool", "order")["required"] == ["isbn"]
+        done = run("list", SHOP, "--tool", "ordr")
+        assert (done.exit_code != 0, "Did you mean order?" in done.stderr) == (True, True)
+
     def test_list_shows_skills(self) -> None:
         everything = str(ROOT / "examples" / "everything.py")
         skill = "skill://pdf-processing/SKILL.md"

@@ -59,6 +59,7 @@ def pitch(title: str) -> str:
     "inside/raises.py": "1/0\n",
     "inside/misnamed.py": "from millstream.server import Sever\n",
     "inside/misspelled.py": "import json.ech\n",
+    "variable.py": "import os\nKEY = os.environ['SHOP_KEY']\n",
     "inside/fast.py": "from mcp import FastMCP\nmcp = FastMCP('x')\n",
     "inside/mounts.py": "import shop\nfrom starlette.applications import Starlette\n\n"
     "app = Starlette()\napp.mount('/shop', shop.mcp)\n",
@@ -93,6 +94,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run syntax.py", "was never closed", "Correct line 2 of syntax.py."),
     ("run raises.py", "ZeroDivisionError", "Correct line 1 of raises.py."),
     ("run inside/raises.py", "inside/raises.py can't be imported", "Correct line 1 of inside/raises.py."),
+    ("run variable.py", "KeyError: 'SHOP_KEY'", "doesn't pass on your shell's variables: add --env SHOP_KEY=VALUE"),
     ("run inside/misspelled.py", "json.ech, which the installed package json doesn't have", "Check its name"),
     ("run inside/fast.py", "cannot import name 'FastMCP'", "from mcp.server.fastmcp import FastMCP"),
     ("run inside/mounts.py", "has no millstream.Server", "mounted in app, so serve that: uvicorn mounts:app --app-dir"),

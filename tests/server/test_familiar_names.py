@@ -295,3 +295,8 @@ def test_server_repr_shows_name_and_items() -> None:
         return ""
 
     assert repr(mcp) == "<Server 'shop': 1 tools, 0 resources, 0 templates, 0 prompts>"
+
+
+def test_context_outside_a_call_says_where_it_comes_from() -> None:
+    with pytest.raises(TypeError, match=r"a function receives its context in a parameter, .*ctx: Context\)"):
+        Context()

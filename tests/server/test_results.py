@@ -13,6 +13,7 @@ from hypothesis import given
 from msgspec.structs import fields
 
 from cases import for_each
+from millstream import ToolError
 from millstream._protocol.content import BLOCKS, Audio, EmbeddedResource, Image, Message, ResourceLink, Text
 from millstream._protocol.errors import LocalError
 from millstream._server.functions.engine import (
@@ -384,6 +385,12 @@ def test_iterator_results_are_explained(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pydantic_core", None)
     with pytest.raises(TypeError, match="can't be converted to JSON: convert it to a list"):
         encode_result(map(int, ["1"]))
+
+
+@for_each("value", [ToolError("sold out"), {"why": ValueError("sold out")}])
+def test_returned_errors_are_explained(value: Any) -> None:
+    with pytest.raises(TypeError, match="can't be converted to JSON: raise it instead of returning it"):
+        encode_result(value)
 
 
 @for_each("value", [BytesIO(b"a"), StringIO("a"), {"file": BytesIO(b"a")}])

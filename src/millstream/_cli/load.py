@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import millstream
 from millstream._app import Server
-from millstream._app.server_process import CommandError, RunCalled, mark_import, place_of, show_failure
+from millstream._app.server_process import CommandError, RunCalled, fix_of, mark_import, place_of, show_failure
 from millstream._config import ConfigVersion, VariableError
 from millstream._gateway.programs.libraries import ProgramError, UnsupportedVersion, library_of
 from millstream._modules import CONFIGURATIONS, SCRIPTS, find_import_folders, is_module, split_target
@@ -401,7 +401,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix='Move that below: if __name__ == "__main__":',
             detail=detail,
         )
-    fix = f"Correct {where}."
+    fix = fix_of(exc, frames)
     if isinstance(exc, ImportError) and "'FastMCP' from 'mcp" in str(exc):
         fix = "Write: from mcp.server.fastmcp import FastMCP"
     if isinstance(exc, ImportError) and "no known parent package" in str(exc):

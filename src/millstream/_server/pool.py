@@ -56,6 +56,11 @@ class Pool(Share):
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting owners, the one served last at the end."""
 
+    def resize(self, maximum: int) -> None:
+        """Change the number of slots. Owners keep what they hold beyond it."""
+        self.maximum = self.each = maximum
+        self.leave("", 0)  # for those who wait
+
     @override
     def has_room(self, owner: str, amount: int = 1) -> bool:
         """Return whether an owner can currently take this many more slots."""

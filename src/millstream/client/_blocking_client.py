@@ -1,7 +1,7 @@
 """`BlockingClient` is a client for programs without `async`."""
 
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Self, TypeVar, Unpack
 
 from millstream._copies import NotCopyable
 from millstream._suggestions import no_attribute
@@ -118,7 +118,13 @@ class BlockingClient(NotCopyable):
     read_resource: Final = make_blocking(Client.read_resource)
     get_prompt: Final = make_blocking(Client.get_prompt)
 
-    if not TYPE_CHECKING:  # type checkers would accept every name
+    if not TYPE_CHECKING:  # type checkers would accept `async with`, and every name
+
+        async def __aenter__(self) -> NoReturn:
+            raise TypeError("BlockingClient blocks: write `with`, or use Client from millstream.client.")
+
+        async def __aexit__(self, *exc: object) -> None:
+            pass
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, _ELSEWHERE)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, cast, overload
 
 import msgspec
 
@@ -700,7 +700,16 @@ class Client(NotCopyable):
         """
         return await self.prompt(name, arguments)
 
-    if not TYPE_CHECKING:  # type checkers would accept every name
+    if not TYPE_CHECKING:  # type checkers would accept a plain `with`, and every name
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(
+                f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient from "
+                "millstream.client."
+            )
+
+        def __exit__(self, *exc: object) -> None:
+            pass
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, ELSEWHERE)

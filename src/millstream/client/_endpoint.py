@@ -144,13 +144,13 @@ class Endpoint:
         """Context manager that is entered during a login."""
         agent = {} if "user-agent" in names else {"User-Agent": f"millstream/{__version__}"}
         self._fixed_headers = encode_headers({"Host": url.authority, **agent, **headers})
-        self._pool = pool
+        self.pool: ConnectionPool = pool
 
     @property
     def secrets(self) -> set[str]:
         """The credentials in requests."""
         found = find_secrets(self._headers, environment_secrets(os.environ)) | find_query_secrets(self.url.target)
-        for values in (self._query, self._sent, self._sent_before, self._pool.proxy_headers):
+        for values in (self._query, self._sent, self._sent_before, self.pool.proxy_headers):
             found = found.union(*map(secret_parts, values.values()))
         return found
 
@@ -194,7 +194,7 @@ class Endpoint:
                 if credentials != self._sent:
                     self._sent, self._sent_before = credentials, self._sent
                 data = self._encode(method, url, headers, credentials, body)
-                reply = await self._pool.send(data, repeatable=repeatable, owner=owner)
+                reply = await self.pool.send(data, repeatable=repeatable, owner=owner)
                 challenge = "" if reply.status < 400 else reply.header(b"www-authenticate")
                 nonce = "" if auth is None else reply.header(b"dpop-nonce")
                 wrong_nonce = auth is not None and nonce and auth.learn_nonce(self.url, nonce, challenge)
@@ -295,7 +295,7 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._pool.close()
+        await self.pool.close()
 
 
 def _redirect_target(url: Url, method: str, reply: HttpReply, count: int) -> Url:

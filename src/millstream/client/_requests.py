@@ -617,6 +617,12 @@ class Requests(Confidential, Struct, kw_only=True):
             is_stream = not other.status if isinstance(other, NotMcp) else isinstance(why, NotMcp)
             raise (other if sse or is_stream else why) from None
 
+    def resize(self, connections: int) -> None:
+        """Change the maximum number of open connections, also for the current transport."""
+        self.options = msgspec.structs.replace(self.options, max_connections=connections)
+        if self.connection is not None and isinstance(transport := self.connection.transport, StreamableTransport):
+            transport.resize(connections)
+
     def _new_transport(self, *, sse: bool) -> Transport:
         place, options, incoming = self.place, self.options, self.incoming
         background = incoming.background

@@ -113,6 +113,11 @@ class PaginatedList(Struct, Generic[T], eq=False):
             seen.add(cursor)
             last = items
 
+    if not TYPE_CHECKING:  # type checkers report this themselves
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError("This list comes in pages. Write `async for`, or `await` it first.")
+
     def __await__(self) -> Generator[Any, None, list[T]]:
         return self._all().__await__()
 

@@ -219,6 +219,22 @@ async def test_timeouts_intervals_and_bounds_change_in_place(tmp_path: Path) -> 
         assert (await client.call("a_visit")).text == "a 2"
 
 
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_more_connections_are_allowed_in_place(tmp_path: Path, revision: str) -> None:
+    async with run_two_shops(tmp_path, revision) as (gateway, client, a, b):
+        await gateway.change(a("max_connections = 2"), b())
+        counted = revision == REVISIONS[1]  # otherwise, clients have no session
+        assert not counted or (await client.call("a_visit")).text == "a 1"
+        upstream = gateway.part.upstreams["a"]
+        waiting = [asyncio.create_task(client.call("a_wait")) for _ in range(4)]
+        await gateway.change(a("max_connections = 50"), b())
+        assert gateway.part.upstreams["a"] is upstream
+        assert (await client.call("a_order")).text == "ordered"
+        assert not counted or (await client.call("a_visit")).text == "a 2"
+        gateway.shops["a"].gate.set()
+        assert {(await each).text for each in waiting} == {"done"}
+
+
 async def test_clients_learn_that_sessions_at_a_changed_upstream_have_ended(tmp_path: Path) -> None:
     async with run_two_shops(tmp_path, REVISIONS[1]) as (gateway, client, a, b):
         assert (await client.call("a_visit")).text == "a 1"

@@ -4,6 +4,7 @@ reports.
 A command-line error has three parts: the problem, the reason, and a fix.
 """
 
+import os
 import shutil
 import sys
 import traceback
@@ -136,12 +137,23 @@ def convert_start_errors(name: str) -> Generator[None]:
         if isinstance(exc, OWN_ERRORS) and Path(frames[-1].filename).is_relative_to(PROGRAM):
             raise CommandError(f"{name} couldn't start.", why=str(exc)) from exc
         what = f"{name} couldn't start: {type(exc).__name__}."
-        fix = f"Correct {place_of(exc, frames)}."
-        raise CommandError(what, fix=fix, detail=show_failure(exc, frames)) from exc
+        raise CommandError(what, fix=fix_of(exc, frames), detail=show_failure(exc, frames)) from exc
 
 
 OWN_ERRORS = (ValueError, TypeError, ImportError, LocalError)
 """Errors raised by our own checks. Their messages are complete."""
+
+
+def fix_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
+    """Return what to do about an error in the user's code: set a missing variable, or correct the place."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    if isinstance(exc, KeyError) and files and files[-1] == os.environ.__getitem__.__code__.co_filename:
+        name = exc.args[0]
+        return (
+            f"Set {name}. A command that starts the server, such as `millstream list`, doesn't pass on your shell's "
+            f"variables: add --env {name}=VALUE"
+        )
+    return f"Correct {place_of(exc, frames)}."
 
 
 def place_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:

@@ -272,6 +272,14 @@ class ApiUpstream(Upstream):
             raise ToolError("The API responded with a stream, which a tool can't return.")
         return _api_reply(reply)
 
+    @override
+    def become(self, config: UpstreamConfig) -> None:
+        """See `Upstream`."""
+        super().become(config)
+        self._places.resize(config.max_connections)
+        for each in self._pools.values():
+            each.maximum = config.max_connections
+
     def pool(self, url: Url, max_body: int) -> ConnectionPool:
         """Return the connections to an origin."""
         key = f"{url.origin} {max_body}"

@@ -33,7 +33,7 @@ _TAKES = {
 
 CHANGEABLE = (
     "timeout", "connect_timeout", "start_timeout", "refresh_seconds", "idle_seconds", "max_processes",
-    "spare_processes", "memory_limit", "max_catalog_bytes",
+    "spare_processes", "memory_limit", "max_catalog_bytes", "max_connections",
 )  # fmt: skip
 """Options that change in a running upstream."""
 

@@ -167,7 +167,8 @@ class UpstreamProcesses:
 
     def become(self, config: ProcessOptions) -> None:
         """Use other limits, and keep the processes."""
-        self.config, self.places.maximum, self.places.each = config, config.max_processes, config.max_processes
+        self.config = config
+        self.places.resize(config.max_processes)
 
     def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
         """Return a target for a client.

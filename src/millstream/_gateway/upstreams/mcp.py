@@ -208,8 +208,12 @@ class McpUpstream(Upstream):
         """See `Upstream`."""
         super().become(config)
         self.links.idle_seconds = config.idle_seconds
+        self.links.places.resize(config.max_connections)
         for link in self.links.links.values():
             link.conversation.requests.timeout = config.timeout
+            link.conversation.requests.resize(config.max_connections + MAX_STREAMS + _OTHER_CONNECTIONS)
+            if link.places is not None:
+                link.places.resize(config.max_connections)
         if self.processes is not None:
             self.processes.become(config)
 

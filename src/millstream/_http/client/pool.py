@@ -191,7 +191,8 @@ class ConnectionPool:
         decompress: bool = False,
     ) -> None:  # fmt: skip
         self._url = url
-        self._max = max_connections
+        self.maximum: int = max_connections
+        """Maximum open connections."""
         self._max_body = max_body
         self._inflow = inflow or Inflow()
         self._decompresses = decompress
@@ -290,7 +291,7 @@ class ConnectionPool:
                 raise ConnectionLost("The client is closed.")
             if (connection := self._take_free(freshness)) is not None:
                 return connection
-            if len(self._all) + self._connecting < self._max:
+            if len(self._all) + self._connecting < self.maximum:
                 return await self._connect()
             waiter = self._loop.create_future()
             self._queue.append(waiter)

@@ -444,12 +444,22 @@ ELSEWHERE = {
 """Names in other packages, with the alternative in a function with a context."""
 
 
+class _NoCall:
+    @property
+    def services(self) -> Services:
+        raise TypeError("a function receives its context in a parameter, such as def order(isbn: str, ctx: Context)")
+
+
+_NO_CALL: Any = _NoCall()
+"""What `Context()` without a call is about."""
+
+
 class CallInfo:
     """Read-only information about a call."""
 
     __slots__ = ("_call", "_home", "_memo", "_services", "state")
 
-    def __init__(self, call: Call, home: object = None) -> None:
+    def __init__(self, call: Call = _NO_CALL, home: object = None) -> None:
         self._call = call
         self._home = home
         self._services: Services = call.services

@@ -103,6 +103,8 @@ def enc_hook(value: Any) -> Any:
     instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
     if issubclass(kind, Iterator):
         instead = "return what it contains" if is_file else "convert it to a list with list(…)"
+    elif issubclass(kind, BaseException):
+        instead = "raise it instead of returning it"
     raise NotJson(f"a value of type {kind.__name__} can't be converted to JSON: {instead}")
 
 

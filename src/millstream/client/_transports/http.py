@@ -106,6 +106,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
     async def open(self) -> None:
         """Do nothing, because the first request connects."""
 
+    def resize(self, connections: int) -> None:
+        """Change the maximum number of open connections."""
+        self._endpoint.pool.maximum = connections
+
     def set_revision(self, revision: Revision) -> None:
         """Send the version header from now on, without a session in the per-request era."""
         self._revision = revision
