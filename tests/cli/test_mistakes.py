@@ -429,12 +429,14 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().run(path="/x"), "run has no option 'path'", "Settings(path=…)"),  # type: ignore[call-arg]
     (lambda: program().run(middleware=[]), "run has no option 'middleware'", "app = GZipMiddleware(mcp)"),  # type: ignore[call-arg]
     (lambda: program().run(show_banner=False), "run has no option 'show_banner'", "Leave it out"),  # type: ignore[call-arg]
+    (lambda: connect(program()).__enter__(), "TestClient is asynchronous", "async with"),
     (lambda: connect(program(), user="ada"), "no option 'user'", "Write principal='ada'"),  # type: ignore[call-arg]
     (lambda: Image("x.png"), "'mime_type'", "Write Image(Path('x.png').read_bytes(), 'image/png')"),  # type: ignore[call-arg]
     (lambda: Image(path="x.png"), "'path'", "Write Image(Path('x.png').read_bytes(), 'image/png')"),  # type: ignore[call-arg]
     (lambda: exec("from millstream import connect"), "has no connect", "from millstream.testing import connect"),  # noqa: S102
     (lambda: BlockingClient(program(), token="K"), "'token'", "headers={'Authorization': 'Bearer KEY'}"),  # type: ignore[call-arg]
     (lambda: BlockingClient("x", transport="sse"), "'transport'", "a URL, or a command"),  # type: ignore[call-arg]
+    (lambda: asyncio.run(BlockingClient(program()).__aenter__()), "BlockingClient blocks", "use Client"),  # type: ignore[attr-defined]
     (lambda: BlockingClient(TWO_SERVERS), "several servers: a, b", 'Pass one of them: {"mcpServers": {"a": {…}}}'),
     (lambda: program().rote, "no attribute 'rote'", "Did you mean 'route'?"),  # type: ignore[attr-defined]
     (lambda: program().run("sse2"), "sse2", "http"),
@@ -470,8 +472,10 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().upstream("a", URL, timeout="5"), "timeout takes", "a number of seconds above 0"),  # type: ignore[arg-type]
     (lambda: program().upstream("a", url=URL), "no option 'url'", "upstream(name, URL_OR_COMMAND)"),  # type: ignore[call-arg]
     (lambda: Server.from_openapi(URL), "can't be read", "mcp.upstream(name, openapi=URL)"),
+    (lambda: list(Client(program()).tools()), "comes in pages", "`await` it first"),
     (client_of(lambda client: client.subscribe("a://b")), "no attribute 'subscribe'", "client.watch(uri)"),
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
+    (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with"),
     (lambda: Client(program(), header={}), "header", "headers"),  # type: ignore[call-arg]
     (lambda: Client(program(), headers={"A": 1}), "headers must be", "a dict of strings"),  # type: ignore[dict-item]
     (lambda: Client(program(), headers=["A"]), "headers must be", "a dict of strings"),  # type: ignore[arg-type]
