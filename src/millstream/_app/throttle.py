@@ -131,11 +131,6 @@ class Throttle(RequestLimits):
             self._run(self._ask_later(paces))
         return None
 
-    @override
-    def refuse_early(self, owner: str, peer: str) -> None:
-        """See `RequestLimits.refuse_early`."""
-        self._refuse_early(self._paces(owner, peer_network(peer), is_tool_call=True))
-
     async def _ask_later(self, paces: Sequence[_Pace]) -> None:
         try:
             with suppress(ProtocolError):  # `learn` has kept it

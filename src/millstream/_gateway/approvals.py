@@ -89,8 +89,6 @@ class ApprovalsPart:
             id = own.read(params.get("arguments", b"")).request
         except (*MALFORMED, ArgumentError):
             return
-        peer = "" if call.origin is None else call.origin.peer
-        call.services.call_limits.refuse_early(call.owner, peer)
         if (request := await self._requests.find_own(id, call)) is not None:
             call.collects = id
             redirect(call, params, request.tool, Raw(request.arguments))

@@ -573,24 +573,6 @@ async def test_stored_call_counts_as_one_of_its_tool(shop: Shop, tmp_path: Path)
     assert found == [("s_refund", ""), ("s_refund", "meg"), ("s_refund", "")]
 
 
-async def test_caller_over_a_limit_does_not_reach_the_store(shop: Shop) -> None:
-    async with shop.workers(settings={"limit_calls": "2/day"}) as (one, two):
-        id = id_in(await send(one))
-        await answer(two, id)
-        assert "no such request" in text(await collect(one, "0" * len(id)))  # it counts, too
-        assert "Too many requests" in text(await collect(one, id))
-        read = one.store.kv.get_many
-
-        async def fail(names: list[str]) -> list[bytes | None]:
-            assert not any(each.startswith("approvals") for each in names)
-            return await read(names)
-
-        one.store.kv.get_many = fail
-        for _ in range(2):
-            assert "Too many requests" in text(await collect(one, id))
-    assert shop.calls == []
-
-
 async def test_question_of_a_stored_call_is_answered(shop: Shop) -> None:
     for revision in ("2025-11-25", "2026-07-28"):
         shop.calls.clear()

@@ -168,7 +168,6 @@ class LimitsPart(OwnPart):
 
                 throttle = Throttle(host)
                 host.gate(throttle.gate())
-                host.services.call_limits = throttle
                 if throttle.limits_requests:
                     host.services.request_limits = throttle
 

@@ -413,17 +413,6 @@ class RequestLimits:
         """
         return None
 
-    def refuse_early(self, owner: str, peer: str) -> None:
-        """Reject a tool call whose caller is known to be over a limit. It isn't charged.
-
-        Args:
-            owner: See `Call.owner`.
-            peer: Address of the caller.
-
-        Raises:
-            ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
-        """
-
 
 UNLIMITED = RequestLimits()
 
@@ -463,8 +452,6 @@ class Services:
 
     pool: StoreLimiter | None = None
     """Limiter shared between workers; None with a single worker."""
-    call_limits: RequestLimits = UNLIMITED
-    """Limits for gates that read the store before a call is charged."""
     on_failed_sign_in: Callable[[str], None] | None = None
     """Called with the caller's address after each failed sign-in."""
     failed_sign_ins: int = 0
