@@ -21,6 +21,8 @@ FAILURES: dict[str, tuple[int, str]] = {
     f"ping {NOWHERE}": (3, "no server at"),
     f"tokens {NOWHERE}": (3, "no server at"),
     f"tasks {NOWHERE}": (3, "no server at"),
+    f"lock {NOWHERE}": (3, "no server at"),
+    f"check {NOWHERE}": (1, "no file millstream-lock.json"),
     "keys list --file no.json": (1, "no.json"),
     "keys change ada --file no.json": (1, "ada"),
     "keys revoke ada --file no.json": (1, "ada"),

@@ -14,6 +14,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from cyclopts import Parameter
@@ -39,9 +40,8 @@ from millstream._cli.tables import brief, one_line, print_json, print_rows, prin
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
 from millstream._http.client.url import Url, proxy_for
-from millstream._http.hosts import is_loopback
+from millstream._http.hosts import parse_authority
 from millstream._modules import split_target
-from millstream._protocol.errors import LocalError
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
 from millstream._text import fit, pluralize
@@ -141,6 +141,7 @@ class _Store(Struct, frozen=True):
 
 class _Health(Struct):
     status: str = ""
+    features: list[str] = []
     reasons: list[str] = []
     troubles: list[Trouble] = []
     gateway: str = ""
@@ -272,6 +273,8 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
             yield step
 
 
+_STORE_SECONDS = 5.0
+"""Maximum seconds to wait for a connection to a store."""
 _STREAM_SECONDS = 5.0
 """Seconds to wait for the first bytes of a stream."""
 
@@ -463,8 +466,7 @@ def gateway_file(target: str) -> Path | None:
 async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tuple[Client, Callable[[], _Health]]]:
     """Connect to a server. Yields a client, and a function that returns the states of a file's upstreams and its sets.
 
-    The gateway of a file runs in this process without its store, which a running gateway may use. A store on the
-    network is only connected to.
+    The gateway of a file runs in this process without its store, which a running gateway may use.
 
     Raises:
         ClientError: The file can't be used.
@@ -480,7 +482,7 @@ async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tu
     async with AsyncExitStack() as stack:
         try:
             server = server_of_file(path, split_target(target)[1])
-            troubles = await find_store_trouble(server.definition.store)
+            troubles = await find_store_trouble(server.definition.store, min(options.timeout, _STORE_SECONDS))
             server.definition.store = "memory://"
             runtime = await stack.enter_async_context(server.running())
         except OWN_ERRORS as exc:
@@ -498,20 +500,28 @@ async def open_target(target: str, options: ConnectOptions) -> AsyncGenerator[tu
         yield client, describe
 
 
-async def find_store_trouble(url: str) -> list[Trouble]:
-    """Return why a store on the network can't be used. A file of SQLite has one owner, so it isn't opened."""
-    from millstream._stores import backend_for  # noqa: PLC0415  as above
-
-    if url.startswith(("memory:", "sqlite:")):
-        return []
-    backend = backend_for(url)
-    try:
-        await backend.open()
-    except LocalError as exc:
-        return [Trouble("the store can't be used", 0, 0, str(exc), "")]
-    finally:
-        await backend.close()
-    return []
+async def find_store_trouble(url: str, seconds: float) -> list[Trouble]:
+    """Return why a store on the network can't be reached. It isn't opened, because that may write to it."""
+    found = urlsplit(url)
+    ports = {"nats": 4222, "redis": 26379 if "+sentinel" in found.scheme else 6379}
+    default = next((port for kind, port in ports.items() if found.scheme.startswith(kind)), 0)
+    reasons: list[str] = []
+    for place in found.netloc.rpartition("@")[2].split(",") if default else ():
+        host = parse_authority(place.encode())
+        if host is None:
+            continue
+        try:
+            async with asyncio.timeout(seconds):
+                _, writer = await asyncio.open_connection(host.name.strip("[]"), int(host.port or default))
+        except TimeoutError:
+            reasons.append(f"{place} didn't respond within {pluralize(seconds, 'second')}")
+        except OSError as exc:
+            reasons.append(f"{place}: {os_error_text(exc)}")
+        else:
+            writer.close()
+            return []
+    remedy = "Start it, or correct the URL."
+    return [Trouble("the store can't be reached", 0, 0, "; ".join(reasons), remedy)] if reasons else []
 
 
 def read_states(found: list[dict[str, Any]]) -> list[UpstreamState]:
@@ -568,7 +578,11 @@ async def check_private_pages(url: Url, seconds: float) -> list[DiagnosticStep]:
 
     It names its store only to these, and to callers who sign in.
     """
-    if is_loopback(url.host) or not (await read_health(url, {}, seconds)).store.kind:
+    host = parse_authority((f"[{url.host}]" if ":" in url.host else url.host).encode())
+    if host is None or host.loopback:
+        return []
+    health = await read_health(url, {}, seconds)
+    if not (health.store.kind and "mcp" in health.features):
         return []
     found = (
         "the dashboard, /publish, and /metrics are open to everybody, because a proxy hides where requests come from"

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from millstream._cli.connect_options import DEFAULTS, FAILED, ConnectOptions, Target
+from millstream._cli.diagnosis import open_target, upstream_step
 from millstream._cli.items import wait_for_upstreams
 from millstream._cli.program import Json
 from millstream._cli.tables import print_json, print_rows, print_text, report
 from millstream._gateway.catalog.catalog import AcceptedFile, Description, fetch
 from millstream._gateway.catalog.changes import describe_changes
 from millstream._protocol.errors import METHOD_NOT_FOUND, LocalError
-from millstream._protocol.json_schema import is_array, members, value_at_pointer, walk
+from millstream._protocol.json_schema import is_array, is_integral, is_object, members, value_at_pointer, walk
 from millstream.client import ClientError, ServerError
 from millstream.protocol import encode
 
@@ -26,11 +27,13 @@ _KEY = "mcp"
 _MAX_BYTES = 64 * 1024 * 1024
 _MINIMA = frozenset(("exclusiveMinimum", "minItems", "minLength", "minProperties", "minimum"))
 _MAXIMA = frozenset(("exclusiveMaximum", "maxItems", "maxLength", "maxProperties", "maximum"))
-_COMPARED = frozenset(
-    ("$comment", "$defs", "$id", "$schema", "additionalProperties", "const", "default", "definitions", "deprecated",
-     "description", "enum", "examples", "items", "properties", "readOnly", "required", "title", "writeOnly")
+_ANNOTATIONS = frozenset(
+    ("$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "discriminator",
+     "examples", "readOnly", "title", "writeOnly")
 )  # fmt: skip
-"""Keywords that are compared one by one, or don't restrict values."""
+"""Keywords that don't restrict values."""
+_COMPARED = frozenset(("additionalProperties", "const", "enum", "items", "prefixItems", "properties", "required"))
+"""Keywords that are compared one by one."""
 
 _Definitions = dict[str, dict[str, Description]]
 """Kind -> name -> definition."""
@@ -91,7 +94,9 @@ async def check(
     try:
         saved = AcceptedFile(file).of(_KEY)
     except LocalError as exc:
-        raise ClientError(str(exc)) from exc
+        raise ClientError(str(exc), remedy="Create it again: millstream lock SERVER") from exc
+    if not saved:
+        raise ClientError(f"{file} has no definitions of `millstream lock`.", remedy="Use another file: --file FILE")
     changes = list(_compare(saved, found))
     broken = sum(breaks for _, _, breaks in changes)
     if json:
@@ -115,9 +120,13 @@ async def _fetch(target: str, options: ConnectOptions) -> tuple[str, _Definition
     Raises:
         ClientError: They aren't complete.
     """
-    async with options.client(target) as client:
+    async with open_target(target, options) as (client, describe):
         if not await wait_for_upstreams(client, options.timeout):
             raise ClientError("The lists aren't complete.", remedy="Try again, or wait longer with --timeout.")
+        if down := [each.name for each in describe().upstream_states if not upstream_step(each).ok]:
+            raise ClientError(
+                f"The lists aren't complete: {', '.join(down)} can't be used.", remedy=f"millstream doctor {target}"
+            )
         failures: dict[str, ClientError] = {}
         catalog = await fetch(
             client.conversation,
@@ -152,15 +161,17 @@ def _compare(saved: _Definitions, found: _Definitions) -> Iterator[tuple[str, st
 def _find_losses(member: str, old: Any, new: Any) -> Collection[str]:
     """Return why a changed member of a definition breaks clients, if it does."""
     if member == "inputSchema":
-        return dict.fromkeys(_Comparison(old, new, sent=True).find(old, new, "arguments"))
+        return _Comparison(old, new, sent=True).find_all("arguments")
     if member == "arguments":
         return _find_losses("inputSchema", _as_schema(old), _as_schema(new))
     if member == "outputSchema" and old is not None:
         if new is None:
             return ["result has no schema now"]
-        return dict.fromkeys(_Comparison(new, old, sent=False).find(new, old, "result"))
-    if member == "execution" and members(new).get("taskSupport") == "required":
-        return ["runs only as a task now"]
+        return _Comparison(new, old, sent=False).find_all("result")
+    if member == "execution":
+        before, after = (str(members(each).get("taskSupport", "forbidden")) for each in (old, new))
+        words = {"required": "runs only as a task now", "forbidden": "doesn't run as a task now"}
+        return [words[after]] if before != after and after in words else []
     return [f"mimeType was {old}, and is {new} now"] if member == "mimeType" and old is not None else []
 
 
@@ -183,20 +194,35 @@ class _Comparison:
     def __init__(self, wide: Description, narrow: Description, *, sent: bool) -> None:
         self._wide, self._narrow, self._sent = wide, narrow, sent
         self._verb = "accepts" if sent else "promises"
-        self._found: dict[bytes, list[str]] = {}
-        """A pair of subschemas with a reference -> why values may not fit, and nothing while it's compared."""
+        self._failed: dict[bytes, list[str]] = {}
+        """A pair of subschemas -> why values may not fit."""
+        self._assumed: set[bytes] = set()
+        """Pairs whose values fit if those of the other pairs here do. Schemas can refer to themselves."""
+
+    def find_all(self, place: str) -> Collection[str]:
+        """Return the reasons for the two schemas, which describe what's at a place."""
+        while True:
+            known = len(self._failed)
+            self._assumed.clear()
+            found = self.find(self._wide, self._narrow, place)
+            if len(self._failed) == known:  # what was assumed is true
+                return dict.fromkeys(found)
 
     def find(self, wide: Any, narrow: Any, place: str) -> list[str]:
-        """Return the reasons for subschemas of the two, which describe what's at a place."""
+        """Return the reasons for subschemas of the two, as far as they're known."""
         wide, narrow = members(wide), members(narrow)
-        if "$ref" not in wide and "$ref" not in narrow:
-            return list(self._compare(wide, narrow, place))
         key = encode([wide, narrow])
-        if key not in self._found:
-            self._found[key] = []
-            wide, narrow = _follow(wide, self._wide), _follow(narrow, self._narrow)
-            self._found[key] = self.find(wide, narrow, place)
-        return self._found[key]
+        if key in self._assumed:
+            return []
+        if key not in self._failed:
+            self._assumed.add(key)
+            own, others = _follow(wide, self._wide), _follow(narrow, self._narrow)
+            if reasons := list(self._compare(own, others, place)):
+                self._assumed.discard(key)
+                self._failed[key] = reasons
+                return reasons
+            return []
+        return self._failed[key]
 
     def _compare(self, wide: Description, narrow: Description, place: str) -> Iterator[str]:
         own, others = _split(wide), _split(narrow)
@@ -207,10 +233,14 @@ class _Comparison:
             yield from self.find(own[0], others[0], place)
         else:
             accepted = _values(narrow)
-            if accepted is not None and any(each not in accepted for each in _values(wide) or [object()]):
+            if accepted is not None and not (_values(wide) or {b""}) <= accepted:
                 yield f"{place} {self._verb} less: enum"
             for key, limit in narrow.items():
-                if key not in _COMPARED and self._restricts(key, limit, wide.get(key)):
+                known = key in _COMPARED or key in _ANNOTATIONS or key.startswith("x-")
+                if not known and self._restricts(key, limit, wide.get(key)):
+                    yield f"{place} {self._verb} less: {key}"
+            for key, rest in (("patternProperties", "additionalProperties"), ("prefixItems", "items")):
+                if narrow.get(rest) is False and key in wide and key not in narrow:
                     yield f"{place} {self._verb} less: {key}"
             yield from self._compare_members(wide, narrow, place)
 
@@ -223,6 +253,8 @@ class _Comparison:
             yield f"{place}.{name} {'is required now' if self._sent else 'can be missing now'}"
         for name in sorted(before.keys() & after.keys()):
             yield from self.find(given[name], wanted[name], f"{place}.{name}")
+        for at, each in enumerate(narrow.get("prefixItems") or ()):
+            yield from self.find(dict(enumerate(wide.get("prefixItems") or ())).get(at), each, f"{place}[{at}]")
         for key, mark in (("items", "[]"), ("additionalProperties", ".*")):
             if self._sent and narrow.get(key) is False and wide.get(key) is not False:
                 yield f"{place}{mark} was removed"
@@ -231,6 +263,7 @@ class _Comparison:
 
     def _restricts(self, key: str, limit: Any, before: Any) -> bool:
         """Return whether a keyword may accept less than it did."""
+        limit, before = _restrictions(limit), _restrictions(before)
         if limit == before:  # its references may lead elsewhere
             return any(self.find(each, each, "") for each in walk({key: limit}) if "$ref" in each)
         if key == "type" and (limit, before) == ("number", "integer"):
@@ -242,6 +275,9 @@ class _Comparison:
 
 def _follow(schema: Description, root: Description) -> Description:
     """Return a schema with the one that it refers to, or without restrictions if that doesn't exist."""
+    alone = schema.get("allOf")
+    if is_array(alone) and len(alone) == 1:
+        schema = {**{key: each for key, each in schema.items() if key != "allOf"}, **members(alone[0])}
     rest = {key: each for key, each in schema.items() if key != "$ref"}
     try:
         return {**members(value_at_pointer(root, schema["$ref"])), **rest} if "$ref" in schema else rest
@@ -250,18 +286,31 @@ def _follow(schema: Description, root: Description) -> Description:
 
 
 def _split(schema: Description) -> list[Description]:
-    """Return the alternatives of a schema, or the schema."""
+    """Return the alternatives of a schema, or the schema. Constants are one alternative."""
     for key in ("anyOf", "oneOf"):
         if is_array(schema.get(key)):
+            parts = list(map(members, schema[key]))
             rest = {name: each for name, each in schema.items() if name != key}
-            return [{**rest, **members(each)} for each in schema[key]]
+            if parts and all(each.keys() - _ANNOTATIONS == {"const"} for each in parts):
+                return [{**rest, "enum": [each["const"] for each in parts]}]
+            return [{**rest, **each} for each in parts]
     kinds = schema.get("type")
     return [{**schema, "type": each} for each in kinds] if is_array(kinds) else [schema]
 
 
-def _values(schema: Description) -> Collection[Any] | None:
-    """Return the values that a schema lists, if it does."""
-    return [schema["const"]] if "const" in schema else schema.get("enum")
+def _values(schema: Description) -> set[bytes] | None:
+    """Return the values that a schema lists as JSON, if it does."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return None if values is None else {encode(is_integral(each)) for each in values}
+
+
+def _restrictions(value: Any) -> Any:
+    """Return a keyword's value without annotations."""
+    if is_array(value):
+        return list(map(_restrictions, value))
+    if is_object(value):
+        return {key: _restrictions(each) for key, each in value.items() if key not in _ANNOTATIONS}
+    return value
 
 
 def _names(schema: Description) -> Collection[str]:

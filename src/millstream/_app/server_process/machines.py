@@ -35,7 +35,9 @@ _LABEL = b"millstream peer certificate v1"
 _PORTS = 100
 """Number of ports that are tried, from the one in the address: enough for all workers, also while they're replaced."""
 _MAX_HANDSHAKES = 64
-"""Maximum unfinished handshakes. Beyond that, the oldest one ends, of the address that has the most."""
+"""Maximum unfinished handshakes. More connections wait in the system's backlog."""
+_HANDSHAKE_SECONDS = 0.5
+"""Age at which an unfinished handshake makes room: the oldest one of the address that has the most."""
 _MAX_FAILED = 32
 """Maximum handshakes per address and `PAUSE` that fail, so that a flood of them uses little CPU."""
 _RETRIES = 4
@@ -56,8 +58,10 @@ class PeerPort:
         self._listener = listener
         self._receiving, self._sending = make_contexts(secrets)
         self._address = address
-        self._handshakes: dict[asyncio.Task[None], str] = {}
-        """Unfinished handshakes, from the oldest to the newest, and their addresses."""
+        self._handshakes: dict[asyncio.Task[None], tuple[str, float]] = {}
+        """Unfinished handshakes, from the oldest to the newest: their addresses, and when they began."""
+        self._room = asyncio.Event()
+        """Set when a handshake has ended."""
         self._failed = Share(each=_MAX_FAILED)
         self._tasks = Tasks()
 
@@ -129,13 +133,23 @@ class PeerPort:
                 if not self._failed.has_room(owner):
                     connection.close()
                     continue
-                self._handshakes[self._tasks.spawn(self._shake_hands(connection, owner, timeout))] = owner
+                task = self._tasks.spawn(self._shake_hands(connection, owner, timeout))
+                self._handshakes[task] = owner, loop.time()
                 await asyncio.sleep(0)  # a task that hasn't begun can't close its connection
-                if len(self._handshakes) > _MAX_HANDSHAKES:
-                    crowd = Counter(self._handshakes.values()).most_common(1)[0][0]
-                    oldest = next(task for task, each in self._handshakes.items() if each == crowd)
-                    del self._handshakes[oldest]
-                    oldest.cancel()
+                while len(self._handshakes) >= _MAX_HANDSHAKES and not self._make_room(loop.time()):
+                    self._room.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                            await self._room.wait()
+
+    def _make_room(self, now: float) -> bool:
+        """End the oldest handshake of the address that has the most. Return False if all of its are young."""
+        crowd = Counter(owner for owner, _ in self._handshakes.values()).most_common(1)[0][0]
+        oldest, began = next((task, at) for task, (owner, at) in self._handshakes.items() if owner == crowd)
+        if now - began < _HANDSHAKE_SECONDS:
+            return False
+        del self._handshakes[oldest]
+        return oldest.cancel()
 
     async def _shake_hands(self, connection: socket.socket, owner: str, timeout: float) -> None:
         """Serve a connection once its handshake has succeeded."""
@@ -144,12 +158,15 @@ class PeerPort:
         assert task is not None  # noqa: S101  it runs
         try:
             await loop.connect_accepted_socket(make, connection, ssl=tls, ssl_handshake_timeout=timeout)
-        except (OSError, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            connection.close()
+        except OSError:
             connection.close()
             self._failed.force(owner)
             loop.call_later(PAUSE, self._failed.leave, owner)
         finally:
             self._handshakes.pop(task, None)
+            self._room.set()
 
 
 def _bind(host: str, first: int) -> socket.socket:

@@ -244,7 +244,7 @@ def _meta(
         if CLIENT_KEY in members and not upstream.config.forward_client:
             members[CLIENT_KEY] = Raw(_GATEWAY)
         return encode(members)[1:-1]
-    tasks = call.method == "tools/call" and upstream.has_tasks
+    tasks = call.method == "tools/call" and upstream.has_tasks and not verbatim
     client = _GATEWAY
     if upstream.config.forward_client and (call.client.name or CLIENT_KEY in found):
         client = bytes(found.get(CLIENT_KEY, b"")) or encode(Implementation(call.client.name, call.client.version))
