@@ -156,7 +156,11 @@ class Holders:
         """
         self._gone.keep(worker, is_cut)
         if is_cut:
-            asyncio.get_running_loop().call_later(_RETRY, self._gone.pop, worker, None)
+            asyncio.get_running_loop().call_later(_RETRY, self._try_again, worker)
+
+    def _try_again(self, worker: str) -> None:
+        self._gone.pop(worker, None)
+        self._doubt()  # this worker may have served its callers meanwhile
 
     async def confirm(self, worker: str) -> bool:
         """Return whether a worker is serving. Ask the store if this one doesn't know it, or may have been suspended."""
