@@ -348,6 +348,23 @@ async def test_unfinished_handshakes_keep_no_machine_out(tmp_path: Path, redis: 
         assert await call(two.program, "ada", "read") == "mine"
 
 
+async def test_connections_that_arrive_together_are_all_served(tmp_path: Path, redis: RedisServer) -> None:
+    with machine(tmp_path / "1", redis.url) as one:
+        tls = make_contexts([SECRET.encode()])[1]
+
+        async def ask() -> bytes:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", one.peer, ssl=tls, server_hostname="millstream-peer", ssl_handshake_timeout=WAIT
+            )
+            with closing(writer):
+                writer.write(b"GET /nothing HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+                return await reader.readline()
+
+        for _ in range(2):
+            replies = await asyncio.gather(*(ask() for _ in range(300)))
+            assert {each[:9] for each in replies} == {b"HTTP/1.1 "}
+
+
 async def test_silent_connections_are_closed(tmp_path: Path, redis: RedisServer) -> None:
     with machine(tmp_path / "1", redis.url, MILLSTREAM_HEADER_TIMEOUT="1") as one:
         for tls in (None, make_contexts([SECRET.encode()])[1]):
