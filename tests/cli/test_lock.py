@@ -127,6 +127,86 @@ WIDER: dict[str, dict[str, Any]] = {
 }
 
 
+def takes(argument: Any, **definitions: Any) -> dict[str, Any]:
+    """Return the schema of a tool with one argument."""
+    return {"type": "object", "properties": {"x": argument}, "$defs": definitions}
+
+
+def chain(kind: int) -> dict[str, Any]:
+    """Return two definitions that refer to each other."""
+    start = {"type": "object", "properties": {"kind": {"const": kind}, "next": {"$ref": f"#/$defs/end{kind}"}}}
+    return {
+        f"start{kind}": start,
+        f"end{kind}": {"type": "object", "properties": {"back": {"$ref": f"#/$defs/start{kind}"}}},
+    }
+
+
+def nested(leaf: Any) -> dict[str, Any]:
+    """Return an argument with 20 nested objects, each of which can be null."""
+    for _ in range(20):
+        leaf = {"type": ["object", "null"], "properties": {"inner": leaf}}
+    return takes(leaf)
+
+
+def union(*kinds: str) -> dict[str, Any]:
+    """Return a union as pydantic writes it."""
+    mapping = {each: f"#/$defs/{each}" for each in kinds}
+    found = {each: {"type": "object", "properties": {"kind": {"const": each}}} for each in kinds}
+    named = {"discriminator": {"mapping": mapping, "propertyName": "kind"}}
+    return takes({**named, "oneOf": [{"$ref": each} for each in mapping.values()]}, **found)
+
+
+CLOSED = {"type": "object", "additionalProperties": False}
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    # before, after, and whether that breaks clients
+    "a pair that was assumed to fit": (
+        {
+            **takes({"anyOf": [{"$ref": "#/$defs/start1"}, {"type": "null"}]}, **chain(1)),
+            "properties": {
+                "x": {"anyOf": [{"$ref": "#/$defs/start1"}, {"type": "null"}]},
+                "y": {"$ref": "#/$defs/end1"},
+            },
+        },
+        {
+            **takes(True, **chain(1), **chain(2)),
+            "properties": {
+                "x": {"anyOf": [{"$ref": "#/$defs/start2"}, {"$ref": "#/$defs/start1"}, {"type": "null"}]},
+                "y": {"$ref": "#/$defs/end2"},
+            },
+        },
+        True,
+    ),
+    "nested objects": (nested({"type": "integer"}), nested({"type": "number"}), False),
+    "narrower nested objects": (nested({"type": "number"}), nested({"type": "integer"}), True),
+    "one more kind": (union("cat", "dog"), union("cat", "dog", "cow"), False),
+    "a removed kind": (union("cat", "dog"), union("cat"), True),
+    "booleans for numbers": (takes({"enum": [0, 1]}), takes({"enum": [False, True]}), True),
+    "the same number": (takes({"const": 1}), takes({"const": 1.0}), False),
+    "titled choices": (
+        takes({"enum": ["a", "b"]}),
+        takes({"oneOf": [{"const": "a", "title": "A"}, {"const": "b", "title": "B"}]}),
+        False,
+    ),
+    "a closed pattern": (takes({**CLOSED, "patternProperties": {"^a": {}}}), takes(CLOSED), True),
+    "a wider tuple": (
+        takes({"type": "array", "prefixItems": [{"type": "integer"}]}),
+        takes({"type": "array", "prefixItems": [{"type": "number", "title": "Number"}]}),
+        False,
+    ),
+    "a narrower tuple": (
+        takes({"type": "array", "prefixItems": [{"type": "number"}]}),
+        takes({"type": "array", "prefixItems": [{"type": "integer"}]}),
+        True,
+    ),
+    "one in allOf": (
+        takes({"allOf": [{"$ref": "#/$defs/A"}]}, A={"type": "string"}),
+        takes({"$ref": "#/$defs/A"}, A={"type": "string"}),
+        False,
+    ),
+    "a private keyword": (takes({"type": "string"}), takes({"type": "string", "x-order": 1}), False),
+}
+
+
 class Stranger:
     """A server of the official SDK, whose definitions a test changes, and its lock file."""
 
@@ -266,6 +346,23 @@ def test_a_gateway_that_is_starting_is_not_saved(tmp_path: Path) -> None:
     assert "Error: The lists aren't complete." in failed.stderr
     assert failed.exit_code == 1
     assert not lock_file.exists()
+
+
+def test_schemas_are_compared_by_the_values_that_they_accept(stranger: Stranger) -> None:
+    stranger.offer(tools=tools({name: before for name, (before, _, _) in PAIRS.items()}))
+    assert stranger.run("lock").exit_code == 0
+    stranger.offer(tools=tools({name: after for name, (_, after, _) in PAIRS.items()}))
+    found = stranger.find_changes()
+    said = {name: any(breaks for _, breaks in found.get(f"tool {name!r}", [])) for name in PAIRS}
+    assert said == {name: breaks for name, (_, _, breaks) in PAIRS.items()}
+
+
+def test_definitions_of_a_gateway_without_an_upstream_are_not_saved(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'[upstreams.gone]\nurl = "http://127.0.0.1:{free_port()}/mcp"\n', "utf-8")
+    done = run_in_process("lock", str(file), "--file", str(tmp_path / "lock.json"))
+    assert (done.exit_code, "gone can't be used" in done.stderr) == (1, True), done.stderr
+    assert not (tmp_path / "lock.json").exists()
 
 
 def test_files_that_cannot_be_read_are_refused(stranger: Stranger) -> None:

@@ -219,6 +219,14 @@ class Share:
             self.used += amount
         return True
 
+    def resize(self, maximum: int) -> None:
+        """Change the maximum, also for one owner.
+
+        Args:
+            maximum: Total that all owners can hold, and each of them.
+        """
+        self.maximum, self.each = maximum, maximum
+
     def force(self, owner: str) -> None:
         """Add one to an owner's amount, even beyond the share.
 

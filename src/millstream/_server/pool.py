@@ -56,9 +56,10 @@ class Pool(Share):
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting owners, the one served last at the end."""
 
+    @override
     def resize(self, maximum: int) -> None:
         """Change the number of slots. Owners keep what they hold beyond it."""
-        self.maximum = self.each = maximum
+        super().resize(maximum)
         self.leave("", 0)  # for those who wait
 
     @override

@@ -147,7 +147,7 @@ OWN_ERRORS = (ValueError, TypeError, ImportError, LocalError)
 def fix_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
     """Return what to do about an error in the user's code: set a missing variable, or correct the place."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(exc.__traceback__)]
-    if isinstance(exc, KeyError) and files and files[-1] == os.environ.__getitem__.__code__.co_filename:
+    if isinstance(exc, KeyError) and files and files[-1] in (os.__file__, "<frozen os>"):
         name = exc.args[0]
         return (
             f"Set {name}. A command that starts the server, such as `millstream list`, doesn't pass on your shell's "

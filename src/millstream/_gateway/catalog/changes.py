@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from millstream._gateway.catalog.catalog import INSTRUCTIONS, Catalog, Description, StoredCatalog
 from millstream._gateway.log import logger
 from millstream._protocol.compose import escape_unseen
@@ -123,8 +125,12 @@ def describe_changes(kind: str, name: str, old: Description | None, new: Descrip
     return item, {
         each: f"{each} is now {_quote(after.get(each), before.get(each))}"
         for each in _COMPARED
-        if before.get(each) != after.get(each)
+        if _as_json(before.get(each)) != _as_json(after.get(each))  # in Python, 1 equals True
     }
+
+
+def _as_json(value: Any) -> bytes:
+    return msgspec.json.encode(value, order="sorted")
 
 
 def _quote(value: Any, before: Any = "") -> str:
