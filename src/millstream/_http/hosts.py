@@ -1,8 +1,9 @@
 """Host and Origin checks, shared by all transports, and the client's address behind a trusted proxy.
 
 DNS rebinding needs a name, so IP literals and loopback names are always accepted as Host, and any other name must be
-listed (status 421, RFC 9110 §7.4). An Origin is accepted if it's listed, if it's the server's own, or if it's a
-loopback Origin and only this machine is served. The CORS lists contain the headers that browser clients send and read.
+listed (status 421, RFC 9110 §7.4), except on the paths in `EXEMPT`. An Origin is accepted if it's listed, if it's the
+server's own, or if it's a loopback Origin and only this machine is served. The CORS lists contain the headers that
+browser clients send and read.
 """
 
 import logging

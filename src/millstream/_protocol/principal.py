@@ -158,7 +158,7 @@ class Share:
     server itself, or a caller that has the server to itself: it can hold everything. A share counts for one process.
 
     Args:
-        maximum: Total that all owners can hold, in entries or bytes. Without it, use is only counted.
+        maximum: Total that all owners can hold, in entries or bytes. By default, there's no limit for it.
         each: Maximum for one owner. By default, half of `maximum`.
 
     Example:

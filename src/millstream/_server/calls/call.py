@@ -455,7 +455,7 @@ _NO_CALL: Any = _NoCall()
 
 
 class CallInfo:
-    """Read-only information about a call."""
+    """Information about a call. Only `state` can be changed."""
 
     __slots__ = ("_call", "_home", "_memo", "_services", "state")
 
