@@ -190,7 +190,7 @@ async def test_crash_reports_are_reduced_to_their_message(output: str, message: 
     with pytest.raises(ConnectionLost) as caught:
         async with Client(crash, timeout=WAIT) as client:
             await client.tools()
-    assert str(caught.value) == f"The server exited with code 1. Its last output: {message}"
+    assert str(caught.value) == f"The server exited with code 1. Its last output: {message.rstrip('.')}."
 
 
 async def test_lines_that_are_not_messages_are_skipped(script: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -323,16 +323,21 @@ async def talk(port: int, tls: ssl.SSLContext | None, line: str, body: str = "",
         return b""
 
 
+REPLACE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end return 1"
+
+
 async def test_notes_of_other_workers_are_ignored(tmp_path: Path, redis: RedisServer) -> None:
     with two_machines(tmp_path, redis.url) as (one, two):
         await call(one.program, "ada", "keep", value="mine")
         (key,) = (each for each in redis.ask("KEYS", "*") if b"roster:workers" in each)
         renewals, forged = set[float](), dict[str, str]()
         while len(renewals) < 6:  # until each worker has read that its note is the other's
-            leases, dead, unswept, renewed, notes, *more = msgspec.msgpack.decode(redis.ask("GET", key))
+            before: Any = redis.ask("GET", key)
+            leases, dead, unswept, renewed, notes, *more = msgspec.msgpack.decode(before)
             renewals.add(renewed)
             forged = forged or dict(zip(notes, reversed(notes.values()), strict=True))
-            redis.ask("SET", key, msgspec.msgpack.encode([leases, dead, unswept, renewed, forged, *more]))  # type: ignore[arg-type]
+            after: Any = msgspec.msgpack.encode([leases, dead, unswept, renewed, forged, *more])
+            redis.ask("EVAL", REPLACE, "1", key, before, after)  # a renewal in between isn't lost
         assert await call(two.program, "ada", "read") == "mine"
 
 
