@@ -505,6 +505,8 @@ async def find_store_trouble(url: str, seconds: float) -> list[Trouble]:
     found = urlsplit(url)
     ports = {"nats": 4222, "redis": 26379 if "+sentinel" in found.scheme else 6379}
     default = next((port for kind, port in ports.items() if found.scheme.startswith(kind)), 0)
+    if "@" in found.path + found.query + found.fragment:  # a password that isn't escaped, and looks like a host
+        return []
     reasons: list[str] = []
     for place in found.netloc.rpartition("@")[2].split(",") if default else ():
         host = parse_authority(place.encode())

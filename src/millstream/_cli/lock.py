@@ -23,7 +23,7 @@ from millstream.client import ClientError, ServerError
 from millstream.protocol import encode
 
 _KEY = "mcp"
-"""Where a gateway's file has the name of an upstream."""
+"""The file's only member, where a gateway's file has one for each upstream."""
 _MAX_BYTES = 64 * 1024 * 1024
 _MINIMA = frozenset(("exclusiveMinimum", "minItems", "minLength", "minProperties", "minimum"))
 _MAXIMA = frozenset(("exclusiveMaximum", "maxItems", "maxLength", "maxProperties", "maximum"))

@@ -27,7 +27,7 @@ class ClientError(CopyableError):
 
 
 class TargetError(ClientError):
-    """The target is ambiguous or can't be started: ``except TargetError as error: print(error)``."""
+    """The target is ambiguous or can't be started."""
 
 
 class UnsendableRequest(ClientError):
