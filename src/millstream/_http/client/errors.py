@@ -27,7 +27,7 @@ class ClientError(CopyableError):
 
 
 class TargetError(ClientError):
-    """The target is ambiguous or can't be started."""
+    """The target is ambiguous or can't be started: ``Client("no-such-program")``."""
 
 
 class UnsendableRequest(ClientError):
