@@ -16,6 +16,9 @@
                                                    while clients call and workers are killed
     python -m benches.chaos --upstreams --clients 1000 --workers 4 --store redis
                                                    the same with many clients and several workers
+    python -m benches.chaos --machines --store redis
+                                                   two machines of a gateway behind a balancer; a command counts for
+                                                   each person, and no count may start anew without a word
 
 Clients of every revision and transport call meanwhile, and some connections lead through a proxy that cuts them, holds
 them up and closes one side of them.
@@ -40,6 +43,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from benches.chaos.changes import ChangeReport, change_files
+from benches.chaos.machines import MachinesReport, torment_machines
 from benches.chaos.own_nats import NatsNodes, own_nats
 from benches.chaos.own_redis import flush, own_redis
 from benches.chaos.replacements import ReplacementReport, replace_upstreams
@@ -81,6 +85,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
     parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is redis")
     parser.add_argument("--changes", action="store_true", help="change the file of a gateway")
+    parser.add_argument("--machines", action="store_true", help="two machines of a gateway; --store is redis or nats")
     parser.add_argument("--upstreams", action="store_true", help="torment the upstreams of a gateway")
     parser.add_argument(
         "--clients", type=int, default=10, help="clients of upstreams that behave; a fifth as many of each other one"
@@ -88,7 +93,8 @@ def main() -> None:
     given = parser.parse_args()
     raise_file_limit()
     gc.disable()  # millions of events are recorded, and a collection over all of them would delay the measured work
-    scenario = upstreams if given.upstreams else changes if given.changes else run
+    chosen = (machines, given.machines), (upstreams, given.upstreams), (changes, given.changes), (run, True)
+    scenario = next(each for each, wanted in chosen if wanted)
     sys.exit(asyncio.run(scenario(given)))
 
 
@@ -161,6 +167,26 @@ async def upstreams(given: argparse.Namespace) -> int:
     for line in wrong:
         print(" ", line)
     return 1 if wrong else 0
+
+
+async def machines(given: argparse.Namespace) -> int:
+    """Run with two machines, and return the exit code."""
+    report = MachinesReport()
+    end = time.monotonic() + (given.minutes or 10.0) * 60
+    with tempfile.TemporaryDirectory() as folder:
+        async with opened(given.store, Path(folder)) as (store, _):
+            await torment_machines(
+                Path(folder),
+                report,
+                store=store,
+                workers=given.workers or 2,
+                until=lambda: time.monotonic() >= end,
+                every=given.every,
+            )
+    print(report)
+    for line in report.wrong[:20]:
+        print(" ", line)
+    return 1 if report.wrong else 0
 
 
 async def changes(given: argparse.Namespace) -> int:

@@ -185,6 +185,25 @@ async def test_killed_workers_state_is_lost_once_and_stays_at_the_next_worker(se
     assert [await call(served, "bob", "read") for _ in range(20)] == ["again"] * 20
 
 
+async def test_pings_and_lists_do_not_use_up_the_message_about_a_loss(served: Program) -> None:
+    await call(served, "dan", "keep", value="of dan")
+    pid = int(await call(served, "dan", "worker"))
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    opening = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    accept = "application/json, text/event-stream"
+    session = (await post(served, "dan", "/mcp", opening, accept=accept)).headers["mcp-session-id"]
+    head = {"accept": accept, "mcp-session-id": session}
+    kill(pid)
+    await until_async(lambda: pid not in served.children())
+    for method in ("ping", "tools/list"):
+        reply = await post(served, "dan", "/mcp", {"jsonrpc": "2.0", "id": 2, "method": method}, **head)
+        assert (reply.status_code, "error" in reply.text) == (200, False)
+    read = {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "read", "arguments": {}}}
+    found = [(await post(served, "dan", "/mcp", read, **head)).text for _ in range(2)]
+    assert ["lost its state" in each for each in found] == [True, False]
+    await until_both_accept(served)
+
+
 async def attempt(served: Program, person: str, tool: str) -> str:
     """Call a tool and return what the caller reads, even if it failed."""
     try:

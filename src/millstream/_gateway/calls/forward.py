@@ -379,10 +379,11 @@ def _replaces_session(call: Call, upstream: McpUpstream, link: Link | None, exc:
     such requests, so the next call says that the state is lost.
     """
     links = upstream.links
-    if link is None or not link.key.own or not _is_unseen(call) or isinstance(exc, EndedHere):
+    is_callers = link is not None and (link.key.own or link.remembered)
+    if link is None or not is_callers or not _is_unseen(call) or isinstance(exc, EndedHere):
         return False
     # Several such requests can lose a session together. If the next session was lost, too, this one fails.
-    if not link.ended and not (isinstance(exc, SessionLost) and link.key.affinity not in links.lost):
+    if not link.ended and not (isinstance(exc, SessionLost) and link.key.session not in links.lost):
         return False
     links.lose(link)
     upstream.lists.refresh_after_loss()
@@ -402,11 +403,12 @@ async def _fail(
     """
     if isinstance(exc, EndedHere):
         if isinstance(exc, EndedThere):
+            upstream.lists.refresh_after_loss()
             return no_response_error(call, upstream, SessionLost(exc.message))
         return call_error(call, _ENDED_HERE.format(upstream.name))
     lost = isinstance(exc, SessionLost)
     ended = link if link is not None and (link.key.own or link.remembered) and (lost or link.is_lost) else None
-    if ended is not None and ended.key.own and _is_unseen(call):
+    if ended is not None and _is_unseen(call):
         upstream.links.lose(ended)
     elif ended is not None:
         await upstream.links.forget(ended)  # the caller learns it now
@@ -475,18 +477,15 @@ async def connect(  # noqa: C901, PLR0912  each refusal has its own next step
     if key.own:
         if (link := await upstream.open_own(call, key)) is not None:
             if not _is_unseen(call):
-                if not link.conversation.transport.has_session:
-                    links.lost.pop(key.affinity, None)
-                elif key.affinity in links.lost:
-                    await links.tell(key, links.lost[key.affinity])
-                links.check(key, began)
+                await links.check(link, began)
             return link
         key = upstream.key(call, abilities, name)
     try:
         if key.call:
             return await links.open_once(key, call.owner)
         link = await links.open(key, call.owner)
-        links.check(key, began)
+        if not _is_unseen(call):
+            await links.check(link, began)
     except NO_HANDSHAKE as exc:
         if has_only_session(exc):
             key = upstream.share_session(call, exc)

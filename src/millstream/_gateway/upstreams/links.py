@@ -62,6 +62,11 @@ class LinkKey(Struct, frozen=True, gc=False):
     call: int = 0
     """Number of the only call that uses it (see `CallRoute.once`), or 0."""
 
+    @property
+    def session(self) -> str:
+        """Identifies the caller's session at the upstream in `Links.lost`."""
+        return self.affinity or f"{self.principal}\n{self.credentials}\n{self.capabilities.decode()}"
+
 
 MAX_OWN_SESSIONS = 4096
 """Maximum dedicated sessions of all upstreams in one process, half of them per caller."""
@@ -248,7 +253,7 @@ class Links(Struct):
     own: dict[str, Link] = {}
     """Client session -> its dedicated session at the upstream."""
     lost: Recent[str, type[EndedHere]] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
-    """Client sessions whose dedicated session has ended, but that haven't been notified yet."""
+    """Sessions that have ended, but whose callers haven't been notified yet. See `LinkKey.session`."""
     told: Recent[LinkKey, tuple[float, type[EndedHere]]] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
     """Key -> the time at which the first call failed because the session was lost. Calls that began earlier fail, too,
     as they would run without the state that their client expects.
@@ -280,16 +285,14 @@ class Links(Struct):
 
         Raises:
             InUse: All connections are in use.
-            SessionLost: The caller's earlier session has ended. The next call opens another one.
-            EndedHere: As above, but this gateway has ended it.
             ClientError: The upstream can't be reached.
             ProtocolError: There are too many dedicated sessions.
         """
         for _ in range(_ATTEMPTS):
             link = self.links.get(key)
             if link is not None and link.remembered and link.is_lost:
-                await self.forget(link)
-                raise SessionLost("The earlier session has ended.")
+                self.lose(link)
+                link = None
             link = link or self._add(key, owner, client)
             opening = link.open_task
             if opening is None:
@@ -371,13 +374,11 @@ class Links(Struct):
         key, had = link.key, await self.records.claim(link)
         if isinstance(had, LeftSession):
             return await self._resume(link, had)
-        if had and key.own:
-            if key.affinity not in self.lost:
-                self.lost.keep(key.affinity, EndedHere)
-            await self.announce(key.affinity)
-        elif had and await self.records.forget(link):
-            await self.tell(key, EndedHere)
-            raise EndedHere("The earlier session has ended.")
+        if had and (key.own or await self.records.forget(link)):
+            if key.session not in self.lost:
+                self.lost.keep(key.session, EndedHere)
+            if key.own:
+                await self.announce(key.affinity)
         await link.conversation.start()
         return False
 
@@ -393,10 +394,7 @@ class Links(Struct):
         finally:
             if not is_open:
                 await self.records.leave(link, left.session)
-        if key.own:
-            self.lost.keep(key.affinity, EndedThere)
-        else:
-            await self.tell(key, EndedThere)
+        self.lost.keep(key.session, EndedThere)
         return False
 
     async def end_unused(self, names: Collection[str]) -> None:
@@ -493,25 +491,32 @@ class Links(Struct):
         began = monotonic()
         await asyncio.sleep(_TOGETHER_SECONDS)
         if self.told_at(key) < began:  # else, one of those calls has already failed
-            self.lost.pop(key.affinity, None)
+            self.lost.pop(key.session, None)
             self.told.keep(key, (monotonic(), ended))
 
     def told_at(self, key: LinkKey) -> float:
         """Return when calls with a key last failed because their session was lost, or 0."""
         return self.told[key][0] if key in self.told else 0.0
 
-    def check(self, key: LinkKey, began: float) -> None:
-        """Check that a call that began at some time of `time.monotonic` can use the connection of a key.
+    async def check(self, link: Link, began: float) -> None:
+        """Check that a call that began at some time of `time.monotonic` can use its connection.
 
         Raises:
-            EndedHere: Another call has failed since then, because the caller's earlier session was lost.
+            EndedHere: The caller's earlier session was lost, and this call has to say so, or another one has said it
+                since then.
         """
+        key = link.key
+        if self.lost and key.session in self.lost:
+            if link.conversation.transport.has_session:
+                await self.tell(key, self.lost[key.session])
+            else:
+                del self.lost[key.session]
         if began <= self.told_at(key):
             raise self.told[key][1]("The earlier session has ended.")
 
     async def forget(self, link: Link) -> None:
         """Close a connection, and note that its caller has learned of the lost session."""
-        is_news = self.links.get(link.key, link) is link or link.key.affinity in self.lost
+        is_news = self.links.get(link.key, link) is link or link.key.session in self.lost
         if is_news and not link.reported and (link.remembered or link.key.own):
             await self.records.forget(link)
             await self.tell(link.key, EndedHere)
@@ -519,9 +524,9 @@ class Links(Struct):
         self.end(link)
 
     def lose(self, link: Link) -> None:
-        """Close a dedicated session that was lost. The client's next call says so."""
+        """Close a session that was lost. Its caller's next call says so."""
         if not link.reported:
-            self.lost.keep(link.key.affinity, EndedThere)
+            self.lost.keep(link.key.session, EndedThere)
         self.end(link)
 
     def end(self, link: Link) -> None:
@@ -539,7 +544,7 @@ class Links(Struct):
                 continue
             if key.own:
                 if link.open_task is None:  # else, the client has no session there yet
-                    self.lost.keep(key.affinity, EndedHere)
+                    self.lost.keep(key.session, EndedHere)
                 self.end(link)
             elif link.calls and key.principal:  # without a principal, it's the connection for lists
                 del self.links[key]
@@ -583,7 +588,7 @@ class Links(Struct):
 
     async def _leave(self, link: Link) -> None:
         is_callers = (link.remembered or link.key.own) and link.open_task is None and not link.is_lost
-        if link.key.affinity in self.lost:
+        if link.key.session in self.lost:
             return  # its caller has to learn of the loss first
         session = link.conversation.requests.describe_session() if is_callers else None
         if session is not None and await self.records.leave(link, session):

@@ -65,7 +65,7 @@ TTL = 300.0
 MAX_MESSAGES = 1_000
 _WORKER = 12
 """Number of characters in a worker's name."""
-_WORKER_LOST = "The worker that ran this call has stopped. Try again."
+_WORKER_LOST = "The worker that ran this call has stopped. The call may have taken effect. Check before you try again."
 
 _NOT_KEPT = "The result is too large to be read again on another connection."
 
