@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from auth_world import ALICE, BOB, ROOT, make_server, run_guarded
 from cases import for_each
 from http_peer import serve
-from millstream import Client, Context, Server, Settings
+from millstream import Client, Context, Server, Settings, ToolError
 from millstream._protocol.errors import LocalError
 from millstream._telemetry.messages import MAX_LINES, START, AuditEntry, AuditLog, BrokenAuditLog, newest, verify
 from millstream.client import ServerError
@@ -97,6 +97,19 @@ async def test_calls_of_clients_that_disconnect_have_an_outcome(tmp_path: Path, 
     assert [json.loads(line).get("outcome") for line in (tmp_path / "a").read_text("utf-8").splitlines()] == [
         "cancelled"
     ]
+
+
+async def test_task_has_a_second_line_when_it_ends(tmp_path: Path) -> None:
+    mcp = Server("shop", settings=Settings(audit_log=str(tmp_path / "a")))
+
+    @mcp.tool(task="allowed")
+    async def order() -> str:
+        raise ToolError("Sold out.")
+
+    async with Client(mcp) as client:
+        assert (await client.call("order", task=True, raise_on_error=False)).is_error
+    lines = [json.loads(line) for line in (tmp_path / "a").read_text("utf-8").splitlines()]
+    assert [each.get("outcome") for each in lines if each["method"] == "tools/call"] == [None, "tool_error"]
 
 
 async def test_call_that_stops_for_a_question_has_an_outcome(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class ConnectOptions:
     env: Annotated[tuple[str, ...], Parameter(alias="-e", metavar="NAME=VALUE")] = ()
     """Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like."""
     revision: Annotated[str, Parameter(metavar="DATE")] = ""
-    """Use only this protocol revision, as a date."""
+    """Ask only for this protocol revision, as a date."""
     timeout: Timeout = 60
     """Seconds to wait for a response."""
 

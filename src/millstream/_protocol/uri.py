@@ -39,7 +39,8 @@ def check_uri(what: str, uri: str) -> None:
         what: The item that has the URI, for the error.
 
     Raises:
-        ValueError: It has no scheme, or contains characters that a URI can't. The text explains what to write.
+        ValueError: It has no scheme, a host that isn't valid, or characters that a URI can't contain. The text explains
+            what to write.
     """
     if problem := find_problem(uri):
         raise ValueError(f"{what} {uri!r}: {problem}.")

@@ -6,7 +6,8 @@ contract: order, atomicity, loss, and bounds. `tests/stores/test_contract.py` ch
 must not rely on anything else, even if one store guarantees more.
 
 Names are text, data are bytes, and stores interpret neither. The one exception is the *kind*, the part of a name before
-its first colon. Each kind has its own storage limit, so a full kind never takes space from another.
+its first colon. Each kind has its own storage limit, so a full kind doesn't take space from another, except in Redis:
+its memory is the only limit of values that are neither lossy nor in a share, and of messages between workers.
 """
 
 from collections.abc import Callable, Collection, Sequence

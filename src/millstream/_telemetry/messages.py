@@ -408,10 +408,10 @@ class Verification(NamedTuple):
 
 
 def verify(path: Path) -> Verification:
-    """Return what a file contains, if no line was changed.
+    """Return what a file contains, if no line was changed. Lines that were cut off at the end can't be noticed.
 
     Raises:
-        BrokenAuditLog: A line was changed, removed, inserted, or moved.
+        BrokenAuditLog: A line was changed, removed, inserted, or moved, or the last one is incomplete.
         OSError: The file can't be read.
     """
     number, previous, lost = 0, START, 0

@@ -107,7 +107,7 @@ def encode_sse_gzip(event: Event, full: bool = False, envelope: bool = False) ->
 
 @cache
 def _encoder(gzip: bool, full: bool, envelope: bool) -> Encode:
-    """Return the encoder for a kind of stream. All streams of that kind share the bytes that it returns."""
+    """Return the encoder for a kind of stream. It encodes a live event once for all streams of that kind."""
     return partial(encode_sse_gzip if gzip else encode_sse, full=full, envelope=envelope)
 
 

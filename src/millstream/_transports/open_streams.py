@@ -268,7 +268,7 @@ def rpc_refusal(status: int, code: int, message: str, *, head: bytes = b"") -> R
 
 
 def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
-    """Return an error as an HTTP response. A temporary error includes a retry time."""
+    """Return an error as an HTTP response. If it has no header lines of its own, a 503 includes a retry time."""
     head = JSON_HEAD + (exc.head or (b"retry-after: 1\r\n" if exc.status == 503 else b""))
     return Response(refusal_message(request_id, exc), exc.status, head)
 

@@ -9,7 +9,8 @@ closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits of o
 
 The dialect is a small JSON protocol for tool calls, channels, and JSON-RPC.
 
-Each message is an object with a ``type``. An ``id`` (text or number) is returned with its answer. ::
+JSON-RPC messages are as in MCP. Each other message is an object with a ``type``. An ``id`` (text or number) is returned
+with its answer. ::
 
     {"type": "mcp_call", "tool", "arguments"?}                    {"type": "mcp_result", "tool", "result"}
     {"type": "subscribe", "channel"?, "last_event_id"?, "name"?, "history"?}

@@ -115,7 +115,8 @@ class Client(NotCopyable):
 
     Args:
         target: A URL, a command, a script, a `Server`, a configuration with `mcpServers`, or one of its entries.
-        revision: The only protocol revision to use, as a date. By default, the newest that both sides support.
+        revision: The only protocol revision to ask for, as a date. In a handshake, the server may choose another one.
+            By default, it's the newest that both sides support.
         headers: Headers for every HTTP request to the server, such as ``{"Authorization": "Bearer …"}``.
         timeout: Seconds to wait for a response. Progress restarts the clock. `math.inf` waits forever.
         elicit: Handler for questions to the user. Without it, the server can't ask.

@@ -59,7 +59,8 @@ class Conversation(NotCopyable):
         target: The server, as for `Client`.
         questions: Answers the server's questions.
         options: Limits and less common settings.
-        revision: The only protocol revision to use, as a date; None to negotiate one.
+        revision: The only protocol revision to ask for, as a date; None to negotiate one. In a handshake, the server
+            may choose another one.
         headers: Headers for every HTTP request.
         timeout: Seconds to wait for a response.
         on_log: Handler for log messages.

@@ -186,7 +186,8 @@ class Host(Struct, NotCopyable, eq=False):
     def has_credential(self, principal: Principal) -> bool:
         """Return whether a principal's key may still be valid.
 
-        Return False when its key has been revoked or has expired. For tokens, see `is_revoked` and `Principal.until`.
+        Return False when its key has been revoked or has expired, and for a moment after another key with its name has
+        been revoked. For tokens, see `is_revoked` and `Principal.until`.
 
         Args:
             principal: The caller with the key.

@@ -138,6 +138,36 @@ async def test_worker_presumed_dead_changes_nothing_when_it_returns() -> None:
         assert (shop.ended["Dune"], shop.ended["Emma"]) == (0, 1)
 
 
+async def test_retried_task_repeats_what_it_did_since_its_last_question() -> None:
+    done, release = Counter[str](), asyncio.Event()
+
+    def make() -> Server:
+        mcp = Server("shop")
+
+        @mcp.tool(task="required", task_retry=True)
+        async def buy(ctx: Context) -> str:
+            """Act, ask, and act."""
+            await ctx.once("before", lambda: done.update(["before"]), store=True)
+            person = await ctx.elicit("Who?", Name, key="who")
+            await ctx.once("after", lambda: done.update(["after"]), store=True)
+            await release.wait()
+            return person.name
+
+        return mcp
+
+    async with fleet(make, 2) as workers:
+        one, two = map(client_of, workers)
+        task_id = (await one.call("buy"))["taskId"]
+        await one.wait_for_questions(task_id)
+        await one.update(task_id, who=accept(name="Ada"))
+        await until(lambda: done["after"] == 1)
+        workers[0].store.sleep()
+        await until(lambda: done["after"] == 2)
+        release.set()
+        assert text(await two.wait_for_end(task_id)) == "Ada"
+        assert done["before"] == 1
+
+
 async def test_task_fails_after_losing_too_many_workers() -> None:
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (last,), fleet(shop.make, 4, store=shared) as workers:

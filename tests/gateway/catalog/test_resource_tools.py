@@ -222,16 +222,17 @@ async def test_tools_at_another_address_keep_to_its_set() -> None:
 
 
 async def test_malformed_and_unknown_contents_are_explained() -> None:
+    odd: dict[str, Any] = {"resources/read": {"contents": [{"uri": "doc://hours", "blob": 3}]}}
+
     class Odd(Middleware):
         async def on_message(self, request: MessageRequest, next: Next) -> Any:
-            odd = {
-                "prompts/get": {"messages": [{"role": "user", "content": {"type": "hologram"}}]},
-                "resources/read": {"contents": [{"uri": "doc://hours", "blob": 3}]},
-            }
             return odd.get(request.method) or await next(request)
 
     async with Client(make_library(settings=for_all(), middleware=[Odd()]), timeout=WAIT) as client:
-        assert "can't be shown" in await ask(client, "get_prompt", name="review", arguments={"book": "x"})
+        unknown, known = {"type": "hologram"}, {"type": "text", "text": "Hi"}
+        for message in ({"role": "user", "content": unknown}, {"content": known}, {"role": "user"}, "Hi"):
+            odd["prompts/get"] = {"messages": [message]}
+            assert "can't be shown" in await ask(client, "get_prompt", name="review", arguments={"book": "x"})
         assert await ask(client, "read_resource", uri="doc://hours") == "The contents of doc://hours are malformed."
 
 

@@ -323,10 +323,10 @@ class WorkerSlot:
 
     @contextmanager
     def report_errors(self) -> Generator[None]:
-        """Report errors inside the block to the parent, which shows them.
+        """Report a `CommandError` inside the block to the parent, which shows it.
 
         Raises:
-            SystemExit: There was an error.
+            SystemExit: There was one.
         """
         try:
             yield

@@ -57,6 +57,11 @@ class _Prompt(Struct, frozen=True):
     arguments: dict[str, str] = {}
 
 
+class _Message(Struct, frozen=True):
+    role: str
+    content: Content
+
+
 class ResourceToolsDefinition(Protocol):
     """The part of the server's definition that chooses the clients."""
 
@@ -242,8 +247,8 @@ def _say(message: Json) -> Any:
         ToolError: An upstream's message is malformed, or its block is of an unknown kind.
     """
     try:
-        block = msgspec.convert(message["content"], Content)
-    except (msgspec.ValidationError, KeyError) as exc:
+        said = msgspec.convert(message, _Message)
+    except msgspec.ValidationError as exc:
         raise ToolError(f"The prompt has a message that can't be shown: {exc}.") from None
-    is_text = message["role"] != "user" and isinstance(block, Text)
-    return Text(f"[{message['role']}] {block.text}") if is_text else block
+    block = said.content
+    return Text(f"[{said.role}] {block.text}") if said.role != "user" and isinstance(block, Text) else block

@@ -325,7 +325,8 @@ def token_exchange(**options: Unpack[_ExchangeOptions]) -> TokenExchange:
     """Exchange each caller's access token for a token for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
     The server needs an ``auth=`` that accepts tokens from an issuer, because the caller's token is verified before the
-    exchange. An exchanged token is used for that caller only, and expires with the earlier of both tokens.
+    exchange. An exchanged token expires with the earlier of both tokens. It's used for its caller's requests, and one
+    caller's token also reads the lists for all (`lists_from`).
 
     Args:
         options: The options of this kind in a gateway's file. `client_id` is for authorization servers that require

@@ -84,7 +84,9 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     trust: Literal["follow", "pin"] = "follow"
     """``pin`` hides a tool whose definition has changed until the operator accepts it."""
     revision: str | None = None
-    """The only protocol revision to use, as a date, by default the newest that both sides support."""
+    """The only protocol revision to ask for, as a date. In a handshake, the upstream may choose another one. By
+    default, it's the newest that both sides support.
+    """
     openapi: Any = None
     """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or an
     `OpenApi` that selects operations.

@@ -1,6 +1,7 @@
 """Patterns of names and URIs, and the text in which a URI is compared with them.
 
-Patterns are case-sensitive: ``*`` is any text, ``?`` any character.
+In a pattern, ``*`` is any text, and ``?`` any character. Case matters, except in the scheme and host of a URI, and in
+the URI of a file on a Windows drive.
 """
 
 import ipaddress

@@ -458,8 +458,10 @@ class Context(CallInfo, NotCopyable):
     @overload
     async def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T: ...
     async def once(self, key: str, function: Callable[[], Awaitable[T] | T], *, store: bool = False) -> T:
-        """Run a side effect once per call, also if the function runs again: ``await ctx.once("order", buy)``. Its value
-        must be JSON.
+        """Run a side effect once per call, also if the function runs again with an answer: ``await ctx.once("order",
+        buy)``. Its value must be JSON.
+
+        A function that starts over because its worker is gone repeats the effects since its last question.
 
         Args:
             key: The name of the effect.

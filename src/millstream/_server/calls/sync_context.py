@@ -191,8 +191,8 @@ class SyncContext(CallInfo, NotCopyable):
     ask: Final = make_asking(Context.ask)
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
-        """Run a side effect once per call, also if the function runs again: ``ctx.once("order", buy)``. Its value must
-        be JSON.
+        """Run a side effect once per call, also if the function runs again with an answer: ``ctx.once("order", buy)``.
+        Its value must be JSON. See `Context.once`.
 
         Args:
             key: The name of the effect.

@@ -308,6 +308,7 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
     Raises:
         LocalError: The value doesn't match `output`.
         TypeError: The value isn't JSON-serializable.
+        UnicodeEncodeError: Its text has a lone surrogate.
     """
     if output is None:
         if type(value) is str:

@@ -230,7 +230,7 @@ class RedisClient(Struct, eq=False):
             name: The name of the script, or empty for the plain command in `args`.
             keys: Its keys, all in one slot.
             args: Its arguments.
-            again: Whether it may run twice, because it recognizes retries or changes nothing.
+            again: Whether it may run twice, because it recognizes retries, or the second time changes nothing.
             confirm: Whether replicas must confirm it, if the URL asks for it.
 
         Raises:

@@ -141,6 +141,7 @@ class Tickets(Struct, eq=False):
 
         Raises:
             SignInFailed: The upstream isn't available.
+            LocalError: The store isn't available.
         """
         if self._leaving.take(peer_network(request.peer)) > 0:
             said = "Too many people are signing in from your address. Try again in a minute."

@@ -77,8 +77,8 @@ class EventType:
         payload: Type of the data, an object.
         arguments: Type of the subscriptions' arguments, an object. By default, any field of the payload is a filter.
         match: Function that decides which subscriptions receive an event. By default, each argument must equal the
-            field of the payload with its name.
-        description: Description for clients, by default the payload's docstring.
+            field of the payload with its name. Arguments without such a field are ignored.
+        description: Description for clients, by default the first paragraph of the payload's docstring.
         scopes: Scopes that a caller needs to see the event type.
 
     Raises:

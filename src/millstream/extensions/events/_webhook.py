@@ -498,7 +498,8 @@ class WebhookMethods(Struct):
         """End a subscription.
 
         Raises:
-            ProtocolError: NOT_FOUND; there is no subscription with this key.
+            ProtocolError: NOT_FOUND, if there is no subscription with this key. The caller lacks permission, or the
+                request is invalid.
         """
         principal, _, id = self._key(params, ctx)
         found = await self._subscriptions.delete(principal, params.name, id)
