@@ -147,6 +147,7 @@ chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each 
 	$(BIN)/python -m benches.chaos --calls $(CALLS)
 	$(BIN)/python -m benches.chaos --storm --store redis --subscribers 10000
 	$(BIN)/python -m benches.chaos $(MINUTES) --upstreams
+	$(BIN)/python -m benches.chaos $(MINUTES) --machines --store redis
 	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py $(ARGS)
 
 compat: $(VENV)/.setup .venv-compat/.ready ## start published servers for the official SDK 1.x on millstream.compat

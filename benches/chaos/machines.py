@@ -40,7 +40,7 @@ FROZEN = (1.0, 12.0)
 CALM = 5.0
 """Seconds after the end of a fault in which a call can still fail because of it, beside the longest freeze."""
 LOST = "lost its state"
-AGAIN = "try again", "may have taken effect", "not reached", "is starting", "was interrupted"
+AGAIN = "try again", "may have taken effect", "not reached", "is starting", "was interrupted", "start the request again"
 
 
 def key_of(person: str) -> str:
@@ -161,7 +161,7 @@ async def balancer(ports: list[int]) -> AsyncIterator[int]:
                 back[1].write(head + b"connection: close\r\n")
                 await asyncio.gather(carry(reader, back[1]), carry(back[0], writer))
                 return
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
