@@ -203,6 +203,19 @@ async def test_lost_records_lead_to_a_new_request_or_the_same_one(gateway: Gatew
     assert gateway.shop.calls == []
 
 
+async def test_answer_of_a_worker_that_died_before_it_changed_the_list_counts_once(gateway: Gateway) -> None:
+    id = id_in(await send(one := await gateway.begin()))
+    listed = await one.store.kv.get(LIST)
+    two = await gateway.next()
+    assert await answer(two, id, approve=False) == 200
+    await two.store.kv.put(LIST, listed, 60.0)
+    one = await gateway.next()
+    assert await pending(one) == []
+    assert await answer(one, id) == 404
+    assert "An approver declined this call" in text(await send(one))
+    assert gateway.shop.calls == []
+
+
 async def test_revoked_key_of_the_caller_does_not_send_the_approved_call(gateway: Gateway) -> None:
     id = id_in(await send(await gateway.begin({"keys": {}}, keys={"eve": EVE}), EVE))
     two = await approve(gateway, id)
