@@ -11,7 +11,7 @@ import pytest
 
 import http_peer
 from cases import for_each
-from fleet import Worker, fleet
+from fleet import EventStream, Worker, fleet
 from gateway.approvals import (
     ADA,
     BOB,
@@ -37,7 +37,7 @@ from millstream.client import ToolFailed
 from millstream.gateway import ApprovalPolicy, ToolPolicy, UpstreamPolicy
 from patience import WAIT
 from shared_store import SharedStore
-from wire import Json, per_request, routing
+from wire import POST, Json, per_request, request, routing
 
 TOOL = "answer_approval"
 DATES = ["2025-06-18", "2025-11-25", "2026-07-28"]
@@ -382,3 +382,29 @@ async def test_first_of_several_answers_counts(shop: Shop) -> None:
             assert "There's no such request for you." in text(await open_question(one, id, who, **reply(asked)))
         assert "An approver declined this call" in text(await send(one))
     assert shop.calls == []
+
+
+async def test_answer_in_a_session_needs_the_credential_of_its_approver(shop: Shop) -> None:
+    async with shop.workers() as (one, _):
+        id = id_in(await send(one))
+        headers = {**POST, "authorization": f"Bearer {MEG}"}
+        params = {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {"elicitation": {"form": {}}},
+            "clientInfo": {"name": "t", "version": "1"},
+        }
+        opened = await one.post(request("initialize", params, 0), headers)
+        await opened.body()
+        session = {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+        call = request("tools/call", {"name": TOOL, "arguments": {"request": id}}, 1)
+        stream = EventStream(await one.post(call, headers | session))
+        (question,) = await stream.until(1)
+        answered = {"action": "accept", "content": {"answer": "approve"}}
+        said = {"jsonrpc": "2.0", "id": question["id"], "result": answered}
+        for who in (BOB, MAX, "a-revoked-credential"):
+            refused = await one.post(said, {**POST, **session, "authorization": f"Bearer {who}"})
+            assert refused.status >= 400
+        assert len(await pending(one)) == 1
+        assert (await one.post(said, headers | session)).status == 202
+        assert text((await stream.end())[-1]["result"]) == "You answered the request. It's approved."
+        assert text(await send(one)) == "refunded 7"
