@@ -227,6 +227,31 @@ async def test_tool_is_listed_for_people_whom_a_rule_names(shop: Shop) -> None:
         assert TOOL not in await names(one, MEG)
 
 
+async def test_each_address_takes_answers_for_the_others(shop: Shop) -> None:
+    def front() -> Server:
+        server = shop.front()
+        server.add_set("/mcp/desk", upstreams=["s"], short_names=True)
+        return server
+
+    async with asyncio.timeout(WAIT), shop.server.running(), fleet(front) as (one, two):
+
+        async def send_to_set(who: str, tool: str, arguments: Json, **members: Any) -> Json:
+            able: Json = {"elicitation": {"form": {}}}
+            message = per_request("tools/call", {"name": tool, "arguments": arguments, **members}, **able)
+            headers = {**routing("tools/call", tool), "authorization": f"Bearer {who}"}
+            found = await one.http.fetch("POST", "/mcp/desk", headers, json.dumps(message).encode())
+            result: Json = json.loads(await found.body())["result"]
+            return result
+
+        main, desk = id_in(await send(one)), id_in(await send_to_set(ADA, "refund", {"order": "8"}))
+        asked = await send_to_set(MEG, TOOL, {"request": main})
+        assert "s_refund" in question_in(asked)
+        await send_to_set(MEG, TOOL, {"request": main}, **reply(asked))
+        await open_question(two, desk, **reply(await open_question(two, desk)))
+        assert text(await send(one)) == "refunded 7"
+        assert text(await send_to_set(ADA, "refund", {"order": "8"})) == "refunded 8"
+
+
 async def test_nobody_answers_their_own_request(shop: Shop) -> None:
     async with shop.workers(ask(by=("group:managers", "user:meg"))) as (one, two):
         id = id_in(await send(one, MEG))
