@@ -386,6 +386,20 @@ async def test_person_who_left_the_group_does_not_answer(shop: Shop) -> None:
         assert len(await pending(one)) == 1
 
 
+@for_each("place", [0, 1])
+async def test_person_who_left_one_of_their_groups_does_not_answer_for_it(place: int) -> None:
+    rules = UpstreamPolicy(
+        tools={"refund": ToolPolicy(approve=BY), "wrap": ToolPolicy(approve=ApprovalPolicy(by=("group:finance",)))}
+    )
+    async with Shop().workers(rules) as workers:
+        one = workers[0]
+        id = id_in(await send(one, tool="s_wrap"))
+        asked = await open_question(one, id, person("meg", "managers", "finance"))
+        said = text(await open_question(workers[place], id, MEG, **reply(asked)))
+        assert "There's no such request for you." in said
+        assert len(await pending(one, person("fay", "finance"))) == 1
+
+
 async def test_revoked_key_does_not_answer(shop: Shop) -> None:
     store, policy = SharedStore(), ask(by=("user:eve", "group:managers"))
     async with shop.workers(policy, store=store, keys={"eve": EVE}) as (one, _):
