@@ -204,6 +204,7 @@ PAGES = {
         },
         untyped={
             "which_rule.toml": "tests/gateway/rules/test_policy.py reads its limits.",
+            "The server asks: The caller": "tests/gateway/rules/test_approval_at_clients.py reads such questions.",
             "Error: Too many requests": "tests/auth/test_limits.py has such errors.",
             "…\n900,sold": "tests/gateway/rules/test_policy.py reads such results.",
         },

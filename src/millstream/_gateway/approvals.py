@@ -12,14 +12,16 @@ from typing import Protocol
 
 from msgspec import Raw, structs
 
-from millstream import LocalError, Principal
+from millstream import LocalError
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.requests import (
     CHANNEL,
     GET_APPROVED_RESULT,
+    AnswerRefused,
     ApprovalRequest,
     ApprovalRequests,
-    is_approver,
+    find_version,
+    is_any_approver,
 )
 from millstream._gateway.rules.results import has_companion
 from millstream._http.message import HttpRequest, Response, header_lines, plain_problem, query_value
@@ -94,23 +96,20 @@ class ApprovalsPart:
             redirect(call, params, request.tool, Raw(request.arguments))
 
     def _serve(self) -> None:
-        host = self._host
+        host, upstreams = self._host, self._definition.upstreams
         if host.hub is not None:
             host.hub.admission.restrict(
-                lambda principal, channel: channel != CHANNEL or self._is_approver(principal), strict=True
+                lambda principal, channel: channel != CHANNEL or is_any_approver(principal, upstreams), strict=True
             )
         host.routes.add(PAGE, Route({"GET": self.show}, reserved=True))
         host.routes.add_prefix(f"{PAGE}/", Route({"POST": self.answer}, reserved=True))
-
-    def _is_approver(self, principal: Principal | None) -> bool:
-        return any(is_approver(principal, [rule]) for each in self._definition.upstreams for rule in each.asks_others)
 
     async def show(self, request: HttpRequest, notice: str = "", status: int = 200) -> Response:
         """Handle `GET /approvals`: list the requests that the caller can answer."""
         principal = request.principal
         found, unreadable = await self._requests.pending(principal)
         rows: list[Json] = [self._describe(each) for *_, each in found]
-        unreadable *= self._is_approver(principal)
+        unreadable *= is_any_approver(principal, self._definition.upstreams)
         if not _is_page(request):
             return Response(encode({"requests": rows, "unreadable": unreadable}), 200, _JSON)
         return pages.render(
@@ -127,12 +126,14 @@ class ApprovalsPart:
         if approve is None:
             return plain_problem(400, "The form must have answer=approve or answer=decline.")
         id = request.path.removeprefix(f"{PAGE}/")
-        status, text = await self._requests.answer(id, request.principal, self._find_version, approve=approve)
-        if status != 200:
+        try:
+            state = await self._requests.answer(id, request.principal, self._host.dispatcher, approve=approve)
+        except AnswerRefused as exc:
+            status, text = exc.status, str(exc)
             return await self.show(request, text, status) if _is_page(request) else plain_problem(status, text)
         if _is_page(request):
             return Response(b"", 303, header_lines(location=request.root_path + PAGE, cache_control="no-store"))
-        return Response(encode({"state": text}), 200, _JSON)
+        return Response(encode({"state": state}), 200, _JSON)
 
     def _describe(self, request: ApprovalRequest) -> Json:
         return {
@@ -142,13 +143,8 @@ class ApprovalsPart:
             "caller": structs.asdict(request.caller),
             "question": request.question,
             "expires": show_time(request.expires),
-            "outdated": self._find_version(request) != request.version,
+            "outdated": find_version(request, self._host.dispatcher) != request.version,
         }
-
-    def _find_version(self, request: ApprovalRequest) -> str:
-        everywhere = self._host.dispatcher.everywhere
-        tools = [each.registry.tools for each in everywhere if each.address.name == request.set_name]
-        return next((str(each[request.tool].version) for each in tools if request.tool in each), "")
 
 
 def _is_page(request: HttpRequest) -> bool:

@@ -25,7 +25,7 @@ from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
-from millstream._gateway.rules.requests import GET_APPROVED_RESULT
+from millstream._gateway.rules.requests import ANSWER_APPROVAL, GET_APPROVED_RESULT, is_any_approver
 from millstream._gateway.rules.results import READ_RESOURCE
 from millstream._gateway.upstreams.links import LEFT_SECONDS, MAX_OWN_SESSIONS, SESSIONS_PREFIX
 from millstream._gateway.upstreams.mcp import McpUpstream
@@ -118,7 +118,7 @@ class GatewayPart:
         self._results_offered: dict[str, Callable[[], None]] = {}
         """Upstream -> function that removes its template of stored results."""
         self._companions: dict[str, Tool] = {}
-        """Tools that are offered beside upstreams: `read_resource` and `get_approved_result`."""
+        """Tools that are offered beside upstreams: `read_resource`, `get_approved_result`, and `answer_approval`."""
 
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
@@ -579,7 +579,10 @@ class GatewayPart:
             before: The tools that were offered before.
         """
         asking = tuple(name for name, each in self.upstreams.items() if each.config.asks_others)
-        for name, upstreams in ((READ_RESOURCE, tuple(self._results_offered)), (GET_APPROVED_RESULT, asking)):
+        shortening = tuple(self._results_offered)
+        for name, upstreams in (
+            (READ_RESOURCE, shortening), (GET_APPROVED_RESULT, asking), (ANSWER_APPROVAL, asking)
+        ):  # fmt: skip
             tool = before.get(name)
             if upstreams and not self._host.registry.has("tools", name):
                 if tool is None or tool.companion_of != upstreams:
@@ -587,6 +590,8 @@ class GatewayPart:
 
                     tool = make_companion(name)
                     tool.companion_of = upstreams
+                    if name == ANSWER_APPROVAL:
+                        tool.visible = partial(is_any_approver, upstreams=self.definition.upstreams)
                 self._companions[name] = tool
         self._host.registry.exchange("tools", (), self._companions, group=len(self.upstreams) + 1)
         return self._companions != before

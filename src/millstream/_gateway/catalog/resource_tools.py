@@ -1,6 +1,7 @@
 """Tools that read resources and prompts, for clients that only know tools: ``Settings(resource_tools="on")``. One of
-them, `read_resource`, is also listed beside tools whose results can be shortened. Another tool, `get_approved_result`,
-is listed beside those that other people approve, and doesn't run itself: see `_gateway/approvals.py`.
+them, `read_resource`, is also listed beside tools whose results can be shortened. Two more are listed beside tools that
+other people approve: `get_approved_result`, which doesn't run itself (see `_gateway/approvals.py`), and
+`answer_approval` for approvers.
 
 Each of the others runs the handler of the method that other clients call, with the same caller. So scopes, policies,
 hooks, and questions are those of that method, and nothing can be read here that can't be read there.
@@ -16,7 +17,8 @@ from msgspec import Meta, Struct
 
 from millstream import Audio, EmbeddedResource, Image, ProtocolError, Text, ToolError, ToolResult
 from millstream._gateway.catalog.search import LISTED_TAG, read_arguments
-from millstream._gateway.rules.requests import GET_APPROVED_RESULT
+from millstream._gateway.rules.approval import answer_approval
+from millstream._gateway.rules.requests import ANSWER_APPROVAL, GET_APPROVED_RESULT
 from millstream._gateway.rules.results import READ_RESOURCE
 from millstream._parts import PartHost
 from millstream._protocol.content import Content
@@ -48,7 +50,7 @@ class _Resource(Struct, frozen=True):
     offset: Annotated[int, Meta(ge=0)] = 0
 
 
-class _ApprovedResult(Struct, frozen=True):
+class _Request(Struct, frozen=True):
     request: Annotated[str, Meta(pattern="^[0-9a-f]{48}$")]
 
 
@@ -131,18 +133,17 @@ def _make_tool(
 ) -> Tool:
     read = partial(read_arguments, decoder(kind), name)
     source = ItemSource(name, run, read, description=description, schema={"type": "object", **schema}, asks_first=True)
-    tool = Tool(source, annotations={"readOnlyHint": name != GET_APPROVED_RESULT}, tags=[LISTED_TAG])
+    tool = Tool(source, annotations={"readOnlyHint": kind is not _Request}, tags=[LISTED_TAG])
     tool.companion_of = ()
     return tool
 
 
 def make_companion(name: str) -> Tool:
-    """Return the tool `read_resource` or `get_approved_result`."""
-    if name == GET_APPROVED_RESULT:
-        about = {"type": "string", "description": "The request that the text about the waiting call named"}
-        schema: Json = {"properties": {"request": about}, "required": ["request"]}
-        description = "Send a call of yours that another person has approved, and get its result."
-        return _make_tool(name, description, schema, _ApprovedResult, _refuse)
+    """Return the tool `read_resource`, `get_approved_result`, or `answer_approval`."""
+    if name in _ABOUT_REQUESTS:
+        description, about, run = _ABOUT_REQUESTS[name]
+        schema: Json = {"properties": {"request": {"type": "string", "description": about}}, "required": ["request"]}
+        return _make_tool(name, description, schema, _Request, run)
     schema = {
         "properties": {
             "uri": {"type": "string", "description": "URI of the resource"},
@@ -198,8 +199,26 @@ async def _read_resource(arguments: _Resource, call: Call) -> ToolResult:
     return ToolResult(blocks)
 
 
-async def _refuse(arguments: _ApprovedResult, call: Call) -> ToolResult:
+async def _refuse(arguments: _Request, call: Call) -> ToolResult:
     raise ToolError(_NO_REQUEST)
+
+
+async def _answer(arguments: _Request, call: Call) -> ToolResult:
+    return ToolResult(f"You answered the request. It's {await answer_approval(arguments.request, call)}.")
+
+
+_ABOUT_REQUESTS = {
+    GET_APPROVED_RESULT: (
+        "Send a call of yours that another person has approved, and get its result.",
+        "The request that the text about the waiting call named",
+        _refuse,
+    ),
+    ANSWER_APPROVAL: (
+        "Show a call that waits for approval to the user, who approves or declines it. You can't answer for them.",
+        "The request",
+        _answer,
+    ),
+}
 
 
 async def _get_prompt(arguments: _Prompt, call: Call) -> ToolResult:

@@ -43,6 +43,11 @@ from millstream.stores import share_for
 _KEY, _BY = "millstream.gateway/approve", "millstream.gateway/approved_by"
 _TRUTH = {"true": ("1", "t", "y", "yes", "on"), "false": ("0", "f", "n", "no", "off")}
 _NO_FIELDS: Json = {"type": "object", "properties": {}}
+_DECISION: Json = {
+    "type": "object",
+    "properties": {"answer": {"type": "string", "title": "Answer", "enum": ["approve", "decline"]}},
+    "required": ["answer"],
+}
 _MAX_TEXT, _MAX_BEGINNING, _MAX_END = 600, 400, 150
 """Maximum characters of a text that's shown whole, and of the two ends of a longer one."""
 _MAX_COMPARED, _ELEMENT = 64 * 1024, 64
@@ -52,6 +57,11 @@ _MAX_SHOWN = 8 * 1024
 _TOO_LONG = "There are too many arguments to show. Send fewer, or shorter lists."
 _CHANGED = "The rules for this tool changed before the answer, so the call wasn't sent. Call it again."
 _REFUSED = "A person has to approve this call, so it wasn't sent."
+_APPROVER = (
+    "The caller {} asks for your approval. The arguments are what a program wants to send. They aren't instructions to "
+    "you.\n{}"
+)
+_ON_PAGE = "Nothing was decided. You can also answer on the page /approvals of this server."
 _USED = "The answer was already used, because an answer counts for one call. Call the tool again, without requestState."
 
 
@@ -204,7 +214,7 @@ async def _require(call: Call, mark: str, shown: Mapping[str, Any]) -> None:
         with pause_deadline(call):
             if call.revision.handshake:
                 await ask_by_request(call, question, call.services.questions)
-            elif not await _ask_by_round(call, question, mark):
+            elif await _ask_by_round(call, question, mark) is None:
                 return
         if _find_tool(call) is not asked_for:
             raise ToolError(_CHANGED)
@@ -232,13 +242,43 @@ async def _require(call: Call, mark: str, shown: Mapping[str, Any]) -> None:
         raise error
 
 
+async def answer_approval(id: str, call: Call) -> str:
+    """Ask the person at an approver's client about a request of another caller, save the answer, and return it. A model
+    can't answer, because the decision isn't an argument.
+
+    Args:
+        id: The request.
+        call: The approver's call.
+
+    Raises:
+        ToolError: The approver can't answer the request, or didn't.
+    """
+    requests = ApprovalRequests(call.services)
+    *_, request = await requests.find(id, call.principal)
+    caller = " at ".join(encode(each).decode() for each in (request.caller.subject, request.caller.issuer) if each)
+    question = Elicit(escape_unseen(_APPROVER.format(caller, request.question)), _DECISION)
+    try:
+        with pause_deadline(call):
+            if call.revision.handshake:
+                fields = await ask_by_request(call, question, call.services.questions)
+            else:
+                fields = await _ask_by_round(call, question, id)
+    except (Declined, Cancelled, ProtocolError, ToolError) as exc:
+        text = exc.message if isinstance(exc, ProtocolError) else str(exc)
+        raise ToolError(f"{text} {_ON_PAGE}") from exc
+    if fields is None:
+        raise ToolError(_USED)
+    approve, dispatcher, transport = fields["answer"] == "approve", call.dispatcher, call.transport
+    return await requests.answer(id, call.principal, dispatcher, approve=approve, transport=transport)
+
+
 def _find_tool(call: Call) -> Any:
     """Return the tool that the call's name means now, for its caller. It's another one after its rules have changed."""
     return None if call.dispatcher is None else call.dispatcher.registry.find("tools", call.name, call)
 
 
-async def _ask_by_round(call: Call, question: Elicit, mark: str) -> bool:
-    """Return whether the person has approved the call in this round, or earlier.
+async def _ask_by_round(call: Call, question: Elicit, mark: str) -> Json | None:
+    """Return the fields of the person's answer in this round, or None if they answered earlier.
 
     Raises:
         InputRequired: The question isn't answered yet.
@@ -248,7 +288,7 @@ async def _ask_by_round(call: Call, question: Elicit, mark: str) -> bool:
     if rounds.find_settled(_KEY, mark) is not None:
         if call.task != RUNNING:  # a task runs once, by its own record
             await _claim(call, rounds)
-        return False
+        return None
     if call.task == RUNNING:
         raise ToolError("The approval is no longer valid. Call the tool again.")
 
@@ -262,16 +302,15 @@ async def _ask_by_round(call: Call, question: Elicit, mark: str) -> bool:
             params = params_of(question, call.revision)
             raise InputRequired({_KEY: {"method": "elicitation/create", "params": params}})
         answers.append(raw)
-        read_answer(question, raw)
+        fields: Json = read_answer(question, raw)
         rounds.settle(_KEY, mark, b"true")
-        return {}
+        return fields
 
     try:
-        await wait_for_answers(call, read)
+        return await wait_for_answers(call, read)
     finally:
         if answers:  # declining is an answer, too
             await _claim(call, rounds)
-    return True
 
 
 async def _claim(call: Call, rounds: Rounds) -> None:

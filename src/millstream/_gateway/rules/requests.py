@@ -17,7 +17,7 @@ store.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
@@ -28,17 +28,21 @@ from msgspec import Struct, structs
 from millstream import Declined, Principal, ToolError
 from millstream._config import read_duration
 from millstream._gateway.options.policy import ApprovalPolicy
+from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.results import has_companion
 from millstream._protocol.principal import SHARED_KEY, Profile, get_profile
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import Call
 from millstream._server.calls.sealed_records import DIGEST, SealedRecords, show_time
 from millstream._server.calls.services import APPROVAL, Services
+from millstream._server.dispatch import Dispatcher
 from millstream.protocol import encode
 from millstream.stores import StoreFull, StoreUnavailable, read_again
 
 GET_APPROVED_RESULT = "get_approved_result"
 """The tool that sends an approved call with its stored arguments."""
+ANSWER_APPROVAL = "answer_approval"
+"""The tool that asks an approver about a request, at their client."""
 CHANNEL = "approval.requested"
 """Channel of the hub with the id of each new request, which programs can declare as an event type."""
 PENDING, DECLINED, APPROVED, RUNNING, ASKING = "pending", "declined", "approved", "running", "asking"
@@ -70,6 +74,15 @@ _USED = "The approval was already used, because it counts for one call. To ask f
 _UNKNOWN = "There's no such request for you. It may have expired, or someone has answered it."
 _OWN = "This request is your own, so another person has to answer it."
 _OUTDATED = "The tool or its rules have changed, so this request can't be approved. Its caller has to call again."
+
+
+class AnswerRefused(ToolError):
+    """An answer that isn't saved."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status: int = status
+        """Status for HTTP."""
 
 
 class ApprovalRequest(Struct, frozen=True):
@@ -109,6 +122,11 @@ def is_approver(principal: Principal | None, rules: Sequence[ApprovalPolicy]) ->
     return principal is not None and _is_named(principal) and all(_names(each, principal) for each in rules)
 
 
+def is_any_approver(principal: Principal | None, upstreams: Iterable[UpstreamConfig]) -> bool:
+    """Return whether a rule for one of the upstreams names a person."""
+    return any(is_approver(principal, [rule]) for each in upstreams for rule in each.asks_others)
+
+
 def _is_named(principal: Principal) -> bool:
     return bool(principal.issuer) or principal.subject != SHARED_KEY
 
@@ -119,6 +137,12 @@ def _names(rule: ApprovalPolicy, principal: Principal) -> bool:
     groups = [each.removeprefix("group:") for each in by if each.startswith("group:")]
     is_named = principal.in_group(groups) or (not is_machine and f"user:{principal.subject}" in by)
     return is_named and rule.issuer in ("", principal.issuer)
+
+
+def find_version(request: ApprovalRequest, dispatcher: Dispatcher) -> str:
+    """Return the current version of a request's tool, or empty if it doesn't exist."""
+    tools = [each.registry.tools for each in dispatcher.everywhere if each.address.name == request.set_name]
+    return next((str(each[request.tool].version) for each in tools if request.tool in each), "")
 
 
 class ApprovalRequests:
@@ -244,31 +268,44 @@ class ApprovalRequests:
                 found.append((name, raw, request))
         return found, unreadable
 
+    async def find(self, id: str, principal: Principal | None) -> Stored:
+        """Return a request that a person can answer.
+
+        Raises:
+            AnswerRefused: There's none, or it's the person's own.
+        """
+        for name, raw, request in (await self.pending(principal))[0]:
+            if request.id == id and principal is not None:
+                if principal.subject == request.caller.subject:  # also with another issuer, or as a key
+                    raise AnswerRefused(403, _OWN)
+                return name, raw, request
+        raise AnswerRefused(404, _UNKNOWN)
+
     async def answer(
-        self, id: str, principal: Principal | None, version: Callable[[ApprovalRequest], str], *, approve: bool
-    ) -> tuple[int, str]:
-        """Save a person's answer to a request. Return 200 and its new state, or a status and why it isn't saved.
+        self, id: str, principal: Principal | None, dispatcher: Dispatcher, *, approve: bool, transport: str = "http"
+    ) -> str:
+        """Save a person's answer to a request, and return its new state.
 
         Args:
             id: The request.
             principal: The person.
-            version: Returns the current version of a request's tool, or empty if it doesn't exist.
+            dispatcher: Knows the current tools.
             approve: Whether the call can be sent.
+            transport: See `Call.transport`.
+
+        Raises:
+            AnswerRefused: The person can't answer the request, or approve it.
         """
-        for name, raw, request in (await self.pending(principal))[0]:
-            if request.id != id or principal is None:
-                continue
-            if principal.subject == request.caller.subject:  # also with another issuer, or as a key
-                return 403, _OWN
-            if approve and version(request) != request.version:
-                return 409, _OUTDATED
-            state = APPROVED if approve else DECLINED
-            changed = structs.replace(request, state=state, approver=principal.subject)
-            if await self._records.write(name, raw, changed):
-                self._services.note(APPROVAL, "http", None, state, target=request.tool, principal=principal)
-                await self._unlist(name, request)
-                return 200, state
-        return 404, _UNKNOWN
+        name, raw, request = await self.find(id, principal)
+        if approve and find_version(request, dispatcher) != request.version:
+            raise AnswerRefused(409, _OUTDATED)
+        state = APPROVED if approve else DECLINED
+        changed = structs.replace(request, state=state, approver="" if principal is None else principal.subject)
+        if not await self._records.write(name, raw, changed):
+            raise AnswerRefused(404, _UNKNOWN)
+        self._services.note(APPROVAL, transport, None, state, target=request.tool, principal=principal)
+        await self._unlist(name, request)
+        return state
 
     # The list
 
