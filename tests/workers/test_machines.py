@@ -72,7 +72,7 @@ class Machine:
 
 
 @contextmanager
-def machine(folder: Path, store: str, workers: int = 1, **env: str) -> Iterator[Machine]:
+def machine(folder: Path, store: str, workers: int = 1, *, program: str = PROGRAM, **env: str) -> Iterator[Machine]:
     folder.mkdir(parents=True)
     (folder / "desk.py").write_text(COMMAND)
     peer = free_port()
@@ -83,8 +83,8 @@ def machine(folder: Path, store: str, workers: int = 1, **env: str) -> Iterator[
         "MILLSTREAM_PEER": f"127.0.0.1:{peer}",
         **env,
     }
-    with run_workers(folder, workers, program=PROGRAM, cwd=folder, env=env) as program:
-        yield Machine(program, peer)
+    with run_workers(folder, workers, program=program, cwd=folder, env=env) as served:
+        yield Machine(served, peer)
 
 
 @contextmanager

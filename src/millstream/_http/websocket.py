@@ -57,6 +57,7 @@ UNSUPPORTED_DATA = 1003
 POLICY_VIOLATION = 1008
 TOO_BIG = 1009
 INTERNAL = 1011
+SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
@@ -142,6 +143,15 @@ class DirectWire(Protocol):
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or None after `hang_up`."""
+
+    def open_tunnel(self, subprotocol: str) -> None:
+        """Complete the handshake for another server. From now on, `receive` returns the client's bytes unread."""
+
+    def pass_on(self, data: bytes) -> None:
+        """Write bytes of the other server, in any pieces."""
+
+    def shutdown(self) -> None:
+        """Close without waiting for the client. It gets a close frame, if the last frame is complete."""
 
     def hang_up(self) -> None:
         """Make `receive` return None."""

@@ -11,7 +11,9 @@ keeps state, the worker that claims the session goes on with it (see `Holders`).
 
 Upstreams can also keep state for a principal, in a process or session that all of the principal's clients share. So a
 principal's requests without a holder go to the worker that has claimed the principal. The receiver authenticates them
-first, and so does the holder.
+first, and so does the holder. A WebSocket's handshake is such a request. If the holder accepts it, the receiver passes
+on the bytes in both directions without reading the messages, so pings and close frames are the holder's. The socket is
+closed when the receiver stops, and when another worker claims the principal. Then the client connects again.
 
 A request ends with its holder's lease, because a frozen process doesn't close its connections. The sockets are beside
 the socket of the parent's store, in a folder that only this user can access. With the setting `peer`, workers on other
@@ -23,7 +25,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,9 @@ from millstream._http.client.request import encode_raw_headers, encode_request
 from millstream._http.client.url import Url, parse_url
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 from millstream._http.server import Endpoints
+from millstream._http.server.connection import NOT_FOUND
 from millstream._http.server.listener import TICK, SocketListener
+from millstream._http.websocket import SERVICE_RESTART, DirectSocket
 from millstream._protocol import seal
 from millstream._protocol.errors import SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import read
@@ -66,6 +70,7 @@ _OWN = frozenset({
     b"transfer-encoding", b"upgrade", _CLIENT, _HOLDER,
 })  # fmt: skip
 """Request headers of one connection. The worker with the client's connection compresses replies."""
+_UPGRADE = (b"connection", b"upgrade"), (b"upgrade", b"websocket")
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
@@ -113,6 +118,9 @@ class SessionForwarder:
         self._holders = Holders(services, workers, self._path, digest)
         self._holders.on_change = self._drop_pools_soon
         services.finds_holders = True
+        services.handovers.append(self._close_sockets)
+        self._sockets: dict[HttpRequest, DirectSocket] = {}
+        """Handshake -> WebSocket, of this worker or passed on to another one."""
         self.read_addresses()
         self._inner = endpoints
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
@@ -134,7 +142,8 @@ class SessionForwarder:
     def read_addresses(self) -> None:
         addresses = self._services.addresses
         self._paths = frozenset(path for each in addresses for path in (each.path, each.path.rstrip("/") + "/"))
-        self._sse_paths = frozenset(each.sse for each in addresses)
+        self._stream_paths = frozenset(path for each in addresses for path in (each.sse, each.websocket))
+        """Paths at which GET opens a connection for calls."""
         self._call_paths = ("/mcp/tools/call", *(each.tools for each in addresses))
         """Beginnings of paths that call tools without MCP."""
 
@@ -150,11 +159,34 @@ class SessionForwarder:
             for key, (handler, method, path) in endpoints.hot.items()
             if others or self._is_forwarded(path)
         }
-        websocket = endpoints.websocket if others else None
+        application = endpoints.websocket
+
+        async def serve(websocket: DirectSocket) -> None:
+            async def serve_here(_: HttpRequest) -> None:
+                assert application is not None  # noqa: S101  see below
+                await application(websocket)
+
+            request = websocket.request
+            is_mcp = self._is_forwarded(request.path)
+            self._sockets[request] = websocket
+            try:
+                reply = await (around(serve_here) if is_mcp else serve_here)(request) if is_mcp or others else NOT_FOUND
+            finally:
+                del self._sockets[request]
+            if isinstance(reply, Response):
+                await websocket.refuse(reply)
+
+        websocket = None if application is None else serve
         return msgspec.structs.replace(endpoints, find=find, hot=hot, websocket=websocket)
 
+    def _close_sockets(self, owner: str) -> None:
+        """Close the WebSockets of a principal that another worker serves now."""
+        for request, websocket in list(self._sockets.items()):
+            if request.principal is not None and request.principal.binding.hex() == owner:
+                websocket.end(SERVICE_RESTART)
+
     def _is_forwarded(self, path: str) -> bool:
-        return path in self._paths or path in self._sse_paths or path.startswith(self._call_paths)
+        return path in self._paths or path in self._stream_paths or path.startswith(self._call_paths)
 
     async def listen(self) -> None:
         """Receive requests from other workers.
@@ -240,7 +272,7 @@ class SessionForwarder:
     ) -> Awaitable[Response | Sink | None]:
         """Serve a request that names no worker with its state, in a session or without one."""
         services = self._services
-        is_call = session is not None or request.method == "POST" or request.path in self._sse_paths
+        is_call = session is not None or request.method == "POST" or request.path in self._stream_paths
         if is_call and self._guard is not None and services.keeps_callers is not None and services.keeps_callers():
             return self._serve_caller(handler, request)
         if session is not None and services.binds_sessions:
@@ -289,16 +321,16 @@ class SessionForwarder:
         """
         if worker not in self._holders.places:
             return _GONE
-        pool = self._pools.get(worker) or self._make_pool(worker)
+        pool, websocket = self._pools.get(worker) or self._make_pool(worker), self._sockets.get(request)
         try:
-            data = _encode(request, "" if find else worker)
+            data = _encode(request, "" if find else worker, () if websocket is None else _UPGRADE)
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
         cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
         is_cut = False
         try:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
-            reply = await pool.send(data, repeatable=True)
+            reply = await pool.send(data, repeatable=True, switches=websocket is not None)
         except ConnectFailed as exc:
             is_cut = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
             if not (is_cut or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)):
@@ -313,6 +345,9 @@ class SessionForwarder:
             self._holders.give_up(worker, is_cut=is_cut)
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
+        if websocket is not None and reply.connection is not None:
+            await self._tunnel(reply, reply.connection, websocket)
+            return None
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
@@ -339,6 +374,31 @@ class SessionForwarder:
         finally:
             endings.discard(sink.close)
             stream.close()
+
+    async def _tunnel(self, reply: HttpReply, connection: HttpConnection, websocket: DirectSocket) -> None:
+        """Pass on the bytes of a WebSocket and its holder until either side closes, or this worker stops."""
+        stream, endings = reply.stream, self._services.endings
+        assert stream is not None  # noqa: S101  the holder has switched protocols
+
+        async def pass_up() -> None:
+            while isinstance(data := await websocket.receive(), bytes):
+                await connection.write(data)
+            stream.close()
+
+        websocket.wire.open_tunnel(reply.header(b"sec-websocket-protocol"))
+        endings.add(stream.close)
+        up = self._tasks.spawn(pass_up())
+        try:
+            while data := await stream.read():
+                websocket.wire.pass_on(data)
+                await websocket.drain()
+        except ClientError:  # the holder has exited
+            pass
+        finally:
+            up.cancel()
+            endings.discard(stream.close)
+            stream.close()
+            websocket.wire.shutdown()
 
     def _receive(self, handler: Handler) -> Handler:
         """Serve a request from another worker as if it had come from the client, if its state is here."""
@@ -390,10 +450,11 @@ def _refuse(body: bytes, exc: ProtocolError) -> Response:
     return error_response(exc, message.id if message is not None and message.is_request else None)
 
 
-def _encode(request: HttpRequest, holder: str) -> bytes:
+def _encode(request: HttpRequest, holder: str, headers: Collection[tuple[bytes, bytes]]) -> bytes:
+    """Return a request as it's forwarded, with further headers."""
     query = quote(request.query, safe=_IN_QUERY)
     target = f"{quote(request.path)}?{query}" if query else quote(request.path)
     client = (_CLIENT, f"{request.scheme} {request.peer}".encode())
-    own = client, (_HOLDER, holder.encode())
+    own = client, (_HOLDER, holder.encode()), *headers
     head = encode_raw_headers([*(each for each in request.raw_headers if each[0] not in _OWN), *own])
     return encode_request(request.method, target, head, request.body)

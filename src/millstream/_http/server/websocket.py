@@ -62,7 +62,7 @@ class WebSocketProtocol(ServerSocket):
 
     __slots__ = (
         "_ahead", "_answer", "_closed", "_closes_at", "_conn", "_counted", "_fragment_bytes", "_fragments",
-        "_frame_bytes", "_is_open", "_is_text", "_loop", "_messages", "_ping", "_pinged_at", "_turn",
+        "_frame_bytes", "_is_open", "_is_text", "_loop", "_messages", "_ping", "_pinged_at", "_tunnel", "_turn",
         "_unfinished_since", "outbox",
     )  # fmt: skip
 
@@ -91,6 +91,8 @@ class WebSocketProtocol(ServerSocket):
         """Whether a close frame was sent."""
         self._closes_at = inf
         """Time at which the socket is closed, unless the client answers the close frame."""
+        self._tunnel: FrameScanner | None = None
+        """Finds the ends of another server's frames, if there's one behind this socket."""
         # Reading
         self._ahead = b""
         """Received bytes that haven't been processed yet."""
@@ -140,7 +142,7 @@ class WebSocketProtocol(ServerSocket):
             return
         if not self._is_open:
             self._fail_handshake()
-        elif not self._closed:
+        elif not self._closed and (self._tunnel is None or self._tunnel.is_between_frames):
             self._conn.send_close(CloseCode.SERVICE_RESTART)
             self._flush()
         self.transport.close()
@@ -154,7 +156,7 @@ class WebSocketProtocol(ServerSocket):
         if now > self._closes_at:
             self.transport.close()
             return True
-        if self._closed or not self._is_open:
+        if self._closed or not self._is_open or self._tunnel is not None:  # the other server checks a tunnel
             return False
         limits, heartbeat = self.guard.limits, self.table.heartbeat
         if self._counted and now - self._unfinished_since > limits.body_timeout:
@@ -248,6 +250,10 @@ class WebSocketProtocol(ServerSocket):
 
     def _parse(self, data: bytes) -> int:
         """Handle the frames that end in these bytes and return their number."""
+        if self._tunnel is not None:
+            self._messages.put_nowait(data)
+            self.pause_reading()
+            return 1
         conn = self._conn
         conn.receive_data(data)
         frames = [event for event in conn.events_received() if isinstance(event, Frame)]
@@ -428,6 +434,17 @@ class WebSocketProtocol(ServerSocket):
         self._send_response(answer)
         self.proceed()
 
+    def open_tunnel(self, subprotocol: str) -> None:
+        """Complete the handshake for another server, which reads and writes the frames."""
+        self._tunnel = FrameScanner()
+        self.accept(subprotocol)
+
+    def pass_on(self, data: bytes) -> None:
+        """Write bytes of the other server."""
+        if self._tunnel is not None and not self.transport.is_closing():
+            self.transport.write(data)
+            self._closed |= self._tunnel.feed(data)
+
     async def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake as soon as the transport has space."""
         await self.room.wait()
@@ -438,6 +455,40 @@ class WebSocketProtocol(ServerSocket):
         self._closed = True
         self._closes_at = self._loop.time() + CLOSE_TIMEOUT
         self.proceed()
+
+
+class FrameScanner:
+    """Finds out where a server's frames end (RFC 6455 §5.2). They aren't masked."""
+
+    __slots__ = ("_head", "_rest")
+
+    def __init__(self) -> None:
+        self._head = b""
+        """Bytes of an incomplete frame head."""
+        self._rest = 0
+        """Bytes of the current frame that are still to come."""
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether the last frame is complete."""
+        return not (self._head or self._rest)
+
+    def feed(self, data: bytes) -> bool:
+        """Read the next bytes. Return whether a close frame begins in them."""
+        data, at, closes = self._head + data, self._rest, False
+        while at + 1 < len(data):
+            size = data[at + 1]
+            end = at + 2 + _LENGTHS.get(size, 0)
+            if end > len(data):
+                break
+            closes |= data[at] & 0xF == Opcode.CLOSE
+            at = end + (size if end == at + 2 else int.from_bytes(data[at + 2 : end]))
+        self._head, self._rest = data[at:], max(0, at - len(data))
+        return closes
+
+
+_LENGTHS = {126: 2, 127: 8}
+"""Bytes of an extended length, by the length in the second byte of a frame."""
 
 
 def _wire_size(frame: Frame) -> int:
