@@ -2,17 +2,14 @@
 socket."""
 
 import asyncio
-from itertools import accumulate
 from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
-from websockets.frames import Frame, Opcode
 
 from cases import for_each
 from http_messages import HttpRequest, Response
 from millstream import Principal
-from millstream._http.server.websocket import FrameScanner
 from socket_world import TRANSPORTS, WAIT, ask, recv_json, send_json, world
 from wire import LATEST_HANDSHAKE, per_request, request
 
@@ -208,16 +205,3 @@ async def test_a_hundred_sockets_are_served_concurrently() -> None:
             await here.acquire()
         assert (await app.hub.publish("broadcast", "all")).subscribers == 100
         told.set()
-
-
-@for_each("size", [1, 3, 1000, 8192])
-def test_ends_of_frames_are_found_in_pieces_of_any_size(size: int) -> None:
-    lengths = 0, 1, 125, 126, 65535, 65536, 2
-    frames = [Frame(Opcode.TEXT, b"x" * each).serialize(mask=False) for each in lengths]
-    ends, data, scanner = set(accumulate(map(len, frames))), b"".join(frames), FrameScanner()
-    for at in range(0, len(data), size):
-        assert not scanner.feed(data[at : at + size])
-        assert scanner.is_between_frames == (min(at + size, len(data)) in ends)
-    last = Frame(Opcode.CLOSE, b"").serialize(mask=False)
-    assert (scanner.feed(last[:1]), scanner.is_between_frames) == (False, False)
-    assert (scanner.feed(last[1:]), scanner.is_between_frames) == (True, True)

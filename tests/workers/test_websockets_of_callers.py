@@ -3,8 +3,8 @@
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ def redis() -> Iterator[RedisServer]:
 
 
 @contextmanager
-def two_machines(folder: Path, store: str, program: str = WITH_HUB) -> Iterator[tuple[Machine, Machine]]:
+def two_machines(folder: Path, store: str, program: str = WITH_HUB, **env: str) -> Iterator[tuple[Machine, Machine]]:
     with ExitStack() as stack:
-        one, two = [stack.enter_context(machine(folder / each, store, program=program)) for each in ("1", "2")]
+        one, two = [stack.enter_context(machine(folder / each, store, program=program, **env)) for each in ("1", "2")]
         yield one, two
 
 
@@ -183,6 +183,40 @@ async def test_removed_key_closes_a_websocket_whose_state_is_at_another_machine(
             assert await wait_closed(own) == POLICY_VIOLATION
         with pytest.raises(InvalidStatus, match="403"):
             await open_socket(two.program, "ada", key=key)
+
+
+async def test_limits_count_clients_and_not_the_machine_that_passes_their_websockets_on(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    sizes = dict.fromkeys(("MILLSTREAM_MAX_BODY", "MILLSTREAM_MAX_MESSAGE"), "200000")
+    limits = {**sizes, "MILLSTREAM_MAX_INCOMING_BYTES": "1000", "MILLSTREAM_MAX_CONNECTIONS_PER_ADDRESS": "3"}
+    half = "x" * 90_000
+    with two_machines(tmp_path, redis.url, **limits) as (one, two):
+        await call(one.program, "ada", "read")
+        async with AsyncExitStack() as stack:
+            sockets = [
+                await stack.enter_async_context(open_socket(two.program, "ada", local_addr=(f"127.0.0.{each}", 0)))
+                for each in (2, 2, 2, 3, 3)
+            ]
+            ends = [asyncio.Event() for _ in sockets]
+            first, second = '{"type":"mcp_call","tool":"keep","arguments":{"value":"' + half, half + '"}}'
+
+            async def send(socket: ClientConnection, end: asyncio.Event) -> str:
+                async def pieces() -> AsyncIterator[str]:
+                    yield first
+                    await end.wait()
+                    yield second
+
+                await socket.send(pieces())
+                return await receive(socket)
+
+            others = [asyncio.create_task(send(*each)) for each in zip(sockets[:2], ends[:2], strict=True)]
+            assert [await ask(each, "read") for each in sockets[2:4]] == ["nothing"] * 2
+            ends[4].set()
+            assert await send(sockets[4], ends[4]) == 2 * half  # while the other address has used up its share
+            for each in ends:
+                each.set()
+            assert await asyncio.gather(*others) == [2 * half] * 2
 
 
 async def test_open_websocket_does_not_use_the_store(tmp_path: Path, redis: RedisServer) -> None:

@@ -35,6 +35,7 @@ import msgspec
 
 from millstream._app.server_process.holders import Holders
 from millstream._http.client import ClientError, ConnectFailed, UnsendableRequest
+from millstream._http.client.body import Body
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_raw_headers, encode_request
@@ -126,6 +127,8 @@ class SessionForwarder:
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
         self._received = self._wrap(endpoints, self._receive, others=False)
+        limits = endpoints.limits
+        self._received.limits = msgspec.structs.replace(limits, max_connections_per_address=limits.max_connections)
         self._listener = SocketListener(self._received)
         self._peer: PeerPort | None = None
         self._sessions: Recent[bytes, tuple[str, str]] = Recent(MAX_CACHED_SESSIONS)
@@ -168,9 +171,12 @@ class SessionForwarder:
 
             request = websocket.request
             is_mcp = self._is_forwarded(request.path)
+            if not (is_mcp or others):
+                await websocket.refuse(NOT_FOUND)
+                return
             self._sockets[request] = websocket
             try:
-                reply = await (around(serve_here) if is_mcp else serve_here)(request) if is_mcp or others else NOT_FOUND
+                reply = await (around(serve_here) if is_mcp else serve_here)(request)
             finally:
                 del self._sockets[request]
             if isinstance(reply, Response):
@@ -345,8 +351,9 @@ class SessionForwarder:
             self._holders.give_up(worker, is_cut=is_cut)
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
-        if websocket is not None and reply.connection is not None:
-            await self._tunnel(reply, reply.connection, websocket)
+        if websocket is not None and reply.stream is not None:
+            websocket.wire.open_tunnel(reply.header(b"sec-websocket-protocol"))
+            await self._tunnel(reply.stream, websocket)
             return None
         head = b"".join(
             b"%b: %b\r\n" % each
@@ -375,18 +382,14 @@ class SessionForwarder:
             endings.discard(sink.close)
             stream.close()
 
-    async def _tunnel(self, reply: HttpReply, connection: HttpConnection, websocket: DirectSocket) -> None:
+    async def _tunnel(self, stream: Body, websocket: DirectSocket) -> None:
         """Pass on the bytes of a WebSocket and its holder until either side closes, or this worker stops."""
-        stream, endings = reply.stream, self._services.endings
-        assert stream is not None  # noqa: S101  the holder has switched protocols
 
         async def pass_up() -> None:
             while isinstance(data := await websocket.receive(), bytes):
-                await connection.write(data)
+                await stream.write(data)
             stream.close()
 
-        websocket.wire.open_tunnel(reply.header(b"sec-websocket-protocol"))
-        endings.add(stream.close)
         up = self._tasks.spawn(pass_up())
         try:
             while data := await stream.read():
@@ -396,7 +399,6 @@ class SessionForwarder:
             pass
         finally:
             up.cancel()
-            endings.discard(stream.close)
             stream.close()
             websocket.wire.shutdown()
 

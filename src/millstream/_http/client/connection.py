@@ -41,7 +41,10 @@ _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPIN
 
 
 class HttpReply(Struct, eq=False):
-    """A server's response: ``reply.status, reply.body``. Event streams have a `stream` instead of a body."""
+    """A server's response: ``reply.status, reply.body``.
+
+    Event streams have a `stream` instead of a body, and so has a reply that switches protocols (RFC 9110 §7.8).
+    """
 
     status: int
     headers: dict[bytes, bytes]
@@ -50,8 +53,6 @@ class HttpReply(Struct, eq=False):
     stream: Body | None = None
     final_url: Url | None = None
     """The final URL, if the request was redirected."""
-    connection: "HttpConnection | None" = None
-    """The connection, if the server has switched protocols (RFC 9110 §7.8). What it sends is in `stream`."""
 
     def header(self, name: bytes) -> str:
         """Return a header as text, or an empty string if it's missing.
@@ -122,6 +123,8 @@ class HttpConnection(asyncio.Protocol):
     _connects = False
     _switches = False
     """Whether the server may switch protocols."""
+    _switched: Body | None = None
+    """What the server sends after it has switched protocols."""
     _inflater: Any = None
     """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _inflates: bool = False
@@ -189,13 +192,6 @@ class HttpConnection(asyncio.Protocol):
         self._end(None)
         self._transport.abort()
 
-    async def write(self, data: bytes) -> None:
-        """Write to a server that has switched protocols, and wait until the transport has space."""
-        if not self.closed:
-            self._transport.write(data)
-        while not (self._room.is_set() or self.closed):
-            await self._room.wait_changed()
-
     # For the body
 
     def pause(self) -> None:
@@ -208,9 +204,16 @@ class HttpConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
+    async def write(self, data: bytes) -> None:
+        """Write to a server that has switched protocols, and wait until the transport has space."""
+        if not self.closed:
+            self._transport.write(data)
+        while not (self._room.is_set() or self.closed):
+            await self._room.wait_changed()
+
     def release(self) -> None:
         """Discard the rest of the body. If that completes soon, the connection is reused."""
-        if self._reply is not None and self._reply.connection is not None:
+        if self._switched is not None:
             self._end(None)
             self._transport.close()
             return
@@ -240,7 +243,9 @@ class HttpConnection(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._feed_switched(data):
+        switched = self._switched
+        if switched is not None:
+            switched.feed(data)
             return
         if self._waiter is None and self._reply is None:
             self.abort()  # unsolicited data
@@ -254,22 +259,16 @@ class HttpConnection(asyncio.Protocol):
         except TooLarge as exc:
             self._error = self._error or exc
         except HttpParserUpgrade as exc:
-            if not self._feed_switched(data[exc.args[0] :]):
+            if self._switched is None:
                 self._error = InvalidResponse("The server switched protocols without being asked to.")
+            else:
+                self._switched.feed(data[exc.args[0] :])
         except HttpParserError as exc:
             if self._error is None and not self.closed:
                 self._error = InvalidResponse(f"The server doesn't speak HTTP/1.1: {exc}.")
         if self._error is not None:
             self._end(self._error)
             self.abort()
-
-    def _feed_switched(self, data: bytes) -> bool:
-        """Pass on what a server has sent after it switched protocols. Return False if it hasn't."""
-        reply = self._reply
-        if reply is None or reply.connection is None or reply.stream is None:
-            return False
-        reply.stream.feed(data)
-        return True
 
     def _count(self, received: int, before: int) -> None:
         """Count the received bytes of an unfinished reply, as the server does for requests.
@@ -333,7 +332,7 @@ class HttpConnection(asyncio.Protocol):
         elif self._is_head or self._connects:
             self._complete(reusable=False)  # without the body, for which the parser waits
         elif switches:
-            reply.connection, reply.stream = self, Body(self, self._inflow, self._owner)
+            self._switched = reply.stream = Body(self, self._inflow, self._owner)
             self._deliver(reply)
         elif kind != b"application/json" and reply.media_type == "text/event-stream":
             reply.stream = Body(self, self._inflow, self._owner)
@@ -379,7 +378,7 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._inflater is not None and self._inflates and not self._inflater.eof and not self._discards:
             self._error = self._error or InvalidResponse("The server's compressed response is incomplete.")
-        if self._reply is not None and self._reply.connection is None and self._error is None:
+        if self._reply is not None and self._switched is None and self._error is None:
             self._complete(reusable=self._parser.should_keep_alive())
 
     # Ends

@@ -76,7 +76,6 @@ class WebSocketProtocol(ServerSocket):
         guard.unfinished.fit(table.max_message)
         # Connection
         self.transport = taken.transport
-        self.peer = taken.peer
         self._loop = asyncio.get_running_loop()
         self.outbox = DirectSocket(
             wire=self, request=request, limit=guard.limits.stream_buffer, grace=guard.limits.write_timeout
@@ -332,15 +331,15 @@ class WebSocketProtocol(ServerSocket):
         size = max(1, self._fragment_bytes + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD))
         more = size - self._counted
         if more < 0:
-            self.guard.unfinished.leave(self.peer, -more)
-        elif not self.guard.unfinished.take(self.peer, more):
+            self.guard.unfinished.leave(self.outbox.request.peer, -more)
+        elif not self.guard.unfinished.take(self.outbox.request.peer, more):
             self._fail_with(CloseCode.TRY_AGAIN_LATER, _BUDGET_EXCEEDED)
             return
         self._counted = size
 
     def _release_unfinished(self) -> None:
         if self._counted:
-            self.guard.unfinished.leave(self.peer, self._counted)
+            self.guard.unfinished.leave(self.outbox.request.peer, self._counted)
             self._counted = 0
 
     def _end_messages(self) -> None:
