@@ -416,3 +416,11 @@ async def test_close_frame_of_the_other_server_is_the_last_one() -> None:
         one.protocol.pass_on(last)
         one.protocol.shutdown()
         assert written == [last]
+
+
+async def test_tunnel_sends_no_pings_because_the_other_server_does() -> None:
+    async with fed() as one:
+        one.protocol.open_tunnel("")
+        del one.transport.written[:]
+        assert not one.protocol.close_if_late(one.guard.clock + 1000)
+        assert one.transport.written == []
