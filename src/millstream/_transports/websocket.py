@@ -4,8 +4,9 @@ A client speaks JSON-RPC if it offers the subprotocol ``mcp``, else the dialect.
 checked before the socket is accepted. Query parameters are never credentials. Messages are text. Close
 codes: 1001 the server is stopping (after answering pending requests) or the socket reached its maximum age, 1003 a
 binary frame, 1008 the credential has expired or was revoked, 1009 a message over the limit, 1011 an internal error,
-1013 ``slow`` the peer doesn't read. The HTTP server handles malformed frames, unfinished messages, pings, and the
-closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits of our own server).
+1012 another process has the caller's state, 1013 ``slow`` the peer doesn't read. The HTTP server handles malformed
+frames, unfinished messages, pings, and the closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits
+of our own server).
 
 The dialect is a small JSON protocol for tool calls, channels, and JSON-RPC.
 
