@@ -424,3 +424,10 @@ async def test_tunnel_sends_no_pings_because_the_other_server_does() -> None:
         del one.transport.written[:]
         assert not one.protocol.close_if_late(one.guard.clock + 1000)
         assert one.transport.written == []
+
+
+async def test_stopping_server_waits_for_tunnels_because_their_calls_run_at_the_other_server() -> None:
+    async with fed() as one:
+        assert not one.protocol.answering
+        one.protocol.open_tunnel("")
+        assert one.protocol.answering

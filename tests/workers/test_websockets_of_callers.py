@@ -19,11 +19,22 @@ from redis_monitor import Monitor
 from redis_parts import RedisServer
 from workers.test_machines import Machine, machine
 from workers.test_state_of_callers import COMMAND, META, NAMES, PROGRAM, attempt, call
-from workers_world import Program, kill, run_workers
+from workers_world import Program, kill, run_workers, until_async
 
 pytestmark = pytest.mark.server
 
 WITH_HUB = PROGRAM.replace('serve="rest"', 'serve="rest hub"')
+WAITING = COMMAND.replace(
+    '    elif method == "tools/call":\n',
+    """    elif method == "tools/call":
+        if params["name"] == "worker":
+            import pathlib, time
+            pathlib.Path("begun").touch()
+            while not pathlib.Path("go").exists():
+                time.sleep(0.01)
+""",
+)
+"""Waits in the tool `worker` until there's a file."""
 SERVICE_RESTART = 1012
 GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
@@ -101,18 +112,23 @@ async def test_websockets_reach_one_process_whichever_worker_accepts_them(tmp_pa
             await open_socket(served, "mallory")
 
 
-async def test_websockets_reach_the_other_machine_and_leave_when_either_stops(
+async def test_websockets_reach_the_other_machine_and_are_closed_after_their_calls_when_either_stops(
     tmp_path: Path, redis: RedisServer
 ) -> None:
     with two_machines(tmp_path, redis.url) as (one, two):
+        (one.program.folder / "desk.py").write_text(WAITING)
         await call(one.program, "ada", "keep", value="hers")
         await call(two.program, "bob", "keep", value="his")
         async with open_socket(two.program, "ada") as passed_on, open_socket(one.program, "bob") as coming:
             assert await ask(passed_on, "read") == "hers"
             assert await ask(coming, "read") == "his"
+            waiting = asyncio.create_task(ask(passed_on, "worker"))
+            await until_async((one.program.folder / "begun").exists)
             kill(two.program.process.pid, signal.SIGTERM)
-            assert await wait_closed(passed_on) == SERVICE_RESTART  # it was accepted by the stopping machine
             assert await wait_closed(coming) == GOING_AWAY  # the stopping machine had its state
+            (one.program.folder / "go").touch()
+            assert await waiting == str(one.program.process.pid)
+            assert await wait_closed(passed_on) == GOING_AWAY  # the stopping machine accepted it
         async with open_socket(one.program, "ada") as socket:
             assert await ask(socket, "read") == "hers"
 
@@ -190,7 +206,7 @@ async def test_limits_count_clients_and_not_the_machine_that_passes_their_websoc
 ) -> None:
     sizes = dict.fromkeys(("MILLSTREAM_MAX_BODY", "MILLSTREAM_MAX_MESSAGE"), "200000")
     limits = {**sizes, "MILLSTREAM_MAX_INCOMING_BYTES": "1000", "MILLSTREAM_MAX_CONNECTIONS_PER_ADDRESS": "3"}
-    half = "x" * 90_000
+    half = "x" * 60_000
     with two_machines(tmp_path, redis.url, **limits) as (one, two):
         await call(one.program, "ada", "read")
         async with AsyncExitStack() as stack:
@@ -214,9 +230,9 @@ async def test_limits_count_clients_and_not_the_machine_that_passes_their_websoc
             assert [await ask(each, "read") for each in sockets[2:4]] == ["nothing"] * 2
             ends[4].set()
             assert await send(sockets[4], ends[4]) == 2 * half  # while the other address has used up its share
-            for each in ends:
-                each.set()
-            assert await asyncio.gather(*others) == [2 * half] * 2
+            for other, end in zip(others, ends[:2], strict=True):
+                end.set()
+                assert await other == 2 * half
 
 
 async def test_open_websocket_does_not_use_the_store(tmp_path: Path, redis: RedisServer) -> None:

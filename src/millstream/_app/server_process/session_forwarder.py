@@ -12,8 +12,9 @@ keeps state, the worker that claims the session goes on with it (see `Holders`).
 Upstreams can also keep state for a principal, in a process or session that all of the principal's clients share. So a
 principal's requests without a holder go to the worker that has claimed the principal. The receiver authenticates them
 first, and so does the holder. A WebSocket's handshake is such a request. If the holder accepts it, the receiver passes
-on the bytes in both directions without reading the messages, so pings and close frames are the holder's. The socket is
-closed when the receiver stops, and when another worker claims the principal. Then the client connects again.
+on the bytes in both directions without reading the messages, so pings and close frames are the holder's. When the
+receiver is about to stop, the holder closes the socket after its calls, and it does so at once if another worker claims
+the principal. Then the client connects again.
 
 A request ends with its holder's lease, because a frozen process doesn't close its connections. The sockets are beside
 the socket of the parent's store, in a folder that only this user can access. With the setting `peer`, workers on other
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
 
 _CLIENT = b"millstream-client"
-"""Header with the scheme and address of the client."""
+"""Header with the scheme and address of the client, and the worker that has its connection."""
 _HOLDER = b"millstream-worker"
 """Header with the worker that holds the state for a forwarded request. It's empty if the receiver has to find it."""
 _IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
@@ -117,7 +118,7 @@ class SessionForwarder:
         self._guard = guard
         self._path = None if folder is None else folder / workers.me
         self._holders = Holders(services, workers, self._path, digest)
-        self._holders.on_change = self._drop_pools_soon
+        self._holders.on_change = self._follow_workers
         services.finds_holders = True
         services.handovers.append(self._close_sockets)
         self._sockets: dict[HttpRequest, DirectSocket] = {}
@@ -329,7 +330,8 @@ class SessionForwarder:
             return _GONE
         pool, websocket = self._pools.get(worker) or self._make_pool(worker), self._sockets.get(request)
         try:
-            data = _encode(request, "" if find else worker, () if websocket is None else _UPGRADE)
+            upgrade = () if websocket is None else _UPGRADE
+            data = _encode(request, "" if find else worker, self._holders.me, upgrade)
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
         cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
@@ -407,7 +409,10 @@ class SessionForwarder:
         holders, find = self._holders, self._pass_on(handler)
 
         async def serve(request: HttpRequest) -> Response | Sink | None:
-            scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
+            scheme, _, rest = request.headers.pop(_CLIENT, b"").partition(b" ")
+            peer, _, sender = rest.partition(b" ")
+            if (websocket := self._sockets.get(request)) is not None:
+                websocket.accepted_by = sender.decode("latin-1")
             holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
             request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER)]
             request.scheme, request.peer = scheme.decode() or request.scheme, peer.decode()
@@ -419,8 +424,12 @@ class SessionForwarder:
 
         return serve
 
-    def _drop_pools_soon(self) -> None:
-        """End the requests to workers whose lease has ended."""
+    def _follow_workers(self) -> None:
+        """End the requests to workers whose lease has ended, and the WebSockets that stopping workers have accepted."""
+        for websocket in self._sockets.values():
+            if websocket.accepted_by and websocket.leave and not self._holders.is_serving(websocket.accepted_by):
+                self._tasks.spawn(websocket.leave())
+                websocket.leave = None
         for gone in self._pools.keys() - self._holders.places.keys():
             self._tasks.spawn(self._pools.pop(gone).close())
 
@@ -452,11 +461,11 @@ def _refuse(body: bytes, exc: ProtocolError) -> Response:
     return error_response(exc, message.id if message is not None and message.is_request else None)
 
 
-def _encode(request: HttpRequest, holder: str, headers: Collection[tuple[bytes, bytes]]) -> bytes:
+def _encode(request: HttpRequest, holder: str, sender: str, headers: Collection[tuple[bytes, bytes]]) -> bytes:
     """Return a request as it's forwarded, with further headers."""
     query = quote(request.query, safe=_IN_QUERY)
     target = f"{quote(request.path)}?{query}" if query else quote(request.path)
-    client = (_CLIENT, f"{request.scheme} {request.peer}".encode())
+    client = (_CLIENT, f"{request.scheme} {request.peer} {sender}".encode())
     own = client, (_HOLDER, holder.encode()), *headers
     head = encode_raw_headers([*(each for each in request.raw_headers if each[0] not in _OWN), *own])
     return encode_request(request.method, target, head, request.body)

@@ -67,7 +67,7 @@ class WebSocketProtocol(ServerSocket):
     )  # fmt: skip
 
     # The application ends a WebSocket with a close frame.
-    idle = arriving = answering = False
+    idle = arriving = False
 
     def __init__(self, taken: ServerSocket, request: HttpRequest) -> None:
         """Take over the socket of an HTTP connection, which has bounded the handshake `request`."""
@@ -129,6 +129,11 @@ class WebSocketProtocol(ServerSocket):
             self.transport.close()
         self._ahead = b""
         self._conn.receive_eof()  # this drops the buffer
+
+    @property
+    def answering(self) -> bool:
+        """Whether a stopping server waits for this socket: the other server closes it when its calls have ended."""
+        return self._tunnel is not None
 
     def announce_close(self) -> None:
         """Do nothing, because the application closes its WebSockets when the server stops."""
