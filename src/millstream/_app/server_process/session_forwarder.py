@@ -146,8 +146,8 @@ class SessionForwarder:
     def read_addresses(self) -> None:
         addresses = self._services.addresses
         self._paths = frozenset(path for each in addresses for path in (each.path, each.path.rstrip("/") + "/"))
-        self._stream_paths = frozenset(path for each in addresses for path in (each.sse, each.websocket))
-        """Paths at which GET opens a connection for calls."""
+        self._sse_paths = frozenset(each.sse for each in addresses)
+        self._websocket_paths = frozenset(each.websocket for each in addresses)
         self._call_paths = ("/mcp/tools/call", *(each.tools for each in addresses))
         """Beginnings of paths that call tools without MCP."""
 
@@ -171,7 +171,7 @@ class SessionForwarder:
                 await application(websocket)
 
             request = websocket.request
-            is_mcp = self._is_forwarded(request.path)
+            is_mcp = request.path in self._websocket_paths
             if not (is_mcp or others):
                 await websocket.refuse(NOT_FOUND)
                 return
@@ -193,7 +193,7 @@ class SessionForwarder:
                 websocket.end(SERVICE_RESTART)
 
     def _is_forwarded(self, path: str) -> bool:
-        return path in self._paths or path in self._stream_paths or path.startswith(self._call_paths)
+        return path in self._paths or path in self._sse_paths or path.startswith(self._call_paths)
 
     async def listen(self) -> None:
         """Receive requests from other workers.
@@ -279,7 +279,8 @@ class SessionForwarder:
     ) -> Awaitable[Response | Sink | None]:
         """Serve a request that names no worker with its state, in a session or without one."""
         services = self._services
-        is_call = session is not None or request.method == "POST" or request.path in self._stream_paths
+        is_message = session is not None or request.method == "POST"
+        is_call = is_message or request.path in self._sse_paths or request in self._sockets
         if is_call and self._guard is not None and services.keeps_callers is not None and services.keeps_callers():
             return self._serve_caller(handler, request)
         if session is not None and services.binds_sessions:
