@@ -431,3 +431,18 @@ async def test_stopping_server_waits_for_tunnels_because_their_calls_run_at_the_
         assert not one.protocol.answering
         one.protocol.open_tunnel("")
         assert one.protocol.answering
+
+
+async def test_tunnel_takes_no_more_than_the_other_server_does_also_after_its_close_frame() -> None:
+    async with fed() as one:
+        one.protocol.open_tunnel("")
+        for before in (b"", Frame(Opcode.CLOSE, b"\x03\xe9").serialize(mask=False)):
+            one.protocol.pass_on(before)
+            one.protocol.data_received(b"x" * 3 * PIECE)
+            assert not one.transport.reads
+            received = b""
+            while len(received) < 3 * PIECE:
+                piece = await one.protocol.receive()
+                assert isinstance(piece, bytes) and len(piece) <= PIECE  # noqa: PT018
+                received += piece
+            await one.until(lambda: one.transport.reads)

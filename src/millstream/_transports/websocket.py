@@ -411,6 +411,7 @@ class WebSocketRoute(Struct, eq=False):
                 raise
             # The close timed out, which isn't a failure to log.
         finally:
+            outbox.leave = None  # it refers to the socket
             outbox.connection_lost()
             del self._sockets[outbox]
 

@@ -250,7 +250,8 @@ class WebSocketProtocol(ServerSocket):
 
     def _can_process(self) -> bool:
         """Return whether a message can be processed now, and a pong can be sent."""
-        return (self._closed or self._messages.empty()) and self.room.is_set() and not self.transport.is_closing()
+        drops = self._closed and self._tunnel is None
+        return (drops or self._messages.empty()) and self.room.is_set() and not self.transport.is_closing()
 
     def _parse(self, data: bytes) -> int:
         """Handle the frames that end in these bytes and return their number."""
