@@ -244,6 +244,8 @@ class OddServer:
     connections: int = 0
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
     tasks: list[asyncio.Task[None] | None] = field(default_factory=list)
+    switches: asyncio.Event | None = None
+    """Set when a server that switches protocols reads on."""
 
     async def ask(self, path: str, body: bytes = b"") -> HttpReply:
         """Send a request that must not run twice."""
@@ -270,6 +272,12 @@ async def serving(
         world.tasks.append(asyncio.current_task())
         try:
             while True:
+                if world.switches is not None:
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(2 * SWITCH)
+                    await world.switches.wait()
+                    await reader.readexactly(16 * MIB)
+                    writer.write(b"all")
                 if reads_bodies:
                     path = (await read_request(reader, writer)).path
                 else:
@@ -378,5 +386,43 @@ def test_usual_requests_share_a_connection(secure: bool, loop: str, tmp_path: Pa
             for number in range(5):
                 assert (await world.ask(f"/{number}", b"x" * number * 10_000)).body == f"/{number}".encode()
             assert world.connections == 1
+
+    run(loop, act)
+
+
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_server_that_may_switch_protocols_sends_and_receives_any_bytes(secure: bool, loop: str, tmp_path: Path) -> None:
+    async def act() -> None:
+        async with serving(folder=tmp_path if secure else None) as world:
+            world.switches = asyncio.Event()
+            request = encode_request("GET", "/", encode_headers({"Host": "127.0.0.1"}))
+            with pytest.raises(InvalidResponse, match="switched protocols without being asked"):
+                await world.pool.send(request, repeatable=False)
+            reply = await world.pool.send(request, repeatable=False, switches=True)
+            assert (reply.status, reply.header(b"upgrade")) == (101, "websocket")
+            stream = reply.stream
+            assert stream is not None
+            received = b""
+            while len(received) < len(SWITCH):
+                received += await stream.read()
+            assert received == SWITCH  # which isn't HTTP any more
+
+            async def write() -> None:
+                for _ in range(256):
+                    await stream.write(b"x" * 64 * 1024)
+
+            writing = asyncio.create_task(write())
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            is_written = writing.done()
+            world.switches.set()
+            assert not is_written  # while the server didn't read
+            await writing
+            assert await stream.read() == b"all"
+            stream.close()
 
     run(loop, act)

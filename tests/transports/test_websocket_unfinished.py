@@ -3,10 +3,11 @@ import inspect
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import accumulate
 from typing import Any
 
 import pytest
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
 
 from cases import for_each
 from millstream import Server
@@ -387,3 +388,61 @@ async def test_other_clients_are_answered_during_a_flood() -> None:
         assert await other.message() == {"type": "pong"}
         await socket.send(frame(TEXT, ASK))
         assert await socket.message() == {"type": "pong"}
+
+
+@for_each("size", [1, 3, 1000, 8192])
+async def test_tunnel_is_closed_with_a_close_frame_unless_that_would_be_inside_another_frame(size: int) -> None:
+    lengths = 0, 1, 125, 126, 65535, 65536, 2
+    frames = [Frame(Opcode.TEXT, b"x" * each).serialize(mask=False) for each in lengths]
+    ends, data = {0, *accumulate(map(len, frames))}, b"".join(frames)
+    restart = Frame(Opcode.CLOSE, b"\x03\xf4").serialize(mask=False)
+    for end in sorted({*ends, *range(1, 8), 140, 70_000, len(data) - 1}):
+        async with fed() as one:
+            written = one.transport.written
+            one.protocol.open_tunnel("")
+            del written[:]
+            for at in range(0, end, size):
+                one.protocol.pass_on(data[at : min(at + size, end)])
+            one.protocol.shutdown()
+            assert b"".join(written) == data[:end] + (restart if end in ends else b"")
+
+
+async def test_close_frame_of_the_other_server_is_the_last_one() -> None:
+    last = Frame(Opcode.CLOSE, b"\x03\xe9").serialize(mask=False)
+    async with fed() as one:
+        written = one.transport.written
+        one.protocol.open_tunnel("")
+        del written[:]
+        one.protocol.pass_on(last)
+        one.protocol.shutdown()
+        assert written == [last]
+
+
+async def test_tunnel_sends_no_pings_because_the_other_server_does() -> None:
+    async with fed() as one:
+        one.protocol.open_tunnel("")
+        del one.transport.written[:]
+        assert not one.protocol.close_if_late(one.guard.clock + 1000)
+        assert one.transport.written == []
+
+
+async def test_stopping_server_waits_for_tunnels_because_their_calls_run_at_the_other_server() -> None:
+    async with fed() as one:
+        assert not one.protocol.answering
+        one.protocol.open_tunnel("")
+        assert one.protocol.answering
+
+
+async def test_tunnel_takes_no_more_than_the_other_server_does_also_after_its_close_frame() -> None:
+    async with fed() as one:
+        one.protocol.open_tunnel("")
+        for before in (b"", Frame(Opcode.CLOSE, b"\x03\xe9").serialize(mask=False)):
+            one.protocol.pass_on(before)
+            one.protocol.data_received(b"x" * 3 * PIECE)
+            assert not one.transport.reads
+            received = b""
+            while len(received) < 3 * PIECE:
+                piece = await one.protocol.receive()
+                assert isinstance(piece, bytes) and len(piece) <= PIECE  # noqa: PT018
+                received += piece
+            await one.until(lambda: one.transport.reads)

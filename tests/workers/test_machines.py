@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Machine:
 
 
 @contextmanager
-def machine(folder: Path, store: str, workers: int = 1, **env: str) -> Iterator[Machine]:
+def machine(folder: Path, store: str, workers: int = 1, *, program: str = PROGRAM, **env: str) -> Iterator[Machine]:
     folder.mkdir(parents=True)
     (folder / "desk.py").write_text(COMMAND)
     peer = free_port()
@@ -83,8 +83,8 @@ def machine(folder: Path, store: str, workers: int = 1, **env: str) -> Iterator[
         "MILLSTREAM_PEER": f"127.0.0.1:{peer}",
         **env,
     }
-    with run_workers(folder, workers, program=PROGRAM, cwd=folder, env=env) as program:
-        yield Machine(program, peer)
+    with run_workers(folder, workers, program=program, cwd=folder, env=env) as served:
+        yield Machine(served, peer)
 
 
 @contextmanager
@@ -436,3 +436,23 @@ def test_peer_needs_a_secret_of_the_operator(tmp_path: Path) -> None:
     command = run_command("shop.py", free_port())
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=WAIT, check=False)
     assert (done.returncode, "Set MILLSTREAM_SECRET_KEY to the same secret" in done.stderr) == (1, True)
+
+
+def test_ports_in_use_are_named(tmp_path: Path, redis: RedisServer) -> None:
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    (tmp_path / "desk.py").write_text(COMMAND)
+    with ExitStack() as stack:
+        with suppress(OSError):  # another program may use it
+            stack.enter_context(socket.create_server(("127.0.0.1", 65535)))  # the only port of its range
+        env = {"MILLSTREAM_STORE": redis.url, "MILLSTREAM_SECRET_KEY": SECRET, "MILLSTREAM_PEER": "127.0.0.1:65535"}
+        command, env = run_command("shop.py", free_port()), {**os.environ, **env}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=WAIT, check=False)
+        assert (done.returncode, "The ports from 65535 to 65535 are in use." in done.stderr) == (1, True)
+        assert "with another port, or without one" in done.stderr
+
+
+async def test_machines_reach_each_other_at_addresses_of_ipv6(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url, MILLSTREAM_PEER=f"[::1]:{free_port()}") as (one, two):
+        assert await call(one.program, "ada", "keep", value="hers") == "hers"
+        assert [await call(each.program, "ada", "read") for each in (two, one)] == ["hers"] * 2
+        assert "lost" not in one.program.log + two.program.log

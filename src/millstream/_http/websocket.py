@@ -10,7 +10,7 @@ answers (`drain`).
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import field
@@ -57,6 +57,7 @@ UNSUPPORTED_DATA = 1003
 POLICY_VIOLATION = 1008
 TOO_BIG = 1009
 INTERNAL = 1011
+SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
@@ -70,6 +71,10 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
     """Maximum bytes of unsolicited messages that the peer hasn't accepted."""
     grace: float
     """Seconds to send written messages and the close frame after the close."""
+    accepted_by: str = ""
+    """The worker that has accepted the client's connection, if it's another one."""
+    leave: Callable[[], Coroutine[Any, Any, None]] | None = None
+    """Closes the socket after its running calls."""
     _farewell: tuple[int, str] | None = None
 
     @property
@@ -142,6 +147,15 @@ class DirectWire(Protocol):
 
     async def receive(self) -> str | bytes | None:
         """Return the next message, or None after `hang_up`."""
+
+    def open_tunnel(self, subprotocol: str) -> None:
+        """Complete the handshake for another server. From now on, `receive` returns the client's bytes unread."""
+
+    def pass_on(self, data: bytes) -> None:
+        """Write bytes of the other server, in any pieces."""
+
+    def shutdown(self) -> None:
+        """Close without waiting for the client. It gets a close frame, if the last frame is complete."""
 
     def hang_up(self) -> None:
         """Make `receive` return None."""

@@ -4,8 +4,9 @@ A client speaks JSON-RPC if it offers the subprotocol ``mcp``, else the dialect.
 checked before the socket is accepted. Query parameters are never credentials. Messages are text. Close
 codes: 1001 the server is stopping (after answering pending requests) or the socket reached its maximum age, 1003 a
 binary frame, 1008 the credential has expired or was revoked, 1009 a message over the limit, 1011 an internal error,
-1013 ``slow`` the peer doesn't read. The HTTP server handles malformed frames, unfinished messages, pings, and the
-closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits of our own server).
+1012 another process has the caller's state, 1013 ``slow`` the peer doesn't read. The HTTP server handles malformed
+frames, unfinished messages, pings, and the closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits
+of our own server).
 
 The dialect is a small JSON protocol for tool calls, channels, and JSON-RPC.
 
@@ -380,6 +381,7 @@ class WebSocketRoute(Struct, eq=False):
             transport="websocket",
         )
         self._sockets[outbox] = asyncio.current_task()
+        outbox.leave = partial(self._leave, connection, outbox)
         # Pings of the WebSocket protocol keep the socket alive, so SSE comments aren't needed.
         end = partial(self._end, outbox)
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token is no longer valid. Sign in again.")
@@ -410,6 +412,7 @@ class WebSocketRoute(Struct, eq=False):
                 raise
             # The close timed out, which isn't a failure to log.
         finally:
+            outbox.leave = None  # it refers to the socket
             outbox.connection_lost()
             del self._sockets[outbox]
 
@@ -430,6 +433,13 @@ class WebSocketRoute(Struct, eq=False):
     def _end(self, outbox: Socket) -> None:
         """Close a socket when the server stops or the socket has reached its maximum age."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
+
+    @staticmethod
+    async def _leave(connection: ClientConnection, outbox: Socket) -> None:
+        """End a socket's subscriptions, and close the socket after its calls."""
+        connection.finish(lambda: None)
+        await connection.settle()
+        outbox.end(GOING_AWAY, _STOPS)
 
     async def _admit(self, peer: HttpRequest) -> Response | None:
         """Authenticate a handshake, or return a refusal. The same rules apply as for POST requests."""

@@ -82,8 +82,12 @@ class PeerPort:
         try:
             sock = _bind(host.strip("[]"), int(port or 0))
         except OSError as exc:
+            why = f"{exc.strerror or exc}."
             fix = "Set MILLSTREAM_PEER to an address of this machine that the other machines can reach."
-            raise CommandError("Can't listen for other machines.", why=f"{exc.strerror or exc}.", fix=fix) from exc
+            if port and exc.errno == errno.EADDRINUSE:
+                why = f"The ports from {port} to {min(int(port) + _PORTS - 1, MAX_PORT)} are in use."
+                fix = "Set MILLSTREAM_PEER to the address with another port, or without one."
+            raise CommandError("Can't listen for other machines.", why=why, fix=fix) from exc
         set_options(sock, timeout)
         sock.setblocking(False)
         self._tasks.spawn(self._accept(sock, timeout))

@@ -11,7 +11,10 @@ keeps state, the worker that claims the session goes on with it (see `Holders`).
 
 Upstreams can also keep state for a principal, in a process or session that all of the principal's clients share. So a
 principal's requests without a holder go to the worker that has claimed the principal. The receiver authenticates them
-first, and so does the holder.
+first, and so does the holder. A WebSocket's handshake is such a request. If the holder accepts it, the receiver passes
+on the bytes in both directions without reading the messages, so pings and close frames are the holder's. When the
+receiver is about to stop, the holder closes the socket after its calls, and it does so at once if another worker claims
+the principal. Then the client connects again.
 
 A request ends with its holder's lease, because a frozen process doesn't close its connections. The sockets are beside
 the socket of the parent's store, in a folder that only this user can access. With the setting `peer`, workers on other
@@ -23,7 +26,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +36,16 @@ import msgspec
 
 from millstream._app.server_process.holders import Holders
 from millstream._http.client import ClientError, ConnectFailed, UnsendableRequest
+from millstream._http.client.body import Body
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_raw_headers, encode_request
 from millstream._http.client.url import Url, parse_url
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 from millstream._http.server import Endpoints
+from millstream._http.server.connection import NOT_FOUND
 from millstream._http.server.listener import TICK, SocketListener
+from millstream._http.websocket import SERVICE_RESTART, DirectSocket
 from millstream._protocol import seal
 from millstream._protocol.errors import SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import read
@@ -56,7 +62,7 @@ if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
 
 _CLIENT = b"millstream-client"
-"""Header with the scheme and address of the client."""
+"""Header with the scheme and address of the client, and the worker that has its connection."""
 _HOLDER = b"millstream-worker"
 """Header with the worker that holds the state for a forwarded request. It's empty if the receiver has to find it."""
 _IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
@@ -66,6 +72,7 @@ _OWN = frozenset({
     b"transfer-encoding", b"upgrade", _CLIENT, _HOLDER,
 })  # fmt: skip
 """Request headers of one connection. The worker with the client's connection compresses replies."""
+_UPGRADE = (b"connection", b"upgrade"), (b"upgrade", b"websocket")
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
@@ -111,13 +118,18 @@ class SessionForwarder:
         self._guard = guard
         self._path = None if folder is None else folder / workers.me
         self._holders = Holders(services, workers, self._path, digest)
-        self._holders.on_change = self._drop_pools_soon
+        self._holders.on_change = self._follow_workers
         services.finds_holders = True
+        services.handovers.append(self._close_sockets)
+        self._sockets: dict[HttpRequest, DirectSocket] = {}
+        """Handshake -> WebSocket, of this worker or passed on to another one."""
         self.read_addresses()
         self._inner = endpoints
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
         self._received = self._wrap(endpoints, self._receive, others=False)
+        limits = endpoints.limits
+        self._received.limits = msgspec.structs.replace(limits, max_connections_per_address=limits.max_connections)
         self._listener = SocketListener(self._received)
         self._peer: PeerPort | None = None
         self._sessions: Recent[bytes, tuple[str, str]] = Recent(MAX_CACHED_SESSIONS)
@@ -135,6 +147,7 @@ class SessionForwarder:
         addresses = self._services.addresses
         self._paths = frozenset(path for each in addresses for path in (each.path, each.path.rstrip("/") + "/"))
         self._sse_paths = frozenset(each.sse for each in addresses)
+        self._websocket_paths = frozenset(each.websocket for each in addresses)
         self._call_paths = ("/mcp/tools/call", *(each.tools for each in addresses))
         """Beginnings of paths that call tools without MCP."""
 
@@ -150,8 +163,34 @@ class SessionForwarder:
             for key, (handler, method, path) in endpoints.hot.items()
             if others or self._is_forwarded(path)
         }
-        websocket = endpoints.websocket if others else None
+        application = endpoints.websocket
+
+        async def serve(websocket: DirectSocket) -> None:
+            async def serve_here(_: HttpRequest) -> None:
+                assert application is not None  # noqa: S101  see below
+                await application(websocket)
+
+            request = websocket.request
+            is_mcp = request.path in self._websocket_paths
+            if not (is_mcp or others):
+                await websocket.refuse(NOT_FOUND)
+                return
+            self._sockets[request] = websocket
+            try:
+                reply = await (around(serve_here) if is_mcp else serve_here)(request)
+            finally:
+                del self._sockets[request]
+            if isinstance(reply, Response):
+                await websocket.refuse(reply)
+
+        websocket = None if application is None else serve
         return msgspec.structs.replace(endpoints, find=find, hot=hot, websocket=websocket)
+
+    def _close_sockets(self, owner: str) -> None:
+        """Close the WebSockets of a principal that another worker serves now."""
+        for request, websocket in list(self._sockets.items()):
+            if request.principal is not None and request.principal.binding.hex() == owner:
+                websocket.end(SERVICE_RESTART)
 
     def _is_forwarded(self, path: str) -> bool:
         return path in self._paths or path in self._sse_paths or path.startswith(self._call_paths)
@@ -240,7 +279,8 @@ class SessionForwarder:
     ) -> Awaitable[Response | Sink | None]:
         """Serve a request that names no worker with its state, in a session or without one."""
         services = self._services
-        is_call = session is not None or request.method == "POST" or request.path in self._sse_paths
+        is_message = session is not None or request.method == "POST"
+        is_call = is_message or request.path in self._sse_paths or request in self._sockets
         if is_call and self._guard is not None and services.keeps_callers is not None and services.keeps_callers():
             return self._serve_caller(handler, request)
         if session is not None and services.binds_sessions:
@@ -289,16 +329,17 @@ class SessionForwarder:
         """
         if worker not in self._holders.places:
             return _GONE
-        pool = self._pools.get(worker) or self._make_pool(worker)
+        pool, websocket = self._pools.get(worker) or self._make_pool(worker), self._sockets.get(request)
         try:
-            data = _encode(request, "" if find else worker)
+            upgrade = () if websocket is None else _UPGRADE
+            data = _encode(request, "" if find else worker, self._holders.me, upgrade)
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
         cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
         is_cut = False
         try:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
-            reply = await pool.send(data, repeatable=True)
+            reply = await pool.send(data, repeatable=True, switches=websocket is not None)
         except ConnectFailed as exc:
             is_cut = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
             if not (is_cut or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)):
@@ -313,6 +354,10 @@ class SessionForwarder:
             self._holders.give_up(worker, is_cut=is_cut)
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
+        if websocket is not None and reply.stream is not None:
+            websocket.wire.open_tunnel(reply.header(b"sec-websocket-protocol"))
+            await self._tunnel(reply.stream, websocket)
+            return None
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
@@ -340,12 +385,35 @@ class SessionForwarder:
             endings.discard(sink.close)
             stream.close()
 
+    async def _tunnel(self, stream: Body, websocket: DirectSocket) -> None:
+        """Pass on the bytes of a WebSocket and its holder until either side closes, or this worker stops."""
+
+        async def pass_up() -> None:
+            while isinstance(data := await websocket.receive(), bytes):
+                await stream.write(data)
+            stream.close()
+
+        up = self._tasks.spawn(pass_up())
+        try:
+            while data := await stream.read():
+                websocket.wire.pass_on(data)
+                await websocket.drain()
+        except ClientError:  # the holder has exited
+            pass
+        finally:
+            up.cancel()
+            stream.close()
+            websocket.wire.shutdown()
+
     def _receive(self, handler: Handler) -> Handler:
         """Serve a request from another worker as if it had come from the client, if its state is here."""
         holders, find = self._holders, self._pass_on(handler)
 
         async def serve(request: HttpRequest) -> Response | Sink | None:
-            scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
+            scheme, _, rest = request.headers.pop(_CLIENT, b"").partition(b" ")
+            peer, _, sender = rest.partition(b" ")
+            if (websocket := self._sockets.get(request)) is not None:
+                websocket.accepted_by = sender.decode("latin-1")
             holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
             request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER)]
             request.scheme, request.peer = scheme.decode() or request.scheme, peer.decode()
@@ -357,8 +425,12 @@ class SessionForwarder:
 
         return serve
 
-    def _drop_pools_soon(self) -> None:
-        """End the requests to workers whose lease has ended."""
+    def _follow_workers(self) -> None:
+        """End the requests to workers whose lease has ended, and the WebSockets that stopping workers have accepted."""
+        for websocket in self._sockets.values():
+            if websocket.accepted_by and websocket.leave and not self._holders.is_serving(websocket.accepted_by):
+                self._tasks.spawn(websocket.leave())
+                websocket.leave = None
         for gone in self._pools.keys() - self._holders.places.keys():
             self._tasks.spawn(self._pools.pop(gone).close())
 
@@ -390,10 +462,11 @@ def _refuse(body: bytes, exc: ProtocolError) -> Response:
     return error_response(exc, message.id if message is not None and message.is_request else None)
 
 
-def _encode(request: HttpRequest, holder: str) -> bytes:
+def _encode(request: HttpRequest, holder: str, sender: str, headers: Collection[tuple[bytes, bytes]]) -> bytes:
+    """Return a request as it's forwarded, with further headers."""
     query = quote(request.query, safe=_IN_QUERY)
     target = f"{quote(request.path)}?{query}" if query else quote(request.path)
-    client = (_CLIENT, f"{request.scheme} {request.peer}".encode())
-    own = client, (_HOLDER, holder.encode())
+    client = (_CLIENT, f"{request.scheme} {request.peer} {sender}".encode())
+    own = client, (_HOLDER, holder.encode()), *headers
     head = encode_raw_headers([*(each for each in request.raw_headers if each[0] not in _OWN), *own])
     return encode_request(request.method, target, head, request.body)

@@ -19,6 +19,9 @@ class BodySource(Protocol):
     def resume(self) -> None:
         """Resume reading."""
 
+    async def write(self, data: bytes) -> None:
+        """Write to a server that has switched protocols, and wait until the transport has space."""
+
     def release(self) -> None:
         """Discard the rest of the body. Called when it has no reader."""
 
@@ -59,6 +62,10 @@ class Body:
         if was_full and len(buffer) <= _HIGH_WATER:
             self._source.resume()
         return data
+
+    async def write(self, data: bytes) -> None:
+        """Send data to a server that has switched protocols. Wait while it doesn't read."""
+        await self._source.write(data)
 
     def count(self, before: int, size: int) -> int:
         """See `Inflow.count`."""

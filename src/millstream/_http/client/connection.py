@@ -20,7 +20,7 @@ from millstream._http.client.body import Body
 from millstream._http.client.errors import ClientError, ConnectionLost, InvalidResponse, TooLarge
 from millstream._http.client.inflow import Inflow
 from millstream._http.client.url import Url
-from millstream._http.message import MAX_FRAMING
+from millstream._http.message import MAX_FRAMING, CompactEvent
 from millstream._override import override
 
 _MAX_DIGITS = 10
@@ -41,7 +41,10 @@ _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPIN
 
 
 class HttpReply(Struct, eq=False):
-    """A server's response: ``reply.status, reply.body``. Event streams have a `stream` instead of a body."""
+    """A server's response: ``reply.status, reply.body``.
+
+    Event streams have a `stream` instead of a body, and so has a reply that switches protocols (RFC 9110 §7.8).
+    """
 
     status: int
     headers: dict[bytes, bytes]
@@ -118,6 +121,10 @@ class HttpConnection(asyncio.Protocol):
     tunnel: asyncio.Transport | None = None
     """The transport to the server, after a proxy has accepted CONNECT (RFC 9110 §9.3.6)."""
     _connects = False
+    _switches = False
+    """Whether the server may switch protocols."""
+    _switched: Body | None = None
+    """What the server sends after it has switched protocols."""
     _inflater: Any = None
     """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _inflates: bool = False
@@ -149,16 +156,26 @@ class HttpConnection(asyncio.Protocol):
         self._inflow = inflow
         self._parser = HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
+        self._room = CompactEvent()
+        """Set while the transport has space."""
+        self._room.set()
 
     # For the pool
 
-    def send(self, data: bytes, owner: str) -> asyncio.Future[HttpReply]:
-        """Write a caller's request. Return a future for its reply."""
+    def send(self, data: bytes, owner: str, *, switches: bool = False) -> asyncio.Future[HttpReply]:
+        """Write a caller's request. Return a future for its reply.
+
+        Args:
+            data: The complete request.
+            owner: See `ConnectionPool.send`.
+            switches: Whether the server may switch protocols.
+        """
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}
         self._owner = owner
         self._is_head = data.startswith(b"HEAD ")
         self._connects = data.startswith(b"CONNECT ")
+        self._switches = switches
         self._is_large = len(data) > _MAX_WRITE
         self._size = self._framing_bytes = 0
         self._reply_began = False
@@ -187,8 +204,19 @@ class HttpConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
+    async def write(self, data: bytes) -> None:
+        """Write to a server that has switched protocols, and wait until the transport has space."""
+        if not self.closed:
+            self._transport.write(data)
+        while not (self._room.is_set() or self.closed):
+            await self._room.wait_changed()
+
     def release(self) -> None:
         """Discard the rest of the body. If that completes soon, the connection is reused."""
+        if self._switched is not None:
+            self._end(None)
+            self._transport.close()
+            return
         self._discards = True
         self._size = 0
         self.resume()
@@ -206,7 +234,19 @@ class HttpConnection(asyncio.Protocol):
             self.poller.register(peer.fileno(), select.POLLIN)
 
     @override
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    @override
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    @override
     def data_received(self, data: bytes) -> None:
+        switched = self._switched
+        if switched is not None:
+            switched.feed(data)
+            return
         if self._waiter is None and self._reply is None:
             self.abort()  # unsolicited data
             return
@@ -218,8 +258,11 @@ class HttpConnection(asyncio.Protocol):
                 self._count(len(data), before)
         except TooLarge as exc:
             self._error = self._error or exc
-        except HttpParserUpgrade:
-            self._error = InvalidResponse("The server switched protocols without being asked to.")
+        except HttpParserUpgrade as exc:
+            if self._switched is None:
+                self._error = InvalidResponse("The server switched protocols without being asked to.")
+            else:
+                self._switched.feed(data[exc.args[0] :])
         except HttpParserError as exc:
             if self._error is None and not self.closed:
                 self._error = InvalidResponse(f"The server doesn't speak HTTP/1.1: {exc}.")
@@ -270,7 +313,8 @@ class HttpConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         headers = self._headers
-        if status < 200:
+        switches = status == 101 and self._switches
+        if status < 200 and not switches:
             self._headers = {}
             return  # interim responses, such as 100 Continue, precede the reply
         reply = self._reply = HttpReply(status, headers)
@@ -287,6 +331,9 @@ class HttpConnection(asyncio.Protocol):
             self._deliver(reply)
         elif self._is_head or self._connects:
             self._complete(reusable=False)  # without the body, for which the parser waits
+        elif switches:
+            self._switched = reply.stream = Body(self, self._inflow, self._owner)
+            self._deliver(reply)
         elif kind != b"application/json" and reply.media_type == "text/event-stream":
             reply.stream = Body(self, self._inflow, self._owner)
             self._deliver(reply)
@@ -331,7 +378,7 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._inflater is not None and self._inflates and not self._inflater.eof and not self._discards:
             self._error = self._error or InvalidResponse("The server's compressed response is incomplete.")
-        if self._reply is not None and self._error is None:
+        if self._reply is not None and self._switched is None and self._error is None:
             self._complete(reusable=self._parser.should_keep_alive())
 
     # Ends
@@ -376,6 +423,7 @@ class HttpConnection(asyncio.Protocol):
         reply, self._reply = self._reply, None
         was_closed, self.closed = self.closed, True
         self._clear()
+        self._room.notify()
         if waiter is not None and not waiter.done():
             plain = self._transport.get_extra_info("sslcontext") is None
             is_new = not self.has_answered and not self.reply_count

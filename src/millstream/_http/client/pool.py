@@ -212,13 +212,14 @@ class ConnectionPool:
         self._distrusts_until = 0.0
         """Time until which requests that must not run twice get new connections."""
 
-    async def send(self, data: bytes, *, repeatable: bool, owner: str = "") -> HttpReply:
+    async def send(self, data: bytes, *, repeatable: bool, owner: str = "", switches: bool = False) -> HttpReply:
         """Return the reply to one request. Canceling the wait closes the connection.
 
         Args:
             data: The complete request.
             repeatable: Whether the request can be sent twice without harm.
             owner: The caller against whose share the reply counts while it arrives.
+            switches: Whether the server may switch protocols.
 
         Raises:
             ConnectFailed: The connection failed.
@@ -230,7 +231,7 @@ class ConnectionPool:
         freshness = 3600.0 if repeatable else -1.0 if self._loop.time() < self._distrusts_until else _MAX_IDLE
         while True:
             connection = self._take_free(freshness) or await self._take(freshness)
-            waiter = connection.send(data, owner)
+            waiter = connection.send(data, owner, switches=switches)
             try:
                 reply = await waiter
                 if proxy is not None and reply.status == 407:

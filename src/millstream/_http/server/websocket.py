@@ -62,12 +62,12 @@ class WebSocketProtocol(ServerSocket):
 
     __slots__ = (
         "_ahead", "_answer", "_closed", "_closes_at", "_conn", "_counted", "_fragment_bytes", "_fragments",
-        "_frame_bytes", "_is_open", "_is_text", "_loop", "_messages", "_ping", "_pinged_at", "_turn",
+        "_frame_bytes", "_is_open", "_is_text", "_loop", "_messages", "_ping", "_pinged_at", "_tunnel", "_turn",
         "_unfinished_since", "outbox",
     )  # fmt: skip
 
     # The application ends a WebSocket with a close frame.
-    idle = arriving = answering = False
+    idle = arriving = False
 
     def __init__(self, taken: ServerSocket, request: HttpRequest) -> None:
         """Take over the socket of an HTTP connection, which has bounded the handshake `request`."""
@@ -76,7 +76,6 @@ class WebSocketProtocol(ServerSocket):
         guard.unfinished.fit(table.max_message)
         # Connection
         self.transport = taken.transport
-        self.peer = taken.peer
         self._loop = asyncio.get_running_loop()
         self.outbox = DirectSocket(
             wire=self, request=request, limit=guard.limits.stream_buffer, grace=guard.limits.write_timeout
@@ -91,6 +90,8 @@ class WebSocketProtocol(ServerSocket):
         """Whether a close frame was sent."""
         self._closes_at = inf
         """Time at which the socket is closed, unless the client answers the close frame."""
+        self._tunnel: FrameScanner | None = None
+        """Finds the ends of another server's frames, if there's one behind this socket."""
         # Reading
         self._ahead = b""
         """Received bytes that haven't been processed yet."""
@@ -129,6 +130,11 @@ class WebSocketProtocol(ServerSocket):
         self._ahead = b""
         self._conn.receive_eof()  # this drops the buffer
 
+    @property
+    def answering(self) -> bool:
+        """Whether a stopping server waits for this socket: the other server closes it when its calls have ended."""
+        return self._tunnel is not None
+
     def announce_close(self) -> None:
         """Do nothing, because the application closes its WebSockets when the server stops."""
 
@@ -140,7 +146,7 @@ class WebSocketProtocol(ServerSocket):
             return
         if not self._is_open:
             self._fail_handshake()
-        elif not self._closed:
+        elif not self._closed and (self._tunnel is None or self._tunnel.is_between_frames):
             self._conn.send_close(CloseCode.SERVICE_RESTART)
             self._flush()
         self.transport.close()
@@ -154,7 +160,7 @@ class WebSocketProtocol(ServerSocket):
         if now > self._closes_at:
             self.transport.close()
             return True
-        if self._closed or not self._is_open:
+        if self._closed or not self._is_open or self._tunnel is not None:  # the other server checks a tunnel
             return False
         limits, heartbeat = self.guard.limits, self.table.heartbeat
         if self._counted and now - self._unfinished_since > limits.body_timeout:
@@ -244,10 +250,15 @@ class WebSocketProtocol(ServerSocket):
 
     def _can_process(self) -> bool:
         """Return whether a message can be processed now, and a pong can be sent."""
-        return (self._closed or self._messages.empty()) and self.room.is_set() and not self.transport.is_closing()
+        drops = self._closed and self._tunnel is None
+        return (drops or self._messages.empty()) and self.room.is_set() and not self.transport.is_closing()
 
     def _parse(self, data: bytes) -> int:
         """Handle the frames that end in these bytes and return their number."""
+        if self._tunnel is not None:
+            self._messages.put_nowait(data)
+            self.pause_reading()
+            return 1
         conn = self._conn
         conn.receive_data(data)
         frames = [event for event in conn.events_received() if isinstance(event, Frame)]
@@ -326,15 +337,15 @@ class WebSocketProtocol(ServerSocket):
         size = max(1, self._fragment_bytes + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD))
         more = size - self._counted
         if more < 0:
-            self.guard.unfinished.leave(self.peer, -more)
-        elif not self.guard.unfinished.take(self.peer, more):
+            self.guard.unfinished.leave(self.outbox.request.peer, -more)
+        elif not self.guard.unfinished.take(self.outbox.request.peer, more):
             self._fail_with(CloseCode.TRY_AGAIN_LATER, _BUDGET_EXCEEDED)
             return
         self._counted = size
 
     def _release_unfinished(self) -> None:
         if self._counted:
-            self.guard.unfinished.leave(self.peer, self._counted)
+            self.guard.unfinished.leave(self.outbox.request.peer, self._counted)
             self._counted = 0
 
     def _end_messages(self) -> None:
@@ -428,6 +439,17 @@ class WebSocketProtocol(ServerSocket):
         self._send_response(answer)
         self.proceed()
 
+    def open_tunnel(self, subprotocol: str) -> None:
+        """Complete the handshake for another server, which reads and writes the frames."""
+        self._tunnel = FrameScanner()
+        self.accept(subprotocol)
+
+    def pass_on(self, data: bytes) -> None:
+        """Write bytes of the other server."""
+        if self._tunnel is not None and not self.transport.is_closing():
+            self.transport.write(data)
+            self._closed |= self._tunnel.feed(data)
+
     async def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake as soon as the transport has space."""
         await self.room.wait()
@@ -438,6 +460,40 @@ class WebSocketProtocol(ServerSocket):
         self._closed = True
         self._closes_at = self._loop.time() + CLOSE_TIMEOUT
         self.proceed()
+
+
+class FrameScanner:
+    """Finds out where a server's frames end (RFC 6455 §5.2). They aren't masked."""
+
+    __slots__ = ("_head", "_rest")
+
+    def __init__(self) -> None:
+        self._head = b""
+        """Bytes of an incomplete frame head."""
+        self._rest = 0
+        """Bytes of the current frame that are still to come."""
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether the last frame is complete."""
+        return not (self._head or self._rest)
+
+    def feed(self, data: bytes) -> bool:
+        """Read the next bytes. Return whether a close frame begins in them."""
+        data, at, closes = self._head + data, self._rest, False
+        while at + 1 < len(data):
+            size = data[at + 1]
+            end = at + 2 + _LENGTHS.get(size, 0)
+            if end > len(data):
+                break
+            closes |= data[at] & 0xF == Opcode.CLOSE
+            at = end + (size if end == at + 2 else int.from_bytes(data[at + 2 : end]))
+        self._head, self._rest = data[at:], max(0, at - len(data))
+        return closes
+
+
+_LENGTHS = {126: 2, 127: 8}
+"""Bytes of an extended length, by the length in the second byte of a frame."""
 
 
 def _wire_size(frame: Frame) -> int:
