@@ -11,5 +11,6 @@ mcp = Server(
     "gateway",
     store=os.environ["CHAOS_STORE"],
     auth=auth.keys(named_keys={person: key_of(person) for person in PERSONS}),
+    serve="hub",
 )
 mcp.upstream("counter", [sys.executable, "-I", "-S", str(Path(__file__).with_name("counter.py"))], prefix="")

@@ -30,8 +30,15 @@ from millstream.client import (
 )
 
 SECRET_OF_ALL = "the-secret-of-the-machines-of-this-run"  # noqa: S105
-PERSONS = [f"person{number}" for number in range(8)]
-WAYS = ("http", "2026-07-28"), ("http", "2025-11-25"), ("http", "2025-06-18"), ("sse", "2024-11-05")
+PERSONS = [f"person{number}" for number in range(12)]
+WAYS = (
+    ("http", "2026-07-28"),
+    ("http", "2025-11-25"),
+    ("http", "2025-06-18"),
+    ("sse", "2024-11-05"),
+    ("ws", "2026-07-28"),
+    ("ws", "2025-11-25"),
+)
 CALLS = 15
 """Average calls of one client before the next one replaces it."""
 PAUSE = 0.1
@@ -152,13 +159,15 @@ async def balancer(ports: list[int]) -> AsyncIterator[int]:
         assert task is not None
         tasks.add(task)
         try:
-            head = await reader.readuntil(b"\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"upgrade" not in head.lower():
+                head = head.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
             for _ in ports:
                 try:
                     back = await asyncio.open_connection("127.0.0.1", ports[next(turns) % len(ports)])
                 except OSError:
                     continue
-                back[1].write(head + b"connection: close\r\n")
+                back[1].write(head)
                 await asyncio.gather(carry(reader, back[1]), carry(back[0], writer))
                 return
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
