@@ -1,0 +1,179 @@
+"""A WebSocket of a `HubClient`, which uses the hub's dialect. Whoever waits for a message reads it, without a task."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from itertools import count
+
+from msgspec import Struct, field
+from websockets.exceptions import ConnectionClosed, InvalidProxyStatus, InvalidStatus, WebSocketException
+from websockets.protocol import State
+
+from millstream._http.client import ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
+from millstream._http.client.connection import HttpReply
+from millstream._http.client.url import Url
+from millstream._http.client.websocket import ClientSocket, open_socket
+from millstream._protocol.errors import OVERLOADED
+from millstream._protocol.redaction import redact
+from millstream._protocol.sse import SseEvent
+from millstream._tasks import has_failed
+from millstream.hub._client import MAX_BODY, RESPONSE_TIMEOUT, TOO_SLOW, HubRefused, clean, decode
+from millstream.hub._event import GAP
+
+
+class _Wait(Struct, rename="camel"):
+    retry_after_ms: float | None = None
+
+
+class _Error(Struct):
+    code: int
+    message: str = ""
+    data: _Wait = field(default_factory=_Wait)
+
+
+class _Message(Struct):
+    """What the client reads of a message itself."""
+
+    type: str
+    id: str = ""
+    """The event's or the request's."""
+    position: str = ""
+    error: _Error | None = None
+    max_message: int = MAX_BODY
+
+
+class HubSocket:
+    """The stream of one subscription, or a connection for requests. `open_hub_socket` opens it."""
+
+    retry_ms: int | None = None
+
+    def __init__(self, socket: ClientSocket, token: str) -> None:
+        self._socket = socket
+        self._token = token
+        self._max_message = MAX_BODY
+        self._reading: asyncio.Task[bytes] | None = None
+        self._turn = asyncio.Lock()
+        """Held by the request that reads for all."""
+        self._numbers = count(1)
+        self._replies: dict[str, asyncio.Future[bytes]] = {}
+        self.position: str = ""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent."""
+        return self._socket.state is not State.OPEN
+
+    async def begin(self, message: bytes) -> None:
+        """Read the server's greeting, and send a message unless it's empty."""
+        _, greeting = await self._receive()
+        self._max_message = greeting.max_message
+        if message:
+            await self._send(message)
+
+    async def read(self) -> list[SseEvent]:
+        """Return the events in the next message of a subscription. A canceled call loses nothing.
+
+        Raises:
+            ClientError: The subscription was refused, or the connection lost.
+        """
+        data, message = await self._receive()
+        if message.error is not None:
+            raise self._error(message.error)
+        if message.type in ("event", "position"):
+            self.position = message.position or message.id
+        return [SseEvent(data.decode(), message.type, self.position)] if message.type in ("event", GAP) else []
+
+    async def ask(self, message: bytes) -> bytes:
+        """Send a request, an object without an id, and return the reply.
+
+        Raises:
+            ClientError: The request was refused, or the connection lost.
+        """
+        id = str(next(self._numbers))
+        data = b'%b,"id":"%b"}' % (message[:-1], id.encode())
+        if len(data) > self._max_message:  # the server would close the connection
+            raise HubRefused(f"A message must have at most {self._max_message:,} bytes, not {len(data):,}.")
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._replies[id] = reply
+        try:
+            await self._send(data)
+            while not reply.done():
+                async with self._turn:
+                    if not reply.done():
+                        self._take(*await self._receive())
+            return reply.result()
+        finally:
+            del self._replies[id]
+
+    def _take(self, data: bytes, message: _Message) -> None:
+        # The server can't name a request that it couldn't read. It reads them in order.
+        reply = self._replies.get(message.id or next(iter(self._replies)))
+        if reply is None or reply.done():
+            return
+        if message.error is None:
+            reply.set_result(data)
+        else:
+            reply.set_exception(self._error(message.error))
+
+    def _error(self, error: _Error) -> ClientError:
+        kind = ConnectionLost if error.code == OVERLOADED else HubRefused
+        found = kind(self._quote(error.message))
+        if error.data.retry_after_ms is not None:
+            found.retry_after = error.data.retry_after_ms / 1000
+        return found
+
+    def _quote(self, text: str) -> str:
+        return clean(redact(text, {self._token}))
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._socket.send(data, text=True)
+        except ConnectionClosed as exc:
+            raise ConnectionLost("The server closed the WebSocket.") from exc
+
+    async def _receive(self) -> tuple[bytes, _Message]:
+        """Return the next message. Its reader may be canceled, the task is kept for the next one."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._socket.receive())
+            self._reading.add_done_callback(has_failed)
+        await asyncio.wait((self._reading,))
+        reading, self._reading = self._reading, None
+        try:
+            data = reading.result()
+        except TooLarge as exc:
+            raise TooLarge(exc.message) from exc
+        except ConnectionLost as exc:
+            raise ConnectionLost(TOO_SLOW if self._socket.close_reason == "slow" else self._quote(str(exc))) from exc
+        return data, decode(data, _Message)
+
+    def close(self) -> None:
+        """Disconnect. Waiting calls raise an error."""
+        self._socket.transport.abort()
+
+
+async def open_hub_socket(
+    url: Url, headers: Mapping[str, str], tls: ssl.SSLContext | None, token: str, message: bytes
+) -> HubSocket | HttpReply:
+    """Return a socket on which a message was sent, or the response without one. 426 means that HTTP can be used.
+
+    Raises:
+        ClientError: The server can't be reached, or there's no hub.
+        TimeoutError: It didn't respond in time.
+    """
+    try:
+        socket = await open_socket(url, headers, inflow=Inflow(), max_bytes=MAX_BODY, timeout=RESPONSE_TIMEOUT, tls=tls)
+    except InvalidProxyStatus:  # many proxies have tunnels for https only
+        return HttpReply(426, {})
+    except InvalidStatus as exc:
+        reply = exc.response
+        fields = {name.lower().encode(): value.encode("latin-1") for name, value in reply.headers.raw_items()}
+        return HttpReply(reply.status_code, fields, bytes(reply.body or b""))
+    except WebSocketException as exc:
+        raise InvalidResponse(f"{url} isn't a WebSocket: {exc}.") from exc
+    found = HubSocket(socket, token)
+    try:
+        await found.begin(message)
+    except BaseException:
+        found.close()
+        raise
+    return found
