@@ -244,6 +244,10 @@ class ApprovalRequests:
                 found.append((name, raw, request))
         return found, unreadable
 
+    async def count_pending(self) -> int:
+        """Return how many requests wait for an answer."""
+        return len(self._decode(await self._services.store.kv.get(_LIST)))
+
     async def answer(
         self, id: str, principal: Principal | None, version: Callable[[ApprovalRequest], str], *, approve: bool
     ) -> tuple[int, str]:
