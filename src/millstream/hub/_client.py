@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlencode
 from uuid import uuid4
 from weakref import WeakSet
@@ -26,31 +26,36 @@ from msgspec.structs import replace
 from millstream._confidential import Confidential
 from millstream._copies import NotCopyable
 from millstream._http.client import (
-    Body,
     ClientError,
     ConnectFailed,
     ConnectionLost,
     InvalidResponse,
     TargetError,
-    TooLarge,
 )
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import parse_url
 from millstream._override import override
-from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.redaction import redact
-from millstream._protocol.sse import MAX_EVENT_BYTES, Decoder, SseEvent
+from millstream._protocol.sse import SseEvent
 from millstream._tasks import retry_delay
-from millstream._text import INVISIBLE
 from millstream._version import __version__
 from millstream.hub._event import CUT, GAP, UNAVAILABLE, HubEvent, PublishResult
 from millstream.hub._presence import MemberList
-
-if TYPE_CHECKING:
-    from millstream.hub._socket import HubSocket
+from millstream.hub._streams import (
+    MAX_BODY,
+    RESPONSE_TIMEOUT,
+    TOO_SLOW,
+    EventStream,
+    HubRefused,
+    HubSocket,
+    HubStream,
+    Problem,
+    clean,
+    decode,
+    open_hub_socket,
+)
 
 T = TypeVar("T")
 Token = str | Callable[[], str | Awaitable[str]]
@@ -58,27 +63,14 @@ HubTransport = Literal["sse", "websocket"]
 
 logger = logging.getLogger("millstream.hub")
 
-_SILENCE_TIMEOUT = 45.0
-"""Seconds after which a stream without any bytes is dead. By default, servers send something every 15 seconds."""
-RESPONSE_TIMEOUT = 15.0
 _STABLE_SECONDS = 2.0
 """A stream that ends earlier counts as a failure."""
 _MAX_RETRY_AFTER = 300.0
 _PUBLISH_SECONDS = 60.0
 """Seconds in which requests are retried. Hubs recognize an id for two minutes."""
 _MAX_STREAMS = 1000
-MAX_BODY = 16 * 1024 * 1024
-_MAX_DETAIL = 500
-TOO_SLOW = "The program was too slow, so the server disconnected it."
 _REFUSALS = frozenset({400, 401, 403})
 _TEMPORARY = (ConnectFailed, ConnectionLost, InvalidResponse)
-
-
-class HubRefused(ClientError):
-    """The hub refuses a request, and repeating it won't help: ``except HubRefused as error: print(error.status)``.
-
-    If `retry_after` isn't None, the request can be repeated after that many seconds.
-    """
 
 
 class EventGap(Struct, frozen=True):
@@ -90,13 +82,6 @@ class EventGap(Struct, frozen=True):
     """
 
 
-class _Problem(Struct):
-    """The body of an error (RFC 9457), or the data of `EventGap` and of the hub's other own events."""
-
-    detail: str = ""
-    reason: str = ""
-
-
 class _Published(Struct):
     """The reply to a publication."""
 
@@ -104,59 +89,6 @@ class _Published(Struct):
     id: str
     """The event's id, or on a WebSocket the request's."""
     event_id: str = ""
-
-
-class _Stream(Protocol):
-    """A connection that receives the events of a subscription."""
-
-    @property
-    def position(self) -> str:
-        """The position after everything that was read, if the server has sent one."""
-        ...
-
-    @property
-    def retry_ms(self) -> int | None:
-        """The reconnection time that the server asked for."""
-        ...
-
-    async def read(self) -> list[SseEvent]:
-        """Wait for data, and return the events that it completes. A canceled call loses nothing."""
-        ...
-
-    def close(self) -> None:
-        """Disconnect."""
-
-
-class _EventStream:
-    """An event stream over HTTP."""
-
-    def __init__(self, body: Body) -> None:
-        self._body = body
-        self._decoder = Decoder()
-
-    @property
-    def position(self) -> str:
-        return self._decoder.last_event_id
-
-    @property
-    def retry_ms(self) -> int | None:
-        return self._decoder.retry_ms
-
-    async def read(self) -> list[SseEvent]:
-        try:
-            async with asyncio.timeout(_SILENCE_TIMEOUT):
-                chunk = await self._body.read()
-        except TimeoutError as exc:
-            raise ConnectionLost("The server stopped responding.") from exc
-        if not chunk:
-            raise ConnectionLost("The server ended the stream.")
-        try:
-            return self._decoder.feed(chunk)
-        except ProtocolError as exc:
-            raise TooLarge(f"The server sent an event of more than {MAX_EVENT_BYTES:,} bytes.") from exc
-
-    def close(self) -> None:
-        self._body.close()
 
 
 class HubSubscription(NotCopyable):
@@ -172,14 +104,14 @@ class HubSubscription(NotCopyable):
     _COPY_ADVICE = "Subscribe to the same channels again."
 
     def __init__(
-        self, open: Callable[[str], Awaitable[_Stream]], title: str, last_event_id: str, max_refusals: int
+        self, open: Callable[[str], Awaitable[Any]], title: str, last_event_id: str, max_refusals: int
     ) -> None:
         """`HubClient.subscribe` creates it."""
         self._open = open
         self._title = title
         self._max_refusals = max_refusals
         self._position = last_event_id
-        self._stream: _Stream | None = None
+        self._stream: HubStream | None = None
         self._events = deque[SseEvent]()
         self._closed = False
         self._failures = 0
@@ -265,7 +197,7 @@ class HubSubscription(NotCopyable):
         if not self._closed:
             self._stream = await self._open(self._position)
 
-    async def _receive(self, stream: _Stream) -> None:
+    async def _receive(self, stream: HubStream) -> None:
         self._events.extend(await stream.read())
         if self._opened_at == inf and (self._events or stream.position):
             self._refusals = 0
@@ -279,7 +211,7 @@ class HubSubscription(NotCopyable):
         data = event.data.encode()
         if event.event not in (GAP, CUT, UNAVAILABLE):
             return decode(data, HubEvent)
-        problem = decode(data, _Problem)
+        problem = decode(data, Problem)
         if event.event == GAP:
             return EventGap(problem.reason)
         self._fail(ConnectionLost(clean(problem.detail) or TOO_SLOW))
@@ -306,19 +238,6 @@ class HubSubscription(NotCopyable):
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-
-def decode(data: bytes, kind: type[T]) -> T:
-    """Return what the server sent."""
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except MALFORMED as exc:
-        raise InvalidResponse("The server sent something that a hub doesn't send. Check the URL.") from exc
-
-
-def clean(text: str) -> str:
-    """Return a server's text for an error and the log, on one line."""
-    return " ".join(INVISIBLE.sub(" ", text[:_MAX_DETAIL]).split())
 
 
 def _back_off(failures: int, status: int = 0) -> float:
@@ -449,7 +368,7 @@ class HubClient(Confidential, NotCopyable):
         for subscription in self._subscriptions:
             subscription.retry_now()
 
-    async def _open(self, options: dict[str, Any], position: str) -> _Stream:
+    async def _open(self, options: dict[str, Any], position: str) -> HubStream:
         """Start a subscription with options of the hub's dialect, which are also those of `/events`."""
         start = options | ({"last_event_id": position} if position else {})
         socket = await self._open_socket(msgspec.json.encode({"type": "subscribe", **start}))
@@ -458,14 +377,12 @@ class HubClient(Confidential, NotCopyable):
         reply, token = await self._send("GET", f"events?{urlencode({**start, 'envelope': 1})}", "text/event-stream")
         if reply.status != 200 or reply.stream is None:
             raise self._failure(reply, token, is_stream=True)
-        return _EventStream(reply.stream)
+        return EventStream(reply.stream)
 
-    async def _open_socket(self, message: bytes = b"") -> "HubSocket | None":
+    async def _open_socket(self, message: bytes = b"") -> HubSocket | None:
         """Return a WebSocket on which a message was sent, or None to use HTTP."""
         if not self._uses_sockets:
             return None
-        from millstream.hub._socket import open_hub_socket  # noqa: PLC0415  loads a library
-
         headers, token = await self._headers()
         scheme = "wss" if self._url.secure else "ws"
         url = replace(self._url, scheme=scheme, target=f"{self._base}/ws")
@@ -523,7 +440,7 @@ class HubClient(Confidential, NotCopyable):
         is_ours = reply.media_type == "application/problem+json"
         if is_ours:
             with suppress(InvalidResponse):
-                detail = redact(decode(reply.body, _Problem).detail, {token})
+                detail = redact(decode(reply.body, Problem).detail, {token})
         location = reply.header(b"location")
         if location:
             detail = f"{self} redirects to {location}. If you trust that server, use its URL."

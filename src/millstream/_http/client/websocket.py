@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from millstream._http.client.connection import too_large
@@ -89,6 +90,22 @@ class ClientSocket(ClientConnection, asyncio.BufferedProtocol):
             raise self._fault or ConnectionLost(f"The server closed the WebSocket{reason}.") from exc
         self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, 0)
         return b"".join(parts)
+
+    async def send_text(self, message: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            ConnectionLost: The socket was closed.
+        """
+        try:
+            await self.send(message, text=True)
+        except ConnectionClosed as exc:
+            raise ConnectionLost("The server closed the WebSocket.") from exc
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent."""
+        return self.state is State.OPEN
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:

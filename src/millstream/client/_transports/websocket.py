@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Collection, Mapping
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
@@ -123,10 +123,10 @@ class WebSocketTransport(DuplexTransport):
     async def _write(self, message: bytes) -> None:
         assert self._socket is not None  # noqa: S101  set in `open`
         try:
-            await self._socket.send(message, text=True)
-        except ConnectionClosed:
+            await self._socket.send_text(message)
+        except ConnectionLost as exc:
             await asyncio.sleep(0)  # let `_read` report the reason first
-            self.end(ConnectionLost("The server closed the WebSocket."))
+            self.end(exc)
             await self.send(message, "")
 
     @override

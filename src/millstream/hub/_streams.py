@@ -1,24 +1,120 @@
-"""A WebSocket of a `HubClient`, which uses the hub's dialect. Whoever waits for a message reads it, without a task."""
+"""The connections of a `HubClient`: an event stream, or a WebSocket that uses the hub's dialect.
+
+Whoever waits for a message of a WebSocket reads it, without a task in between, so a program that's slow slows down the
+server.
+"""
 
 import asyncio
 import ssl
 from collections.abc import Mapping
 from itertools import count
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import msgspec
 from msgspec import Struct, field
-from websockets.exceptions import ConnectionClosed, InvalidProxyStatus, InvalidStatus, WebSocketException
-from websockets.protocol import State
 
-from millstream._http.client import ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
+from millstream._http.client import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.url import Url
-from millstream._http.client.websocket import ClientSocket, open_socket
-from millstream._protocol.errors import OVERLOADED
+from millstream._protocol.errors import OVERLOADED, ProtocolError
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.redaction import redact
-from millstream._protocol.sse import SseEvent
+from millstream._protocol.sse import MAX_EVENT_BYTES, Decoder, SseEvent
 from millstream._tasks import has_failed
-from millstream.hub._client import MAX_BODY, RESPONSE_TIMEOUT, TOO_SLOW, HubRefused, clean, decode
+from millstream._text import INVISIBLE
 from millstream.hub._event import GAP
+
+if TYPE_CHECKING:
+    from millstream._http.client.websocket import ClientSocket
+
+T = TypeVar("T")
+
+_SILENCE_TIMEOUT = 45.0
+"""Seconds after which a stream without any bytes is dead. By default, servers send something every 15 seconds."""
+RESPONSE_TIMEOUT = 15.0
+MAX_BODY = 16 * 1024 * 1024
+_MAX_DETAIL = 500
+TOO_SLOW = "The program was too slow, so the server disconnected it."
+
+
+class HubRefused(ClientError):
+    """The hub refuses a request, and repeating it won't help: ``except HubRefused as error: print(error.status)``.
+
+    If `retry_after` isn't None, the request can be repeated after that many seconds.
+    """
+
+
+class Problem(Struct):
+    """The body of an error (RFC 9457), or the data of `EventGap` and of the hub's other own events."""
+
+    detail: str = ""
+    reason: str = ""
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Return what the server sent."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except MALFORMED as exc:
+        raise InvalidResponse("The server sent something that a hub doesn't send. Check the URL.") from exc
+
+
+def clean(text: str) -> str:
+    """Return a server's text for an error and the log, on one line."""
+    return " ".join(INVISIBLE.sub(" ", text[:_MAX_DETAIL]).split())
+
+
+class HubStream(Protocol):
+    """A connection that receives the events of a subscription."""
+
+    @property
+    def position(self) -> str:
+        """The position after everything that was read, if the server has sent one."""
+        ...
+
+    @property
+    def retry_ms(self) -> int | None:
+        """The reconnection time that the server asked for."""
+        ...
+
+    async def read(self) -> list[SseEvent]:
+        """Wait for data, and return the events that it completes. A canceled call loses nothing."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect."""
+
+
+class EventStream:
+    """An event stream over HTTP."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._decoder = Decoder()
+
+    @property
+    def position(self) -> str:
+        return self._decoder.last_event_id
+
+    @property
+    def retry_ms(self) -> int | None:
+        return self._decoder.retry_ms
+
+    async def read(self) -> list[SseEvent]:
+        try:
+            async with asyncio.timeout(_SILENCE_TIMEOUT):
+                chunk = await self._body.read()
+        except TimeoutError as exc:
+            raise ConnectionLost("The server stopped responding.") from exc
+        if not chunk:
+            raise ConnectionLost("The server ended the stream.")
+        try:
+            return self._decoder.feed(chunk)
+        except ProtocolError as exc:
+            raise TooLarge(f"The server sent an event of more than {MAX_EVENT_BYTES:,} bytes.") from exc
+
+    def close(self) -> None:
+        self._body.close()
 
 
 class _Wait(Struct, rename="camel"):
@@ -47,7 +143,7 @@ class HubSocket:
 
     retry_ms: int | None = None
 
-    def __init__(self, socket: ClientSocket, token: str) -> None:
+    def __init__(self, socket: "ClientSocket", token: str) -> None:
         self._socket = socket
         self._token = token
         self._max_message = MAX_BODY
@@ -61,14 +157,14 @@ class HubSocket:
     @property
     def closed(self) -> bool:
         """Whether nothing can be sent."""
-        return self._socket.state is not State.OPEN
+        return not self._socket.is_open
 
     async def begin(self, message: bytes) -> None:
         """Read the server's greeting, and send a message unless it's empty."""
         _, greeting = await self._receive()
         self._max_message = greeting.max_message
         if message:
-            await self._send(message)
+            await self._socket.send_text(message)
 
     async def read(self) -> list[SseEvent]:
         """Return the events in the next message of a subscription. A canceled call loses nothing.
@@ -96,7 +192,7 @@ class HubSocket:
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._replies[id] = reply
         try:
-            await self._send(data)
+            await self._socket.send_text(data)
             while not reply.done():
                 async with self._turn:
                     if not reply.done():
@@ -107,7 +203,8 @@ class HubSocket:
 
     def _take(self, data: bytes, message: _Message) -> None:
         # The server can't name a request that it couldn't read. It reads them in order.
-        reply = self._replies.get(message.id or next(iter(self._replies)))
+        id = next(iter(self._replies)) if message.error and not message.id else message.id
+        reply = self._replies.get(id)
         if reply is None or reply.done():
             return
         if message.error is None:
@@ -124,12 +221,6 @@ class HubSocket:
 
     def _quote(self, text: str) -> str:
         return clean(redact(text, {self._token}))
-
-    async def _send(self, data: bytes) -> None:
-        try:
-            await self._socket.send(data, text=True)
-        except ConnectionClosed as exc:
-            raise ConnectionLost("The server closed the WebSocket.") from exc
 
     async def _receive(self) -> tuple[bytes, _Message]:
         """Return the next message. Its reader may be canceled, the task is kept for the next one."""
@@ -160,6 +251,10 @@ async def open_hub_socket(
         ClientError: The server can't be reached, or there's no hub.
         TimeoutError: It didn't respond in time.
     """
+    from websockets.exceptions import InvalidProxyStatus, InvalidStatus, WebSocketException  # noqa: PLC0415  as below
+
+    from millstream._http.client.websocket import open_socket  # noqa: PLC0415  loads a library
+
     try:
         socket = await open_socket(url, headers, inflow=Inflow(), max_bytes=MAX_BODY, timeout=RESPONSE_TIMEOUT, tls=tls)
     except InvalidProxyStatus:  # many proxies have tunnels for https only
