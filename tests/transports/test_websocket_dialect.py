@@ -235,6 +235,7 @@ async def test_sockets_subscribe_to_as_many_channels_as_the_setting_allows() -> 
                 f"Too many subscribers (channels on one socket: {most}). Unsubscribe from one first."
             )
             assert (await change("unsubscribe", "c0"))["type"] == "unsubscribed"
+            assert "channels on one socket" in (await change("subscribe", "more,others"))["error"]["message"]
             assert (await change("subscribe", "more"))["type"] == "subscribed"
 
 
