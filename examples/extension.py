@@ -1,12 +1,11 @@
 """An extension of MCP, on a server and on a client. It uses public names only, so it could be a package of its own."""
 
 # region: extension
-from typing import Any
-
 from msgspec import Struct
 
 from millstream import Client, Context, Server
 from millstream.extensions import Extension, ListRequest, Next, method, notification
+from millstream.protocol import Json
 
 
 class Query(Struct):
@@ -34,8 +33,8 @@ class Stock(Extension):
     async def sold(self, query: Query, ctx: Context) -> None:
         self.copies[query.isbn] -= 1
 
-    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = await next(request)
+    async def on_list(self, request: ListRequest, next: Next) -> list[Json]:
+        items: list[Json] = await next(request)
         return [{**item, "_meta": {**item.get("_meta", {}), "com.example/stock": True}} for item in items]
 
 

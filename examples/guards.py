@@ -3,16 +3,16 @@
 # region: timing
 import logging
 import time
-from typing import Any
 
 from millstream import Server, ToolError
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request
+from millstream.protocol import Json
 
 logger = logging.getLogger("shop")
 
 
 class Timing(Middleware):
-    async def on_call(self, request: Request, next: Next) -> Any:
+    async def on_call(self, request: Request, next: Next) -> object:
         started = time.perf_counter()
         try:
             return await next(request)
@@ -38,13 +38,13 @@ class OpeningHours(Middleware):
     def __init__(self, *, is_open: bool) -> None:
         self.is_open = is_open
 
-    async def on_call(self, request: Request, next: Next) -> Any:
+    async def on_call(self, request: Request, next: Next) -> object:
         if not self.is_open:
             raise ToolError("The shop is closed. Try again tomorrow.")
         request.arguments["isbn"] = request.arguments["isbn"].replace("-", "")
         return f"Thank you! {await next(request)}"
 
-    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+    async def on_list(self, request: ListRequest, next: Next) -> list[Json]:
         items = await next(request)
         return [item for item in items if not item["name"].startswith("_")]
 
@@ -54,7 +54,7 @@ class OpeningHours(Middleware):
 
 # region: translate
 class Translate(Middleware):
-    async def on_call(self, request: Request, next: Next) -> Any:
+    async def on_call(self, request: Request, next: Next) -> object:
         try:
             return await next(request)
         except (TimeoutError, ConnectionError) as error:
@@ -66,10 +66,11 @@ class Translate(Middleware):
 
 # region: message
 class Audit(Middleware):
-    async def on_message(self, request: MessageRequest, next: Next) -> Any:
+    async def on_message(self, request: MessageRequest, next: Next) -> Json:
         request.context.state["asked_at"] = time.time()
         try:
-            return await next(request)
+            result: Json = await next(request)
+            return result
         except Exception as error:
             logger.warning("%s failed: %s", request.method, error)
             raise

@@ -1,14 +1,14 @@
 """A job that orders books every night: it acts for itself, without a person, and signs for who it is."""
 
 from pathlib import Path
-from typing import Any
 
 from millstream import Client, auth
+from millstream.auth.providers import OAuthClient
 from millstream.client import MemoryTokenStore, OAuth, Options
 
 
 # region: client
-def nightly(public_key: Path) -> Any:
+def nightly(public_key: Path) -> OAuthClient:
     """What the server knows of the job: its name, its public key, and what it may do."""
     return auth.client("nightly", jwks=public_key.read_text(), scopes=["orders:write"])
 

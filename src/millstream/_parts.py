@@ -132,6 +132,12 @@ class UpstreamReports(Protocol):
         """Return the facts that explain each upstream's state, for all workers together."""
         ...
 
+    async def count_approvals(self) -> int | None:
+        """Return how many calls wait for another person's approval, or None if no rule asks for one or the store
+        doesn't respond.
+        """
+        ...
+
     def items(self, name: str) -> dict[str, Any] | None:
         """Return an upstream's tools and quarantined definitions on this worker, or None if it doesn't exist."""
         ...

@@ -102,12 +102,9 @@ async def main(url: str, options: dict[str, Any], patterns: list[tuple[str, dict
     lines = asyncio.StreamReader(2**24)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(100))  # a thread for each subscription
-    blocks = options.get("transport") == "blocking"
-    client: Any = (
-        InThreads(hub.connect_blocking(url, token=lambda: next(tokens)))
-        if blocks
-        else hub.connect(url, token=lambda: next(tokens))
-    )
+    face, _, transport = options["transport"].partition("-")
+    given: Any = {"token": lambda: next(tokens), "transport": transport or "sse"}
+    client: Any = InThreads(hub.connect_blocking(url, **given)) if face == "blocking" else hub.connect(url, **given)
     async with client as feed, asyncio.TaskGroup() as tasks:
         logger = logging.getLogger("millstream.hub")
         logger.setLevel(logging.INFO)

@@ -26,9 +26,9 @@ pytestmark = pytest.mark.server
 
 SCRIPT = Path(__file__).with_name("listen.mjs")
 HUB = "examples/hub.py"
-PYTHON, BLOCKING = "python", "blocking"
-TRANSPORTS = ("websocket", "sse", PYTHON, BLOCKING)
-"""The transports of `/hub.js`, and the client in Python."""
+PYTHON = ("python", "blocking", "python-websocket", "blocking-websocket")
+TRANSPORTS = ("websocket", "sse", *PYTHON)
+"""The transports of `/hub.js`, and the two faces of the client in Python with theirs."""
 
 
 class Listener:
@@ -74,7 +74,7 @@ async def listening(
     port: int, patterns: dict[str, dict[str, Any]], path: str = "", **options: Any
 ) -> AsyncIterator[Listener]:
     """Run a client during the block, in Node.js or in Python."""
-    in_python = options.get("transport") in (PYTHON, BLOCKING)
+    in_python = options.get("transport") in PYTHON
     program = [sys.executable, str(SCRIPT.with_suffix(".py"))] if in_python else [NODE, "--no-warnings", str(SCRIPT)]
     arguments = f"http://127.0.0.1:{port}{path}", json.dumps(options), json.dumps([*patterns.items()])
     process = await asyncio.create_subprocess_exec(*program, *arguments, stdin=PIPE, stdout=PIPE)
@@ -222,14 +222,14 @@ async def test_subscription_waits_while_the_caller_is_over_its_rate(tmp_path: Pa
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_lists_of_channels_are_refused(hub: int, transport: str) -> None:
-    """`/events` takes a list, a WebSocket doesn't, so the client accepts one channel for both."""
+    """The server would take them for several channels."""
     async with listening(hub, {"news": {}}, transport=transport) as listener:
         await listener.until("ready")
         listener.call("subscribe", "news,orders")
         assert await listener.line() == [
             "failed",
             {"name": "ValueError", "message": "Pass each channel as a separate argument."}
-            if transport in (PYTHON, BLOCKING)
+            if transport in PYTHON
             else {"name": "TypeError", "message": "Subscribe to each channel separately."},
         ]
 
@@ -348,7 +348,7 @@ async def test_gaps_are_reported_before_the_events_that_remain(hub: int, transpo
         assert listener.values(room) == ["1", "2"]
 
 
-@pytest.mark.parametrize("transport", ["sse", PYTHON, BLOCKING])
+@pytest.mark.parametrize("transport", ["sse", *PYTHON])
 async def test_token_is_renewed_for_each_connection(tmp_path: Path, transport: str) -> None:
     port, key = free_port(), "key-of-the-hub-0123"
     with run_server(run_command(HUB, port, "--auth", key), port, tmp_path / "log"):
@@ -385,7 +385,7 @@ SITES: dict[str, Callable[[Path, int], Any]] = {
 @pytest.mark.parametrize(
     "proxy", [pytest.param("nginx", marks=NEEDS_NGINX), pytest.param("haproxy", marks=NEEDS_HAPROXY)]
 )
-@pytest.mark.parametrize("options", [{}, {"transport": PYTHON}], ids=["js", PYTHON])
+@pytest.mark.parametrize("options", [{}, *({"transport": each} for each in PYTHON[::2])], ids=["js", *PYTHON[::2]])
 async def test_restart_behind_a_proxy_loses_nothing(tmp_path: Path, proxy: str, options: dict[str, Any]) -> None:
     """The server is down twice, with two workers, and the proxy answers for it. nginx's site doesn't pass WebSockets
     on.

@@ -5,13 +5,16 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import httpx2
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from command_line import run_in_process
 from examples import follow_room
@@ -24,6 +27,7 @@ from processes import SharedServer, free_port, run_command, run_server, share_se
 pytestmark = pytest.mark.server
 
 PROGRAM = "examples/hub.py"
+Connect = Callable[..., hub.HubClient]
 STREAM = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 
 
@@ -36,6 +40,12 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServe
 @pytest.fixture
 def url(shared_hub: SharedServer) -> str:
     return f"http://127.0.0.1:{shared_hub.port()}"
+
+
+@pytest.fixture(params=["sse", "websocket"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """`hub.connect` with each transport."""
+    return partial(hub.connect, transport=request.param)
 
 
 @asynccontextmanager
@@ -69,13 +79,15 @@ async def texts(subscription: hub.HubSubscription, count: int) -> list[str]:
     return found
 
 
-async def test_readers_that_join_during_300_publishes_get_every_event_once_and_in_order(url: str) -> None:
+async def test_readers_that_join_during_300_publishes_get_every_event_once_and_in_order(
+    url: str, connect: Connect
+) -> None:
     numbers = [str(number) for number in range(300)]
 
     async def join(feed: hub.HubClient) -> list[str]:
         return await texts(feed.subscribe("join.*", history=1000), len(numbers))
 
-    async with hub.connect(url) as feed, asyncio.TaskGroup() as tasks:
+    async with connect(url) as feed, asyncio.TaskGroup() as tasks:
         readers: list[asyncio.Task[list[str]]] = []
         for number in numbers:
             await feed.publish("join.now", number)
@@ -84,13 +96,13 @@ async def test_readers_that_join_during_300_publishes_get_every_event_once_and_i
     assert [task.result() for task in readers] == [numbers] * 20
 
 
-async def test_subscriptions_and_publishers_survive_restarts(tmp_path: Path) -> None:
+async def test_subscriptions_and_publishers_survive_restarts(tmp_path: Path, connect: Connect) -> None:
     port = free_port()
     command = run_command(PROGRAM, port, "--store", f"sqlite:///{tmp_path}/store.db")
     with ExitStack() as running:
         server = running.enter_context(ExitStack())
         process = server.enter_context(run_server(command, port, tmp_path / "log"))
-        async with hub.connect(f"http://127.0.0.1:{port}") as feed, feed.subscribe("news", "orders.>") as events:
+        async with connect(f"http://127.0.0.1:{port}") as feed, feed.subscribe("news", "orders.>") as events:
             await feed.publish("news", "before")
             assert await texts(events, 1) == ["before"]
             for number in (1, 2):
@@ -108,10 +120,10 @@ async def test_subscriptions_and_publishers_survive_restarts(tmp_path: Path) -> 
             assert await texts(later, 1) == await texts(events, 1) == ["after"]
 
 
-async def test_repeated_ids_are_delivered_once_if_responses_are_lost(url: str) -> None:
+async def test_repeated_ids_are_delivered_once_if_responses_are_lost(url: str, connect: Connect) -> None:
     budgets = iter([0, 10])
     with faulty_proxy(int(url.rpartition(":")[2]), lambda: next(budgets, None)) as proxy:
-        async with hub.connect(url) as direct, hub.connect(f"http://127.0.0.1:{proxy.port}") as feed:
+        async with connect(url) as direct, connect(f"http://127.0.0.1:{proxy.port}") as feed:
             async with direct.subscribe("lost") as events:
                 await feed.publish("lost", "once")
                 await direct.publish("lost", "end")
@@ -119,7 +131,7 @@ async def test_repeated_ids_are_delivered_once_if_responses_are_lost(url: str) -
             assert proxy.connections >= 3
 
 
-async def test_revoked_keys_end_subscriptions_with_an_error(tmp_path: Path) -> None:
+async def test_revoked_keys_end_subscriptions_with_an_error(tmp_path: Path, connect: Connect) -> None:
     def keys(*arguments: str) -> str:
         return run_in_process("keys", *arguments, "--file", str(tmp_path / "keys.json")).stdout.strip()
 
@@ -133,8 +145,8 @@ async def test_revoked_keys_end_subscriptions_with_an_error(tmp_path: Path) -> N
     port = free_port()
     with run_server(run_command(str(program), port), port, tmp_path / "log"):
         async with (
-            hub.connect(f"http://127.0.0.1:{port}", token=key) as feed,
-            hub.connect(f"http://127.0.0.1:{port}", token=lambda: next(tokens)) as renewing,
+            connect(f"http://127.0.0.1:{port}", token=key) as feed,
+            connect(f"http://127.0.0.1:{port}", token=lambda: next(tokens)) as renewing,
             feed.subscribe("news") as events,
         ):
             tokens = iter([key, key, spare, spare, spare])
@@ -146,16 +158,16 @@ async def test_revoked_keys_end_subscriptions_with_an_error(tmp_path: Path) -> N
                 with pytest.raises(hub.HubRefused):
                     await feed.publish("news", "no")
                 waiting = asyncio.create_task(texts(renewed, 1))
-                async with hub.connect(f"http://127.0.0.1:{port}", token=spare) as other:
+                async with connect(f"http://127.0.0.1:{port}", token=spare) as other:
                     await other.publish("news", "still here")
                 assert await waiting == ["still here"]
 
 
-async def test_slow_readers_get_a_gap_and_then_what_remains(tmp_path: Path) -> None:
+async def test_slow_readers_get_a_gap_and_then_what_remains(tmp_path: Path, connect: Connect) -> None:
     port, blob = free_port(), "x" * 100_000
     environment = {"MILLSTREAM_HUB_REPLAY_EVENTS": "20", "MILLSTREAM_HUB_HISTORY": "20"}
     with run_server(run_command(PROGRAM, port), port, tmp_path / "log", **environment):
-        async with hub.connect(f"http://127.0.0.1:{port}") as feed, feed.subscribe("flood") as events:
+        async with connect(f"http://127.0.0.1:{port}") as feed, feed.subscribe("flood") as events:
             for number in range(200):
                 await feed.publish("flood", f"{number} {blob}")
             await feed.publish("flood", "end")
@@ -168,10 +180,10 @@ async def test_slow_readers_get_a_gap_and_then_what_remains(tmp_path: Path) -> N
             assert numbers[-1] == 199
 
 
-async def test_canceled_reads_lose_nothing(url: str) -> None:
+async def test_canceled_reads_lose_nothing(url: str, connect: Connect) -> None:
     found: list[str] = []
     numbers = [str(number) for number in range(200)]
-    async with hub.connect(url) as feed, feed.subscribe("canceled") as events:
+    async with connect(url) as feed, feed.subscribe("canceled") as events:
 
         async def publish() -> None:
             for number in numbers:
@@ -192,8 +204,8 @@ async def test_canceled_reads_lose_nothing(url: str) -> None:
     assert found == numbers
 
 
-async def test_closing_ends_waiting_readers(url: str) -> None:
-    async with hub.connect(url) as feed:
+async def test_closing_ends_waiting_readers(url: str, connect: Connect) -> None:
+    async with connect(url) as feed:
         events, other = feed.subscribe("quiet"), feed.subscribe("quiet")
         async with events, other:
             tasks = [asyncio.create_task(anext(each, None)) for each in (events, other)]
@@ -201,7 +213,7 @@ async def test_closing_ends_waiting_readers(url: str) -> None:
             events.close()
             assert await tasks[0] is None
         assert await tasks[1] is None
-    async with hub.connect("http://127.0.0.1:9") as offline:
+    async with connect("http://127.0.0.1:9") as offline:
         waiting = asyncio.create_task(anext(offline.subscribe("x"), None))
         for _ in range(3):
             await asyncio.sleep(0)
@@ -210,8 +222,8 @@ async def test_closing_ends_waiting_readers(url: str) -> None:
         await feed.publish("quiet", "late")
 
 
-async def test_leaving_a_loop_unsubscribes(url: str) -> None:
-    async with hub.connect(url) as feed, feed.subscribe("$presence.den") as changes:
+async def test_leaving_a_loop_unsubscribes(url: str, connect: Connect) -> None:
+    async with connect(url) as feed, feed.subscribe("$presence.den") as changes:
         await feed.publish("den", "Hello")
         async for _ in feed.subscribe("den", history=1, name="Ada"):
             break
@@ -219,8 +231,8 @@ async def test_leaving_a_loop_unsubscribes(url: str) -> None:
         assert [each.event for each in found if isinstance(each, hub.HubEvent)] == ["join", "leave"]
 
 
-async def test_members_follow_the_name_of_a_subscription(url: str) -> None:
-    async with hub.connect(url) as feed, hub.connect(url) as other:
+async def test_members_follow_the_name_of_a_subscription(url: str, connect: Connect) -> None:
+    async with connect(url) as feed, connect(url) as other:
         async with feed.subscribe("room", name="Ada"):
             found = await other.members("room")
             assert [(each.client_id, each.name) for each in found.members] == [(feed.client_id, "Ada")]
@@ -230,16 +242,20 @@ async def test_members_follow_the_name_of_a_subscription(url: str) -> None:
         assert (event.event, json.loads(event.data)["name"]) == ("leave", "Ada")
 
 
-async def test_silent_connections_are_replaced(url: str) -> None:
+async def test_silent_connections_are_replaced(url: str, connect: Connect) -> None:
     with faulty_proxy(int(url.rpartition(":")[2])) as proxy:
-        async with hub.connect(f"http://127.0.0.1:{proxy.port}") as feed, feed.subscribe("silent") as events:
+        async with connect(f"http://127.0.0.1:{proxy.port}") as feed, feed.subscribe("silent") as events:
             proxy.silence()
-            waiting = asyncio.create_task(texts(events, 1))
+            waiting = asyncio.ensure_future(anext(events))
             async with hub.connect(url) as other:
                 await other.publish("silent", "missed")
-            await asyncio.sleep(0)
-            advance_clock(46)
-            assert await waiting == ["missed"]
+            for _ in range(4):  # a WebSocket sends a ping after 20 seconds, and waits as long for the pong
+                advance_clock(14)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            event = await asyncio.wait_for(waiting, WAIT)
+            assert isinstance(event, hub.HubEvent)
+            assert event.data == "missed"
             assert proxy.connections == 2
 
 
@@ -259,6 +275,79 @@ async def test_servers_that_refuse_for_a_while_are_asked_again_after_that_time()
         await opening
 
 
+async def test_channels_of_a_subscription_share_their_history_and_their_order(url: str, connect: Connect) -> None:
+    room = f"shared-{uuid4()}"
+    async with connect(url) as feed:
+        for number in range(6):
+            await feed.publish(f"{room}.{'ab'[number % 2]}", number)
+        async with feed.subscribe(f"{room}.a", f"{room}.b", history=4) as events:
+            await feed.publish(f"{room}.a", 6)
+            assert await texts(events, 2) == ["2", "3"]
+            position = events.position
+            assert await texts(events, 3) == ["4", "5", "6"]
+        assert await texts(feed.subscribe(f"{room}.>", last_event_id=position), 3) == ["4", "5", "6"]
+
+
+@asynccontextmanager
+async def socket_peer(respond: Callable[[ServerConnection], Awaitable[None]]) -> AsyncIterator[str]:
+    """Run a server whose WebSockets are handled by a function, and yield its URL."""
+    async with serve(respond, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_event_streams_are_used_if_a_proxy_does_not_pass_websockets_on() -> None:
+    plain = "HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    event = 'id: a.1\ndata: {"type":"event","channel":"x","data":"one"}\n\n'
+    async with (
+        peer(plain, STREAM + event, keep=True) as (url, requests),
+        hub.connect(url, transport="websocket", token="key-0123") as feed,
+    ):
+        assert await texts(feed.subscribe("x"), 1) == ["one"]
+    assert [each.split()[1].partition("?")[0] for each in requests] == ["/ws", "/events"]
+    assert "Authorization: Bearer key-0123" in requests[0]
+
+
+async def test_events_that_a_server_cannot_read_are_refused(url: str, connect: Connect) -> None:
+    data: list[object] = []
+    for _ in range(200):
+        data = [data]
+    async with connect(url) as feed:
+        with pytest.raises(hub.HubRefused, match="nested"):
+            await feed.publish("deep", data)
+        assert (await feed.publish("deep", "flat")).id
+
+
+async def test_refusals_on_a_socket_do_not_quote_the_token() -> None:
+    async def respond(socket: ServerConnection) -> None:
+        await socket.send('{"type":"connected"}')
+        await socket.recv()
+        await socket.send('{"type":"error","error":{"code":-32003,"message":"Not with k-123456789."}}')
+        await socket.wait_closed()
+
+    async with (
+        socket_peer(respond) as url,
+        hub.connect(url, token="k-123456789", transport="websocket") as feed,
+    ):
+        with pytest.raises(hub.HubRefused, match="Not with") as caught:
+            await texts(feed.subscribe("x"), 1)
+        assert "k-123456789" not in str(caught.value)
+
+
+async def test_slow_programs_read_why_their_socket_was_closed(caplog: pytest.LogCaptureFixture) -> None:
+    async def respond(socket: ServerConnection) -> None:
+        await socket.send('{"type":"connected"}')
+        start = json.loads(await socket.recv())
+        await socket.send(json.dumps({"type": "position", "id": start.get("last_event_id", "") + "1"}))
+        if start.get("last_event_id"):
+            await socket.send('{"type":"event","channel":"x","data":"one","id":"a"}')
+            await socket.wait_closed()
+        await socket.close(1013, "slow")
+
+    async with socket_peer(respond) as url, hub.connect(url, transport="websocket") as feed:
+        assert await texts(feed.subscribe("x"), 1) == ["one"]
+    assert [each.getMessage() for each in caplog.records if "too slow" in each.getMessage()]
+
+
 async def test_replies_that_a_hub_does_not_send_are_errors() -> None:
     for body, kind, text in (
         ("data: nonsense\n\n", InvalidResponse, "a hub doesn't send"),
@@ -271,10 +360,10 @@ async def test_replies_that_a_hub_does_not_send_are_errors() -> None:
                 await texts(feed.subscribe("x"), 1)
 
 
-async def test_servers_without_a_hub_are_an_error(tmp_path: Path) -> None:
+async def test_servers_without_a_hub_are_an_error(tmp_path: Path, connect: Connect) -> None:
     port = free_port()
     with run_server(run_command("examples/greet.py", port), port, tmp_path / "log"):
-        async with hub.connect(f"http://127.0.0.1:{port}") as feed:
+        async with connect(f"http://127.0.0.1:{port}") as feed:
             for _ in range(2):
                 with pytest.raises(ClientError, match="has no hub"):
                     await texts(feed.subscribe("x"), 1)
@@ -315,7 +404,7 @@ async def test_tokens_are_sent_to_one_server_and_never_quoted() -> None:
             with pytest.raises(hub.HubRefused, match=text) as caught:
                 await texts(feed.subscribe("x"), 1)
             assert "k-123456789" not in str(caught.value)
-            assert requests[0].startswith("GET /base/events?channel=x&envelope=1")
+            assert requests[0].startswith("GET /base/events?channel=x&history=0&envelope=1")
             assert "Authorization: Bearer k-123456789" in requests[0]
 
 
@@ -333,11 +422,18 @@ async def test_arguments_that_cannot_be_sent_are_refused_before_a_request() -> N
         with pytest.raises(ValueError, match="separate argument"):
             feed.subscribe("x,y")
     assert "a\r\n" not in repr(feed)
+    async with hub.connect("http://127.0.0.1:9", token="a\r\nX-Injected: 1", transport="websocket") as feed:
+        with pytest.raises(UnsendableRequest):
+            await feed.publish("x", "y")
+        with pytest.raises(UnsendableRequest):
+            await anext(feed.subscribe("x"))
+    with pytest.raises(ValueError, match='must be "sse" or "websocket", not \'ws\''):
+        hub.connect("http://127.0.0.1:9", transport="ws")  # type: ignore[arg-type]
 
 
-async def test_events_carry_their_publisher_name_and_id(url: str) -> None:
-    async with hub.connect(url) as feed, feed.subscribe("whole") as events:
-        sent = await feed.publish("whole", {"n": 1}, event="said", id="own")
+async def test_events_carry_their_publisher_name_and_id(url: str, connect: Connect) -> None:
+    async with connect(url) as feed, feed.subscribe("whole") as events:
+        sent = await feed.publish("whole", {"n": 1}, event="said", id=f"own-{uuid4()}")
         async with httpx2.AsyncClient(timeout=WAIT) as http:
             await http.post(f"{url}/publish", json={"channel": "whole", "data": "plain"})
         first, second = [await asyncio.wait_for(anext(events), WAIT) for _ in range(2)]

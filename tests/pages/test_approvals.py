@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import expect
 
@@ -29,6 +30,7 @@ class Shop:
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.ada, self.meg = self.add_key("ada"), self.add_key("meg", "--group", "managers")
+        self.operator = self.add_key("ola", "--scope", "millstream:watch")
 
     def add_key(self, *options: str) -> str:
         """Return a new key."""
@@ -92,3 +94,27 @@ def test_manager_approves_a_refund_in_a_browser_while_the_buyer_is_away(tmp_path
         ("tools/call", "ok", "ada", "meg"),
         ("tools/call", "tool_error", "ada", ""),
     ]
+
+
+def test_operator_sees_how_many_calls_wait_for_approval_and_not_whose(tmp_path: Path, open_page: OpenPage) -> None:
+    shop = Shop(tmp_path)
+    command = [*COMMAND, "gateway", "refunds.toml", "--port", str(shop.port), "--serve", "web"]
+    with start_program(command, shop.port, tmp_path / "log", cwd=tmp_path, env=shop.environment):
+        page = open_page(f"{shop.url}/gateway", lossy=True)
+        page.get_by_label("Key").fill(shop.operator)
+        page.keyboard.press("Enter")
+        waiting = page.locator("#approval-count")
+        expect(waiting).to_have_text("0")
+        for order in ("7", "8"):
+            shop.call("shop_refund", order=order, amount=250)
+        expect(waiting).to_have_text("2")
+
+        asking = {"authorization": f"Bearer {shop.operator}"}
+        report = httpx2.get(f"{shop.url}/gateway/upstreams", headers=asking)
+        assert report.json()["approvals"] == 2
+        assert "ada" not in report.text
+        deciding = {"authorization": f"Bearer {shop.meg}", "accept": "application/json"}
+        (first, _) = httpx2.get(f"{shop.url}/approvals", headers=deciding).json()["requests"]
+        answer = {"answer": "decline"}
+        assert httpx2.post(f"{shop.url}/approvals/{first['id']}", data=answer, headers=deciding).is_success
+        expect(waiting).to_have_text("1")

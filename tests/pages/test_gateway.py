@@ -15,11 +15,19 @@ pytestmark = pytest.mark.server
 PROGRAM = """
 import sys
 from pathlib import Path
+from msgspec import Struct
 from millstream import Server
 from millstream._gateway.options.policy import UpstreamPolicy
+from millstream.extensions.events import Events
 
 folder = Path(__file__).parent
-mcp = Server("office")
+mcp = Server("office", serve="hub")
+events = mcp.extend(Events())
+
+@events.event("book.ordered")
+class BookOrdered(Struct):
+    isbn: str
+
 shop = Server("shop")
 
 @shop.tool
@@ -86,7 +94,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared_office(folder: Path) -> Iterator[SharedServer]:
-    with share_server(lambda port: run_command(str(folder / "office.py"), port, "--serve", "web"), folder) as server:
+    with share_server(
+        lambda port: run_command(str(folder / "office.py"), port, "--serve", "web,hub"), folder
+    ) as server:
         yield server
 
 
@@ -113,6 +123,9 @@ def test_gateway_page_shows_state_metrics_and_tools(office: str, open_page: Open
     for name in ("bookshop", "warehouse"):
         expect(row(page, name)).to_contain_text("Ready")
     expect(row(page, "warehouse")).to_contain_text("1 of 64")
+    expect(page.locator("#event-count")).to_have_text("1")
+    expect(page.locator("#event-count")).to_have_attribute("title", "book.ordered")
+    expect(page.locator("#approval-count")).to_have_text("–")
     assert call(office, "bookshop_order", {"isbn": "1"})
     expect(page.locator("#call-count")).to_have_text(re.compile("[1-9]"))
     choose(page, "calendar")

@@ -46,7 +46,7 @@ BAD = [
     ('{"type":"subscribe","channel":"a b","id":1}', -32602),
     ('{"type":"subscribe","channel":"a\\u0000","id":1}', -32602),
     ('{"type":"subscribe","channel":"","id":1}', -32602),
-    ('{"type":"subscribe","channel":"a,b","id":1}', -32602),
+    ('{"type":"subscribe","channel":"a,,b","id":1}', -32602),
     ('{"type":"subscribe","channel":"$client.x","id":1}', -32003),
     ('{"type":"subscribe","name":"a\\nb","id":1}', -32602),
     ('{"type":"unsubscribe","channel":"nowhere","id":1}', -32602),
@@ -129,6 +129,19 @@ async def test_published_events_reach_other_sockets(way: str) -> None:
         assert event == {
             "type": "event", "channel": "news.a", "event": "tick", "id": sent["event_id"], "data": '{"n":1}',
         }  # fmt: skip
+
+
+async def test_one_subscription_can_have_several_channels_and_a_client_id() -> None:
+    async with world() as app, app.client() as one, app.client() as other:
+        await recv_json(one), await recv_json(other)
+        await send_json(other, {"type": "subscribe", "channel": "a,b.*", "name": "Ada", "client_id": "ada"})
+        assert [(await recv_json(other))["type"] for _ in range(2)] == ["position", "subscribed"]
+        members = await ask(one, {"type": "members", "channel": "a"})
+        assert [(each["client_id"], each["name"]) for each in members["members"]] == [("ada", "Ada")]
+        for channel in ("b.c", "a"):
+            await ask(one, {"type": "publish", "channel": channel, "data": channel})
+            assert (await recv_json(other))["data"] == channel
+        assert (await ask(other, {"type": "unsubscribe", "channel": "a,b.*"}))["type"] == "unsubscribed"
 
 
 async def test_unsubscribing_stops_events_and_keeps_the_socket_open() -> None:
@@ -222,6 +235,7 @@ async def test_sockets_subscribe_to_as_many_channels_as_the_setting_allows() -> 
                 f"Too many subscribers (channels on one socket: {most}). Unsubscribe from one first."
             )
             assert (await change("unsubscribe", "c0"))["type"] == "unsubscribed"
+            assert "channels on one socket" in (await change("subscribe", "more,others"))["error"]["message"]
             assert (await change("subscribe", "more"))["type"] == "subscribed"
 
 

@@ -25,7 +25,12 @@ from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough, find_obstacle
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
-from millstream._gateway.rules.requests import ANSWER_APPROVAL, GET_APPROVED_RESULT, is_any_approver
+from millstream._gateway.rules.requests import (
+    ANSWER_APPROVAL,
+    GET_APPROVED_RESULT,
+    ApprovalRequests,
+    is_any_approver,
+)
 from millstream._gateway.rules.results import READ_RESOURCE
 from millstream._gateway.upstreams.links import LEFT_SECONDS, MAX_OWN_SESSIONS, SESSIONS_PREFIX
 from millstream._gateway.upstreams.mcp import McpUpstream
@@ -390,6 +395,15 @@ class GatewayPart:
     def describe_states(self) -> list[Json]:
         """See `UpstreamReports`."""
         return [{name: report[name] for name in UpstreamState.__struct_fields__} for report in self.describe_all()]
+
+    async def count_approvals(self) -> int | None:
+        """See `UpstreamReports`."""
+        if not any(each.config.asks_others for each in self.upstreams.values()):
+            return None
+        try:
+            return await ApprovalRequests(self._host.services).count_pending()
+        except StoreUnavailable:
+            return None
 
     def items(self, name: str) -> Json | None:
         """Return the tools of an upstream, largest first, and its quarantined items, or None if it's unknown."""

@@ -14,7 +14,7 @@ JSON-RPC messages are as in MCP. Each other message is an object with a ``type``
 with its answer. ::
 
     {"type": "mcp_call", "tool", "arguments"?}                    {"type": "mcp_result", "tool", "result"}
-    {"type": "subscribe", "channel"?, "last_event_id"?, "name"?, "history"?}
+    {"type": "subscribe", "channel"?, "last_event_id"?, "client_id"?, "name"?, "history"?}
                                                                   {"type": "subscribed", "channel"}
     {"type": "unsubscribe", "channel"?}                           {"type": "unsubscribed", "channel"}
     {"type": "publish", "data", "channel"?, "event"?, "event_id"?}
@@ -82,7 +82,9 @@ class _CallMessage(Struct, gc=False):
 
 class _Subscribe(Struct, gc=False):
     channel: str = DEFAULT
+    """Channels and patterns, separated by commas as in `/events`."""
     last_event_id: str = ""
+    client_id: str = ""
     name: str = ""
     history: int = 0
 
@@ -251,20 +253,22 @@ class Dialect(Struct, eq=False):
         return self._hub
 
     async def subscribe(self, message: _Subscribe, id: Raw) -> None:
-        """Subscribe to a channel, from now on or after an event id."""
+        """Subscribe to channels, from now on or after an event id."""
         hub, channel = self._need_hub(), message.channel
+        names = channel.split(",")
         if channel in self._subscriptions:
             raise ProtocolError(INVALID_REQUEST, f"This socket is already subscribed to {channel!r}.")
         most = hub.limits.max_channels_per_subscriber
-        if len(self._subscriptions) >= most:
+        others = sum(each.count(",") + 1 for each in self._subscriptions)
+        if others and others + len(names) > most:
             raise LimitExceeded(SOCKET_CHANNELS, most)
         self._subscriptions[channel] = await hub.subscribe(
-            (channel,),
+            names,
             self._outbox,
             encode=_encode_full if knows_identities(self._peer.principal) else encode_event,
             last_event_id=message.last_event_id,
             history=min(max(message.history, 0), MAX_HISTORY),
-            client_id=self._connection.id if message.name else "",
+            client_id=message.client_id or (self._connection.id if message.name else ""),
             name=message.name,
             principal=self._peer.principal,
             address=self._peer.peer,

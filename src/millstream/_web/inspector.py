@@ -304,6 +304,10 @@ _SANDBOX_HEADERS = b"x-content-type-options: nosniff\r\ncontent-security-policy:
 """Headers that keep browsers from running other servers' responses as pages of this one."""
 _BUSY = refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
 _UNKNOWN = refusal(404, "This server can't be inspected. Start this program with --inspect URL to add it.")
+_COMMANDS = (
+    'A page can\'t start a command. Serve it in a terminal, `millstream run "COMMAND" --port 8001`, and enter '
+    "http://127.0.0.1:8001/mcp."
+)
 _MAX_SERVERS = 100
 
 
@@ -353,7 +357,8 @@ class Inspector:
         """Handle `POST {"url": …}`: add a server until this worker stops, and return its `name` and `url`.
 
         Only in development, and only for our own page: other pages, and apps in the inspector's frames, could otherwise
-        reach what this machine can reach. Commands can't be added, because they'd run with this program's rights.
+        reach what this machine can reach. Commands can't be added, because they'd run with this program's rights:
+        other users' programs on this machine can send the headers of our page, and a link to it can name a server.
         """
         if not is_same_origin(request):
             return _NOT_OWN_PAGE
@@ -364,7 +369,7 @@ class Inspector:
         except msgspec.MsgspecError:
             return _MALFORMED
         except ValueError as exc:
-            return plain_problem(400, str(exc))
+            return plain_problem(400, f"{exc} {_COMMANDS}")
         known = {str(each): name for name, each in self._urls.items()}
         name = known.get(str(url)) or sha256(str(url).encode()).hexdigest()[:16]  # the same after a restart
         if name not in self._urls and len(self._urls) >= _MAX_SERVERS:

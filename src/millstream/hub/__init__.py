@@ -18,7 +18,8 @@ from millstream.hub._subscriber import Encode, Subscription
 
 if TYPE_CHECKING:
     from millstream.hub._blocking import BlockingHubClient, BlockingSubscription, connect_blocking
-    from millstream.hub._client import EventGap, HubClient, HubRefused, HubSubscription, connect
+    from millstream.hub._client import EventGap, HubClient, HubSubscription, connect
+    from millstream.hub._streams import HubRefused
 
 _HOMES = {
     "BlockingHubClient": "_blocking",
@@ -27,7 +28,7 @@ _HOMES = {
     "HubSubscription": "_client",
     "EventGap": "_client",
     "HubClient": "_client",
-    "HubRefused": "_client",
+    "HubRefused": "_streams",
     "connect": "_client",
 }
 """Public name -> module, imported on first use, so that a server doesn't load the client."""

@@ -11,7 +11,7 @@ from millstream._copies import NotCopyable
 from millstream._http.client import ClientError
 from millstream._override import override
 from millstream._tasks import LoopThread, make_blocking
-from millstream.hub._client import EventGap, HubClient, HubSubscription
+from millstream.hub._client import EventGap, HubClient, HubSubscription, HubTransport
 from millstream.hub._event import HubEvent
 
 _NOT_CONNECTED = "The client isn't connected. Use `with hub.connect_blocking(…) as feed:`."
@@ -145,7 +145,11 @@ class BlockingHubClient(NotCopyable):
 
 
 def connect_blocking(
-    url: str, *, token: str | Callable[[], str] = "", tls: ssl.SSLContext | None = None
+    url: str,
+    *,
+    token: str | Callable[[], str] = "",
+    tls: ssl.SSLContext | None = None,
+    transport: HubTransport = "sse",
 ) -> BlockingHubClient:
     """Connect to the hub of a server, for programs without `async`.
 
@@ -153,6 +157,7 @@ def connect_blocking(
         url: The server's URL, such as ``https://example.com``, without ``/mcp``.
         token: A key, an access token, or a function that returns a current one for each request.
         tls: Certificates to trust or present. By default, the system's.
+        transport: As for `connect`.
 
     Raises:
         TargetError: The URL isn't one of a server.
@@ -162,4 +167,5 @@ def connect_blocking(
             for event in feed.subscribe("orders.*", history=10):
                 print(event)
     """
-    return BlockingHubClient(HubClient(url, partial(to_thread, token) if callable(token) else token, tls))
+    current = partial(to_thread, token) if callable(token) else token
+    return BlockingHubClient(HubClient(url, current, tls, transport))

@@ -1,7 +1,8 @@
 """A client for the hub of another server. Its subscriptions reconnect and resume like those of ``/hub.js``.
 
-A subscription reads its stream only while the program waits for the next event. A program that's too slow fills the
-buffers of its connection, the server disconnects it, and it resumes, after a gap if it missed events.
+A subscription has its own event stream or WebSocket, and reads it only while the program waits for the next event. A
+program that's too slow fills the buffers of its connection, the server disconnects it, and it resumes, after a gap if
+it missed events.
 """
 
 import asyncio
@@ -10,67 +11,66 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from math import inf
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlencode
 from uuid import uuid4
 from weakref import WeakSet
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._confidential import Confidential
 from millstream._copies import NotCopyable
 from millstream._http.client import (
-    Body,
     ClientError,
     ConnectFailed,
     ConnectionLost,
     InvalidResponse,
     TargetError,
-    TooLarge,
 )
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import parse_url
 from millstream._override import override
-from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.redaction import redact
-from millstream._protocol.sse import MAX_EVENT_BYTES, Decoder, SseEvent
+from millstream._protocol.sse import SseEvent
 from millstream._tasks import retry_delay
-from millstream._text import INVISIBLE
 from millstream._version import __version__
 from millstream.hub._event import CUT, GAP, UNAVAILABLE, HubEvent, PublishResult
 from millstream.hub._presence import MemberList
+from millstream.hub._streams import (
+    MAX_BODY,
+    RESPONSE_TIMEOUT,
+    TOO_SLOW,
+    EventStream,
+    HubRefused,
+    HubSocket,
+    HubStream,
+    Problem,
+    clean,
+    decode,
+    open_hub_socket,
+)
 
 T = TypeVar("T")
 Token = str | Callable[[], str | Awaitable[str]]
+HubTransport = Literal["sse", "websocket"]
 
 logger = logging.getLogger("millstream.hub")
 
-_SILENCE_TIMEOUT = 45.0
-"""Seconds after which a stream without any bytes is dead. By default, servers send something every 15 seconds."""
-_RESPONSE_TIMEOUT = 15.0
 _STABLE_SECONDS = 2.0
 """A stream that ends earlier counts as a failure."""
 _MAX_RETRY_AFTER = 300.0
 _PUBLISH_SECONDS = 60.0
 """Seconds in which requests are retried. Hubs recognize an id for two minutes."""
 _MAX_STREAMS = 1000
-_MAX_BODY = 16 * 1024 * 1024
-_MAX_DETAIL = 500
 _REFUSALS = frozenset({400, 401, 403})
 _TEMPORARY = (ConnectFailed, ConnectionLost, InvalidResponse)
-
-
-class HubRefused(ClientError):
-    """The hub refuses a request, and repeating it won't help: ``except HubRefused as error: print(error.status)``.
-
-    If `retry_after` isn't None, the request can be repeated after that many seconds.
-    """
 
 
 class EventGap(Struct, frozen=True):
@@ -80,13 +80,6 @@ class EventGap(Struct, frozen=True):
     """``trimmed`` (the hub no longer keeps the events), ``expired``, ``lost``, ``epoch``, or ``unknown``, after which
     events may be repeated.
     """
-
-
-class _Problem(Struct):
-    """The body of an error (RFC 9457), or the data of `EventGap` and of the hub's other own events."""
-
-    detail: str = ""
-    reason: str = ""
 
 
 class HubSubscription(NotCopyable):
@@ -102,16 +95,14 @@ class HubSubscription(NotCopyable):
     _COPY_ADVICE = "Subscribe to the same channels again."
 
     def __init__(
-        self, open: Callable[[str], Awaitable[Any]], title: str, query: str, last_event_id: str, max_refusals: int
+        self, open: Callable[[str], Awaitable[Any]], title: str, last_event_id: str, max_refusals: int
     ) -> None:
         """`HubClient.subscribe` creates it."""
         self._open = open
         self._title = title
-        self._query = query
         self._max_refusals = max_refusals
         self._position = last_event_id
-        self._stream: Body | None = None
-        self._decoder = Decoder()
+        self._stream: HubStream | None = None
         self._events = deque[SseEvent]()
         self._closed = False
         self._failures = 0
@@ -172,10 +163,20 @@ class HubSubscription(NotCopyable):
 
     async def _advance(self) -> None:
         """Connect or read. The state stays valid if the task is canceled."""
-        if self._stream is None:
-            await self._connect()
-        else:
-            await self._receive(self._stream)
+        try:
+            if self._stream is None:
+                await self._connect()
+            else:
+                await self._receive(self._stream)
+        except HubRefused as exc:
+            self._refusals += exc.retry_after is None
+            if self._refusals > self._max_refusals:
+                raise
+            self._fail(exc)
+        except _TEMPORARY as exc:
+            if exc.status == HTTPStatus.NOT_FOUND and not self._failures:  # later, a proxy may answer for the server
+                raise
+            self._fail(exc)
 
     async def _connect(self) -> None:
         """Wait until the next attempt and connect."""
@@ -184,89 +185,50 @@ class HubSubscription(NotCopyable):
             if self._retry_at > asyncio.get_running_loop().time():
                 async with asyncio.timeout_at(self._retry_at):
                     await self._wake.wait()
-        if self._closed:
-            return
-        start = urlencode({"last_event_id": self._position} if self._position else {})
-        try:
-            stream = await self._open(f"{self._query}&{start}")
-        except HubRefused as exc:
-            self._refusals += 1
-            if self._refusals > self._max_refusals:
-                raise
-            self._fail(exc)
-        except _TEMPORARY as exc:
-            if exc.status == HTTPStatus.NOT_FOUND and not self._failures:  # later, a proxy may answer for the server
-                raise
-            self._fail(exc)
-        else:
-            self._refusals = 0
-            self._stream, self._decoder = stream, Decoder()
+        if not self._closed:
+            self._stream = await self._open(self._position)
 
-    async def _receive(self, stream: Body) -> None:
-        decoder = self._decoder
-        try:
-            async with asyncio.timeout(_SILENCE_TIMEOUT):
-                chunk = await stream.read()
-            if not chunk:
-                raise ConnectionLost("The server ended the stream.")
-            self._events.extend(decoder.feed(chunk))
-            is_ready = self._events or decoder.last_event_id
-            if self._opened_at == inf and is_ready and all(event.event != UNAVAILABLE for event in self._events):
+    async def _receive(self, stream: HubStream) -> None:
+        self._events.extend(await stream.read())
+        if self._opened_at == inf and (self._events or stream.position):
+            self._refusals = 0
+            if all(event.event != UNAVAILABLE for event in self._events):
                 self._opened_at = asyncio.get_running_loop().time()
                 logger.info("Subscribed to %s", self._title)
-        except TimeoutError:
-            self._fail(ConnectionLost("The server stopped responding."))
-        except ClientError as exc:
-            self._fail(exc)
-        except ProtocolError as exc:
-            raise TooLarge(f"The server sent an event of more than {MAX_EVENT_BYTES:,} bytes.") from exc
-        else:
-            if not self._events:
-                self._position = decoder.last_event_id or self._position
+        if not self._events:
+            self._position = stream.position or self._position
 
     def _read(self, event: SseEvent) -> HubEvent | EventGap | None:
         data = event.data.encode()
         if event.event not in (GAP, CUT, UNAVAILABLE):
-            return _decode(data, HubEvent)
-        problem = _decode(data, _Problem)
+            return decode(data, HubEvent)
+        problem = decode(data, Problem)
         if event.event == GAP:
             return EventGap(problem.reason)
-        self._fail(ConnectionLost(_clean(problem.detail) or "The program was too slow, so the server disconnected it."))
+        self._fail(ConnectionLost(clean(problem.detail) or TOO_SLOW))
         return None
 
     def _fail(self, error: ClientError) -> None:
         """Disconnect and set the time of the next attempt."""
+        retry_ms = self._stream.retry_ms if self._stream is not None else None
         self._disconnect()
         if self._closed:
             return
         now = asyncio.get_running_loop().time()
         if now - self._opened_at > _STABLE_SECONDS:
             self._failures = 0
-        retry_after = error.retry_after or (self._decoder.retry_ms or 0) / 1000
+        retry_after = error.retry_after or (retry_ms or 0) / 1000
         delay = min(retry_after, _MAX_RETRY_AFTER) + _back_off(self._failures, error.status)
         self._retry_at = now + delay
         level = logging.INFO if self._failures else logging.WARNING
         logger.log(level, "Disconnected from %s, retrying in %.1f s: %s", self._title, delay, error)
         self._failures += 1
         self._opened_at = inf
-        self._decoder = Decoder()
 
     def _disconnect(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-
-def _decode(data: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except MALFORMED as exc:
-        raise InvalidResponse("The server sent something that a hub doesn't send. Check the URL.") from exc
-
-
-def _clean(text: str) -> str:
-    """Return a server's text for an error and the log, on one line."""
-    return " ".join(INVISIBLE.sub(" ", text[:_MAX_DETAIL]).split())
 
 
 def _back_off(failures: int, status: int = 0) -> float:
@@ -281,11 +243,14 @@ class HubClient(Confidential, NotCopyable):
         url: See `connect`.
         token: See `connect`.
         tls: See `connect`.
+        transport: See `connect`.
     """
 
     _COPY_ADVICE = "Connect again with the same arguments."
 
-    def __init__(self, url: str, token: Token, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, url: str, token: Token, tls: ssl.SSLContext | None, transport: HubTransport) -> None:
+        if transport not in ("sse", "websocket"):
+            raise ValueError(f'The transport must be "sse" or "websocket", not {transport!r}.')
         self._url = parse_url(url)
         if self._url.scheme not in ("http", "https"):
             raise TargetError(f"{url} isn't the URL of a hub. Use the server's URL, such as https://example.com.")
@@ -294,6 +259,7 @@ class HubClient(Confidential, NotCopyable):
         self._tls = tls
         self._pool: ConnectionPool | None = None
         self._subscriptions = WeakSet[HubSubscription]()
+        self._uses_sockets = transport == "websocket"
         self.client_id: str = str(uuid4())
         """The id of this client as a member of channels."""
 
@@ -303,7 +269,7 @@ class HubClient(Confidential, NotCopyable):
 
     async def __aenter__(self) -> Self:
         self._pool = ConnectionPool(
-            self._url, max_connections=_MAX_STREAMS, max_body=_MAX_BODY, connect_timeout=_RESPONSE_TIMEOUT,
+            self._url, max_connections=_MAX_STREAMS, max_body=MAX_BODY, connect_timeout=RESPONSE_TIMEOUT,
             tls=self._tls,
         )  # fmt: skip
         return self
@@ -331,15 +297,14 @@ class HubClient(Confidential, NotCopyable):
         Raises:
             ValueError: A channel contains a comma.
         """
-        query = [("channel", each) for each in (channel, *more)]
-        if any("," in each for _, each in query):  # the server would split it
+        channels = (channel, *more)
+        if any("," in each for each in channels):  # the server would split it
             raise ValueError("Pass each channel as a separate argument.")
-        query += [("envelope", "1"), ("history", str(history))]
-        if name:
-            query += [("client_id", self.client_id), ("name", name)]
-        title = f"{', '.join((channel, *more))} at {self}"
+        member = {"client_id": self.client_id, "name": name} if name else {}
+        options = {"channel": ",".join(channels), "history": history, **member}
+        title = f"{', '.join(channels)} at {self}"
         # A function may return another token after a refusal.
-        subscription = HubSubscription(self._open, title, urlencode(query), last_event_id, int(callable(self._token)))
+        subscription = HubSubscription(partial(self._open, options), title, last_event_id, int(callable(self._token)))
         self._subscriptions.add(subscription)
         return subscription
 
@@ -386,32 +351,70 @@ class HubClient(Confidential, NotCopyable):
         for subscription in self._subscriptions:
             subscription.retry_now()
 
-    async def _open(self, query: str) -> Body:
-        reply, token = await self._send("GET", f"events?{query}", "text/event-stream")
+    async def _open(self, options: dict[str, Any], position: str) -> HubStream:
+        """Start a subscription with options of the hub's dialect, which are also those of `/events`."""
+        start = options | ({"last_event_id": position} if position else {})
+        socket = await self._open_socket(msgspec.json.encode({"type": "subscribe", **start}))
+        if socket is not None:
+            return socket
+        reply, token = await self._send("GET", f"events?{urlencode({**start, 'envelope': 1})}", "text/event-stream")
         if reply.status != 200 or reply.stream is None:
             raise self._failure(reply, token, is_stream=True)
-        return reply.stream
+        return EventStream(reply.stream)
+
+    async def _open_socket(self, message: bytes) -> HubSocket | None:
+        """Return a WebSocket on which a message was sent, or None to use an event stream."""
+        if not self._uses_sockets:
+            return None
+        headers, token = await self._headers()
+        scheme = "wss" if self._url.secure else "ws"
+        url = replace(self._url, scheme=scheme, target=f"{self._base}/ws")
+        try:
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                found = await open_hub_socket(url, headers, self._tls, token, message)
+        except TimeoutError as exc:
+            raise self._timed_out() from exc
+        if not isinstance(found, HttpReply):
+            return found
+        if found.status != HTTPStatus.UPGRADE_REQUIRED:
+            raise self._failure(found, token, is_stream=True)
+        logger.warning("A proxy doesn't pass WebSockets on to %s. Using event streams.", self)
+        self._uses_sockets = False
+        return None
+
+    async def _headers(self) -> tuple[dict[str, str], str]:
+        """Return headers for a request, and the token that they contain."""
+        self._require_pool()
+        token = self._token() if callable(self._token) else self._token
+        token = token if isinstance(token, str) else await token
+        authorization = {"Authorization": f"Bearer {token}"} if token else {}
+        return {"User-Agent": f"millstream/{__version__}", **authorization}, token
 
     async def _send(self, method: str, path: str, accept: str, body: bytes = b"") -> tuple[HttpReply, str]:
         """Return the reply, and the token that was sent."""
-        if self._pool is None:
-            raise ClientError("The client isn't connected. Use `async with hub.connect(…) as feed:`.")
-        token = self._token() if callable(self._token) else self._token
-        token = token if isinstance(token, str) else await token
+        common, token = await self._headers()
         headers = {
             "Host": self._url.authority,
-            "User-Agent": f"millstream/{__version__}",
             "Accept": accept,
             "Accept-Encoding": "identity",
             **({"Content-Type": "application/json"} if body else {}),
-            **({"Authorization": f"Bearer {token}"} if token else {}),
+            **common,
         }
         request = encode_request(method, f"{self._base}/{path}", encode_headers(headers), body)
+        pool = self._require_pool()
         try:
-            async with asyncio.timeout(_RESPONSE_TIMEOUT):
-                return await self._pool.send(request, repeatable=True), token
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                return await pool.send(request, repeatable=True), token
         except TimeoutError as exc:
-            raise ConnectionLost(f"{self} didn't respond within {_RESPONSE_TIMEOUT:.0f} seconds.") from exc
+            raise self._timed_out() from exc
+
+    def _timed_out(self) -> ConnectionLost:
+        return ConnectionLost(f"{self} didn't respond within {RESPONSE_TIMEOUT:.0f} seconds.")
+
+    def _require_pool(self) -> ConnectionPool:
+        if self._pool is None:
+            raise ClientError("The client isn't connected. Use `async with hub.connect(…) as feed:`.")
+        return self._pool
 
     def _failure(self, reply: HttpReply, token: str, *, is_stream: bool) -> ClientError:
         """Return the error for a response that can't be used. Streams are retried unless the hub itself refuses."""
@@ -420,7 +423,7 @@ class HubClient(Confidential, NotCopyable):
         is_ours = reply.media_type == "application/problem+json"
         if is_ours:
             with suppress(InvalidResponse):
-                detail = redact(_decode(reply.body, _Problem).detail, {token})
+                detail = redact(decode(reply.body, Problem).detail, {token})
         location = reply.header(b"location")
         if location:
             detail = f"{self} redirects to {location}. If you trust that server, use its URL."
@@ -428,7 +431,7 @@ class HubClient(Confidential, NotCopyable):
         kind = HubRefused if location or is_final else ConnectionLost
         missing = f"{self} has no hub. Check the URL, which ends before /mcp, and that the server serves its hub."
         fallback = missing if status == HTTPStatus.NOT_FOUND else f"{self} responded with status {status}."
-        error = kind(_clean(detail) or fallback)
+        error = kind(clean(detail) or fallback)
         error.status, error.detail = status, detail
         error.retry_after = reply.retry_after
         return error
@@ -441,7 +444,7 @@ class HubClient(Confidential, NotCopyable):
                 reply, token = await self._send(method, path, "application/json", body)
                 if reply.status != 200:
                     raise self._failure(reply, token, is_stream=False)
-                return _decode(reply.body, kind)
+                return decode(reply.body, kind)
             except (HubRefused, *_TEMPORARY) as exc:
                 delay = (exc.retry_after or 0.0) + _back_off(attempt)
                 if (isinstance(exc, HubRefused) and exc.retry_after is None) or now() + delay > end:
@@ -452,13 +455,17 @@ class HubClient(Confidential, NotCopyable):
             await asyncio.sleep(delay)
 
 
-def connect(url: str, *, token: Token = "", tls: ssl.SSLContext | None = None) -> HubClient:
+def connect(
+    url: str, *, token: Token = "", tls: ssl.SSLContext | None = None, transport: HubTransport = "sse"
+) -> HubClient:
     """Connect to the hub of a server.
 
     Args:
         url: The server's URL, such as ``https://example.com``, without ``/mcp``.
         token: A key, an access token, or a function that returns a current one for each request and may be async.
         tls: Certificates to trust or present. By default, the system's.
+        transport: How subscriptions receive events: ``"sse"`` for event streams, or ``"websocket"`` for a WebSocket
+            each. If a proxy doesn't pass these on, event streams are used.
 
     Raises:
         TargetError: The URL isn't one of a server.
@@ -468,4 +475,4 @@ def connect(url: str, *, token: Token = "", tls: ssl.SSLContext | None = None) -
             async for event in feed.subscribe("orders.*", history=10):
                 print(event)
     """
-    return HubClient(url, token, tls)
+    return HubClient(url, token, tls, transport)

@@ -283,8 +283,10 @@ def _upstream_handlers(host: PartHost, gateway: UpstreamReports, info: Mapping[s
 
     async def describe(request: HttpRequest) -> Response:
         await gateway.ask_workers()
-        configuration, sets = host.reports.get("configuration", dict), host.reports.get("sets", list)
-        return reply({**info, "upstreams": gateway.describe_all(), "configuration": configuration(), "sets": sets()})
+        kinds = {"configuration": dict, "sets": list, "events": list}
+        reports = {name: host.reports.get(name, kind)() for name, kind in kinds.items()}
+        approvals = await gateway.count_approvals()
+        return reply({**info, "upstreams": gateway.describe_all(), "approvals": approvals, **reports})
 
     async def items(request: HttpRequest) -> Response:
         """Handle ``?upstream=``, the name of an upstream."""

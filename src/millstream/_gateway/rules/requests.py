@@ -281,6 +281,10 @@ class ApprovalRequests:
                 return name, raw, request
         raise AnswerRefused(404, _UNKNOWN)
 
+    async def count_pending(self) -> int:
+        """Return how many requests wait for an answer."""
+        return len(self._decode(await self._services.store.kv.get(_LIST)))
+
     async def answer(
         self, id: str, principal: Principal | None, dispatcher: Dispatcher, *, approve: bool, transport: str = "http"
     ) -> str:

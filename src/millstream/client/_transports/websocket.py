@@ -2,21 +2,15 @@
 
 import asyncio
 import os
-import ssl
 from collections.abc import Collection, Mapping
-from functools import partial
-from typing import Any, cast
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from millstream._http.client import Inflow
-from millstream._http.client.connection import too_large
-from millstream._http.client.pool import connect_error
-from millstream._http.client.url import Url, parse_url, proxy_for
-from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
+from millstream._http.client.url import Url
+from millstream._http.client.websocket import ClientSocket, open_socket
 from millstream._override import override
 from millstream._protocol.redaction import environment_secrets, find_query_secrets, find_secrets, redact, secret_parts
 from millstream._tasks import Tasks
@@ -27,78 +21,12 @@ from millstream.client._errors import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
-    InvalidResponse,
     NotMcp,
-    TargetError,
-    TooLarge,
 )
 from millstream.client._transports import DuplexTransport, Listener, Options
 
-_MESSAGE_TOO_BIG = 1009
 _CLOSE_TIMEOUT = 2.0
 """Seconds for the closing handshake."""
-
-
-class _Connect(connect):
-    """Doesn't follow redirects to other servers, because the headers are for this one only."""
-
-    @override
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        try:
-            target = super().process_redirect(exc)
-            stays = not isinstance(target, str) or parse_url(target).origin == parse_url(self.uri).origin
-        except (ValueError, TargetError):  # not a URL
-            return exc
-        return target if stays else exc
-
-
-class _Socket(ClientConnection, asyncio.BufferedProtocol):
-    """Reads in pieces, so that tiny frames can't block the event loop, and disconnects a server that doesn't read
-    pongs."""
-
-    def __init__(self, inflow: Inflow, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._inflow = inflow
-        self._piece = bytearray(PIECE)
-        self._unfinished_bytes = 0
-        """Bytes received since the last complete message."""
-        self._pong_bytes = 0
-        """Bytes of pongs since the server last read everything."""
-        self.fault: ClientError | None = None
-
-    @override
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._piece
-
-    @override
-    def buffer_updated(self, nbytes: int) -> None:
-        transport = self.transport
-        before = transport.get_write_buffer_size()
-        self.data_received(bytes(self._piece[:nbytes]))
-        unread = transport.get_write_buffer_size()
-        self._pong_bytes = self._pong_bytes + max(0, unread - before) if unread else 0
-        try:
-            self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, self._unfinished_bytes + nbytes)
-        except TooLarge as exc:
-            self.fault = exc
-        if self.fault is not None or self._pong_bytes > MAX_UNREAD:
-            transport.abort()
-
-    async def receive(self, most: int) -> bytes:
-        """Return the next message, up to a maximum number of fragments."""
-        parts: list[bytes] = []
-        async for part in self.recv_streaming(decode=False):
-            parts.append(part)
-            if len(parts) > most:
-                self.fault = InvalidResponse("The server sent a message in too many small fragments.")
-                self.transport.abort()
-        self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, 0)
-        return b"".join(parts)
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, 0)
-        super().connection_lost(exc)
 
 
 class WebSocketTransport(DuplexTransport):
@@ -120,7 +48,7 @@ class WebSocketTransport(DuplexTransport):
         self._headers = headers
         self._options = options
         self._inflow = inflow
-        self._socket: _Socket | None = None
+        self._socket: ClientSocket | None = None
         self._sent: Mapping[str, str] = {}
         """Credentials from `Options.auth` in the last handshake."""
 
@@ -160,60 +88,45 @@ class WebSocketTransport(DuplexTransport):
     async def _open(self) -> None:
         url, headers, options = self._url, {**self._headers, **self._sent}, self._options
         check_headers(headers)
-        proxy = proxy_for(url)
         try:
-            socket = await _Connect(
-                str(url),
-                subprotocols=[Subprotocol("mcp")],
-                additional_headers=headers,
-                max_size=options.max_bytes,
-                compression=None,  # a small message could become a large one, which isn't counted while it arrives
-                open_timeout=options.connect_timeout,
-                ssl=(options.tls or ssl.create_default_context()) if url.secure else None,
-                proxy=None if proxy is None else proxy.address,
-                create_connection=cast("Any", partial(_Socket, self._inflow)),
-            )
+            socket = await open_socket(
+                url, headers, inflow=self._inflow, max_bytes=options.max_bytes, timeout=options.connect_timeout,
+                tls=options.tls, subprotocols=[Subprotocol("mcp")],
+            )  # fmt: skip
         except InvalidStatus as exc:
             raise _refusal(url, exc.response, self.secrets) from exc
         except (InvalidHandshake, WebSocketException) as exc:
-            if isinstance(exc.__cause__, EOFError):
-                raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
             raise NotMcp(f"{url} isn't a WebSocket: {exc}.", remedy=_path_hint(url)) from exc
         except TimeoutError as exc:  # also if the server responds with an event stream, as at /mcp
             what = f"{url.origin} didn't accept a WebSocket within {pluralize(options.connect_timeout, 'second')}."
             raise ConnectFailed(f"{what} {_path_hint(url)}".rstrip()) from exc
-        except OSError as exc:
-            raise connect_error(url, exc) from exc
         if socket.subprotocol != "mcp":
             await socket.close()
             raise NotMcp(f"{url} isn't an MCP WebSocket: it doesn't accept the subprotocol mcp.")
-        self._socket = cast("_Socket", socket)
-        self._background.spawn(self._read(self._socket))
+        self._socket = socket
+        self._background.spawn(self._read(socket))
 
-    async def _read(self, socket: _Socket) -> None:
-        most = max(MAX_FRAGMENTS, self._options.max_bytes // USUAL_FRAGMENT)
+    async def _read(self, socket: ClientSocket) -> None:
         now = asyncio.get_running_loop().time
         try:
             while self.fault is None:
-                self.receive(await socket.receive(most))
+                self.receive(await socket.receive())
                 if pause := self._inflow.lines.take(2, now()):  # the same limit as for an event
                     await asyncio.sleep(pause)
-        except ConnectionClosed as exc:
-            if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:
-                self.end(too_large(self._options.max_bytes))
+        except ClientError as exc:
+            self.end(exc)
         finally:
-            reason = f": {' '.join(socket.close_reason.split())}" if socket.close_reason else ""
-            self.end(socket.fault or ConnectionLost(f"The server closed the WebSocket{reason}."))
+            self.end(ConnectionLost("The server closed the WebSocket."))
         await socket.close()
 
     @override
     async def _write(self, message: bytes) -> None:
         assert self._socket is not None  # noqa: S101  set in `open`
         try:
-            await self._socket.send(message, text=True)
-        except ConnectionClosed:
+            await self._socket.send_text(message)
+        except ConnectionLost as exc:
             await asyncio.sleep(0)  # let `_read` report the reason first
-            self.end(ConnectionLost("The server closed the WebSocket."))
+            self.end(exc)
             await self.send(message, "")
 
     @override

@@ -245,6 +245,7 @@ class Events(Extension):
         self._hub.admission.restrict(self._catalog.allows_channel)
         modes = ["webhook", "poll", "push"] if self._webhooks else ["poll", "push"]
         self._methods = methods = EventMethods(self._catalog, host, modes, self._poll_pause)
+        host.report("events", lambda: [kind.name for kind in self._catalog])
         host.capability({}, name="events", member="")  # for clients of the first draft, such as ChatGPT
         host.method("events/list", methods.list_types)
         # Clients of earlier drafts don't send `Mcp-Name`.

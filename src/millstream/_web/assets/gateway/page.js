@@ -14,6 +14,10 @@ const EVERY_MS = 2_000;
 let upstreams = [];
 /** @type {Json} */
 let configuration = {};
+/** @type {string[]} names of the event types */
+let events = [];
+/** @type {number | null} calls that wait for another person's approval */
+let approvals = null;
 
 /** @param {number} at */
 const ago = (at) => `${duration(Math.max(0, Date.now() / 1_000 - at))} ago`;
@@ -162,6 +166,9 @@ function drawAll() {
     $("process-memory"),
     sum(({ processes }) => processes?.memory) ? size(sum(({ processes }) => processes?.memory)) : "–"
   );
+  write($("event-count"), events.length ? count(events.length) : "–");
+  $("event-count").title = events.join(", ");
+  write($("approval-count"), approvals === null ? "–" : count(approvals));
   $("accounts").hidden = !upstreams.some(({ accounts }) => accounts);
   $("approvals").hidden = !upstreams.some(({ approvals }) => approvals);
   table.show(upstreams);
@@ -207,7 +214,7 @@ async function load() {
   const found = await fetchJson("gateway/upstreams", "the upstreams");
   if (found) {
     showReconnected();
-    ({ upstreams, configuration } = found);
+    ({ upstreams, configuration, events, approvals } = found);
     const worst = upstreams.find((row) => row.state === "degraded" || row.quarantined) ?? upstreams[0];
     if (!named(first)) first = worst?.name;
     $("upstreams").style.setProperty("--rows", `${upstreams.length}`);
