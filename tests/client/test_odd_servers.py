@@ -24,7 +24,7 @@ from client.misbehaving_servers import (
     with_discovery,
     with_handshake,
 )
-from millstream import Client, EmbeddedResource, Image, ResourceLink, Text
+from millstream import Client, Context, EmbeddedResource, Image, ResourceLink, Server, Text
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -35,6 +35,7 @@ from millstream.client import (
     TargetError,
     TooLarge,
 )
+from millstream.extensions import Extension, method
 from patience import WAIT
 
 NEVER = 0.05
@@ -350,6 +351,55 @@ async def test_unserializable_handler_answers_are_errors_for_the_server() -> Non
         async with client:
             await client.call("x")
     assert said[0]["error"]["message"] == "The client couldn't answer"
+
+
+@for_each("revision", ["2025-11-25", "2026-07-28"])
+async def test_roots_of_a_wrong_type_are_an_error_for_the_server(
+    revision: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mcp, wrong = Server("s"), list[Any]([7])
+
+    @mcp.tool
+    async def look(ctx: Context) -> str:
+        return str(await ctx.roots())
+
+    async with Client(mcp, revision=revision, roots=wrong, timeout=WAIT) as client:
+        with pytest.raises(ClientError, match="couldn't answer"):
+            await client.call("look")
+    assert "A client handler for questions raised an error." in caplog.text
+
+
+class Curious(Extension):
+    """The client side of an extension whose handler has a bug."""
+
+    name = "com.example/curious"
+
+    @method("com.example/ask", side="client")
+    async def answer(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Fail."""
+        raise LookupError("a bug")
+
+
+async def test_failing_handlers_of_extensions_are_errors_for_the_server() -> None:
+    said: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if not asked.method:
+            said.set_result(asked.message)
+            await asked.reply(b"", status="202 Accepted")
+            return
+        await asked.stream()
+        await asked.event(b'{"jsonrpc":"2.0","id":"q","method":"com.example/ask","params":{}}')
+        await said
+        await asked.event(asked.answer(DONE))
+
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_handshake(behave, session="s")) as server,
+        Client(server.url, timeout=WAIT, extensions=[Curious()]) as client,
+    ):
+        await client.call("x")
+    assert said.result()["error"]["message"] == "The client couldn't answer: LookupError"
 
 
 async def test_streams_that_close_immediately_are_reopened_with_backoff() -> None:

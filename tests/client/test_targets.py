@@ -140,8 +140,21 @@ def test_configurations_list_their_servers(tmp_path: Path) -> None:
     assert (str(shop.url), shop.headers) == ("https://shop.example/mcp", {"X-Key": "k"})
     with pytest.raises(TargetError, match="It has: files, shop"):
         place(f"{path}#other")
-    path.write_text("{")
-    with pytest.raises(TargetError, match="isn't valid JSON"):
+    for text in "{", "[" * 100_000:
+        path.write_text(text)
+        with pytest.raises(TargetError, match="isn't valid JSON"):
+            place(path)
+
+
+def test_configurations_that_cannot_be_read_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mcp.json"
+    path.write_text("{}")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(TargetError, match="Permission denied"):
         place(path)
 
 

@@ -1,7 +1,10 @@
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+
+import pytest
 
 import http_peer
 from cases import for_each
@@ -195,3 +198,28 @@ async def test_failing_filter_drops_only_the_notification() -> None:
         assert (await client.call("tell")).text == "told"
         await client.ping()
         assert ears.told == []
+
+
+ENDING = r"""
+import json, sys
+
+def say(**members):
+    print(json.dumps({"jsonrpc": "2.0", **members}), flush=True)
+
+for line in sys.stdin:
+    message = json.loads(line)
+    method, id = message.get("method"), message.get("id")
+    if method == "server/discover":
+        tools = {"tools": {"listChanged": True}}
+        say(id=id, result={"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": tools})
+    elif method == "subscriptions/listen":
+        say(method="notifications/cancelled", params={"requestId": id})
+"""
+
+
+@pytest.mark.server
+async def test_client_filters_the_notification_that_ends_a_subscription() -> None:
+    quiet = FilteringClient()
+    async with asyncio.timeout(WAIT), Client([sys.executable, "-c", ENDING], extensions=[quiet]) as client:
+        await client.request("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+    assert ("notifications/cancelled", True) in quiet.seen

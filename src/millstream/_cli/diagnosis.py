@@ -455,7 +455,11 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
 
 
 def gateway_file(target: str) -> Path | None:
-    """Return the path of a gateway's configuration, or None if the target is something else."""
+    """Return the path of a gateway's configuration, or None if the target is something else.
+
+    Raises:
+        TargetError: The file can't be read.
+    """
     path = Path(split_target(target)[0])
     if path.suffix not in (".toml", ".json", ".jsonc") or not path.is_file():
         return None

@@ -45,7 +45,7 @@ class NoServer(CommandError):
 
 
 def load(target: str, version: ConfigVersion | None = None) -> Server:
-    """Return the server for ``FILE[:OBJECT]`` or ``module[:object]``.
+    """Return the server for ``FILE[:OBJECT]``, ``module[:object]``, a gateway's configuration file, or a command.
 
     Args:
         version: The version of a configuration file to use, from a parent process that watches it.

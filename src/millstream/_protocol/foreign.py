@@ -209,7 +209,8 @@ _fields = cache(fields)
 
 
 def drop_misfits(value: Json, kind: type[Struct], warn: Callable[[str], object]) -> Json:
-    """Return an object without the optional members, and the items of lists, that have the wrong type.
+    """Return an object without the optional members, and the items of lists, that have the wrong type. A content's
+    `text` or `blob` stays.
 
     Args:
         value: The decoded object.

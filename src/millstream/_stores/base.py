@@ -198,7 +198,8 @@ class Map(Protocol):
         """Return all keys that start with `prefix`, in no particular order.
 
         This may scan the whole store: use it at startup and after failures. A key that is written or deleted during the
-        scan may be missing. Every other matching key is returned exactly once.
+        scan may be missing. Every other matching key is returned exactly once, unless NATS has more than 100,000 keys
+        of the kind: if some change during the scan, others may be missing or returned twice.
 
         Args:
             prefix: The beginning of the keys.

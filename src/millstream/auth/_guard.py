@@ -80,7 +80,7 @@ class Addresses(Struct):
         return addresses_for(resource, self.served)
 
     def scopes(self, request: HttpRequest) -> frozenset[str]:
-        """Return the scopes that every caller of the requested address needs."""
+        """Return the scopes that the requested address needs, besides those of the whole server."""
         found = (each.scopes for each in self.served if request.path in (*each.endpoints, *each.paths))
         return next(found, frozenset[str]())
 
@@ -588,7 +588,7 @@ class AuthGuard:
         return any(method.holds(id) for method in self.methods)
 
     def lacks(self, id: str) -> bool:
-        """Return whether no principal with this id has a credential any more."""
+        """Return whether to close the streams of this principal, which may have no valid credential any more."""
         return not self.holds(id)
 
     def has_several(self) -> bool:

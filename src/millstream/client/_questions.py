@@ -133,7 +133,7 @@ class Questions(Struct, eq=False):
             self.observer(InputRequest(method, Raw(params or b"{}")))
         custom = self.custom.get(method)
         if custom is not None:
-            return await custom(params)
+            return await _ask(custom, params)
         if method == "ping":
             return {}
         handler = self._METHODS.get(method)
@@ -172,8 +172,12 @@ class Questions(Struct, eq=False):
         if self._roots is None:
             raise ProtocolError(METHOD_NOT_FOUND, "This client has no roots.")
         roots = self._roots
-        places = await _ask(lambda _: roots(), None) if callable(roots) else roots
-        return {"roots": [root_of(each) for each in places]}
+
+        async def find(_: None) -> list[Root]:
+            found = roots() if callable(roots) else roots
+            return [root_of(each) for each in (await found if inspect.isawaitable(found) else found)]
+
+        return {"roots": await _ask(find, None)}
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Awaitable[Any]]]] = {
         "elicitation/create": _fill_in,

@@ -18,6 +18,7 @@ from millstream._confidential import Confidential
 from millstream._http.client.url import Url, parse_url
 from millstream._modules import CONFIGURATIONS, SCRIPTS, is_module, python_path, split_target
 from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream._suggestions import closest_name
 from millstream.client._applications import SERVER_TABLES, URLS
 from millstream.client._errors import TargetError
@@ -170,7 +171,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, *MALFORMED) as exc:
         raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
 
 
@@ -180,12 +181,18 @@ def needs_gateway(path: Path) -> bool:
 
     Args:
         path: Path of the file.
+
+    Raises:
+        TargetError: It can't be read.
     """
-    text = path.read_text("utf-8", "replace")
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError as exc:
+        raise TargetError(f"{path} can't be read: {exc.strerror or exc}.") from exc
     try:
         given = json.loads(text)
         return isinstance(given, dict) and "mcpServers" not in given and not given.keys().isdisjoint(SERVER_TABLES)
-    except ValueError:
+    except MALFORMED:
         commented = re.search(r"^[ \t]*+//|/\*", text, re.MULTILINE) is not None
         return commented and any(f'"{each}"' in text for each in SERVER_TABLES)
 

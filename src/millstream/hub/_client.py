@@ -1,8 +1,8 @@
 """A client for the hub of another server. Its subscriptions reconnect and resume like those of ``/hub.js``.
 
-A subscription has its own event stream or WebSocket, and reads it only while the program waits for the next event. A
-program that's too slow fills the buffers of its connection, the server disconnects it, and it resumes, after a gap if
-it missed events.
+A subscription has its own event stream or WebSocket, and reads it only while the program waits for it: at the start of
+``async with``, and for the next event. A program that's too slow fills the buffers of its connection, the server
+disconnects it, and it resumes, after a gap if it missed events.
 """
 
 import asyncio

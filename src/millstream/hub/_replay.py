@@ -267,8 +267,9 @@ class CatchUp:
         return self._position > after
 
     async def _write_from_histories(self) -> None:
-        """Write from the channels' histories if all of them reach back further than the journal. Otherwise, start
-        over."""
+        """Write from the channels' histories if each of them reaches back to the position. Otherwise, and with a
+        wildcard, start over.
+        """
         after, end = self._position, self._journal.offset
         histories = await self._histories()
         if self._journal.epoch != self._epoch:

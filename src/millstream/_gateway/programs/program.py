@@ -257,7 +257,9 @@ class _Input(ObjectReceiveStream[Any]):
 
 
 class _Output(ObjectSendStream[Any]):
-    """Messages from the server. `send` passes each one to the waiting request, without another task."""
+    """Messages from the server. `send` passes each one on without another task: a response to the waiting request, and
+    others to the listener.
+    """
 
     _closed = False
 

@@ -1,4 +1,4 @@
-"""Subscriptions to the resources of one upstream, joined so that each resource is watched once."""
+"""Subscriptions to the resources of one upstream, so that a worker watches each resource once for all callers."""
 
 import asyncio
 import contextlib

@@ -488,7 +488,7 @@ class ServerConnection:
         return exchange
 
     def next_event(self) -> Event | None:
-        """Return the next event, or `None` if more bytes or `complete` are needed."""
+        """Return the next event, or `None` if more bytes or `complete` are needed, or while the client doesn't read."""
         if self.replying != SILENT or self.held:
             return None
         if self.queue:

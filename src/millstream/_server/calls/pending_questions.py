@@ -67,7 +67,7 @@ class PendingQuestions:
     async def ask(
         self, send: Send, method: str, params: Any, *, owner: str, scope: str, asked: set[str] | None = None
     ) -> bytes:
-        """Send a request and wait for its result. An abandoned question is canceled at the client.
+        """Send a request and wait for its result. Cancel it at the client if it takes too long or the call is canceled.
 
         Args:
             send: Sends messages to the client.

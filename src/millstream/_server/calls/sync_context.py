@@ -192,7 +192,9 @@ class SyncContext(CallInfo, NotCopyable):
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
         """Run a side effect once per call, also if the function runs again with an answer: ``ctx.once("order", buy)``.
-        Its value must be JSON. See `Context.once`.
+        Its value must be JSON.
+
+        A function that starts over because its worker is gone repeats the effects since its last question.
 
         Args:
             key: The name of the effect.

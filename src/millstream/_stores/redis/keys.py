@@ -82,7 +82,7 @@ class RedisKeys:
         return f"{self.hub}i:{stream}:{sha256(text.encode()).hexdigest()[:32]}"
 
     def order(self, kind: str) -> str:
-        """Return the key of a kind's values, ordered by write time."""
+        """Return the key of a kind's lossy values or indexes, ordered by write time."""
         return f"{self.hub}o:{kind}"
 
     def sizes(self, kind: str) -> str:

@@ -335,7 +335,7 @@ class OAuth:
             assume_pkce: Whether to use PKCE with S256 even if the issuer's metadata doesn't list it.
 
         Raises:
-            ValueError: An option requires a `client_id`.
+            ValueError: An option is set without an issuer or a `client_id`.
 
         Example:
             >>> OAuth(client_id="me", client_secret=secret).for_issuer("https://login.example.com")

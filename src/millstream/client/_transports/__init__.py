@@ -428,6 +428,19 @@ class DuplexTransport(NotCopyable):
             waiter.set_exception(error)
         return True
 
+    def _end_subscription(self, message: Envelope) -> bool:
+        """End the subscription that a server cancels. Return False if the cancellation is about another request.
+
+        https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions
+        """
+        waiter = self._subscriptions.get(str(read_cancellation(message.params)[0]))
+        if waiter is None or waiter.done():
+            return False
+        filters = self._listener.filters
+        if filters is None or filters.filter_incoming(message) is not None:
+            waiter.set_result(Envelope(None, "", b"", b'{"resultType":"complete"}'))
+        return True
+
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
         """Receive one decoded message.
 
@@ -436,13 +449,8 @@ class DuplexTransport(NotCopyable):
             request_id: The request that it belongs to, or 0 if it's unknown.
         """
         if not message.is_answer:
-            if self._subscriptions and message.method == "notifications/cancelled":
-                # Servers also end a subscription in this way:
-                # https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions
-                waiter = self._subscriptions.get(str(read_cancellation(message.params)[0]))
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(Envelope(None, "", b"", b'{"resultType":"complete"}'))
-                    return
+            if self._subscriptions and message.method == "notifications/cancelled" and self._end_subscription(message):
+                return
             try:
                 self._listener.receive(message, self, request_id)
             except ClientError as exc:
