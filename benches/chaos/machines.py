@@ -84,10 +84,10 @@ class Person:
         self._way, self._revision = WAYS[number % len(WAYS)]
         self._port = port
         self._report = report
-        self._least = 0
-        """The count after the last result."""
-        self._most = 0
-        """The same with all calls whose outcome isn't known."""
+        self._count = 0
+        """The last result."""
+        self._unknown = 0
+        """Number of calls since the last loss whose outcome isn't known. They can also take effect later."""
         self._seen = deque[str](maxlen=8)
         """The last outcomes."""
         self.over = False
@@ -115,12 +115,13 @@ class Person:
         try:
             found = int((await client.call(tool)).text)
         except ClientError as exc:
-            self._most += 1
+            self._unknown += 1
             self._failed(tool, exc)
             return
-        if not self._least < found <= self._most + 1:
-            self._wrong(f"{tool} gave {found} after {self._least} to {self._most}")
-        self._least = self._most = found
+        late = found - self._count - 1
+        if not 0 <= late <= self._unknown:
+            self._wrong(f"{tool} gave {found} after {self._count} and {self._unknown} unknown outcomes")
+        self._count, self._unknown = found, self._unknown - late
         self._seen.append(str(found))
         self._report.calls += 1
 
@@ -128,7 +129,7 @@ class Person:
         text = str(exc)
         self._seen.append(f"{what}: {exc!r}")
         if LOST in text:
-            self._least = self._most = 0
+            self._count = self._unknown = 0
             self._report.lost[self.name] += 1
         elif (
             isinstance(exc, ConnectionLost | ConnectFailed | RequestTimeout)
