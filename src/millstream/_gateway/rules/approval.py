@@ -265,7 +265,7 @@ async def answer_approval(id: str, call: Call) -> str:
                 fields = await _ask_by_round(call, question, id)
     except (Declined, Cancelled, ProtocolError, ToolError) as exc:
         text = exc.message if isinstance(exc, ProtocolError) else str(exc)
-        raise ToolError(f"{text} {_ON_PAGE}") from exc
+        raise ToolError(text if text == _USED else f"{_ON_PAGE} {text}") from exc
     if fields is None:
         raise ToolError(_USED)
     approve, dispatcher, transport = fields["answer"] == "approve", call.dispatcher, call.transport
