@@ -259,7 +259,9 @@ async def test_each_address_takes_answers_for_the_others(shop: Shop) -> None:
         asked = await send_to_set(MEG, TOOL, {"request": main})
         assert "s_refund" in question_in(asked)
         await send_to_set(MEG, TOOL, {"request": main}, **reply(asked))
-        await open_question(two, desk, **reply(await open_question(two, desk)))
+        asked = await open_question(two, desk)
+        assert "Allow refund of the set desk with these arguments?" in question_in(asked)
+        await open_question(two, desk, **reply(asked))
         assert text(await send(one)) == "refunded 7"
         assert text(await send_to_set(ADA, "refund", {"order": "8"})) == "refunded 8"
 

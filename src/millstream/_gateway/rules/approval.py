@@ -186,7 +186,8 @@ async def _run_if_others_approve(
         call.approver = approver.decode()
         return await run()
 
-    word = partial(_word_question, call.name, shown)
+    of_set = f" of the set {call.dispatcher.address.name}" if call.dispatcher.address.name else ""
+    word = partial(_word_question, f"{call.name}{of_set}", shown)
     async with ApprovalRequests(call.services).use(call, rules, version, mark, word):
         if not call.revision.handshake:
             call.get_rounds().settle(_BY, mark, call.approver.encode("utf-8", "replace"))
