@@ -239,6 +239,19 @@ async def test_tool_is_listed_for_people_whom_a_rule_names(shop: Shop) -> None:
         assert TOOL not in await names(one, MEG)
 
 
+async def test_disabled_tool_stays_disabled_when_an_upstream_changes(shop: Shop) -> None:
+    async with shop.workers(count=1) as (one,):
+        one.server.disable("tool", TOOL)
+        one.server.disable("tool", "get_approved_result")
+        shop.server.tool(shop.refund, name="more")
+        while "s_more" not in await names(one, MEG):
+            await asyncio.sleep(0)
+        assert await names(one, MEG) == ["s_refund", "s_wrap", "s_more"]
+        assert "Unknown tool" in text(await open_question(one, "0" * 48))
+        one.server.enable("tool", TOOL)
+        assert await names(one, MEG) == ["s_refund", "s_wrap", "s_more", TOOL]
+
+
 async def test_each_address_takes_answers_for_the_others(shop: Shop) -> None:
     def front() -> Server:
         server = shop.front()
