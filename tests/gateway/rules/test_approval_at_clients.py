@@ -11,7 +11,7 @@ import pytest
 
 import http_peer
 from cases import for_each
-from fleet import EventStream, Worker, fleet
+from fleet import EventStream, Worker, fleet, settle
 from gateway.approvals import (
     ADA,
     BOB,
@@ -244,9 +244,9 @@ async def test_disabled_tool_stays_disabled_when_an_upstream_changes(shop: Shop)
         one.server.disable("tool", TOOL)
         one.server.disable("tool", "get_approved_result")
         shop.server.tool(shop.refund, name="more")
-        while "s_more" not in await names(one, MEG):
-            await asyncio.sleep(0)
-        assert await names(one, MEG) == ["s_refund", "s_wrap", "s_more"]
+        while (found := await names(one, MEG)) == ["s_refund", "s_wrap"]:
+            await settle()
+        assert found == ["s_refund", "s_wrap", "s_more"]
         assert "Unknown tool" in text(await open_question(one, "0" * 48))
         one.server.enable("tool", TOOL)
         assert await names(one, MEG) == ["s_refund", "s_wrap", "s_more", TOOL]
