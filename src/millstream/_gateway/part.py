@@ -553,6 +553,7 @@ class GatewayPart:
     def _apply(self) -> set[str]:
         """Offer what the upstreams list now, in one step. Return the kinds of lists that have changed."""
         host, upstreams = self._host, self.upstreams
+        off = self._companions.keys() & host.registry.disabled["tools"].keys()
         companions = self._remove_companions()  # an upstream's tool can have the name
         offer = make_offer(
             self._mounts,
@@ -578,6 +579,8 @@ class GatewayPart:
             host.dispatcher.announcement.forget()
         if self._offer_companions(companions):
             changed.add("tools")
+        for name in off & self._companions.keys():
+            host.registry.disable("tools", name)
         self._extensions.update(self._mcp_upstreams)
         host.dispatcher.instruct(offer.instructions)
         if host.sets is not None:

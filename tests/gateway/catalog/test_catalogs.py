@@ -85,6 +85,27 @@ async def test_lists_are_updated_when_the_upstream_changes_them() -> None:
             assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
 
 
+async def test_disabled_tools_stay_disabled_when_the_upstream_redefines_them() -> None:
+    upstream = Server("shop")
+    upstream.tool(lambda: "", name="sell", description="Sell a book.")
+    mcp = make_gateway(upstream)
+    async with (
+        asyncio.timeout(WAIT),
+        Client(mcp, timeout=WAIT) as client,
+        client.watch(tools=True) as changes,
+    ):
+        mcp.disable("tool", "shop_sell")
+        upstream.remove_tool("sell")
+        upstream.tool(lambda: "", name="sell", description="Sell a record.")
+        upstream.tool(lambda: "", name="buy")
+        while "shop_buy" not in {tool.name for tool in await client.tools(fresh=True)}:
+            await anext(changes)
+        assert {tool.name for tool in await client.tools(fresh=True)} == {"shop_buy"}
+        mcp.enable("tool", "shop_sell")
+        found = {tool.name: tool.description for tool in await client.tools(fresh=True)}
+        assert found["shop_sell"] == "Sell a record."
+
+
 async def test_lists_are_read_again_after_the_upstream_restarted() -> None:
     """It doesn't announce changes, and has lost its sessions."""
     running, offered = "first", "old"

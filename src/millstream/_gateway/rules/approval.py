@@ -186,7 +186,8 @@ async def _run_if_others_approve(
         call.approver = approver.decode()
         return await run()
 
-    word = partial(_word_question, call.name, shown)
+    of_set = f" of the set {call.dispatcher.address.name}" if call.dispatcher.address.name else ""
+    word = partial(_word_question, f"{call.name}{of_set}", shown)
     async with ApprovalRequests(call.services).use(call, rules, version, mark, word):
         if not call.revision.handshake:
             call.get_rounds().settle(_BY, mark, call.approver.encode("utf-8", "replace"))
@@ -265,7 +266,7 @@ async def answer_approval(id: str, call: Call) -> str:
                 fields = await _ask_by_round(call, question, id)
     except (Declined, Cancelled, ProtocolError, ToolError) as exc:
         text = exc.message if isinstance(exc, ProtocolError) else str(exc)
-        raise ToolError(f"{text} {_ON_PAGE}") from exc
+        raise ToolError(text if text == _USED else f"{_ON_PAGE} {text}") from exc
     if fields is None:
         raise ToolError(_USED)
     approve, dispatcher, transport = fields["answer"] == "approve", call.dispatcher, call.transport

@@ -309,7 +309,8 @@ class Registry:
     def exchange(self, kind: str, removed: Collection[str], added: Mapping[str, Any], *, group: int = 0) -> None:
         """Replace many items of a kind in one step, without calling `on_change` and without announcing capabilities.
 
-        An item of `added` whose name is in `removed` keeps its position in the order of registration.
+        An item of `added` whose name is in `removed` keeps its position in the order of registration, and stays
+        disabled.
 
         Args:
             kind: The kind of items.
@@ -320,16 +321,15 @@ class Registry:
         removed = frozenset(removed)
         items, disabled = self.items[kind], self.disabled[kind]
         for name in removed:
-            if name not in added or name not in items:  # other items are replaced in place
+            if name not in added:  # other items are replaced in place
                 items.pop(name, None)
                 disabled.pop(name, None)
-            if name not in added:
                 self._places.pop((kind, name), None)
         if kind in _KINDS_WITH_ARGUMENTS and removed:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] not in removed}
         for name, item in added.items():
             self._places.setdefault((kind, name), (group, next(self._numbers)))
-            items[name] = item
+            (disabled if name in disabled else items)[name] = item
         self._sort(kind)
         if kind in _NORMAL_FORMS:
             kept = (*reversed(items), *disabled)
