@@ -348,6 +348,8 @@ class SessionForwarder:
                 await pool.close()
             reply = None
         except ClientError:
+            if websocket is not None:
+                return _BUSY
             body = data.partition(b"\r\n\r\n")[2]
             return _refuse(body, ProtocolError(SERVER_ERROR, _STOPPED, status=502))
         if reply is None or _HOLDER in reply.headers:
@@ -355,6 +357,9 @@ class SessionForwarder:
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
         if websocket is not None and reply.stream is not None:
+            if self._holders.leaving:  # the holder closes the sockets of a stopping worker that it had by then
+                reply.stream.close()
+                return _BUSY
             websocket.wire.open_tunnel(reply.header(b"sec-websocket-protocol"))
             await self._tunnel(reply.stream, websocket)
             return None
