@@ -39,6 +39,16 @@ SERVICE_RESTART = 1012
 GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
 SIZE = 900_000
+HANDSHAKE = b"""\
+GET /ws HTTP/1.1\r
+Host: 127.0.0.1\r
+Authorization: Bearer the-key-of-ada-0123456789\r
+Connection: Upgrade\r
+Upgrade: websocket\r
+Sec-WebSocket-Version: 13\r
+Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r
+\r
+"""
 
 
 @pytest.fixture
@@ -131,6 +141,25 @@ async def test_websockets_reach_the_other_machine_and_are_closed_after_their_cal
             assert await wait_closed(passed_on) == GOING_AWAY  # the stopping machine accepted it
         async with open_socket(one.program, "ada") as socket:
             assert await ask(socket, "read") == "hers"
+
+
+async def test_stopping_machine_passes_no_websocket_on(tmp_path: Path, redis: RedisServer) -> None:
+    with two_machines(tmp_path, redis.url, MILLSTREAM_DRAIN_DELAY="2") as (one, two):
+        await call(one.program, "ada", "read")
+        port = two.program.port
+        others = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        reader, writer = others[0]
+        async with open_socket(two.program, "ada") as socket:
+            assert await ask(socket, "read") == "nothing"
+            kill(two.program.process.pid, signal.SIGTERM)
+            assert await wait_closed(socket) == GOING_AWAY  # from now on, idle connections close after a while
+        writer.write(HANDSHAKE)
+        async with asyncio.timeout(WAIT):
+            reply = await reader.read()
+            assert reply == b"" or reply.startswith((b"HTTP/1.1 502 ", b"HTTP/1.1 503 "))
+            for _, each in others:
+                each.close()
+                await each.wait_closed()
 
 
 async def test_killed_holders_websockets_are_closed_and_their_caller_reads_of_the_loss_once(

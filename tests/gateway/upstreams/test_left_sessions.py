@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import count, cycle
 from pathlib import Path
+from shutil import copytree
 from tempfile import mkdtemp
 from typing import Any
 
@@ -256,6 +257,23 @@ async def test_lost_session_is_told_after_a_restart_if_only_a_ping_has_noticed_i
         async with run(tmp_path, behind.url, ada):
             assert "has lost its state" in await ada.call("read")
             assert await ada.call("read") == "nothing"
+
+
+async def test_lost_session_is_told_after_a_restart_if_the_upstream_could_not_be_reached(tmp_path: Path) -> None:
+    for revision, prefix in KINDS:
+        desk, ada, tool = Desk(), Caller(revision), f"{prefix}_" if prefix else ""
+        folder = Path(mkdtemp(dir=tmp_path))
+        async with misbehaving(desk.behave) as behind:
+            async with run(folder, behind.url, ada, prefix=prefix):
+                await ada.call(f"{tool}keep", value="Ada's")
+                crashed = copytree(folder, folder / "crashed")
+            desk.is_down = True
+            async with run(crashed, behind.url, ada, prefix=prefix, start_timeout=0.01):
+                assert await ada.call(f"{tool}read") != "nothing"
+            desk.is_down = False
+            async with run(crashed, behind.url, ada, prefix=prefix):
+                assert "has lost its state" in await ada.call(f"{tool}read"), (revision, prefix)
+                assert await ada.call(f"{tool}read") == "nothing"
 
 
 async def test_session_that_an_upstream_forgets_is_replaced_after_a_few_failures_and_reported_once(

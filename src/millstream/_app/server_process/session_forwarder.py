@@ -355,9 +355,7 @@ class SessionForwarder:
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
         if websocket is not None and reply.stream is not None:
-            websocket.wire.open_tunnel(reply.header(b"sec-websocket-protocol"))
-            await self._tunnel(reply.stream, websocket)
-            return None
+            return await self._tunnel(reply.stream, websocket, reply.header(b"sec-websocket-protocol"))
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
@@ -385,8 +383,12 @@ class SessionForwarder:
             endings.discard(sink.close)
             stream.close()
 
-    async def _tunnel(self, stream: Body, websocket: DirectSocket) -> None:
+    async def _tunnel(self, stream: Body, websocket: DirectSocket, subprotocol: str) -> Response | None:
         """Pass on the bytes of a WebSocket and its holder until either side closes, or this worker stops."""
+        if self._holders.leaving:  # the holder closes the sockets of a stopping worker that it had by then
+            stream.close()
+            return _BUSY
+        websocket.wire.open_tunnel(subprotocol)
 
         async def pass_up() -> None:
             while isinstance(data := await websocket.receive(), bytes):
@@ -404,6 +406,7 @@ class SessionForwarder:
             up.cancel()
             stream.close()
             websocket.wire.shutdown()
+        return None
 
     def _receive(self, handler: Handler) -> Handler:
         """Serve a request from another worker as if it had come from the client, if its state is here."""

@@ -184,11 +184,19 @@ class UpstreamSessions(Struct, frozen=True):
         except (StoreFull, StoreUnavailable) as exc:
             logger.warning("%s: a caller won't learn if its session is lost: %s", self.address[1], exc)
 
-    async def forget(self, link: Link) -> bool:
-        """Forget the session that a connection has added or found. Return whether no other one has done so."""
+    async def renew(self, link: Link) -> bool:
+        """Replace the session that a connection has found. Return whether no other one has done so. The record stays
+        until the caller has another session, or has learned of the loss.
+        """
+        mark, link.mark = link.mark, token_bytes(MARK_BYTES)
         with contextlib.suppress(StoreUnavailable):
-            return await self.vault.kv.compare_and_set(self._name(link.key), link.mark, None, 1.0)
+            return await self.vault.kv.compare_and_set(self._name(link.key), mark, link.mark, _REMEMBERED_SECONDS)
         return False
+
+    async def forget(self, link: Link) -> None:
+        """Forget the session that a connection has added or found, unless another one has replaced it."""
+        with contextlib.suppress(StoreUnavailable):
+            await self.vault.kv.compare_and_set(self._name(link.key), link.mark, None, 1.0)
 
     async def leave(self, link: Link, session: OpenSession) -> bool:
         """Store a session to continue, unless another worker serves the caller by now. Return whether it's stored."""
@@ -374,7 +382,7 @@ class Links(Struct):
         key, had = link.key, await self.records.claim(link)
         if isinstance(had, LeftSession):
             return await self._resume(link, had)
-        if had and (key.own or await self.records.forget(link)):
+        if had and (key.own or await self.records.renew(link)):
             if key.session not in self.lost:
                 self.lost.keep(key.session, EndedHere)
             if key.own:
