@@ -1,13 +1,15 @@
 """`millstream.hub.connect` against real servers. tests/hub/test_hub_client.py has what it shares with `/hub.js`."""
 
 import asyncio
+import gc
 import json
+import ssl
 import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +17,7 @@ from uuid import uuid4
 import httpx2
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from command_line import run_in_process
 from examples import follow_room
@@ -225,9 +228,11 @@ async def test_closing_ends_waiting_readers(url: str, connect: Connect) -> None:
 async def test_leaving_a_loop_unsubscribes(url: str, connect: Connect) -> None:
     async with connect(url) as feed, feed.subscribe("$presence.den") as changes:
         await feed.publish("den", "Hello")
+        found: list[hub.HubEvent | hub.EventGap] = []
         async for _ in feed.subscribe("den", history=1, name="Ada"):
+            found.append(await asyncio.wait_for(anext(changes), WAIT))  # who leaves earlier isn't announced
             break
-        found = [await asyncio.wait_for(anext(changes), WAIT) for _ in range(2)]
+        found.append(await asyncio.wait_for(anext(changes), WAIT))
         assert [each.event for each in found if isinstance(each, hub.HubEvent)] == ["join", "leave"]
 
 
@@ -333,6 +338,122 @@ async def test_refusals_on_a_socket_do_not_quote_the_token() -> None:
         assert "k-123456789" not in str(caught.value)
 
 
+async def test_event_streams_are_used_only_if_a_proxy_never_passes_websockets_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for status, methods in ((503, ["CONNECT", "CONNECT"]), (403, ["CONNECT", "GET"])):
+        async with peer(f"HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n") as (proxy, requests):
+            monkeypatch.setenv("HTTP_PROXY", proxy)
+            async with hub.connect("http://hub.example", transport="websocket") as feed:
+                reading = asyncio.create_task(texts(feed.subscribe("x"), 1))
+                while len(requests) < 2:
+                    advance_clock(0.1 if requests else 0)
+                    await asyncio.sleep(0)
+            with pytest.raises(StopAsyncIteration):
+                await reading
+            assert [each.split()[0] for each in requests[:2]] == methods
+
+
+async def test_subscriptions_share_the_certificates_that_a_client_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[ssl.SSLContext] = []
+    load = ssl.create_default_context
+
+    def create() -> ssl.SSLContext:
+        loaded.append(load())
+        return loaded[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    async with hub.connect("https://127.0.0.1:9", transport="websocket") as feed:
+        reading = [asyncio.create_task(anext(feed.subscribe("x"), None)) for _ in range(3)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+    await asyncio.wait(reading)
+    assert len(loaded) == 1
+
+
+async def test_messages_that_a_hub_does_not_send_end_a_socket_and_not_the_program() -> None:
+    messages = [
+        b'{"type":"event","channel":"x","id":"a.1","data":"\xff"}',
+        b'{"type":"event","channel":"x","id":"a.1","data":"1","\xff":1}',
+        b'{"type":"event","channel":"x","id":"a.1","data":%b1%b}' % (b"[" * 100_000, b"]" * 100_000),
+        b"[]",
+        b'{"type":"event","channel":"x","id":"a.1","data":"one"}',
+    ]
+    sent = iter(messages)
+
+    async def respond(socket: ServerConnection) -> None:
+        await socket.send('{"type":"connected"}')
+        await socket.recv()
+        await socket.send(next(sent), text=True)
+        await socket.wait_closed()
+
+    async with socket_peer(respond) as url, hub.connect(url, transport="websocket") as feed:
+        reading = asyncio.create_task(texts(feed.subscribe("x"), 1))
+        while not reading.done():
+            feed.retry_now()
+            await asyncio.sleep(0)
+        assert await reading == ["one"]
+
+
+async def test_servers_cannot_ask_for_retries_without_a_delay(caplog: pytest.LogCaptureFixture) -> None:
+    error = '{"type":"error","error":{"code":-32000,"message":"Later.","data":{"retryAfterMs":-1000000}}}'
+
+    async def respond(socket: ServerConnection) -> None:
+        await socket.send('{"type":"connected"}')
+        await socket.recv()
+        await socket.send(error)
+        await socket.wait_closed()
+
+    async with socket_peer(respond) as url, hub.connect(url, transport="websocket") as feed:
+        reading = asyncio.create_task(anext(feed.subscribe("x"), None))
+        while not caplog.records:
+            feed.retry_now()
+            await asyncio.sleep(0)
+    await reading
+    assert "retrying in 0." in caplog.records[0].getMessage()
+
+
+async def test_leaving_a_loop_unsubscribes_after_a_message_in_too_many_fragments() -> None:
+    closed, count = asyncio.Event(), 0
+
+    async def respond(socket: ServerConnection) -> None:
+        nonlocal count
+        count += 1
+        await socket.send('{"type":"connected"}')
+        await socket.recv()
+        if count == 1:
+            with suppress(ConnectionClosed):
+                await socket.send("x" for _ in range(200_000))
+            return
+        await socket.send('{"type":"event","channel":"x","id":"a.1","data":"one"}')
+        await socket.wait_closed()
+        closed.set()
+
+    gc.disable()  # the subscription must not be in a cycle
+    try:
+        async with socket_peer(respond) as url, hub.connect(url, transport="websocket") as feed:
+            async for _ in feed.subscribe("x"):
+                break
+            await asyncio.wait_for(closed.wait(), WAIT)
+    finally:
+        gc.enable()
+
+
+async def test_invalid_handshakes_do_not_quote_the_token(caplog: pytest.LogCaptureFixture) -> None:
+    switched = "HTTP/1.1 101 Yes\r\nupgrade: k-123456789\r\nconnection: upgrade\r\n\r\n"
+    async with (
+        peer(switched) as (url, _),
+        hub.connect(url, token="k-123456789", transport="websocket") as feed,
+    ):
+        reading = asyncio.create_task(anext(feed.subscribe("x"), None))
+        while not caplog.records:
+            feed.retry_now()
+            await asyncio.sleep(0)
+    await reading
+    assert "invalid Upgrade header" in caplog.text
+    assert "k-123456789" not in caplog.text
+
+
 async def test_slow_programs_read_why_their_socket_was_closed(caplog: pytest.LogCaptureFixture) -> None:
     async def respond(socket: ServerConnection) -> None:
         await socket.send('{"type":"connected"}')
@@ -399,7 +520,12 @@ async def test_tokens_are_sent_to_one_server_and_never_quoted() -> None:
     moved = "HTTP/1.1 301 Moved\r\nlocation: http://127.0.0.1:9/events\r\ncontent-length: 0\r\n\r\n"
     quote = '{"detail":"The key k-123456789 is bad."}'
     denied = f"HTTP/1.1 403 No\r\ncontent-type: application/problem+json\r\ncontent-length: {len(quote)}\r\n\r\n{quote}"
-    for reply, text in ((moved, "redirects to http://127.0.0.1:9/events"), (denied, "The key .* is bad")):
+    moved_with_it = moved.replace("/events", "/k-123456789")
+    for reply, text in (
+        (moved, "redirects to http://127.0.0.1:9/events"),
+        (moved_with_it, "redirects to http://127.0.0.1:9/"),
+        (denied, "The key .* is bad"),
+    ):
         async with peer(reply) as (url, requests), hub.connect(f"{url}/base/", token="k-123456789") as feed:
             with pytest.raises(hub.HubRefused, match=text) as caught:
                 await texts(feed.subscribe("x"), 1)

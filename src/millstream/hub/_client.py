@@ -221,7 +221,8 @@ class HubSubscription(NotCopyable):
         delay = min(retry_after, _MAX_RETRY_AFTER) + _back_off(self._failures, error.status)
         self._retry_at = now + delay
         level = logging.INFO if self._failures else logging.WARNING
-        logger.log(level, "Disconnected from %s, retrying in %.1f s: %s", self._title, delay, error)
+        # As text, because the error's traceback refers to this subscription, and programs keep records of the log.
+        logger.log(level, "Disconnected from %s, retrying in %.1f s: %s", self._title, delay, str(error))
         self._failures += 1
         self._opened_at = inf
 
@@ -256,7 +257,7 @@ class HubClient(Confidential, NotCopyable):
             raise TargetError(f"{url} isn't the URL of a hub. Use the server's URL, such as https://example.com.")
         self._base = self._url.target.partition("?")[0].rstrip("/")
         self._token = token
-        self._tls = tls
+        self._tls = tls or (ssl.create_default_context() if self._url.secure else None)
         self._pool: ConnectionPool | None = None
         self._subscriptions = WeakSet[HubSubscription]()
         self._uses_sockets = transport == "websocket"
@@ -423,10 +424,11 @@ class HubClient(Confidential, NotCopyable):
         is_ours = reply.media_type == "application/problem+json"
         if is_ours:
             with suppress(InvalidResponse):
-                detail = redact(decode(reply.body, Problem).detail, {token})
+                detail = decode(reply.body, Problem).detail
         location = reply.header(b"location")
         if location:
             detail = f"{self} redirects to {location}. If you trust that server, use its URL."
+        detail = redact(detail, {token})
         is_final = is_ours and status in _REFUSALS if is_stream else status < 500
         kind = HubRefused if location or is_final else ConnectionLost
         missing = f"{self} has no hub. Check the URL, which ends before /mcp, and that the server serves its hub."

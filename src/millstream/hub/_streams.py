@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 from msgspec import Struct, field
 
-from millstream._http.client import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
+from millstream._http.client import Body, ClientError, ConnectFailed, ConnectionLost, Inflow, InvalidResponse, TooLarge
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.url import Url
 from millstream._protocol.errors import OVERLOADED, ProtocolError
@@ -33,6 +33,8 @@ _SILENCE_TIMEOUT = 45.0
 RESPONSE_TIMEOUT = 15.0
 MAX_BODY = 16 * 1024 * 1024
 _MAX_DETAIL = 500
+_UNREACHABLE = frozenset({502, 503, 504})
+"""Statuses of a proxy that can't connect to the server now."""
 TOO_SLOW = "The program was too slow, so the server disconnected it."
 
 
@@ -53,7 +55,8 @@ class Problem(Struct):
 def decode(data: bytes, kind: type[T]) -> T:
     """Return what the server sent."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        # As text, because the decoder doesn't check what it skips.
+        return msgspec.json.decode(data if data.isascii() else data.decode(), type=kind)
     except MALFORMED as exc:
         raise InvalidResponse("The server sent something that a hub doesn't send. Check the URL.") from exc
 
@@ -169,7 +172,7 @@ class HubSocket:
         kind = ConnectionLost if error.code == OVERLOADED else HubRefused
         found = kind(self._quote(error.message))
         if error.data.retry_after_ms is not None:
-            found.retry_after = error.data.retry_after_ms / 1000
+            found.retry_after = max(0.0, error.data.retry_after_ms / 1000)
         return found
 
     def _quote(self, text: str) -> str:
@@ -184,8 +187,8 @@ class HubSocket:
         reading, self._reading = self._reading, None
         try:
             data = reading.result()
-        except TooLarge as exc:
-            raise TooLarge(exc.message) from exc
+        except (TooLarge, InvalidResponse) as exc:  # the socket refers to it, and it must not refer to this call
+            raise type(exc)(exc.message) from exc
         except ConnectionLost as exc:
             raise ConnectionLost(TOO_SLOW if self._socket.close_reason == "slow" else self._quote(str(exc))) from exc
         return data, decode(data, _Message)
@@ -210,14 +213,16 @@ async def open_hub_socket(
 
     try:
         socket = await open_socket(url, headers, inflow=Inflow(), max_bytes=MAX_BODY, timeout=RESPONSE_TIMEOUT, tls=tls)
-    except InvalidProxyStatus:  # many proxies have tunnels for https only
+    except InvalidProxyStatus as exc:  # many proxies have tunnels for https only
+        if (status := exc.response.status_code) in _UNREACHABLE:
+            raise ConnectFailed(f"The proxy can't connect to {url.origin} ({status}).") from exc
         return HttpReply(426, {})
     except InvalidStatus as exc:
         reply = exc.response
         fields = {name.lower().encode(): value.encode("latin-1") for name, value in reply.headers.raw_items()}
         return HttpReply(reply.status_code, fields, bytes(reply.body or b""))
     except WebSocketException as exc:
-        raise InvalidResponse(f"{url} isn't a WebSocket: {exc}.") from exc
+        raise InvalidResponse(f"{url} isn't a WebSocket: {clean(redact(str(exc), {token}))}.") from exc
     found = HubSocket(socket, token)
     try:
         await found.begin(message)
