@@ -122,6 +122,22 @@ async def test_websockets_reach_one_process_whichever_worker_accepts_them(tmp_pa
             await open_socket(served, "mallory")
 
 
+async def test_handshakes_can_have_as_many_headers_at_each_worker(tmp_path: Path) -> None:
+    (tmp_path / "desk.py").write_text(COMMAND)
+    with run_workers(tmp_path, 2, program=WITH_HUB, cwd=tmp_path) as served:
+        await call(served, "ada", "keep", value="hers")
+        for count in range(90, 97):
+            head = HANDSHAKE[:-2] + b"".join(b"x-%d: 1\r\n" % number for number in range(count)) + b"\r\n"
+            found = set[bytes]()
+            for _ in range(8):
+                reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+                with closing(writer):
+                    writer.write(head)
+                    found.add((await reader.readline()).split()[1])
+            assert len(found) == 1, (count, found)
+        assert found == {b"431"}
+
+
 async def test_websockets_reach_the_other_machine_and_are_closed_after_their_calls_when_either_stops(
     tmp_path: Path, redis: RedisServer
 ) -> None:

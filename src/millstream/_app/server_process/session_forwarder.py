@@ -72,6 +72,8 @@ _OWN = frozenset({
     b"transfer-encoding", b"upgrade", _CLIENT, _HOLDER,
 })  # fmt: skip
 """Request headers of one connection. The worker with the client's connection compresses replies."""
+_MORE_HEADERS, _MORE_HEADER_BYTES = 8, 1024
+"""What a worker may add to a client's headers. The address, names, and the body's length are short."""
 _UPGRADE = (b"connection", b"upgrade"), (b"upgrade", b"websocket")
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
@@ -129,7 +131,12 @@ class SessionForwarder:
         """The endpoints for the public sockets."""
         self._received = self._wrap(endpoints, self._receive, others=False)
         limits = endpoints.limits
-        self._received.limits = msgspec.structs.replace(limits, max_connections_per_address=limits.max_connections)
+        self._received.limits = msgspec.structs.replace(
+            limits,
+            max_connections_per_address=limits.max_connections,
+            max_header_count=limits.max_header_count + _MORE_HEADERS,
+            max_header_bytes=limits.max_header_bytes + _MORE_HEADER_BYTES,
+        )
         self._listener = SocketListener(self._received)
         self._peer: PeerPort | None = None
         self._sessions: Recent[bytes, tuple[str, str]] = Recent(MAX_CACHED_SESSIONS)
