@@ -72,10 +72,10 @@ class States(logging.Handler):
     @override
     def emit(self, record: logging.LogRecord) -> None:
         assert isinstance(record.args, tuple)
-        pattern, error = str(record.args[0]).partition(" at ")[0], record.args[-1]
-        if isinstance(error, Exception):
-            status = getattr(error, "status", 0)
-            show("state", {"state": "waiting", "reason": str(error), "status": status})
+        pattern = str(record.args[0]).partition(" at ")[0]
+        if record.msg.startswith("Disconnected"):
+            status = getattr(record, "status", 0)
+            show("state", {"state": "waiting", "reason": record.args[-1], "status": status})
             if self._impatient:
                 asyncio.get_running_loop().call_later(0.05, self._feed.retry_now)
         else:

@@ -222,7 +222,8 @@ class HubSubscription(NotCopyable):
         self._retry_at = now + delay
         level = logging.INFO if self._failures else logging.WARNING
         # As text, because the error's traceback refers to this subscription, and programs keep records of the log.
-        logger.log(level, "Disconnected from %s, retrying in %.1f s: %s", self._title, delay, str(error))
+        text, more = str(error), {"status": error.status} if error.status else None
+        logger.log(level, "Disconnected from %s, retrying in %.1f s: %s", self._title, delay, text, extra=more)
         self._failures += 1
         self._opened_at = inf
 
