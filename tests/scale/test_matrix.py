@@ -122,7 +122,7 @@ async def test_calls_on_dead_workers_end_with_an_error(backing: Backing) -> None
         await backing.kill(first.store.real)
         (error,) = await followed.end()
         assert error["id"] == 5
-        assert "Try again" in error["error"]["message"]
+        assert "may have taken effect" in error["error"]["message"]
 
 
 async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
