@@ -383,7 +383,8 @@ class Dispatcher:
         release_arguments(call, self.services.bodies)
 
     def _failure(self, call: Call, exc: BaseException) -> bytes:
-        """Return the answer for any error of a handler. A failing call is always answered and never ends the server.
+        """Return the answer for any error of a handler. A failing call gets an answer, unless it was canceled, and
+        doesn't end the server.
 
         Raises:
             BaseException: An error that ends the call's own task.

@@ -1,7 +1,7 @@
 """The worker's side of a store in the parent process.
 
 A worker that loses its connection reconnects. Its lease ended with the connection. If nothing listens at the address
-anymore, the parent has exited, and every call fails immediately.
+anymore, the parent has exited, and calls fail immediately.
 """
 
 import asyncio
