@@ -364,8 +364,8 @@ def size_of(value: Any) -> int:
 
 
 def watch_uris(uris: Iterable[str]) -> dict[str, str]:
-    """Return URIs by normal form, to find them in any spelling. Values are the client's spelling, or "" if it's the
-    same."""
+    """Return URIs by normal form, to find them in equivalent spellings. Values are the client's spelling, or "" if it's
+    the same."""
     watched: dict[str, str] = {}
     for uri in uris:
         if (form := normalize_uri(uri)) not in watched:
