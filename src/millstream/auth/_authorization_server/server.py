@@ -133,7 +133,7 @@ class IssuerEndpoints(AuthMethod):
 
     @override
     def epoch(self) -> int:
-        """Return a number that changes with each revocation."""
+        """Return a number that changes after revocations."""
         self._changes += bool(self._revoked_since_epoch)
         self._revoked_last_epoch, self._revoked_since_epoch = self._revoked_since_epoch, set()
         return self._changes
