@@ -1,7 +1,7 @@
 """Dispatch of calls: a `Dispatcher` finds the handler by method, and combines its result and the id into a response.
 
 `Dispatcher.call` returns the JSON-RPC response, and `Dispatcher.outcome` only the result, for transports with their own
-envelope. Every failure is converted to the answer that the revision defines. This module has no knowledge of the
+envelope. Failures are converted to the answers that the revision defines. This module has no knowledge of the
 transport.
 """
 

@@ -1,6 +1,8 @@
-"""Errors between a client and a server, and the client's log. Each message is one sentence that a person can act on.
+"""Errors between a client and a server, and the client's log. Messages are one or two sentences that a person can act
+on.
 
-`ServerError` means that the server responded with an error. All other errors mean that there was no usable response.
+`ServerError` means that the server responded with an error, and `ToolFailed` that a tool did. Most others mean that
+there was no usable response.
 """
 
 import logging

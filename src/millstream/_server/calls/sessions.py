@@ -1,8 +1,9 @@
 """Handshake sessions, and the records of their state.
 
-A Streamable HTTP session is stored in its sealed id (see `seal`), so an idle session takes no memory. Its state (log
-level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store, written on
-change. Sessions of stdio, HTTP+SSE, and in-memory connections hold their record themselves and end with the connection.
+A Streamable HTTP session is stored in its sealed id (see `seal`), so an ordinary idle session takes no memory. Its
+state (log level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store,
+written on change. Sessions of stdio, HTTP+SSE, and in-memory connections hold their record themselves and end with the
+connection.
 """
 
 import asyncio
