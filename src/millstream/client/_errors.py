@@ -58,8 +58,10 @@ class NotMcp(ClientError):
 
 
 class AccessDenied(ClientError):
-    """The server requires other credentials (401) or more permissions (403). ``except AccessDenied:
-    ask_for_another_key()``
+    """The server requires other credentials (401) or more permissions (403), or a sign-in failed.
+
+    Example:
+        ``except AccessDenied: ask_for_another_key()``
 
     Args:
         message: What was rejected.
