@@ -175,7 +175,8 @@ class Host(Struct, NotCopyable, eq=False):
         return services.ring.seal(self._name.encode(), value, services.nonce(), bound.encode()).encode()
 
     def unseal(self, sealed: bytes, bound: str) -> bytes | None:
-        """Return the value that `seal` encrypted, or None if it was modified or the server's keys have changed.
+        """Return the value that `seal` encrypted, or None if it was modified, is for another `bound`, or the server's
+        keys have changed.
 
         Args:
             sealed: A value that `seal` returned.

@@ -177,7 +177,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             self._changed.notify_all()
 
     async def _reconnect(self) -> None:
-        """Retry until a connection succeeds or nothing listens at the address anymore."""
+        """Retry a number of times, until a connection succeeds or nothing listens at the address anymore."""
         for pause in (*_PAUSES, *[_PAUSES[-1]] * 60):
             await asyncio.sleep(pause)
             try:
