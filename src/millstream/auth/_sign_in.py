@@ -384,8 +384,8 @@ class SignedOut:
     cookie's cached verdict expires. Requests without a cookie cost nothing.
 
     While the store is unavailable, a worker relies on earlier announcements. Afterward it checks all cookies again and
-    closes their streams. Browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
-    invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
+    closes their streams. Browsers reconnect. An in-memory store loses sign-outs on restart, so copies of their cookies
+    are valid again until they expire.
     """
 
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:

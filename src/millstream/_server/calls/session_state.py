@@ -149,7 +149,8 @@ class UserState(StoredState):
     """Named values of one user: of the principal who signed in, or of the only client over stdio.
 
     A user's sessions and programs share them, in every revision. They're deleted after `user_state_ttl` without
-    changes. A caller without sign-in has none: each method raises a ToolError, and ``if ctx.user_state`` is false.
+    changes. Over HTTP, a caller without sign-in has none: each method raises a ToolError, and ``if ctx.user_state`` is
+    false.
     """
 
     def __init__(self, services: Services, principal: Principal | None, *, is_only_client: bool) -> None:
