@@ -1,4 +1,4 @@
-"""Millstream: one server for every MCP client, and one client for every MCP server. See `Server` and `Client`."""
+"""Millstream: a server for MCP clients, and a client for MCP servers. See `Server` and `Client`."""
 
 import sys
 from importlib import import_module

@@ -2,9 +2,8 @@
 
 A rate uses GCRA, the generic cell rate algorithm, which keeps one number for each key: the time when its allowance is
 full again. An action is allowed while that time is close enough, which permits a burst, refills evenly, and gives the
-exact time to wait. If workers share a store, it decides (`StoreLimiter`), and each worker caches its decisions and
-applies its own share while the store doesn't respond. A quota applies per calendar day or month in UTC, by the store's
-clock.
+exact time to wait. If workers share a store, it decides (`StoreLimiter`), and a worker caches its decisions and applies
+its own share while the store doesn't respond. A quota applies per calendar day or month in UTC, by the store's clock.
 """
 
 import asyncio

@@ -470,8 +470,7 @@ class PartHost:
         principal, guard = request.principal, self.guard
         if guard is None or principal is None or not principal.has(address.scopes):
             return None if guard is None else guard.challenges.insufficient(request, address.scopes)
-        groups = principal.claims.get("groups", ())
-        if not address.groups or not {*address.groups}.isdisjoint(groups):
+        if not address.groups or principal.in_group(address.groups):
             return None
         needed = " or ".join(map(repr, address.groups))
         return plain_problem(403, f"This address is for members of the group {needed}, which you aren't.")

@@ -201,7 +201,7 @@ async def watch(look: Callable[[], T], known: T) -> AsyncIterator[T]:
     """Yield what `look` returns whenever it has changed and has stopped changing:
     ``async for stamp in watch(lambda: stamp_of(path), stamp_of(path))``.
 
-    It polls, which works on every disk and needs no library.
+    It polls, which also works on network disks and needs no library.
 
     Args:
         look: Called in a thread.

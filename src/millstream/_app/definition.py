@@ -1,7 +1,7 @@
 """The definition of a server before it runs: its name, settings, registered items, mounted servers, and parts.
 
 A `Definition` is a node in the tree of mounted servers. Items registered on it are also registered, with a prefix,
-wherever it's mounted. Each change reaches the runtimes of all these servers. Definitions don't depend on an event loop.
+wherever it's mounted. A change reaches the runtimes of these servers. Definitions don't depend on an event loop.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -311,8 +311,8 @@ class Definition:
                 listener.on_change(kind, key, "added")
 
     def remove(self, kind: str, key: str) -> None:
-        """Remove an item here, and wherever this server is mounted, on every worker. Raises KeyError if it doesn't
-        exist.
+        """Remove an item here, and wherever this server is mounted, also on other workers. Raises KeyError if it
+        doesn't exist.
         """
         for place, name in self._places(kind, key):
             place.registry.remove(kind, name)
@@ -320,7 +320,7 @@ class Definition:
                 listener.on_change(kind, name, "removed")
 
     def switch(self, kind: str, key: str, *, on: bool) -> None:
-        """Enable or disable an item here, and wherever this server is mounted, on every worker.
+        """Enable or disable an item here, and wherever this server is mounted, also on other workers.
 
         Raises:
             KeyError: The item doesn't exist.

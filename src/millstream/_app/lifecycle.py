@@ -283,8 +283,8 @@ def _when_open(
 class HubAccess:
     """The hub for programs (``mcp.hub``). Its methods take the same arguments and raise the same errors as `Hub`.
 
-    It's usable at any time: before the first request, and in the lifespan of the server or the host application. The
-    first use opens the hub.
+    It's also usable before the first request, and in the lifespan of the server or the host application. The first use
+    opens the hub.
     """
 
     def __init__(self, runtimes: Runtimes) -> None:

@@ -49,9 +49,9 @@ logger = logging.getLogger("millstream")
 class Replicas:
     """This worker's part of the replication: disabled and removed items, resource updates, and the secret.
 
-    Each worker has its own registry, filled by its program. When a list changes, each worker notifies its own clients.
-    Messages between workers are therefore needed only for changes that a single worker knows about, such as a removed
-    item or an updated resource.
+    A worker has its own registry, filled by its program. When a list changes, workers notify their own clients.
+    Messages between workers are therefore needed for changes that a single worker knows about, such as a removed item
+    or an updated resource.
     """
 
     def __init__(self, definition: Definition, services: Services) -> None:
@@ -396,7 +396,7 @@ class Runtime:
             self.loop.call_soon_threadsafe(work, *arguments)
 
     async def close(self) -> None:
-        """End every stream and task, then the lifespan and the store."""
+        """End streams and tasks, then the lifespan and the store."""
         self.dispatcher.stop()
         await self.dispatcher.notification_tasks.close(1.0)
         await self.sweep.close()

@@ -299,7 +299,7 @@ class Server(NotCopyable):
     # While running
 
     def remove_tool(self, name: str) -> None:
-        """Remove a tool on every worker and notify clients: ``mcp.remove_tool("add")``.
+        """Remove a tool, also on other workers, and notify clients: ``mcp.remove_tool("add")``.
 
         Args:
             name: Its name.
@@ -310,7 +310,7 @@ class Server(NotCopyable):
         self.definition.remove("tools", name)
 
     def remove_prompt(self, name: str) -> None:
-        """Remove a prompt on every worker and notify clients: ``mcp.remove_prompt("review")``.
+        """Remove a prompt, also on other workers, and notify clients: ``mcp.remove_prompt("review")``.
 
         Args:
             name: Its name.
@@ -321,7 +321,8 @@ class Server(NotCopyable):
         self.definition.remove("prompts", name)
 
     def remove_resource(self, uri: str) -> None:
-        """Remove a resource or template on every worker and notify clients: ``mcp.remove_resource("shop://1")``.
+        """Remove a resource or template, also on other workers, and notify clients:
+        ``mcp.remove_resource("shop://1")``.
 
         Args:
             uri: Its URI, as registered.
@@ -332,7 +333,7 @@ class Server(NotCopyable):
         self.definition.remove(self.definition.kind_of("resource", uri), uri)
 
     def disable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
-        """Stop offering an item, on every worker, until it's enabled again. Running calls finish.
+        """Stop offering an item, also on other workers, until it's enabled again. Running calls finish.
 
         Callers can't distinguish a disabled item from a missing one. Subscribed clients are notified that the list
         changed.
@@ -383,9 +384,9 @@ class Server(NotCopyable):
         """Handle requests to a path: a page, a webhook, or your own API.
 
         The function takes a `starlette.requests.Request` and returns a `starlette.responses.Response`, which can be a
-        stream. A `def` function runs in a worker thread. Host, Origin, and the size of the body are checked like on
-        every path of the server. If callers have to sign in, this path requires it as well, and
-        ``request.state.principal`` is the caller.
+        stream. A `def` function runs in a worker thread. Host, Origin, and the size of the body are checked as on the
+        server's other paths. If callers have to sign in, this path requires it as well, and ``request.state.principal``
+        is the caller.
 
         Args:
             path: Path, optionally with parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
@@ -495,7 +496,7 @@ class Server(NotCopyable):
         return made
 
     def upstream(self, name: str, target: Any = None, **options: "Unpack[UpstreamOptions]") -> None:
-        """Offer the items of another server as part of this one, in every revision and on every transport.
+        """Offer the items of another server as part of this one, in this server's revisions and on its transports.
 
         It connects when this server starts, and again whenever the connection is lost. An unreachable upstream doesn't
         prevent the start: `/readyz` and `/health` report it.
@@ -551,7 +552,7 @@ class Server(NotCopyable):
         tags: Names | None = None,
         limit: str | None = None,
     ) -> None:
-        """Offer the items of another server, now and later: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
+        """Offer the items of another server: ``mcp.mount(books, prefix="books")`` adds ``books_buy``.
 
         Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
         own lifespan, they see this server's.
@@ -580,7 +581,7 @@ class Server(NotCopyable):
         self.definition.mount(other.definition, prefix, options)
 
     async def resource_updated(self, uri: str) -> None:
-        """Notify all subscribers of a resource that it has changed: ``await mcp.resource_updated("shop://stock")``.
+        """Notify the subscribers of a resource that it has changed: ``await mcp.resource_updated("shop://stock")``.
 
         Clients then read it again. Several pending updates for a resource are combined (MCP 2025-11-25,
         server/resources, Subscriptions).

@@ -1,4 +1,4 @@
-"""The gate that checks rate limits and quotas, from the settings and from single tools, before every call.
+"""The gate that checks rate limits and quotas, from the settings and from single tools, before calls.
 
 A caller is a principal, or an address for anonymous callers. The program that started this one over stdio has only the
 limits of the tools. If any limit rejects a call, none is charged. With a shared store, limits apply to all of its

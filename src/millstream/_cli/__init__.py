@@ -85,8 +85,8 @@ def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] =
 def gc_paused() -> Generator[None]:
     """Pause the garbage collector in the block and exclude the imported objects from later collections.
 
-    Repeated scans of 65,000 objects take a fifth of a server's start-up time, and find almost no garbage. Use it only
-    for our own modules, because other programs may create garbage during their import.
+    Repeated scans of 65,000 objects take a fifth of a server's start-up time, and find little garbage. Use it only for
+    our own modules, because other programs may create garbage during their import.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,6 +1,6 @@
 """The output of ``millstream --help``, which lists all commands by purpose, and of ``millstream COMMAND --help``.
 
-Only on a terminal does it load rich, so plain help is instant.
+It loads rich only for a terminal, so plain help is fast.
 """
 
 import os

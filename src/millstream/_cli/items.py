@@ -500,7 +500,7 @@ async def check_resource(client: Client, uri: str) -> None:
 
 
 async def no_such_resource(client: Client, uri: str) -> ClientError | None:
-    """Return the error for a URI that isn't listed and matches no template, or None."""
+    """Return the error for an unknown URI that can't match a template, or None."""
     templates = [each.uri_template for each in await list_items(client.templates)]
     if any(uri.startswith(each.partition("{")[0]) for each in templates):
         return None

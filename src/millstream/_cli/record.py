@@ -50,8 +50,8 @@ async def record(file: Path, /, *server: str, header: Header = (), login: bool =
     """Record the messages between a client and a server.
 
     The recorder is a server on standard input and output that forwards messages to the real one. Put it before
-    the server's command in a client's configuration, or use it with a URL. Only you can read the file, because
-    messages may contain secrets.
+    the server's command in a client's configuration, or use it with a URL. Only you can read the file, because messages
+    may contain secrets.
 
     **Examples**
 
@@ -94,7 +94,7 @@ MAX_LINE = 64 * 1024 * 1024
 async def lines() -> AsyncIterator[bytes]:
     """Yield each line of standard input without its end, skipping blank and overlong lines.
 
-    Works on every system's event loop, with backpressure.
+    Works with each system's default event loop, with backpressure.
     """
     read, close = await open_reader(0)
     splitter, data = LineSplitter(MAX_LINE), b"-"

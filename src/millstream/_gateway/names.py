@@ -52,7 +52,7 @@ def ascii_name(text: str, allowed: str) -> str:
 
 
 def fit_name(name: str) -> str:
-    """Return a tool's name as every model's API accepts it. A rejected name is cut and gets a hash of the whole, so
+    """Return a tool's name as the APIs of models accept it. A rejected name is cut and gets a hash of the whole, so
     that other tools don't change it.
     """
     if _FITTING_NAME.fullmatch(name):

@@ -1,10 +1,9 @@
 """The two ASGI adapters: one runs our handlers in an ASGI server, the other runs an ASGI application as a handler.
 
 `AsgiAdapter` turns one HTTP scope into one `HttpRequest` to the transport handler, and its reply into ASGI messages. It
-works under any ASGI server, alone or below a ``Mount``. It limits the size and time of bodies. Limits that need access
-to the socket (slow headers, connection caps, stalled writes) are left to the server. A call that doesn't suspend starts
-no task. Otherwise, a task watches for the peer's disconnect. Routing, WebSocket, and lifespan belong to the
-application.
+works under ASGI servers, alone or below a ``Mount``. It limits the size and time of bodies. Limits that need access to
+the socket (slow headers, connection caps, stalled writes) are left to the server. A call that doesn't suspend starts no
+task. Otherwise, a task watches for the peer's disconnect. Routing, WebSocket, and lifespan belong to the application.
 
 `HostedApplication` is for the program's own pages and webhooks. A small reply is collected and sent when the
 application finishes. Any other reply is streamed.

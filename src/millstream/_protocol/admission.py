@@ -280,9 +280,9 @@ def _mismatch(header: bytes, what: str) -> ProtocolError:
 
 
 def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Revision | None:
-    """Return the revision in a handshake-era request's header, or None without the header.
+    """Return a handshake-era request's revision: the negotiated one, or without a session, that of the header, if any.
 
-    A request with a session uses the negotiated revision. The header only has to contain a known version.
+    In a session, the header only has to contain a known version.
 
     Raises:
         ProtocolError: The version is unknown or has no handshake (HTTP 400).

@@ -19,7 +19,7 @@ Role = Literal["user", "assistant"]
 
 
 class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """The base of all types in this module: frozen, camelCase on the wire, defaults omitted."""
+    """The base of most types in this module: frozen, camelCase on the wire, defaults omitted."""
 
 
 if TYPE_CHECKING:

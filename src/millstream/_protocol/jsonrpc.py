@@ -6,7 +6,7 @@ has no knowledge of methods or revisions.
 JSON is bounded before it's parsed: nesting depth, and the number of arrays, objects, members, and long numbers. These
 bounds protect recursive decoders and the event loop. A million empty arrays fit into 4 MiB and take half a second to
 build, because the garbage collector walks them repeatedly. Half a million numbers such as ``1.5e300`` take four
-seconds. Each step is one linear pass, without a loop in Python.
+seconds. The steps are linear passes, without a loop in Python.
 """
 
 import functools

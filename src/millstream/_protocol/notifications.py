@@ -33,7 +33,7 @@ _META: Any = field(default_factory=Json, name="_meta")
 
 
 class Params(Struct, rename="camel", omit_defaults=True, gc=False):
-    """Parameters of a method that has none, and the base of all others."""
+    """Parameters of a method that has none, and the base of the others."""
 
 
 # Client requests

@@ -1,8 +1,8 @@
 """The five revisions, and the conversion of the newest revision's shapes for older ones.
 
 Each revision is its predecessor plus changes, in the order of the specification's changelog. Only this module contains
-dates. All other code reads the fields of a `Revision`. `Revision.requests` is the version gate: a method that isn't in
-it is "method not found".
+dates. Other code reads the fields of a `Revision`. `Revision.requests` is the version gate: a method that isn't in it
+is "method not found".
 
 Handlers build what the newest revision defines. The conversions drop members, convert content, and wrap structured
 output. They are pure functions of a `Revision`, read its fields, and never compare dates.

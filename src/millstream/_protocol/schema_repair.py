@@ -1,4 +1,4 @@
-"""Repair of other servers' JSON Schemas, so that no client rejects them.
+"""Repair of other servers' JSON Schemas, so that known clients don't reject them.
 
 The official TypeScript SDK compiles output schemas when it reads a list, and rejects the whole list if one of them has
 a dangling reference or a pattern that isn't ECMA-262. A keyword without a usable value is left out, so the schema
@@ -101,8 +101,7 @@ def fits_keyword(keyword: str, value: Any) -> bool:
 
 
 def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> Any:  # what was passed: JSON or None
-    """Return a JSON Schema without keywords that no reader can use, such as ``"required": null``, or None for no
-    schema.
+    """Return a JSON Schema without unusable keywords, such as ``"required": null``, or None for no schema.
 
     Use it for schemas of other servers before you pass them on: ``repair_schema(tool.input_schema)``.
 

@@ -1,8 +1,8 @@
 """Sealed text: the session id of the handshake era, and the state of multi-round requests, which clients return.
 
-A session id is the session itself, sealed into at most 400 characters. Any worker with the key can read it, so an idle
-session takes no memory. Data that doesn't fit (unknown capabilities, log level, subscriptions, a tombstone) is a record
-in the store under the token's `id`.
+A session id is the session itself, sealed into at most 400 characters. Any worker with the key can read it, so an
+ordinary idle session takes no memory. Data that doesn't fit (unknown capabilities, log level, subscriptions, a
+tombstone) is a record in the store under the token's `id`.
 
 A call that asks in a multi-round request (MCP 2026-07-28, basic/patterns/mrtr) waits on its worker, and the state has a
 `Ticket` that identifies it. If it may run again, the state also has the answers so far (replay). Each question has a

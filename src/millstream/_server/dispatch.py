@@ -1,7 +1,7 @@
 """Dispatch of calls: a `Dispatcher` finds the handler by method, and combines its result and the id into a response.
 
 `Dispatcher.call` returns the JSON-RPC response, and `Dispatcher.outcome` only the result, for transports with their own
-envelope. Every failure is converted to the answer that the revision defines. This module has no knowledge of the
+envelope. Failures are converted to the answers that the revision defines. This module has no knowledge of the
 transport.
 """
 
@@ -383,7 +383,8 @@ class Dispatcher:
         release_arguments(call, self.services.bodies)
 
     def _failure(self, call: Call, exc: BaseException) -> bytes:
-        """Return the answer for any error of a handler. A failing call is always answered and never ends the server.
+        """Return the answer for any error of a handler. A failing call gets an answer, unless it was canceled, and
+        doesn't end the server.
 
         Raises:
             BaseException: An error that ends the call's own task.

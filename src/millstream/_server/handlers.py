@@ -1,4 +1,4 @@
-"""Handlers of requests, one for each method, and the middleware around them.
+"""Handlers of MCP's requests, and the middleware around them.
 
 Each takes a `Call` and returns the members of the result for the call's revision. `subscriptions/listen` is the change
 stream of the per-request era, open until the client disconnects.

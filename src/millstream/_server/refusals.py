@@ -1,4 +1,4 @@
-"""How exceptions are reported to the sender of a request, in one table for each transport, for tasks, and for programs.
+"""How exceptions are reported to the sender of a request, in tables for the transports, for tasks, and for programs.
 
 Whoever catches the exceptions of the table calls `find_refusal` or `refusal_error`. Texts that name the requested
 operation are written where it's known.

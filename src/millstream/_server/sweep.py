@@ -1,4 +1,4 @@
-"""The periodic task of a server, which checks every running call.
+"""The periodic task of a server, which checks its running calls.
 
 It keeps streams alive, turns silent calls into streams, ends calls over the time limit, and reports progress of silent
 calls.
@@ -27,7 +27,7 @@ SILENCE = 5.0
 
 
 class Sweep:
-    """A task that checks every call once per tick, from `open` to `close`."""
+    """A task that checks the running calls once per tick, from `open` to `close`."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Create the task. It runs from `open` on."""

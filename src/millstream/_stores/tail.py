@@ -1,4 +1,4 @@
-"""A reader that follows a stream: it delivers each entry once, in order, and reports every loss.
+"""A reader that follows a stream: it delivers entries once, in order, and reports losses.
 
 A store pushes entries in order or calls `interrupted` (`Log.listen`). While the reader is up to date, a pushed entry is
 delivered immediately, without a read. After an interruption, the stream is read from the reader's position, and `Gap`

@@ -1,6 +1,6 @@
 """The workers that share a backend, and the messages between them: leases in the map, messages in short-lived logs.
 
-One record, the worker table, contains the leases of all workers. Each worker renews its own lease by compare-and-set,
+One record, the worker table, contains the leases of all workers. A worker renews its own lease by compare-and-set,
 which also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox
 log. A worker whose parent process runs the store gets the path of the parent's socket.
 

@@ -60,7 +60,7 @@ _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL
 
 
 def configure_as(settings: Settings, *, level: str = "") -> None:
-    """Send all log records to the destination in the settings. `level` overrides their level.
+    """Send log records to the destination in the settings. `level` overrides their level.
 
     Raises:
         ValueError: The log file can't be written.
@@ -87,8 +87,8 @@ def configure(
     stream: TextIO | None = None,
     beside: logging.Handler | None = None,
 ) -> None:
-    """Send all log records to `stream` (standard error by default). Replaces an earlier configuration, unless the
-    program has configured logging to standard output or standard error.
+    """Send log records to `stream` (standard error by default). Replaces an earlier configuration, unless the program
+    has configured logging to standard output or standard error.
 
     Args:
         level: ``debug``, ``info``, ``warning``, ``error``, or ``critical``.

@@ -259,7 +259,7 @@ _MAX_SAMPLES = round(WINDOW / INTERVAL)
 
 
 class LoopLag:
-    """The delay of the event loop's timers, which affects every call."""
+    """The delay of the event loop's timers, which affects its calls."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """HTTP+SSE, the transport of 2024-11-05: a stream for server messages, and a path for client messages.
 
 `GET /sse` opens the stream. Its first event names the path for POST requests, with a sealed id that tells any worker
-which worker has the stream, and who owns it. Closing the stream ends the session. Any handshake revision can be
+which worker has the stream, and who owns it. Closing the stream ends the session. The handshake revisions can be
 negotiated, and requests of the per-request era are also served.
 """
 

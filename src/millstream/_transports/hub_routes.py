@@ -202,8 +202,8 @@ class HubRoutes(Struct, frozen=True):
         channels: Sequence[str] = (),
     ) -> Response | Sink:
         """Open a stream. All checks run before the hub is involved. `begin` learns whether the stream is compressed,
-        and whether its reader can see whole profiles. The stream gets every event published to the channels after the
-        client receives the response's head.
+        and whether its reader can see whole profiles. The stream gets events that are published to the channels after
+        the client receives the response's head.
         """
         try:
             admit()

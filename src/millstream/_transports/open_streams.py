@@ -195,7 +195,7 @@ class OpenStreams(Struct, eq=False):
             self._share.leave(counted)
 
     def beat(self) -> None:
-        """Send a comment to every event stream as a sign of life. End streams over the maximum age.
+        """Send a comment to the event streams as a sign of life. End streams over the maximum age.
 
         Calls have their own time limit.
         """

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of a server's tools. Each tool is `POST /tools/{name}` with its arguments as the body.
+"""The OpenAPI 3.1 document of a server's tools. A tool is `POST /tools/{name}` with its arguments as the body.
 
 OpenAPI 3.1 uses JSON Schema 2020-12, so the schemas for MCP clients are included unchanged, except that references
 inside them are rebased. This is a pure function from tools to bytes.

@@ -1,4 +1,4 @@
-"""Tools for callers without MCP: the `/mcp/tools/*` dialect, and every tool as a REST operation.
+"""Tools for callers without MCP: the `/mcp/tools/*` dialect, and tools as REST operations.
 
 The dialect (`POST /mcp/tools/list`, `POST /mcp/tools/call`) accepts abbreviated JSON-RPC bodies and answers with
 JSON-RPC. `POST /tools/{name}` takes the arguments as the body and answers with the structured result or problem details

@@ -219,7 +219,7 @@ async def _last_words(connection: ClientConnection, output: _Output, seconds: fl
 async def _read_all(
     read: Callable[[int], Awaitable[bytes]], connection: ClientConnection, output: _Output, max_line: int
 ) -> None:
-    """Process every line until the input ends."""
+    """Process lines until the input ends."""
     splitter = LineSplitter(max_line)
     data = b"-"
     while data:

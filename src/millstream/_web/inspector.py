@@ -174,7 +174,8 @@ class SignIns:
     # Used by the proxy
 
     async def authorization(self, request: HttpRequest, url: Url, *, rejected: str = "") -> str:
-        """Return the authorization header for a page's request to a server, or an empty string without a sign-in.
+        """Return the authorization header for a page's request to a server, or an empty string without a usable
+        sign-in.
 
         Args:
             request: Request of the page.

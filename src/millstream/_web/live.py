@@ -179,8 +179,8 @@ def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) 
 class DashboardFeed:
     """The handler of `GET /dashboard/events`, and its stream.
 
-    It sends the server's facts once, then a snapshot each second and new log lines. A snapshot is taken and encoded
-    once for all watchers, and only if there are any. The feed doesn't depend on the content of a snapshot.
+    It sends the server's facts once, then snapshots and new log lines. A snapshot is taken and encoded once for all
+    watchers, and only if there are any. The feed doesn't depend on the content of a snapshot.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class DashboardFeed:
         return len(self._watchers)
 
     async def run(self) -> None:
-        """Send updates to the watchers each second, until canceled. The runtime owns the task."""
+        """Send updates to the watchers about once a second, until canceled. The runtime owns the task."""
         trouble = LogOnce(
             None,  # no call fails
             "Metrics can't be sent to the dashboard; retrying",

@@ -1,7 +1,7 @@
 """The guard of handlers that aren't public: sets `HttpRequest.principal` from the credential, or sends a challenge.
 
 Verdicts are cached under the raw value of the ``Authorization`` header, so later requests cost one dictionary lookup.
-A request with an invalid credential is rejected, never treated as anonymous.
+There, a request with an invalid credential is rejected, and isn't treated as anonymous.
 """
 
 import logging

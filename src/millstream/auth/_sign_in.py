@@ -379,13 +379,13 @@ _MAX_SIGN_OUTS = 4096
 class SignedOut:
     """A worker's known sign-outs.
 
-    After a sign-out, the cookie becomes invalid on every worker, and its streams are closed. The store records a
-    sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again when the cookie's cached
-    verdict expires. Requests without a cookie cost nothing.
+    After a sign-out, the cookie becomes invalid on the workers that reach the store, and its streams are closed. The
+    store records a sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again when the
+    cookie's cached verdict expires. Requests without a cookie cost nothing.
 
     While the store is unavailable, a worker relies on earlier announcements. Afterward it checks all cookies again and
-    closes their streams. Browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
-    invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
+    closes their streams. Browsers reconnect. An in-memory store loses sign-outs on restart, so copies of their cookies
+    are valid again until they expire.
     """
 
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The MCP client: one class for servers of every revision and transport. See `Client`.
+"""The MCP client, for servers of all revisions, over each of MCP's transports. See `Client`.
 
 ``from millstream.client import Options, OAuth`` imports only the modules that define those names, and the errors.
 """

@@ -1,4 +1,4 @@
-"""`Client` connects to a server of any protocol revision, over any transport."""
+"""`Client` connects to a server of any of the five revisions."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -252,7 +252,7 @@ class Endpoint:
     def cookies(self, reply: HttpReply) -> Mapping[str, str]:
         """Return the header that sends a reply's cookies back, if there are any.
 
-        Load balancers set cookies so that all requests of a session reach the same server.
+        Load balancers set cookies so that the requests of a session reach the same server.
         """
         cookies = reply.header(b"set-cookie")
         if self._has_cookies or len(cookies) > _MAX_COOKIES or not (cookies.isascii() and "=" in cookies):

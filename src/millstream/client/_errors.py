@@ -1,6 +1,8 @@
-"""Errors between a client and a server, and the client's log. Each message is one sentence that a person can act on.
+"""Errors between a client and a server, and the client's log. Messages are one or two sentences that a person can act
+on.
 
-`ServerError` means that the server responded with an error. All other errors mean that there was no usable response.
+`ServerError` means that the server responded with an error, and `ToolFailed` that a tool did. Most others mean that
+there was no usable response.
 """
 
 import logging
@@ -56,8 +58,10 @@ class NotMcp(ClientError):
 
 
 class AccessDenied(ClientError):
-    """The server requires other credentials (401) or more permissions (403). ``except AccessDenied:
-    ask_for_another_key()``
+    """The server requires other credentials (401) or more permissions (403), or a sign-in failed.
+
+    Example:
+        ``except AccessDenied: ask_for_another_key()``
 
     Args:
         message: What was rejected.

@@ -192,8 +192,8 @@ _MAX_LINES = 256
 
 
 class Era(Struct):
-    """What connections have detected about their server. If connections to the same server share it, only the first one
-    probes: ``conversation.requests.era = era``.
+    """What connections have detected about their server. Those to the same server can share it:
+    ``conversation.requests.era = era``.
     """
 
     name: str = ""

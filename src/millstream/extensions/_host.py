@@ -115,7 +115,7 @@ class Host(Struct, NotCopyable, eq=False):
 
     @property
     def map(self) -> Map:
-        """Values by key, each with a time to live, shared by all workers. Start keys with your own prefix.
+        """Values by key, with times to live, shared by the workers of the store. Start keys with your own prefix.
 
         Values whose prefix is ``bus:``, ``inbox:``, ``member:``, or ``roster:`` are the server's, and don't survive a
         restart.
@@ -124,7 +124,7 @@ class Host(Struct, NotCopyable, eq=False):
 
     @property
     def log(self) -> Log:
-        """Append-only streams of entries, shared by all workers. Start names with your own prefix."""
+        """Append-only streams of entries, shared by the workers of the store. Start names with your own prefix."""
         return self._host.store.log
 
     @property
@@ -175,7 +175,8 @@ class Host(Struct, NotCopyable, eq=False):
         return services.ring.seal(self._name.encode(), value, services.nonce(), bound.encode()).encode()
 
     def unseal(self, sealed: bytes, bound: str) -> bytes | None:
-        """Return the value that `seal` encrypted, or None if it was modified or the server's keys have changed.
+        """Return the value that `seal` encrypted, or None if it was modified, is for another `bound`, or the server's
+        keys have changed.
 
         Args:
             sealed: A value that `seal` returned.
@@ -605,7 +606,7 @@ class Host(Struct, NotCopyable, eq=False):
     def broadcast(self, method: str, params: Any = None) -> None:
         """Send a notification to all handshake-era sessions whose client declared the extension, without waiting.
 
-        Every worker sends it, on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets.
+        The workers send it on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets.
         Clients of per-request revisions have no session: see `listen` and `CallContext.stream`.
 
         Args:

@@ -1,6 +1,6 @@
 """POST and GET for URLs chosen by callers, guarded against server-side request forgery (SSRF).
 
-Each request resolves the host name and checks every address. Redirects aren't followed, and proxy settings of the
+A request resolves the host name and checks its addresses. Redirects aren't followed, and proxy settings of the
 environment don't apply.
 """
 

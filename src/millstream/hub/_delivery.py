@@ -1,6 +1,6 @@
 """Delivery from the journal to the outlets of this worker.
 
-Each event is encoded once per kind of outlet, and a plain loop writes the same bytes to all outlets of that kind. A
+A live event is encoded once per kind of outlet, and a plain loop writes the same bytes to the outlets of that kind. A
 channel's plan lists its outlets by encoder, each once. It's built on demand.
 
 A subscriber that falls too far behind gets a final event with the reason and can resume. Others are unaffected. Each

@@ -206,8 +206,8 @@ class Hub(NotCopyable):
     ) -> PublishResult:
         """Publish an event to a channel. Text is sent unchanged, anything else as JSON.
 
-        Returns when the event is stored and written to the subscribers of this worker. All subscribers receive the
-        events on all channels in the same order.
+        Returns when the event is stored and written to the subscribers of this worker. Subscribers receive the events,
+        also of different channels, in the same order.
 
         Args:
             channel: The channel, without wildcards.

@@ -1,8 +1,8 @@
 """The journal of all channels, and the history of each channel.
 
-The journal is one stream of the store, like a JetStream stream with many subjects. All workers deliver in its order, so
-an offset is a position on all channels, including wildcards, and each event needs only one id. The newest events are
-also cached in decoded form (see `Journal.recent`), because most reconnecting clients missed only these.
+The journal is one stream of the store, like a JetStream stream with many subjects. Workers deliver in its order, so an
+offset is a position on any number of channels, including wildcards, and an event needs only one id. The newest events
+are also cached in decoded form (see `Journal.recent`), because most reconnecting clients missed only these.
 
 A channel's history is kept longer than the journal, so a busy channel doesn't displace a quiet one. The history of a
 client's channel is its mailbox.

@@ -157,7 +157,7 @@ class Presence(Struct):
                 del self._connections[place]
 
     async def members(self, channel: str) -> list[Member]:
-        """Return all clients on a channel, in order of arrival."""
+        """Return the clients on a channel, in order of arrival."""
         records = await self._read(channel)
         return sorted((_decode(held.value) for held in records if self._has_worker(held)), key=_arrival)
 

@@ -132,6 +132,23 @@ async def test_a_set_that_nobody_can_use_prevents_the_start() -> None:
             pass
 
 
+async def test_groups_of_a_set_are_read_from_any_claim_of_a_token() -> None:
+    async with run_issuer() as issuer:
+        mcp = make_shop(auth=auth.oidc(issuer.url, audience="http://127.0.0.1/mcp"))
+        mcp.add_set("/mcp/people", groups=["people"])
+        about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        body = json.dumps(request("initialize", about)).encode()
+        headers = {name.replace("-", "_"): value for name, value in POST.items()}
+        async with run_guarded(mcp) as running:
+            for groups, status in (
+                (["other", "people"], 200), ("people", 200), (["other"], 403), ("other", 403), (None, 403),
+                (7, 403), ([{"name": "people"}], 403), ({"people": True}, 403),
+            ):  # fmt: skip
+                access = token(claims(iss=issuer.url, aud="http://127.0.0.1/mcp", groups=groups))
+                reply = await running.ask(access, "POST", "/mcp/people", body, **headers)
+                assert reply.status == status, groups
+
+
 async def test_each_set_has_metadata_for_its_own_address_and_accepts_tokens_for_it() -> None:
     async with run_issuer() as issuer:
         await _check_metadata(issuer.url)

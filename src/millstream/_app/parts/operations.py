@@ -307,8 +307,8 @@ _LOOK = "Look for the reason in the server's log."
 class ProbesPart(OwnPart):
     """Serves `/health`, `/livez`, and `/readyz`: the server's state for operators, orchestrators, and load balancers.
 
-    They respond to every client with any Host. Only clients that may read the dashboard get reasons and figures. Others
-    get the status, and how many workers and upstreams are healthy.
+    They respond to any Host. Clients that may read the dashboard also get reasons and more figures. Others get the
+    status, and how many workers and upstreams are healthy.
     """
 
     name: str = "probes"

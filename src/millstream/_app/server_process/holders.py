@@ -2,8 +2,8 @@
 
 Each worker's lease in the store has a note that says where the worker receives requests. It's sealed, so someone who
 can only write to the store can't redirect requests. A claim in the store names the worker that holds the state of a
-principal, or of a session whose first worker has ended. The first worker that gets a request makes the claim. All
-workers remember it, so steady calls don't use the store, and nobody's state moves when a worker starts.
+principal, or of a session whose first worker has ended. The first worker that gets a request makes the claim. Workers
+remember it, so steady calls don't use the store, and nobody's state moves when a worker starts.
 
 A worker that was suspended for longer than its lease gets a new name. What others have claimed meanwhile is theirs.
 """

@@ -232,7 +232,7 @@ class SessionForwarder:
                 await self._holders.announce()
 
     async def close(self) -> None:
-        """Stop forwarding and receiving requests when all calls have ended."""
+        """Stop forwarding and receiving requests when the calls have ended, or after `_END_TIMEOUT`."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
         await self._listener.accept_backlog()

@@ -2,7 +2,7 @@
 
 It doesn't run user code (a script that calls ``run(workers=…)`` has run up to there). The first worker starts alone, so
 that a start-up error appears once; the others follow together. A replacement accepts from the same socket before the
-old worker stops, so no connection is ever rejected.
+old worker stops, so a restart rejects no connection.
 """
 
 import asyncio

@@ -491,7 +491,7 @@ class SupervisedWorker:
     def record_death(self) -> float:
         """Record that the process has ended and return the seconds to wait before the next one.
 
-        There's no delay for the first crash of a healthy worker, and a growing one in a crash loop.
+        A healthy worker's first crash causes no delay, and a crash loop a growing one.
         """
         self.deaths += 1
         return 0.0 if self.deaths == 1 else retry_delay(self.deaths - 2, FIRST, LONGEST, jitter=0)

@@ -2,10 +2,10 @@
 
 Arguments and results of items stay bytes.
 
-An extension is forwarded if only one upstream announces it, that upstream has no prefix and no policy that changes an
-item, and this server doesn't have the extension itself. A prefix would have to be added to params and results of
-unknown shape, and a policy has no rules for unknown methods. Skills have a known shape, so all upstreams' skills are
-merged.
+An extension is forwarded if only one upstream announces it, that upstream has no prefix and no policy with `allow` or
+that changes an item, and this server doesn't have the extension itself. A prefix would have to be added to params and
+results of unknown shape, and a policy has no rules for unknown methods. Skills have a known shape, so upstreams' skills
+are merged.
 """
 
 import copy

@@ -371,7 +371,8 @@ def read_page(
 
 
 def _read_item(kind: str, raw: bytes, revision: str, omissions: list[str]) -> Description:
-    """Return a description that every client can decode. A single malformed item makes clients reject the whole list.
+    """Return a description without what clients can't decode. A single malformed item makes clients reject the whole
+    list.
 
     Raises:
         ValueError: The item is malformed or too large.

@@ -1,6 +1,6 @@
 """What an upstream has changed in its definitions, in words for the operator.
 
-Models follow descriptions, and with ``trust = "follow"``, changed ones count at once. So the log has each change:
+Models follow descriptions, and with ``trust = "follow"``, changed ones count at once. So the log has these changes:
 which item, and what it says now.
 """
 

@@ -1,7 +1,7 @@
 """Tool search: clients list `search_tools`, `call_tool`, and tools with the tag `listed`, and models search the rest.
 
 ``Settings(tool_search=True)`` turns it on, with or without upstreams. SQLite's full-text index ranks by BM25
-(docs/decisions/0036). A call through `call_tool` becomes a call of the tool itself before any gate sees it, so scopes,
+(docs/decisions/0036). A call through `call_tool` becomes a call of the tool itself before gates see it, so scopes,
 limits, middleware, timeouts, and the audit log apply as to a direct call.
 """
 

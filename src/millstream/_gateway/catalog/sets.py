@@ -1,7 +1,7 @@
 """Sets: choices of a server's items, each served at an address of its own.
 
-A set is a pure function of its configuration and of all items at the main address: `choose_items`. So it can only have
-what the main address has, with its rules, and needs no connections of its own. URIs are the same at each address.
+A set is a pure function of its configuration and of all items at the main address: `choose_items`. So it has a choice
+of what the main address has, with its rules, and shares its connections. URIs are the same at each address.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The credentials of one upstream on one worker, and how its connections use them.
 
 A connection belongs to a link key. Calls with equal keys carry the same credentials and the same forwarded headers, so
-a caller's credentials never appear on another caller's connection.
+a caller's credentials don't appear on another caller's connection.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The configuration file of a running gateway, which changes without a restart.
 
-The process that watches the file numbers its versions. With several workers, that's their parent: every worker prepares
-a version, and then all use it at once.
+The process that watches the file numbers its versions. With several workers, that's their parent: the workers prepare a
+version, and then use it.
 """
 
 import asyncio

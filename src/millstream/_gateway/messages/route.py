@@ -103,7 +103,8 @@ class CallRoute(Struct, frozen=True):
 def plan_route(
     client: Revision, facts: UpstreamFacts, *, has_session: bool, is_known: bool = True, needs_newer: bool = False
 ) -> CallRoute:
-    """Return the connection for a client's calls. No state of one person reaches another, unless the operator wants it.
+    """Return the connection for a client's calls. People who can be told apart share no state, unless the operator
+    wants it.
 
     Args:
         client: The client's revision.

@@ -141,7 +141,8 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """Text that identifies the target or document in all workers, or empty for an object in this process."""
+        """Text that identifies the target or document in all workers: for an object in this process, its class at
+        most."""
         target: object = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
         if isinstance(target, str | Path | Sequence | Mapping):
             return repr(cast("object", target))

@@ -2,7 +2,7 @@
 
 A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` provide client targets, one per key: one process for all
 callers, one per principal, or one per session. Each connection to a target is one process. If the process dies, the
-next call starts another one, as for every client connection. Slots for processes belong to owners (see `Pool`). Each
+next call starts another one, as for every client connection. Slots for processes belong to owners (see `Pool`). A
 process leads a process group, which ends with it. A watchdog ends the groups of a killed worker.
 """
 

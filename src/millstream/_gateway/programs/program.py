@@ -1,9 +1,8 @@
 """A server object of another library, as a target for clients in this process.
 
-Adapters run the server objects of each library through its public interface. `ProgramApplication` is a program's HTTP
-application: its token check, and its paths other than MCP. With the SDK 2.x, a request of the per-request era becomes
-one call, without a session and its streams, because it depends on no earlier one. The SDK's own HTTP transport does the
-same.
+Adapters run the server objects of the libraries. `ProgramApplication` is a program's HTTP application: its token check,
+and its paths other than MCP. With the SDK 2.x, a request of the per-request era becomes one call, without a session and
+its streams, because it depends on no earlier one. The SDK's own HTTP transport does the same.
 """
 
 import asyncio

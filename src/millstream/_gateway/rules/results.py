@@ -303,7 +303,7 @@ class StoredResults(Struct, frozen=True):
     """Names of the results' upstream."""
 
     async def save(self, call: Call, contents: Sequence[ResourceContents], seconds: float) -> str:
-        """Store a result and return its URI, or an empty string if the store has no space for it.
+        """Store a result and return its URI, or an empty string if the store can't take it.
 
         Args:
             call: Call of the result.

@@ -87,8 +87,8 @@ class Breaker:
     """Refuses calls that would probably get no response, so that callers fail fast.
 
     Failures count against the caller and tool: after `FAILURES` failures, its calls to the tool are rejected for a
-    while, which doubles each time. Several callers may be one person, so their timeouts never block a tool for others.
-    Refused connections, and failures of the gateway's own requests, open the breaker for all callers.
+    while, which doubles each time. Several callers may be one person, so their timeouts alone don't block a tool for
+    others. Refused connections, and failures of the gateway's own requests, open the breaker for all callers.
     """
 
     is_open: bool = False

@@ -153,7 +153,7 @@ class LeftSession(Struct, frozen=True):
 
 class UpstreamSessions(Struct, frozen=True):
     """The principals and the clients' sessions that have a session at one upstream. They're in the store, so that a
-    caller learns from any worker that a session is lost, even after a restart, if the store outlives it.
+    caller also learns from another worker that a session is lost, and after a restart, if the store outlives it.
 
     A value is the mark of the connection that uses the session, or a `LeftSession`.
     """

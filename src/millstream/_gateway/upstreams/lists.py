@@ -71,7 +71,7 @@ reconnect_delay = partial(retry_delay, first=_MIN_PAUSE, most=5.0)
 def refresh_pause(seconds: float) -> float:
     """Return the seconds before the next announced refresh, after one that took some seconds.
 
-    Each refresh can make every client list again, so even a fast one isn't repeated constantly.
+    A refresh can make clients list again, so even a fast one isn't repeated constantly.
     """
     return min(max(4 * seconds, 1.0), _MIN_REFRESH)
 
@@ -128,7 +128,7 @@ class ListOwner(Protocol):
 class ListKeeper(ABC):
     """Keeps the lists of one upstream. Subclasses know where they come from.
 
-    It owns all about them: whether the upstream can be reached is what reading them shows.
+    It also knows whether the upstream can be reached, because reading them shows that.
     """
 
     _state: State = "connecting"

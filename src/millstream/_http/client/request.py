@@ -1,5 +1,5 @@
-"""Requests as bytes. Only this module writes the head of a request, so text that a caller, a document, or a peer
-chooses can't become another line of it.
+"""Requests as bytes. The heads that it writes are checked, so text that a caller, a document, or a peer chooses can't
+become another line of one.
 """
 
 import re

@@ -3,7 +3,7 @@
 A transport creates a `Call`, the dispatcher runs it, and user code accesses it through `Context`.
 
 Scopes limit the items that a caller can list and use. A caller that starts this program and talks to it directly, over
-stdio or in the same process, has every scope, unless a test gives it a principal.
+stdio or in the same process, needs no scopes, unless a test gives it a principal.
 """
 
 import asyncio

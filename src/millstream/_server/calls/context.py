@@ -1,4 +1,4 @@
-"""`Context`: a function's view of its call, the same on every revision and transport."""
+"""`Context`: a function's view of its call, whatever its revision and transport."""
 
 import inspect
 import sys
@@ -140,7 +140,7 @@ class Context(CallInfo, NotCopyable):
 
     @property
     def session_state(self) -> StoredState:
-        """Values stored for this session, the same on every worker. Falsy if `session` is None.
+        """Values stored for this session, which workers with one store share. Falsy if `session` is None.
 
         Example:
             ``count = await ctx.session_state.update("calls", lambda n: n + 1, 0)``
@@ -149,8 +149,8 @@ class Context(CallInfo, NotCopyable):
 
     @property
     def user_state(self) -> StoredState:
-        """Values stored for the user who has signed in, in every revision, session, and program. Falsy without sign-in,
-        except over stdio and in memory, where the only client is the user.
+        """Values stored for the user who has signed in, which the user's sessions and programs share. Falsy without
+        sign-in, except over stdio and in memory, where the only client is the user.
 
         Example:
             ``titles = await ctx.user_state.update("read", lambda old: [*old, "Dune"], [])``

@@ -1,7 +1,7 @@
 """Calls that run once: a repeat gets the outcome of the first call.
 
-Each call has a record in the store, in its owner's share. The record's name is a keyed digest of the address, the tool,
-and the key or the arguments. Its content is sealed, and has a digest that includes the caller. It changes only by
+Such a call has a record in the store, in its owner's share. The record's name is a keyed digest of the address, the
+tool, and the key or the arguments. Its content is sealed, and has a digest that includes the caller. It changes only by
 compare-and-set:
 
 | state | the call | a repeat |

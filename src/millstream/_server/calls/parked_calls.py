@@ -5,7 +5,7 @@ waits. The sealed state has a `Ticket`, which identifies the worker, the call, a
 on this worker, or by messages to the worker that holds it.
 
 If the call is gone, it runs again from the answers in its state, if its body hasn't started or its item allows that
-(``replay=True``). Otherwise, the retry fails: a function starts at most once per call, in each revision.
+(``replay=True``). Otherwise, the retry fails, so that the function doesn't start twice.
 """
 
 import asyncio

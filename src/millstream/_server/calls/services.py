@@ -409,7 +409,7 @@ class RequestLimits:
 
         Returns:
             The error for a message that gets a response, if the caller is over a limit. Notifications, responses, and
-            the end of a session are never rejected, so that a caller over its limit can still cancel and answer.
+            the end of a session aren't rejected here, so that a caller over its limit can still cancel and answer.
         """
         return None
 

@@ -1,7 +1,7 @@
 """Values that functions keep in the store for a session, for a user, or for side effects that happen only once.
 
-The values of a session are part of its record, and those of a user are one value of the store, so all workers share
-them.
+The values of a session are part of its record, and those of a user are one value of the store, so workers with one
+store share them.
 
 A side effect happens once even if its round arrives twice, because it's claimed in the store before it runs. A claim
 contains its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the round
@@ -43,7 +43,7 @@ Edit = Callable[[Values], Values | None]
 class StoredState(ABC):
     """Named values that outlast a call. A value must be JSON-serializable and is returned as decoded JSON.
 
-    They're in the store, so every worker sees them. A session that's one connection keeps its own.
+    They're in the store, so workers with the same one see them. A session that's one connection keeps its own.
     """
 
     @abstractmethod
@@ -148,8 +148,9 @@ class SessionState(StoredState):
 class UserState(StoredState):
     """Named values of one user: of the principal who signed in, or of the only client over stdio.
 
-    All sessions and programs of a user share them, in every revision. They're deleted after `user_state_ttl` without
-    changes. A caller without sign-in has none: each method raises a ToolError, and ``if ctx.user_state`` is false.
+    A user's sessions and programs share them, in every revision. They're deleted after `user_state_ttl` without
+    changes. Over HTTP, a caller without sign-in has none: each method raises a ToolError, and ``if ctx.user_state`` is
+    false.
     """
 
     def __init__(self, services: Services, principal: Principal | None, *, is_only_client: bool) -> None:

@@ -1,8 +1,9 @@
 """Handshake sessions, and the records of their state.
 
-A Streamable HTTP session is stored in its sealed id (see `seal`), so an idle session takes no memory. Its state (log
-level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store, written on
-change. Sessions of stdio, HTTP+SSE, and in-memory connections hold their record themselves and end with the connection.
+A Streamable HTTP session is stored in its sealed id (see `seal`), so an ordinary idle session takes no memory. Its
+state (log level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store,
+written on change. Sessions of stdio, HTTP+SSE, and in-memory connections hold their record themselves and end with the
+connection.
 """
 
 import asyncio
@@ -364,8 +365,8 @@ def size_of(value: Any) -> int:
 
 
 def watch_uris(uris: Iterable[str]) -> dict[str, str]:
-    """Return URIs by normal form, to find them in any spelling. Values are the client's spelling, or "" if it's the
-    same."""
+    """Return URIs by normal form, to find them in equivalent spellings. Values are the client's spelling, or "" if it's
+    the same."""
     watched: dict[str, str] = {}
     for uri in uris:
         if (form := normalize_uri(uri)) not in watched:

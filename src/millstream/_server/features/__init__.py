@@ -150,7 +150,7 @@ class Middleware:
         return items
 
     async def on_message(self, request: MessageRequest, next: Next) -> Json:
-        """Wrap a request of any method that the server has. ``await next(request)`` returns the members of the result.
+        """Wrap a request of a method that the server has. ``await next(request)`` returns the members of the result.
 
         `initialize`, notifications, and requests that are rejected by sign-in, a limit, or a missing client capability
         don't reach it.

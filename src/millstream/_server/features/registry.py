@@ -1,8 +1,8 @@
 """The items of a server, in order of registration, and its lists as encoded bytes.
 
-Every change, even at run time, clears the kind's encoded lists. A change of a single item also calls `on_change`. A
-list is encoded once per revision, page, and audience. A cursor contains the last item of a page, so any worker can
-continue a listing.
+A change, even at run time, clears the kind's encoded lists. A change of a single item also calls `on_change`. A list is
+encoded once per revision, page, and audience. A cursor contains the last item of a page, so any worker can continue a
+listing.
 """
 
 import base64

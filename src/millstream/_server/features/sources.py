@@ -61,9 +61,9 @@ async def call_with_dependencies(
 class _Resolution(Struct, eq=False):
     """The dependencies of one call.
 
-    The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
-    function is done, before its result is encoded, and also if it failed, was canceled, or stopped for a question. The
-    error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. The call still fails if a
+    The value of a `Depends` function is computed once per run of a call. Its resources are closed in reverse order when
+    the function is done, before its result is encoded, and also if it failed, was canceled, or stopped for a question.
+    The error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. The call still fails if a
     dependency suppresses the error.
     """
 

@@ -1,7 +1,7 @@
 """The plan of a function: everything about calling it that is known at registration.
 
 A signature becomes an engine, which has the schemas for clients, and one closure that calls the function as directly as
-possible. Only that closure runs per call, after the arguments are read from JSON or strings. Arguments that the decoder
+possible. The closure runs for each call, after the arguments are read from JSON or strings. Arguments that the decoder
 rejects are examined again, unless they're large.
 """
 

@@ -198,7 +198,7 @@ class RecentCalls:
         return self._read <= READ_EACH_SECOND
 
     def look(self) -> WorkerCalls:
-        """Return the recorded calls. For the next seconds, the arguments of all calls are read."""
+        """Return the recorded calls. For the next seconds, the arguments of calls are read, up to a rate."""
         self._last_read = self._clock()
         clients = {(_short(name), _short(version), date): seen for (name, version, date), seen in self._clients.items()}
         calls = [_recent(each) for each in (*self._failures, *self._successes)]

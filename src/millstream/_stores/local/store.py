@@ -1,7 +1,7 @@
 """The worker's side of a store in the parent process.
 
 A worker that loses its connection reconnects. Its lease ended with the connection. If nothing listens at the address
-anymore, the parent has exited, and every call fails immediately.
+anymore, the parent has exited, and calls fail immediately.
 """
 
 import asyncio
@@ -177,7 +177,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
             self._changed.notify_all()
 
     async def _reconnect(self) -> None:
-        """Retry until a connection succeeds or nothing listens at the address anymore."""
+        """Retry a number of times, until a connection succeeds or nothing listens at the address anymore."""
         for pause in (*_PAUSES, *[_PAUSES[-1]] * 60):
             await asyncio.sleep(pause)
             try:

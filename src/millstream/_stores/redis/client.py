@@ -1,4 +1,4 @@
-"""Commands to Redis through redis-py's connections. One writer task sends all queued commands at once.
+"""Commands to Redis through redis-py's connections. One writer task sends queued commands together.
 
 Repeatable commands are retried for up to `PATIENCE` seconds. Other commands are retried only if they certainly didn't
 run. Permanent errors are raised immediately.

@@ -1,7 +1,7 @@
 """The database file: its URL, opening, checks, transactions, and errors with advice. Runs in the writer's thread.
 
-One process owns the file through SQLite's exclusive lock, which ends with the process. A damaged or foreign file is
-never overwritten.
+One process owns the file through SQLite's exclusive lock, which ends with the process. A damaged or foreign file isn't
+overwritten.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The store in a SQLite file. Every change is committed before it's acknowledged.
+"""The store in a SQLite file. A change is committed before it's acknowledged.
 
 One process owns the file, and its workers send it their requests. Kinds that describe running workers stay in memory.
 All SQL runs in one thread. Waiting jobs share a transaction and return after its commit.

@@ -172,7 +172,9 @@ class IssuerConfig(Struct, frozen=True):
         return found if found is not None and found.since == user.since else None
 
     def user_of_grant(self, grant: Grant) -> User | None:
-        """Return the user who approved a grant, with the scopes at that time, or None if they may no longer sign in."""
+        """Return the user who approved a grant, or None if they may no longer sign in. A user with a password has the
+        present scopes, and others have those of the grant.
+        """
         return self.current_user(User(grant.subject, grant.name, grant.scopes, grant.since, login=grant.login))
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:

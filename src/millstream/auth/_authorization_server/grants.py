@@ -5,7 +5,7 @@ contains its grant's id and its generation, so reuse is detected. The previous g
 returns the current token, because its response may have been lost, and some clients refresh on several nodes at once.
 After that it's rejected, but only an older generation revokes the grant.
 
-Access tokens are signed with keys that are rotated every month.
+Access tokens are signed with keys that are rotated monthly.
 
 `POST /token` (OAuth 2.1 §3.2) exchanges codes, refresh tokens, and client credentials for access tokens. `POST
 /introspect` (RFC 7662) returns whether a token is active, and its claims. `POST /revoke` (RFC 7009) revokes a token
@@ -288,7 +288,7 @@ class TokenEndpoints(Struct, frozen=True):
         return TokenReuse(text, ended=ended)
 
     async def end_grant(self, id: str, subject: str) -> None:
-        """Revoke a grant. Its tokens become invalid on all workers within a second."""
+        """Revoke a grant. Its tokens become invalid on the workers within about a second."""
         # A tombstone makes a concurrent redemption of the code fail.
         await self.vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
         await self._announce(subject)

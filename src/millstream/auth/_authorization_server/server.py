@@ -133,7 +133,7 @@ class IssuerEndpoints(AuthMethod):
 
     @override
     def epoch(self) -> int:
-        """Return a number that changes with each revocation."""
+        """Return a number that changes after revocations."""
         self._changes += bool(self._revoked_since_epoch)
         self._revoked_last_epoch, self._revoked_since_epoch = self._revoked_since_epoch, set()
         return self._changes
@@ -432,9 +432,9 @@ def issuer(  # noqa: PLR0913  the options of an issuer
 ) -> Issuer:
     """Make this server an OAuth 2.1 authorization server (draft-ietf-oauth-v2-1) that issues its own tokens.
 
-    Any MCP client can connect: it describes itself at a URL or registers, the user signs in and consents in a browser,
-    and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an
-    organization's identity provider.
+    MCP clients connect without setup: a client describes itself at a URL or registers, the user signs in and consents
+    in a browser, and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream,
+    or from an organization's identity provider.
 
     Args:
         url: The server's public URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the

@@ -75,7 +75,7 @@ class EventType:
     Args:
         name: Name of the event and of its hub channel.
         payload: Type of the data, an object.
-        arguments: Type of the subscriptions' arguments, an object. By default, any field of the payload is a filter.
+        arguments: Type of the subscriptions' arguments, an object. By default, the fields of the payload are filters.
         match: Function that decides which subscriptions receive an event. By default, each argument must equal the
             field of the payload with its name. Arguments without such a field are ignored.
         description: Description for clients, by default the first paragraph of the payload's docstring.

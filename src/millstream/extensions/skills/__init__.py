@@ -78,7 +78,7 @@ class Skills(Extension):
     # Registration
 
     def add(self, folder: str | PathLike[str], *, prefix: str = "") -> None:
-        """Offer the skills of a folder: every directory in it with a `SKILL.md`, or the folder itself.
+        """Offer the skills of a folder: directories in it with a `SKILL.md`, or the folder itself.
 
         Changes to the files show within a second. Hidden files, and files outside the folder, even through symbolic
         links, aren't read. A skill has at most 512 files and 16 MiB.

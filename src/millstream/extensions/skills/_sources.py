@@ -1,7 +1,7 @@
 """Skills in a folder and skills in code.
 
-In a folder, every directory with a `SKILL.md` is a skill, including all files under it. In code, a skill is a function
-that returns the instructions.
+In a folder, a directory with a `SKILL.md` is a skill, including the visible files under it. In code, a skill is a
+function that returns the instructions.
 
 Paths come from clients, and skills often from others. `open_file` compares each file that it has opened with the
 folder. Names that start with a dot aren't served.
