@@ -584,7 +584,7 @@ async def check_private_pages(url: Url, seconds: float) -> list[DiagnosticStep]:
 
     It names its store only to these, and to callers who sign in.
     """
-    host = parse_authority((f"[{url.host}]" if ":" in url.host else url.host).encode())
+    host = parse_authority(url.authority.encode())
     if host is None or host.loopback:
         return []
     health = await read_health(url, {}, seconds)

@@ -383,10 +383,8 @@ class Registry:
         self._announced_capabilities |= whole._announced_capabilities
         if list(own) == list(items) and all(own[name] is item for name, item in items.items()):
             return False
-        self.exchange(kind, own, items)
         self._places.update(((kind, name), (0, place)) for place, name in enumerate(items))
-        self._sort(kind)
-        self._forget_pages(kind)
+        self.exchange(kind, own, items)
         return True
 
     def forget_lists(self) -> None:

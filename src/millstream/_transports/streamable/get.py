@@ -162,11 +162,9 @@ class Resumption(_NewestStreams):
                 if mark == END:
                     sink.close()
 
-        def close_on_gap(gap: Gap) -> None:  # clients that resume after the last event get the error
-            sink.close()
-
         store = self._endpoint.services.store
-        tail = Tail(store.log, store.troubles, name, position, take, close_on_gap, drain=sink.drain)
+        # After a gap, clients that resume after the last event get the error.
+        tail = Tail(store.log, store.troubles, name, position, take, lambda _: sink.close(), drain=sink.drain)
         tail.start()
         try:
             await tail.catch_up()

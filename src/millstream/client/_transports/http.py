@@ -141,12 +141,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
                 return self._answer(request, reply)
             _check_coding(reply)
             return await self._follow(request, reply.stream)
-        except AccessDenied as exc:
-            if exc.challenge or not isinstance(exc.reply, HttpReply) or not self._has_lost_session(exc.reply):
-                redact_error(exc, leave_out(request.said, self.secrets))
-                raise
-            raise self._error(exc.reply) from exc
         except ClientError as exc:
+            denial = exc.reply if isinstance(exc, AccessDenied) and not exc.challenge else None
+            if isinstance(denial, HttpReply) and self._has_lost_session(denial):
+                raise self._error(denial) from exc
             redact_error(exc, leave_out(request.said, self.secrets))
             raise
         except asyncio.CancelledError as exc:

@@ -1,7 +1,7 @@
 // Line charts on a canvas, with values in the legend and colors of the theme. Hover, or focus and use the arrow keys, to
 // read an earlier point; click it, drag over a period, or press Enter to select it.
 
-import { color, element, write } from "../dom.js";
+import { color, element, figure, write } from "../dom.js";
 
 const LEFT = 54;
 const RIGHT = 10;
@@ -12,6 +12,9 @@ const COUNTED = 240; // longer charts show times of day instead of seconds
 const DRAGGED_PX = 5; // shorter movements are clicks
 /** @type {Record<string, number[]>} */
 const DASHES = { solid: [], dashed: [6, 4], dotted: [1.5, 3.5] };
+
+/** Format a value without a unit. @param {number} value @param {boolean} [axis] */
+const plainNumber = (value, axis) => (axis ? String(Number(value.toPrecision(3))) : figure(value));
 
 /** Round up to 1, 2, 2.5, or 5 times a power of ten. @param {number} value */
 function niceStep(value) {
@@ -89,11 +92,11 @@ export class LineChart {
 
   /**
    * @param {HTMLElement} place container of the title, the legend, and the canvas
-   * @param {{name: string, says?: string, format: (value: number, axis?: boolean) => string, series: Series[], atLeast?: number}} options
+   * @param {{name: string, says?: string, format?: (value: number, axis?: boolean) => string, series: Series[], atLeast?: number}} options
    *   `says` is the long title; `format` adds the unit; colors are tokens; `atLeast` is the minimum of the y axis's
    *   upper limit
    */
-  constructor(place, { name, format, series, says = name, atLeast = 1 }) {
+  constructor(place, { name, format = plainNumber, series, says = name, atLeast = 1 }) {
     this.#name = name;
     this.#format = format;
     this.#series = series;

@@ -36,7 +36,6 @@ const charts = {
     name: "Calls/s",
     says: "Calls per second, and those with an error of their client or of this server",
     atLeast: 4,
-    format: (value, axis) => (axis ? String(Number(value.toPrecision(3))) : figure(value)),
     series: [
       { name: "All", color: "--accent", fill: true },
       { name: "Client errors", short: "Client", color: "--warn", dash: "dotted" },

@@ -1,7 +1,7 @@
 // The gateway: all upstreams with their state and figures, polled while the page is visible, and the selected upstream
 // with its tools and quarantined definitions.
 
-import { $, clock, count, duration, figure, hashParameters, ms, reveal, size, write } from "../dom.js";
+import { $, clock, count, duration, hashParameters, ms, reveal, size, write } from "../dom.js";
 import { LineChart } from "../dashboard/charts.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
@@ -177,7 +177,6 @@ function drawAll() {
 const SHOWN_SECONDS = 600;
 const chart = new LineChart($("rate-chart"), {
   name: "Calls/s",
-  format: (value, axis) => (axis ? String(Number(value.toPrecision(3))) : figure(value)),
   series: [
     { name: "All", color: "--accent", fill: true },
     { name: "Failed", color: "--bad", dash: "dashed" }
