@@ -23,7 +23,7 @@ from millstream._gateway.options.policy import find_unknown_names, impossible_ru
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
-from millstream._gateway.relay import Passthrough, find_obstacle
+from millstream._gateway.relay import Passthrough
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
 from millstream._gateway.rules.requests import (
     ANSWER_APPROVAL,
@@ -292,16 +292,25 @@ class GatewayPart:
             Passthrough(host, upstream)
 
     def _find_obstacle(self, upstreams: Sequence[Upstream], *, has_sets: bool) -> str:
-        host, definition = self._host, self.definition
-        return find_obstacle(
-            upstreams,
-            is_api=not isinstance(upstreams[0], McpUpstream),
-            has_items=self._has_items,
-            has_sets=has_sets,
-            has_hooks=definition.hooks is not None or host.dispatcher.around is not None,
-            has_search=bool(host.registry.list_selectors),
-            extends=bool(definition.extensions) or host.registry.completes is not None,
-        )
+        """Return why the server creates items from its upstreams' lists instead of relaying one, or an empty string if
+        it relays.
+        """
+        host, definition, first = self._host, self.definition, upstreams[0]
+        rule = first.policy.rule_for_all
+        obstacles = {
+            "there are several upstreams": len(upstreams) > 1,
+            "the upstream is an OpenAPI document": not isinstance(first, McpUpstream),
+            "the upstream has a prefix": bool(first.config.names.prefix),
+            f"the upstream's policy {rule}": bool(rule),
+            "the upstream's definitions are pinned": first.config.trust == "pin",
+            "the upstream's revision is fixed": first.config.revision is not None,
+            "this server has items of its own": self._has_items,
+            "this server has sets": has_sets,
+            "this server has middleware": definition.hooks is not None or host.dispatcher.around is not None,
+            "this server has tool search": bool(host.registry.list_selectors),
+            "this server has extensions": bool(definition.extensions) or host.registry.completes is not None,
+        }
+        return next((why for why, applies in obstacles.items() if applies), "")
 
     @property
     def _mcp_upstreams(self) -> list[McpUpstream]:

@@ -6,7 +6,7 @@ is down, the items from the catalog's last lists serve the call instead.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -23,7 +23,6 @@ from millstream._gateway.messages.route import Way
 from millstream._gateway.rules.results import NoResponse
 from millstream._gateway.upstreams.links import LASTING, Link
 from millstream._gateway.upstreams.mcp import McpUpstream
-from millstream._gateway.upstreams.upstream import Upstream
 from millstream._parts import PartHost
 from millstream._protocol.errors import UNSUPPORTED_VERSION, CustomResult
 from millstream._protocol.jsonrpc import decode_members
@@ -403,41 +402,3 @@ def _decode_strictly(value: bytes) -> Any:
     if len(set(names)) < len(names) or msgspec.json.format(value, indent=-1) != encode(decoded):
         raise ValueError("a value is ambiguous")
     return decoded
-
-
-def find_obstacle(
-    upstreams: Sequence[Upstream],
-    *,
-    is_api: bool,
-    has_items: bool,
-    has_sets: bool,
-    has_hooks: bool,
-    has_search: bool,
-    extends: bool,
-) -> str:
-    """Return why a server creates items from its upstreams' lists instead of relaying one, or an empty string if it
-    relays.
-
-    Args:
-        is_api: Whether the first one is an OpenAPI document.
-        has_items: Whether the server has items of its own.
-        has_sets: Whether it has sets of items at other addresses.
-        has_hooks: Whether it has middleware.
-        has_search: Whether models search its tools.
-        extends: Whether it has extensions.
-    """
-    config, rule = upstreams[0].config, upstreams[0].policy.rule_for_all
-    obstacles = {
-        "there are several upstreams": len(upstreams) > 1,
-        "the upstream is an OpenAPI document": is_api,
-        "the upstream has a prefix": bool(config.names.prefix),
-        f"the upstream's policy {rule}": bool(rule),
-        "the upstream's definitions are pinned": config.trust == "pin",
-        "the upstream's revision is fixed": config.revision is not None,
-        "this server has items of its own": has_items,
-        "this server has sets": has_sets,
-        "this server has middleware": has_hooks,
-        "this server has tool search": has_search,
-        "this server has extensions": extends,
-    }
-    return next((why for why, applies in obstacles.items() if applies), "")
