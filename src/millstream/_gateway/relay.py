@@ -108,8 +108,9 @@ class Passthrough:
         return result
 
     def _relay(self, call: Call) -> Awaitable[bytes]:
-        if not self._upstream.policy.is_empty:
-            return self._relay_by_policy(call)
+        return self._relay_unchanged(call) if self._upstream.policy.is_empty else self._relay_by_policy(call)
+
+    def _relay_unchanged(self, call: Call) -> Awaitable[bytes]:
         link = self._upstream.find_plain_link(call, Way.VERBATIM)
         if link is None or call.method in _SERVED_HERE:
             return self._relay_exactly(call, link)
@@ -119,16 +120,12 @@ class Passthrough:
         """Relay a call, unless the policy changes what it's about. Changed items are served from the upstream's lists,
         and so are lists with such an item.
         """
-        upstream = self._upstream
         await self._wait_for_start()
         await self._read_lists()
         if not self._is_unchanged(call):
             return b""
-        if call.method in _KINDS or call.method in _SERVED_HERE:
-            result = await self._relay_exactly(call, None)
-            return result if call.method not in _KINDS or await self._admit(_KINDS[call.method], result) else b""
-        link = upstream.find_plain_link(call, Way.VERBATIM)
-        return await (self._relay_exactly(call, None) if link is None else self._forward(call, link))
+        result = await self._relay_unchanged(call)
+        return result if call.method not in _KINDS or await self._admit(_KINDS[call.method], result) else b""
 
     def _is_unchanged(self, call: Call) -> bool:
         """Return whether the policy changes nothing about a request, in whatever way the upstream reads it."""
