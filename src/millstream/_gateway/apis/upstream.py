@@ -141,7 +141,7 @@ class ApiUpstream(Upstream):
         self._places = Pool(config.max_connections, several=gateway.pool.places.several)
 
     @override
-    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
+    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper[Any]:
         return ApiLists(self, stored, pins)
 
     @override
@@ -295,18 +295,13 @@ class ApiUpstream(Upstream):
         return self._pools[key]
 
 
-class ApiLists(ListKeeper):
+class ApiLists(ListKeeper[ApiUpstream]):
     """Reads an API's document, and makes tools from its operations."""
 
     _digest = b""
     """Digest of the files that the operations were read from."""
     _skipped: Mapping[str, str] = {}
     """See `Document.skipped`, of the last document."""
-
-    def __init__(self, upstream: ApiUpstream, stored: StoredCatalog, pins: Pins | None) -> None:
-        """See `ListKeeper`."""
-        super().__init__(upstream, stored, pins)
-        self._upstream = upstream
 
     @override
     async def run(self) -> None:

@@ -170,7 +170,7 @@ class McpUpstream(Upstream):
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
 
     @override
-    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
+    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper[Any]:
         return McpLists(self, stored, pins)
 
     @override
