@@ -345,14 +345,13 @@ class ApiLists(ListKeeper[ApiUpstream]):
         if self._upstream.breaker.is_open and (error := await self.find_fault()) is not None:
             raise error
         source, digest = self._upstream.openapi.document, b""
-        refused: Mapping[str, str] = {}
         url: Url | None = None
         if isinstance(source, str | Path):
             url = parse_url(str(source)) if str(source).startswith(("http://", "https://")) else None
-            files = await (
+            source = await (
                 self._fetch_files(url) if url else asyncio.to_thread(read_files, source, self._document_bytes)
             )
-            source, digest, refused = files.document, files.digest, files.refused
+            digest = source.digest
         elif is_application(source):
             try:
                 source = source.openapi()
@@ -368,8 +367,6 @@ class ApiLists(ListKeeper[ApiUpstream]):
             )
             self._upstream.base = parse_url(LOCAL_URL) if is_local else self._base_of(document.url, url)
             document.base = str(self._upstream.base)
-            for address, reason in refused.items():
-                document.skip("the reference to", address, reason)
             self._upstream.operations, self._digest = await asyncio.to_thread(self._select, document), digest
         tools = {name: each.describe(name) for name, each in self._upstream.operations.items()}
         await self.publish(structs.replace(self.catalog, tools=tools, taken_at=time()))
