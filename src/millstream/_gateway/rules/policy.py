@@ -335,7 +335,8 @@ class Policy:
         """The upstream's own rules."""
         self.shared: Sequence[UpstreamPolicy] = layers[:-1]
         """Rules that it shares with others, for names with the prefix."""
-        self._is_empty = policy == UpstreamPolicy()
+        self.is_empty: bool = policy == UpstreamPolicy()
+        """Whether there are no rules."""
         self._names = names
         self.questions: frozenset[str] = frozenset[str](QUESTIONS).intersection(*(each.questions for each in layers))
         """Kinds of questions that the upstream may ask."""
@@ -378,7 +379,7 @@ class Policy:
             is_listed: Whether the upstream lists it. Of another URI, each spelling has to be allowed.
             other_name: Another name that patterns can match.
         """
-        if self._is_empty:
+        if self.is_empty:
             return _NO_RULES
         names = allowed = [name, other_name] if other_name else [name]
         keys = strict = list[str]()
@@ -442,11 +443,6 @@ class Policy:
         is_uri = kind in ("resources", "templates") and self._has_uris
         return uri_key(name, is_listed=True) if is_uri else name
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there are no rules."""
-        return self._is_empty
-
     def changed_kinds(self, catalog: Lists) -> frozenset[str]:
         """Return the kinds of lists that have an item that it changes.
 
@@ -464,7 +460,7 @@ class Policy:
         Args:
             catalog: The upstream's lists.
         """
-        if self._is_empty:
+        if self.is_empty:
             return True
         limited = self.rule_for_all or any(layer.policy.allow for layer in self._layers)
         return bool(catalog.taken_at) and not limited and not self.changed_kinds(catalog)
@@ -486,7 +482,7 @@ class Policy:
             kind: Tools, prompts, resources, or templates.
             name: Upstream's name or URI.
         """
-        return not self._is_empty and (len(name) > _MAX_NAME or self._change_of(kind, name))
+        return not self.is_empty and (len(name) > _MAX_NAME or self._change_of(kind, name))
 
     def _find_change(self, kind: str, name: str) -> bool:
         if kind in ("resources", "templates"):
@@ -511,7 +507,7 @@ class Policy:
         Considers every spelling that an upstream may treat as the same resource. The results for the last thousand URIs
         are kept, because each follower of a resource asks.
         """
-        if self._is_empty:
+        if self.is_empty:
             return _NO_RULES
         return self._remembered_rules(uri) if len(uri) <= _MAX_REMEMBERED else self._find_rules(uri)
 
