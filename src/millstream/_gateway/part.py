@@ -696,7 +696,7 @@ class GatewayPart:
         item = upstream.item_classes[kind](upstream, name, offered.own_name, offered.description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.lists.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
-        offered.rules.apply(item, upstream.results.save)
+        offered.rules.apply(item, upstream.results)
         whole, short = offered.whole_name, upstream.names.original(kind, offered.whole_name) or name
         item.origin, item.short_name = upstream.name, fit_name(short) if kind == "tools" else short
         item.long_name = whole if whole != name else ""
