@@ -19,9 +19,9 @@ from millstream._gateway.calls.forward import connect, forward, forward_exactly,
 from millstream._gateway.calls.items import CORE, SKILL_METHODS
 from millstream._gateway.catalog.catalog import METHODS, Catalog, read_page
 from millstream._gateway.log import logger
-from millstream._gateway.messages.route import Way
+from millstream._gateway.messages.route import SESSION_METHODS, Way
 from millstream._gateway.rules.results import NoResponse
-from millstream._gateway.upstreams.links import LASTING, Link
+from millstream._gateway.upstreams.links import Link
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._parts import PartHost
 from millstream._protocol.errors import UNSUPPORTED_VERSION, CustomResult
@@ -96,7 +96,7 @@ class Passthrough:
 
     def relay(self, call: Call) -> Awaitable[bytes]:
         """See `RelayedServer`. The result is empty if the items of the upstream's lists have to serve the call."""
-        return self._note(call) if call.method in LASTING else self._relay(call)
+        return self._note(call) if call.method in SESSION_METHODS else self._relay(call)
 
     async def _note(self, call: Call) -> bytes:
         """Relay a request that changes the client's session at the upstream."""

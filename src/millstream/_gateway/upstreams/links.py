@@ -73,8 +73,6 @@ MAX_OWN_SESSIONS = 4096
 MAX_STREAMS = 200
 """Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may need a connection."""
 UNSUBSCRIBE, SET_LEVEL = "resources/unsubscribe", "logging/setLevel"
-LASTING = frozenset({"resources/subscribe", UNSUBSCRIBE, SET_LEVEL})
-"""Methods of requests that change a session. See `Links.lasting`."""
 _MAX_LASTING = 16 * 1024
 """Maximum size of a session's requests that are kept, in bytes."""
 _REPEAT_SECONDS = 10.0
