@@ -252,9 +252,8 @@ class IntrospectedMethod(IssuerMethod):
         client: str,
         secret: str,
         client_tokens: bool = False,
-        clock: Clock = time.time,
     ) -> None:
-        super().__init__(rules, clock)
+        super().__init__(rules, time.time)
         self._endpoint = endpoint
         self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens
