@@ -221,7 +221,7 @@ class TokenMethod(IssuerMethod):
     async def prefetch(self) -> None:
         """Fetch the issuer's keys."""
         await self._keys.prefetch()
-        found = self._keys.list_keys()
+        found = self._keys.keys
         if not any(each.fits(algorithm) for each in found for algorithm in self._algorithms) and (
             found or isinstance(self._keys, FixedKeys)
         ):
