@@ -46,7 +46,7 @@ from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
 from millstream._text import pluralize
 from millstream.client import AccessDenied, ClientError, NotMcp, RequestTimeout, parse_url
-from millstream.client._endpoint import Auth, Endpoint
+from millstream.client._endpoint import Endpoint
 from millstream.protocol import NEWEST, encode
 
 _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f?#\\]*")
@@ -58,34 +58,14 @@ def _api_reply(reply: HttpReply) -> ApiReply:
     return ApiReply(reply.status, headers, reply.body)
 
 
-class _FolderAuth:
-    """Credentials for requests below a folder. A redirect out of it isn't followed.
+def _check_folder(folder: str, target: str) -> None:
+    """Check that a redirect stays below a folder.
 
-    Args:
-        folder: Path, with a slash at its end.
-        auth: Source of the credentials, or None for none.
+    Raises:
+        ValueError: It doesn't.
     """
-
-    def __init__(self, folder: str, auth: Auth | None) -> None:
-        self._folder, self._auth = folder, auth
-
-    async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """See `Auth`.
-
-        Raises:
-            ValueError: The target isn't below the folder.
-        """
-        if not is_document_below(target, self._folder):
-            raise ValueError("it redirects to a file outside of its folder")
-        return {} if self._auth is None else await self._auth.headers(url, method, target)
-
-    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
-        """See `Auth`."""
-        return self._auth is not None and self._auth.learn_nonce(url, nonce, challenge)
-
-    async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
-        """See `Auth`."""
-        return self._auth is not None and await self._auth.handle_challenge(url, status, challenge)
+    if folder and not is_document_below(target, folder):
+        raise ValueError("it redirects to a file outside of its folder")
 
 
 class ApiTool(UpstreamTool):
@@ -429,8 +409,8 @@ class ApiLists(ListKeeper[ApiUpstream]):
         auth = None if credentials is None or credentials.personal else credentials.auth("")
         limit = self._document_bytes
         pool = self._upstream.pool(url, limit)
-        kept = _FolderAuth(folder, auth) if folder else auth
-        endpoint = Endpoint(url, self.config.headers if has_credentials else {}, pool, kept)
+        headers = self.config.headers if has_credentials else {}
+        endpoint = Endpoint(url, headers, pool, auth, check_redirect=partial(_check_folder, folder))
         try:
             async with asyncio.timeout(self.config.timeout):
                 reply = await endpoint.send("GET", {"accept": "application/json"}, repeatable=True)
