@@ -209,7 +209,7 @@ class GatewayPart:
         await self._wait_for_lists(self.upstreams.values())
         self._apply()
         upstreams, live = self.upstreams.values(), self.definition.live
-        if live is not None or any(each.may_have_own or each.keeps_callers for each in upstreams):
+        if live is not None or host.services.binds_sessions:
             host.services.holds_state = True
         host.services.keeps_callers = lambda: any(each.keeps_callers for each in upstreams)
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
