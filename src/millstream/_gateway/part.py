@@ -262,9 +262,9 @@ class GatewayPart:
         if config.openapi is None:
             upstream = McpUpstream(config, self._gateway, MCP_ITEMS)
         else:
-            from millstream._gateway.apis.upstream import API_ITEMS, ApiUpstream  # noqa: PLC0415  few are APIs
+            from millstream._gateway.apis.upstream import ApiUpstream  # noqa: PLC0415  few are APIs
 
-            upstream = ApiUpstream(config, self._gateway, API_ITEMS)
+            upstream = ApiUpstream(config, self._gateway)
         self._opened.append(upstream)
         self._set_up_pins(upstream)
         if config.auth is not None or config.forward_headers:

@@ -34,7 +34,7 @@ from millstream._gateway.options.credentials import StaticHeaders
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.results import call_error
 from millstream._gateway.upstreams.lists import ListKeeper, reconnect_delay
-from millstream._gateway.upstreams.upstream import Gateway, ItemClasses, Upstream
+from millstream._gateway.upstreams.upstream import Gateway, Upstream
 from millstream._http.client import Inflow, TooLarge
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
@@ -101,9 +101,9 @@ class ApiUpstream(Upstream):
     client: Any = None
     """HTTP client of an application in this process."""
 
-    def __init__(self, config: UpstreamConfig, gateway: Gateway, item_classes: ItemClasses) -> None:
+    def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """See `Upstream`."""
-        super().__init__(config, gateway, item_classes)
+        super().__init__(config, gateway, {"tools": ApiTool})
         openapi = config.openapi
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
         document = self.openapi.document
@@ -464,6 +464,3 @@ class ApiLists(ListKeeper[ApiUpstream]):
             document.log_skipped(self.config.name)
             self._skipped = document.skipped
         return found
-
-
-API_ITEMS: ItemClasses = {"tools": ApiTool}
