@@ -31,6 +31,11 @@ def metadata_urls(issuer: str) -> list[str]:
     return [*found, f"{origin}{path}/.well-known/openid-configuration"] if path else found
 
 
+def non_empty(**parameters: str) -> dict[str, str]:
+    """Return the parameters that have a value."""
+    return {name: value for name, value in parameters.items() if value}
+
+
 def authorization_url(
     endpoint: str, client_id: str, redirect_uri: str, state: str, verifier: str, more: Mapping[str, str]
 ) -> str:
@@ -51,7 +56,7 @@ def authorization_url(
         "state": state,
         "code_challenge": s256(verifier),
         "code_challenge_method": "S256",
-        **{name: value for name, value in more.items() if value},
+        **non_empty(**more),
     }
     return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(parameters)}"
 
@@ -64,6 +69,11 @@ def code_grant(code: str, redirect_uri: str, verifier: str) -> dict[str, str]:
         "redirect_uri": redirect_uri,
         "code_verifier": verifier,
     }
+
+
+def refresh_grant(token: str) -> dict[str, str]:
+    """Return the token request for a refresh token (RFC 6749 §6)."""
+    return {"grant_type": "refresh_token", "refresh_token": token}
 
 
 def basic_credentials(client_id: str, secret: str) -> str:

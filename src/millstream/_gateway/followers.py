@@ -64,8 +64,9 @@ class FollowedResources(ChangeSource):
         _, before, wanted, _ = self._subscriptions[follower]
         added = self._find_sources([uris[form] or form for form in uris.keys() - before.keys()])
         gone = [before[form] or form for form in before.keys() - uris.keys()]
-        left = {(each, uri) for each in self._sources() for uri in self._own_uris(each, gone, ruled=False)}
-        self._watch(follower, owner, uris, (wanted - left if uris else _Sources()) | added)
+        spelled = [*map(self._spell, gone)]  # the rules may have changed since the client subscribed
+        left = {(each, uri) for each in self._sources() for uri in map(each.names.original_uri, spelled)}
+        self._watch(follower, owner, uris, (wanted.difference(left) if uris else _Sources()) | added)
 
     async def follow_again(self) -> None:
         """Update the watched resources after the offered ones have changed. Streams can share URIs."""
@@ -107,14 +108,8 @@ class FollowedResources(ChangeSource):
             if own_uris := self._own_uris(upstream, uris):
                 await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
 
-    def _own_uris(self, upstream: Upstream, uris: Collection[str], *, ruled: bool = True) -> list[str]:
-        """Return the upstream's own URIs of the resources that can be watched there.
-
-        Args:
-            ruled: Whether the rules have to allow it now. They may have changed since a client subscribed.
-        """
-        if not ruled:
-            return [own_uri for uri in map(self._spell, uris) if (own_uri := upstream.names.original_uri(uri))]
+    def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
+        """Return the upstream's own URIs of the resources that can be watched there."""
         return self._find_own(upstream, uris) if upstream.is_watchable() else []
 
     def _find_own(self, upstream: Upstream, uris: Collection[str]) -> list[str]:

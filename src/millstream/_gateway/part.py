@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +14,7 @@ import msgspec
 
 from millstream._gateway.calls.failures import describe_fault
 from millstream._gateway.calls.items import MCP_ITEMS, ExtensionForwarding
-from millstream._gateway.catalog.catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
+from millstream._gateway.catalog.catalog import METHODS, Catalog, Description, QuarantinedItem
 from millstream._gateway.catalog.offer import Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
 from millstream._gateway.catalog.sets import SetsPart, reveals
 from millstream._gateway.followers import FollowedResources
@@ -23,7 +24,7 @@ from millstream._gateway.options.policy import find_unknown_names, impossible_ru
 from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
-from millstream._gateway.relay import Passthrough, find_obstacle
+from millstream._gateway.relay import Passthrough
 from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
 from millstream._gateway.rules.requests import (
     ANSWER_APPROVAL,
@@ -50,6 +51,7 @@ from millstream._server.features.tools import Tool
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS
+from millstream._tasks import watch
 from millstream._troubles import Trouble, UpstreamState
 from millstream.files import stamp_of
 from millstream.protocol import Json, members
@@ -207,7 +209,7 @@ class GatewayPart:
         await self._wait_for_lists(self.upstreams.values())
         self._apply()
         upstreams, live = self.upstreams.values(), self.definition.live
-        if live is not None or any(each.may_have_own or each.keeps_callers for each in upstreams):
+        if live is not None or host.services.binds_sessions:
             host.services.holds_state = True
         host.services.keeps_callers = lambda: any(each.keeps_callers for each in upstreams)
         host.report("sharing", lambda: [text for each in upstreams if (text := each.sharing)] or None)
@@ -260,9 +262,9 @@ class GatewayPart:
         if config.openapi is None:
             upstream = McpUpstream(config, self._gateway, MCP_ITEMS)
         else:
-            from millstream._gateway.apis.upstream import API_ITEMS, ApiUpstream  # noqa: PLC0415  few are APIs
+            from millstream._gateway.apis.upstream import ApiUpstream  # noqa: PLC0415  few are APIs
 
-            upstream = ApiUpstream(config, self._gateway, API_ITEMS)
+            upstream = ApiUpstream(config, self._gateway)
         self._opened.append(upstream)
         self._set_up_pins(upstream)
         if config.auth is not None or config.forward_headers:
@@ -292,16 +294,25 @@ class GatewayPart:
             Passthrough(host, upstream)
 
     def _find_obstacle(self, upstreams: Sequence[Upstream], *, has_sets: bool) -> str:
-        host, definition = self._host, self.definition
-        return find_obstacle(
-            upstreams,
-            is_api=not isinstance(upstreams[0], McpUpstream),
-            has_items=self._has_items,
-            has_sets=has_sets,
-            has_hooks=definition.hooks is not None or host.dispatcher.around is not None,
-            has_search=bool(host.registry.list_selectors),
-            extends=bool(definition.extensions) or host.registry.completes is not None,
-        )
+        """Return why the server creates items from its upstreams' lists instead of relaying one, or an empty string if
+        it relays.
+        """
+        host, definition, first = self._host, self.definition, upstreams[0]
+        rule = first.policy.rule_for_all
+        obstacles = {
+            "there are several upstreams": len(upstreams) > 1,
+            "the upstream is an OpenAPI document": not isinstance(first, McpUpstream),
+            "the upstream has a prefix": bool(first.config.names.prefix),
+            f"the upstream's policy {rule}": bool(rule),
+            "the upstream's definitions are pinned": first.config.trust == "pin",
+            "the upstream's revision is fixed": first.config.revision is not None,
+            "this server has items of its own": self._has_items,
+            "this server has sets": has_sets,
+            "this server has middleware": definition.hooks is not None or host.dispatcher.around is not None,
+            "this server has tool search": bool(host.registry.list_selectors),
+            "this server has extensions": bool(definition.extensions) or host.registry.completes is not None,
+        }
+        return next((why for why, applies in obstacles.items() if applies), "")
 
     @property
     def _mcp_upstreams(self) -> list[McpUpstream]:
@@ -335,7 +346,7 @@ class GatewayPart:
     def _set_up_pins(self, upstream: Upstream) -> None:
         if (pins := upstream.lists.pins) is not None:
             if pins.file is not None:
-                upstream.stack.callback(self._host.every_second(_refresh_on_change(upstream, pins.file)))
+                upstream.lists.tasks.spawn(_refresh_on_change(upstream, pins.file.path))
             if pins.is_volatile:
                 logger.warning(
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
@@ -687,7 +698,7 @@ class GatewayPart:
         item = upstream.item_classes[kind](upstream, name, offered.own_name, offered.description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.lists.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
-        offered.rules.apply(item, upstream.results.save)
+        offered.rules.apply(item, upstream.results)
         whole, short = offered.whole_name, upstream.names.original(kind, offered.whole_name) or name
         item.origin, item.short_name = upstream.name, fit_name(short) if kind == "tools" else short
         item.long_name = whole if whole != name else ""
@@ -752,17 +763,11 @@ class GatewayPart:
         self._host.registry.set_hints({})
 
 
-def _refresh_on_change(upstream: Upstream, file: AcceptedFile) -> Callable[[float], None]:
-    """Return a function that refreshes an upstream when the file of accepted definitions has changed."""
-    last = stamp_of(file.path)
-
-    def check(now: float) -> None:
-        nonlocal last
-        if (stamp := stamp_of(file.path)) != last:
-            last = stamp
-            upstream.lists.refresh()
-
-    return check
+async def _refresh_on_change(upstream: Upstream, path: Path) -> None:
+    """Refresh an upstream whenever the file of accepted definitions has changed."""
+    look = partial(stamp_of, path)
+    async for _ in watch(look, look()):
+        upstream.lists.refresh()
 
 
 def _check_shared_names(upstreams: Iterable[Upstream]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ is down, the items from the catalog's last lists serve the call instead.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -19,11 +19,10 @@ from millstream._gateway.calls.forward import connect, forward, forward_exactly,
 from millstream._gateway.calls.items import CORE, SKILL_METHODS
 from millstream._gateway.catalog.catalog import METHODS, Catalog, read_page
 from millstream._gateway.log import logger
-from millstream._gateway.messages.route import Way
+from millstream._gateway.messages.route import SESSION_METHODS, Way
 from millstream._gateway.rules.results import NoResponse
-from millstream._gateway.upstreams.links import LASTING, Link
+from millstream._gateway.upstreams.links import Link
 from millstream._gateway.upstreams.mcp import McpUpstream
-from millstream._gateway.upstreams.upstream import Upstream
 from millstream._parts import PartHost
 from millstream._protocol.errors import UNSUPPORTED_VERSION, CustomResult
 from millstream._protocol.jsonrpc import decode_members
@@ -97,7 +96,7 @@ class Passthrough:
 
     def relay(self, call: Call) -> Awaitable[bytes]:
         """See `RelayedServer`. The result is empty if the items of the upstream's lists have to serve the call."""
-        return self._note(call) if call.method in LASTING else self._relay(call)
+        return self._note(call) if call.method in SESSION_METHODS else self._relay(call)
 
     async def _note(self, call: Call) -> bytes:
         """Relay a request that changes the client's session at the upstream."""
@@ -109,8 +108,9 @@ class Passthrough:
         return result
 
     def _relay(self, call: Call) -> Awaitable[bytes]:
-        if not self._upstream.policy.is_empty:
-            return self._relay_by_policy(call)
+        return self._relay_unchanged(call) if self._upstream.policy.is_empty else self._relay_by_policy(call)
+
+    def _relay_unchanged(self, call: Call) -> Awaitable[bytes]:
         link = self._upstream.find_plain_link(call, Way.VERBATIM)
         if link is None or call.method in _SERVED_HERE:
             return self._relay_exactly(call, link)
@@ -120,16 +120,12 @@ class Passthrough:
         """Relay a call, unless the policy changes what it's about. Changed items are served from the upstream's lists,
         and so are lists with such an item.
         """
-        upstream = self._upstream
         await self._wait_for_start()
         await self._read_lists()
         if not self._is_unchanged(call):
             return b""
-        if call.method in _KINDS or call.method in _SERVED_HERE:
-            result = await self._relay_exactly(call, None)
-            return result if call.method not in _KINDS or await self._admit(_KINDS[call.method], result) else b""
-        link = upstream.find_plain_link(call, Way.VERBATIM)
-        return await (self._relay_exactly(call, None) if link is None else self._forward(call, link))
+        result = await self._relay_unchanged(call)
+        return result if call.method not in _KINDS or await self._admit(_KINDS[call.method], result) else b""
 
     def _is_unchanged(self, call: Call) -> bool:
         """Return whether the policy changes nothing about a request, in whatever way the upstream reads it."""
@@ -403,41 +399,3 @@ def _decode_strictly(value: bytes) -> Any:
     if len(set(names)) < len(names) or msgspec.json.format(value, indent=-1) != encode(decoded):
         raise ValueError("a value is ambiguous")
     return decoded
-
-
-def find_obstacle(
-    upstreams: Sequence[Upstream],
-    *,
-    is_api: bool,
-    has_items: bool,
-    has_sets: bool,
-    has_hooks: bool,
-    has_search: bool,
-    extends: bool,
-) -> str:
-    """Return why a server creates items from its upstreams' lists instead of relaying one, or an empty string if it
-    relays.
-
-    Args:
-        is_api: Whether the first one is an OpenAPI document.
-        has_items: Whether the server has items of its own.
-        has_sets: Whether it has sets of items at other addresses.
-        has_hooks: Whether it has middleware.
-        has_search: Whether models search its tools.
-        extends: Whether it has extensions.
-    """
-    config, rule = upstreams[0].config, upstreams[0].policy.rule_for_all
-    obstacles = {
-        "there are several upstreams": len(upstreams) > 1,
-        "the upstream is an OpenAPI document": is_api,
-        "the upstream has a prefix": bool(config.names.prefix),
-        f"the upstream's policy {rule}": bool(rule),
-        "the upstream's definitions are pinned": config.trust == "pin",
-        "the upstream's revision is fixed": config.revision is not None,
-        "this server has items of its own": has_items,
-        "this server has sets": has_sets,
-        "this server has middleware": has_hooks,
-        "this server has tool search": has_search,
-        "this server has extensions": extends,
-    }
-    return next((why for why, applies in obstacles.items() if applies), "")

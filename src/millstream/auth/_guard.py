@@ -156,13 +156,13 @@ class ChallengeResponses(Struct, kw_only=True):
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
         """Return the error for one MCP method, with all scopes that the client should request."""
-        wanted = self._scope_text({*self.scopes, *needed})
+        wanted = {*self.scopes, *needed}
         return ProtocolError(
             INSUFFICIENT_SCOPE,
             _missing_scope_text(needed),
-            {"error": "insufficient_scope", "scope": wanted},
+            {"error": "insufficient_scope", "scope": self._scope_text(wanted)},
             status=403,
-            head=self._head(None, "insufficient_scope", {*self.scopes, *needed}),
+            head=self._head(None, "insufficient_scope", wanted),
         )
 
     def _scopes_for(self, request: HttpRequest) -> set[str]:

@@ -503,10 +503,6 @@ class FixedKeys(Struct):
     async def prefetch(self) -> None:
         """Do nothing."""
 
-    def list_keys(self) -> list[PublicKey]:
-        """Return the keys."""
-        return self.keys
-
 
 class FetchedKeys(Struct, eq=False):
     """The public keys of an issuer at a URL, cached.
@@ -522,7 +518,8 @@ class FetchedKeys(Struct, eq=False):
     retry: Callable[[], None] = lambda: None
     """Lets `url` immediately repeat a failed discovery."""
     clock: Clock = monotonic
-    _keys: list[PublicKey] = []
+    keys: list[PublicKey] = []
+    """The keys that were fetched last."""
     _raw: Mapping[str, Any] = {}
     _last_fetch: float = -inf
     _last_attempt: float = -inf
@@ -538,10 +535,6 @@ class FetchedKeys(Struct, eq=False):
             self._last_attempt = self._last_fetch
             self.retry()
 
-    def list_keys(self) -> list[PublicKey]:
-        """Return the keys that were fetched last, or an empty list."""
-        return self._keys
-
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """Return the keys that may have created a signature.
 
@@ -549,12 +542,12 @@ class FetchedKeys(Struct, eq=False):
             Unavailable: The keys can't be fetched.
         """
         now = self.clock()
-        found = select_keys(self._keys, kid, algorithm)
+        found = select_keys(self.keys, kid, algorithm)
         is_old = now - self._last_fetch > _MAX_AGE
         if (not found or is_old) and (self._flight.runs("keys") or now - self._last_attempt >= _MIN_INTERVAL):
             self._last_attempt = now
             await self._flight.run("keys", self._load)
-            found = select_keys(self._keys, kid, algorithm)
+            found = select_keys(self.keys, kid, algorithm)
         if self.clock() - self._last_fetch > _MAX_STALE_AGE:
             raise Unavailable("The issuer's keys can't be fetched. Try again later.")
         return found
@@ -572,7 +565,7 @@ class FetchedKeys(Struct, eq=False):
             return
         self._last_fetch = self.clock()
         if raw != self._raw:
-            self._raw, self._keys = raw, keys
+            self._raw, self.keys = raw, keys
             self.epoch += 1
             if not keys:
                 logger.warning(_USELESS_KEYS, url)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from millstream._confidential import Confidential
 from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
-from millstream._oauth import authorization_url, basic_credentials, code_grant
+from millstream._oauth import authorization_url, basic_credentials, code_grant, refresh_grant
 from millstream._override import override
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
@@ -226,7 +226,7 @@ class CodeFlow:
         Raises:
             SignInFailed: There was none.
         """
-        return await self._ask_token({"grant_type": "refresh_token", "refresh_token": token})
+        return await self._ask_token(refresh_grant(token))
 
     async def _ask_token(self, form: dict[str, str]) -> Json:
         headers: dict[str, str] = {}

@@ -221,7 +221,7 @@ class TokenMethod(IssuerMethod):
     async def prefetch(self) -> None:
         """Fetch the issuer's keys."""
         await self._keys.prefetch()
-        found = self._keys.list_keys()
+        found = self._keys.keys
         if not any(each.fits(algorithm) for each in found for algorithm in self._algorithms) and (
             found or isinstance(self._keys, FixedKeys)
         ):
@@ -252,9 +252,8 @@ class IntrospectedMethod(IssuerMethod):
         client: str,
         secret: str,
         client_tokens: bool = False,
-        clock: Clock = time.time,
     ) -> None:
-        super().__init__(rules, clock)
+        super().__init__(rules, time.time)
         self._endpoint = endpoint
         self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens

@@ -117,6 +117,7 @@ class Endpoint:
         auth: Source of changing credentials.
         waiting: Returns a context manager that is entered during a login.
         query: Credentials in the query of each request.
+        check_redirect: Called with the path and query that a reply redirects to, and raises an error to refuse them.
     """
 
     def __init__(
@@ -127,11 +128,14 @@ class Endpoint:
         auth: Auth | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         query: Mapping[str, str] = {},
+        *,
+        check_redirect: Callable[[str], None] = lambda target: None,
     ) -> None:
         check_headers(headers)
         self.url = url
         self._headers = headers
         self._query = query
+        self._check_redirect = check_redirect
         self._sent: Mapping[str, str] = {}
         """Credentials from `auth` in the last request."""
         self._sent_before: Mapping[str, str] = {}
@@ -210,6 +214,7 @@ class Endpoint:
                 elif reply.status in _REDIRECTS and b"location" in reply.headers:
                     redirects += 1
                     url = _redirect_target(url, method, reply, redirects)
+                    self._check_redirect(url.target)
                 else:
                     if redirects:
                         reply.final_url = url

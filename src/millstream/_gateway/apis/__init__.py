@@ -3,5 +3,5 @@
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
 - `items`: LocalApp, register
-- `upstream`: API_ITEMS, ApiUpstream
+- `upstream`: ApiUpstream
 """

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Struct, structs
 
-from millstream._gateway.apis.files import COLLECTIONS, upgrade, upgrade_schema
+from millstream._gateway.apis.files import COLLECTIONS, DocumentFiles, upgrade, upgrade_schema
 from millstream._gateway.apis.request import (
     BINARY,
     BODIES,
@@ -142,7 +142,7 @@ class Document:
     """An OpenAPI document of version 2.0, 3.0, or 3.1.
 
     Args:
-        spec: The document.
+        spec: The document, as a dict or with its files.
         hosts: Origins of other servers that operations may have.
         output_schemas: Whether tools have output schemas, taken from the document's responses.
         fixed: Parameters that arguments can't set. See `parameter_key`.
@@ -155,6 +155,9 @@ class Document:
         self, spec: Any, *, hosts: Collection[str] = (), output_schemas: bool = False,
         fixed: Collection[tuple[str, str]] = (),
     ) -> None:  # fmt: skip
+        refused: Mapping[str, str] = {}
+        if isinstance(spec, DocumentFiles):
+            spec, refused = spec.document, spec.refused
         if not is_object(spec):
             raise ValueError("The OpenAPI document must be an object with members such as openapi and paths.")
         if not is_object(spec.get("paths")):
@@ -188,6 +191,8 @@ class Document:
         """How many more properties the query parameters of the current operation can declare."""
         self.skipped: dict[str, str] = {}
         """Method and path of each operation that isn't offered, and the reason. The same for references to files."""
+        for address, reason in refused.items():
+            self.skip("the reference to", address, reason)
 
     @cached_property
     def url(self) -> str:

@@ -269,13 +269,8 @@ def register(
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
         MissingExtra: The document is YAML, and the extra isn't installed.
     """
-    refused: Mapping[str, str] = {}
-    if isinstance(spec, str | Path):
-        files = read_files(spec)
-        spec, refused = files.document, files.refused
-    document = Document(spec, hosts=hosts, output_schemas=output_schemas)
-    for address, reason in refused.items():
-        document.skip("the reference to", address, reason)
+    source = read_files(spec) if isinstance(spec, str | Path) else spec
+    document = Document(source, hosts=hosts, output_schemas=output_schemas)
     if client is None:
         url = document.url
         if not url.startswith(("http://", "https://")):

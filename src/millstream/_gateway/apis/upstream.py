@@ -34,7 +34,7 @@ from millstream._gateway.options.credentials import StaticHeaders
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.rules.results import call_error
 from millstream._gateway.upstreams.lists import ListKeeper, reconnect_delay
-from millstream._gateway.upstreams.upstream import Gateway, ItemClasses, Upstream
+from millstream._gateway.upstreams.upstream import Gateway, Upstream
 from millstream._http.client import Inflow, TooLarge
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
@@ -46,7 +46,7 @@ from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
 from millstream._text import pluralize
 from millstream.client import AccessDenied, ClientError, NotMcp, RequestTimeout, parse_url
-from millstream.client._endpoint import Auth, Endpoint
+from millstream.client._endpoint import Endpoint
 from millstream.protocol import NEWEST, encode
 
 _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f?#\\]*")
@@ -58,34 +58,14 @@ def _api_reply(reply: HttpReply) -> ApiReply:
     return ApiReply(reply.status, headers, reply.body)
 
 
-class _FolderAuth:
-    """Credentials for requests below a folder. A redirect out of it isn't followed.
+def _check_folder(folder: str, target: str) -> None:
+    """Check that a redirect stays below a folder.
 
-    Args:
-        folder: Path, with a slash at its end.
-        auth: Source of the credentials, or None for none.
+    Raises:
+        ValueError: It doesn't.
     """
-
-    def __init__(self, folder: str, auth: Auth | None) -> None:
-        self._folder, self._auth = folder, auth
-
-    async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """See `Auth`.
-
-        Raises:
-            ValueError: The target isn't below the folder.
-        """
-        if not is_document_below(target, self._folder):
-            raise ValueError("it redirects to a file outside of its folder")
-        return {} if self._auth is None else await self._auth.headers(url, method, target)
-
-    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
-        """See `Auth`."""
-        return self._auth is not None and self._auth.learn_nonce(url, nonce, challenge)
-
-    async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
-        """See `Auth`."""
-        return self._auth is not None and await self._auth.handle_challenge(url, status, challenge)
+    if folder and not is_document_below(target, folder):
+        raise ValueError("it redirects to a file outside of its folder")
 
 
 class ApiTool(UpstreamTool):
@@ -121,9 +101,9 @@ class ApiUpstream(Upstream):
     client: Any = None
     """HTTP client of an application in this process."""
 
-    def __init__(self, config: UpstreamConfig, gateway: Gateway, item_classes: ItemClasses) -> None:
+    def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """See `Upstream`."""
-        super().__init__(config, gateway, item_classes)
+        super().__init__(config, gateway, {"tools": ApiTool})
         openapi = config.openapi
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
         document = self.openapi.document
@@ -141,7 +121,7 @@ class ApiUpstream(Upstream):
         self._places = Pool(config.max_connections, several=gateway.pool.places.several)
 
     @override
-    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
+    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper[Any]:
         return ApiLists(self, stored, pins)
 
     @override
@@ -295,18 +275,13 @@ class ApiUpstream(Upstream):
         return self._pools[key]
 
 
-class ApiLists(ListKeeper):
+class ApiLists(ListKeeper[ApiUpstream]):
     """Reads an API's document, and makes tools from its operations."""
 
     _digest = b""
     """Digest of the files that the operations were read from."""
     _skipped: Mapping[str, str] = {}
     """See `Document.skipped`, of the last document."""
-
-    def __init__(self, upstream: ApiUpstream, stored: StoredCatalog, pins: Pins | None) -> None:
-        """See `ListKeeper`."""
-        super().__init__(upstream, stored, pins)
-        self._upstream = upstream
 
     @override
     async def run(self) -> None:
@@ -350,14 +325,13 @@ class ApiLists(ListKeeper):
         if self._upstream.breaker.is_open and (error := await self.find_fault()) is not None:
             raise error
         source, digest = self._upstream.openapi.document, b""
-        refused: Mapping[str, str] = {}
         url: Url | None = None
         if isinstance(source, str | Path):
             url = parse_url(str(source)) if str(source).startswith(("http://", "https://")) else None
-            files = await (
+            source = await (
                 self._fetch_files(url) if url else asyncio.to_thread(read_files, source, self._document_bytes)
             )
-            source, digest, refused = files.document, files.digest, files.refused
+            digest = source.digest
         elif is_application(source):
             try:
                 source = source.openapi()
@@ -373,8 +347,6 @@ class ApiLists(ListKeeper):
             )
             self._upstream.base = parse_url(LOCAL_URL) if is_local else self._base_of(document.url, url)
             document.base = str(self._upstream.base)
-            for address, reason in refused.items():
-                document.skip("the reference to", address, reason)
             self._upstream.operations, self._digest = await asyncio.to_thread(self._select, document), digest
         tools = {name: each.describe(name) for name, each in self._upstream.operations.items()}
         await self.publish(structs.replace(self.catalog, tools=tools, taken_at=time()))
@@ -437,8 +409,8 @@ class ApiLists(ListKeeper):
         auth = None if credentials is None or credentials.personal else credentials.auth("")
         limit = self._document_bytes
         pool = self._upstream.pool(url, limit)
-        kept = _FolderAuth(folder, auth) if folder else auth
-        endpoint = Endpoint(url, self.config.headers if has_credentials else {}, pool, kept)
+        headers = self.config.headers if has_credentials else {}
+        endpoint = Endpoint(url, headers, pool, auth, check_redirect=partial(_check_folder, folder))
         try:
             async with asyncio.timeout(self.config.timeout):
                 reply = await endpoint.send("GET", {"accept": "application/json"}, repeatable=True)
@@ -492,6 +464,3 @@ class ApiLists(ListKeeper):
             document.log_skipped(self.config.name)
             self._skipped = document.skipped
         return found
-
-
-API_ITEMS: ItemClasses = {"tools": ApiTool}

@@ -379,8 +379,7 @@ def _replaces_session(call: Call, upstream: McpUpstream, link: Link | None, exc:
     such requests, so the next call says that the state is lost.
     """
     links = upstream.links
-    is_callers = link is not None and (link.key.own or link.remembered)
-    if link is None or not is_callers or not _is_unseen(call) or isinstance(exc, EndedHere):
+    if link is None or not link.has_caller or not _is_unseen(call) or isinstance(exc, EndedHere):
         return False
     # Several such requests can lose a session together. If the next session was lost, too, this one fails.
     if not link.ended and not (isinstance(exc, SessionLost) and link.key.session not in links.lost):
@@ -407,7 +406,7 @@ async def _fail(
             return no_response_error(call, upstream, SessionLost(exc.message))
         return call_error(call, _ENDED_HERE.format(upstream.name))
     lost = isinstance(exc, SessionLost)
-    ended = link if link is not None and (link.key.own or link.remembered) and (lost or link.is_lost) else None
+    ended = link if link is not None and link.has_caller and (lost or link.is_lost) else None
     if ended is not None and _is_unseen(call):
         upstream.links.lose(ended)
     elif ended is not None:

@@ -189,12 +189,10 @@ class ForwardedCall(CallRecipient):
         if isinstance(self.previous, _Urls):
             self._check_urls(self.previous)
         self.call.begin()
-        match way:
-            case Way.VERBATIM | Way.STREAM:
-                return self._send(self)
-            case Way.PASS | Way.ROUNDS:
-                has_tasks = self._ask.method == "tools/call" and self._upstream.has_tasks
-                return self._run_with_task(way) if has_tasks else self._run_rounds(way)
+        if way in (Way.VERBATIM, Way.STREAM):
+            return self._send(self)
+        has_tasks = self._ask.method == "tools/call" and self._upstream.has_tasks
+        return self._run_with_task(way) if has_tasks else self._run_rounds(way)
 
     def _answers(self, keys: Collection[str]) -> Json:
         """Return the client's answers to questions."""
@@ -210,9 +208,10 @@ class ForwardedCall(CallRecipient):
                 action = _decode_elicit(bytes(answers[key])).action
             except MALFORMED as exc:
                 raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question['method']}") from exc
+            if action == "decline":
+                raise Declined("The user declined to open the URL.")
             if action != "accept":
-                text = "The user declined to open the URL." if action == "decline" else "The user dismissed the URL."
-                raise (Declined if action == "decline" else Cancelled)(text)
+                raise Cancelled("The user dismissed the URL.")
 
     # Per-request-era upstreams
 
@@ -350,16 +349,15 @@ class ForwardedCall(CallRecipient):
         call = self.call
         if isinstance(exc, AccessDenied):
             return no_response_error(call, self._upstream, exc)
-        if exc.code == MISSING_CLIENT_CAPABILITY:
-            required = members(members(exc.data).get("requiredCapabilities"))
-            if refused := sorted((QUESTIONS & required.keys()).difference(self.allowed)):
-                text = f"The server {self._upstream.name!r} couldn't ask a question. {describe_refused(refused)}"
-                return call_error(call, text, ToolError)
+        required = members(members(exc.data).get("requiredCapabilities"))
+        refused = sorted((QUESTIONS & required.keys()).difference(self.allowed))
+        if exc.code == MISSING_CLIENT_CAPABILITY and refused:
+            text = f"The server {self._upstream.name!r} couldn't ask a question. {describe_refused(refused)}"
+            return call_error(call, text, ToolError)
         if self.verbatim:
             return RelayedError(exc.code, exc.message, exc.data)
         if exc.code == MISSING_CLIENT_CAPABILITY and call.revision.handshake and call.method in _RUN_BY_NAME:
             # These revisions have no such error, and a server that speaks them fails while the item runs.
-            required = members(members(exc.data).get("requiredCapabilities"))
             is_tool = call.method == "tools/call" and required
             text = f"{REQUIRES_CAPABILITIES} {', '.join(required)}." if is_tool else exc.message
             return call_error(call, text, ToolError)
@@ -467,6 +465,3 @@ def _read_task(result: bytes) -> Task:
         return _decode_task(result)
     except MALFORMED as exc:
         raise InvalidResponse(f"The upstream's task can't be read: {exc}.") from exc
-
-
-# Errors

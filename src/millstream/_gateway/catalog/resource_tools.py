@@ -159,13 +159,11 @@ async def _list_resources(arguments: _Page, call: Call) -> ToolResult:
     found: Json = {}
     cursor = arguments.cursor
     if not cursor.startswith(_TEMPLATES):
-        page = await _ask(call, "resources/list", {"cursor": cursor} if cursor else {})
-        found = _page_of(page, "resources")
+        found = await _list(call, "resources/list", "resources", cursor)
         cursor = found.get("nextCursor", _TEMPLATES)
     if cursor.startswith(_TEMPLATES):
         cursor = cursor.removeprefix(_TEMPLATES)
-        page = await _ask(call, "resources/templates/list", {"cursor": cursor} if cursor else {})
-        templates = _page_of(page, "resourceTemplates")
+        templates = await _list(call, "resources/templates/list", "resourceTemplates", cursor)
         found |= {name: value for name, value in templates.items() if name != "nextCursor"}
         if "nextCursor" in templates:
             found["nextCursor"] = _TEMPLATES + templates["nextCursor"]
@@ -173,8 +171,7 @@ async def _list_resources(arguments: _Page, call: Call) -> ToolResult:
 
 
 async def _list_prompts(arguments: _Page, call: Call) -> ToolResult:
-    page = await _ask(call, "prompts/list", {"cursor": arguments.cursor} if arguments.cursor else {})
-    found = _page_of(page, "prompts")
+    found = await _list(call, "prompts/list", "prompts", arguments.cursor)
     return ToolResult(encode(found).decode(), found)
 
 
@@ -235,7 +232,9 @@ async def _ask(call: Call, method: str, params: Json) -> Json:
         raise ToolError(f"{exc.message}: {params['uri']}" if "uri" in params else exc.message) from None
 
 
-def _page_of(page: Json, member: str) -> Json:
+async def _list(call: Call, method: str, member: str, cursor: str) -> Json:
+    """Return a page of a list, with what a model needs of its items."""
+    page = await _ask(call, method, {"cursor": cursor} if cursor else {})
     found: Json = {member: [{key: each[key] for key in _SHOWN if key in each} for each in page[member]]}
     return found | ({"nextCursor": page["nextCursor"]} if page.get("nextCursor") else {})
 

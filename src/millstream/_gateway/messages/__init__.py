@@ -2,6 +2,6 @@
 
 Names that other folders may import, besides the public ones of `millstream.gateway`:
 
-- `route`: CallRoute, UpstreamFacts, Way, choose_way, plan_route
+- `route`: CallRoute, SESSION_METHODS, UpstreamFacts, Way, choose_way, plan_route
 - `router`: CHANGES, CallRecipient, ForwardedStream, MessageRouter, OwnSession, SessionRecipient, message_for_client
 """

@@ -186,17 +186,16 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     def find_ignored_option(self) -> tuple[str, str]:
         """Return an option that this kind of target ignores, and what it requires, or two empty strings."""
-        if not self.keeps_state:
-            for name, value in ("auth", self.connects), ("isolation", self.isolation not in (None, "shared")):
-                if value:
-                    what = "per_user_oauth" if name == "auth" else f'isolation = "{self.isolation}"'
-                    why = "which keeps callers apart, although they'd share sessions. Remove one of the two."
-                    return "keeps_state", f"keeps_state = false can't be used with {what}, {why}"
+        isolates = self.isolation not in (None, "shared")
+        if not self.keeps_state and (self.connects or isolates):
+            what = "per_user_oauth" if self.connects else f'isolation = "{self.isolation}"'
+            why = "which keeps callers apart, although they'd share sessions. Remove one of the two."
+            return "keeps_state", f"keeps_state = false can't be used with {what}, {why}"
         kind = "openapi" if self.openapi is not None else "url" if "://" in str(self.target).partition(" ")[0] else ""
         options = {
             "env": self.env,
             "cwd": self.cwd,
-            "isolation": self.openapi and self.isolation not in (None, "shared"),
+            "isolation": self.openapi and isolates,
         }
         option = next((name for name, value in options.items() if value and kind), "")
         requires = "a connection" if option == "isolation" else "a command"

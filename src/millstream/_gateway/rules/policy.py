@@ -4,14 +4,14 @@ The operator writes an `UpstreamPolicy`; `Policy` compiles it when items are reg
 extra frame.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Protocol, cast
 
 from msgspec import Raw, Struct, structs
 
-from millstream import Principal, ProtocolError, ResourceContents, ToolError
+from millstream import Principal, ProtocolError, ToolError
 from millstream._gateway.names import Names, with_safe_names
 from millstream._gateway.options.policy import (
     EVERYONE,
@@ -28,7 +28,7 @@ from millstream._gateway.options.policy import (
 )
 from millstream._gateway.rules.approval import with_approval
 from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
-from millstream._gateway.rules.results import Redactor, run_aside, shorten_result
+from millstream._gateway.rules.results import Redactor, StoredResults, run_aside, shorten_result
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
@@ -54,12 +54,6 @@ CHARACTERS_PER_TOKEN = 4
 
 def _has_claim(claim: Any, value: Any) -> bool:
     return any(type(each) is type(value) and each == value for each in (claim if is_array(claim) else (claim,)))
-
-
-class SaveResult(Protocol):
-    """Stores an oversized result. See `StoredResults.save`."""
-
-    def __call__(self, call: Call, contents: Sequence[ResourceContents], seconds: float) -> Awaitable[str]: ...
 
 
 class ItemRules(Struct, frozen=True, kw_only=True):
@@ -167,12 +161,12 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         values |= self.hidden  # last, so a caller can't override them
         return values if given is arguments else Raw(encode(values))
 
-    def apply(self, item: Item, keep: SaveResult) -> None:
+    def apply(self, item: Item, stored: StoredResults) -> None:
         """Apply the rules to an upstream's new item before it's registered. Its results are JSON objects as bytes.
 
         Args:
             item: Item created from the result of `describe`.
-            keep: Stores oversized results.
+            stored: Keeps oversized results.
         """
         item.scopes = self.scopes
         item.tags |= self.tags
@@ -196,7 +190,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.template, item.find_rules = RestrictedPattern(item.template, self.rules_of), self.rules_of
             item.run = _with_uri_rules(item.run, self.rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
-            item.run = self._wrap(item.run, keep, item.parameters)
+            item.run = self._wrap(item.run, stored, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
 
     def _version(self, item: Tool) -> str:
@@ -229,7 +223,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             is_own = not item.origin
             item.run = lambda values, call: (run if is_own and call.method != "resources/read" else ruled)(values, call)
 
-    def _wrap(self, run: Run, keep: SaveResult, parameters: Collection[str]) -> Run:
+    def _wrap(self, run: Run, stored: StoredResults, parameters: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
             if self.changes_arguments:
                 arguments = await run_aside(call, call.weight, self.fill, arguments, parameters)
@@ -237,7 +231,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             result = await (work if self.results is None else self.results.redact(work, call))
             if not self.budget or len(result) <= self.budget:
                 return result
-            return await shorten_result(call, result, self.budget, partial(keep, seconds=self.result_seconds))
+            return await shorten_result(call, result, self.budget, stored, self.result_seconds)
 
         return run_by_rules
 
@@ -335,7 +329,8 @@ class Policy:
         """The upstream's own rules."""
         self.shared: Sequence[UpstreamPolicy] = layers[:-1]
         """Rules that it shares with others, for names with the prefix."""
-        self._is_empty = policy == UpstreamPolicy()
+        self.is_empty: bool = policy == UpstreamPolicy()
+        """Whether there are no rules."""
         self._names = names
         self.questions: frozenset[str] = frozenset[str](QUESTIONS).intersection(*(each.questions for each in layers))
         """Kinds of questions that the upstream may ask."""
@@ -378,7 +373,7 @@ class Policy:
             is_listed: Whether the upstream lists it. Of another URI, each spelling has to be allowed.
             other_name: Another name that patterns can match.
         """
-        if self._is_empty:
+        if self.is_empty:
             return _NO_RULES
         names = allowed = [name, other_name] if other_name else [name]
         keys = strict = list[str]()
@@ -442,11 +437,6 @@ class Policy:
         is_uri = kind in ("resources", "templates") and self._has_uris
         return uri_key(name, is_listed=True) if is_uri else name
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there are no rules."""
-        return self._is_empty
-
     def changed_kinds(self, catalog: Lists) -> frozenset[str]:
         """Return the kinds of lists that have an item that it changes.
 
@@ -464,7 +454,7 @@ class Policy:
         Args:
             catalog: The upstream's lists.
         """
-        if self._is_empty:
+        if self.is_empty:
             return True
         limited = self.rule_for_all or any(layer.policy.allow for layer in self._layers)
         return bool(catalog.taken_at) and not limited and not self.changed_kinds(catalog)
@@ -486,7 +476,7 @@ class Policy:
             kind: Tools, prompts, resources, or templates.
             name: Upstream's name or URI.
         """
-        return not self._is_empty and (len(name) > _MAX_NAME or self._change_of(kind, name))
+        return not self.is_empty and (len(name) > _MAX_NAME or self._change_of(kind, name))
 
     def _find_change(self, kind: str, name: str) -> bool:
         if kind in ("resources", "templates"):
@@ -511,7 +501,7 @@ class Policy:
         Considers every spelling that an upstream may treat as the same resource. The results for the last thousand URIs
         are kept, because each follower of a resource asks.
         """
-        if self._is_empty:
+        if self.is_empty:
             return _NO_RULES
         return self._remembered_rules(uri) if len(uri) <= _MAX_REMEMBERED else self._find_rules(uri)
 

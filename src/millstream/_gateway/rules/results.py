@@ -361,16 +361,15 @@ def has_companion(call: Call, name: str) -> bool:
     return tool is not None and tool.companion_of is not None
 
 
-async def shorten_result(
-    call: Call, result: bytes, budget: int, save: Callable[[Call, Sequence[ResourceContents]], Awaitable[str]]
-) -> bytes:
+async def shorten_result(call: Call, result: bytes, budget: int, stored: StoredResults, seconds: float) -> bytes:
     """Return the beginning of a tool's result, with the URI of the whole in its text. Many clients don't show blocks of
     other kinds to their models, or fail, so none is added. Those that fit stay.
 
     Args:
         result: JSON of the result.
         budget: Bytes to keep.
-        save: Stores the contents of the whole result for a call, and returns their URI, or an empty string.
+        stored: Keeps the whole result.
+        seconds: Lifetime of its URI.
     """
     try:
         decoded = decode_object(result)
@@ -402,7 +401,7 @@ async def shorten_result(
         count = f"The first {len(beginning):,} of {len(text):,} characters." if beginning != text else _INCOMPLETE
         reading_on = f"To read on, call {READ_RESOURCE} with offset {len(beginning)} and"
         where = reading_on if has_companion(call, READ_RESOURCE) else "All of it is at"
-        uri = await save(call, contents)
+        uri = await stored.save(call, contents, seconds)
         note = (
             f"[{count} {where} this URI:] {uri}" if uri else f"[{count} The rest is too large to store: request less.]"
         )

@@ -115,7 +115,7 @@ class Breaker:
 
     def refusal(self, call: Call, method: str, name: str) -> str:
         """Return the reason for not sending a call, as the end of a sentence, or an empty string to send it."""
-        text, callers = "", self.records.get((method[:_MAX_NAME], name[:_MAX_NAME]))
+        text, callers = "", self.records.get(_key(method, name))
         if self.is_open and self.outage is not None:
             text = self.outage.refusal
         elif callers:
@@ -133,7 +133,7 @@ class Breaker:
 
         The trouble ends when each failed tool has worked again, or none has failed for an hour.
         """
-        key = _target(call)
+        key = _key(call.method, call.name)
         if not self.trouble.lasts:  # it may have ended by itself
             self._failing.clear()
         if len(self._failing) < _MAX_FAILING:
@@ -145,7 +145,7 @@ class Breaker:
         """Record a call with a response, including errors."""
         self.respond(seconds, call, method, name)
         if self._failing:
-            self._failing.discard(_target(call))
+            self._failing.discard(_key(call.method, call.name))
             if not self._failing:
                 self.trouble.end()
 
@@ -154,7 +154,7 @@ class Breaker:
         self._durations.append(seconds)
         self.response_count += 1
         if self.records:
-            self._clear(_caller(call), (method[:_MAX_NAME], name[:_MAX_NAME]))
+            self._clear(_caller(call), _key(method, name))
 
     def _clear(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
         callers = self.records.get(key, {})
@@ -166,10 +166,7 @@ class Breaker:
     def fail(self, call: Call, method: str, name: str) -> None:
         """Record a call without a usable response."""
         self.failure_count += 1
-        self._blame(_caller(call), (method[:_MAX_NAME], name[:_MAX_NAME]))
-
-    def _blame(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
-        now = self._clock()
+        now, caller, key = self._clock(), _caller(call), _key(method, name)
         found = self.records.get(key, {}).get(caller)
         if found is None:
             if not self._share.take(caller[0]):
@@ -216,8 +213,8 @@ class Breaker:
         return figures
 
 
-def _target(call: Call) -> tuple[str, str]:
-    return call.method[:_MAX_NAME], call.name[:_MAX_NAME]
+def _key(method: str, name: str) -> tuple[str, str]:
+    return method[:_MAX_NAME], name[:_MAX_NAME]
 
 
 def _caller(call: Call) -> tuple[str, str]:

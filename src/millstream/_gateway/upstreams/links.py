@@ -73,8 +73,6 @@ MAX_OWN_SESSIONS = 4096
 MAX_STREAMS = 200
 """Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may need a connection."""
 UNSUBSCRIBE, SET_LEVEL = "resources/unsubscribe", "logging/setLevel"
-LASTING = frozenset({"resources/subscribe", UNSUBSCRIBE, SET_LEVEL})
-"""Methods of requests that change a session. See `Links.lasting`."""
 _MAX_LASTING = 16 * 1024
 """Maximum size of a session's requests that are kept, in bytes."""
 _REPEAT_SECONDS = 10.0
@@ -117,6 +115,11 @@ class Link(Struct, eq=False):
     """Its value in `UpstreamSessions`."""
     notifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a client's notification is passed on, so that they keep their order."""
+
+    @property
+    def has_caller(self) -> bool:
+        """Whether its session is one caller's, who learns of its loss."""
+        return self.key.own or self.remembered
 
     @property
     def is_lost(self) -> bool:
@@ -525,7 +528,7 @@ class Links(Struct):
     async def forget(self, link: Link) -> None:
         """Close a connection, and note that its caller has learned of the lost session."""
         is_news = self.links.get(link.key, link) is link or link.key.session in self.lost
-        if is_news and not link.reported and (link.remembered or link.key.own):
+        if is_news and not link.reported and link.has_caller:
             await self.records.forget(link)
             await self.tell(link.key, EndedHere)
             link.reported = True
@@ -595,10 +598,10 @@ class Links(Struct):
             await self.close_tasks.settle(None)
 
     async def _leave(self, link: Link) -> None:
-        is_callers = (link.remembered or link.key.own) and link.open_task is None and not link.is_lost
         if link.key.session in self.lost:
             return  # its caller has to learn of the loss first
-        session = link.conversation.requests.describe_session() if is_callers else None
+        is_open = link.has_caller and link.open_task is None and not link.is_lost
+        session = link.conversation.requests.describe_session() if is_open else None
         if session is not None and await self.records.leave(link, session):
             link.conversation.requests.leave_session()
 

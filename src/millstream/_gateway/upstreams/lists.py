@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from time import monotonic, time
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from millstream._gateway.catalog.catalog import (
     METHODS,
@@ -125,7 +125,10 @@ class ListOwner(Protocol):
     def take_lists(self, found: Catalog, announced: Collection[str]) -> None: ...
 
 
-class ListKeeper(ABC):
+U = TypeVar("U", bound=ListOwner)
+
+
+class ListKeeper(ABC, Generic[U]):
     """Keeps the lists of one upstream. Subclasses know where they come from.
 
     It also knows whether the upstream can be reached, because reading them shows that.
@@ -155,15 +158,15 @@ class ListKeeper(ABC):
     _lost_at = 0.0
     """Monotonic time of the last refresh after a loss, or 0 before."""
 
-    def __init__(self, owner: ListOwner, stored: StoredCatalog, pins: Pins | None) -> None:
+    def __init__(self, upstream: U, stored: StoredCatalog, pins: Pins | None) -> None:
         """Create the keeper; `run` keeps the lists.
 
         Args:
-            owner: The upstream.
+            upstream: The upstream.
             stored: Copy of the lists in the store.
             pins: Pinned definitions, if any.
         """
-        self.config: UpstreamConfig = owner.config
+        self.config: UpstreamConfig = upstream.config
         self.catalog: Catalog = Catalog()
         """The last lists."""
         self.quarantined: list[QuarantinedItem] = []
@@ -179,7 +182,7 @@ class ListKeeper(ABC):
         self.tasks: Tasks = Tasks()
         self._stored = stored
         self.pins: Pins | None = pins
-        self._owner = owner
+        self._upstream = upstream
         self.changes: ChangeLog = ChangeLog(self.config.name, stored, self._is_used)
         self._is_quarantined = _quarantine((), ())
         self._asked_at = monotonic()
@@ -239,7 +242,7 @@ class ListKeeper(ABC):
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
             # Empty if the lists are only relayed.
             logger.info("The upstream %s is ready%s", self.config.name, f": {has}" if has else "")
-            for name, hint in find_unknown_names(self._owner.policy.own, [name for _, name in self.names()]):
+            for name, hint in find_unknown_names(self._upstream.policy.own, [name for _, name in self.names()]):
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
         else:
             if any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
@@ -247,10 +250,10 @@ class ListKeeper(ABC):
             await self.changes.record(before, found)
         self.ready.set()
         self.responded.set()
-        self._owner.take_lists(found, announced)
+        self._upstream.take_lists(found, announced)
 
     def _is_used(self, kind: str, name: str, definition: Description) -> bool:
-        return self._owner.policy.item(kind, name, members(definition.get("annotations"))) is not None
+        return self._upstream.policy.item(kind, name, members(definition.get("annotations"))) is not None
 
     @property
     def withheld(self) -> list[str]:
@@ -314,7 +317,7 @@ class ListKeeper(ABC):
         last = self.failed_reads + 2
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(_RETURN_SECONDS, self.config.start_timeout)):
-                while self._owner.breaker.is_open and self.failed_reads < last:
+                while self._upstream.breaker.is_open and self.failed_reads < last:
                     await self._wait_for_lists()
 
     async def _wait_for_lists(self) -> None:
@@ -322,7 +325,7 @@ class ListKeeper(ABC):
         self._refresh.set()
         self._listed.clear()
         if self.needs_account:
-            self._owner.breaker.is_open = False  # only calls can find out whether the upstream is back
+            self._upstream.breaker.is_open = False  # only calls can find out whether the upstream is back
         else:
             await self._listed.wait()
 
@@ -341,7 +344,7 @@ class ListKeeper(ABC):
         self.responded.set()
         if not self.ready.is_set():
             self.ready.set()
-            self._owner.take_lists(self.catalog, ())
+            self._upstream.take_lists(self.catalog, ())
 
     def degrade(self, error: Exception) -> None:
         """Mark the upstream as unusable. The first failure of a kind is logged, and the others are only counted."""
@@ -351,7 +354,7 @@ class ListKeeper(ABC):
         self.state, self.reason, self.fault, self._awaited = "degraded", reason, error, ""
         self.end_start()
         if isinstance(error, UNREACHABLE):
-            self._owner.breaker.open(find_outage(error, is_process=self._owner.processes is not None))
+            self._upstream.breaker.open(find_outage(error, is_process=self._upstream.processes is not None))
         self._listed.set()
 
     def _log_failure(self, error: Exception, what: str, reason: str, *, kind: str = "") -> None:
@@ -366,7 +369,7 @@ class ListKeeper(ABC):
         error = await self.find_fault()
         if error is not None:
             self.degrade(error)
-        if self._owner.breaker.is_open:
+        if self._upstream.breaker.is_open:
             self._refresh.set()  # reading the lists closes the breaker
 
     def recover(self, failures: Mapping[str, ClientError] = {}) -> None:
@@ -388,7 +391,7 @@ class ListKeeper(ABC):
         self.failed_reads = count + 1 if lacking else 0
         self.reason = f"It can't list some of its items: {lacking[0]}" if lacking else ""
         self.state, self.fault, self._awaited = "ready", None, ""
-        self._owner.breaker.is_open = False
+        self._upstream.breaker.is_open = False
         self._listed.set()
 
     def report_state(self) -> tuple[State, str]:
@@ -426,7 +429,7 @@ class ListSource(ListOwner, Protocol):
     def suspect(self, link: Link | None, error: ClientError | OSError) -> None: ...
 
 
-class McpLists(ListKeeper):
+class McpLists(ListKeeper[ListSource]):
     """Reads the lists from a server that speaks MCP, on a connection of their own."""
 
     lister: LinkKey = SHARED_KEY
@@ -437,17 +440,12 @@ class McpLists(ListKeeper):
     """Set when the user whose account reads the lists reconnects or disconnects."""
     _listed_result = b""
     """The negotiated result of the connection that reads the lists, at the last read."""
-
-    def __init__(self, source: ListSource, stored: StoredCatalog, pins: Pins | None) -> None:
-        """See `ListKeeper`."""
-        super().__init__(source, stored, pins)
-        self._source = source
-        self._announced: set[str] = set()
-        """Kinds of lists that the upstream said have changed."""
+    _announced: frozenset[str] = frozenset()
+    """Kinds of lists that the upstream said have changed."""
 
     def note(self, kind: str) -> None:
         """Handle an announced change. Servers announce changes to their lists on whichever connection caused them."""
-        self._announced.add(kind)
+        self._announced |= {kind}
         self._refresh.set()
 
     def leave(self, owner: str) -> None:
@@ -458,25 +456,25 @@ class McpLists(ListKeeper):
     @override
     async def find_fault(self) -> ClientError | None:
         """See `ListKeeper`."""
-        return await self._source.probe()
+        return await self._upstream.probe()
 
     @override
     def degrade(self, error: Exception) -> None:
         """See `ListKeeper`."""
         super().degrade(error)
-        if self._source.serves_one:
+        if self._upstream.serves_one:
             self.wanted.set()  # lists close the breaker
 
     @override
     async def publish(self, found: Catalog, announced: Collection[str] = ()) -> None:
         """See `ListKeeper`."""
-        found.asks_by_handshake |= self._source.in_sessions  # the file may have changed while the lists arrived
+        found.asks_by_handshake |= self._upstream.in_sessions  # the file may have changed while the lists arrived
         await super().publish(found, announced)
 
     @override
     async def run(self) -> None:
         """See `ListKeeper`."""
-        if self._source.serves_one:
+        if self._upstream.serves_one:
             self.state = "ready"
             self.ready.set()
             await self.wanted.wait()
@@ -485,7 +483,7 @@ class McpLists(ListKeeper):
             try:
                 self.lister = await self._find_lister()
                 self._awaited, self._asked_at = "responded", monotonic()
-                link = await self._source.links.open(self.lister)
+                link = await self._upstream.links.open(self.lister)
                 await self.describe(link.conversation)
                 link.calls += 1  # the connection is in use even while idle
                 subscribed = asyncio.Event()
@@ -507,7 +505,7 @@ class McpLists(ListKeeper):
                     link.calls -= 1
             except (ClientError, OSError) as exc:
                 self._awaited = ""
-                self._source.suspect(link, exc)
+                self._upstream.suspect(link, exc)
                 if await self._take_failure(exc):
                     continue
                 self.failed_reads += 1
@@ -519,17 +517,17 @@ class McpLists(ListKeeper):
 
     async def _take_failure(self, exc: ClientError | OSError) -> bool:
         """Update the state after the lists couldn't be read. Return whether to connect again immediately."""
-        source = self._source
-        if isinstance(exc, RequestTimeout) and source.processes is not None:
+        upstream = self._upstream
+        if isinstance(exc, RequestTimeout) and upstream.processes is not None:
             self.start_factor = min(2 * self.start_factor, _MAX_START_FACTOR)
         if self._lister_left:
             return True
-        if isinstance(exc, ServerError) and not self._listed_result and source.declare_less(exc):
+        if isinstance(exc, ServerError) and not self._listed_result and upstream.declare_less(exc):
             return True
         if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
-            source.lose_handshake()
+            upstream.lose_handshake()
             return True
-        credentials = source.credentials
+        credentials = upstream.credentials
         if isinstance(exc, AccessDenied | NoCredentials) and credentials is not None and credentials.personal:
             # Only one user's account is affected: other calls continue, and another account reads the lists.
             self.warn(f"a user's account can't read the lists: {exc}")
@@ -541,13 +539,13 @@ class McpLists(ListKeeper):
             self.degrade(exc)
             if isinstance(exc, UNREACHABLE) or not isinstance(exc, ClientError):
                 return False
-        self._owner.breaker.is_open = False  # the upstream responds, or only calls can find out
+        self._upstream.breaker.is_open = False  # the upstream responds, or only calls can find out
         self._listed.set()
         return False
 
     async def _wait_to_reconnect(self, failures: int) -> None:
         """Wait before the next attempt. A refused call ends the wait, unless each attempt starts a process."""
-        if self._source.processes is not None:
+        if self._upstream.processes is not None:
             await asyncio.sleep(retry_delay(failures, _MIN_PAUSE, _MAX_START_PAUSE))
             return
         self._refresh.clear()
@@ -558,9 +556,9 @@ class McpLists(ListKeeper):
 
     async def _find_lister(self) -> LinkKey:
         """Return the key of the connection that reads the lists: a shared connection, or a connected user's."""
-        credentials = self._source.credentials
+        credentials = self._upstream.credentials
         if credentials is None or not credentials.personal:
-            return LinkKey(handshake=self._source.in_sessions)
+            return LinkKey(handshake=self._upstream.in_sessions)
         self._awaited, person = "", credentials.lists_from or "a user"
         has_lister = await credentials.has_lister()
         if not has_lister or self.state != "degraded":
@@ -585,20 +583,20 @@ class McpLists(ListKeeper):
         """Offer what the upstream says about itself, if it's relayed and its lists haven't arrived yet. They can take
         long, or aren't needed at all.
         """
-        if self._source.is_relayed and not self.catalog.revision:
+        if self._upstream.is_relayed and not self.catalog.revision:
             found = await fetch(
                 conversation, max_bytes=0, discovered=conversation.negotiated.discovered, failures={}, warn=self.warn
             )
             self.catalog = found
             self.responded.set()
-            self._owner.take_lists(found, ())
+            self._upstream.take_lists(found, ())
 
     async def _list(self, conversation: Conversation) -> None:
-        announced, self._announced = self._announced, set[str]()
+        announced, self._announced = self._announced, frozenset()
         discovered = conversation.negotiated.discovered
         known, self._listed_result = self._listed_result, discovered
         if known and discovered is not known:
-            self._source.forget_facts()
+            self._upstream.forget_facts()
         failures: dict[str, ClientError] = {}
         try:
             found = await fetch(
@@ -607,7 +605,7 @@ class McpLists(ListKeeper):
                 discovered=b"" if discovered is known else discovered,
                 before=self.catalog,
                 announced=announced,
-                requires_one=not self._source.is_relayed
+                requires_one=not self._upstream.is_relayed
                 and not any(self.catalog.items()),  # without items, no call would work
                 failures=failures,
                 warn=self.warn,
@@ -616,12 +614,12 @@ class McpLists(ListKeeper):
             self._announced |= announced
             raise
         if (
-            self._source.credentials is not None
-            and self._source.credentials.personal
+            self._upstream.credentials is not None
+            and self._upstream.credentials.personal
             and found.hints.get("resources", (0, True))[1]
         ):
             found.resources = {}  # the lists may belong to the lister alone
-        found.taken_at, found.asks_by_handshake = self._stored.time(), self._source.in_sessions
+        found.taken_at, found.asks_by_handshake = self._stored.time(), self._upstream.in_sessions
         last_at = self.catalog.taken_at
         await self.publish(found, announced)
         self.recover(failures)
@@ -630,7 +628,7 @@ class McpLists(ListKeeper):
 
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""
-        while self.lister.handshake is self._source.in_sessions:
+        while self.lister.handshake is self._upstream.in_sessions:
             seconds = max(self.catalog.fresh_seconds or self.config.refresh_seconds, _MIN_REFRESH)
             try:
                 async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  jitter
@@ -641,13 +639,13 @@ class McpLists(ListKeeper):
                     await self.publish(found)
                     continue
             self._refresh.clear()
-            if self.lister.handshake is not self._source.in_sessions:
+            if self.lister.handshake is not self._upstream.in_sessions:
                 break
             began = monotonic()
             await self._list(conversation)
             # An upstream that changes constantly must not be listed constantly.
             await asyncio.sleep(refresh_pause(monotonic() - began))
-        self._source.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
+        self._upstream.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
 
     async def _watch(self, conversation: Conversation, subscribed: asyncio.Event) -> None:
         if not self.wanted.is_set():

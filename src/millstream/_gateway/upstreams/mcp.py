@@ -170,7 +170,7 @@ class McpUpstream(Upstream):
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
 
     @override
-    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
+    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper[Any]:
         return McpLists(self, stored, pins)
 
     @override
@@ -599,6 +599,13 @@ class McpUpstream(Upstream):
         # the lists are read with all that clients can have.
         lists = self.lists
         config, everything = self.config, self._shares_processes or key == lists.lister
+        own = (
+            None
+            if client is None
+            else OwnSession(
+                key.affinity, client.capabilities, self.is_relayed, self._uses_http or self.is_program, self._hides
+            )
+        )
         router = MessageRouter(
             config.name,
             limit_abilities(self._shared_abilities, self.policy.questions) if everything else key.capabilities,
@@ -606,8 +613,8 @@ class McpUpstream(Upstream):
             in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
-            own=None if client is None else self._own_session(key.affinity, client),
-            send=partial(_pass_on, self.gateway.host.services),
+            own=own,
+            send=self._pass_on,
             find_client=partial(_find_client, self, owner)
             if client is not None or self.gateway.host.has_one_client
             else None,
@@ -678,9 +685,18 @@ class McpUpstream(Upstream):
         either."""
         return self._shares_processes and bool(self.catalog.revision) and not self._has_subscriptions
 
-    def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
-        names_calls = self._uses_http or self.is_program
-        return OwnSession(session, client.capabilities, self.is_relayed, names_calls, partial(_hides, self))
+    def _hides(self, params: bytes) -> bool:
+        """Return whether the policy has rules for the resource of an update. Those who may read it subscribe here."""
+        if self.policy.is_empty:
+            return False
+        try:
+            return self.policy.changes("resources", _decode_resource(params).uri)
+        except MALFORMED:
+            return True
+
+    def _pass_on(self, session: str, method: str, params: bytes) -> None:
+        """Send a client's session a notification that arrived outside of its calls."""
+        _send_to_session(self.gateway.host.services, session, message_for_client(method, params))
 
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
         """Handle an announced change."""
@@ -829,21 +845,6 @@ def _describe_refusal(upstream: McpUpstream, key: LinkKey) -> str:
 
 
 _SHARE = 'Let the server allow several, or to let callers share it: isolation = "shared"'
-
-
-def _hides(upstream: McpUpstream, params: bytes) -> bool:
-    """Return whether the policy has rules for the resource of an update. Those who may read it subscribe here."""
-    if upstream.policy.is_empty:
-        return False
-    try:
-        return upstream.policy.changes("resources", _decode_resource(params).uri)
-    except MALFORMED:
-        return True
-
-
-def _pass_on(services: Services, session: str, method: str, params: bytes) -> None:
-    """Send a client's session a notification that arrived outside of its calls."""
-    _send_to_session(services, session, message_for_client(method, params))
 
 
 def _send_to_session(services: Services, session: str, message: bytes) -> None:

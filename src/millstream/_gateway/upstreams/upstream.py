@@ -78,7 +78,7 @@ its description on this server without the name. Raises ValueError if clients wo
 class Upstream(ABC):
     """One upstream of a running gateway."""
 
-    lists: ListKeeper
+    lists: ListKeeper[Any]
     """Keeps the lists."""
     credentials: "UpstreamCredentials | None" = None
     """Credentials of its connections; set before `open`."""
@@ -131,7 +131,7 @@ class Upstream(ABC):
         """Ends what it has registered."""
 
     @abstractmethod
-    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper:
+    def _make_lists(self, stored: StoredCatalog, pins: Pins | None) -> ListKeeper[Any]:
         """Return the keeper of the lists.
 
         Args:

@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 
 from millstream._confidential import Confidential
 from millstream._http.client.pool import OutboundError, check_url
-from millstream._oauth import authorization_url, code_grant
+from millstream._oauth import authorization_url, code_grant, refresh_grant
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import Json
 from millstream._server.calls.vault import new_secret
@@ -165,7 +165,7 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
 
     async def refresh(self, token: str) -> Json:
         """See `CodeFlow.refresh`. Only GitHub Apps issue such tokens."""
-        return await self._ask_token({"grant_type": "refresh_token", "refresh_token": token})
+        return await self._ask_token(refresh_grant(token))
 
     async def _ask_token(self, form: Mapping[str, str]) -> Json:
         who = {"client_id": self.client_id, "client_secret": self.client_secret}

@@ -24,7 +24,7 @@ from millstream._confidential import Confidential
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import AddressRefused, Dial, is_public, request
 from millstream._http.client.url import Url, parse_url
-from millstream._oauth import basic_credentials, metadata_urls
+from millstream._oauth import basic_credentials, metadata_urls, non_empty
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.redaction import find_secrets, redact_bytes, secret_parts
 from millstream._protocol.uri import split_url
@@ -541,7 +541,7 @@ async def register(
         "response_types": ["code"],
         "application_type": "web" if redirect.startswith("https:") else "native",
         "token_endpoint_auth_method": method_of(issuer, Registration()),
-        **({"scope": scope} if scope else {}),
+        **non_empty(scope=scope),
     }
     kind = {"Content-Type": "application/json"}
     reply = await fetch("POST", endpoint, headers=kind, body=msgspec.json.encode(about), outbound=outbound)

@@ -27,7 +27,7 @@ from msgspec import Struct, structs
 from millstream._confidential import Confidential
 from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
-from millstream._oauth import EXCHANGE, JWT_BEARER, authorization_url, code_grant
+from millstream._oauth import EXCHANGE, JWT_BEARER, authorization_url, code_grant, non_empty, refresh_grant
 from millstream._suggestions import suggest_keywords
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
@@ -99,7 +99,7 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
             AccessDenied: The parameters don't answer this request.
         """
         form = code_grant(code_of(answer, self.state, self.issuer), self.redirect_uri, self.verifier)
-        return {**form, **({"resource": self.target} if self.target else {})}
+        return form | non_empty(resource=self.target)
 
 
 def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> str:
@@ -187,7 +187,7 @@ class IdentityProvider:
             "resource": resource,
             "subject_token": await _text(self._id_token),
             "subject_token_type": _ID_TOKEN,
-            **({"scope": scope} if scope else {}),
+            **non_empty(scope=scope),
         }
         response = await ask_token(home, self._who, form, outbound)
         if response.error or not response.access_token or response.issued_token_type != _GRANT:
@@ -240,8 +240,7 @@ async def _text(source: TokenSource) -> str:
 
 
 def _bearer(assertion: str, resource: str, scope: str) -> dict[str, str]:
-    more = {"resource": resource, "scope": scope}
-    return {"grant_type": JWT_BEARER, "assertion": assertion, **{name: value for name, value in more.items() if value}}
+    return {"grant_type": JWT_BEARER, "assertion": assertion, **non_empty(resource=resource, scope=scope)}
 
 
 def default_store() -> TokenStore:
@@ -460,8 +459,7 @@ class OAuth:
                 form |= await self._identity.grant(issuer, target, wanted, self._outbound)
             elif self._as_itself:
                 who = self._identity_at(issuer)
-                scope = {"scope": wanted} if wanted else {}
-                form = {"grant_type": "client_credentials", **self._resource(target), **scope}
+                form = non_empty(grant_type="client_credentials", resource=self._resource(target), scope=wanted)
             else:
                 await self._authorize(url, issuer, target, wanted, key)
                 return True
@@ -629,7 +627,7 @@ class OAuth:
             current = self._tokens(url)
             if current is not None and current.refresh_token != tokens.refresh_token:
                 return True  # another process has renewed them, and spent the refresh token
-            form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, **self._resource(target)}
+            form = refresh_grant(tokens.refresh_token) | non_empty(resource=self._resource(target))
             who = self._identity_at(issuer)
             response = await ask_token(issuer, who, form, self._outbound, self._proofs, tokens.proof_key)
             self._forget_rejected(issuer, who, response)
@@ -647,9 +645,9 @@ class OAuth:
         if credentials.registrations.pop(issuer.issuer, None) is not None:
             self._store.save(credentials)
 
-    def _resource(self, target: str) -> dict[str, str]:
-        """Return the parameter with the resource that a token is for (RFC 8707)."""
-        return {"resource": target} if self._sends_resource else {}
+    def _resource(self, target: str) -> str:
+        """Return the resource that a token is for (RFC 8707), or empty if requests don't include it."""
+        return target if self._sends_resource else ""
 
     async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, key: str) -> None:
         """Send the user to the authorization server and exchange the code from the redirect for tokens."""
@@ -690,8 +688,7 @@ class OAuth:
                 credentials.registrations[issuer.issuer] = who
                 self._store.save(credentials)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
-        sent = target if self._sends_resource else ""
-        return PendingAuthorization(issuer, who, sent, scope, redirect, state, verifier)
+        return PendingAuthorization(issuer, who, self._resource(target), scope, redirect, state, verifier)
 
     def _identity_at(self, issuer: IssuerMetadata) -> Registration:
         """Return our identity at an issuer that has issued tokens to us."""
