@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +13,7 @@ import msgspec
 
 from millstream._gateway.calls.failures import describe_fault
 from millstream._gateway.calls.items import MCP_ITEMS, ExtensionForwarding
-from millstream._gateway.catalog.catalog import METHODS, Catalog, Description, QuarantinedItem
+from millstream._gateway.catalog.catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
 from millstream._gateway.catalog.offer import Conflict, Mount, Offer, OfferedItem, find_claimant, make_offer, mount
 from millstream._gateway.catalog.sets import SetsPart, reveals
 from millstream._gateway.followers import FollowedResources
@@ -51,7 +50,6 @@ from millstream._server.features.tools import Tool
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
 from millstream._stores.health import FRESH_SECONDS
-from millstream._tasks import watch
 from millstream._troubles import Trouble, UpstreamState
 from millstream.files import stamp_of
 from millstream.protocol import Json, members
@@ -346,7 +344,7 @@ class GatewayPart:
     def _set_up_pins(self, upstream: Upstream) -> None:
         if (pins := upstream.lists.pins) is not None:
             if pins.file is not None:
-                upstream.lists.tasks.spawn(_refresh_on_change(upstream, pins.file.path))
+                upstream.stack.callback(self._host.every_second(_refresh_on_change(upstream, pins.file)))
             if pins.is_volatile:
                 logger.warning(
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
@@ -763,11 +761,17 @@ class GatewayPart:
         self._host.registry.set_hints({})
 
 
-async def _refresh_on_change(upstream: Upstream, path: Path) -> None:
-    """Refresh an upstream whenever the file of accepted definitions has changed."""
-    look = partial(stamp_of, path)
-    async for _ in watch(look, look()):
-        upstream.lists.refresh()
+def _refresh_on_change(upstream: Upstream, file: AcceptedFile) -> Callable[[float], None]:
+    """Return a function that refreshes an upstream when the file of accepted definitions has changed."""
+    last = stamp_of(file.path)
+
+    def check(now: float) -> None:
+        nonlocal last
+        if (stamp := stamp_of(file.path)) != last:
+            last = stamp
+            upstream.lists.refresh()
+
+    return check
 
 
 def _check_shared_names(upstreams: Iterable[Upstream]) -> Iterator[tuple[str, str]]:
