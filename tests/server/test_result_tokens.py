@@ -246,6 +246,20 @@ async def test_own_tools_of_a_gateway_are_shortened_beside_its_upstreams(prefix:
 
 
 @pytest.mark.server
+async def test_sets_of_own_tools_beside_an_upstream_without_prefix_read_results() -> None:
+    upstream = Server("library")
+    upstream.tool(lambda: LONG, name="catalog")
+    mcp = make_reports()
+    mcp.upstream("library", upstream, prefix="", policy=UpstreamPolicy(result_tokens=100), start_timeout=WAIT)
+    for name in ("report", "catalog"):
+        mcp.add_set(f"/{name}", allow=[name])
+    async with mcp.running(), serve(mcp) as running:
+        for name in ("report", "catalog"):
+            async with Client(f"http://127.0.0.1:{running.port}/{name}", timeout=WAIT) as client:
+                assert await read_on(client, find_uri((await client.call(name)).text)) == LONG
+
+
+@pytest.mark.server
 async def test_rest_has_the_shortened_result() -> None:
     mcp = make_reports(serve="rest")
     async with mcp.running(), serve(mcp) as running, httpx2.AsyncClient(timeout=WAIT) as http:
