@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from millstream.middleware import Middleware, Next, Request
 from millstream.protocol import BY_DATE
 from millstream.testing import connect
 from patience import WAIT
+from redis_parts import RedisServer
 
 LONG = "\n".join(f"line {number}" for number in range(5_000))
 SHOWN = LONG[:400]
@@ -229,6 +231,29 @@ async def test_results_outlive_a_restart(tmp_path: Path) -> None:
         uri = find_uri((await client.call("report")).text)
     async with connect(make_reports(store=store)) as client:
         assert await read_on(client, uri) == LONG
+
+
+@pytest.mark.server
+async def test_results_are_shortened_while_the_store_is_frozen() -> None:
+    redis = RedisServer()
+    try:
+        mcp = make_reports(store=redis.url)
+        async with mcp.running() as runtime, Client(mcp, timeout=WAIT) as client:
+            assert redis.process is not None
+            redis.process.send_signal(signal.SIGSTOP)
+            try:
+                text = (await client.call("report")).text
+                assert text.startswith(SHOWN)
+                assert text.endswith("The rest couldn't be stored. Request less, or try again later.]")
+                assert not await runtime.store_health.look()
+                assert "The store doesn't respond" in {each.what for each in runtime.host.store.troubles.describe()}
+            finally:
+                redis.process.send_signal(signal.SIGCONT)
+            while "couldn't be stored" in (text := (await client.call("report")).text):
+                pass
+            assert await read_on(client, find_uri(text)) == LONG
+    finally:
+        redis.close()
 
 
 @pytest.mark.parametrize("prefix", ["", "shop"])

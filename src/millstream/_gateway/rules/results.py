@@ -412,7 +412,9 @@ async def shorten_result(
         where = reading_on if has_companion(call, READ_RESOURCE) else "All of it is at"
         uri = await save(call, contents)
         note = (
-            f"[{count} {where} this URI:] {uri}" if uri else f"[{count} The rest is too large to store: request less.]"
+            f"[{count} {where} this URI:] {uri}"
+            if uri
+            else f"[{count} The rest couldn't be stored. Request less, or try again later.]"
         )
         shown = f"{beginning}\n{note}" if beginning else note
     kept["content"] = [*([{"type": "text", "text": shown}] if shown else []), *others]
