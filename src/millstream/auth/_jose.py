@@ -531,7 +531,7 @@ class FetchedKeys(Struct, eq=False):
     """Number of times the keys have changed."""
     outage: LogOnce = field(
         default_factory=lambda: LogOnce(
-            None,
+            None,  # until a server uses them
             "An issuer's tokens can't be verified, because its keys can't be fetched",
             "The issuer's keys can be fetched again.",
             remedy="Check the issuer's URL, and whether this machine can reach it.",

@@ -162,7 +162,7 @@ class RecordFile(Generic[R]):
         """Create the object; `load` reads the file."""
         self.path = path
         self.outage = LogOnce(
-            None,
+            None,  # until a server uses it
             f"{self.effect}, because the file {path} can't be used",
             f"The file {path} can be used again.",
             remedy=f"Restore or correct the file. It has an error if this command fails: millstream {self.kind}s list "

@@ -351,7 +351,13 @@ class ListKeeper(ABC):
         """Log the first failure of a kind of list, or of all lists, and others if something else doesn't work."""
         name = f"The upstream {self.config.name}"
         over = f"{name} {f'lists its {kind} again' if kind else 'can be reached again'}."
-        outage = self._outages.setdefault(kind, LogOnce(None, "", over))
+        outage = self._outages.get(kind)
+        if outage is None:
+            outage = self._outages[kind] = LogOnce(
+                None,  # `/health` has the upstream's state
+                "",
+                over,
+            )
         if outage.what != (text := f"{name} {what}"):
             outage.what, outage.logged_at = text, 0
         remedy = next((each.remedy for each in (error, error.__cause__) if isinstance(each, ClientError)), "")
