@@ -193,13 +193,14 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
             self.fail(str((isinstance(failure, OSError) and failure.strerror) or failure))
         return True
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, remedy: str = "") -> None:
         """Begin the series, or count another failure.
 
         Args:
             reason: Why it failed. Credentials in it are redacted.
+            remedy: Replaces the usual one. If the reason ends with it, the words stay as they are.
         """
-        self.count(reason)
+        self.count(reason, remedy)
         if self._is_due:
             self.logged_at = self.clock()
             trouble = self.trouble
@@ -235,10 +236,10 @@ class LogOnce(Struct, NotCopyable, eq=False, weakref=True):
 
         Args:
             reason: As for `fail`.
-            remedy: Replaces the usual one.
+            remedy: As for `fail`.
         """
         before, self.lasts, self.failed_at = self.trouble, True, self.clock()
-        why = redact_foreign(reason)
+        why = redact_foreign(reason, remedy)
         self.trouble = Trouble(self.what, before.since or self.failed_at, before.count + 1, why, remedy or self.remedy)
         if self.table is not None:
             self.table.lasting.add(self)

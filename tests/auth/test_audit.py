@@ -130,6 +130,32 @@ async def test_call_that_stops_for_a_question_has_an_outcome(tmp_path: Path) -> 
     assert not any("call" in each for each in lines if each["method"] != "tools/call")
 
 
+async def test_tools_that_read_name_what_they_read(tmp_path: Path) -> None:
+    mcp = Server("shop", settings=Settings(audit_log=str(tmp_path / "a"), resource_tools="on"))
+    mcp.resource("doc://{name}", name="doc")(lambda name: name)
+    mcp.prompt(lambda: "Review it.", name="review")
+    mcp.tool(lambda: "line\n" * 100, name="report", result_tokens=10)
+    async with Client(mcp) as client:
+        await client.read("doc://hours")
+        await client.call("list_resources")
+        await client.call("read_resource", uri="doc://staff")
+        await client.call("read_resource", uri="other://staff", raise_on_error=False)
+        await client.call("get_prompt", name="review")
+        uri = (await client.call("report")).text.rpartition(" ")[2]
+        await client.call("read_resource", uri=uri)
+    lines = [json.loads(line) for line in (tmp_path / "a").read_text("utf-8").splitlines()]
+    assert [(each["target"], each.get("read")) for each in lines if "target" in each] == [
+        ("doc://hours", None),
+        ("list_resources", None),
+        ("read_resource", "doc://staff"),
+        ("read_resource", "other://staff"),
+        ("get_prompt", "review"),
+        ("report", None),
+        ("read_resource", uri),
+    ]
+    assert [each["read"] for each in newest(tmp_path / "a", words="doc://staff")] == ["doc://staff"]
+
+
 def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "a"
     assert written(path).hash == START

@@ -84,10 +84,15 @@ async def test_first_token_contacts_an_issuer_that_was_unavailable_at_startup(
         async with run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
             look_ahead(world.runtime)
             await until(lambda: not world.runtime.sweep._jobs)
+            [trouble] = world.runtime.host.store.troubles.describe()
+            assert trouble.what.endswith("because its keys can't be fetched")
+            assert "responded with 404" in trouble.reason
             issuer.answers |= answers
             reply = await world.call(token(claims(iss=issuer.url)), "who")
             assert reply.status == 200
+            assert world.runtime.host.store.troubles.describe() == []
     assert "responded with 404" in caplog.text
+    assert caplog.text.count("The issuer's keys can be fetched again.") == 1
 
 
 async def test_log_says_why_an_introspection_endpoint_cannot_verify_a_token(caplog: pytest.LogCaptureFixture) -> None:

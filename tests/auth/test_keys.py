@@ -148,7 +148,7 @@ async def test_unknown_keys_read_the_file_ten_times_a_second_at_most(
 ) -> None:
     now, looks = [100.0], list[float]()
     method = KeyMethod((), KeyFile(kept.path), clock=lambda: now[0])
-    monkeypatch.setattr(method._file, "reload", lambda _: looks.append(now[0]))
+    monkeypatch.setattr(method._file, "reload", lambda: looks.append(now[0]))
     for number in range(100):
         now[0] = 100 + number / 100
         assert isinstance(await method.examine(f"ms_{number}"), Rejection)
@@ -205,11 +205,21 @@ async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pyt
         assert guard.refresh()
         assert not guard.refresh()
         assert (await world.post(key, PING)).status == 403
-        assert sum("keys don't work until this is fixed" in each.message for each in caplog.records) == 1
+        assert not guard.refresh()
+        assert (await world.post(key, PING)).status == 403
+        effect = f"The keys in a file don't work, because the file {kept.path} can't be used"
+        [said] = [each.message for each in caplog.records if effect in each.message]
+        assert "Create one: millstream keys add NAME" in said
+        [trouble] = world.runtime.host.store.troubles.describe()
+        assert trouble.what == effect
+        assert trouble.count >= 3
+        assert f"millstream keys list --file {kept.path}" in trouble.remedy
         kept.path.write_bytes(saved)
         kept.path.chmod(0o600)
         assert guard.refresh()
         assert (await world.post(key, PING)).status == 200
+        assert world.runtime.host.store.troubles.describe() == []
+        assert f"The file {kept.path} can be used again. It failed " in caplog.text
 
 
 async def test_revocation_reaches_both_event_loops(kept: KeyFile) -> None:

@@ -72,6 +72,7 @@ TABLE: dict[str, PartEntry] = {
         lambda it: bool(it.upstreams) or any(tool.task is not None for tool in it.registry.tools.values()),
         extension=True,
     ),  # before the upstreams' tools are registered
+    "results": PartEntry("millstream._app.parts:ResultsPart"),  # before upstreams offer the same tool beside theirs
     "gateway": PartEntry("millstream._gateway.live_part:LiveGatewayPart", lambda it: bool(it.upstreams)),
     "sets": PartEntry("millstream._gateway.catalog.sets:SetsPart", lambda it: bool(it.sets) or it.live is not None),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
@@ -305,6 +306,10 @@ class Definition:
         """
         self._check_everywhere(key)
         self._check_free(kind, key)
+        if kind == "tools" and item.result_tokens:
+            from millstream._gateway.rules.results import limit_result  # noqa: PLC0415  few tools have a limit
+
+            item.run = limit_result(item)
         self._put(kind, key, item, on=item.enabled)
         if not LIFESPANS.get():
             for listener in list(self.listeners):

@@ -24,14 +24,14 @@ from millstream._gateway.options.sets import SetConfig
 from millstream._gateway.options.upstream import UpstreamConfig
 from millstream._gateway.processes.pool import ProcessPool
 from millstream._gateway.relay import Passthrough
-from millstream._gateway.rules.policy import CHARACTERS_PER_TOKEN, RestrictedPattern
+from millstream._gateway.rules.policy import RestrictedPattern
 from millstream._gateway.rules.requests import (
     ANSWER_APPROVAL,
     GET_APPROVED_RESULT,
     ApprovalRequests,
     is_any_approver,
 )
-from millstream._gateway.rules.results import READ_RESOURCE
+from millstream._gateway.rules.results import CHARACTERS_PER_TOKEN, READ_RESOURCE
 from millstream._gateway.upstreams.links import LEFT_SECONDS, MAX_OWN_SESSIONS, SESSIONS_PREFIX
 from millstream._gateway.upstreams.mcp import McpUpstream
 from millstream._gateway.upstreams.upstream import Gateway, Upstream
@@ -336,6 +336,9 @@ class GatewayPart:
             self._results_offered.pop(upstream.name)()
         else:
             registry, template = self._host.registry, upstream.results.template()
+            found = registry.templates.get(template.name)
+            if found is not None and found.companion_of == ():
+                return  # that of the server's own tools, which reads the same results, since there's no prefix
             template.origin, template.companion_of = upstream.name, (upstream.name,)
             registry.exchange("templates", (), {template.name: template})
             registry.announce("resources")

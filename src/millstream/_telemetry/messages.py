@@ -261,6 +261,8 @@ class AuditEntry(Struct, omit_defaults=True):
     """Id that the rounds of a call share."""
     approver: str = ""
     """Subject of another person who approved the call."""
+    read: str = ""
+    """What a tool such as `read_resource` read: a URI, or the name of a prompt."""
 
 
 class AuditLog:
@@ -290,7 +292,7 @@ class AuditLog:
         Raises:
             OSError: It can't be written.
         """
-        for name in ("method", "target", "subject", "issuer", "client", "address", "program"):
+        for name in ("method", "target", "subject", "issuer", "client", "address", "program", "read"):
             value: str = getattr(entry, name)
             setattr(entry, name, value[:_MAX_AUDITED].encode("utf-8", "replace").decode())
         try:
@@ -438,7 +440,7 @@ TAIL_BYTES = 512 * 1024
 """Maximum bytes to read from the end of each file."""
 MAX_FILES = 64
 MAX_LINES = 500
-_FIELDS = ("method", "target", "subject", "issuer", "client", "address", "transport", "outcome")
+_FIELDS = ("method", "target", "read", "subject", "issuer", "client", "address", "transport", "outcome")
 """Fields that a filter searches."""
 
 

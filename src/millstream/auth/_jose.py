@@ -25,6 +25,7 @@ from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
 from millstream._text import pluralize
+from millstream._troubles import LogOnce
 from millstream.auth._method import Clock, Identity, Rejection, Unavailable, quote
 
 Claims = Mapping[str, Any]
@@ -483,7 +484,6 @@ _MIN_INTERVAL = 30.0
 RETRY_SECONDS = 5.0
 """Minimum seconds between an attempt that failed and the next one."""
 
-_NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
 _USELESS_KEYS = (
     "The key set %s has no key that can verify signatures, so its issuer's tokens will be rejected. Let the issuer "
     "sign with an asymmetric algorithm, such as RS256 or ES256."
@@ -526,6 +526,14 @@ class FetchedKeys(Struct, eq=False):
     _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
     epoch: int = 0
     """Number of times the keys have changed."""
+    outage: LogOnce = field(
+        default_factory=lambda: LogOnce(
+            None,  # until a server uses them
+            "An issuer's tokens can't be verified, because its keys can't be fetched",
+            "The issuer's keys can be fetched again.",
+            remedy="Check the issuer's URL, and whether this machine can reach it.",
+        )
+    )
 
     async def prefetch(self) -> None:
         """Fetch the keys before the first token. If that fails, the first token triggers another fetch."""
@@ -559,10 +567,11 @@ class FetchedKeys(Struct, eq=False):
             raw = decode_object((await self.get(url)).body)
             keys = read_keys(raw)
         except (Unavailable, OutboundError, *MALFORMED) as exc:
-            logger.warning(_NO_KEYS, exc.why if isinstance(exc, Unavailable) else f"{url}: {exc}")
+            self.outage.fail(exc.why if isinstance(exc, Unavailable) else f"{url}: {exc}")
             self._last_attempt = self.clock() - _MIN_INTERVAL + RETRY_SECONDS
             self.retry()
             return
+        self.outage.end()
         self._last_fetch = self.clock()
         if raw != self._raw:
             self._raw, self.keys = raw, keys

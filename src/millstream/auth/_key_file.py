@@ -23,6 +23,7 @@ from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.calls.vault import digest, new_secret
 from millstream._server.functions.description import Names
 from millstream._suggestions import suggest_keywords
+from millstream._troubles import LogOnce
 from millstream.auth._method import AuthMethod, Clock, Identity, Rejection, Rights
 from millstream.files import Stamp, open_lock, stamp_of, write_private
 
@@ -154,10 +155,19 @@ class RecordFile(Generic[R]):
     """The kind of record: ``key`` or ``user``."""
     contents: ClassVar[type[Struct]]
     """The content of the whole file."""
+    effect: ClassVar[str]
+    """What follows if the file can't be read."""
 
     def __init__(self, path: Path) -> None:
         """Create the object; `load` reads the file."""
         self.path = path
+        self.outage = LogOnce(
+            None,  # until a server uses it
+            f"{self.effect}, because the file {path} can't be used",
+            f"The file {path} can be used again.",
+            remedy=f"Restore or correct the file. It has an error if this command fails: millstream {self.kind}s list "
+            f"--file {path}",
+        )
         self.records: tuple[R, ...] = ()
         self._seen: Stamp | None = None
         """Stamp of the last content read."""
@@ -201,20 +211,19 @@ class RecordFile(Generic[R]):
         """Use these records until the file is read again."""
         self.records = records
 
-    def reload(self, effect: str) -> bool:
+    def reload(self) -> bool:
         """Read the file if it has changed and return whether its records may have changed.
 
-        A missing or unreadable file has no records. `effect` describes the consequence.
+        A missing or unreadable file has no records.
         """
         if self._seen is not None and self._seen == stamp_of(self.path):
             return False
-        try:
+        had_records = bool(self.records)
+        with self.outage:
             self.load()
-        except LocalError as exc:
-            if not self.records:
-                return False
-            logger.error("%s %s until this is fixed.", exc, effect)
+        if self.outage.lasts:
             self.use(())
+            return had_records
         return True
 
     @contextlib.contextmanager
@@ -287,6 +296,7 @@ class KeyFile(RecordFile[StoredKey]):
     """The key file."""
 
     kind = "key"
+    effect = "The keys in a file don't work"
     contents: ClassVar[type[Struct]] = _Keys
 
     def add(
@@ -373,6 +383,7 @@ class KeyMethod(AuthMethod):
         """Name of a recently removed key -> time of removal. The name may have another key."""
         self._looked_at = 0.0
         if file is not None:
+            self.outages = (file.outage,)
             file.load_for_server()
         self.epoch()
 
@@ -435,7 +446,7 @@ class KeyMethod(AuthMethod):
         file, now = self._file, self._clock()
         self._revoked_at = {name: at for name, at in self._revoked_at.items() if abs(now - at) < _REVOCATION_SECONDS}
         before = () if file is None else file.records
-        if file is not None and file.reload("Its keys don't work"):
+        if file is not None and file.reload():
             self._epoch += 1
             self._revoked_at |= {each.name: now for each in before if each not in file.records}
         names = frozenset(each.name for each in self._all() if each.valid(now))

@@ -22,6 +22,7 @@ from millstream._protocol.principal import Principal
 from millstream._server.address import Address
 from millstream._server.calls.services import Services
 from millstream._text import shorten
+from millstream._troubles import LogOnce
 from millstream.auth.providers import RedirectTarget
 
 _MAX_SHOWN = 120
@@ -168,6 +169,8 @@ class AuthMethod:
     """Whether callers could guess a credential, such as a key. An address with too many wrong guesses can use only
     other methods for a while.
     """
+    outages: tuple[LogOnce, ...] = ()
+    """What can keep it from identifying callers. `/health` and ``millstream doctor`` list those that last."""
 
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a credential, or None if it isn't valid here.

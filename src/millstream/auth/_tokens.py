@@ -191,6 +191,8 @@ class TokenMethod(IssuerMethod):
     ) -> None:
         super().__init__(rules, clock)
         self._keys = keys
+        if isinstance(keys, FetchedKeys):
+            self.outages = (keys.outage,)
         self._algorithms = frozenset(algorithms)
         self._types = types
         self.guessable = not self._algorithms.issubset(ASYMMETRIC)  # people choose secrets

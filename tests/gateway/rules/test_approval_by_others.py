@@ -517,9 +517,12 @@ async def test_tool_for_stored_calls_is_listed_where_others_approve(shop: Shop) 
             assert "get_approved_result" not in await names(one, "/mcp")
 
 
-async def test_requests_of_other_addresses_are_not_used(shop: Shop) -> None:
+async def test_requests_of_other_addresses_are_not_used(shop: Shop, tmp_path: Path) -> None:
+    logs = [tmp_path / "one", tmp_path / "two"]
+    unused = iter(logs)
+
     def front() -> Server:
-        server = shop.front()
+        server = shop.front(settings={"audit_log": str(next(unused))})
         server.add_set("/mcp/desk", allow=["s_*"], short_names=True)
         return server
 
@@ -539,6 +542,9 @@ async def test_requests_of_other_addresses_are_not_used(shop: Shop) -> None:
         assert "no such request" in text(await send_to_set("get_approved_result", request=ours))
         assert text(await send_to_set("get_approved_result", request=theirs)) == "refunded 8"
         assert text(await collect(two, ours)) == "refunded 7"
+    lines = [json.loads(each) for log in logs for each in log.read_text("utf-8").splitlines()]
+    targets = [each["target"] for each in lines if each["method"] == "approval"]
+    assert targets == ["s_refund"] * 4  # the set calls it refund
 
 
 # Who answers

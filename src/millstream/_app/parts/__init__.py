@@ -10,12 +10,14 @@ import sys
 from collections import ChainMap
 from collections.abc import Collection
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import LIFESPANS, Definition
 from millstream._override import override
 from millstream._parts import PartHost
 from millstream._server.dispatch import Dispatcher, Instruction
+from millstream._server.features.sources import Item
 from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
@@ -192,6 +194,44 @@ class LimitsPart(OwnPart):
                 lambda: {(): int(host.open_pool is not None and host.open_pool.outage.lasts)},
                 merge="max",
             )
+
+
+class ResultsPart(OwnPart):
+    """Offers stored results, and `read_resource`, beside the server's own tools whose results can be shortened."""
+
+    name: str = "results"
+    needs: Collection[str] = ("lifespan",)
+
+    async def open(self, host: PartHost) -> None:
+        """Offer them if there is such a tool. A tool that is added later may be the first one.
+
+        Raises:
+            ValueError: The server has a resource template of its own with their URI.
+        """
+
+        def offer(kind: str) -> None:
+            if kind == "tools" and any(tool.result_tokens for tool in host.registry.tools.values()):
+                self._offer(host)
+
+        offer("tools")
+        host.on_change(offer)
+
+    def _offer(self, host: PartHost) -> None:
+        from millstream._gateway.catalog.resource_tools import make_companion  # noqa: PLC0415  few tools have a limit
+        from millstream._gateway.names import Names  # noqa: PLC0415
+        from millstream._gateway.rules.results import READ_RESOURCE, StoredResults  # noqa: PLC0415
+
+        registry, template = host.registry, StoredResults(host.store.kv, Names("")).template()
+        found = registry.templates.get(template.name)
+        if found is not None and found.companion_of is not None:
+            return
+        items: list[tuple[str, Item]] = [("templates", template)]
+        if not registry.has("tools", READ_RESOURCE):
+            items.append(("tools", make_companion(READ_RESOURCE)))
+        for kind, item in items:
+            item.companion_of = ()
+            registry.add(kind, item.name, item)
+            host.on_close(partial(registry.exchange, kind, (item.name,), {}))
 
 
 class McpPart(HttpPart):

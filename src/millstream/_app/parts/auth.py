@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from millstream._app.definition import Definition
@@ -179,6 +180,8 @@ def _methods(definition: Definition, host: PartHost) -> "list[AuthMethod]":
 
         wanted = [("key", settings.auth_key, (EVERYTHING,))] if settings.auth_key else []
         methods.append(key_method(wanted, settings.auth_keys))
+    for outage in chain.from_iterable(each.outages for each in methods):
+        outage.table = host.store.troubles
     return methods
 
 

@@ -125,6 +125,7 @@ class AuditPart(OwnPart):
             trace=call.trace,
             call="" if rounds is None else rounds.id,
             approver=call.approver,
+            read=call.read,
         )
         self._write(entry, call.principal)
 

@@ -224,6 +224,7 @@ async def _get_prompt(arguments: _Prompt, call: Call) -> ToolResult:
 
 
 async def _ask(call: Call, method: str, params: Json) -> Json:
+    call.read = params.get("uri") or params.get("name", "")
     try:
         return decode_object(b"{%b}" % await call.dispatcher.run_inside(call, method, encode(params)))
     except ProtocolError as exc:

@@ -4,8 +4,9 @@ Names that other folders may import, besides the public ones of `millstream.gate
 
 - `approval`: answer_approval
 - `patterns`: key_forms, matcher, path_and_parts, uri_key
-- `policy`: CHARACTERS_PER_TOKEN, ItemRules, Policy, RestrictedPattern
+- `policy`: ItemRules, Policy, RestrictedPattern
 - `requests`: ANSWER_APPROVAL, AnswerRefused, ApprovalRequest, ApprovalRequests, CHANNEL, GET_APPROVED_RESULT,
   find_version, is_any_approver
-- `results`: NoResponse, READ_RESOURCE, Redactor, StoredResults, call_error, has_companion, split_result
+- `results`: CHARACTERS_PER_TOKEN, NoResponse, READ_RESOURCE, Redactor, StoredResults, call_error, has_companion,
+  limit_result, split_result
 """

@@ -28,7 +28,14 @@ from millstream._gateway.options.policy import (
 )
 from millstream._gateway.rules.approval import with_approval
 from millstream._gateway.rules.patterns import key_forms, matcher, uri_key
-from millstream._gateway.rules.results import Redactor, StoredResults, run_aside, shorten_result
+from millstream._gateway.rules.results import (
+    CHARACTERS_PER_TOKEN,
+    RESULT_SECONDS,
+    Redactor,
+    StoredResults,
+    run_aside,
+    shorten_result,
+)
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
@@ -47,9 +54,6 @@ from millstream.protocol import (
     members,
     shorten,
 )
-
-CHARACTERS_PER_TOKEN = 4
-"""Characters of JSON per token, as in ``millstream tokens``."""
 
 
 def _has_claim(claim: Any, value: Any) -> bool:
@@ -77,7 +81,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     """Name of an argument as callers see it -> the tool's own, where these differ."""
     budget: int = 0
     """Maximum size of a result, in bytes, or 0 for no limit."""
-    result_seconds: float = 3600.0
+    result_seconds: float = RESULT_SECONDS
     arguments: Redactor | None = None
     results: Redactor | None = None
     idempotency: bool | str = False

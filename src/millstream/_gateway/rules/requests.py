@@ -110,6 +110,8 @@ class ApprovalRequest(Struct, frozen=True):
     """Subject of the person who answered."""
     worker: str = ""
     """Worker that runs the call."""
+    item: str = ""
+    """The tool's name at the main address."""
 
 
 Stored = tuple[str, bytes | None, ApprovalRequest]
@@ -173,7 +175,7 @@ class ApprovalRequests:
                 made = ApprovalRequest(
                     name.rpartition(".")[2] + secrets.token_hex(8), call.name, call.dispatcher.address.name, question(),
                     tuple(rules), version, get_profile(principal, ("name",)), mark,
-                    arguments if len(arguments) <= _MAX_KEPT else b"", expires,
+                    arguments if len(arguments) <= _MAX_KEPT else b"", expires, item=call.item or call.name,
                 )  # fmt: skip
                 await self._records.write(name, raw, made)
                 continue  # an identical call may have been faster
@@ -196,7 +198,7 @@ class ApprovalRequests:
             raise ToolError(_TOO_MANY)
         services, until = self._services, show_time(request.expires)
         if is_new:
-            services.note(APPROVAL, call.transport, None, "requested", target=request.tool, principal=call.principal)
+            services.note(APPROVAL, call.transport, None, "requested", target=request.item, principal=call.principal)
             if services.hub is not None:
                 await services.hub.publish(CHANNEL, {"id": request.id, "expires": until})
         if raw == await services.store.kv.get(name):
@@ -307,7 +309,7 @@ class ApprovalRequests:
         changed = structs.replace(request, state=state, approver="" if principal is None else principal.subject)
         if not await self._records.write(name, raw, changed):
             raise AnswerRefused(404, _UNKNOWN)
-        self._services.note(APPROVAL, transport, None, state, target=request.tool, principal=principal)
+        self._services.note(APPROVAL, transport, None, state, target=request.item, principal=principal)
         await self._unlist(name, request)
         return state
 

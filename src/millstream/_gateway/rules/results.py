@@ -14,16 +14,20 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
+from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._gateway.names import Names
 from millstream._gateway.options.policy import Redaction
 from millstream._protocol import notifications
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import SERVER_KEY
+from millstream._protocol.notifications import CallToolResult
 from millstream._server.calls.call import Call
+from millstream._server.features import Run
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
+from millstream._server.features.tools import Tool
+from millstream._server.functions.engine import encode_result
 from millstream.protocol import (
     INTERNAL_ERROR,
     MALFORMED,
@@ -289,6 +293,10 @@ def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable
 
 
 URI = "result://{id}"
+CHARACTERS_PER_TOKEN = 4
+"""Characters of JSON per token, as in ``millstream tokens``."""
+RESULT_SECONDS = 3600.0
+"""Default lifetime of a stored result."""
 
 
 class StoredResults(Struct, frozen=True):
@@ -403,13 +411,38 @@ async def shorten_result(call: Call, result: bytes, budget: int, stored: StoredR
         where = reading_on if has_companion(call, READ_RESOURCE) else "All of it is at"
         uri = await stored.save(call, contents, seconds)
         note = (
-            f"[{count} {where} this URI:] {uri}" if uri else f"[{count} The rest is too large to store: request less.]"
+            f"[{count} {where} this URI:] {uri}"
+            if uri
+            else f"[{count} The rest couldn't be stored. Request less, or try again later.]"
         )
         shown = f"{beginning}\n{note}" if beginning else note
     kept["content"] = [*([{"type": "text", "text": shown}] if shown else []), *others]
     return encode(kept)
 
 
+def limit_result(tool: Tool) -> Run:
+    """Return a `run` of a server's own tool that shortens a result beyond the tool's `result_tokens`."""
+    run, budget = tool.run, tool.result_tokens * CHARACTERS_PER_TOKEN
+
+    async def run_within(arguments: Any, call: Call) -> Any:
+        try:
+            value = await run(arguments, call)
+        except ToolError as exc:
+            if len(text := str(exc)) <= budget:
+                raise
+            value = ToolResult(text, is_error=True)
+        whole = encode_result(value, tool.output)
+        if len(whole) <= budget:
+            return value
+        results = StoredResults(call.services.store.kv, Names(""))
+        short = _decode_result(await shorten_result(call, b"{%b}" % whole, budget, results, RESULT_SECONDS))
+        meta = value.meta if isinstance(value, ToolResult) else None
+        return ToolResult([*short.content], is_error=short.is_error, meta=meta)
+
+    return run_within
+
+
+_decode_result = decoder(CallToolResult)
 _INCOMPLETE = "This isn't the whole result."
 
 

@@ -30,10 +30,10 @@ from millstream._gateway.rules.policy import Policy
 from millstream._gateway.upstreams.breaker import Breaker, find_outage
 from millstream._gateway.upstreams.links import SHARED_KEY, Link, LinkKey, Links
 from millstream._override import override
-from millstream._protocol.redaction import redact_foreign
 from millstream._recent import Recent
 from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream._text import pluralize
+from millstream._troubles import LogOnce
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -102,12 +102,6 @@ def _quarantine(uris: Iterable[str], templates: Iterable[str]) -> Callable[[str]
         return any(map(matches, {uri, *forms, *map(str.casefold, forms), *(path for path, _ in forms.values())}))
 
     return hides
-
-
-def _kind_of(error: Exception) -> tuple[object, ...]:
-    """Return what distinguishes a failure from others. Texts aren't compared: some have a new process id each time."""
-    cause, code = error.__cause__, getattr(error, "code", 0)
-    return type(error), type(cause), getattr(cause, "errno", 0), getattr(error, "status", 0), code
 
 
 class ListOwner(Protocol):
@@ -192,9 +186,8 @@ class ListKeeper(ABC, Generic[U]):
         """Set when the lists have to be fetched again."""
         self._listed = asyncio.Event()
         """Set when the lists have been fetched, or can't be."""
-        self._failures: dict[str, tuple[object, ...]] = {}
-        """Kind of list, or empty for all -> the last logged failure (see `_kind_of`), because each attempt repeats it.
-        """
+        self._outages: dict[str, LogOnce] = {}
+        """Kind of list, or empty for all -> its failures. `UpstreamState` describes them in `/health`."""
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were already logged, because each refresh repeats them."""
 
@@ -347,7 +340,7 @@ class ListKeeper(ABC, Generic[U]):
             self._upstream.take_lists(self.catalog, ())
 
     def degrade(self, error: Exception) -> None:
-        """Mark the upstream as unusable. The first failure of a kind is logged, and the others are only counted."""
+        """Mark the upstream as unusable."""
         reason = str(error) or type(error).__name__
         responds = isinstance(error, ServerError | InvalidResponse) or getattr(error, "status", 0) != 0
         self._log_failure(error, "responds with an error" if responds else "can't be reached", reason)
@@ -358,11 +351,20 @@ class ListKeeper(ABC, Generic[U]):
         self._listed.set()
 
     def _log_failure(self, error: Exception, what: str, reason: str, *, kind: str = "") -> None:
-        """Log the first failure of a kind of list, or of all lists, and each change of its cause."""
-        if (cause := _kind_of(error)) != self._failures.get(kind):
-            self._failures[kind] = cause
-            remedy = next((each.remedy for each in (error, error.__cause__) if isinstance(each, ClientError)), "")
-            logger.warning("The upstream %s %s: %s", self.config.name, what, redact_foreign(reason, remedy))
+        """Log the first failure of a kind of list, or of all lists, and others if something else doesn't work."""
+        name = f"The upstream {self.config.name}"
+        over = f"{name} {f'lists its {kind} again' if kind else 'can be reached again'}."
+        outage = self._outages.get(kind)
+        if outage is None:
+            outage = self._outages[kind] = LogOnce(
+                None,  # `/health` has the upstream's state
+                "",
+                over,
+            )
+        if outage.what != (text := f"{name} {what}"):
+            outage.what, outage.logged_at = text, 0
+        remedy = next((each.remedy for each in (error, error.__cause__) if isinstance(each, ClientError)), "")
+        outage.fail(reason, remedy)
 
     async def check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""
@@ -380,15 +382,10 @@ class ListKeeper(ABC, Generic[U]):
         """
         for kind, error in failures.items():
             self._log_failure(error, f"can't list its {kind}, so earlier ones stay", str(error), kind=kind)
-        over = [kind for kind in self._failures if kind not in failures]
-        count = self.failed_reads
-        after = f", after {count} failed attempt{'s' if count > 1 else ''} to read its lists" if count else ""
-        for kind in over:
-            del self._failures[kind]
-            what = f"lists its {kind} again" if kind else "can be reached again"
-            logger.warning("The upstream %s %s%s", self.config.name, what, after)
+        for kind in self._outages.keys() - failures:
+            self._outages.pop(kind).end()
         lacking = [error for error in failures.values() if getattr(error, "code", 0) != METHOD_NOT_FOUND]
-        self.failed_reads = count + 1 if lacking else 0
+        self.failed_reads = self.failed_reads + 1 if lacking else 0
         self.reason = f"It can't list some of its items: {lacking[0]}" if lacking else ""
         self.state, self.fault, self._awaited = "ready", None, ""
         self._upstream.breaker.is_open = False

@@ -189,6 +189,8 @@ class Call(Confidential, Struct, NotCopyable, eq=False, kw_only=True):
     """The `IdempotentCall`, if the call runs once."""
     approver: str = ""
     """Subject of another person who approved the call."""
+    read: str = ""
+    """What a tool such as `read_resource` read for the caller: a URI, or the name of a prompt."""
     collects: str = ""
     """Id of the request for approval with the call's arguments, as message hooks returned them."""
     binding: bytes = b""

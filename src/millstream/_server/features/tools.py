@@ -30,6 +30,7 @@ from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.dependencies import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.engine import ToolResult, encode_result, encode_value
+from millstream._server.functions.msgspec_engine import Output
 from millstream._suggestions import suggest
 from millstream._text import pluralize
 
@@ -62,6 +63,10 @@ class ToolOptions(Labels, total=False):
     """Number of calls that one call counts as in the server's rate limits and quota."""
     concurrency: int | None
     """Maximum number of concurrent calls, over all callers."""
+    result_tokens: int | None
+    """Maximum length of a result in estimated tokens. A caller gets the beginning of a longer one, and the URI of the
+    whole.
+    """
     coerce: bool
     """Accept ``"3"`` as 3 and JSON strings as lists or objects and ignore unknown arguments."""
     task: Literal["allowed", "required"] | None
@@ -120,6 +125,7 @@ class Tool(Item):
         cost: float | None = None,
         concurrency: int | None = None,
         task: "TaskRules | None" = None,
+        result_tokens: int | None = None,
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
@@ -145,6 +151,8 @@ class Tool(Item):
         self.cost: float = 1.0 if cost is None else float(cost)
         self.task: TaskRules | None = task
         """Rules for turning calls into tasks, or None if they never become tasks."""
+        self.result_tokens: int = result_tokens or 0
+        """Maximum length of a result in estimated tokens, or 0 for no limit."""
         self.requires: Mapping[str, Any] = needed
         """Client capabilities that a call requires."""
         self.decode: Callable[[Any], Any] = cast("Callable[[Any], Any]", source.decode)
@@ -155,7 +163,8 @@ class Tool(Item):
             self.requires or self.headers or self.visible or self.idempotency or "stream" in self.parameters
         )
         """Whether a transport can decode the arguments and pass a prepared call, because nothing wraps the tool."""
-        self._output = source.output
+        self.output: Output | None = source.output
+        """The output schema and encoder. Clients don't see the schema if results can be shortened."""
         output = None if source.output is None else source.output.schema
         self.wraps = output is not None and output.get("type") != "object"
         """Whether structured values have to be wrapped for revisions that allow only objects."""
@@ -167,7 +176,7 @@ class Tool(Item):
             {**labels, "annotations": annotations, "title": _title(source, labels.get("title"), annotations)},
             # Some clients require `properties`.
             inputSchema={"type": "object", "properties": {}} | source.schema,
-            outputSchema=output,
+            outputSchema=None if self.result_tokens else output,
         )
         hints = members(self._described.get("annotations"))
         hint = hints.get("readOnlyHint") or hints.get("idempotentHint") or None
@@ -211,16 +220,17 @@ class Tool(Item):
                 return b'"content":[{"type":"text","text":%b}]' % data
             return _SCALAR_RESULTS[revision.structured] % ((data,) if revision.structured == "none" else (data, data))
         if revision.structured == "object" and self.wraps and not isinstance(value, ToolResult):
-            data = encode_value(value, self._output)
+            data = encode_value(value, self.output)
             text = encode_json(data.decode())
             return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (text, data)
         if isinstance(value, ToolResult) and value.meta:
             call.meta = {**(call.meta or {}), **value.meta}
-        members = encode_result(value, self._output)
+        can_be_short = self.result_tokens and isinstance(value, ToolResult)
+        members = encode_result(value, None if can_be_short else self.output)
         if revision.structured == "any":
             return members
         # With the same kinds of content, results with an object schema look the same as in the newest revision.
-        same = revision.structured == "object" and self._output is not None and not self.wraps
+        same = revision.structured == "object" and self.output is not None and not self.wraps
         same = same and revision.content >= revisions.NEWEST.content
         return members if same else revisions.project_tool_result(members, revision, wraps=self.wraps)
 

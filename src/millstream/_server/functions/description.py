@@ -132,6 +132,7 @@ _RULES: Mapping[str, _Rule] = {
         "a number of seconds, or 0 for no limit",
     ),
     "size": (lambda value: type(value) is int and value >= 0, "a number of bytes"),
+    "result_tokens": (lambda value: type(value) is int and value >= 0, "a number of tokens, or 0 for no limit"),
     "thread": _FLAG,
     "coerce": _FLAG,
     "task": (lambda value: value in ("allowed", "required"), "'allowed' or 'required'"),

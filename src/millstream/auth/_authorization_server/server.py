@@ -218,6 +218,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None
+        if isinstance(config.passwords, UserFile):
+            self.outages = (config.passwords.outage,)
         self.logins: Mapping[str, RedirectTarget] = config.upstreams
         self.scopes: tuple[str, ...] = config.scopes
         self.signing: TokenSigner = TokenSigner(vault)

@@ -107,6 +107,7 @@ class UserFile(RecordFile[StoredUser]):
     """
 
     kind = "user"
+    effect = "Users can't sign in"
     contents: ClassVar[type[Struct]] = _Users
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +158,7 @@ class UserFile(RecordFile[StoredUser]):
 
     def epoch(self) -> int:
         """Return the number of changes to the file. While the file is unreadable, its users are treated as removed."""
-        self._epoch += self.reload("Users can't sign in")
+        self._epoch += self.reload()
         return self._epoch
 
     # Used by ``millstream users``
