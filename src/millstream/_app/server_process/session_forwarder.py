@@ -14,7 +14,7 @@ principal's requests without a holder go to the worker that has claimed the prin
 first, and so does the holder. A WebSocket's handshake is such a request. If the holder accepts it, the receiver passes
 on the bytes in both directions without reading the messages, so pings and close frames are the holder's. When the
 receiver is about to stop, the holder closes the socket after its calls, and it does so at once if another worker claims
-the principal. Then the client connects again.
+the principal. Then the client connects again. It closes a stream of HTTP+SSE in the same way.
 
 A request ends with its holder's lease, because a frozen process doesn't close its connections. The sockets are beside
 the socket of the parent's store, in a folder that only this user can access. With the setting `peer`, workers on other
@@ -129,6 +129,8 @@ class SessionForwarder:
         services.handovers.append(self._close_sockets)
         self._sockets: dict[HttpRequest, DirectSocket] = {}
         """Handshake -> WebSocket, of this worker or passed on to another one."""
+        self._accepted: dict[HttpRequest, str] = {}
+        """Handshake or request for an HTTP+SSE stream -> the worker that has the client's connection."""
         self.read_addresses()
         self._inner = endpoints
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
@@ -375,8 +377,8 @@ class SessionForwarder:
                 await pool.close()
             reply = None
         except ClientError:
-            body = data.partition(b"\r\n\r\n")[2]
-            return _refuse(body, ProtocolError(SERVER_ERROR, _STOPPED, status=502))
+            stopped = _refuse(data.partition(b"\r\n\r\n")[2], ProtocolError(SERVER_ERROR, _STOPPED, status=502))
+            return stopped if websocket is None else _BUSY  # a handshake has no effect
         if reply is None or _HOLDER in reply.headers:
             self._give_up_worker(worker, is_cut=is_cut)
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
@@ -391,7 +393,8 @@ class SessionForwarder:
         )
         if reply.stream is None:
             return Response(reply.body, reply.status, head)
-        await self._stream(reply, request.open(reply.status, head), is_call=request.method == "POST")
+        closes = request.method == "POST" or request.path in self._sse_paths
+        await self._stream(reply, request.open(reply.status, head), holder_closes=closes)
         return None
 
     def _give_up_state(self, state: str) -> list[tuple[bytes, bytes]]:
@@ -418,12 +421,14 @@ class SessionForwarder:
                 return
             await asyncio.sleep(_RETRY)
 
-    async def _stream(self, reply: HttpReply, sink: Sink, *, is_call: bool) -> None:
-        """Forward a stream until either side closes it. A stopping worker waits only for streams of calls."""
+    async def _stream(self, reply: HttpReply, sink: Sink, *, holder_closes: bool) -> None:
+        """Forward a stream until either side closes it. If this worker stops, the holder closes it after its calls, or
+        else it's closed at once.
+        """
         stream, endings = reply.stream, self._services.endings
         assert stream is not None  # noqa: S101  the caller has looked
         sink.on_close(stream.close)
-        if not is_call:
+        if not holder_closes:
             endings.add(sink.close)
         try:
             while data := await stream.read():
@@ -464,11 +469,11 @@ class SessionForwarder:
         """Serve a request from another worker as if it had come from the client, if its state is here."""
         holders, find = self._holders, self._pass_on(handler)
 
-        async def serve(request: HttpRequest) -> Response | Sink | None:
+        async def take(request: HttpRequest) -> Response | Sink | None:
             scheme, _, rest = request.headers.pop(_CLIENT, b"").partition(b" ")
             peer, _, sender = rest.partition(b" ")
-            if (websocket := self._sockets.get(request)) is not None:
-                websocket.accepted_by = sender.decode("latin-1")
+            if sender and (request in self._sockets or request.path in self._sse_paths):
+                self._accepted[request] = sender.decode("latin-1")
             holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
             owner, *lost = request.headers.pop(_LOST, b"").decode("latin-1").split(" ")
             request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER, _LOST)]
@@ -481,14 +486,22 @@ class SessionForwarder:
                 return await handler(request)
             return _NOT_HERE
 
+        async def serve(request: HttpRequest) -> Response | Sink | None:
+            try:
+                return await take(request)
+            finally:
+                self._accepted.pop(request, None)
+
         return serve
 
     def _follow_workers(self) -> None:
-        """End the requests to workers whose lease has ended, and the WebSockets that stopping workers have accepted."""
-        for websocket in self._sockets.values():
-            if websocket.accepted_by and websocket.leave and not self._holders.is_serving(websocket.accepted_by):
-                self._tasks.spawn(websocket.leave())
-                websocket.leave = None
+        """End the requests to workers whose lease has ended, and the WebSockets and HTTP+SSE streams that stopping
+        workers have accepted.
+        """
+        for request, worker in self._accepted.items():
+            if request.leave is not None and not self._holders.is_serving(worker):
+                self._tasks.spawn(request.leave())
+                request.leave = None
         for gone in self._pools.keys() - self._holders.places.keys():
             self._tasks.spawn(self._pools.pop(gone).close())
 
