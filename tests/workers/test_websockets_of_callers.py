@@ -8,7 +8,10 @@ from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from mcp import ClientSession
+from mcp.client.sse import sse_client
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -172,10 +175,60 @@ async def test_stopping_machine_passes_no_websocket_on(tmp_path: Path, redis: Re
         writer.write(HANDSHAKE)
         async with asyncio.timeout(WAIT):
             reply = await reader.read()
-            assert reply == b"" or reply.startswith((b"HTTP/1.1 502 ", b"HTTP/1.1 503 "))
+            assert reply == b"" or reply.startswith(b"HTTP/1.1 503 ")
             for _, each in others:
                 each.close()
                 await each.wait_closed()
+
+
+async def test_handshake_that_is_passed_on_when_its_machine_ends_can_be_repeated(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    with two_machines(tmp_path, redis.url, MILLSTREAM_DRAIN_TIMEOUT="0.5") as (one, two):
+        await call(one.program, "ada", "keep", value="hers")
+        assert await call(two.program, "ada", "read") == "hers"
+        reader, writer = await asyncio.open_connection("127.0.0.1", two.program.port)
+        kill(one.program.process.pid, signal.SIGSTOP)  # it doesn't answer the handshake
+        try:
+            with closing(writer):
+                writer.write(HANDSHAKE)
+                await writer.drain()
+                kill(two.program.process.pid, signal.SIGTERM)
+                async with asyncio.timeout(WAIT):
+                    reply = await reader.read()
+        finally:
+            kill(one.program.process.pid, signal.SIGCONT)
+        assert reply.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in reply.lower()
+
+
+async def test_event_stream_ends_after_its_calls_when_the_machine_that_accepted_it_stops(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    with two_machines(tmp_path, redis.url) as (one, two):
+        (one.program.folder / "desk.py").write_text(WAITING)
+        await call(one.program, "ada", "keep", value="hers")
+        await call(two.program, "bob", "read")
+        url = f"http://127.0.0.1:{two.program.port}/sse"
+        ada, bob = [{"authorization": f"Bearer the-key-of-{each}-0123456789"} for each in ("ada", "bob")]
+        async with (
+            asyncio.timeout(WAIT),
+            sse_client(url, ada) as streams,
+            ClientSession(*streams) as session,
+            httpx2.AsyncClient(headers=bob, timeout=WAIT) as http,
+            http.stream("GET", url) as local,
+        ):
+            await session.initialize()
+            await session.list_tools()  # else, the client does it after the call
+            waiting = asyncio.create_task(session.call_tool("worker", {}))
+            await until_async((one.program.folder / "begun").exists)
+            kill(two.program.process.pid, signal.SIGTERM)
+            async for _ in local.aiter_bytes():  # it ends when the machine has ended its other streams
+                pass
+            (one.program.folder / "go").touch()
+            (content,) = (await waiting).content
+            assert getattr(content, "text", "") == str(one.program.process.pid)
+            await until_async(lambda: two.program.process.poll() is not None)
 
 
 async def test_killed_holders_websockets_are_closed_and_their_caller_reads_of_the_loss_once(

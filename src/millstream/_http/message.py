@@ -12,12 +12,12 @@ adapters.
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from functools import cache, lru_cache, partial
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from secrets import token_hex
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
 from msgspec import Struct, convert
@@ -208,6 +208,8 @@ class HttpRequest(Confidential, Struct, eq=False):
     """Whether to cancel the handler if the peer disconnects before the reply is complete. Set by the handler."""
     cancel: Callable[[str], object] | None = None
     """A function that stops the handler. Set by the adapter when the handler suspends."""
+    leave: Callable[[], Coroutine[Any, Any, None]] | None = None
+    """Closes a stream or WebSocket for messages in both directions after its running calls. Set by its handler."""
     principal: Principal | None = None
     """The authenticated caller, or None for an anonymous one."""
 

@@ -10,7 +10,7 @@ answers (`drain`).
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import field
@@ -71,10 +71,6 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
     """Maximum bytes of unsolicited messages that the peer hasn't accepted."""
     grace: float
     """Seconds to send written messages and the close frame after the close."""
-    accepted_by: str = ""
-    """The worker that has accepted the client's connection, if it's another one."""
-    leave: Callable[[], Coroutine[Any, Any, None]] | None = None
-    """Closes the socket after its running calls."""
     _farewell: tuple[int, str] | None = None
 
     @property

@@ -340,6 +340,12 @@ class ClientConnection(Confidential, Struct, eq=False):
         else:
             then()
 
+    async def leave(self, end: Callback) -> None:
+        """End the subscriptions, wait until every request received so far is answered, and call `end`."""
+        self.finish(lambda: None)
+        await self.settle()
+        end()
+
     async def settle(self) -> None:
         """Wait until every request received so far is answered."""
         while self._tasks:

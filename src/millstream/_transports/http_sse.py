@@ -93,10 +93,12 @@ class HttpSse:
         )
         self._streams.add(sink, request, ("sse", ""), finish=connection.finish)
         self._connections[session_id] = (connection, owner, sink)
+        request.leave = partial(connection.leave, sink.close)
         try:
             sink.write(sse.endpoint(f"{request.root_path}{self._dispatcher.address.messages}?session_id={session_id}"))
             await sink.wait_closed()
         finally:
+            request.leave = None  # it refers to the stream
             del self._connections[session_id]
             sink.close()
             await connection.close()

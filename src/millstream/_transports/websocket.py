@@ -385,7 +385,7 @@ class WebSocketRoute(Struct, eq=False):
             transport="websocket",
         )
         self._sockets[outbox] = asyncio.current_task()
-        outbox.leave = partial(self._leave, connection, outbox)
+        peer.leave = partial(connection.leave, partial(outbox.end, GOING_AWAY, _STOPS))
         # Pings of the WebSocket protocol keep the socket alive, so SSE comments aren't needed.
         end = partial(self._end, outbox)
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token is no longer valid. Sign in again.")
@@ -416,7 +416,7 @@ class WebSocketRoute(Struct, eq=False):
                 raise
             # The close timed out, which isn't a failure to log.
         finally:
-            outbox.leave = None  # it refers to the socket
+            peer.leave = None  # it refers to the socket
             outbox.connection_lost()
             del self._sockets[outbox]
 
@@ -437,13 +437,6 @@ class WebSocketRoute(Struct, eq=False):
     def _end(self, outbox: Socket) -> None:
         """Close a socket when the server stops or the socket has reached its maximum age."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
-
-    @staticmethod
-    async def _leave(connection: ClientConnection, outbox: Socket) -> None:
-        """End a socket's subscriptions, and close the socket after its calls."""
-        connection.finish(lambda: None)
-        await connection.settle()
-        outbox.end(GOING_AWAY, _STOPS)
 
     async def _admit(self, peer: HttpRequest) -> Response | None:
         """Authenticate a handshake, or return a refusal. The same rules apply as for POST requests."""

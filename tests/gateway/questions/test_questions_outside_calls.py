@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Server, Settings, auth
 from millstream.client import ServerError
@@ -294,3 +294,60 @@ async def test_completed_url_is_reported_to_the_client_that_opened_it_after_its_
             if name != "unknown":
                 await arrived.wait()
     assert heard == [("eve", "eve's"), ("ada", "ada's")]
+
+
+class Bridge:
+    """A server over HTTP+SSE that sends each question to all its streams, and takes the first answer."""
+
+    def __init__(self) -> None:
+        self.streams: list[ReceivedRequest] = []
+        self._call: tuple[ReceivedRequest, ReceivedRequest] | None = None
+        """A call and its stream, until its question is answered."""
+
+    async def behave(self, asked: ReceivedRequest) -> None:
+        if asked.verb == "GET":
+            self.streams.append(asked)
+            await asked.stream()
+            await asked.chunk(f"event: endpoint\ndata: /messages/{len(self.streams) - 1}\n\n".encode())
+            await asyncio.Event().wait()
+        elif "/messages/" in asked.path:
+            await asked.reply(b"", status="202 Accepted")
+            await self._take(asked, self.streams[int(asked.path.rpartition("/")[2])])
+        else:
+            await asked.reply(b"", status="405 Method Not Allowed")
+
+    async def _take(self, asked: ReceivedRequest, stream: ReceivedRequest) -> None:
+        if asked.method == "tools/call":
+            self._call = asked, stream
+            for each in self.streams:  # from the oldest, which reads the lists
+                await each.say("elicitation/create", {"message": "Who?", "requestedSchema": FORM}, id="q")
+        elif asked.message.get("id") == "q" and self._call is not None:
+            (call, caller), self._call = self._call, None
+            await caller.event(call.answer({"content": [{"type": "text", "text": json.dumps(asked.message)}]}))
+        elif asked.method and "id" in asked.message:
+            tools = [{"name": "order", "inputSchema": {"type": "object"}}]
+            await stream.event(asked.answer({**GREETING, "tools": tools}))
+
+
+@pytest.mark.parametrize("prefix", ["", "far"], ids=["relay", "catalog"])
+async def test_question_that_a_bridge_sends_to_all_its_connections_is_answered_by_the_caller(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._gateway.messages.router._MOMENT", 0.1)
+    bridge = Bridge()
+
+    async def think(question: Any) -> dict[str, str]:
+        await asyncio.sleep(0.5)  # as people do
+        return {"x": "Ada"}
+
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        behind = await stack.enter_async_context(misbehaving(bridge.behave))
+        mcp = Server("front")
+        mcp.upstream("far", behind.url.replace("/mcp", "/sse"), prefix=prefix, start_timeout=WAIT, timeout=WAIT)
+        await stack.enter_async_context(mcp.running())
+        front = await stack.enter_async_context(serve(mcp))
+        url = f"http://127.0.0.1:{front.port}/mcp"
+        client = await stack.enter_async_context(Client(url, revision="2025-11-25", elicit=think, timeout=WAIT))
+        found = json.loads((await client.call(f"{prefix}_order" if prefix else "order")).text)
+        assert found["result"]["content"] == {"x": "Ada"}
+        assert len(bridge.streams) > 1

@@ -77,6 +77,8 @@ _MAX_TOKEN = 256
 """Maximum characters of a progress token to remember after its call."""
 _MAX_URLS, _MAX_URL_ID = 256, 256
 """Maximum URLs per connection whose completion is passed on, and maximum characters of their ids."""
+_MOMENT = 1.0
+"""Seconds in which a question that was sent to all connections reaches the one with its call."""
 REJECTED_CODE = -1
 """Error code for a sampling request that the user or client rejected."""
 
@@ -433,6 +435,7 @@ class MessageRouter:
         own: OwnSession | None,
         send: Callable[[str, str, bytes], None],
         find_client: "Callable[[str, bool], Awaitable[SessionRecipient | None]] | None",
+        open_questions: Counter[tuple[str, bytes]],
     ) -> None:
         """Create an empty table.
 
@@ -447,8 +450,10 @@ class MessageRouter:
             send: ``send(session, method, params)`` sends a notification outside calls.
             find_client: ``find_client(session, waits)`` returns who answers questions outside calls, or None without
                 waiting. None if several clients could.
+            open_questions: The questions that clients are being asked now, on all connections to the upstream.
         """
         self._find_client = find_client
+        self._open_questions = open_questions
         self._name = name
         self._abilities = abilities
         self._sender = sender
@@ -551,13 +556,16 @@ class MessageRouter:
                 recipient = await self._find_client("" if own is None else own.id, waits) or recipient
             if own is not None and own.verbatim and recipient is not None and recipient.revision is source:
                 given = decode_object(params or b"{}")
-                return Raw(await recipient.ask(ForwardedQuestion(method, given, given)))
+                with self._note_question(method, params):
+                    return Raw(await recipient.ask(ForwardedQuestion(method, given, given)))
             if recipient is None:
+                await self._let_others_answer(method, params)
                 raise self._unknown_client_error(method)
             question = project_question(method, params, recipient, source, self._sender())
             self._note_url(recipient, question.params)
             try:
-                return project_answer(question, await recipient.ask(question), source)
+                with self._note_question(method, params):
+                    return project_answer(question, await recipient.ask(question), source)
             except ProtocolError:
                 is_lasting = isinstance(recipient, SessionRecipient) or recipient in self.recipients.values()
                 if request_id or not recipient.session or is_lasting:
@@ -565,6 +573,25 @@ class MessageRouter:
             # Its call has ended, but another call of the session is running, and may be the one that asks.
             if self.find(0) is None:
                 raise ProtocolError(INVALID_REQUEST, "The call that asked this question has ended.")
+
+    @contextmanager
+    def _note_question(self, method: str, params: bytes) -> Generator[None]:
+        self._open_questions[method, params] += 1
+        try:
+            yield
+        finally:
+            self._open_questions[method, params] -= 1
+            if not self._open_questions[method, params]:
+                del self._open_questions[method, params]
+
+    async def _let_others_answer(self, method: str, params: bytes) -> None:
+        """Wait while the client of another connection is asked the same question. Some bridges send each message to all
+        connections, and take the first response.
+        """
+        if self._log is None and not (self.recipients or self._in_process):
+            await asyncio.sleep(_MOMENT)
+            while (method, params) in self._open_questions:  # noqa: ASYNC110  nothing signals it
+                await asyncio.sleep(_MOMENT)
 
     def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:

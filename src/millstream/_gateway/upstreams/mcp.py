@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
@@ -148,6 +149,8 @@ class McpUpstream(Upstream):
         -> route. Emptied by each new fact.
         """
         self._calls = count(1)
+        self._open_questions = Counter[tuple[str, bytes]]()
+        """See `MessageRouter`."""
         self.plain_metas: Recent[tuple[bytes, str, bool], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by the client's `_meta` and revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
@@ -618,6 +621,7 @@ class McpUpstream(Upstream):
             find_client=partial(_find_client, self, owner)
             if client is not None or self.gateway.host.has_one_client
             else None,
+            open_questions=self._open_questions,
         )
         revision = config.revision or (client.revision if client else None)
         if key.handshake:
