@@ -11,7 +11,7 @@ import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
-from millstream import Client, Context, Image, Server, Text, ToolError, ToolResult
+from millstream import Client, Context, Image, Server, Settings, Text, ToolError, ToolResult
 from millstream.client import ServerError
 from millstream.gateway import UpstreamPolicy
 from millstream.middleware import Middleware, Next, Request
@@ -282,6 +282,45 @@ async def test_sets_of_own_tools_beside_an_upstream_without_prefix_read_results(
         for name in ("report", "catalog"):
             async with Client(f"http://127.0.0.1:{running.port}/{name}", timeout=WAIT) as client:
                 assert await read_on(client, find_uri((await client.call(name)).text)) == LONG
+
+
+@pytest.mark.server
+async def test_sets_list_the_reader_beside_own_items_unless_they_deny_it() -> None:
+    upstream = Server("library")
+    upstream.tool(lambda: "", name="find")
+    mcp = make_reports()
+    mcp.upstream("library", upstream, start_timeout=WAIT)
+    mcp.add_set("/own", allow=["whole"])
+    mcp.add_set("/without", allow=["report"], deny=["read_resource"])
+    mcp.add_set("/library", allow=["library_find"])
+    async with mcp.running(), serve(mcp) as running:
+        for name, expected in (
+            ("own", {"whole", "read_resource"}), ("without", {"report"}), ("library", {"library_find"})
+        ):  # fmt: skip
+            async with Client(f"http://127.0.0.1:{running.port}/{name}", timeout=WAIT) as client:
+                assert {each.name for each in await client.tools()} == expected
+
+
+@pytest.mark.server
+async def test_sets_read_results_of_a_tool_that_is_added_beside_an_upstream_without_prefix() -> None:
+    upstream, mcp = Server("library"), Server("reports")
+    upstream.tool(lambda: LONG, name="catalog")
+    mcp.upstream("library", upstream, prefix="", policy=UpstreamPolicy(result_tokens=100), start_timeout=WAIT)
+    mcp.tool(lambda: "", name="other")
+    mcp.add_set("/own", allow=["other", "report"])
+    async with mcp.running(), serve(mcp) as running:
+        mcp.tool(lambda: LONG, name="report", result_tokens=100)
+        async with Client(f"http://127.0.0.1:{running.port}/own", timeout=WAIT) as client:
+            assert await read_on(client, find_uri((await client.call("report")).text)) == LONG
+
+
+async def test_clients_that_declare_capabilities_list_the_reader_with_auto() -> None:
+    async def person(question: Any) -> Any:
+        return {}
+
+    mcp = make_reports(settings=Settings(resource_tools="auto"))
+    async with connect(mcp, elicit=person) as client:
+        assert {each.name for each in await client.tools()} == {"report", "lines", "whole", "read_resource"}
 
 
 @pytest.mark.server

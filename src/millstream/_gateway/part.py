@@ -46,6 +46,7 @@ from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler, RegisteredExtension, sees
 from millstream._server.features.resources import Resource, Template
+from millstream._server.features.sources import Item
 from millstream._server.features.tools import Tool
 from millstream._server.worker_queries import Answers, WorkerQuestion
 from millstream._server.worker_queries import encode as encode_answer
@@ -337,8 +338,11 @@ class GatewayPart:
         else:
             registry, template = self._host.registry, upstream.results.template()
             found = registry.templates.get(template.name)
-            if found is not None and found.companion_of == ():
-                return  # that of the server's own tools, which reads the same results, since there's no prefix
+            if found is not None and found.companion_of and "" in found.companion_of:
+                # It's that of the server's own tools, which reads the same results, since there's no prefix.
+                found.companion_of = (*found.companion_of, upstream.name)
+                self._results_offered[upstream.name] = partial(_leave_companion, found, upstream.name)
+                return
             template.origin, template.companion_of = upstream.name, (upstream.name,)
             registry.exchange("templates", (), {template.name: template})
             registry.announce("resources")
@@ -613,6 +617,8 @@ class GatewayPart:
             (READ_RESOURCE, shortening), (GET_APPROVED_RESULT, asking), (ANSWER_APPROVAL, asking)
         ):  # fmt: skip
             tool = before.get(name)
+            if (own := self._host.registry.tools.get(name)) is not None and "" in (own.companion_of or ()):
+                own.companion_of = ("", *upstreams)
             if upstreams and not self._host.registry.has("tools", name):
                 if tool is None or tool.companion_of != upstreams:
                     from millstream._gateway.catalog.resource_tools import make_companion  # noqa: PLC0415  loads SQLite
@@ -762,6 +768,10 @@ class GatewayPart:
         self.definition.connected = False
         del self._host.services.changes.source
         self._host.registry.set_hints({})
+
+
+def _leave_companion(item: Item, name: str) -> None:
+    item.companion_of = tuple(each for each in item.companion_of or () if each != name)
 
 
 def _refresh_on_change(upstream: Upstream, file: AcceptedFile) -> Callable[[float], None]:

@@ -453,7 +453,8 @@ def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 10
     Args:
         path: The file configured for the server.
         words: Return only lines whose `_FIELDS` contain all of these words, ignoring case.
-        failed: Return only failed calls and refusals. limit: Maximum number of lines, up to `MAX_LINES`.
+        failed: Return only failed calls and refusals.
+        limit: Maximum number of lines, up to `MAX_LINES`.
     """
     wanted = words.lower().split()
     found = [

@@ -223,13 +223,16 @@ class ResultsPart(OwnPart):
 
         registry, template = host.registry, StoredResults(host.store.kv, Names("")).template()
         found = registry.templates.get(template.name)
-        if found is not None and found.companion_of is not None:
+        if found is not None and found.companion_of is not None:  # this one, or an upstream's
+            for each in (found, registry.tools.get(READ_RESOURCE)):
+                if each is not None and each.companion_of and "" not in each.companion_of:
+                    each.companion_of = ("", *each.companion_of)
             return
         items: list[tuple[str, Item]] = [("templates", template)]
         if not registry.has("tools", READ_RESOURCE):
             items.append(("tools", make_companion(READ_RESOURCE)))
         for kind, item in items:
-            item.companion_of = ()
+            item.companion_of = ("",)
             registry.add(kind, item.name, item)
             host.on_close(partial(registry.exchange, kind, (item.name,), {}))
 

@@ -291,8 +291,8 @@ class Item:
     long_name: str = ""
     """The upstream's own name with the prefix, if some models' APIs reject it. Callers can use it as well."""
     companion_of: Collection[str] | None = None
-    """Names of upstreams. A set (`Server.add_set`) that has an item of one of them also has this one, without
-    choosing it. With no names, each set has it. None for other items.
+    """Names of upstreams, or "" for the server itself. A set (`Server.add_set`) that has an item of one of them also
+    has this one, without choosing it. With no names, each set has it. None for other items.
     """
     fixed: frozenset[str] = frozenset()
     """Names of the arguments that a policy or a set has fixed."""
