@@ -141,7 +141,7 @@ class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Su
 
 
 class Bind(Struct, frozen=True):
-    """The address that the server listens on, if known."""
+    """How clients reach the server: over HTTP, or over stdio."""
 
     loopback: bool | None = None
     """Whether only this machine can reach it, or None if its address is unknown."""

@@ -37,4 +37,4 @@ class EndedHere(ClientError):
 
 
 class EndedThere(EndedHere):
-    """As `EndedHere`, but the upstream has ended it, while this gateway was stopped."""
+    """As `EndedHere`, but the upstream has ended the session, or lost it."""

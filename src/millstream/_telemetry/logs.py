@@ -323,7 +323,7 @@ class _CaptureHandler(logging.Handler):
 
 
 def _is_shown(name: str) -> bool:
-    """Return whether records of a logger reach a handler that shows them."""
+    """Return whether records of a logger reach a handler other than ours. Then `lastResort` isn't used."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
         if any(not isinstance(each, _CaptureHandler) for each in logger.handlers):

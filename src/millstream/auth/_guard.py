@@ -221,7 +221,7 @@ def metadata_paths(
     paths = {path.rstrip("/"): each for path, each in outside.items()} | outside | inside
 
     async def default_scopes() -> list[str]:
-        """Return the scopes to list for a server that needs none. Otherwise, official SDKs would request each one that
+        """Return the scopes to list for a server that needs none. Otherwise, the Python SDK would request each one that
         the issuer lists, which Keycloak refuses.
         """
         if addresses.resource.startswith(discovery.issuer):  # our own issuer, without OpenID Connect

@@ -132,7 +132,7 @@ class ReplyStream(NotCopyable):
 class JsonType(NotCopyable):
     """A type with its JSON schema, which converts values from and to JSON.
 
-    It supports the types that tools support: msgspec Structs, dataclasses, TypedDicts, and pydantic models.
+    It supports the types that tools support, such as msgspec Structs, dataclasses, TypedDicts, and pydantic models.
 
     Args:
         annotation: The type.

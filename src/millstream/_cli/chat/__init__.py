@@ -68,10 +68,11 @@ def chat(  # noqa: PLR0913  the options of the command
 ) -> None:
     """Talk to a model that uses the tools of one or more servers.
 
-    The model comes from API_URL, API_KEY, and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
-    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY, and OPENAI_API_VERSION. The environment takes precedence over
-    `.env`. A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro uses the key of its provider, such as
-    ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of MCP_SERVER_URL.
+    The API comes from API_URL and API_KEY in `.env` or the environment, or from OPENAI_API_KEY, or from
+    AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY, and OPENAI_API_VERSION, and the model from --model or DEFAULT_MODEL.
+    The environment takes precedence over `.env`. A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro
+    uses the key of its provider, such as ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of
+    MCP_SERVER_URL.
 
     You're asked before tools run that aren't marked as read-only. With several servers, or one on another machine,
     you're also asked once for each tool that is.

@@ -417,7 +417,8 @@ _decode_rounds = decoder(InputResponseRequestParams)
 class ExtensionForwarding:
     """The extensions of a gateway's upstreams.
 
-    It merges the skills of several upstreams, or of one with a prefix or a policy, into one list with prefixed URIs.
+    It merges the skills of several upstreams, or of one with a prefix or a policy, into one list. If an upstream has a
+    prefix, its URIs begin with it.
     Their files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 
     Args:

@@ -123,7 +123,7 @@ def output_error(why: str) -> LocalError:
 
 
 def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
-    """Cache a function's result per type, so it runs once for all functions with that type.
+    """Cache a function's results for the newest types, if they can be hashed, because many functions share a type.
 
     Equal types that are written differently, such as ``int | str`` and ``str | int``, have separate entries, because
     the order is visible in their schemas.

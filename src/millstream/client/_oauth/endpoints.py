@@ -186,7 +186,9 @@ def refuse_local(place: str, named_by: Url) -> str:
 
 
 def _distance(host: str) -> int:
-    """Return 0 for any name of this machine, 1 for one in a private network, and 2 for one on the Internet."""
+    """Return 0 for `localhost` and this machine's own addresses, 1 for private addresses, names without a period, and
+    names below `.local` and `.home.arpa`, and 2 for all others.
+    """
     host = host.removesuffix(".")
     try:
         address = ip_address(host.partition("%")[0])

@@ -160,7 +160,7 @@ class Skills(Extension):
 
     @method("resources/directory/read")
     async def _read_directory(self, params: _Uri) -> Json:
-        """Return a page of a directory's entries, sorted by name."""
+        """Return a page of a directory's entries, sorted by URI."""
         children = await asyncio.to_thread(self._children, params.uri)
         if children is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} isn't a directory resource.")
