@@ -356,6 +356,15 @@ class LeasedWorker(_Worker):
         name = (await self.read()).renamed.get(worker, worker)
         return name if name in self.live else ""
 
+    async def is_renewing(self, worker: str) -> bool:
+        """Return whether a worker has renewed its lease lately. A running worker always has more than a third left.
+
+        Raises:
+            LocalError: The store doesn't respond.
+        """
+        end = (await self.read()).leases.get(worker, 0.0)
+        return end > self._backend.time() + self.lease / 3
+
     def hurry(self) -> None:
         """Renew the lease soon: the table may have changed."""
         self._hurry.set()

@@ -153,15 +153,16 @@ class Holders:
             worker: Its name.
             is_cut: Whether the network to it is cut.
         """
-        self._gone.keep(worker, is_cut)
+        self._gone.keep(worker, is_cut or self.is_cut(worker))
 
     def is_cut(self, worker: str) -> bool:
         """Return whether the network to a worker is cut: it can't be reached, although it renews its lease."""
         return worker in self.places and self._gone.get(worker, False)
 
     def resume(self, worker: str) -> None:
-        """Send requests to a worker again, because the network to it isn't cut any more."""
-        self._gone.pop(worker, None)
+        """Note that the network to a worker isn't cut any more, or that the worker has another name."""
+        if self.is_cut(worker):
+            del self._gone[worker]
         self._doubt()  # this worker may have served its callers meanwhile
 
     async def confirm(self, worker: str) -> bool:
@@ -200,7 +201,9 @@ class Holders:
                 before = "" if raw is None else raw.decode("utf-8", "replace")
                 worker = before or known
                 if not (worker and await self.confirm(worker) and self._serves(worker)):
-                    is_running = self.is_serving(worker) or self.is_cut(worker)
+                    is_running = self.is_serving(worker) or (
+                        self.is_cut(worker) and await workers.is_renewing(worker)  # it isn't frozen
+                    )
                     if is_running and self._moved.get(owner, -_RENEWAL) + _RENEWAL > services.clock():
                         # The owner's requests come to both machines by turns, and would lose the state each time.
                         self._split.fail(f"A caller's state is at {worker}, too.")

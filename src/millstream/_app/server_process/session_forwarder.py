@@ -370,12 +370,14 @@ class SessionForwarder:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
             reply = await pool.send(data, repeatable=True, switches=websocket is not None)
         except ConnectFailed as exc:
-            is_cut = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
-            if not (is_cut or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)):
+            is_closed = self._pools.get(worker) is not pool  # after another request found that the worker is gone
+            is_silent = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
+            if not (is_closed or is_silent or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)):
                 return _BUSY
-            if self._pools.pop(worker, None) is not None:
+            if not is_closed:
+                del self._pools[worker]
                 await pool.close()
-            reply = None
+            reply, is_cut = None, is_silent and not is_closed
         except ClientError:
             stopped = _refuse(data.partition(b"\r\n\r\n")[2], ProtocolError(SERVER_ERROR, _STOPPED, status=502))
             return stopped if websocket is None else _BUSY  # a handshake has no effect
@@ -412,14 +414,14 @@ class SessionForwarder:
         self._holders.give_up(worker, is_cut=is_cut)
 
     async def _try_again(self, worker: str) -> None:
-        """Wait until a worker can be reached, unless its lease ends."""
+        """Wait until a worker can be reached, or its lease has ended."""
         await asyncio.sleep(_RETRY)
         while self._holders.is_cut(worker):
             with suppress(ClientError):
                 await (self._pools.get(worker) or self._make_pool(worker)).check()
-                self._holders.resume(worker)
-                return
+                break
             await asyncio.sleep(_RETRY)
+        self._holders.resume(worker)
 
     async def _stream(self, reply: HttpReply, sink: Sink, *, holder_closes: bool) -> None:
         """Forward a stream until either side closes it. If this worker stops, the holder closes it after its calls, or
