@@ -171,29 +171,6 @@ async def test_frozen_machines_callers_go_on_and_its_state_does_not_return(tmp_p
         assert [await call(each.program, "ada", "read") for each in (one, two) * 3] == ["new"] * 6
 
 
-async def test_frozen_machine_that_accepts_no_connection_is_gone(tmp_path: Path, redis: RedisServer) -> None:
-    with two_machines(tmp_path, redis.url) as (one, two):
-        for holder, other, value in ((two, one, "first"), (one, two, "second")):
-            async with asyncio.timeout(WAIT):
-                while await attempt(holder.program, "ada", "worker") != str(holder.program.process.pid):
-                    pass
-            await call(holder.program, "ada", "keep", value=value)
-            kill(holder.program.process.pid, signal.SIGSTOP)
-            try:
-                while "lost its state" not in str(
-                    await asyncio.gather(*(attempt(other.program, "ada", "read") for _ in range(4)))
-                ):
-                    pass
-                await call(other.program, "ada", "keep", value=f"after the {value}")
-            finally:
-                kill(holder.program.process.pid, signal.SIGCONT)
-            async with asyncio.timeout(WAIT):
-                while await attempt(holder.program, "ada", "read") != f"after the {value}":
-                    pass
-            found = [await call(each.program, "ada", "read") for each in (one, two) * 3]
-            assert found == [f"after the {value}"] * 6
-
-
 async def test_frozen_worker_costs_its_siblings_callers_nothing(tmp_path: Path, redis: RedisServer) -> None:
     with two_machines(tmp_path, redis.url, workers=2) as (one, two):
         assert await call(one.program, "ada", "keep", value="hers") == "hers"
