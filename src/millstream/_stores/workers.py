@@ -377,6 +377,11 @@ class LeasedWorker(_Worker):
     async def _try_to_renew(self) -> None:
         try:
             await self.renew()
+        except Exception:
+            if not self.may_be_dead:
+                raise
+            async with asyncio.timeout(self.lease / 3):  # the attempt may only have failed because of a suspension
+                await self.renew()
         finally:
             self._tried.set()
             self._tried = asyncio.Event()

@@ -359,9 +359,10 @@ class SessionForwarder:
         if worker not in self._holders.places:
             return _GONE
         pool, websocket = self._pools.get(worker) or self._make_pool(worker), self._sockets.get(request)
+        me = self._holders.me
         try:
             more = [*self._give_up_state(state), *(() if websocket is None else _UPGRADE)]
-            data = _encode(request, "" if find else worker, self._holders.me, more)
+            data = _encode(request, "" if find else worker, me, more)
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
         cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
@@ -372,8 +373,13 @@ class SessionForwarder:
         except ConnectFailed as exc:
             is_closed = self._pools.get(worker) is not pool  # after another request found that the worker is gone
             is_silent = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
-            if not (is_closed or is_silent or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)):
-                return _BUSY
+            # Then its time ran out here, which says nothing about the network.
+            was_suspended = is_silent and (self._workers.may_be_dead or self._holders.me != me)
+            is_gone = is_closed or is_silent or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)
+            if was_suspended or not is_gone:
+                request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
+                await self._workers.make_certain()
+                return await self._forward(worker, request, state, find=find) if was_suspended else _BUSY
             if not is_closed:
                 del self._pools[worker]
                 await pool.close()
