@@ -222,6 +222,15 @@ async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pyt
         assert f"The file {kept.path} can be used again. It failed " in caplog.text
 
 
+def test_key_file_that_comes_back_unchanged_is_read_again(kept: KeyFile) -> None:
+    away = kept.path.with_name("away")
+    kept.load()
+    kept.path.rename(away)
+    assert (kept.reload(), kept.records, kept.outage.lasts) == (True, (), True)
+    away.rename(kept.path)
+    assert (kept.reload(), [each.name for each in kept.records], kept.outage.lasts) == (True, ["first"], False)
+
+
 async def test_revocation_reaches_both_event_loops(kept: KeyFile) -> None:
     key = kept.add("ci", (), 0.0, None)
     method = auth.keys(file=kept.path)

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from dict_backend import Data, DictBackend
@@ -79,3 +81,26 @@ async def test_dead_workers_are_kept_for_a_day_up_to_a_number(monkeypatch: pytes
     machine.now += 86_400.0
     await one.renew()
     assert one.dead == set()
+
+
+async def test_suspension_during_a_renewal_is_no_outage_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    one, two = await machine.worker(), await machine.worker()
+    await one.open()
+    old, kv = one.me, one._backend.kv
+    get, is_suspended, resumes = kv.get, asyncio.Event(), asyncio.Event()
+
+    async def get_too_late(key: str) -> bytes | None:
+        monkeypatch.setattr(kv, "get", get)
+        is_suspended.set()
+        await resumes.wait()
+        raise OSError("no answer in time")
+
+    monkeypatch.setattr(kv, "get", get_too_late)
+    one.hurry()
+    await is_suspended.wait()
+    await machine.run(two, seconds=LEASE + 1)
+    resumes.set()
+    await one.make_certain()
+    assert (one.is_cut_off, one.me == old) == (False, False)
+    await one.close()

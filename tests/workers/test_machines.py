@@ -171,6 +171,28 @@ async def test_frozen_machines_callers_go_on_and_its_state_does_not_return(tmp_p
         assert [await call(each.program, "ada", "read") for each in (one, two) * 3] == ["new"] * 6
 
 
+async def test_machine_that_was_frozen_while_it_connected_to_another_does_not_take_that_for_cut_off(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    with two_machines(tmp_path, redis.url) as (one, two):
+        assert await call(one.program, "ada", "keep", value="hers") == "hers"
+        holder, other = one.program.process.pid, two.program.process.pid
+        kill(holder, signal.SIGSTOP)
+        waiting = asyncio.create_task(attempt(two.program, "ada", "read"))
+        try:
+            connections = Path("/proc/net/tcp")
+            await until_async(lambda: f":{one.peer:04X} 01 " in connections.read_text())
+            kill(other, signal.SIGSTOP)
+        finally:
+            kill(holder, signal.SIGCONT)
+        try:
+            await asyncio.sleep(7.0)  # longer than its lease
+        finally:
+            kill(other, signal.SIGCONT)
+        assert await waiting == "hers"
+        assert [await call(each.program, "ada", "read") for each in (one, two) * 3] == ["hers"] * 6
+
+
 async def test_frozen_worker_costs_its_siblings_callers_nothing(tmp_path: Path, redis: RedisServer) -> None:
     with two_machines(tmp_path, redis.url, workers=2) as (one, two):
         assert await call(one.program, "ada", "keep", value="hers") == "hers"

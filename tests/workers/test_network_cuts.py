@@ -1,10 +1,12 @@
 """Machines that reach the store, but not each other. Each is in a network namespace."""
 
+import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from patience import WAIT
 from processes import kill_with_parent, run_command, terminate_after
 from programs import require_program
-from workers.test_state_of_callers import COMMAND, PROGRAM, call_with, post_with
+from workers.test_state_of_callers import COMMAND, META, PER_REQUEST, PROGRAM, call_with, post_with
 from workers_world import start_program, until
 
 pytestmark = pytest.mark.server
@@ -75,6 +77,11 @@ class Network:
             else:
                 self._run(machine, f"ip route add unreachable {other}/32")
 
+    def heal(self) -> None:
+        """Undo a cut in which packets are lost."""
+        for machine, other in zip(self._machines, reversed(ADDRESSES), strict=True):
+            self._run(machine, f"ip neigh del {other} dev eth0")
+
 
 def _enter(namespace: int) -> list[str]:
     return ["nsenter", "--target", str(namespace), "--user", "--net", "--preserve-credentials"]
@@ -99,14 +106,65 @@ async def connect(path: str) -> AsyncIterator[httpx2.AsyncClient]:
         yield http
 
 
+@asynccontextmanager
+async def two_machines(folder: Path, network: Network) -> AsyncIterator[list[httpx2.AsyncClient]]:
+    store = network.start_store(folder)
+    paths = [network.start_machine(number, folder / str(number), store) for number in (0, 1)]
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connect(each)) for each in paths]
+
+
+class Caller:
+    """A caller without a session, or in the session of a client."""
+
+    def __init__(self, person: str) -> None:
+        self._person = person
+        self._head = {"accept": "application/json, text/event-stream"}
+
+    async def begin(self, http: httpx2.AsyncClient) -> "Caller":
+        """Begin a session at a machine."""
+        client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+        reply = await self._post(http, "initialize", client)
+        self._head["mcp-session-id"] = reply.headers["mcp-session-id"]
+        return self
+
+    async def list(self, http: httpx2.AsyncClient) -> None:
+        reply = await self._post(http, "tools/list", {})
+        assert (reply.status_code, "error" in reply.text) == (200, False)
+
+    async def call(self, http: httpx2.AsyncClient, tool: str, **arguments: str) -> str:
+        """Return the text of a result, or what the caller reads if there's none."""
+        reply = await self._post(http, "tools/call", {"name": tool, "arguments": arguments})
+        data = json.loads(reply.text.rpartition("data: ")[2])
+        return str(data["result"]["content"][0]["text"] if "result" in data else data)
+
+    async def _post(self, http: httpx2.AsyncClient, method: str, params: dict[str, Any]) -> httpx2.Response:
+        head = self._head
+        if method != "initialize" and "mcp-session-id" not in head:
+            head = {
+                **head,
+                "mcp-protocol-version": PER_REQUEST,
+                "mcp-method": method,
+                "mcp-name": params.get("name", ""),
+            }
+            params = {**params, "_meta": META}
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return await post_with(http, self._person, "/mcp", message, **head)
+
+    async def lose_state(self, http: httpx2.AsyncClient) -> None:
+        """Call until the caller reads of the loss. The request before that may have waited for the other machine."""
+        found: list[str] = []
+        while not found or "lost its state" not in found[-1]:
+            found.append(await self.call(http, "read"))
+        assert ["lost its state" in each or "may have taken effect" in each for each in found] == [True] * len(found)
+        assert len(found) <= 2
+
+
 @pytest.mark.parametrize("kind", ["lost", "unreachable"])
 async def test_machines_serve_everybody_while_the_network_between_them_is_cut(
     tmp_path: Path, network: Network, kind: str
 ) -> None:
-    store = network.start_store(tmp_path)
-    paths = [network.start_machine(number, tmp_path / str(number), store) for number in (0, 1)]
-    async with AsyncExitStack() as stack:
-        one, two = [await stack.enter_async_context(connect(each)) for each in paths]
+    async with two_machines(tmp_path, network) as (one, two):
         assert await call_with(one, "ada", "keep", value="hers") == "hers"
         assert await call_with(two, "ada", "read") == "hers"
         network.cut(kind)
@@ -119,3 +177,28 @@ async def test_machines_serve_everybody_while_the_network_between_them_is_cut(
         assert await call_with(one, "ada", "keep", value="at one") == "at one"
         assert await call_with(two, "ada", "keep", value="at two") == "at two"
         assert [await call_with(each, "ada", "read") for each in (one, two) * 3] == ["at one", "at two"] * 3
+
+
+@pytest.mark.parametrize("has_session", [False, True])
+async def test_caller_reads_of_the_lost_one_of_two_states_when_the_network_is_back(
+    tmp_path: Path, network: Network, has_session: bool
+) -> None:
+    async with two_machines(tmp_path, network) as (one, two):
+        ada = Caller("ada")
+        if has_session:
+            await ada.begin(one)
+        assert await ada.call(one, "keep", value="hers") == "hers"
+        assert await ada.call(two, "read") == "hers"
+        network.cut("lost")
+        await ada.lose_state(two)
+        await ada.lose_state(one)
+        assert await ada.call(one, "keep", value="at one") == "at one"
+        assert await ada.call(two, "keep", value="at two") == "at two"
+        network.heal()
+        # The state stays at the session's worker, or else at the one that claimed the caller last.
+        gone, kept, value, rest = (two, one, "at two", "at one") if has_session else (one, two, "at one", "at two")
+        await ada.list(gone)
+        while (text := await ada.call(gone, "read")) == value:
+            await ada.list(gone)
+        assert "lost its state" in text
+        assert [await ada.call(each, "read") for each in (gone, kept) * 3] == [rest] * 6

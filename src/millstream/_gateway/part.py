@@ -205,6 +205,7 @@ class GatewayPart:
         self._register_metrics(host)
         host.run(self._end_unused_sessions())
         host.services.handovers.append(self._hand_over)
+        host.services.lose = self._lose
         await self._wait_for_lists(self.upstreams.values())
         self._apply()
         upstreams, live = self.upstreams.values(), self.definition.live
@@ -236,9 +237,13 @@ class GatewayPart:
                     f"Look at the changes, and accept them: millstream gateway accept FILE {upstream.name}",
                 )
 
-    def _hand_over(self, owner: str) -> None:
+    def _hand_over(self, owner: str) -> list[str]:
+        return [each.name for each in self._mcp_upstreams if each.links.hand_over(owner)]
+
+    def _lose(self, owner: str, names: Sequence[str]) -> None:
         for upstream in self._mcp_upstreams:
-            upstream.links.hand_over(owner)
+            if upstream.name in names:
+                upstream.links.lose_elsewhere(owner)
 
     async def _open_upstream(self, upstream: Upstream) -> None:
         await upstream.open()

@@ -356,6 +356,15 @@ class LeasedWorker(_Worker):
         name = (await self.read()).renamed.get(worker, worker)
         return name if name in self.live else ""
 
+    async def is_renewing(self, worker: str) -> bool:
+        """Return whether a worker has renewed its lease lately. A running worker always has more than a third left.
+
+        Raises:
+            LocalError: The store doesn't respond.
+        """
+        end = (await self.read()).leases.get(worker, 0.0)
+        return end > self._backend.time() + self.lease / 3
+
     def hurry(self) -> None:
         """Renew the lease soon: the table may have changed."""
         self._hurry.set()
@@ -368,6 +377,11 @@ class LeasedWorker(_Worker):
     async def _try_to_renew(self) -> None:
         try:
             await self.renew()
+        except Exception:
+            if not self.may_be_dead:
+                raise
+            async with asyncio.timeout(self.lease / 3):  # the attempt may only have failed because of a suspension
+                await self.renew()
         finally:
             self._tried.set()
             self._tried = asyncio.Event()

@@ -223,6 +223,7 @@ class RecordFile(Generic[R]):
             self.load()
         if self.outage.lasts:
             self.use(())
+            self._seen = None  # also read it if it comes back unchanged
             return had_records
         return True
 

@@ -8,7 +8,6 @@ remember it, so steady calls don't use the store, and nobody's state moves when 
 A worker that was suspended for longer than its lease gets a new name. What others have claimed meanwhile is theirs.
 """
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
@@ -32,8 +31,6 @@ _CLAIM_TTL = 86400.0
 """Seconds for which a claim that nobody uses stays in the store."""
 _RENEWAL = 3600.0
 """Seconds after which a claim in use is written again."""
-_RETRY = 60.0
-"""Seconds until a worker that couldn't be reached, although it renews its lease, is tried again."""
 _TRIES = 20
 _MAX_GONE = 10_000
 _SPLIT = "Requests of one caller come to several machines, so each of them keeps another state for the caller"
@@ -83,6 +80,8 @@ class Holders:
         """Worker that takes no more requests, although it may have a lease -> whether the network to it is cut."""
         self._claims: Recent[str, tuple[str, float]] = Recent(MAX_CACHED_SESSIONS)
         """Owner -> its worker, and when this worker learned that, or 0 if the store doesn't have the claim."""
+        self.apart: Recent[str, str] = Recent(MAX_CACHED_SESSIONS)
+        """Session or owner that this worker serves while the network to its worker is cut -> owner."""
         self._doubted_at = 0.0
         """When messages about claims, or the claims themselves, may have been lost."""
         self.on_change: Callable[[], None] = lambda: None
@@ -152,14 +151,18 @@ class Holders:
 
         Args:
             worker: Its name.
-            is_cut: Whether the network to it is cut. It's tried again later.
+            is_cut: Whether the network to it is cut.
         """
-        self._gone.keep(worker, is_cut)
-        if is_cut:
-            asyncio.get_running_loop().call_later(_RETRY, self._try_again, worker)
+        self._gone.keep(worker, is_cut or self.is_cut(worker))
 
-    def _try_again(self, worker: str) -> None:
-        self._gone.pop(worker, None)
+    def is_cut(self, worker: str) -> bool:
+        """Return whether the network to a worker is cut: it can't be reached, although it renews its lease."""
+        return worker in self.places and self._gone.get(worker, False)
+
+    def resume(self, worker: str) -> None:
+        """Note that the network to a worker isn't cut any more, or that the worker has another name."""
+        if self.is_cut(worker):
+            del self._gone[worker]
         self._doubt()  # this worker may have served its callers meanwhile
 
     async def confirm(self, worker: str) -> bool:
@@ -198,11 +201,14 @@ class Holders:
                 before = "" if raw is None else raw.decode("utf-8", "replace")
                 worker = before or known
                 if not (worker and await self.confirm(worker) and self._serves(worker)):
-                    is_running = self.is_serving(worker) or (worker in self.places and self._gone.get(worker, False))
+                    is_running = self.is_serving(worker) or (
+                        self.is_cut(worker) and await workers.is_renewing(worker)  # it isn't frozen
+                    )
                     if is_running and self._moved.get(owner, -_RENEWAL) + _RENEWAL > services.clock():
                         # The owner's requests come to both machines by turns, and would lose the state each time.
                         self._split.fail(f"A caller's state is at {worker}, too.")
                         worker, before = self.me, ""
+                        self.apart.keep(owner, owner)
                         break
                     worker = "" if self.leaving else self.me
                 if not worker:

@@ -30,7 +30,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -65,20 +65,24 @@ _CLIENT = b"millstream-client"
 """Header with the scheme and address of the client, and the worker that has its connection."""
 _HOLDER = b"millstream-worker"
 """Header with the worker that holds the state for a forwarded request. It's empty if the receiver has to find it."""
+_LOST = b"millstream-lost"
+"""Header with the owner of state that the receiver has lost, and the upstreams where it was."""
 _IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
 """Characters that a query may have as it's forwarded, because it's quoted already."""
 _OWN = frozenset({
     b"accept-encoding", b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade", _CLIENT, _HOLDER,
+    b"transfer-encoding", b"upgrade", _CLIENT, _HOLDER, _LOST,
 })  # fmt: skip
 """Request headers of one connection. The worker with the client's connection compresses replies."""
-_MORE_HEADERS, _MORE_HEADER_BYTES = 8, 1024
-"""What a worker may add to a client's headers. The address, names, and the body's length are short."""
+_MORE_HEADERS, _MORE_HEADER_BYTES = 8, 8192
+"""What a worker may add to a client's headers: the address, the body's length, and names, also of upstreams."""
 _UPGRADE = (b"connection", b"upgrade"), (b"upgrade", b"websocket")
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
 _UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH})
+_RETRY = 10.0
+"""Seconds after which a worker is tried again if the network to it was cut."""
 _ATTEMPTS = 5
 """Maximum workers that are tried for one request."""
 _END_TIMEOUT = 1.0
@@ -144,6 +148,8 @@ class SessionForwarder:
         self._sessions: Recent[bytes, tuple[str, str]] = Recent(MAX_CACHED_SESSIONS)
         """Sealed session id -> the name of its worker, or empty if it has none, and the session's id."""
         self._pools: dict[str, ConnectionPool] = {}
+        self._lost: Recent[str, bytes] = Recent(MAX_CACHED_SESSIONS)
+        """Session or owner -> the header about state that was given up here, until its worker has got it."""
         self._tasks = Tasks()
 
     def update(self) -> None:
@@ -278,43 +284,56 @@ class SessionForwarder:
                 return await handler(request)
             if not holders.can_reach(worker):
                 return _refuse(request.body, unknown_session())  # it's on another machine
-            reply = await self._forward(worker, request)
+            reply = await self._forward(worker, request, session)
             if reply is not _GONE:
                 return reply
-        return await self._serve_anywhere(handler, request, session)
+        return await self._serve_anywhere(handler, request, session, is_apart=holders.is_cut(worker))
 
     def _serve_anywhere(
-        self, handler: Handler, request: HttpRequest, session: str | None
+        self, handler: Handler, request: HttpRequest, session: str | None, *, is_apart: bool = False
     ) -> Awaitable[Response | Sink | None]:
-        """Serve a request that names no worker with its state, in a session or without one."""
+        """Serve a request that names no worker with its state, in a session or without one.
+
+        Args:
+            is_apart: Whether the network to the session's worker is cut.
+        """
         services = self._services
         is_message = session is not None or request.method == "POST"
         is_call = is_message or request.path in self._sse_paths or request in self._sockets
         if is_call and self._guard is not None and services.keeps_callers is not None and services.keeps_callers():
-            return self._serve_caller(handler, request)
+            return self._serve_caller(handler, request, session if is_apart else None)
         if session is not None and services.binds_sessions:
-            return self._serve_owner(handler, request, session)
+            return self._serve_owner(handler, request, session, session if is_apart else None)
         return handler(request)
 
-    async def _serve_caller(self, handler: Handler, request: HttpRequest) -> Response | Sink | None:
+    async def _serve_caller(self, handler: Handler, request: HttpRequest, apart: str | None) -> Response | Sink | None:
         assert self._guard is not None  # noqa: S101  the caller has looked
         found = await self._guard(request)
         if not isinstance(found, Principal):
             return found
-        return await self._serve_owner(handler, request, found.binding.hex())
+        return await self._serve_owner(handler, request, found.binding.hex(), apart)
 
-    async def _serve_owner(self, handler: Handler, request: HttpRequest, owner: str) -> Response | Sink | None:
+    async def _serve_owner(
+        self, handler: Handler, request: HttpRequest, owner: str, apart: str | None
+    ) -> Response | Sink | None:
+        """Serve a request where its owner's state is.
+
+        Args:
+            apart: Its session, if the network to the session's worker is cut.
+        """
         holders = self._holders
         for _ in range(_ATTEMPTS):
             worker = await holders.find(owner)
             if worker == holders.me:
                 break
             for each in [worker] if worker else holders.others():
-                reply = await self._forward(each, request, find=not worker)
+                reply = await self._forward(each, request, owner, find=not worker)
                 if reply is not _GONE:
                     return reply
             if not worker:
                 break
+        if apart is not None:
+            holders.apart.keep(apart, owner)
         return await handler(request)
 
     def _read_session(self, sealed: bytes) -> tuple[str, str]:
@@ -328,20 +347,22 @@ class SessionForwarder:
         self._sessions.keep(sealed, found)
         return found
 
-    async def _forward(self, worker: str, request: HttpRequest, *, find: bool = False) -> Response | None:
+    async def _forward(self, worker: str, request: HttpRequest, state: str, *, find: bool = False) -> Response | None:
         """Forward a request. Return `_GONE`, and leave the request as it is, if the worker didn't get it.
 
         Args:
             worker: The receiver.
             request: The request.
+            state: The session or owner whose state it needs.
             find: Whether the receiver has to find out who holds the state. Otherwise, it does.
         """
         if worker not in self._holders.places:
             return _GONE
         pool, websocket = self._pools.get(worker) or self._make_pool(worker), self._sockets.get(request)
+        me = self._holders.me
         try:
-            upgrade = () if websocket is None else _UPGRADE
-            data = _encode(request, "" if find else worker, self._holders.me, upgrade)
+            more = [*self._give_up_state(state), *(() if websocket is None else _UPGRADE)]
+            data = _encode(request, "" if find else worker, me, more)
         except UnsendableRequest as exc:
             return refusal(400, str(exc))
         cancels, request.body, request.cancel_on_disconnect = request.cancel_on_disconnect, b"", True
@@ -350,19 +371,27 @@ class SessionForwarder:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
             reply = await pool.send(data, repeatable=True, switches=websocket is not None)
         except ConnectFailed as exc:
-            is_cut = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
-            if not (is_cut or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)):
-                return _BUSY
-            if self._pools.pop(worker, None) is not None:
+            is_closed = self._pools.get(worker) is not pool  # after another request found that the worker is gone
+            is_silent = isinstance(exc.__cause__, TimeoutError) or getattr(exc.__cause__, "errno", 0) in _UNREACHABLE
+            # Then its time ran out here, which says nothing about the network.
+            was_suspended = is_silent and (self._workers.may_be_dead or self._holders.me != me)
+            is_gone = is_closed or is_silent or isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError)
+            if was_suspended or not is_gone:
+                request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
+                await self._workers.make_certain()
+                return await self._forward(worker, request, state, find=find) if was_suspended else _BUSY
+            if not is_closed:
+                del self._pools[worker]
                 await pool.close()
-            reply = None
+            reply, is_cut = None, is_silent and not is_closed
         except ClientError:
             stopped = _refuse(data.partition(b"\r\n\r\n")[2], ProtocolError(SERVER_ERROR, _STOPPED, status=502))
             return stopped if websocket is None else _BUSY  # a handshake has no effect
         if reply is None or _HOLDER in reply.headers:
-            self._holders.give_up(worker, is_cut=is_cut)
+            self._give_up_worker(worker, is_cut=is_cut)
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
+        self._lost.pop(state, None)
         if websocket is not None and reply.stream is not None:
             return await self._tunnel(reply.stream, websocket, reply.header(b"sec-websocket-protocol"))
         head = b"".join(
@@ -375,6 +404,30 @@ class SessionForwarder:
         closes = request.method == "POST" or request.path in self._sse_paths
         await self._stream(reply, request.open(reply.status, head), holder_closes=closes)
         return None
+
+    def _give_up_state(self, state: str) -> list[tuple[bytes, bytes]]:
+        """Close what this worker has served for a session or owner while the network to its worker was cut. Return the
+        header that tells that worker.
+        """
+        owner = self._holders.apart.pop(state, None)
+        if owner is not None and (names := self._services.hand_over(owner)):
+            self._lost.keep(state, " ".join([owner, *(quote(each, safe="") for each in names)]).encode())
+        return [(_LOST, self._lost[state])] if state in self._lost else []
+
+    def _give_up_worker(self, worker: str, *, is_cut: bool) -> None:
+        if is_cut and not self._holders.is_cut(worker):
+            self._tasks.spawn(self._try_again(worker))
+        self._holders.give_up(worker, is_cut=is_cut)
+
+    async def _try_again(self, worker: str) -> None:
+        """Wait until a worker can be reached, or its lease has ended."""
+        await asyncio.sleep(_RETRY)
+        while self._holders.is_cut(worker):
+            with suppress(ClientError):
+                await (self._pools.get(worker) or self._make_pool(worker)).check()
+                break
+            await asyncio.sleep(_RETRY)
+        self._holders.resume(worker)
 
     async def _stream(self, reply: HttpReply, sink: Sink, *, holder_closes: bool) -> None:
         """Forward a stream until either side closes it. If this worker stops, the holder closes it after its calls, or
@@ -430,11 +483,14 @@ class SessionForwarder:
             if sender and (request in self._sockets or request.path in self._sse_paths):
                 self._accepted[request] = sender.decode("latin-1")
             holder = request.headers.pop(_HOLDER, b"").decode("latin-1")
-            request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER)]
+            owner, *lost = request.headers.pop(_LOST, b"").decode("latin-1").split(" ")
+            request.raw_headers = [each for each in request.raw_headers if each[0] not in (_CLIENT, _HOLDER, _LOST)]
             request.scheme, request.peer = scheme.decode() or request.scheme, peer.decode()
             if not holder:
                 return await (handler if holders.leaving else find)(request)
             if holder == holders.me and (holders.is_certain or await holders.confirm(holder)):
+                if lost and self._services.lose is not None:
+                    self._services.lose(owner, [unquote(each) for each in lost])
                 return await handler(request)
             return _NOT_HERE
 

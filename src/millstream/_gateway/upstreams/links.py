@@ -459,16 +459,32 @@ class Links(Struct):
             self._end_once_open(link)
             self.close_tasks.spawn(self.records.forget(link))
 
-    def hand_over(self, owner: str) -> None:
+    def hand_over(self, owner: str) -> bool:
         """Close the sessions of a client's session or a principal, which another worker serves now, when their calls
         have finished. If the client comes back, their state is from before that, so the client learns of the loss.
+        Return whether there were any.
         """
-        for key, link in list(self.links.items()):
-            is_owned = key.affinity == owner if key.own else link.remembered and key.principal == owner
-            if is_owned and link.open_task is None:
-                del self.links[key]
-                self.own.pop(key.affinity, None)
-                self.retired.add(link)
+        found = self._sessions_of(owner)
+        for link in found:
+            del self.links[link.key]
+            self.own.pop(link.key.affinity, None)
+            self.retired.add(link)
+        return bool(found)
+
+    def lose_elsewhere(self, owner: str) -> None:
+        """Let the next call in each session of a client's session or a principal say that state is lost, because
+        another worker has closed its own.
+        """
+        for link in self._sessions_of(owner):
+            self.lost.keep(link.key.session, EndedHere)
+
+    def _sessions_of(self, owner: str) -> list[Link]:
+        links = [each for each in self.links.values() if each.open_task is None]
+        return [
+            each
+            for each in links
+            if (each.key.affinity == owner if each.key.own else each.remembered and each.key.principal == owner)
+        ]
 
     def _end_once_open(self, link: Link) -> None:
         """Close a connection that its caller has given up. If it's being opened, the upstream may already have created

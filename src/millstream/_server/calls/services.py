@@ -9,7 +9,7 @@ to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, a
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, Protocol
@@ -464,6 +464,10 @@ class Services:
     """Whether this process holds the sessions that begin now, because upstreams can keep state for them."""
     keeps_callers: Callable[[], bool] | None = None
     """Returns whether this process keeps state for principals, so that each has to reach the same process."""
+    lose: Callable[[str, Sequence[str]], None] | None = None
+    """Lets an owner's next call say that its state at the named upstreams is lost, because another process has given it
+    up. See `hand_over`.
+    """
 
     provider_tokens: ProviderTokens | None = None
     """The users' tokens at the providers where they signed in, if the server keeps them."""
@@ -532,7 +536,7 @@ class Services:
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
         """All open streams and subscriptions, but not the streams of short calls."""
-        self.handovers: list[Callable[[str], None]] = []
+        self.handovers: list[Callable[[str], Iterable[str] | None]] = []
         """See `hand_over`."""
         self.session_ends: list[Callable[[str], None]] = []
         """Called with the id of each session that ends."""
@@ -549,14 +553,14 @@ class Services:
         """Identifies this process in the ids of sessions that it holds. Empty if it can't hold any."""
         return self.store.workers.me if self.holds_state else ""
 
-    def hand_over(self, owner: str) -> None:
-        """Give up the state of a session or caller, because another process serves it now, or has done so since.
+    def hand_over(self, owner: str) -> list[str]:
+        """Give up the state of a session or caller, because another process serves it now, or has done so since. Return
+        the names of the upstreams where it had state.
 
         Args:
             owner: A session's id, or a principal's binding in hexadecimal.
         """
-        for each in self.handovers:
-            each(owner)
+        return [name for each in self.handovers for name in each(owner) or ()]
 
     def end_session(self, session_id: str) -> None:
         """Release the resources of a session that has ended."""
