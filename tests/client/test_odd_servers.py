@@ -353,6 +353,27 @@ async def test_unserializable_handler_answers_are_errors_for_the_server() -> Non
     assert said[0]["error"]["message"] == "The client couldn't answer"
 
 
+async def test_answer_that_a_busy_server_does_not_take_is_sent_again() -> None:
+    said: list[Any] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if not asked.method:
+            said.append(asked.message)
+            await asked.reply(b"", status="503 Service Unavailable" if len(said) == 1 else "202 Accepted")
+            return
+        await asked.stream()
+        await asked.event(b'{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{"message":"Well?"}}')
+        while len(said) < 2:  # noqa: ASYNC110  another request brings it
+            await asyncio.sleep(0.01)
+        await asked.event(asked.answer(DONE))
+
+    async with asyncio.timeout(WAIT), misbehaving(with_handshake(behave, session="s")) as server:
+        client = Client(server.url, timeout=WAIT, elicit=lambda question: {"name": "Ada"})
+        async with client:
+            assert (await client.call("x")).text == "done"
+    assert said[0] == said[1]
+
+
 @for_each("revision", ["2025-11-25", "2026-07-28"])
 async def test_roots_of_a_wrong_type_are_an_error_for_the_server(
     revision: str, caplog: pytest.LogCaptureFixture

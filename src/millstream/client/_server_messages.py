@@ -26,7 +26,14 @@ from millstream._protocol.notifications import (
     read_cancellation,
 )
 from millstream._tasks import CancelReason, Tasks
-from millstream.client._errors import ClientError, TooManyMessages, client_logger
+from millstream.client._errors import (
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    SessionLost,
+    TooManyMessages,
+    client_logger,
+)
 from millstream.client._questions import QuestionHandler
 from millstream.client._transports import Options, Transport
 
@@ -90,6 +97,8 @@ class PendingRequest(Struct, eq=False):
 _logger = client_logger(__name__)
 _MAX_QUESTIONS = 100
 """Maximum number of unanswered questions from the server."""
+_PAUSES = 1.0, 3.0, 9.0
+"""Seconds before an answer is sent again."""
 
 Kind = Literal["tools", "prompts", "resources", "resource", "again"]
 
@@ -363,7 +372,7 @@ class ServerMessages(Struct, eq=False):
             except (TypeError, ValueError, RecursionError):
                 _logger.exception("A client handler returned a value that JSON can't represent.")
                 answer = error_message(message.id, INTERNAL_ERROR, "The client couldn't answer")
-            await transport.send(answer, "")
+            await _send_answer(answer, transport)
         except ClientError as exc:
             _logger.debug("The answer to %s couldn't be sent to the server: %s", message.method, exc)
 
@@ -393,3 +402,19 @@ class ServerMessages(Struct, eq=False):
         "notifications/cancelled": _handle_cancellation,
         **dict.fromkeys(_CHANGES, _handle_change),
     }
+
+
+async def _send_answer(answer: bytes, transport: Transport) -> None:
+    """Send an answer, again if the server may not have got it: else, its call would wait until it times out. Servers
+    take the first answer to a question, so a second one has no effect.
+    """
+    for pause in _PAUSES:
+        try:
+            await transport.send(answer, "")
+        except (ConnectFailed, ConnectionLost) as exc:
+            if transport.lost or isinstance(exc, SessionLost):
+                raise
+            await asyncio.sleep(pause)
+        else:
+            return
+    await transport.send(answer, "")
