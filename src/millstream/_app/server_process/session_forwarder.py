@@ -391,7 +391,7 @@ class SessionForwarder:
             self._give_up_worker(worker, is_cut=is_cut)
             request.body, request.cancel_on_disconnect = data.partition(b"\r\n\r\n")[2], cancels
             return _GONE
-        self._lost.pop(state, None)
+        self._note_loss(state, reply.status)
         if websocket is not None and reply.stream is not None:
             return await self._tunnel(reply.stream, websocket, reply.header(b"sec-websocket-protocol"))
         head = b"".join(
@@ -413,6 +413,11 @@ class SessionForwarder:
         if owner is not None and (names := self._services.hand_over(owner)):
             self._lost.keep(state, " ".join([owner, *(quote(each, safe="") for each in names)]).encode())
         return [(_LOST, self._lost[state])] if state in self._lost else []
+
+    def _note_loss(self, state: str, status: int) -> None:
+        """Forget the header about a loss that has reached its worker."""
+        if status not in (431, 503):  # a listener answers with these before it reads such a header
+            self._lost.pop(state, None)
 
     def _give_up_worker(self, worker: str, *, is_cut: bool) -> None:
         if is_cut and not self._holders.is_cut(worker):

@@ -79,6 +79,8 @@ _MAX_URLS, _MAX_URL_ID = 256, 256
 """Maximum URLs per connection whose completion is passed on, and maximum characters of their ids."""
 _MOMENT = 1.0
 """Seconds in which a question that was sent to all connections reaches the one with its call."""
+_MAX_MOMENTS = 300
+"""Maximum moments that a question without a call waits while another connection's client is asked the same."""
 REJECTED_CODE = -1
 """Error code for a sampling request that the user or client rejected."""
 
@@ -590,7 +592,9 @@ class MessageRouter:
         """
         if self._log is None and not (self.recipients or self._in_process):
             await asyncio.sleep(_MOMENT)
-            while (method, params) in self._open_questions:  # noqa: ASYNC110  nothing signals it
+            for _ in range(_MAX_MOMENTS):
+                if (method, params) not in self._open_questions:
+                    break
                 await asyncio.sleep(_MOMENT)
 
     def _unknown_client_error(self, method: str) -> ProtocolError:
