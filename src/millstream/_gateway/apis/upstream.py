@@ -409,7 +409,7 @@ class ApiLists(ListKeeper[ApiUpstream]):
         auth = None if credentials is None or credentials.personal else credentials.auth("")
         limit = self._document_bytes
         pool = self._upstream.pool(url, limit)
-        headers = self.config.headers if has_credentials else {}
+        headers: Mapping[str, str] = self.config.headers if has_credentials else {}
         endpoint = Endpoint(url, headers, pool, auth, check_redirect=partial(_check_folder, folder))
         try:
             async with asyncio.timeout(self.config.timeout):
