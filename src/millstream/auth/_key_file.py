@@ -161,7 +161,7 @@ class RecordFile(Generic[R]):
     def __init__(self, path: Path) -> None:
         """Create the object; `load` reads the file."""
         self.path = path
-        self.outage = LogOnce(
+        self.outage: LogOnce = LogOnce(
             None,  # until a server uses it
             f"{self.effect}, because the file {path} can't be used",
             f"The file {path} can be used again.",
