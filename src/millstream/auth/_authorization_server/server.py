@@ -22,6 +22,7 @@ from millstream._server.calls.services import Services
 from millstream._server.calls.vault import Vault, pack, read
 from millstream._server.functions.description import Names
 from millstream._suggestions import suggest_keywords
+from millstream._troubles import LogOnce
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import (
@@ -219,7 +220,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None
         if isinstance(config.passwords, UserFile):
-            self.outages = (config.passwords.outage,)
+            self.outages: tuple[LogOnce, ...] = (config.passwords.outage,)
         self.logins: Mapping[str, RedirectTarget] = config.upstreams
         self.scopes: tuple[str, ...] = config.scopes
         self.signing: TokenSigner = TokenSigner(vault)
